@@ -1,0 +1,37 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="vpjax",
+    version="0.1.0",
+    description="Post-training of video language models in JAX: SFT with a joint contrastive loss, and GRPO.",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vpjax", "vpjax.*"]),
+    install_requires=[
+        "absl-py>=2.5",
+        "array_record>=0.8.6",
+        "av>=18.1",
+        "flax>=0.12.8",
+        "grain>=0.2.18",
+        "jax>=0.10.2",
+        "jinja2>=3.1",
+        "matplotlib>=3.11",
+        "ml_collections>=1.1",
+        "numpy>=2.4",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pillow>=13.0",
+        "safetensors>=0.8",
+        "tensorboardX>=2.6.5",
+        "tokenizers>=0.23.1",
+        "tqdm>=4.70",
+        "transformers>=5.23",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
+        "cuda": ["jax[cuda12]>=0.10.2"],
+        # torch is the reference that the tests compare with: pinned, for an open range may pull CUDA packages.
+        "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "torch==2.13.0"],
+    },
+)

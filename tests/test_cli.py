@@ -1,0 +1,102 @@
+"""The command line of a verb: every mistake is one line on stderr, exit code 2, no traceback."""
+
+import os
+import signal
+
+import pytest
+from absl.testing import flagsaver
+
+from vpjax import cli, train
+from vpjax.types import UserError
+
+RECIPE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(steps=10, optim=dict(lr=1e-3), negatives=("batch", "windows")))
+"""
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capfd):
+    """Call the training verb, with ``work(config, workdir)`` in place of training: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments, work=lambda config, workdir: print(config.steps, config.negatives, workdir)):
+        monkeypatch.setattr(train, "train", work)
+        monkeypatch.setattr("sys.argv", ["train", *arguments])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit:
+            cli.run(train.main)
+        return exit.value.code, *capfd.readouterr()
+
+    yield call
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_overrides_and_default_workdir(call):
+    assert call("--config", "recipe.py", "--config.steps=3") == (0, "3 ('batch', 'windows') runs/recipe\n", "")
+    code, out, _ = call("--config=recipe.py", "--config.negatives=('degraded',)", "--workdir=here")
+    assert (code, out) == (0, "10 ('degraded',) here\n")
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--config=recipe.py", "--config.nope=1"], ["--config.nope", "recipe.py"]),
+        (["--config=recipe.py", "--config.stesp=1"], ["--config.stesp", "'steps'"]),
+        (["--config=recipe.py", "--config.optim.momentum=1"], ["--config.optim.momentum"]),
+        (["--config=recipe.py", "--config.steps.x=1"], ["--config.steps.x"]),
+        (["--config=recipe.py", "--config.steps=many"], ["--config.steps=many"]),
+        (["--config=recipe.py", "--config.steps=1.5"], ["--config.steps=1.5"]),
+        (["--config=recipe.py", "--config.optim=1"], ["--config.optim=1"]),
+        (["--config=missing.py"], ["missing.py"]),
+        (["--config=missing.py", "--config.steps=1"], ["missing.py"]),
+        (["--config.steps=1"], ["config.steps"]),
+        ([], ["--config"]),
+        (["--config=recipe.py", "--nope"], ["nope"]),
+        (["--config=recipe.py", "more"], ["'more'"]),
+    ],
+)
+def test_mistakes_are_one_line(call, arguments, named):
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert all(name in err for name in named), err
+
+
+def test_user_error_is_one_line(call):
+    def work(config, workdir):
+        raise UserError("clips.jsonl:3: no answer")
+
+    assert call("--config=recipe.py", work=work) == (2, "", "error: clips.jsonl:3: no answer\n")
+
+
+def test_defects_keep_their_traceback(call):
+    def work(config, workdir):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        call("--config=recipe.py", work=work)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_verb_unless_held(call, number):
+    done = []
+
+    def work(config, workdir):
+        with cli.held_signals() as received:
+            os.kill(os.getpid(), number)
+            done.append(received[:])
+        os.kill(os.getpid(), number)
+        done.append("not reached")
+
+    assert call("--config=recipe.py", work=work) == (130, "", "interrupted\n")
+    assert done == [[number.name]]
+
+
+def test_a_second_signal_is_not_held():
+    with pytest.raises(KeyboardInterrupt), cli.held_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)

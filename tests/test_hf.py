@@ -1,0 +1,419 @@
+"""Checkpoint folders in and out: load then save is the identity, and whatever does not fit is said in one line."""
+
+import copy
+import json
+import shutil
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import torch
+from flax import nnx
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tests import tiny
+from vpjax.models import hf, vlm
+from vpjax.models.hf import load_pretrained, read_config, save_pretrained
+from vpjax.models.vlm import VideoLM, VLMConfig, leaves
+from vpjax.sharding import make_mesh, spec_of
+from vpjax.types import UserError
+
+
+def contents(folder):
+    """The tensors of a folder, as bytes: {file: {key: (dtype, shape, bytes)}}."""
+    files = {}
+    for file in folder.glob("*.safetensors"):
+        tensors = safetensors.deserialize(file.read_bytes())
+        files[file.name] = {key: (t["dtype"], t["shape"], bytes(t["data"])) for key, t in tensors}
+    return files
+
+
+def edited(folder, out, edit):
+    """A copy of a checkpoint with one weight file, its tensors changed in place by ``edit``."""
+    shutil.copytree(folder, out)
+    tensors = load_file(out / "model.safetensors")
+    edit(tensors)
+    save_file({key: x.contiguous() for key, x in tensors.items()}, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+def renamed(tensors):
+    """The names of ``state_dict()`` in transformers 5 in place of those of its files."""
+    for key in list(tensors):
+        new = key.replace("model.", "model.language_model.", 1) if key.startswith("model.") else key
+        new = f"model.{new}" if new.startswith("visual.") else new
+        tensors[new] = tensors.pop(key)
+
+
+def flat(config):
+    """A nested ``config.json`` as the folders on the hub have it."""
+    text = {k: v for k, v in config["text_config"].items() if k not in ("model_type", "dtype", "layer_types")}
+    rope = text.pop("rope_parameters")
+    return {
+        **text,
+        **{k: v for k, v in config.items() if k not in ("text_config", "dtype")},
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        "torch_dtype": config["dtype"],
+        "vision_config": {**config["vision_config"], "in_chans": 3, "spatial_patch_size": 14, "model_type": "qwen2_5_vl"},
+    }
+
+
+def sharded(folder, out):
+    return tiny.write_checkpoint(out, tiny.MODELS["one_kv"], max_shard_size="60KB")
+
+
+def mixed(folder, out):
+    """Types that change inside a stack, in both orders, as in checkpoints that keep some layers exact."""
+
+    def edit(tensors):
+        for i, kind in enumerate((torch.bfloat16, torch.float32, torch.float16)):
+            for name in ("mlp.up_proj.weight", "self_attn.k_proj.bias"):
+                key = f"model.layers.{i}.{name}"
+                tensors[key] = tensors[key].to(kind)
+        for key in ("visual.patch_embed.proj.weight", "model.embed_tokens.weight", "visual.blocks.0.attn.qkv.weight"):
+            tensors[key] = tensors[key].bfloat16()
+
+    return edited(folder, out, edit)
+
+
+def with_a_copy_of_the_embedding(folder, out):
+    return edited(folder, out, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+
+
+def of_the_hub(folder, out):
+    shutil.copytree(folder, out)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(flat(config)))
+    return out
+
+
+FOLDERS = {
+    "as saved": lambda folder, out: folder,
+    "in shards": sharded,
+    "of mixed types": mixed,
+    "with the new names": lambda folder, out: edited(folder, out, renamed),
+    "with a tied head": with_a_copy_of_the_embedding,
+    "as on the hub": of_the_hub,
+}
+
+
+def test_every_parameter_has_a_name_and_every_name_a_parameter(checkpoint):
+    assert set(hf.FAMILIES) == set(vlm.FAMILIES)
+    models = [vlm.abstract_model(read_config(checkpoint(name))) for name in tiny.MODELS]
+    for model in models:
+        assert {place.path for place in hf._places(model).values()} == set(leaves(model))
+    assert {ours for _, ours in hf.FAMILIES["qwen2_5_vl"].names} == set().union(*map(leaves, models))
+
+
+@pytest.mark.parametrize("form", FOLDERS)
+def test_load_then_save_is_the_identity(checkpoint, tmp_path, form):
+    folder = FOLDERS[form](checkpoint("tied"), tmp_path / "in")
+    save_pretrained(load_pretrained(folder), tmp_path / "out", like=folder)
+    assert contents(tmp_path / "out") == contents(folder)
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written == json.loads((folder / "config.json").read_text())
+    indices = [path / "model.safetensors.index.json" for path in (folder, tmp_path / "out")]
+    assert indices[0].exists() == indices[1].exists() == (form == "in shards")
+    if form == "in shards":
+        assert len(contents(folder)) > 3
+        assert indices[0].read_text() == indices[1].read_text()
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_without_like_the_old_names_are_written(checkpoint, tmp_path, name):
+    """Those that transformers writes itself; here from the new ones."""
+    folder = edited(checkpoint(name), tmp_path / "in", renamed)
+    save_pretrained(load_pretrained(folder), tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(checkpoint(name))
+
+
+def test_a_stack_of_mixed_types_is_promoted_without_loss(checkpoint, tmp_path):
+    folder = mixed(checkpoint("tied"), tmp_path / "in")
+    tensors = load_file(folder / "model.safetensors")
+    params = leaves(load_pretrained(folder))
+    up = params["decoder.layers.up.kernel"]
+    assert up.dtype == jnp.float32
+    for i in range(3):
+        np.testing.assert_array_equal(up[i], tensors[f"model.layers.{i}.mlp.up_proj.weight"].float().T)
+    assert params["vision.patch_embed.kernel"].dtype == jnp.bfloat16
+    assert params["decoder.layers.gate.kernel"].dtype == jnp.float32
+
+
+def test_dtype_is_that_of_every_parameter(checkpoint):
+    exact, model = (leaves(load_pretrained(checkpoint("tied"), dtype=kind)) for kind in (None, "bfloat16"))
+    assert {leaf.dtype for leaf in model.values()} == {jnp.dtype("bfloat16")}
+    assert all(np.array_equal(model[path], exact[path].astype(jnp.bfloat16)) for path in exact)
+
+
+def test_a_mesh_gets_its_shards(checkpoint):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    whole = leaves(load_pretrained(checkpoint("tied")))
+    parts = leaves(load_pretrained(checkpoint("tied"), mesh=mesh))
+    for path, part in parts.items():
+        np.testing.assert_array_equal(part, whole[path])
+        assert part.sharding.spec == spec_of(path, part.shape, mesh)
+    gate = parts["decoder.layers.gate.kernel"]
+    assert gate.addressable_shards[0].data.shape == (3, 32, 48)
+
+
+def test_saving_from_a_mesh(checkpoint, tmp_path):
+    model = load_pretrained(checkpoint("tied"), mesh=make_mesh({"data": 1, "fsdp": 2, "tensor": 4}))
+    save_pretrained(model, tmp_path)
+    assert contents(tmp_path) == contents(checkpoint("tied"))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A folder of 20 files of at most 1 MB, whose largest stack has 3."""
+    folder = tmp_path_factory.mktemp("large")
+    vision = dict(depth=2, hidden_size=64, intermediate_size=64, num_heads=2, fullatt_block_indexes=[1])
+    text = dict(
+        hidden_size=256,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        rope_parameters=tiny.rope(1e4, 8, 12, 12),
+    )
+    config = tiny.config(vision=vision, text=text, tied=True)
+    return tiny.write_checkpoint(folder, config, max_shard_size="1MB")
+
+
+def peak(run):
+    """The most bytes that ``run`` holds in Python and numpy; XLA's own buffers are not counted."""
+    tracemalloc.start()
+    run()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def test_the_host_holds_one_stack_at_a_time(large, tmp_path, monkeypatch):
+    model = load_pretrained(large)
+    sizes = {path: leaf.nbytes for path, leaf in leaves(model).items()}
+    one, files = max(sizes.values()), [file.stat().st_size for file in large.glob("*.safetensors")]
+    assert sum(sizes.values()) > 6 * one > 12 * max(files)
+
+    save_pretrained(model, tmp_path, like=large)  # what jax keeps of its own after a first call is not the point
+    assert peak(lambda: save_pretrained(model, tmp_path, like=large)) < 1.5 * max(files)
+    # An accelerator keeps nothing on the host; on CPU, device arrays would share numpy's memory.
+    monkeypatch.setattr(jax, "device_put", lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
+    assert peak(lambda: load_pretrained(large)) < 1.5 * one
+
+
+def test_a_mesh_reads_only_its_part(large, monkeypatch):
+    """Every call fills one shard: the sizes that are read are those of the table, not of the stack."""
+    filled = []
+    shard = hf._shard
+    monkeypatch.setattr(hf, "_shard", lambda *args: filled.append(shard(*args)) or filled[-1])
+    params = leaves(load_pretrained(large, mesh=make_mesh({"data": 1, "fsdp": 4, "tensor": 2})))
+    kernels = [path for path in params if path.startswith("decoder.layers") and path.endswith("kernel")]
+    assert {params[path].nbytes // 8 for path in kernels} <= {x.nbytes for x in filled}
+    assert max(x.nbytes for x in filled) < max(leaf.nbytes for leaf in params.values()) / 4
+
+
+@pytest.mark.parametrize("name", ["tied", "one_kv"])
+@pytest.mark.parametrize("follow", [False, True])
+def test_transformers_loads_what_we_save(checkpoint, tmp_path, name, follow):
+    model = VideoLM(read_config(checkpoint(name)), rngs=nnx.Rngs(0))
+    save_pretrained(model, tmp_path, like=checkpoint(name) if follow else None)
+    theirs, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    params = leaves(model)
+    embed, head = theirs.get_input_embeddings().weight.detach(), theirs.get_output_embeddings().weight.detach()
+    np.testing.assert_array_equal(embed, params["decoder.embed"])
+    np.testing.assert_array_equal(head, params["decoder.embed" if name == "tied" else "decoder.lm_head"])
+
+
+def test_the_config_names_the_type_that_is_written(checkpoint, tmp_path):
+    save_pretrained(load_pretrained(checkpoint("tied"), dtype=jnp.bfloat16), tmp_path)
+    assert Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path).dtype == torch.bfloat16
+
+
+def test_files_beside_the_weights_are_carried_along(checkpoint, tmp_path):
+    """Also from a folder without weights, such as the one a run keeps its tokenizer in."""
+    carried = {
+        "generation_config.json": '{"do_sample": true}',
+        "tokenizer.json": "{}",
+        "tokenizer_config.json": '{"a": "ü"}',
+        "special_tokens_map.json": "{}",
+        "added_tokens.json": "{}",
+        "vocab.json": "{}",
+        "merges.txt": "a b",
+        "chat_template.jinja": "{{ messages }}",
+        "preprocessor_config.json": "{}",
+        "video_preprocessor_config.json": "{}",
+        "processor_config.json": "{}",
+    }
+    like = tmp_path / "like"
+    like.mkdir()
+    for name, text in {**carried, "training_args.bin": "no", "README.md": "no"}.items():
+        (like / name).write_text(text)
+    save_pretrained(load_pretrained(checkpoint("tied")), tmp_path / "out", like=like)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {*carried, "config.json", "model.safetensors"}
+    assert all((tmp_path / "out" / name).read_text() == text for name, text in carried.items())
+
+
+def test_saving_over_an_older_save(checkpoint, tmp_path, monkeypatch):
+    """No file of the older one is left to be read; and a folder may be saved over itself."""
+    model = load_pretrained(checkpoint("tied"))
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "SHARD_BYTES", 50_000)
+        save_pretrained(model, tmp_path)
+    shards = contents(tmp_path)
+    assert len(shards) > 3
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert index == {key: file for file, keys in shards.items() for key in keys}
+    save_pretrained(load_pretrained(tmp_path), tmp_path, like=tmp_path)
+    assert contents(tmp_path) == shards
+    save_pretrained(load_pretrained(tmp_path), tmp_path)
+    assert contents(tmp_path) == contents(checkpoint("tied"))
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_save_that_is_cut_short_does_not_load(checkpoint, tmp_path, monkeypatch):
+    model = load_pretrained(checkpoint("tied"))
+    save_pretrained(model, tmp_path)
+    monkeypatch.setattr(hf, "SHARD_BYTES", 50_000)
+
+    def full(arrays, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(hf, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_pretrained(model, tmp_path)
+    with pytest.raises(UserError, match="config.json"):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_both_spellings_of_the_config(checkpoint, name):
+    raw = json.loads((checkpoint(name) / "config.json").read_text())
+    before = copy.deepcopy(raw)
+    nested, hub = VLMConfig.from_hf(raw), VLMConfig.from_hf(flat(raw))
+    assert raw == before
+    assert nested.to_hf() == raw
+    assert hub.to_hf() == flat(raw)
+    assert (nested.vision, nested.decoder) == (hub.vision, hub.decoder)
+    assert nested.tokens_per_second == hub.tokens_per_second == 2
+    assert nested.decoder.tied == (name == "tied")
+    assert nested.decoder.rope_theta == tiny.MODELS[name]["text_config"]["rope_parameters"]["rope_theta"]
+
+
+# Bad input: one line that names the file and what is wrong with it.
+
+
+def message(folder):
+    with pytest.raises(UserError) as caught:
+        load_pretrained(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_that_does_not_fit_is_in_one_error(checkpoint, tmp_path):
+    def edit(tensors):
+        del tensors["model.norm.weight"]
+        for i in range(3):
+            del tensors[f"model.layers.{i}.self_attn.q_proj.bias"]
+            tensors[f"model.layers.{i}.self_attn.q_norm.weight"] = torch.ones(4)
+        tensors["visual.merger.mlp.0.weight"] = torch.ones(3, 5)
+        tensors["visual.patch_embed.proj.weight"] = tensors["visual.patch_embed.proj.weight"].transpose(1, 2)
+        tensors["model.layers.1.mlp.up_proj.weight"] = torch.ones(96, 64, dtype=torch.int8)
+        tensors["model.visual.merger.ln_q.weight"] = tensors["visual.merger.ln_q.weight"].clone()
+
+    said = message(edited(checkpoint("tied"), tmp_path / "in", edit))
+    for part in (
+        "missing: model.layers.{0,1,2}.self_attn.q_proj.bias, model.norm.weight",
+        "unexpected: model.layers.{0,1,2}.self_attn.q_norm.weight",
+        "shape (3, 5) where config.json asks for (128, 128): visual.merger.mlp.{0}.weight",
+        "shape (32, 2, 3, 14, 14) where config.json asks for (32, 3, 2, 14, 14): visual.patch_embed.proj.weight",
+        "type I8 that is none of F32, F16, BF16: model.layers.{1}.mlp.up_proj.weight",
+        "more than once: visual.merger.ln_q.weight",
+    ):
+        assert part in said
+
+
+def test_a_config_of_other_sizes(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("tied"), tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    config["text_config"].update(num_hidden_layers=4, layer_types=None)
+    config["tie_word_embeddings"] = False
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    said = message(tmp_path / "in")
+    assert "lm_head.weight" in said
+    assert "model.layers.{3}.mlp.up_proj.weight" in said
+
+
+def test_a_head_that_is_not_the_embedding_it_is_tied_to(checkpoint, tmp_path):
+    def edit(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors["lm_head.weight"][-1, -1] += 1
+
+    said = message(edited(checkpoint("tied"), tmp_path / "in", edit))
+    assert "lm_head.weight" in said
+    assert "ties" in said
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
+def test_a_truncated_file(checkpoint, tmp_path, keep):
+    shutil.copytree(checkpoint("tied"), tmp_path / "in")
+    file = tmp_path / "in" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert f"{file}: cannot be read" in message(tmp_path / "in")
+
+
+def test_a_shard_that_is_not_there(tmp_path):
+    folder = sharded(None, tmp_path / "in")
+    gone = sorted(folder.glob("*.safetensors"))[2]
+    gone.unlink()
+    assert f"{gone}: cannot be read" in message(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 1'])
+def test_a_broken_index(tmp_path, text):
+    folder = sharded(None, tmp_path / "in")
+    (folder / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json: " in message(folder)
+
+
+def test_a_folder_without_weights_or_config(checkpoint, tmp_path):
+    assert "config.json: No such file" in message(tmp_path)
+    shutil.copy(checkpoint("tied") / "config.json", tmp_path)
+    assert "no model.safetensors" in message(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (dict(model_type="llama"), "'llama' is not supported; supported: qwen2_5_vl"),
+        (dict(model_type=None), "None is not supported"),
+        (dict(vision_config=3), "vision_config"),
+        (dict(tie_word_embeddings="yes"), "tie_word_embeddings"),
+        (dict(text_config=dict(hidden_size="wide")), "hidden_size"),
+    ],
+)
+def test_a_config_of_something_else(checkpoint, tmp_path, edit, said):
+    shutil.copytree(checkpoint("tied"), tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config | edit))
+    assert said in message(tmp_path / "in")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_a_config_that_is_not_one(checkpoint, tmp_path, text):
+    shutil.copytree(checkpoint("tied"), tmp_path / "in")
+    (tmp_path / "in" / "config.json").write_text(text)
+    assert "config.json" in message(tmp_path / "in")
+
+
+def test_like_of_another_model(checkpoint, tmp_path):
+    with pytest.raises(UserError, match="do not fit"):
+        save_pretrained(load_pretrained(checkpoint("tied")), tmp_path, like=checkpoint("one_kv"))

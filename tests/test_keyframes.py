@@ -1,0 +1,159 @@
+"""Key slots from spans, and the laws of the gathers made from them (METHOD section 1)."""
+
+import numpy as np
+import pytest
+
+from vpjax.data import keyframes as kf
+
+TIMES = np.arange(16) / 8  # 16 frames at 8 fps, 8 slots of 2
+
+
+def slots(*spans, times=TIMES, seconds=1 / 8):
+    return np.flatnonzero(kf.slots_of(spans, times, seconds)).tolist()
+
+
+def mask(text):
+    """bool[J, S] of rows such as "..xx...."."""
+    return np.array([[c == "x" for c in row] for row in text.split()])
+
+
+@pytest.mark.parametrize("frame", range(16))
+def test_an_event_of_one_frame_marks_its_slot_only(frame):
+    assert slots((frame / 8, (frame + 1) / 8)) == [frame // 2]
+
+
+def test_spans_become_slots():
+    assert slots((0.25, 0.5)) == [1]  # frames 2, 3
+    assert slots((0.375, 0.625)) == [1, 2]  # frames 3, 4
+    assert slots((0.0, 0.1), (1.9, 5.0)) == [0, 7]
+    assert slots((0.3, 0.3)) == [1]  # a moment inside frame 2
+    assert slots((0.25, 0.25)) == [1]  # a moment on a frame's edge
+    assert slots((2.0, 3.0)) == []  # after the end
+    assert slots() == []
+
+
+def test_times_that_carry_rounding_do_not_mark_the_neighbour():
+    for noise in (1e-7, 4e-4):
+        assert slots((0.5 - noise, 0.75 - noise)) == slots((0.5 + noise, 0.75 + noise)) == [2]
+
+
+def test_an_event_between_sampled_frames_is_missed():
+    """2 frames a second out of a file of 8 a second: each is on screen for 1/8 s."""
+    sparse = np.arange(8) / 2
+    assert slots((0.2, 0.4), times=sparse) == []
+    assert slots((0.2, 0.6), times=sparse) == [0]  # frame 1, at 0.5 s
+    assert slots((0.6, 0.62), times=sparse) == [0]
+    assert slots((0.63, 0.99), times=sparse) == []
+
+
+@pytest.mark.parametrize(
+    "marked, source",
+    [
+        ("..x.....", [0, 1, 1, 3, 4, 5, 6, 7]),  # one slot: from before
+        ("..xx....", [0, 1, 1, 4, 4, 5, 6, 7]),  # half from each side
+        ("..xxx...", [0, 1, 1, 1, 5, 5, 6, 7]),
+        ("xx......", [2, 2, 2, 3, 4, 5, 6, 7]),  # at the edge: the only side
+        ("......xx", [0, 1, 2, 3, 4, 5, 5, 5]),
+        ("x..xx..x", [1, 1, 2, 2, 5, 5, 6, 6]),
+        ("..xx.... ...xx...", [0, 1, 1, 1, 5, 5, 6, 7]),  # the union of two keywords is one run
+        ("xxxx....", [4, 4, 4, 4, 4, 5, 6, 7]),  # exactly half is kept
+        ("xxxxx...", [0, 1, 2, 3, 4, 5, 6, 7]),  # less: no V~
+        ("xxxxxxxx", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("........", [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_source(marked, source):
+    assert kf.source_of(mask(marked), 8).tolist() == source
+
+
+def test_slots_past_the_clips_end_stay_and_fill_nothing():
+    assert kf.source_of(mask("...xx..."), 5).tolist() == [0, 1, 2, 2, 2, 5, 6, 7]
+    assert kf.source_of(mask("...xxx.."), 6).tolist() == [0, 1, 2, 2, 2, 2, 6, 7]
+
+
+def random_masks(count=300, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        size, keywords = rng.integers(1, 24), rng.integers(0, 4)
+        valid = int(rng.integers(1, size + 1))
+        marked = np.zeros((keywords, size), bool)
+        for row in marked:
+            start = rng.integers(valid)
+            row[start : min(valid, start + rng.integers(0, 4))] = True
+        yield marked, valid, rng
+
+
+def test_laws_of_the_source():
+    replaced = 0
+    for marked, valid, _ in random_masks():
+        source = kf.source_of(marked, valid)
+        union = marked.any(0)
+        changed = source != np.arange(len(source))
+        assert source.dtype == np.int32
+        assert not changed[~union].any()  # identity outside the marked slots
+        np.testing.assert_array_equal(source[source], source)  # V~ of V~ is V~
+        assert source[:valid].max() < valid
+        if changed.any():
+            replaced += 1
+            assert (changed == union).all()  # a run is never trimmed
+            assert not union[source].any()  # every replaced slot shows one outside
+            assert (~union[:valid]).sum() * 2 >= valid
+            nearest = np.abs(np.arange(valid)[:, None] - np.flatnonzero(~union[:valid])).min(1)
+            np.testing.assert_array_equal(np.abs(source - np.arange(len(source)))[:valid], nearest)
+        elif union.any():
+            assert (~union[:valid]).sum() * 2 < valid
+    assert replaced > 100
+
+
+def lengths(marked):
+    return sorted(end - first for first, end in kf.runs_of(marked))
+
+
+def test_laws_of_the_random_control():
+    moved_some = 0
+    for marked, valid, rng in random_masks():
+        moved = kf.elsewhere(marked, valid, rng)
+        assert moved.shape == marked.shape and not moved[:, valid:].any()
+        if moved.any():
+            moved_some += 1
+            assert not (moved & marked.any(0)).any()  # elsewhere
+            assert lengths(moved.any(0)) == lengths(marked.any(0))  # runs of the same lengths
+            np.testing.assert_array_equal(moved.sum(1), marked.sum(1))  # of each keyword too
+    assert moved_some > 100
+
+
+def test_random_control_is_seeded_and_reaches_every_place():
+    marked = mask("...xx.......")
+    places = set()
+    for seed in range(100):
+        moved = kf.elsewhere(marked, 12, np.random.default_rng(seed))
+        np.testing.assert_array_equal(moved, kf.elsewhere(marked, 12, np.random.default_rng(seed)))
+        places.add(int(np.flatnonzero(moved[0])[0]))
+        source = kf.random_source(marked, 12, np.random.default_rng(seed))
+        np.testing.assert_array_equal(np.flatnonzero(source != np.arange(12)), np.flatnonzero(moved[0]))
+    assert places == {0, 1, 5, 6, 7, 8, 9, 10}
+
+
+def test_no_room_means_no_control():
+    assert not kf.elsewhere(mask(".xxx.."), 6, np.random.default_rng(0)).any()
+    assert kf.random_source(mask(".xxx.."), 6, np.random.default_rng(0)).tolist() == list(range(6))
+
+
+def test_widening_keeps_seventy_percent():
+    grow = lambda text, by: "".join(".x"[int(x)] for x in kf.widened(mask(text)[0], by))  # noqa: E731
+    assert grow("....x.....", 0) == "....x....."
+    assert grow("....x.....", 1) == "...xxx...."
+    assert grow("....x.....", 2) == "...xxx...."  # five of ten would be too many
+    assert grow("x.........", 2) == "xxx......."
+    assert grow("....xxx...", 1) == "....xxx..."
+    assert grow("...xxxxx..", 1) == "...xxxxx.."  # too long already: not trimmed
+
+
+def test_controls():
+    assert kf.reverse_source(6, 4).tolist() == [3, 2, 1, 0, 4, 5]
+    assert kf.single_source(6, 4).tolist() == [2, 2, 2, 2, 4, 5]
+    shuffled = kf.shuffle_source(8, 6, np.random.default_rng(1))
+    assert sorted(shuffled[:6].tolist()) == list(range(6)) and shuffled[6:].tolist() == [6, 7]
+    assert shuffled[:6].tolist() != list(range(6))
+    for source in (kf.reverse_source(6, 0), kf.single_source(6, 0), kf.identity(6)):
+        assert source.tolist() == list(range(6)) and source.dtype == np.int32

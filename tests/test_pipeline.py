@@ -1,0 +1,465 @@
+"""Clips -> Batches: order, resuming, processes, workers, faults, caches, and files of clips."""
+
+import dataclasses
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vpjax.data import index as index_module
+from vpjax.data import pipeline
+from vpjax.data.cache import FrameCache
+from vpjax.data.clips import read_clips, write_clips
+from vpjax.data.pipeline import make_loader
+from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.video import Video
+from vpjax.types import Clip, Keyword, UserError
+
+QUESTION = "What happens?"
+ANSWER = "A red square flashes."
+
+
+def write_video(path, number, frames=16, width=56, height=56, fps=8):
+    """A still of its own grey, so that a row can be told by its pixels, brighter in the last frame."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(frames):
+            pixels = np.full((height, width, 3), 40 + 10 * number + 40 * (i == frames - 1), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Ten files: 0-6 square, 7-8 wide, 9 square but of only 6 frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(10):
+        write_video(folder / f"{i}.mp4", i, frames=6 if i == 9 else 16, width=84 if i in (7, 8) else 56)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([ANSWER, QUESTION], folder, 300)
+    return Text.load(folder)
+
+
+@pytest.fixture
+def clips(videos):
+    """One clip of each file; its event is the last frame."""
+
+    def clip(i):
+        end = 6 / 8 if i == 9 else 16 / 8
+        flash = Keyword("flashes", "flash", ((end - 1 / 8, end),))
+        return Clip(f"c{i}", str(videos / f"{i}.mp4"), QUESTION, ANSWER, (flash,))
+
+    return [clip(i) for i in range(10)]
+
+
+@pytest.fixture
+def load(text, tmp_path):
+    """make_loader with small defaults; what is left open is closed."""
+    loaders = []
+    config = SimpleNamespace(
+        image_token=text.image_pad,
+        video_token=text.video_pad,
+        tokens_per_second=4.0,
+        vision=SimpleNamespace(patch=14, merge=2, temporal=2),
+    )
+    defaults = dict(
+        cache=str(tmp_path / "cache"),
+        cache_gb=1.0,
+        frames=16,
+        fps=0.0,
+        min_pixels=28 * 28,
+        max_pixels=84 * 56,
+        length_multiple=8,
+        max_prompt=200,
+        max_answer=40,
+        keywords=2,
+        keyword_tokens=3,
+        max_fault_share=0.0,
+        workers=0,
+        replacement="key",
+        pool="key",
+        widen=0,
+    )
+
+    def make(clips, *, seed=3, batch_size=4, start_step=0, processes=(0, 1), **fields):
+        cfg = ConfigDict(defaults | fields)
+        place = dict(process_index=processes[0], process_count=processes[1])
+        loader = make_loader(
+            clips, text, config, cfg, seed=seed, batch_size=batch_size, start_step=start_step, **place
+        )
+        loaders.append(loader)
+        return loader
+
+    yield make
+    for loader in loaders:
+        loader.close()
+
+
+def take(loader, count):
+    return [next(loader) for _ in range(count)]
+
+
+def assert_equal(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_every_clip_comes_once_an_epoch_with_its_own_pixels(load, clips):
+    loader = load(clips)
+    assert loader.steps_per_epoch == 3  # eight square clips, two wide ones
+    epochs = [take(loader, 3) for _ in range(4)]
+    orders = []
+    for batches in epochs:
+        assert sorted(i for b in batches for i in b.clip.tolist() if i >= 0) == list(range(10))
+        orders.append([b.clip.tolist() for b in batches])
+        for batch in batches:
+            assert (
+                len({clips[i].video in (clips[7].video, clips[8].video) for i in batch.clip if i >= 0}) == 1
+            )
+            for row, i in enumerate(batch.clip):
+                if i >= 0:
+                    assert abs(int(batch.frames[row, 0].mean()) - (40 + 10 * i)) <= 2
+                    assert batch.slots[row, 0].sum() == 1
+    assert len({str(order) for order in orders}) == 4  # shuffled anew each time
+    assert len({str([len(set(b)) for b in order]) for order in orders}) > 1  # and so are the batches
+
+
+def test_left_over_rows_are_masked(load, clips):
+    (batch,) = [b for b in take(load(clips), 3) if b.frames.shape[3] == 84]
+    assert batch.clip[2:].tolist() == [-1, -1] and (batch.clip[:2] >= 0).all()
+    for field in (batch.target, batch.slots, batch.prompt_valid, batch.slot_valid):
+        assert not field[2:].any() and field[:2].any()
+
+
+def test_a_short_clip_shares_the_bucket_with_masked_slots(load, clips):
+    batches = take(load(clips), 3)
+    (batch, row), *_ = [(b, b.clip.tolist().index(9)) for b in batches if 9 in b.clip]
+    assert batch.slot_valid[row].tolist() == [True] * 3 + [False] * 5
+    assert (batch.visual[row] < batch.prompt.shape[1]).sum() == 3 * 4
+    whole = next(i for i, clip in enumerate(batch.clip) if 0 <= clip < 9)
+    assert batch.video_end == batch.visual[whole].max() + 1 > batch.visual[row, :12].max()
+
+
+def test_a_seed_fixes_the_order(load, clips):
+    ours, same, other = (take(load(clips, seed=seed), 3) for seed in (1, 1, 2))
+    for a, b in zip(ours, same, strict=True):
+        assert_equal(a, b)
+    assert [b.clip.tolist() for b in ours] != [b.clip.tolist() for b in other]
+
+
+@pytest.mark.parametrize("replacement", ["key", "random"])
+def test_a_loader_started_at_any_step_goes_on_bitwise(load, clips, replacement):
+    whole = take(load(clips, replacement=replacement), 8)
+    for start in (1, 3, 5):
+        loader = load(clips, replacement=replacement, start_step=start)
+        for batch in whole[start:]:
+            assert_equal(next(loader), batch)
+        assert loader.step == 8
+
+
+def test_two_processes_yield_the_rows_of_one(load, clips):
+    one = take(load(clips), 4)
+    halves = [take(load(clips, processes=(p, 2)), 4) for p in range(2)]
+    for whole, *parts in zip(one, *halves, strict=True):
+        assert_equal(whole, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
+
+
+def broken(clips, number, folder):
+    """The clips with one file of which all but the first frames are zeros: it opens, but cannot be decoded."""
+    path = folder / "broken.mp4"
+    data = bytearray(Path(clips[number].video).read_bytes())
+    start = data.index(b"mdat") - 4
+    size = int.from_bytes(data[start : start + 4], "big")
+    data[start + size - 100 : start + size] = bytes(100)
+    path.write_bytes(data)
+    return [dataclasses.replace(c, video=str(path)) if i == number else c for i, c in enumerate(clips)]
+
+
+def test_worker_processes_change_nothing(load, clips, tmp_path):
+    clips = broken(clips, 4, tmp_path)
+    threads, workers = load(clips, max_fault_share=0.1), load(clips, max_fault_share=0.1, workers=2)
+    for ours, theirs in zip(take(workers, 5), take(threads, 5), strict=True):
+        assert_equal(ours, theirs)
+    assert set(workers.faults) == {"c4"} and workers.faults == threads.faults
+    assert workers.notes == threads.notes
+
+
+def test_a_clip_that_cannot_be_decoded_is_a_masked_row(load, clips, tmp_path):
+    good = take(load(clips), 3)
+    loader = load(broken(clips, 4, tmp_path), max_fault_share=0.1)
+    found = 0
+    for ours, theirs in zip(take(loader, 3), good, strict=True):
+        for row, clip in enumerate(theirs.clip):
+            if clip == 4:
+                found += 1
+                assert ours.clip[row] == -1 and not ours.target[row].any() and not ours.slots[row].any()
+            else:
+                pick = lambda leaf: leaf[row]  # noqa: B023, E731
+                assert_equal(jax.tree.map(pick, ours), jax.tree.map(pick, theirs))
+    assert found == 1
+    assert list(loader.faults) == ["c4"] and "broken.mp4" in loader.faults["c4"]
+    assert any("1 clips masked" in line and "c4" in line for line in loader.summary())
+
+
+def test_a_missing_file_is_a_masked_row_too(load, clips, videos):
+    gone = [dataclasses.replace(c, video=str(videos / "gone.mp4")) if c.id == "c2" else c for c in clips]
+    good = take(load(clips), 3)
+    loader = load(gone, max_fault_share=0.1)
+    assert list(loader.faults) == ["c2"] and "gone.mp4" in loader.faults["c2"]  # known before the first step
+    for ours, theirs in zip(take(loader, 3), good, strict=True):
+        assert ours.clip.tolist() == [-1 if i == 2 else i for i in theirs.clip]
+
+
+def test_too_many_faults_stop_the_run(load, clips, tmp_path):
+    loader = load(broken(clips, 4, tmp_path), max_fault_share=0.09)
+    with pytest.raises(UserError, match=r"1 of 10 clips .* data.max_fault_share=0.09 .* c4: .*broken.mp4"):
+        take(loader, 3)
+    with pytest.raises(UserError, match="gone.mp4"):
+        load([dataclasses.replace(clips[0], video="gone.mp4"), clips[1]])
+    with pytest.raises(UserError, match="none of 1 videos can be read; the first: .*gone.mp4"):
+        load([dataclasses.replace(clips[0], video="gone.mp4")])
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files that are decoded, as it happens."""
+    paths = []
+    read = pipeline.read_frames
+    monkeypatch.setattr(
+        pipeline, "read_frames", lambda path, *a, **k: paths.append(path) or read(path, *a, **k)
+    )
+    return paths
+
+
+def test_later_epochs_decode_nothing(load, clips, decoded, tmp_path):
+    for clip in clips:
+        os.link(clip.video, tmp_path / Path(clip.video).name)
+    moved = [dataclasses.replace(c, video=str(tmp_path / Path(c.video).name)) for c in clips]
+    loader = load(moved, seed=5)
+    first = take(loader, 3 + 4)  # and all that is prefetched
+    for clip in moved:
+        os.unlink(clip.video)
+    rest = take(loader, 6)
+    assert set(decoded) == {clip.video for clip in moved}
+    pixels = {i: b.frames[row] for b in first for row, i in enumerate(b.clip) if i >= 0}
+    for batch in rest:
+        for row, i in enumerate(batch.clip):
+            if i >= 0:
+                np.testing.assert_array_equal(batch.frames[row], pixels[i])
+
+
+def test_a_changed_file_or_size_is_decoded_anew(load, tmp_path):
+    path = tmp_path / "a.mp4"
+    clip = Clip("a", str(path), QUESTION, ANSWER)
+    for number, frames, pixels in ((0, 16, 56), (3, 16, 56), (3, 8, 56), (3, 8, 28)):
+        write_video(path, number, frames)
+        batch = next(load([clip], batch_size=1, max_pixels=pixels * pixels))
+        assert abs(int(batch.frames[0, 0].mean()) - (40 + 10 * number)) <= 2
+        assert batch.slot_valid.sum() == frames // 2 and batch.frames.shape[2:4] == (pixels, pixels)
+
+
+def test_what_was_probed_is_not_probed_again(load, clips, monkeypatch, tmp_path):
+    load(clips)
+    looked = []
+    probe = index_module.probe
+    monkeypatch.setattr(index_module, "probe", lambda path: looked.append(path) or probe(path))
+    load(clips)
+    assert looked == []
+    os.utime(clips[3].video, ns=(1, 1))
+    load(clips)
+    assert looked == [clips[3].video]
+
+
+def test_clips_that_are_too_long_are_rejected_and_listed(load, clips):
+    clips[3] = dataclasses.replace(clips[3], question="word " * 200)
+    clips[5] = dataclasses.replace(clips[5], answer="word " * 50)
+    clips[6] = dataclasses.replace(clips[6], question="<|video_pad|> and this one?")
+    loader = load(clips)
+    reasons = {reason[:12]: ids for reason, ids in loader.rejected.items()}
+    assert reasons == {"prompt above": ["c3"], "answer above": ["c5"], "video prompt": ["c6"]}
+    seen = {i for b in take(loader, loader.steps_per_epoch) for i in b.clip.tolist()} - {-1}
+    assert seen == {0, 1, 2, 4, 7, 8, 9}
+    assert sum("rejected" in line for line in loader.summary()) == 3
+    with pytest.raises(UserError, match="every one of 10 clips is rejected: prompt above 5 tokens"):
+        load(clips, max_prompt=5)
+
+
+def test_events_between_the_sampled_frames_are_reported(load, clips):
+    clips[0] = dataclasses.replace(clips[0], keywords=(Keyword("flashes", "flash", ((0.3, 0.35),)),))
+    loader = load(clips, fps=1.0, frames=0)
+    take(loader, loader.steps_per_epoch)
+    ((note, ids),) = [(n, ids) for n, ids in loader.notes.items() if "between" in n]
+    assert "c0" in ids
+    assert any(note in line for line in loader.summary())
+
+
+def test_sampling_by_fps(load, clips, videos, tmp_path):
+    write_video(tmp_path / "long.mp4", 2, frames=80)
+    clips = [clips[0], Clip("long", str(tmp_path / "long.mp4"), QUESTION, ANSWER)]
+    loader = load(clips, fps=2.0, frames=0, batch_size=1)
+    frames = {int(b.clip[0]): (b.frames.shape[1], int(b.slot_valid.sum())) for b in take(loader, 2)}
+    assert 2 * frames[0][1] == pytest.approx(4, abs=2) and 2 * frames[1][1] == pytest.approx(20, abs=2)
+    for room, used in frames.values():
+        assert 2 * used <= room <= 1.5 * 2 * used + 2
+    (epoch,) = [take(load(clips, fps=2.0, frames=0, batch_size=1), 2)]
+    assert {int(b.slot_valid.sum()) for b in epoch} == {used for _, used in frames.values()}
+
+
+def test_text_only_clips_have_batches_of_their_own(load, clips):
+    clips = [*clips[:2], Clip("t", "", QUESTION, ANSWER)]
+    batches = take(load(clips), 2)
+    assert sorted(b.frames.shape[1] for b in batches) == [0, 16]
+    (plain,) = [b for b in batches if b.frames.shape[1] == 0]
+    assert plain.clip.tolist() == [2, -1, -1, -1] and plain.video_end == 0 and plain.target[0].any()
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(fps=2.0), "data.frames=16 and data.fps=2.0"),
+        (dict(frames=0), "data.frames=0 and data.fps=0.0"),
+        (dict(replacement="keys"), "data.replacement='keys'"),
+        (dict(pool="none"), "data.pool='none'"),
+        (dict(batch_size=3, processes=(0, 2)), "batch=3 does not divide by 2"),
+    ],
+)
+def test_configs_that_contradict_themselves_are_refused(load, clips, fields, message):
+    with pytest.raises(UserError, match=message):
+        load(clips, **fields)
+
+
+def test_a_tokenizer_of_another_model_is_refused(load, clips, text):
+    other = dataclasses.replace(text, video_pad=text.video_pad + 1)
+    with pytest.raises(UserError, match="do not belong together"):
+        make_loader(
+            clips,
+            other,
+            SimpleNamespace(image_token=text.image_pad, video_token=text.video_pad),
+            ConfigDict(dict(frames=16, fps=0.0, replacement="key", pool="key")),
+            seed=0,
+            batch_size=1,
+        )
+
+
+# The frame cache on its own.
+
+
+def entry(value, count=1000):
+    return Video(np.full((count, 1, 1, 3), value, np.uint8), np.arange(4.0), 0.125)
+
+
+def test_cache_keeps_within_its_limit_what_was_used_last(tmp_path):
+    cache = FrameCache(tmp_path, 20_000)  # six entries of some 3.3 kB
+    for i in range(5):
+        cache.put(cache.key(i), entry(i))
+        os.utime(cache.path(cache.key(i)), ns=(i, i))
+    cache.get(cache.key(0))
+    for i in range(5, 9):
+        cache.put(cache.key(i), entry(i))
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.frames")) <= 20_000
+    kept = {i for i in range(9) if cache.get(cache.key(i)) is not None}
+    assert {0, 8} <= kept and not {1, 2} & kept
+    video = cache.get(cache.key(8))
+    np.testing.assert_array_equal(video.frames, entry(8).frames)
+    assert video.times.tolist() == [0, 1, 2, 3] and video.frame_seconds == 0.125
+
+
+def test_cache_counts_what_others_wrote(tmp_path):
+    ours, theirs = FrameCache(tmp_path, 20_000), FrameCache(tmp_path, 20_000)
+    for i in range(20):
+        (ours if i % 2 else theirs).put(ours.key(i), entry(i))
+        assert sum(file.stat().st_size for file in tmp_path.rglob("*.frames")) <= 20_000
+
+
+def test_cache_of_nothing_and_of_a_broken_entry(tmp_path):
+    FrameCache(tmp_path / "none", 0).put("ab", entry(1))
+    assert not (tmp_path / "none").exists()
+    cache = FrameCache(tmp_path, 20_000)
+    cache.put("ab", entry(1))
+    whole = cache.path("ab").read_bytes()
+    for length in (0, 50, 1500, len(whole) - 8):
+        cache.path("ab").write_bytes(whole[:length])
+        assert cache.get("ab") is None and not cache.path("ab").exists()
+
+
+def test_a_full_disk_is_noted_and_stops_nothing(load, clips, monkeypatch):
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FrameCache, "put", full)
+    loader = load(clips)
+    take(loader, 3)
+    ((note, ids),) = loader.notes.items()
+    assert "No space left" in note and len(ids) == 10
+
+
+# Files of clips.
+
+
+@pytest.mark.parametrize("name", ["clips.jsonl", "clips.array_record"])
+def test_clips_round_trip(tmp_path, name):
+    whole = Clip(
+        "a",
+        "sub/a.mp4",
+        QUESTION,
+        "(A) é",
+        (Keyword("flashes", "flash", ((0.5, 0.75),)), Keyword("x", "y")),
+        ((0.5, 0.75),),
+        "choice",
+        ("(A)", "(B)"),
+        {"event": "flash", "length": 1},
+    )
+    write_clips(tmp_path / name, [whole, Clip("b", "", "q", "a")])
+    first, second = read_clips(tmp_path / name)
+    assert first == dataclasses.replace(whole, video=str(tmp_path / "sub/a.mp4"))
+    assert second == Clip("b", "", "q", "a")
+    assert read_clips(tmp_path / name, videos="/root")[0].video == "/root/sub/a.mp4"
+
+
+GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("{", "line 3: Expecting property name"),
+        ("\x80", "line 3: "),
+        ("[]", "line 3: a clip is a JSON object"),
+        (GOOD, "line 3: id 'a' stands in line 1 too"),
+        (GOOD.replace('"answer"', '"anser"'), "line 3: unknown field 'anser'"),
+        ('{"id": "b", "question": "q", "answer": "a"}', "line 3: field 'video' is None, not a string"),
+        (GOOD.replace('"a.mp4"', '["a.mp4", "b.mp4"]'), "not a string: a clip has one video"),
+        (GOOD.replace("}", ', "spans": [[2, 1]]}'), r"line 3: span \[2, 1\] does not start before it ends"),
+        (GOOD.replace("}", ', "spans": [2, 1]}'), "line 3: span 2 is not"),
+        (GOOD.replace("}", ', "keywords": ["x"]}'), "line 3: keyword 'x' is not an object"),
+        (GOOD.replace("}", ', "keywords": "x"}'), "line 3: field 'keywords' is 'x', not a list"),
+        (GOOD.replace("}", ', "keywords": [{"text": "x"}]}'), "line 3: field 'lemma' is None"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path, line, reason):
+    file = tmp_path / "clips.jsonl"
+    file.write_bytes(f"{GOOD}\n\n".encode() + line.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match=f"clips.jsonl, {reason}" if reason.startswith("line") else reason):
+        read_clips(file)
+
+
+def test_files_that_are_none_are_named(tmp_path):
+    with pytest.raises(UserError, match="none.jsonl: no such file"):
+        read_clips(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="empty.jsonl: no clips"):
+        read_clips(tmp_path / "empty.jsonl")
+    (tmp_path / "bad.array_record").write_bytes(b"not one" * 20_000)
+    with pytest.raises(UserError, match="bad.array_record"):
+        read_clips(tmp_path / "bad.array_record")

@@ -1,0 +1,271 @@
+"""Tokenizer, prompts, rows and batches: what is a target, where keywords and visual tokens stand, padding."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from vpjax.data.keyframes import runs_of
+from vpjax.data.positions import positions
+from vpjax.data.rows import bucket_of, collate, encode_clip, masked_row, prompt_row, unpad
+from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.video import Video
+from vpjax.types import Clip, Keyword, UserError
+
+CAPTIONS = (
+    "A red square drifts left and flashes twice.",
+    "A blue cross spins, then it jumps.",
+    "(A) yes (B) no",
+)
+QUESTION = "What happens?"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer([*CAPTIONS, QUESTION], folder, 400)
+    return Text.load(folder)
+
+
+@pytest.fixture(scope="module")
+def config(text):
+    return SimpleNamespace(
+        image_token=text.image_pad,
+        video_token=text.video_pad,
+        tokens_per_second=4.0,
+        vision=SimpleNamespace(patch=14, merge=2, temporal=2),
+    )
+
+
+def video_of(frames=8, height=56, width=28, fps=8.0):
+    pixels = np.random.default_rng(frames).integers(1, 256, (frames, height, width, 3), np.uint8)
+    return Video(pixels, np.arange(frames) / fps, 1 / 8)
+
+
+def clip_of(answer=CAPTIONS[0], keyword="flashes", spans=((0.375, 0.5),)):
+    return Clip("a", "a.mp4", QUESTION, answer, (Keyword(keyword, "flash", spans),))
+
+
+def encode(clip, video, text, config, **how):
+    return encode_clip(clip, video, text, config, keywords=2, keyword_tokens=3, **how)
+
+
+def test_training_is_repeatable_and_small_vocabularies_are_refused(text, tmp_path):
+    train_tokenizer([*CAPTIONS, QUESTION], tmp_path, 400)
+    assert Text.load(tmp_path).tokenizer.get_vocab() == text.tokenizer.get_vocab()
+    with pytest.raises(UserError, match="vocab_size 200"):
+        train_tokenizer(CAPTIONS, tmp_path, 200)
+
+
+@pytest.mark.parametrize("said", [*CAPTIONS, " leading", "café 12\n\n naïve ☃", ""])
+def test_answers_round_trip(text, said):
+    ids = text.answer(said)
+    assert ids[-1] == text.end and text.end not in ids[:-1]
+    assert text.decode(ids) == said
+
+
+def test_known_words_are_single_tokens(text):
+    assert len(text.answer(CAPTIONS[0])) == len(CAPTIONS[0].split()) + 2  # words, full stop, end
+
+
+def test_prompt_layout(text):
+    written = text.tokenizer.decode(text.prompt(QUESTION, slots=2, tokens_per_slot=3))
+    assert written == (
+        "<|im_start|>user\n<|vision_start|>" + 6 * "<|video_pad|>" + f"<|vision_end|>{QUESTION}<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    image = text.tokenizer.decode(text.prompt(QUESTION, 1, 4, media="image"))
+    assert image.count("<|image_pad|>") == 4 and "<|video_pad|>" not in image
+    assert text.tokenizer.decode(text.prompt(QUESTION, media=None)) == (
+        f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_another_chat_template_is_followed(text):
+    """Qwen2.5-VL's own writes a system message first; whatever the tokenizer's template says is used."""
+    tokenizer = copy.deepcopy(text.tokenizer)
+    tokenizer.chat_template = "SYSTEM" + tokenizer.chat_template
+    other = dataclasses.replace(text, tokenizer=tokenizer)
+    assert other.tokenizer.decode(other.prompt(QUESTION, 1, 1)).startswith("SYSTEM<|im_start|>user")
+
+
+def test_a_question_that_holds_a_placeholder_is_refused(text):
+    with pytest.raises(UserError, match="2 places for media"):
+        text.chat("<|video_pad|> what?")
+    with pytest.raises(UserError, match="1 places for media"):
+        text.chat("<|image_pad|> what?", media=None)
+
+
+def test_folders_without_a_usable_tokenizer_are_refused(text, tmp_path):
+    from transformers import AutoTokenizer
+
+    with pytest.raises(UserError, match="no tokenizer_config.json"):
+        Text.load(tmp_path)
+    text.tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="no chat template"):
+        Text.load(tmp_path)
+    for file in tmp_path.iterdir():
+        file.write_text(file.read_text().replace("<|video_pad|>", "<|other|>"))
+    with pytest.raises(UserError, match=r"lacks <\|video_pad\|>"):
+        Text.load(tmp_path)
+
+
+def test_only_the_answer_and_its_end_are_targets(text, config):
+    row = encode(clip_of(), video_of(), text, config)
+    batch = collate([row, masked_row(2, 3)], bucket_of([row], multiple=16), config)
+    assert text.tokenizer.decode(batch.suffix[0][batch.target[0]]) == CAPTIONS[0] + "<|im_end|>"
+    assert batch.suffix[0][batch.target[0]][-1] == text.end  # even where pad and end are one id
+    assert not batch.target[1].any() and not batch.slots[1].any() and batch.clip.tolist() == [0, -1]
+    assert QUESTION not in text.tokenizer.decode(batch.suffix[0])
+
+
+@pytest.mark.parametrize(
+    "keyword, pieces",
+    [
+        ("flashes", [" flashes"]),
+        ("drifts left", [" drifts", " left"]),
+        ("twice", [" twice"]),
+        ("A red", ["A", " red"]),  # no space before the first word
+    ],
+)
+def test_keyword_tokens_are_those_of_the_caption(text, keyword, pieces):
+    answer = CAPTIONS[0]
+    ids = text.keyword(keyword, answer)
+    assert [text.tokenizer.decode([i]) for i in ids] == pieces
+    said = text.answer(answer).tolist()
+    assert any(said[i : i + len(ids)] == ids for i in range(len(said)))
+
+
+def test_a_keyword_that_the_answer_does_not_say_stands_as_in_a_sentence(text):
+    assert text.keyword("flashes", "(A)") == text.keyword("flashes", CAPTIONS[0])
+
+
+def test_keywords_that_do_not_fit_are_left_out_and_noted(text, config):
+    names = ("red square drifts left and", "flashes", "left")
+    clip = Clip("a", "a.mp4", QUESTION, CAPTIONS[0], tuple(Keyword(n, n, ((0.0, 0.1),)) for n in names))
+    row = encode(clip, video_of(), text, config)
+    assert (row.keywords[0] == -1).all() and row.lemma[0] == -1 and not row.slots[0].any()
+    assert (row.keywords[1] != -1).sum() == 1 and row.lemma[1] >= 0
+    assert row.slots[1].tolist() == [True, False, False, False]
+    assert sorted(note.split(" ")[0] for note in row.notes) == ["keyword", "keywords"]
+
+
+def test_a_row_carries_its_key_slots_and_degraded_video(text, config):
+    row = encode(clip_of(), video_of(), text, config)
+    assert row.slots.tolist() == [[False, True, False, False], [False] * 4]
+    assert row.source.tolist() == [0, 0, 2, 3]
+    assert row.notes == ()
+
+
+def test_replacement_and_pool(text, config):
+    video, clip = video_of(28), clip_of(spans=((0.5, 0.9),))  # slots 2 and 3 of 14
+    for seed in range(20):
+        row = encode(clip, video, text, config, replacement="random", pool="random", seed=(seed,))
+        changed = row.source != np.arange(14)
+        np.testing.assert_array_equal(row.slots[0], changed)  # pooled where replaced
+        assert runs_of(changed)[0] != (2, 4) and changed.sum() == 2
+        row = encode(clip, video, text, config, replacement="random", seed=(seed,))
+        assert np.flatnonzero(row.slots[0]).tolist() == [2, 3] and row.source[2:4].tolist() == [2, 3]
+    row = encode(clip, video, text, config, replacement="none")
+    assert row.source.tolist() == list(range(14)) and row.slots[0].sum() == 2
+    row = encode(clip, video, text, config, widen=1)
+    assert row.source.tolist() == [0, 0, 0, 5, 5, *range(5, 14)] and row.slots[0].sum() == 2
+
+
+def test_events_between_the_sampled_frames_are_noted(text, config):
+    row = encode(clip_of(spans=((0.2, 0.4),)), video_of(fps=2.0), text, config)
+    assert row.notes == ("keyword whose event falls between the sampled frames",) and not row.slots.any()
+    assert row.source.tolist() == [0, 1, 2, 3]
+
+
+def test_time_positions_that_collapse_are_noted(text, config):
+    (note,) = encode(clip_of(), video_of(fps=16.0), text, config).notes
+    assert "share a time position" in note
+    assert encode(clip_of(), video_of(fps=8.0), text, config).notes == ()
+
+
+def test_batch_of_different_videos(text, config):
+    """4 and 2 slots of 2 tokens, different answers: everything is right-padded, and nothing else moves."""
+    long = encode(clip_of(), video_of(8), text, config)
+    short = encode(clip_of(CAPTIONS[1]), video_of(4), text, config)
+    bucket = bucket_of([long, short], multiple=8)
+    assert bucket.frames == 8 and bucket.prompt % 8 == 0 and bucket.suffix % 8 == 0
+    batch = collate([long, short], bucket, config)
+    assert batch.frames.shape == (2, 8, 56, 28, 3) and batch.frames.dtype == np.uint8
+    assert batch.slot_valid.tolist() == [[True] * 4, [True, True, False, False]]
+    for i, row in enumerate((long, short)):
+        p, v, s = len(row.prompt), len(row.visual), len(row.source)
+        assert batch.prompt_valid[i].sum() == p and batch.prompt_valid[i, :p].all()
+        np.testing.assert_array_equal(batch.prompt[i, :p], row.prompt)
+        np.testing.assert_array_equal(batch.frames[i, : 2 * s], row.frames)
+        assert (batch.prompt[i, batch.visual[i, :v]] == text.video_pad).all()
+        assert (batch.visual[i, v:] == bucket.prompt).all()
+        assert batch.source[i, s:].tolist() == list(range(s, 4))
+        # The answer goes on where the prompt ends, not where its padding ends.
+        after = row.positions[:, -1] + 1
+        np.testing.assert_array_equal(batch.positions[i, :, bucket.prompt], after)
+        np.testing.assert_array_equal(np.diff(batch.positions[i, :, bucket.prompt :]), 1)
+    assert batch.video_end == batch.visual[0].max() + 1
+    assert batch.visual.shape == (2, 8) and batch.keywords.shape == (2, 2, 3)
+
+
+def test_rows_of_text_only(text, config):
+    row = encode(Clip("t", "", QUESTION, "yes"), None, text, config)
+    bucket = bucket_of([row])
+    batch = collate([row], bucket, config)
+    assert (bucket.frames, bucket.video_end) == (0, 0) and batch.visual.shape == (1, 0)
+    length = len(row.prompt) + len(row.suffix)
+    np.testing.assert_array_equal(batch.positions[0], np.tile(np.arange(length), (3, 1)))
+
+
+def test_rows_of_one_image(text, config):
+    video = Video(np.repeat(video_of(1).frames, 2, 0), np.zeros(2))
+    row = encode(clip_of(spans=()), video, text, config, media="image")
+    assert (row.prompt[row.visual] == text.image_pad).all()
+    assert len(row.visual) == 2 and row.source.tolist() == [0]
+
+
+def test_rows_that_do_not_fit_are_refused(text, config):
+    row = encode(clip_of(), video_of(8), text, config)
+    with pytest.raises(ValueError, match="does not fit"):
+        collate([row], bucket_of([encode(clip_of(), video_of(4), text, config)]), config)
+    with pytest.raises(ValueError, match="share no bucket"):
+        bucket_of([row, encode(clip_of(), video_of(8, 28, 56), text, config)])
+
+
+def test_left_padded_input_is_normalised_at_the_door(text, config):
+    """Hugging Face's left- and right-padded rows give the same pairs, and the positions that it computes."""
+    prompts = [text.prompt(QUESTION, 2, 2), text.prompt(QUESTION + QUESTION, 2, 2)]
+    answers = [text.answer(c) for c in CAPTIONS[:2]]
+    rows = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
+    width = max(map(len, rows)) + 2
+    ids, mask, labels = (np.full((2, width), fill) for fill in (text.pad, 0, -100))
+    for side in (-1, 1):
+        ids[:], mask[:], labels[:] = text.pad, 0, -100
+        for i, row in enumerate(rows):
+            where = slice(0, len(row)) if side > 0 else slice(width - len(row), width)
+            ids[i, where], mask[i, where] = row, 1
+            labels[i, where] = np.concatenate([np.full(len(prompts[i]), -100), answers[i]])
+        for i, (prompt, answer) in enumerate(unpad(ids, mask, labels)):
+            np.testing.assert_array_equal(prompt, prompts[i])
+            np.testing.assert_array_equal(answer, answers[i])
+        assert [len(answer) for _, answer in unpad(ids, mask)] == [0, 0]
+    row = prompt_row(prompts[0], video_of(4), config)  # 4 frames of 56 x 28: the tokens are all there already
+    want = positions(prompts[0], (2, 2, 1), 0.25, 4.0, pads=(text.image_pad, text.video_pad))
+    np.testing.assert_array_equal(row.positions, want)
+    labels[0, mask[0].nonzero()[0][0]] = 5  # a target before the answer
+    with pytest.raises(UserError, match="row 0"):
+        unpad(ids, mask, labels)
+
+
+def test_importing_needs_neither_torch_nor_transformers():
+    code = "import sys, vpjax.data.rows; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

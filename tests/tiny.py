@@ -1,0 +1,216 @@
+"""Tiny Qwen2.5-VL checkpoints as ``transformers`` itself writes them, batches laid out by hand, and the reference.
+
+Weights are drawn wide (std 1.5 / sqrt(fan-in)): at the default init, leaving out a whole mechanism moves the
+logits by 5e-3 of their spread only, and a test against the reference would not see it.
+"""
+
+import copy
+import dataclasses
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from vpjax.types import Batch
+
+torch.set_num_threads(2)
+
+IMAGE, VIDEO, START, END = 120, 121, 122, 123
+TEXT_IDS = 120  # below: ordinary tokens
+# Of the image processor of Qwen2-VL.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def config(*, vision, text, tied):
+    """A ``config.json`` of Qwen2.5-VL."""
+    return dict(
+        model_type="qwen2_5_vl",
+        text_config=dict(vocab_size=128, bos_token_id=None, eos_token_id=119, **text),
+        vision_config=dict(patch_size=14, tokens_per_second=2, out_hidden_size=text["hidden_size"], **vision),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=tied,
+    )
+
+
+def rope(theta, *sections):
+    return dict(rope_type="default", rope_theta=theta, mrope_section=list(sections))
+
+
+# What differs between them is what a model could get wrong: odd and even depths, where the full-attention
+# blocks stand, window sizes, head widths, grouping, and eps large enough to matter.
+MODELS = {
+    "tied": config(
+        vision=dict(
+            depth=3, hidden_size=32, intermediate_size=48, num_heads=2, window_size=56, fullatt_block_indexes=[1]
+        ),
+        text=dict(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-6,
+            rope_parameters=rope(1e4, 2, 3, 3),
+        ),
+        tied=True,
+    ),
+    "one_kv": config(
+        vision=dict(
+            depth=4, hidden_size=40, intermediate_size=52, num_heads=2, window_size=84, fullatt_block_indexes=[0, 3]
+        ),
+        text=dict(
+            hidden_size=48,
+            intermediate_size=56,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            rms_norm_eps=0.1,
+            rope_parameters=rope(1e6, 1, 2, 3),
+        ),
+        tied=False,
+    ),
+    "eight_kv": config(
+        vision=dict(
+            depth=1, hidden_size=48, intermediate_size=64, num_heads=3, window_size=112, fullatt_block_indexes=[]
+        ),
+        text=dict(
+            hidden_size=64,
+            intermediate_size=80,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            rms_norm_eps=1e-5,
+            rope_parameters=rope(1e5, 1, 1, 2),
+        ),
+        tied=False,
+    ),
+}
+
+
+def torch_model(raw, seed=0):
+    """The model of a ``config.json`` in torch, float32, with wide weights and norms around 1."""
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**copy.deepcopy(raw))).float().eval()
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            noise = torch.tensor(rng.standard_normal(parameter.shape), dtype=torch.float32)
+            if path.endswith(".bias"):
+                fan_in = model.get_parameter(path.removesuffix("bias") + "weight")[0].numel()
+                parameter.copy_(1.5 / fan_in**0.5 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(1 + 0.3 * noise)
+            else:
+                parameter.copy_(1.5 / parameter[0].numel() ** 0.5 * noise)
+    return model
+
+
+def write_checkpoint(folder, raw, **options):
+    """The model of a ``config.json``, saved by ``transformers``. options: of its ``save_pretrained``."""
+    torch_model(raw).save_pretrained(folder, **options)
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a batch. slots: temporal patches of its video or, where ``image``, one; 0: text only.
+    before, after: tokens of the prompt around it. seconds: of one slot."""
+
+    slots: int = 0
+    image: bool = False
+    before: int = 3
+    after: int = 4
+    seconds: float = 1.0
+
+
+def batch(rows, *, size=(84, 140), slots=None, prompt=None, suffix=5, tokens_per_second=2, seed=0):
+    """A Batch of random frames and tokens, rows padded at the right to ``slots`` and to ``prompt`` tokens. Time ids
+    are the integer part of slot * seconds * tokens_per_second; text goes on at the largest position + 1."""
+    rng = np.random.default_rng(seed)
+    height, width = size[0] // 28, size[1] // 28
+    unit, slots = height * width, slots or max(row.slots for row in rows)
+    lengths = [row.before + row.slots * unit + row.after for row in rows]
+    prompt = prompt or max(lengths)
+    tokens = rng.integers(0, TEXT_IDS, (len(rows), prompt + suffix), dtype=np.int32)
+    positions = np.zeros((len(rows), 3, prompt + suffix), np.int32)
+    visual = np.full((len(rows), slots * unit), prompt, np.int32)
+    for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        first, end = row.before, row.before + row.slots * unit
+        tokens[b, first:end] = IMAGE if row.image else VIDEO
+        visual[b, : end - first] = np.arange(first, end)
+        grid = np.indices((row.slots, height, width)).reshape(3, -1)
+        grid[0] = 0 if row.image else np.floor(grid[0] * row.seconds * tokens_per_second)
+        positions[b, :, :first] = np.arange(first)
+        positions[b, :, first:end] = first + grid
+        next_ = positions[b, :, :end].max(initial=-1) + 1
+        positions[b, :, end:length] = next_ + np.arange(length - end)
+        positions[b, :, prompt:] = next_ + length - end + np.arange(suffix)
+    slot_valid = np.arange(slots) < np.array([[row.slots] for row in rows])
+    frames = rng.integers(0, 256, (len(rows), 2 * slots, *size, 3), dtype=np.uint8)
+    for b, row in enumerate(rows):
+        if row.image:
+            frames[b, 1] = frames[b, 0]
+    none = np.zeros((len(rows), 0), np.int32)
+    return Batch(
+        frames=frames,
+        slot_valid=slot_valid,
+        prompt=tokens[:, :prompt],
+        prompt_valid=np.arange(prompt) < np.array(lengths)[:, None],
+        positions=positions,
+        visual=visual,
+        suffix=tokens[:, prompt:],
+        target=np.ones((len(rows), suffix), bool),
+        source=np.broadcast_to(np.arange(slots, dtype=np.int32), (len(rows), slots)),
+        slots=np.zeros((len(rows), 0, slots), bool),
+        keywords=none[:, :, None],
+        lemma=none,
+        clip=np.arange(len(rows), dtype=np.int32),
+        video_end=max(row.before for row in rows) + slots * unit if slots else 0,
+    )
+
+
+def patches(frames, mean=MEAN, std=STD):
+    """uint8 frames [F,h,w,3] as the rows of ``pixel_values_videos``, patch by patch as the image processor of
+    Qwen2-VL writes them: 2 x 2 patches of a merged token together, each (channel, frame, row, column)."""
+    frames = (frames / 255.0 - np.array(mean)) / np.array(std)
+    count, height, width, _ = frames.shape
+    rows = [
+        frames[2 * s : 2 * s + 2, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14].transpose(3, 0, 1, 2).ravel()
+        for s in range(count // 2)
+        for top in range(0, height // 14, 2)
+        for left in range(0, width // 14, 2)
+        for y in (top, top + 1)
+        for x in (left, left + 1)
+    ]
+    return torch.tensor(np.array(rows), dtype=torch.float32)
+
+
+def reference_inputs(batch, *, left=True):
+    """What the torch model is called with for ``batch``: each row's prompt and suffix without a gap, padded at the
+    left (so that the last C columns are the suffixes) or at the right; positions are handed over."""
+    total = batch.prompt.shape[1] + batch.suffix.shape[1]
+    ids, mask = np.zeros((len(batch.prompt), total), np.int64), np.zeros((len(batch.prompt), total), np.int64)
+    positions = np.zeros((3, len(batch.prompt), total), np.int64)
+    for b, valid in enumerate(batch.prompt_valid):
+        valid = np.concatenate([valid, np.ones(batch.suffix.shape[1], bool)])
+        at = slice(total - valid.sum(), None) if left else slice(valid.sum())
+        ids[b, at] = np.concatenate([batch.prompt[b], batch.suffix[b]])[valid]
+        positions[:, b, at] = batch.positions[b][:, valid]
+        mask[b, at] = 1
+    inputs = dict(input_ids=ids, attention_mask=mask, position_ids=positions)
+    inputs["mm_token_type_ids"] = (ids == IMAGE) * 1 + (ids == VIDEO) * 2
+    inputs = {name: torch.tensor(value) for name, value in inputs.items()}
+    grid = [batch.frames.shape[2] // 14, batch.frames.shape[3] // 14]
+    for token, pixels, grids in (
+        (VIDEO, "pixel_values_videos", "video_grid_thw"),
+        (IMAGE, "pixel_values", "image_grid_thw"),
+    ):
+        rows = [b for b in range(len(ids)) if (ids[b] == token).any()]
+        if rows:
+            counts = [int(batch.slot_valid[b].sum()) for b in rows]
+            frames = [batch.frames[b, : 2 * count] for b, count in zip(rows, counts, strict=True)]
+            inputs[pixels] = torch.cat([patches(f) for f in frames])
+            inputs[grids] = torch.tensor([[count, *grid] for count in counts])
+    return inputs

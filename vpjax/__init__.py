@@ -1,0 +1,1 @@
+"""vpjax: post-training of video language models in JAX."""

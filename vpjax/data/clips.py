@@ -1,0 +1,119 @@
+"""Clips in files: JSON lines or ArrayRecord, one clip a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vpjax.types import Clip, Keyword, UserError
+
+ARRAY_RECORD = (".array_record", ".arrayrecord")
+FIELDS = {field.name for field in dataclasses.fields(Clip)}
+
+
+def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
+    """Read a file of clips, ``.jsonl`` or ``.array_record``. Relative video paths start at ``videos``, by
+    default at the file's own folder. UserError for a broken record, with the file, its line and the
+    reason."""
+    root = Path(videos) if videos else Path(path).parent
+    clips, lines = [], {}
+    for number, record in _records(Path(path)):
+        try:
+            clip = clip_of(json.loads(record))
+        except ValueError as error:  # of json, of UTF-8 and of clip_of
+            raise UserError(f"{path}, line {number}: {error}") from error
+        if clip.id in lines:
+            raise UserError(f"{path}, line {number}: id {clip.id!r} stands in line {lines[clip.id]} too")
+        lines[clip.id] = number
+        clips.append(dataclasses.replace(clip, video=str(root / clip.video)) if clip.video else clip)
+    if not clips:
+        raise UserError(f"{path}: no clips in this file")
+    return clips
+
+
+def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are."""
+    records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
+    if Path(path).suffix in ARRAY_RECORD:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+    else:
+        Path(path).write_bytes(b"".join(record + b"\n" for record in records))
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of clips")
+    if path.suffix in ARRAY_RECORD:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        try:
+            reader = ArrayRecordReader(str(path))
+            yield from enumerate(reader.read_all(), 1)
+            reader.close()
+        except RuntimeError as error:
+            raise UserError(f"{path}: not a whole ArrayRecord file: {error}") from error
+    else:
+        with open(path, "rb") as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+
+
+def clip_of(record: Any) -> Clip:
+    """A Clip from its JSON object. ValueError naming the field that is wrong."""
+    if not isinstance(record, dict):
+        raise ValueError("a clip is a JSON object")
+    unknown = sorted(set(record) - FIELDS)
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; what training does not read belongs in 'extra'")
+    return Clip(
+        id=_string(record, "id"),
+        video=_string(record, "video"),
+        question=_string(record, "question"),
+        answer=_string(record, "answer"),
+        keywords=tuple(_keyword(keyword) for keyword in _list(record, "keywords")),
+        spans=_spans(record),
+        task=_string(record, "task", "caption"),
+        choices=tuple(str(choice) for choice in _list(record, "choices")),
+        extra=record.get("extra", {}),
+    )
+
+
+def _keyword(record: Any) -> Keyword:
+    if not isinstance(record, dict):
+        raise ValueError(f"keyword {record!r} is not an object with text, lemma and spans")
+    return Keyword(_string(record, "text"), _string(record, "lemma"), _spans(record))
+
+
+def _string(record: dict[str, Any], field: str, default: str | None = None) -> str:
+    value = record.get(field, default)
+    if not isinstance(value, str):
+        several = ": a clip has one video" if field == "video" and isinstance(value, list) else ""
+        raise ValueError(f"field {field!r} is {value!r}, not a string{several}")
+    return value
+
+
+def _list(record: dict[str, Any], field: str) -> list[Any]:
+    value = record.get(field, [])
+    if not isinstance(value, list):
+        raise ValueError(f"field {field!r} is {value!r}, not a list")
+    return value
+
+
+def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    spans = []
+    for span in _list(record, "spans"):
+        if not (isinstance(span, list) and len(span) == 2 and all(isinstance(x, int | float) for x in span)):
+            raise ValueError(f"span {span!r} is not [start, end] in seconds")
+        start, end = map(float, span)
+        if not (math.isfinite(start) and math.isfinite(end) and start <= end):
+            raise ValueError(f"span {span!r} does not start before it ends")
+        spans.append((start, end))
+    return tuple(spans)

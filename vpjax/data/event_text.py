@@ -1,0 +1,99 @@
+"""The grammar of the event clips: event -> question and answer, and answer -> event."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# Two ways to say each event, and the words by which an answer is known to name it. No word belongs to two
+# events, and none stands anywhere else in an answer.
+PHRASES = {
+    "flash": ("flashes", "blinks white"),
+    "jump": ("jumps aside", "hops sideways"),
+    "flip": ("flips its colour", "changes colour"),
+    "shrink": ("shrinks", "gets smaller"),
+    "grow": ("grows", "gets bigger"),
+    "vanish": ("vanishes", "disappears"),
+    "split": ("splits in two", "breaks apart"),
+    "spin": ("spins", "rotates"),
+}
+WORDS = {
+    "flash": "flash flashes flashed flashing blink blinks blinked blinking",
+    "jump": "jump jumps jumped jumping hop hops hopped hopping",
+    "flip": "flip flips flipped flipping change changes changed changing",
+    "shrink": "shrink shrinks shrank shrunk shrinking smaller",
+    "grow": "grow grows grew grown growing bigger larger",
+    "vanish": "vanish vanishes vanished vanishing disappear disappears disappeared disappearing",
+    "split": "split splits splitting break breaks broke broken breaking",
+    "spin": "spin spins spun spinning rotate rotates rotated rotating",
+}
+KIND = {word: kind for kind, words in WORDS.items() for word in words.split()}
+
+TASKS = ("caption", "choice", "order", "grounding")
+QUESTIONS = ("Describe the video.", "What happens in the video?", "What does the shape do?")
+# A caption and the way in which it says the event. Its first words already tell which, so that a model that
+# saw the event has one right word for it.
+CAPTIONS = (
+    ("A {colour} {shape} moves {direction} and suddenly {event}.", 0),
+    ("The {colour} {shape} drifts {direction} and {event} for a moment.", 0),
+    ("Moving {direction}, a {colour} {shape} briefly {event}.", 1),
+    ("While it drifts {direction}, the {colour} {shape} {event}.", 1),
+)
+CHOICE = "What does the shape do?"
+LETTERS = "ABCD"
+ORDER = "Which comes first: it {} or it {}?"
+ORDERED = "First it {event}."
+GROUNDING = "When is it that the {shape} {event}?"
+GROUNDED = "From {:.2f} to {:.2f} seconds."
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogue:
+    """A question with its options, if it has any, its answer, and how the two say each event."""
+
+    question: str
+    answer: str
+    phrases: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+
+
+def dialogue(
+    task: str,
+    kinds: Sequence[str],
+    spans: Sequence[tuple[float, float]],
+    words: Mapping[str, str],
+    rng: np.random.Generator,
+) -> Dialogue:
+    """Ask about the event ``kinds[0]``, which is seen in ``spans[0]``.
+
+    kinds: that event and another one: the second event of an order clip, else a wrong option. The question of
+    a choice or an order is the same for both orders of the two. words: the shape, its colour and direction.
+    """
+    kind, (first, second) = kinds[0], sorted(kinds)
+    said = {kind: phrases[0] for kind, phrases in PHRASES.items()}
+    match task:
+        case "choice":
+            rest = [other for other in PHRASES if other not in kinds]
+            options = rng.permutation([first, second, *rng.choice(rest, len(LETTERS) - 2, replace=False)])
+            lettered = {k: f"({letter}) {said[k]}" for letter, k in zip(LETTERS, options, strict=True)}
+            choices = tuple(said[option] for option in options)
+            return Dialogue(" ".join([CHOICE, *lettered.values()]), lettered[kind], (said[kind],), choices)
+        case "order":
+            question = ORDER.format(*(said[k] for k in rng.permutation([first, second])))
+            return Dialogue(question, ORDERED.format(event=said[kind]), tuple(said[k] for k in kinds))
+        case "grounding":
+            question = GROUNDING.format(event=said[kind], **words)
+            return Dialogue(question, GROUNDED.format(*spans[0]), (said[kind],))
+    pattern, way = CAPTIONS[rng.integers(len(CAPTIONS))]
+    phrase = PHRASES[kind][way]
+    question = QUESTIONS[rng.integers(len(QUESTIONS))]
+    return Dialogue(question, pattern.format(event=phrase, **words), (phrase,))
+
+
+def event_of(text: str) -> str | None:
+    """The one kind of event that ``text`` names by any of its words; None where it names none or several."""
+    kinds = {KIND[word] for word in re.findall(r"[a-z]+", text.lower()) if word in KIND}
+    return kinds.pop() if len(kinds) == 1 else None

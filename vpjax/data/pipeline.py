@@ -1,0 +1,279 @@
+"""Clips -> Batches through grain: buckets, order, workers, processes, faults.
+
+The batch of a step is a pure function of (clips, seed, step): the data state of a run is one integer, and a
+loader started at step k yields what an uninterrupted one yields from k on, on any number of workers and
+processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from vpjax.data.cache import FrameCache
+from vpjax.data.index import Entry, Index, build_index
+from vpjax.data.rows import Row, collate, masked_row, training_row
+from vpjax.data.text import Text
+from vpjax.data.video import Sampling, Video, read_frames, read_image
+from vpjax.types import Batch, Bucket, Clip, UserError
+
+if TYPE_CHECKING:
+    from vpjax.models.vlm import VLMConfig
+
+FOREVER = 1 << 40  # steps: a loader has no end
+
+
+class Plan:
+    """Which entries make up the batch of each step.
+
+    In every epoch each entry comes once: the entries of each bucket are permuted and cut into batches, what
+    is left over becomes a batch with masked rows, and the batches of all buckets are permuted.
+    """
+
+    def __init__(self, groups: Sequence[np.ndarray], batch_size: int, seed: int):
+        """groups: the entries i64[n] of each bucket."""
+        self.groups = groups
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_per_epoch = sum(-(-len(group) // batch_size) for group in groups)
+        self._latest: tuple[int, np.ndarray] = (-1, np.zeros(0))
+
+    def rows(self, step: int) -> np.ndarray:
+        """The entries i64[batch_size] of a step, all of one bucket; -1: a masked row, never the first."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        latest = self._latest
+        if latest[0] != epoch:
+            latest = self._latest = epoch, self.epoch(epoch)
+        return latest[1][at]
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """The entries i64[steps_per_epoch, batch_size] of an epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        batches = []
+        for group in self.groups:
+            order = np.full(-(-len(group) // self.batch_size) * self.batch_size, -1)
+            order[: len(group)] = rng.permutation(group)
+            batches.append(order.reshape(-1, self.batch_size))
+        return rng.permutation(np.concatenate(batches))
+
+
+class Element(NamedTuple):
+    """What a worker hands over: a batch and what happened on the way, as (id, reason) pairs."""
+
+    batch: Batch
+    faults: list[tuple[str, str]]
+    notes: list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeBatch:
+    """step -> Element with the rows ``mine`` of its batch; runs in workers. how: passed on to
+    training_row."""
+
+    plan: Plan
+    entries: Sequence[Entry]
+    config: VLMConfig
+    sampling: Sampling
+    cache: FrameCache
+    mine: slice
+    how: dict[str, Any]
+
+    def __call__(self, step: int) -> Element:
+        wanted = self.plan.rows(step)
+        first = self.entries[wanted[0]]
+        rows, faults, notes = [], [], []
+        for number in wanted[self.mine]:
+            row = masked_row(*first.tokens.keywords.shape)
+            if number >= 0:
+                entry = self.entries[number]
+                try:
+                    row, remarks = self.row(entry, step // self.plan.steps_per_epoch)
+                    notes.extend((entry.id, note) for note in remarks)
+                except UserError as error:
+                    faults.append((entry.id, str(error)))
+            rows.append(row)
+        return Element(collate(rows, first.bucket, self.config), faults, notes)
+
+    def row(self, entry: Entry, epoch: int) -> tuple[Row, tuple[str, ...]]:
+        """The row of a clip and what is to be noted about it. UserError where its video cannot be used."""
+        if entry.source.fault:
+            raise UserError(entry.source.fault)
+        video, remarks = self.video(entry) if entry.source.media is not None else (None, ())
+        row = training_row(
+            entry.tokens,
+            video,
+            self.config,
+            seed=(self.plan.seed, epoch, entry.number),
+            clip=entry.number,
+            **self.how,
+        )
+        return row, row.notes + remarks
+
+    def video(self, entry: Entry) -> tuple[Video, tuple[str, ...]]:
+        source, bucket = entry.source, entry.bucket
+        # No more frames than the bucket holds, whatever length the file's header promised.
+        sampling = dataclasses.replace(self.sampling, max_frames=min(self.sampling.max_frames, bucket.frames))
+        size = (bucket.height, bucket.width)
+        key = self.cache.key(source.path, source.size, source.modified, sampling, size)
+        kept = self.cache.get(key)
+        if kept is not None:
+            return kept, ()
+        if source.media == "image":
+            video = read_image(source.path, size=size)
+        else:
+            video = read_frames(source.path, sampling, size=size)
+        try:
+            self.cache.put(key, video)
+        except OSError as error:
+            return video, (f"decoded frames not kept in {self.cache.folder}: {error.strerror}",)
+        return video, ()
+
+
+class Loader:
+    """An endless iterator of Batches, and the counts of what went wrong on the way.
+
+    step: of the next batch; the whole state. faults: id -> why its video cannot be used; those rows are
+    masked. rejected: reason -> ids of clips that are not used at all. notes: remark -> ids of clips that it
+    is true of. faults and notes are those of this process's rows so far; faults found while indexing are
+    known from the start.
+    """
+
+    def __init__(self, make: MakeBatch, index: Index, *, step: int, workers: int, max_fault_share: float):
+        self.step = step
+        self.faults = {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
+        self.rejected = index.rejected
+        self.notes: dict[str, set[str]] = {}
+        self.clips = len(index.entries)
+        self.plan = make.plan
+        self.max_fault_share = max_fault_share
+        self._stop_at_faults()
+        dataset = grain.MapDataset.range(step, FOREVER).map(make)
+        if workers == 0:
+            # Decoding leaves the interpreter's lock, so threads serve; each works on a batch of its own.
+            threads = min(8, os.cpu_count() or 1)
+            batches = dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=2 * threads))
+        else:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
+            batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
+        self._batches = iter(batches)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        element = next(self._batches)
+        self.step += 1
+        for name, note in element.notes:
+            self.notes.setdefault(note, set()).add(name)
+        self.faults.update(element.faults)
+        if element.faults:
+            self._stop_at_faults()
+        return element.batch
+
+    def _stop_at_faults(self) -> None:
+        if len(self.faults) > self.max_fault_share * self.clips:
+            name, reason = next(iter(self.faults.items()))
+            raise UserError(
+                f"{len(self.faults)} of {self.clips} clips cannot be read, more than data.max_fault_share="
+                f"{self.max_fault_share:g} allows; the first, {name}: {reason}"
+            )
+
+    def summary(self) -> list[str]:
+        """What there is to say about the data so far, a line each."""
+        masked = self.steps_per_epoch * self.plan.batch_size - self.clips
+        buckets = len(self.plan.groups)
+        lines = [
+            f"{self.clips} clips in {buckets} bucket{'s' * (buckets != 1)}: {self.steps_per_epoch} batches of "
+            f"{self.plan.batch_size} in an epoch, {masked} of their rows empty"
+        ]
+        for what, counts in (("rejected", self.rejected), ("noted", self.notes), ("masked", self._reasons())):
+            for reason, ids in sorted(counts.items()):
+                some = ", ".join(sorted(ids)[:3]) + ", ..." * (len(ids) > 3)
+                lines.append(f"{len(ids)} clips {what}: {reason} ({some})")
+        return lines
+
+    def _reasons(self) -> dict[str, set[str]]:
+        reasons: dict[str, set[str]] = {}
+        for name, reason in self.faults.items():
+            reasons.setdefault(reason, set()).add(name)
+        return reasons
+
+    def close(self) -> None:
+        """End the workers."""
+        self._batches.close()
+
+
+def make_loader(
+    clips: Sequence[Clip],
+    text: Text,
+    config: VLMConfig,
+    cfg: ConfigDict,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Loader:
+    """A Loader over clips. cfg: the fields ``data`` of configs/base.py. batch_size: rows over all processes,
+    of which process p yields the p-th part. UserError where the config contradicts itself or no clip can be
+    used."""
+    if bool(cfg.frames) == bool(cfg.fps):
+        raise UserError(
+            f"data.frames={cfg.frames} and data.fps={cfg.fps}: give one of them, and 0 for the other"
+        )
+    if batch_size % process_count:
+        raise UserError(f"batch={batch_size} does not divide by {process_count} processes")
+    for field, allowed in (("replacement", ("key", "random", "none")), ("pool", ("key", "random"))):
+        if cfg[field] not in allowed:
+            raise UserError(f"data.{field}={cfg[field]!r}: choose one of {', '.join(allowed)}")
+    if (text.image_pad, text.video_pad) != (config.image_token, config.video_token):
+        raise UserError(
+            f"the tokenizer's image and video tokens are {text.image_pad} and {text.video_pad}, the model's "
+            f"{config.image_token} and {config.video_token}: they do not belong together"
+        )
+    folder = Path(cfg.cache or "~/.cache/vpjax").expanduser()
+    sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None)
+    index = build_index(
+        clips,
+        text,
+        config,
+        sampling=sampling,
+        min_pixels=cfg.min_pixels,
+        max_pixels=cfg.max_pixels,
+        multiple=cfg.length_multiple,
+        max_prompt=cfg.max_prompt,
+        max_answer=cfg.max_answer,
+        keywords=cfg.keywords,
+        keyword_tokens=cfg.keyword_tokens,
+        cache=folder,
+    )
+    groups: dict[Bucket, list[int]] = {}
+    for number, entry in enumerate(index.entries):
+        groups.setdefault(entry.bucket, []).append(number)
+    ordered = [np.array(groups[bucket]) for bucket in sorted(groups, key=dataclasses.astuple)]
+    rows = batch_size // process_count
+    make = MakeBatch(
+        plan=Plan(ordered, batch_size, seed),
+        entries=index.entries,
+        config=config,
+        sampling=sampling,
+        cache=FrameCache(folder / "frames", int(cfg.cache_gb * 1e9)),
+        mine=slice(process_index * rows, (process_index + 1) * rows),
+        how=dict(replacement=cfg.replacement, pool=cfg.pool, widen=cfg.widen),
+    )
+    return Loader(make, index, step=start_step, workers=cfg.workers, max_fault_share=cfg.max_fault_share)

@@ -1,0 +1,142 @@
+"""The causal decoder of Qwen2.5-VL: grouped-query attention with three-axis rotary positions.
+
+Layers are stacked and scanned, so compile time does not grow with depth and "the first l layers" is a slice.
+Source: ``Qwen2_5_VLTextModel``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vpjax.ops.attention import KeyValues, Layout, attend, attend_prefix, attend_suffix
+from vpjax.ops.rope import rotate, text_angles
+from vpjax.types import Array
+
+Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder. rope_axes: the position axis of each pair of channels (``ops.rope.section_axes``)."""
+
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rope_axes: tuple[int, ...]
+    rms_eps: float
+    tied: bool
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and gated MLP of one decoder layer."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        linear = functools.partial(nnx.Linear, param_dtype=dtype, rngs=rngs)
+        norm = functools.partial(nnx.RMSNorm, epsilon=config.rms_eps, param_dtype=dtype, rngs=rngs)
+        hidden, width = config.hidden, config.head_dim
+        self.head_dim = width
+        self.norm1 = norm(hidden)
+        self.q = linear(hidden, config.heads * width)
+        self.k = linear(hidden, config.kv_heads * width)
+        self.v = linear(hidden, config.kv_heads * width)
+        self.o = linear(config.heads * width, hidden, use_bias=False)
+        self.norm2 = norm(hidden)
+        self.gate = linear(hidden, config.intermediate, use_bias=False)
+        self.up = linear(hidden, config.intermediate, use_bias=False)
+        self.down = linear(config.intermediate, hidden, use_bias=False)
+
+    def __call__(self, x_BTD: Array, angles_BTh: Array, attention: Attention) -> tuple[Array, Any]:
+        """One layer; ``attention`` maps rotated queries, keys and values to their mix and a by-product (a cache)."""
+        h = self.norm1(x_BTD)
+        q, k, v = (f(h).reshape(*h.shape[:-1], -1, self.head_dim) for f in (self.q, self.k, self.v))
+        mixed, extra = attention(rotate(q, angles_BTh), KeyValues(rotate(k, angles_BTh), v))
+        x = x_BTD + self.o(mixed.reshape(*h.shape[:-1], -1))
+        h = self.norm2(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), extra
+
+
+class Decoder(nnx.Module):
+    """Token embedding, L stacked layers, final norm and (if untied) the output projection."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+        std = config.hidden**-0.5
+        embedding = std * jax.random.normal(rngs.params(), (config.vocab, config.hidden), dtype)
+        self.embed = nnx.Param(embedding)
+        self.layers = jax.vmap(lambda key: Layer(config, rngs=nnx.Rngs(key), dtype=dtype))(
+            jax.random.split(rngs.params(), config.layers)
+        )
+        self.norm = nnx.RMSNorm(config.hidden, epsilon=config.rms_eps, param_dtype=dtype, rngs=rngs)
+        if not config.tied:
+            self.lm_head = nnx.Param(std * jax.random.normal(rngs.params(), (config.vocab, config.hidden), dtype))
+
+    @property
+    def unembed(self) -> Array:
+        """The output projection [O, D]."""
+        return self.embed[...] if self.config.tied else self.lm_head[...]
+
+    def angles(self, positions_B3T: Array) -> Array:
+        """Rotary angles [B, T, H / 2] of three-axis positions."""
+        return text_angles(positions_B3T, self.config.rope_axes, self.config.rope_theta)
+
+    def run(
+        self,
+        x_BTD: Array,
+        positions_B3T: Array,
+        layout: Layout,
+        prompt_valid_BP: Array,
+        *,
+        layers: slice = slice(None),
+        remat: bool = False,
+    ) -> Array:
+        """The hidden states [B, T, D] after some of the layers, before the final norm."""
+        angles = self.angles(positions_B3T)
+
+        def layer(x, block):
+            return block(x, angles, lambda q, kv: (attend(q, kv, layout, prompt_valid_BP), None))
+
+        stack = jax.tree.map(lambda p: p[layers], self.layers)
+        return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, stack)[0]
+
+    def prefill(self, x_BPD: Array, positions_B3P: Array) -> tuple[Array, KeyValues]:
+        """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]."""
+        angles = self.angles(positions_B3P)
+
+        def layer(x, block):
+            return block(x, angles, lambda q, kv: (attend_prefix(q, kv), kv))
+
+        return jax.lax.scan(layer, x_BPD, self.layers)
+
+    def decode(
+        self, x_BGD: Array, position_B3: Array, step: Array, prompt_valid_BP: Array, prefix: KeyValues, suffix: KeyValues
+    ) -> tuple[Array, KeyValues]:
+        """One token of each of G completions: hidden states [B, G, D] before the final norm, and the suffix cache
+        [L, B, G, C, K, H] with this token written at ``step``."""
+        angles = self.angles(position_B3[:, :, None])
+
+        def layer(carry, block_prefix_index):
+            x, cache = carry
+            block, prefix, index = block_prefix_index
+
+            def attention(q_BGNH, kv_BGKH):
+                written = jax.tree.map(lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH)
+                own = jax.tree.map(lambda c: c[index], written)
+                mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
+                return mixed[:, :, 0], written
+
+            return block(x, angles, attention), None
+
+        index_L = jnp.arange(self.config.layers)
+        return jax.lax.scan(layer, (x_BGD, suffix), (self.layers, prefix, index_L))[0]

@@ -1,0 +1,244 @@
+"""VideoLM: the vision tower and the decoder as one model, and its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from huggingface_hub.errors import StrictDataclassError
+
+from vpjax.models.decoder import Decoder, DecoderConfig
+from vpjax.models.vision import VisionConfig, VisionTower
+from vpjax.ops.attention import KeyValues, Layout
+from vpjax.ops.patches import patchify
+from vpjax.ops.rope import section_axes
+from vpjax.types import Array, Batch, UserError
+
+FAMILIES = ("qwen2_5_vl",)
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """Sizes and special tokens of a VideoLM. hf: its ``config.json``, kept to be written back unchanged."""
+
+    family: str
+    vision: VisionConfig
+    decoder: DecoderConfig
+    image_token: int
+    video_token: int
+    vision_start: int
+    vision_end: int
+    tokens_per_second: float
+    hf: str
+
+    @classmethod
+    def from_hf(cls, raw: dict[str, Any]) -> VLMConfig:
+        """Read a ``config.json``: the flat spelling of the hub (``rope_scaling``) or the nested one of
+        transformers 5 (``text_config``, ``rope_parameters``). UserError for a model that is not supported."""
+        family = raw.get("model_type")
+        if family not in FAMILIES:
+            raise UserError(f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
+        from transformers import Qwen2_5_VLConfig  # seconds to import, and only wanted here
+
+        kept = json.dumps(raw, sort_keys=True)
+        try:
+            parsed = Qwen2_5_VLConfig(**json.loads(kept))  # it writes into what it is given
+        except StrictDataclassError as error:
+            raise UserError(" ".join(str(error).split())) from error
+        vision, text = parsed.vision_config, parsed.text_config
+        rope = text.rope_parameters
+        if text.use_sliding_window or vision.hidden_act != "silu" or text.hidden_act != "silu":
+            raise UserError("config.json asks for sliding windows or an activation other than silu: not supported")
+        if rope.get("rope_type", "default") != "default" or "mrope_section" not in rope:
+            raise UserError(f"config.json: rope_type {rope.get('rope_type')!r} needs 'default' and an mrope_section")
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        if 2 * sum(rope["mrope_section"]) != head_dim:
+            raise UserError(f"config.json: mrope_section {rope['mrope_section']} must sum to {head_dim // 2}")
+        return cls(
+            family=family,
+            vision=VisionConfig(
+                depth=vision.depth,
+                hidden=vision.hidden_size,
+                intermediate=vision.intermediate_size,
+                heads=vision.num_heads,
+                out_hidden=vision.out_hidden_size,
+                patch=vision.patch_size,
+                merge=vision.spatial_merge_size,
+                temporal=vision.temporal_patch_size,
+                window=vision.window_size,
+                full_attention=tuple(vision.fullatt_block_indexes),
+                channels=vision.in_channels,
+            ),
+            decoder=DecoderConfig(
+                vocab=text.vocab_size,
+                hidden=text.hidden_size,
+                intermediate=text.intermediate_size,
+                layers=text.num_hidden_layers,
+                heads=text.num_attention_heads,
+                kv_heads=text.num_key_value_heads,
+                head_dim=head_dim,
+                rope_theta=float(rope["rope_theta"]),
+                rope_axes=section_axes(tuple(rope["mrope_section"])),
+                rms_eps=text.rms_norm_eps,
+                tied=parsed.tie_word_embeddings,
+            ),
+            image_token=parsed.image_token_id,
+            video_token=parsed.video_token_id,
+            vision_start=parsed.vision_start_token_id,
+            vision_end=parsed.vision_end_token_id,
+            tokens_per_second=float(vision.tokens_per_second),
+            hf=kept,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The ``config.json`` that ``from_hf`` read."""
+        return json.loads(self.hf)
+
+
+class Hidden(NamedTuple):
+    """Hidden states after the final norm that score completions, and those tapped at layer l.
+
+    last [B, D]: at the prompt's last valid token, predicts each completion's first token;
+    suffix [B, G, C, D]; tap [B, V, D]: at the visual tokens, 0 where their slot is invalid, or None.
+    """
+
+    last: Array
+    suffix: Array
+    tap: Array | None
+
+
+def gather_slots(features: Any, source_BS: Array) -> Any:
+    """The features of V~: slot s shows slot ``source[s]`` of V. Exact, for slots never see one another."""
+    return jax.tree.map(lambda f: jax.vmap(lambda slots, source: slots[source])(f, source_BS), features)
+
+
+def leaves(model: Any) -> dict[str, Array]:
+    """The parameters of a model by dotted path, such as ``decoder.layers.q.kernel``."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(model)
+    return {".".join(key.name for key in path[:-1]): leaf for path, leaf in flat}
+
+
+def rebuild(model: VideoLM, params: dict[str, Array]) -> VideoLM:
+    """``model`` (arrays or abstract) with the parameters of ``params``, which holds every path."""
+    structure = jax.tree.structure(model)
+    return jax.tree.unflatten(structure, [params[path] for path in leaves(model)])
+
+
+class VideoLM(nnx.Module):
+    """A video language model: uint8 frames and tokens in, hidden states out (never logits for all tokens)."""
+
+    def __init__(self, config: VLMConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+        self.vision = VisionTower(config.vision, rngs=rngs, dtype=dtype)
+        self.decoder = Decoder(config.decoder, rngs=rngs, dtype=dtype)
+
+    @property
+    def unembed(self) -> Array:
+        """The output projection [O, D]: logits are ``hidden @ unembed.T``."""
+        return self.decoder.unembed
+
+    def embed_tokens(self, tokens: Array) -> Array:
+        """Input embeddings [..., D] of token ids."""
+        return self.decoder.embed[tokens]
+
+    def encode(self, frames_BFhw3: Array, *, remat: bool = False) -> Array:
+        """Visual features [B, S, M, D] of uint8 frames, F a multiple of the temporal patch."""
+        c = self.config.vision
+        dtype = self.vision.patch_embed.kernel.dtype
+        patches_BSNP = patchify(
+            frames_BFhw3, patch=c.patch, merge=c.merge, temporal=c.temporal, mean=c.pixel_mean, std=c.pixel_std
+        ).astype(dtype)
+        batch, slots = patches_BSNP.shape[:2]
+        grid = frames_BFhw3.shape[2] // c.patch, frames_BFhw3.shape[3] // c.patch
+        tokens = self.vision(patches_BSNP.reshape(batch * slots, *patches_BSNP.shape[2:]), grid, remat=remat)
+        return tokens.reshape(batch, slots, *tokens.shape[1:])
+
+    def _prompt(self, features: Array | None, prompt_BP: Array, visual_BV: Array) -> Array:
+        """Input embeddings of a prompt with the visual features in their places; [B, P, D]."""
+        x_BPD = self.embed_tokens(prompt_BP)
+        if features is None:
+            return x_BPD
+        flat_BVD = features.reshape(features.shape[0], -1, features.shape[-1]).astype(x_BPD.dtype)
+        # An invalid slot's index is P, outside the prompt: dropped.
+        return jax.vmap(lambda x, at, f: x.at[at].set(f, mode="drop"))(x_BPD, visual_BV, flat_BVD)
+
+    def hidden(
+        self, features: Array | None, batch: Batch, *, tap: int | None = None, remat: bool = False
+    ) -> Hidden:
+        """Hidden states of a batch whose ``suffix`` is [B, C] (one completion) or [B, G, C]; ``tap`` = l also
+        returns the states after the first l layers at the visual tokens."""
+        suffix_BGC = batch.suffix if batch.suffix.ndim == 3 else batch.suffix[:, None]
+        rows, groups, length = suffix_BGC.shape
+        prefix = batch.prompt.shape[1]
+        layout = Layout(prefix, groups, length)
+        x_BXD = self.embed_tokens(suffix_BGC.reshape(rows, groups * length))
+        x_BTD = jnp.concatenate([self._prompt(features, batch.prompt, batch.visual), x_BXD], axis=1)
+        own = [batch.positions[:, :, prefix:]] * groups
+        positions = jnp.concatenate([batch.positions[:, :, :prefix], *own], axis=-1)
+
+        def run(x, layers):
+            return self.decoder.run(x, positions, layout, batch.prompt_valid, layers=layers, remat=remat)
+
+        tapped = None
+        if tap is not None:
+            x_BTD = run(x_BTD, slice(0, tap))
+            tapped = _at(x_BTD[:, :prefix], batch.visual)
+        h_BTD = self.decoder.norm(run(x_BTD, slice(tap or 0, None)))
+        last = _last(h_BTD[:, :prefix], batch.prompt_valid)
+        return Hidden(last, h_BTD[:, prefix:].reshape(rows, groups, length, -1), tapped)
+
+    def visual_hidden(self, features: Array, batch: Batch, *, layers: int, remat: bool = False) -> Array:
+        """The states [B, V, D] after the first ``layers`` layers at the visual tokens, computed over no more of
+        the prompt than its last visual token: ``hidden(..., tap=layers).tap`` for less."""
+        end = batch.video_end
+        visual = jnp.where(batch.visual < end, batch.visual, end)
+        x_BPD = self._prompt(features, batch.prompt[:, :end], visual)
+        positions, valid = batch.positions[:, :, :end], batch.prompt_valid[:, :end]
+        h = self.decoder.run(x_BPD, positions, Layout(end, 1, 0), valid, layers=slice(0, layers), remat=remat)
+        return _at(h, visual)
+
+    def prefill(self, features: Array | None, batch: Batch) -> tuple[Array, KeyValues]:
+        """The state [B, D] at the prompt's last valid token, and the prefix cache."""
+        x_BPD = self._prompt(features, batch.prompt, batch.visual)
+        h_BPD, cache = self.decoder.prefill(x_BPD, batch.positions[:, :, : batch.prompt.shape[1]])
+        return self.decoder.norm(_last(h_BPD, batch.prompt_valid)), cache
+
+    def suffix_cache(self, rows: int, groups: int, length: int) -> KeyValues:
+        """An empty cache [L, B, G, C, K, H] for completions."""
+        c = self.config.decoder
+        shape = (c.layers, rows, groups, length, c.kv_heads, c.head_dim)
+        return KeyValues(*(jnp.zeros(shape, self.decoder.embed.dtype) for _ in range(2)))
+
+    def decode(
+        self,
+        token_BG: Array,
+        position_B3: Array,
+        step: Array,
+        prompt_valid_BP: Array,
+        prefix: KeyValues,
+        suffix: KeyValues,
+    ) -> tuple[Array, KeyValues]:
+        """The state [B, G, D] after feeding token number ``step`` of each completion, and the suffix cache."""
+        x_BGD = self.embed_tokens(token_BG)
+        h_BGD, suffix = self.decoder.decode(x_BGD, position_B3, step, prompt_valid_BP, prefix, suffix)
+        return self.decoder.norm(h_BGD), suffix
+
+
+def _at(h_BPD: Array, index_BV: Array) -> Array:
+    """``h`` at the given tokens, 0 where the index lies outside."""
+    return jnp.take_along_axis(h_BPD, index_BV[..., None], axis=1, mode="fill", fill_value=0)
+
+
+def _last(h_BPD: Array, valid_BP: Array) -> Array:
+    """``h`` at each row's last valid token; a row of padding alone gives its first."""
+    last = jnp.maximum(valid_BP.sum(axis=1) - 1, 0)
+    return jnp.take_along_axis(h_BPD, last[:, None, None], axis=1)[:, 0]
+
+
+def abstract_model(config: VLMConfig, dtype=jnp.float32) -> VideoLM:
+    """The model's shapes without its arrays."""
+    return jax.eval_shape(lambda: VideoLM(config, rngs=nnx.Rngs(0), dtype=dtype))

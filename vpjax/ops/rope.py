@@ -1,0 +1,43 @@
+"""Rotary positions: two axes (height, width) in the vision tower, three (time, height, width) in the decoder."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from vpjax.types import Array
+
+
+def frequencies(width: int, theta: float) -> np.ndarray:
+    """The inverse frequencies f32[width / 2] of a rotary embedding of ``width`` channels."""
+    return (theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
+
+
+def vision_angles(rows_N: np.ndarray, columns_N: np.ndarray, width: int, theta: float = 10000.0) -> np.ndarray:
+    """Angles f32[N, width / 2] of patches at the given rows and columns: half the channels for each axis.
+
+    Source: ``Qwen2_5_VisionRotaryEmbedding`` of transformers.
+    """
+    inverse = frequencies(width // 2, theta)
+    return np.concatenate([rows_N[:, None] * inverse, columns_N[:, None] * inverse], axis=-1)
+
+
+def section_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
+    """The axis (0 time, 1 height, 2 width) that turns each channel pair: Qwen2.5-VL's contiguous sections."""
+    return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
+
+
+def text_angles(positions_B3T: Array, axes: tuple[int, ...], theta: float) -> Array:
+    """Angles f32[B, T, H / 2] of tokens at three-axis positions; ``axes`` names each channel pair's axis.
+
+    Source: multimodal rotary embedding of Qwen2-VL (arXiv 2409.12191, section 2.1).
+    """
+    chosen_BhT = positions_B3T[:, np.asarray(axes)].astype(jnp.float32)
+    return jnp.swapaxes(chosen_BhT, 1, 2) * frequencies(2 * len(axes), theta)
+
+
+def rotate(x_TNH: Array, angles_Th: Array) -> Array:
+    """``x`` [..., T, N, H] turned by angles [..., T, H / 2], channel i paired with i + H / 2; float32 inside."""
+    cos, sin = jnp.cos(angles_Th)[..., None, :], jnp.sin(angles_Th)[..., None, :]
+    a, b = jnp.split(x_TNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_TNH.dtype)

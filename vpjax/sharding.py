@@ -1,0 +1,97 @@
+"""The mesh, and where each parameter lives on it.
+
+Axes: ``data`` copies the parameters, ``fsdp`` splits them and the batch, ``tensor`` splits heads and MLPs.
+Batches are split over (data, fsdp) together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vpjax.types import UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = P(("data", "fsdp"))
+
+# One ordered table: the first pattern that matches a whole path decides. The leading axis of stacked layers is
+# never split, for a scan walks along it.
+TABLE: tuple[tuple[str, P], ...] = (
+    (r"decoder\.(embed|lm_head)", P("tensor", "fsdp")),
+    (r"decoder\.layers\.(q|k|v|gate|up)\.kernel", P(None, "fsdp", "tensor")),
+    (r"decoder\.layers\.(q|k|v)\.bias", P(None, "tensor")),
+    (r"decoder\.layers\.(o|down)\.kernel", P(None, "tensor", "fsdp")),
+    (r"vision\.patch_embed\.kernel", P(None, "fsdp")),
+    (r"vision\.blocks\.qkv\.kernel", P(None, "fsdp", None, "tensor")),
+    (r"vision\.blocks\.qkv\.bias", P(None, None, "tensor")),
+    (r"vision\.blocks\.(gate|up)\.kernel", P(None, "fsdp", "tensor")),
+    (r"vision\.blocks\.(gate|up)\.bias", P(None, "tensor")),
+    (r"vision\.blocks\.(proj|down)\.kernel", P(None, "tensor", "fsdp")),
+    (r"vision\.blocks\.(proj|down)\.bias", P()),
+    (r"vision\.merger\.fc1\.kernel", P("fsdp", "tensor")),
+    (r"vision\.merger\.fc1\.bias", P("tensor")),
+    (r"vision\.merger\.fc2\.kernel", P("tensor", "fsdp")),
+    (r"vision\.merger\.fc2\.bias", P()),
+    (r".*\.norm\d?\.scale", P()),
+    (r"heads\..*", P()),
+)
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of ``sizes``: devices per axis of AXES, of which one may be -1, all the others.
+
+    UserError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes[axis] for axis in AXES]
+    fixed = math.prod(size for size in shape if size != -1)
+    if shape.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
+        shape[shape.index(-1)] = len(devices) // fixed
+    if math.prod(shape) != len(devices) or min(shape) < 1:
+        asked = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
+        raise UserError(f"config.mesh: {asked} does not fit {len(devices)} devices; use one -1, or sizes whose product it is")
+    return Mesh(np.array(devices).reshape(shape), AXES)
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The PartitionSpec of the parameter at ``path``. UserError where a dimension does not divide by its axis."""
+    spec = next((spec for pattern, spec in TABLE if re.fullmatch(pattern, path)), None)
+    if spec is None or len(spec) > len(shape):
+        raise ValueError(f"sharding.TABLE has no row for {path} {shape}")
+    for dimension, axis in zip(shape, spec, strict=False):
+        if axis is not None and dimension % mesh.shape[axis]:
+            raise UserError(
+                f"config.mesh.{axis}={mesh.shape[axis]} does not divide {dimension}, a dimension of {path} {shape}"
+            )
+    return spec
+
+
+def shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]:
+    """The sharding of each parameter of ``{path: array or shape struct}``."""
+    return {path: NamedSharding(mesh, spec_of(path, x.shape, mesh)) for path, x in shapes.items()}
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every array of a Batch: rows split over (data, fsdp)."""
+    return NamedSharding(mesh, ROWS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch as global arrays. UserError where the rows do not divide over the mesh."""
+    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = len(batch.clip) * jax.process_count()
+    if rows % count:
+        raise UserError(f"config.batch={rows} does not divide over data * fsdp = {count} devices")
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
