@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices for every test, two torch threads, and tiny checkpoints written once per session."""
+"""Eight virtual CPU devices for every test, and tiny checkpoints written once per session."""
 
 import os
 
@@ -15,7 +15,7 @@ from tests import tiny  # noqa: E402
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """``checkpoint(name)``: the folder of the tiny model ``tiny.MODELS[name]``, not to be changed by a test."""
+    """``checkpoint(name)``: the folder of the tiny model ``tiny.MODELS[name]``, which no test may change."""
     folders = {}
 
     def folder(name):

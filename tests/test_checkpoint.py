@@ -1,6 +1,5 @@
-"""Checkpoints: restored bit for bit, complete or not there; work directories that belong to one run."""
+"""Checkpoints: restored bit for bit, complete or not there."""
 
-import os
 import resource
 import shutil
 import signal
@@ -110,9 +109,10 @@ def test_an_unfinished_checkpoint_does_not_count(open_manager, tmp_path):
 
 
 def test_a_killed_process_leaves_only_complete_checkpoints(open_manager, tmp_path):
-    """Killed at an unknown moment of writing: whatever is there afterwards restores to exactly what was saved."""
+    """Killed at an unknown moment of writing: what is there afterwards restores to exactly what was saved."""
     child = """
-        import os, sys
+        import os
+        import sys
         from tests.test_checkpoint import CONFIG, checkpoint, state
         manager = checkpoint.Manager(sys.argv[1], keep=9)
         manager.save(1, state(1, 2_000_000), CONFIG)
@@ -145,16 +145,3 @@ def test_a_full_disk_is_one_line_and_no_checkpoint(open_manager, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(error.value)
     assert open_manager().steps() == [1]
-
-
-def test_a_workdir_belongs_to_one_config(tmp_path):
-    checkpoint.check_config(tmp_path, CONFIG)  # an empty one is anybody's
-    checkpoint.write_config(tmp_path, CONFIG)
-    checkpoint.check_config(tmp_path, CONFIG)
-    checkpoint.check_config(tmp_path, CONFIG | {"log_every": 5, "mesh": {"data": 8}})
-    other = {"seed": 1, "optim": {"lr": 1e-3, "freeze": ("vision.*",)}}
-    with pytest.raises(UserError) as error:
-        checkpoint.check_config(tmp_path, other)
-    assert "seed=0 there, 1 here" in str(error.value) and "optim.freeze" in str(error.value)
-    assert "lr" not in str(error.value)
-    assert "\n" not in str(error.value)

@@ -19,7 +19,7 @@ def get_config():
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capfd):
-    """Call the training verb, with ``work(config, workdir)`` in place of training: (exit code, stdout, stderr)."""
+    """Call the training verb with ``work(config, workdir)`` in place of training: (code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.py").write_text(RECIPE)
     before = signal.getsignal(signal.SIGTERM)
@@ -36,7 +36,8 @@ def call(tmp_path, monkeypatch, capfd):
 
 
 def test_overrides_and_default_workdir(call):
-    assert call("--config", "recipe.py", "--config.steps=3") == (0, "3 ('batch', 'windows') runs/recipe\n", "")
+    code, out, err = call("--config", "recipe.py", "--config.steps=3")
+    assert (code, out, err) == (0, "3 ('batch', 'windows') runs/recipe\n", "")
     code, out, _ = call("--config=recipe.py", "--config.negatives=('degraded',)", "--workdir=here")
     assert (code, out) == (0, "10 ('degraded',) here\n")
 
@@ -82,7 +83,7 @@ def test_defects_keep_their_traceback(call):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_a_verb_unless_held(call, number):
+def test_signals_end_training_unless_held(call, number):
     done = []
 
     def work(config, workdir):
@@ -92,8 +93,14 @@ def test_signals_end_a_verb_unless_held(call, number):
         os.kill(os.getpid(), number)
         done.append("not reached")
 
-    assert call("--config=recipe.py", work=work) == (130, "", "interrupted\n")
+    code, out, err = call("--config=recipe.py", work=work)
+    assert (code, out.count("\n"), err) == (0, 1, "") and out.startswith("stopped outside")
     assert done == [[number.name]]
+
+
+def test_signals_end_other_verbs(call, monkeypatch):
+    monkeypatch.setattr(train, "main", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert call("--config=recipe.py") == (130, "", "interrupted\n")
 
 
 def test_a_second_signal_is_not_held():

@@ -1,4 +1,4 @@
-"""The event clips: the grammar and back, what the decoder shows of each event, what gives it away, the cache."""
+"""The event clips: the grammar and back, what the decoder shows, what gives an event away, the cache."""
 
 import collections
 import dataclasses
@@ -63,15 +63,15 @@ def test_tokenizer_sentences_hold_the_grammar():
         *SHAPES,
         *DIRECTIONS,
         *event_text.QUESTIONS,
+        *event_text.LETTERS,
     ]
     assert {word for text in said for word in re.findall(r"\w+", text)} <= words
-    assert set("0123456789") <= {letter for word in words for letter in word}
 
 
 @pytest.mark.parametrize("kind", EVENTS)
 def test_the_decoder_shows_every_event(kind, tmp_path):
-    """Of the change that an event is, a file keeps at least three quarters, also where it lasts one frame; and
-    it is there in the span's frames only."""
+    """A file keeps at least three quarters of the change that an event is, in each frame of its span and in
+    no other, also where it lasts one frame."""
     place = EVENTS.index(kind)
     for split, length in itertools.product(("train", "unseen"), range(len(SPEC.lengths))):
         clip, scene = describe(SPEC, split, place + len(EVENTS) * length)
@@ -96,14 +96,13 @@ def test_events_look_different_from_one_another(shape):
     scene = dataclasses.replace(describe(SPEC, "train", 0)[1], shape=shape, flickers=())
     pictures = {kind: drawn(scene, events=(Event(kind, 4, 1),))[4] for kind in EVENTS}
     pictures["nothing"] = drawn(scene, events=())[4]
-    shown = (np.abs(pictures["nothing"] - scene.background).max(-1) > 40).sum()
     for one, other in itertools.combinations(pictures, 2):
         changed = (np.abs(pictures[one] - pictures[other]).max(-1) > 40).sum()
-        assert changed > shown / 5, (one, other)
+        assert changed > 25, (one, other)  # pixels
 
 
 def test_nothing_but_the_video_tells_the_event():
-    """Pearson's chi-square of the event against all else that a clip says, within four deviations of its mean."""
+    """Pearson's chi-square of the event against all else that a clip says: within four deviations."""
     clips = clips_of(SPEC, 4800)
     assert set(collections.Counter(clip.extra["event"] for clip in clips).values()) == {600}
     cells = collections.Counter((clip.extra["event"], clip.extra["length"]) for clip in clips)

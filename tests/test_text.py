@@ -11,8 +11,8 @@ import pytest
 
 from vpjax.data.keyframes import runs_of
 from vpjax.data.positions import positions
-from vpjax.data.rows import bucket_of, collate, encode_clip, masked_row, prompt_row, unpad
-from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, training_row, unpad
+from vpjax.data.text import Text, tokenize, train_tokenizer
 from vpjax.data.video import Video
 from vpjax.types import Clip, Keyword, UserError
 
@@ -50,8 +50,9 @@ def clip_of(answer=CAPTIONS[0], keyword="flashes", spans=((0.375, 0.5),)):
     return Clip("a", "a.mp4", QUESTION, answer, (Keyword(keyword, "flash", spans),))
 
 
-def encode(clip, video, text, config, **how):
-    return encode_clip(clip, video, text, config, keywords=2, keyword_tokens=3, **how)
+def encode(clip, video, text, config, media="video", **how):
+    tokens = tokenize(clip, text, media=media, keywords=2, keyword_tokens=3)
+    return training_row(tokens, video, config, **how)
 
 
 def test_training_is_repeatable_and_small_vocabularies_are_refused(text, tmp_path):
@@ -115,6 +116,9 @@ def test_folders_without_a_usable_tokenizer_are_refused(text, tmp_path):
     for file in tmp_path.iterdir():
         file.write_text(file.read_text().replace("<|video_pad|>", "<|other|>"))
     with pytest.raises(UserError, match=r"lacks <\|video_pad\|>"):
+        Text.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
         Text.load(tmp_path)
 
 
@@ -218,7 +222,7 @@ def test_batch_of_different_videos(text, config):
 
 
 def test_rows_of_text_only(text, config):
-    row = encode(Clip("t", "", QUESTION, "yes"), None, text, config)
+    row = encode(Clip("t", "", QUESTION, "yes"), None, text, config, media=None)
     bucket = bucket_of([row])
     batch = collate([row], bucket, config)
     assert (bucket.frames, bucket.video_end) == (0, 0) and batch.visual.shape == (1, 0)

@@ -1,4 +1,4 @@
-"""Tiny Qwen2.5-VL checkpoints as ``transformers`` itself writes them, batches laid out by hand, and the reference.
+"""Tiny Qwen2.5-VL checkpoints as ``transformers`` itself writes them, and batches laid out by hand.
 
 Weights are drawn wide (std 1.5 / sqrt(fan-in)): at the default init, leaving out a whole mechanism moves the
 logits by 5e-3 of their spread only, and a test against the reference would not see it.
@@ -44,7 +44,12 @@ def rope(theta, *sections):
 MODELS = {
     "tied": config(
         vision=dict(
-            depth=3, hidden_size=32, intermediate_size=48, num_heads=2, window_size=56, fullatt_block_indexes=[1]
+            depth=3,
+            hidden_size=32,
+            intermediate_size=48,
+            num_heads=2,
+            window_size=56,
+            fullatt_block_indexes=[1],
         ),
         text=dict(
             hidden_size=64,
@@ -59,7 +64,12 @@ MODELS = {
     ),
     "one_kv": config(
         vision=dict(
-            depth=4, hidden_size=40, intermediate_size=52, num_heads=2, window_size=84, fullatt_block_indexes=[0, 3]
+            depth=4,
+            hidden_size=40,
+            intermediate_size=52,
+            num_heads=2,
+            window_size=84,
+            fullatt_block_indexes=[0, 3],
         ),
         text=dict(
             hidden_size=48,
@@ -74,7 +84,12 @@ MODELS = {
     ),
     "eight_kv": config(
         vision=dict(
-            depth=1, hidden_size=48, intermediate_size=64, num_heads=3, window_size=112, fullatt_block_indexes=[]
+            depth=1,
+            hidden_size=48,
+            intermediate_size=64,
+            num_heads=3,
+            window_size=112,
+            fullatt_block_indexes=[],
         ),
         text=dict(
             hidden_size=64,
@@ -126,7 +141,7 @@ class Row:
 
 
 def batch(rows, *, size=(84, 140), slots=None, prompt=None, suffix=5, tokens_per_second=2, seed=0):
-    """A Batch of random frames and tokens, rows padded at the right to ``slots`` and to ``prompt`` tokens. Time ids
+    """A Batch of random frames and tokens, its rows padded at the right to ``slots`` and ``prompt``. Time ids
     are the integer part of slot * seconds * tokens_per_second; text goes on at the largest position + 1."""
     rng = np.random.default_rng(seed)
     height, width = size[0] // 28, size[1] // 28
@@ -188,8 +203,8 @@ def patches(frames, mean=MEAN, std=STD):
 
 
 def reference_inputs(batch, *, left=True):
-    """What the torch model is called with for ``batch``: each row's prompt and suffix without a gap, padded at the
-    left (so that the last C columns are the suffixes) or at the right; positions are handed over."""
+    """What the torch model is called with for ``batch``: each row's prompt and suffix without a gap, padded
+    at the left (so that the last C columns are the suffixes) or at the right; positions are handed over."""
     total = batch.prompt.shape[1] + batch.suffix.shape[1]
     ids, mask = np.zeros((len(batch.prompt), total), np.int64), np.zeros((len(batch.prompt), total), np.int64)
     positions = np.zeros((3, len(batch.prompt), total), np.int64)

@@ -1,7 +1,6 @@
 """Checkpoints of a run, and the work directory that holds them.
 
-    <workdir>/config.json    the run's config
-    <workdir>/model/         Hugging Face config.json and tokenizer: with a checkpoint, all that the model needs
+    <workdir>/model/         config.json and tokenizer as Hugging Face has them: all but the weights
     <workdir>/checkpoints/   <step>/state: parameters and optimizer; <step>/run: the step and the config
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,17 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from vpjax.data.text import Text
 from vpjax.models import hf
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.sharding import shardings
-from vpjax.types import UserError
+from vpjax.types import Array, UserError
 
-CONFIG, MODEL, CHECKPOINTS = "config.json", "model", "checkpoints"
-# Fields that may differ when a run is resumed: they change no number, but that another mesh rounds differently.
-FREE = ("log_every", "checkpoint_every", "keep", "max_nonfinite", "mesh", "data.workers", "data.cache", "data.cache_gb")
+MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
 class Manager:
@@ -40,10 +36,11 @@ class Manager:
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int | None):
         self._folder = Path(workdir).absolute() / CHECKPOINTS
+        writes = keep is not None
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=keep is not None, read_only=keep is None
+                max_to_keep=keep, create=writes, cleanup_tmp_directories=writes
             ),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
@@ -55,13 +52,13 @@ class Manager:
     def save(self, step: int, state: Any, config: dict[str, Any]) -> None:
         """Begin to write ``state`` after ``step`` steps; it may be donated as soon as this returns. UserError
         where this write, or the one before, fails."""
-        items = {"state": ocp.args.PyTreeSave(state), "run": ocp.args.JsonSave({"step": step, "config": config})}
+        run = ocp.args.JsonSave({"step": step, "config": config})
         with self._explained():
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=run))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state after ``step`` steps, or the part of it that ``like`` has: arrays' shapes, types and, where
-        they have one, shardings."""
+        """The state after ``step`` steps, or the part of it that ``like`` has: shapes, types and, where they
+        have one, shardings."""
         where = ocp.checkpoint_utils.construct_restore_args(like)
         item = ocp.args.PyTreeRestore(like, restore_args=where, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=item)).state
@@ -88,24 +85,36 @@ class Manager:
 
 
 def load(
-    path: str | os.PathLike, *, step: int | None = None, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
+    path: str | os.PathLike,
+    *,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
 ) -> tuple[VideoLM, Text]:
     """The model and its tokenizer, from a work directory or a Hugging Face folder.
 
-    step: of the checkpoint; default: the newest. mesh: each device is given its shard; default: everything on the
-    default device. dtype: of all parameters; default: as stored, for a work directory the widest type in it.
-    UserError for a folder that is neither, or that holds no such checkpoint.
+    step: of the checkpoint; default: the newest. mesh: each device is given its shard; default: everything on
+    the default device. dtype: of all parameters; default: as stored, for a work directory the widest type in
+    it. UserError for a folder that is neither, or that holds no such checkpoint.
     """
     path = Path(path)
     if not (path / MODEL).is_dir():
         return hf.load_pretrained(path, mesh=mesh, dtype=dtype), Text.load(path)
-    manager = Manager(path, keep=None)
-    steps = manager.steps()
-    step = max(steps, default=None) if step is None else step
-    if step not in steps:
-        raise UserError(f"{path}: no checkpoint{'' if step is None else f' of step {step}'}; there are {steps}")
+    manager = Manager(path, keep=None) if (path / CHECKPOINTS).is_dir() else None
+    steps = manager.steps() if manager else []
+    chosen = max(steps, default=None) if step is None else step
+    if chosen not in steps:
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+        raise UserError(f"{path}: no {wanted} in it; it has {steps or 'none yet'}")
     model = abstract_model(hf.read_config(path / MODEL))
-    paths = leaves(model)
+    params = _read_params(manager, chosen, leaves(model), mesh)
+    manager.close()
+    dtype = dtype or functools.reduce(jnp.promote_types, (x.dtype for x in params.values()))
+    return rebuild(model, {name: x.astype(dtype) for name, x in params.items()}), Text.load(path / MODEL)
+
+
+def _read_params(manager: Manager, step: int, paths: dict[str, Any], mesh: Mesh | None) -> dict[str, Array]:
+    """The model's parameters, trained and frozen, without the rest of the state."""
     where = shardings(paths, mesh) if mesh else dict.fromkeys(paths, SingleDeviceSharding(jax.devices()[0]))
     stored = manager.shapes(step)
     like = {
@@ -115,39 +124,7 @@ def load(
             if name in paths
         }
         for part in ("params", "frozen")
+        if stored[part]
     }
     restored = manager.restore(step, like)
-    manager.close()
-    params = restored["params"] | restored["frozen"]
-    dtype = dtype or functools.reduce(jnp.promote_types, (x.dtype for x in params.values()))
-    return rebuild(model, {name: x.astype(dtype) for name, x in params.items()}), Text.load(path / MODEL)
-
-
-def check_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
-    """UserError where ``workdir`` holds a run with another config, naming the fields that differ."""
-    path = Path(workdir) / CONFIG
-    if not path.exists():
-        return
-    there, here = _flat(json.loads(path.read_text())), _flat(json.loads(json.dumps(config)))
-    differ = [
-        f"{name}={there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted(there.keys() | here.keys())
-        if there.get(name) != here.get(name) and not name.startswith(FREE)
-    ]
-    if differ:
-        raise UserError(f"{path} is of another run ({'; '.join(differ)}): give another --workdir")
-
-
-def write_config(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
-    path = Path(workdir) / CONFIG
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(part, path)
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name."""
-    out = {}
-    for name, value in config.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return out
+    return {name: x for part in restored.values() for name, x in part.items()}

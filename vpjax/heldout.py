@@ -1,6 +1,6 @@
 """Does the model see the event? Greedy answers on held-out clips, with the video whole, changed and absent.
 
-Every clip is encoded once: a changed video is a gather of its slots (``features(V~) == features(V)[source]``).
+Every clip is encoded once: a changed video is a gather of its slots.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vpjax.generate import Completions, generate
 from vpjax.models.vlm import VideoLM, gather_slots
 from vpjax.types import Batch, Clip, UserError
 
-# What the model is shown. none: the clip; key: V~, the event's slots replaced by those beside them; random: as
-# many slots replaced elsewhere; single: the middle slot throughout; blind: no video, the question alone.
+# What the model is shown. none: the clip; key: V~, the event's slots replaced by those beside them; random:
+# as many slots replaced elsewhere; single: the middle slot throughout; blind: no video, the question alone.
 CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 CHANCE = 1 / len(EVENTS)
 
@@ -134,9 +134,9 @@ def evaluate(
     configs/base.py; V~ replaces the key slots whatever its ``replacement`` says. seed: of random and shuffle.
     An answer is cut at the length of the longest true one. UserError where no clip has an event.
     """
-    asked = [clip for clip in clips if "event" in clip.extra and event_of(clip.answer) == clip.extra["event"]]
+    asked = [c for c in clips if "event" in c.extra and event_of(c.answer) == c.extra["event"]]
     if not asked:
-        raise UserError(f"none of {len(clips)} held-out clips has an event to name; data.heldout='' skips them")
+        raise UserError(f"none of {len(clips)} held-out clips has an event to name: set data.heldout to ''")
     longest = round_up(max(len(text.answer(clip.answer)) for clip in asked), cfg.length_multiple)
     greedy = functools.partial(generate, key=jax.random.key(0), max_new=longest, eos=text.stops)
     cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))
@@ -167,8 +167,8 @@ def evaluate(
 
 
 def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The gather i32[B, S] that makes a control's video out of V, and the rows bool[B] that have it: those that
-    hold a clip and, for ``key`` and ``random``, have a V~."""
+    """The gather i32[B, S] that makes a control's video out of V, and the rows bool[B] that have it: those
+    that hold a clip and, for ``key`` and ``random``, have a V~."""
     slots = batch.source.shape[1]
     same = keyframes.identity(slots)
     out = np.tile(same, (len(batch.clip), 1))

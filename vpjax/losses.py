@@ -18,17 +18,19 @@ def token_logprobs(
     """log p f32[B, G, C] of each completion token.
 
     The one place that shifts by one: the prompt's last state predicts a completion's first token, its token c the
-    next. Logits exist for ``chunk`` positions of every completion at a time, and again in the backward pass.
+    next. Logits, float32 whatever the states are, exist for at most ``chunk`` positions of every completion at a
+    time, and again in the backward pass.
     """
     b, g, c, d = suffix_BGCD.shape
     h_BGCD = jnp.concatenate([jnp.broadcast_to(last_BD[:, None, None], (b, g, 1, d)), suffix_BGCD[:, :, :-1]], axis=2)
-    chunk = min(chunk, c)
-    padded = -(-c // chunk) * chunk
+    count = -(-c // chunk)
+    chunk = -(-c // count)  # as even as they come, for the last one is padded
+    padded = count * chunk
 
     # Chunks run along C: rows stay on the devices that hold them.
     def chunks(x):
         x = jnp.pad(x, [(0, 0), (0, 0), (0, padded - c)] + [(0, 0)] * (x.ndim - 3))
-        return jnp.moveaxis(x.reshape(b, g, padded // chunk, chunk, *x.shape[3:]), 2, 0)
+        return jnp.moveaxis(x.reshape(b, g, count, chunk, *x.shape[3:]), 2, 0)
 
     @jax.checkpoint
     def scores(h_BGcD, targets_BGc):
@@ -72,19 +74,22 @@ def contrastive(
     own: Keywords,
     pool: Keywords,
     tau: Array,
+    *,
+    in_batch: bool = True,
 ) -> Contrast:
     """InfoNCE of keywords against other clips' keywords, the degraded video and other windows (METHOD, section 2).
 
     z: pooled states of V at each keyword's slots, unit vectors, as are ``degraded`` (V~ at the same slots) and
     ``windows`` (V at other slots); None leaves a kind of negative out. own: these B * J keywords; pool: those of
-    the whole batch, of which the other clips' with another lemma are negatives (an empty pool: none).
+    the whole batch, of which the other clips' with another lemma are what retrieval@1 chooses from and, where
+    ``in_batch``, negatives.
     """
     z, e = (x.reshape(-1, x.shape[-1]).astype(jnp.float32) for x in (z_BJE, own.e))
     positive = (z * e).sum(-1)
     other = (own.clip[:, None] != pool.clip) & (own.lemma[:, None] != pool.lemma) & pool.valid
     against = z @ pool.e.T
     best = jnp.where(other, against, -jnp.inf).max(axis=1, initial=-jnp.inf)
-    scores, exists = [positive[:, None], against], [jnp.ones_like(other[:, :1]), other]
+    scores, exists = [positive[:, None], against], [jnp.ones_like(other[:, :1]), other & in_batch]
     degraded = jnp.zeros_like(positive)
     if degraded_BJE is not None:
         degraded = (degraded_BJE.reshape(z.shape) * e).sum(-1)

@@ -27,6 +27,7 @@ from vpjax.losses import (
     windows_of,
 )
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
+from vpjax.sharding import check_rows
 from vpjax.state import Optimizer, State
 from vpjax.types import Array, Batch
 
@@ -108,8 +109,6 @@ def sums(model: VideoLM, heads: dict[str, Array], batch: Batch, whole: Batch, co
     negatives = config.contrast.negatives
     own = keywords_of(model, heads, batch, config)
     pool = keywords_of(model, heads, whole, config)
-    if "batch" not in negatives:
-        pool = pool._replace(valid=jnp.zeros_like(pool.valid))
     z = project(heads, "visual", pool_slots(hidden.tap, batch.slots))
     degraded = windows = exists = None
     if "degraded" in negatives:
@@ -122,7 +121,8 @@ def sums(model: VideoLM, heads: dict[str, Array], batch: Batch, whole: Batch, co
         pooled = pool_slots(hidden.tap, inside.reshape(len(inside), -1, inside.shape[-1]))
         windows = project(heads, "visual", pooled).reshape(*exists.shape, -1)
     tau = jnp.exp(heads[LOG_TAU])
-    return Sums(lm, tokens, contrastive(z, degraded, windows, exists, own, pool, tau))
+    in_batch = "batch" in negatives
+    return Sums(lm, tokens, contrastive(z, degraded, windows, exists, own, pool, tau, in_batch=in_batch))
 
 
 def make_step(
@@ -131,8 +131,10 @@ def make_step(
     """``step(state, batch) -> state, metrics`` (f32 scalars), the state donated.
 
     model: arrays or shapes. shardings: of the state, from ``state.create_state``. An update whose loss or
-    gradient is not finite is skipped and counted.
+    gradient is not finite is skipped and counted. UserError where micro-batches cannot be split over the devices.
     """
+    if shardings is not None:
+        check_rows(config.batch // config.accumulate, shardings.step.mesh, "config.batch / config.accumulate")
     dtype = jnp.dtype(config.dtype)
 
     def loss(params, frozen, batch, whole, lam, counts):
@@ -162,7 +164,7 @@ def make_step(
             "loss": value,
             "loss/lm": s.lm / counts[0],
             "grad_norm": norm,
-            "lr": optimizer.learning_rate(state.step),
+            "lr": optimizer.learning_rate(state.step - state.skipped),
             "nonfinite": ~finite,
             "tokens": batch.prompt_valid.sum() + s.tokens,
         }

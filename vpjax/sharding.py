@@ -87,11 +87,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def check_rows(rows: int, mesh: Mesh, field: str) -> None:
+    """UserError where ``rows``, which ``field`` gives, do not divide over the devices that rows are split over."""
+    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % count:
+        raise UserError(
+            f"{field} = {rows} rows do not divide over config.mesh's data * fsdp = {count} devices: change one of them"
+        )
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays. UserError where the rows do not divide over the mesh."""
-    count = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = len(batch.clip) * jax.process_count()
-    if rows % count:
-        raise UserError(f"config.batch={rows} does not divide over data * fsdp = {count} devices")
+    check_rows(len(batch.clip) * jax.process_count(), mesh, "config.batch")
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

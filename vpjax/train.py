@@ -1,6 +1,11 @@
 """Train: ``python -m vpjax.train --config configs/sft.py [--config.field=value ...] [--workdir DIR]``.
 
-The same command again goes on where the run was stopped, bit for bit; on a finished run it repeats the result.
+The same command again goes on where the run was stopped, bit for bit; a finished run tells its result again.
+
+    <workdir>/config.json     the run's config             <workdir>/model/        see checkpoint.py
+    <workdir>/metrics.jsonl   one JSON line per step       <workdir>/checkpoints/  see checkpoint.py
+    <workdir>/tensorboard/    the same numbers             <workdir>/curves.png    the same, drawn at the end
+    <workdir>/heldout.json    answers on held-out clips, at the end
 """
 
 from __future__ import annotations
@@ -8,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +28,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import checkpoint, cli, heldout, sft
+from vpjax import checkpoint, cli, heldout, settings, sft
 from vpjax.data import events
+from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text, train_tokenizer
@@ -40,8 +47,9 @@ flags.adopt_module_key_flags(cli)
 
 CURVES = {
     "loss": ("loss", "loss/lm"),
-    "contrast": ("loss/contrast",),
-    "similarity to keyword": ("contrast/clean", "contrast/degraded", "contrast/gap"),
+    "contrast loss": ("loss/contrast",),
+    "similarity of keyword and video": ("contrast/clean", "contrast/degraded", "contrast/gap"),
+    "retrieval@1 in the batch": ("contrast/retrieval@1",),
     "learning rate": ("lr",),
     "gradient norm": ("grad_norm",),
 }
@@ -51,7 +59,7 @@ HELDOUT = "heldout.json"
 def main() -> int:
     try:
         train(CONFIG.value, Path(WORKDIR.value or f"runs/{cli.config_name()}"))
-    except KeyboardInterrupt:  # outside of the loop, which holds signals back
+    except KeyboardInterrupt:  # not in the loop, which holds signals back
         say("stopped outside of the training loop; the same command goes on")
     return cli.OK
 
@@ -59,18 +67,21 @@ def main() -> int:
 def train(config: ConfigDict, workdir: Path) -> None:
     """Run ``config`` in ``workdir`` from where it stands to its end, or to a signal.
 
-    UserError for a mistake in the config, the files that it names or the work directory: before any training.
+    UserError for a mistake in the config, in the files that it names or in the work directory, before any
+    training; later for too many unreadable clips or skipped updates.
     """
-    checkpoint.check_config(workdir, config.to_dict())
-    clips = {split: read_split(config, split) for split in ("train", "heldout") if config.data[split]}
-    model_config, text = prepare_model(config, workdir, clips["train"])
+    settings.check(config)
+    settings.check_workdir(workdir, config)
+    clips = read_split(config, "train", config.data.train)
+    asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
+    model_config, text = prepare_model(config, workdir, clips)
     manager = checkpoint.Manager(workdir, keep=config.keep)
-    start = max(manager.steps(), default=0)
-    if start < config.steps:
-        start = fit(config, workdir, manager, start, clips["train"], model_config, text)
+    step = max(manager.steps(), default=0)
+    if step < config.steps:
+        step = fit(config, workdir, manager, step, clips, model_config, text)
     manager.close()
-    if start == config.steps:
-        finish(config, workdir, clips.get("heldout"))
+    if step == config.steps:
+        finish(config, workdir, asked)
 
 
 def fit(
@@ -82,7 +93,7 @@ def fit(
     model_config: VLMConfig,
     text: Text,
 ) -> int:
-    """Train from step ``start`` on; the step at which the run was left, all of it on the disk."""
+    """Train from after step ``start`` on; the step after which the run was left, which is on the disk."""
     mesh = make_mesh(config.mesh)
     loader = make_loader(
         clips,
@@ -95,37 +106,39 @@ def fit(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    state, optimizer, layout = create_state(initial_params(config, model_config, mesh, start), config, mesh)
+    say(*loader.summary())
+    params = initial_params(config, model_config, mesh, only_shapes=start > 0)
+    state, optimizer, layout = create_state(params, config, mesh)
     if start:
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
     step = sft.make_step(abstract_model(model_config), config, optimizer, layout)
-    checkpoint.write_config(workdir, config.to_dict())
+    settings.write(workdir, config)
 
     report = Report(config, workdir, start, int(state.skipped), [clip.id for clip in clips])
     with contextlib.closing(loader), contextlib.closing(report), cli.held_signals() as signals:
-        say(*loader.summary())
         batches = report.waited_for((batch.clip, put_batch(batch, mesh)) for batch in loader)
         end = loop(step, state, batches, report, manager, config, start, signals)
         manager.wait()
+    say(*loader.summary()[1:])
     if signals:
-        say(f"{signals[0]}: saved step {end} of {config.steps} in {workdir}; the same command goes on from there")
+        say(f"{signals[0]}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
     return end
 
 
 def loop(
     step: Callable[[State, Batch], tuple[State, dict[str, Array]]],
     state: State,
-    batches: Iterator[tuple[np.ndarray, Batch]],
+    batches: Iterable[tuple[np.ndarray, Batch]],
     report: Report,
     manager: checkpoint.Manager,
     config: ConfigDict,
     start: int,
     signals: Sequence[str],
 ) -> int:
-    """The training loop: next batch, step, report, checkpoint when due. Returns the last step, which is saved.
+    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved.
 
-    A step's metrics are read when the next one is under way, so that the devices never wait for the host.
+    A step's metrics are read when the next step is under way, so that the devices do not wait for the host.
     """
     late = None
     for number, (clips, batch) in zip(range(start + 1, config.steps + 1), batches, strict=False):
@@ -133,11 +146,12 @@ def loop(
         if late:
             report(*late)
         late = number, metrics, clips
-        if signals or number == config.steps or number % config.checkpoint_every == 0:
+        last = signals or number == config.steps
+        if last or number % config.checkpoint_every == 0:
             report(*late)
             late = None
             manager.save(number, state, config.to_dict())
-        if signals:
+        if last:
             break
     return number
 
@@ -149,12 +163,11 @@ class Report:
         """skipped: updates that the run has skipped so far. ids: of all clips, by number."""
         self.config, self.ids, self.skipped = config, ids, skipped
         self.writer = Writer(workdir, start) if jax.process_index() == 0 else None
-        self.began = self.since = time.perf_counter()
-        self.start = self.last = start
-        self.waited = self.tokens = 0.0
+        self.first, self.last = start + 1, start
+        self.since, self.waited, self.tokens = time.perf_counter(), 0.0, 0.0
 
     def waited_for(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """``batches``, with the time that they take counted as waiting."""
+        """``batches``, counting the time that each takes to come as waiting."""
         while True:
             before = time.perf_counter()
             batch = next(batches)
@@ -162,35 +175,34 @@ class Report:
             yield batch
 
     def __call__(self, step: int, metrics: dict[str, Array], clips: np.ndarray) -> None:
-        """Report step ``step``. UserError when too many updates have been skipped."""
+        """Report a step, its metrics and its clips. UserError when too many updates have been skipped."""
         metrics = {name: float(x) for name, x in metrics.items()}
-        self.tokens += metrics["tokens"]
         if self.writer:
             self.writer.write(step, metrics)
         if metrics["nonfinite"]:
-            self.skipped += 1
-            what = (
-                f"step {step}: the loss or its gradient is not finite, update skipped (clips "
-                f"{', '.join(self.ids[i] for i in clips if i >= 0)})"
-            )
-            if self.skipped > self.config.max_nonfinite:
-                raise UserError(f"{what}; this is number {self.skipped}, more than max_nonfinite allows")
-            say(what)
-        if step == self.start + 1:
-            say(f"step {step}/{self.config.steps}  {summary(metrics)}  {time.perf_counter() - self.began:.0f} s to compile")
-        elif step % self.config.log_every and step < self.config.steps:
-            return
-        else:
-            self.line(step, metrics)
-        self.since, self.last, self.waited, self.tokens = time.perf_counter(), step, 0.0, 0.0
+            self._skip(step, clips)
+        self.tokens += metrics["tokens"]
+        if step in (self.first, self.config.steps) or step % self.config.log_every == 0:
+            seconds = time.perf_counter() - self.since
+            say(f"step {step}/{self.config.steps}  {_losses(metrics)}  {self._speed(step, seconds)}")
+            self.since, self.last, self.waited, self.tokens = time.perf_counter(), step, 0.0, 0.0
 
-    def line(self, step: int, metrics: dict[str, float]) -> None:
-        seconds = time.perf_counter() - self.since
+    def _skip(self, step: int, clips: np.ndarray) -> None:
+        self.skipped += 1
+        ids = ", ".join(self.ids[clip] for clip in clips if clip >= 0)
+        what = f"step {step}: loss or gradient not finite, update skipped; its clips: {ids}"
+        if self.skipped > self.config.max_nonfinite:
+            raise UserError(f"{what}; that makes {self.skipped}, more than config.max_nonfinite")
+        say(what)
+
+    def _speed(self, step: int, seconds: float) -> str:
+        if step == self.first:
+            return f"{seconds:.0f} s with compiling"
         rate = (step - self.last) / seconds
-        say(
-            f"step {step}/{self.config.steps}  {summary(metrics)}  {rate:.2f} steps/s  "
-            f"{self.tokens / seconds:,.0f} tokens/s  {tqdm.format_interval((self.config.steps - step) / rate)} left  "
-            f"{100 * self.waited / seconds:.0f} % waiting for data"
+        return (
+            f"{rate:.2f} steps/s  {self.tokens / seconds:,.0f} tokens/s  "
+            f"{tqdm.format_interval((self.config.steps - step) / rate)} left  "
+            f"{self.waited / seconds:.0%} waiting for data"
         )
 
     def close(self) -> None:
@@ -198,33 +210,35 @@ class Report:
             self.writer.close()
 
 
-def summary(metrics: dict[str, float]) -> str:
+def _losses(metrics: dict[str, float]) -> str:
     shown = {"loss": "loss", "lm": "loss/lm", "contrast": "loss/contrast", "gap": "contrast/gap"}
     return "  ".join(f"{name} {metrics[key]:.3f}" for name, key in shown.items() if key in metrics)
 
 
-def read_split(config: ConfigDict, split: str) -> list[Clip]:
-    """The clips of ``config.data.train`` or ``.heldout``, made now where they are the built-in ones."""
-    source, root = config.data[split], config.data.videos
-    if source != "events":
-        return read_clips(source, root)
-    cache = Path(config.data.cache or "~/.cache/vpjax").expanduser()
-    fields = {field.name: config.events[field.name] for field in dataclasses.fields(events.EventSpec)}
-    made = events.make(events.EventSpec(**fields), cache, {split: config.events[split]})
-    return read_clips(made[split])
+def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
+    """The clips of a file, or the built-in ones of a split, made if need be; [] without a source."""
+    if source == "events":
+        made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
+        return read_clips(made[split])
+    return read_clips(source, config.data.videos) if source else []
+
+
+def event_spec(config: ConfigDict) -> events.EventSpec:
+    return events.EventSpec(**{f.name: config.events[f.name] for f in dataclasses.fields(events.EventSpec)})
 
 
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
-    """The run's model/ folder: copied from ``config.init``, or ``config.model`` with a tokenizer trained on the
-    run's texts; made once."""
+    """The run's model/ folder, made once: copied from ``config.init``, or the sizes of ``config.model`` with
+    a tokenizer trained on the run's texts."""
     folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
     if not folder.exists():
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if config.init:
             hf.read_config(config.init)
-            for file in (file for pattern in ("config.json", *hf.HF_FILES) for file in Path(config.init).glob(pattern)):
-                shutil.copyfile(file, part / file.name)
+            for pattern in ("config.json", *hf.HF_FILES):
+                for file in Path(config.init).glob(pattern):
+                    shutil.copyfile(file, part / file.name)
         else:
             new_model(config, part, clips)
         part.replace(folder)
@@ -232,13 +246,11 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
 
 
 def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
-    """Write config.json and tokenizer of a model from scratch."""
-    if not config.model:
-        raise UserError("config.init and config.model are both empty: name a folder with weights, or give sizes")
-    model = config.model.to_dict()
+    """Train the tokenizer of a model from scratch and write its config.json with the tokenizer's ids."""
     texts = (text for clip in clips for text in (clip.question, clip.answer))
     if config.data.train == "events":
-        texts = events.sentences(events.EventSpec())
+        texts = events.sentences(event_spec(config))
+    model = config.model.to_dict()
     train_tokenizer(texts, folder, model["text_config"]["vocab_size"])
     text = Text.load(folder)
     model |= dict(
@@ -251,8 +263,10 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     (folder / "config.json").write_text(json.dumps(model, indent=2) + "\n")
 
 
-def initial_params(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, start: int) -> dict[str, Any]:
-    """Parameters by path, sharded: of ``config.init`` or at random; only their shapes where the run goes on."""
+def initial_params(
+    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, *, only_shapes: bool = False
+) -> dict[str, Any]:
+    """Parameters by path, those of ``config.init`` or random ones, and the training-only heads."""
     key = jax.random.key(config.seed)
 
     def heads():
@@ -262,25 +276,26 @@ def initial_params(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, star
         return leaves(VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))) | heads()
 
     shapes = jax.eval_shape(init)
-    if start:
+    if only_shapes:
         return shapes
     if config.init:
         return leaves(hf.load_pretrained(config.init, mesh=mesh)) | heads()
     return jax.jit(init, out_shardings=shardings(shapes, mesh))()
 
 
-def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip] | None) -> None:
-    """Draw the curves and tell the held-out result of a finished run, which is computed once."""
-    say(f"{workdir}: {config.steps} steps done; curves in {draw_curves(workdir, CURVES)}")
-    if clips is None:
+def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> None:
+    """Draw the curves of a finished run and tell its held-out result, which is computed once."""
+    say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
+    if not clips:
         return
     file = workdir / HELDOUT
     if not file.exists():
         model, text = checkpoint.load(workdir, dtype=config.dtype)
-        result = heldout.evaluate(model, text, clips[: config.eval_clips], config.data)
+        result = heldout.evaluate(model, text, clips, config.data)
         answers = [dataclasses.asdict(answer) for answer in result.answers]
-        record = {"metrics": result.metrics(), "left_out": result.left_out, "answers": answers}
-        part = file.with_suffix(".part")
+        metrics = {name: x for name, x in result.metrics().items() if math.isfinite(x)}
+        record = {"metrics": metrics, "left_out": result.left_out, "answers": answers}
+        part = workdir / f"{HELDOUT}.part"
         part.write_text(json.dumps(record, indent=1) + "\n")
         part.replace(file)
     record = json.loads(file.read_text())
@@ -290,7 +305,8 @@ def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip] | None) -> N
 
 def say(*lines: str) -> None:
     if jax.process_index() == 0:
-        print(*lines, sep="\n", flush=True)
+        for line in lines:
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

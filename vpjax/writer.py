@@ -8,18 +8,21 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 SMOOTH = 0.02  # share of the run that a smoothed curve averages over
+COLUMNS = 3
 
 
 class Writer:
     """Metrics of a run in ``workdir``: one JSON line per step, and the same numbers for TensorBoard.
 
-    step: the last one that the run keeps. What a killed run wrote beyond its checkpoint is dropped, for a resumed
-    run writes it again. A number that is not finite is ``null`` in JSON.
+    step: the last one that the run keeps. What a killed run wrote beyond its checkpoint is dropped, for the
+    resumed run writes it again. A number that is not finite is ``null`` in JSON and missing in TensorBoard.
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
@@ -33,11 +36,12 @@ class Writer:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics."""
-        line = {"step": step} | {name: x if math.isfinite(x) else None for name, x in metrics.items()}
-        self._file.write(json.dumps(line) + "\n")
+        metrics = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
+        self._file.write(json.dumps({"step": step} | metrics) + "\n")
         self._file.flush()
         for name, x in metrics.items():
-            self._board.add_scalar(name, x, step)
+            if x is not None:
+                self._board.add_scalar(name, x, step)
 
     def close(self) -> None:
         self._file.close()
@@ -45,33 +49,40 @@ class Writer:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | None]]:
-    """The lines of ``metrics.jsonl``, without a last one that a killed run left incomplete; [] without a file."""
+    """The lines of ``metrics.jsonl``, without a last one that a killed run left incomplete."""
     path = Path(workdir) / METRICS
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def draw_curves(workdir: str | os.PathLike, panels: Mapping[str, tuple[str, ...]]) -> Path:
-    """Draw ``curves.png`` from ``metrics.jsonl``: one panel per title with the metrics that it names."""
+    """Draw ``curves.png`` from ``metrics.jsonl``: a panel per title with the metrics that it names, where the
+    run has them."""
     lines = read_metrics(workdir)
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    window = max(1, round(SMOOTH * len(lines)))
-    for axes, (title, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    panels = {title: [n for n in names if any(n in line for line in lines)] for title, names in panels.items()}
+    panels = {title: names for title, names in panels.items() if names}
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(5 * COLUMNS, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    for panel, (title, names) in zip(axes, panels.items(), strict=False):
         for name in names:
-            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-            if not points:
-                continue
-            steps, values = zip(*points, strict=True)
-            (curve,) = axes.plot(steps, values, alpha=0.25 if window > 1 else 1.0, linewidth=0.8)
-            if window > 1:
-                means = [sum(values[max(0, i - window) : i]) / min(i, window) for i in range(1, len(values) + 1)]
-                axes.plot(steps, means, color=curve.get_color(), linewidth=1.6)
-            curve.set_label(name)
-        axes.set(title=title, xlabel="step")
-        axes.grid(alpha=0.3)
-        if axes.lines and len(names) > 1:
-            for handle in axes.legend(fontsize="small").legend_handles:
-                handle.set_alpha(1.0)
+            points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
+            steps, values = points.reshape(-1, 2).T
+            _draw(panel, name, steps, values, window=max(1, round(SMOOTH * len(lines))))
+        panel.set(title=title, xlabel="step")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
     path = Path(workdir) / CURVES
     figure.savefig(path, dpi=120)
     return path
+
+
+def _draw(panel: Axes, name: str, steps: np.ndarray, values: np.ndarray, window: int) -> None:
+    """The values, faint, and their running mean over the last ``window``."""
+    (faint,) = panel.plot(steps, values, alpha=0.25, linewidth=0.8)
+    sums = np.cumsum(np.append(0.0, values))
+    first = np.maximum(np.arange(len(values)) + 1 - window, 0)
+    means = (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
+    panel.plot(steps, means, color=faint.get_color(), linewidth=1.6, label=name)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from vpjax.data.video import Video
 
 VERSION = 1  # raised whenever decoding or resizing gives other pixels than before
+
+
+def cache_folder(cfg: ConfigDict) -> Path:
+    """Where a run keeps what it need not make again. cfg: the fields ``data`` of configs/base.py."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cfg.cache or Path(home, "vpjax")).expanduser()
 
 
 class FrameCache:
@@ -39,14 +46,17 @@ class FrameCache:
         path = self.path(key)
         try:
             with open(path, "rb") as file:
-                video = Video(np.load(file), np.load(file), float(np.load(file)))
-            os.utime(path)  # its last use
-        except FileNotFoundError:
+                shape = np.fromfile(file, np.int64, 3)
+                seconds = np.fromfile(file, np.float64, shape[0] + 1)
+                frames = np.fromfile(file, np.uint8).reshape(*shape, 3)
+        except OSError:
             return None
-        except (ValueError, EOFError):  # cut short, by a full disk for one
+        except (ValueError, IndexError):  # cut short
             path.unlink(missing_ok=True)
             return None
-        return video
+        with contextlib.suppress(OSError):  # it may belong to another user, or be evicted by now
+            os.utime(path)
+        return Video(frames, seconds[1:], float(seconds[0]))
 
     def put(self, key: str, video: Video) -> None:
         """Keep a decoded video; it appears whole or not at all. OSError where it cannot be written."""
@@ -54,33 +64,34 @@ class FrameCache:
             return
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent)
+        unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
         try:
-            with open(handle, "wb") as file:
-                for part in (video.frames, video.times, video.frame_seconds):
-                    np.save(file, part)
+            with open(unfinished, "wb") as file:
+                # Bare arrays: np.load reads its header through ast, which threads break on Python 3.11.
+                file.write(np.array(video.frames.shape[:3], np.int64).tobytes())
+                file.write(np.array([video.frame_seconds, *video.times], np.float64).tobytes())
+                file.write(np.ascontiguousarray(video.frames).data)
             os.replace(unfinished, path)
         except OSError:
-            os.unlink(unfinished)
+            unfinished.unlink(missing_ok=True)
             raise
         self.unseen += video.frames.nbytes
-        # Other processes write too, so the folder is counted anew now and then, not only when this one fills
-        # it.
+        # Others write too: the folder is counted anew now and then, not only when this process fills it.
         if self.total is None or self.total + self.unseen > self.limit or self.unseen > self.limit // 16:
             self.evict()
 
     def evict(self) -> None:
         """Delete the least recently used entries beyond the limit, and some more so that this stays rare."""
         entries = []
-        for path in self.folder.glob("*/*.frames"):
+        for path in self.folder.glob("*/*"):  # what killed processes left unfinished, too
             with contextlib.suppress(FileNotFoundError):  # another process evicts as well
                 status = path.stat()
                 entries.append((status.st_mtime_ns, status.st_size, path))
-        self.total, self.unseen = sum(size for _, size, _ in entries), 0
-        if self.total <= self.limit:
-            return
-        for _, size, path in sorted(entries, key=lambda entry: entry[0]):
-            if self.total <= 0.9 * self.limit:
-                break
-            path.unlink(missing_ok=True)
-            self.total -= size
+        total = sum(size for _, size, _ in entries)
+        if total > self.limit:
+            for _, size, path in sorted(entries, key=lambda entry: entry[0]):
+                path.unlink(missing_ok=True)
+                total -= size
+                if total <= 0.9 * self.limit:
+                    break
+        self.total, self.unseen = total, 0

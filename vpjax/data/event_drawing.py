@@ -24,7 +24,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 WHITE = (250, 250, 250)
 GLOW = 70  # grey levels that a flash adds around the shape
-SHRINK, GROW = 0.4, 1.7  # times the radius
+SHRINK, GROW = 0.45, 1.7  # times the radius
 JUMP = 0.36  # of the frame's size, across the motion and past the middle
 GAP = 0.9  # of the radius, by which each half of a split shape moves aside
 # Half of the turn that brings a shape back onto itself: as different as a turn can make it.
@@ -126,7 +126,7 @@ def distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np
                 np.maximum(across - 1.1 * radius, along - arm), np.maximum(across - arm, along - 1.1 * radius)
             )
         case "triangle":
-            return np.maximum(v, np.sqrt(np.float32(0.75)) * across - v / 2) - 0.65 * radius
+            return np.maximum(v, np.sqrt(np.float32(0.75)) * across - v / 2) - 0.7 * radius
     raise ValueError(shape)
 
 
@@ -135,8 +135,9 @@ def encode(frames_FHW3: np.ndarray, *, fps: int, crf: int) -> bytes:
     0 (lossless) to 51."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        # Short groups keep seeking exact and cheap; x264's own threads only cost on frames this small.
-        options = {"crf": str(crf), "preset": "veryfast", "g": "8", "threads": "1"}
+        # Short groups keep seeking cheap; x264's own threads only cost on frames this small; and its rate
+        # control by macroblock tree gives other bytes from run to run.
+        options = {"crf": str(crf), "preset": "veryfast", "g": "8", "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=Fraction(fps), options=options)
         stream.height, stream.width = frames_FHW3.shape[1:3]
         stream.pix_fmt = "yuv420p"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +57,7 @@ class EventSpec:
     travel: tuple[float, float] = (0.25, 0.38)
     noise: float = 3.0
     flicker: float = 0.3
-    crf: int = 18
+    crf: int = 23
     prior: float = 0.0
     paired: bool = False
     caption: float = 1.0
@@ -135,7 +134,7 @@ def make_split(spec: EventSpec, split: str, count: int, file: Path, progress: bo
 
     # Threads: drawing and encoding run mostly outside Python's lock, and new processes would have to start
     # without a fork (JAX may already run threads), each importing the caller's main module.
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor()
     try:
         lines = pool.map(line, range(count))
         bar = tqdm(lines, f"event clips ({split})", total=count, unit="clip", disable=not progress)

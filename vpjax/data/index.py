@@ -13,9 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from ml_collections import ConfigDict
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import Sampling, VideoInfo, probe
@@ -30,8 +33,8 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file as it was when it was indexed: bytes, time of its last change in ns. media: None where a clip
-    has no file. fault: why it cannot be used, or "".
+    """A file as it was when it was indexed. media: None where a clip has no file. size: in bytes.
+    modified: in ns. fault: why it cannot be used, or "".
     """
 
     path: str
@@ -62,77 +65,39 @@ class Index:
 
 
 def build_index(
-    clips: Sequence[Clip],
-    text: Text,
-    config: VLMConfig,
-    *,
-    sampling: Sampling,
-    min_pixels: int,
-    max_pixels: int,
-    multiple: int,
-    max_prompt: int,
-    max_answer: int,
-    keywords: int,
-    keyword_tokens: int,
-    cache: Path,
+    clips: Sequence[Clip], text: Text, config: VLMConfig, cfg: ConfigDict, sampling: Sampling, cache: Path
 ) -> Index:
-    """Probe every file (in parallel; what was learnt is kept in ``cache``), tokenize every clip, give each
-    its bucket and reject those that are too long. See configs/base.py, ``data``, for the limits.
+    """Probe every file, tokenize every clip, give each its bucket and reject those that are too long.
 
-    A clip whose file cannot be probed stays, with its fault, at the size that most files have: it becomes a
-    masked row, and where all files are alike the order of the others is what it would be without the fault.
+    cfg: ``data`` of configs/base.py. A clip whose file cannot be used stays, with its fault, in the bucket it
+    would have at the size that most clips have: it becomes a masked row, and where all files are of one size
+    the order of the others is what it would be without the fault.
     """
-    factor = config.vision.patch * config.vision.merge
     sources = sources_of(sorted({clip.video for clip in clips}), cache)
-
-    def shape(source: Source) -> tuple[int, int, int]:
-        if source.media is None:
-            return 0, 0, 0
-        size = smart_resize(
-            source.info.height, source.info.width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
-        )
-        return (frame_count(source, sampling), *size)
-
     shapes = {}
     for path, source in sources.items():
         if not source.fault:
             try:
-                shapes[path] = shape(source)
+                shapes[path] = frame_shape(source, config, cfg, sampling)
             except ValueError as error:
-                sources[path] = dataclasses.replace(source, fault=str(error))
+                sources[path] = dataclasses.replace(source, fault=f"{path}: {error}")
     common = Counter(shapes[clip.video] for clip in clips if clip.video in shapes).most_common(1)
     if not common:
-        first = next(source for source in sources.values() if source.fault)
-        raise UserError(f"none of {len(sources)} videos can be read; the first: {first.fault}")
+        first = next(iter(sources.values()))
+        raise UserError(f"none of {len(sources)} videos can be used; the first: {first.fault}")
 
     entries, rejected = [], {}
     for number, clip in enumerate(clips):
         source = sources[clip.video]
-        frames, height, width = shapes.get(clip.video, common[0][0])
+        shape = shapes.get(clip.video, common[0][0])
         try:
             tokens = tokenize(
-                clip, text, media=source.media, keywords=keywords, keyword_tokens=keyword_tokens
+                clip, text, media=source.media, keywords=cfg.keywords, keyword_tokens=cfg.keyword_tokens
             )
+            bucket = bucket_for(tokens, shape, config, cfg)
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
-            continue
-        visual = frames // config.vision.temporal * (height // factor) * (width // factor)
-        prompt = len(tokens.prompt) - (source.media is not None) + visual
-        if prompt > max_prompt:
-            rejected.setdefault(f"prompt above {max_prompt} tokens (data.max_prompt)", []).append(clip.id)
-        elif len(tokens.answer) > max_answer:
-            rejected.setdefault(f"answer above {max_answer} tokens (data.max_answer)", []).append(clip.id)
         else:
-            pads = (config.image_token, config.video_token)
-            before = next((i for i, token in enumerate(tokens.prompt) if token in pads), 0)
-            bucket = Bucket(
-                frames,
-                height,
-                width,
-                prompt=round_up(prompt, multiple),
-                suffix=round_up(len(tokens.answer), multiple),
-                video_end=before + visual,
-            )
             entries.append(Entry(number, clip.id, source, tokens, bucket))
     if not entries:
         reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in rejected.items())
@@ -140,27 +105,52 @@ def build_index(
     return Index(entries, rejected)
 
 
-def frame_count(source: Source, sampling: Sampling) -> int:
-    """F of a file's bucket, even. By ``fps`` it depends on the file's length and is rounded up in steps of at
-    most a quarter, so that there are few buckets."""
+def frame_shape(
+    source: Source, config: VLMConfig, cfg: ConfigDict, sampling: Sampling
+) -> tuple[int, int, int]:
+    """(F, h, w) of a file's bucket. ValueError for an aspect ratio that smart_resize refuses."""
+    if source.media is None:
+        return 0, 0, 0
+    info = source.info
+    factor = config.vision.patch * config.vision.merge
+    limits = dict(min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
+    height, width = smart_resize(info.height, info.width, factor=factor, **limits)
     if source.media == "image":
-        return 2
-    if sampling.frames is not None:
-        return round_up(sampling.frames, 2)
-    count = min(math.ceil(source.info.duration * sampling.fps), source.info.frames, sampling.max_frames)
-    return round_up(count, max(2, 2 ** (count.bit_length() - 3)))
+        frames = 1
+    elif sampling.frames:
+        frames = sampling.frames
+    else:
+        frames = min(math.ceil(info.duration * sampling.fps), sampling.max_frames)
+        # Clips differ in length: steps of at most a quarter make few buckets out of many lengths.
+        frames = round_up(frames, 2 ** max(0, frames.bit_length() - 3))
+    return round_up(frames, config.vision.temporal), height, width
 
 
-def probe_image(path: str) -> VideoInfo:
-    """The size of an image, upright, without decoding it. OSError where it is none."""
-    with Image.open(path) as image:
-        size = image.size[::-1] if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5 else image.size
-        return VideoInfo(*size, duration=0.0, fps=0.0, frames=1)
+def bucket_for(tokens: Tokens, shape: tuple[int, int, int], config: VLMConfig, cfg: ConfigDict) -> Bucket:
+    """The bucket of a clip with frames of ``shape``. UserError where its tokens are too many."""
+    frames, height, width = shape
+    unit = config.vision.patch * config.vision.merge
+    visual = frames // config.vision.temporal * (height // unit) * (width // unit)
+    place = np.flatnonzero(is_visual(tokens.prompt, (config.image_token, config.video_token)))
+    prompt = len(tokens.prompt) - len(place) + visual
+    if prompt > cfg.max_prompt:
+        raise UserError(f"prompt above {cfg.max_prompt} tokens (data.max_prompt)")
+    if len(tokens.answer) > cfg.max_answer:
+        raise UserError(f"answer above {cfg.max_answer} tokens (data.max_answer)")
+    return Bucket(
+        frames=frames,
+        height=height,
+        width=width,
+        prompt=round_up(prompt, cfg.length_multiple),
+        suffix=round_up(len(tokens.answer), cfg.length_multiple),
+        video_end=int(place[0]) + visual if len(place) else 0,
+    )
 
 
 def sources_of(paths: Sequence[str], cache: Path) -> dict[str, Source]:
-    """Probe files, or take what an earlier run learnt of those that have not changed since."""
-    kept = cache / "index" / (hashlib.sha256("\n".join(paths).encode()).hexdigest()[:32] + ".json")
+    """Probe files in parallel, those that changed since an earlier run: what it learnt is in ``cache``."""
+    name = hashlib.sha256("\n".join(paths).encode()).hexdigest()[:32]
+    kept = cache / "index" / f"{name}.json"
     known = json.loads(kept.read_text()) if kept.is_file() else {}
 
     def look(path: str) -> Source:
@@ -170,11 +160,13 @@ def sources_of(paths: Sequence[str], cache: Path) -> dict[str, Source]:
         try:
             status = os.stat(path)
             stamp = [status.st_size, status.st_mtime_ns]
-            look_at = probe_image if media == "image" else probe
-            info = known[path][2:] if known.get(path, [])[:2] == stamp else dataclasses.astuple(look_at(path))
-        except (OSError, UserError) as error:
+            if known.get(path, [])[:2] == stamp:
+                return Source(path, media, *stamp, VideoInfo(*known[path][2:]))
+            return Source(path, media, *stamp, probe_image(path) if media == "image" else probe(path))
+        except OSError as error:
+            return Source(path, media, fault=f"{path}: {error.strerror or error}")
+        except UserError as error:
             return Source(path, media, fault=str(error))
-        return Source(path, media, *stamp, info=VideoInfo(*info))
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         bar = tqdm(pool.map(look, paths), total=len(paths), desc="probing videos", unit="file", delay=2)
@@ -190,3 +182,10 @@ def sources_of(paths: Sequence[str], cache: Path) -> dict[str, Source]:
         unfinished.write_text(json.dumps(found))
         unfinished.replace(kept)
     return sources
+
+
+def probe_image(path: str) -> VideoInfo:
+    """The size of an image, upright, without decoding it. OSError where it is none."""
+    with Image.open(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return VideoInfo(*image.size[:: -1 if turned else 1], duration=0.0, fps=0.0, frames=1)

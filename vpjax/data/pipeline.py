@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grain
@@ -18,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from vpjax.data.cache import FrameCache
+from vpjax.data.cache import FrameCache, cache_folder
 from vpjax.data.index import Entry, Index, build_index
 from vpjax.data.rows import Row, collate, masked_row, training_row
 from vpjax.data.text import Text
@@ -75,8 +74,7 @@ class Element(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MakeBatch:
-    """step -> Element with the rows ``mine`` of its batch; runs in workers. how: passed on to
-    training_row."""
+    """step -> Element with the rows ``mine`` of its batch; runs in workers. how: goes to training_row."""
 
     plan: Plan
     entries: Sequence[Entry]
@@ -154,18 +152,18 @@ class Loader:
         self.clips = len(index.entries)
         self.plan = make.plan
         self.max_fault_share = max_fault_share
-        self._stop_at_faults()
         dataset = grain.MapDataset.range(step, FOREVER).map(make)
         if workers == 0:
             # Decoding leaves the interpreter's lock, so threads serve; each works on a batch of its own.
             threads = min(8, os.cpu_count() or 1)
-            batches = dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=2 * threads))
+            batches = dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads))
         else:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
             batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=2))
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers))
         self._batches = iter(batches)
+        self._stop_at_faults()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -186,6 +184,7 @@ class Loader:
 
     def _stop_at_faults(self) -> None:
         if len(self.faults) > self.max_fault_share * self.clips:
+            self.close()
             name, reason = next(iter(self.faults.items()))
             raise UserError(
                 f"{len(self.faults)} of {self.clips} clips cannot be read, more than data.max_fault_share="
@@ -194,23 +193,18 @@ class Loader:
 
     def summary(self) -> list[str]:
         """What there is to say about the data so far, a line each."""
-        masked = self.steps_per_epoch * self.plan.batch_size - self.clips
-        buckets = len(self.plan.groups)
+        size = self.plan.batch_size
+        empty = self.steps_per_epoch * size - self.clips
         lines = [
-            f"{self.clips} clips in {buckets} bucket{'s' * (buckets != 1)}: {self.steps_per_epoch} batches of "
-            f"{self.plan.batch_size} in an epoch, {masked} of their rows empty"
+            f"{self.clips} clips in {len(self.plan.groups)} buckets: {self.steps_per_epoch} batches of {size}"
+            f" an epoch, {empty} of their rows empty"
         ]
-        for what, counts in (("rejected", self.rejected), ("noted", self.notes), ("masked", self._reasons())):
+        for what, counts in (("rejected", self.rejected), ("noted", self.notes)):
             for reason, ids in sorted(counts.items()):
                 some = ", ".join(sorted(ids)[:3]) + ", ..." * (len(ids) > 3)
                 lines.append(f"{len(ids)} clips {what}: {reason} ({some})")
+        lines.extend(f"masked: {name}: {reason}" for name, reason in self.faults.items())
         return lines
-
-    def _reasons(self) -> dict[str, set[str]]:
-        reasons: dict[str, set[str]] = {}
-        for name, reason in self.faults.items():
-            reasons.setdefault(reason, set()).add(name)
-        return reasons
 
     def close(self) -> None:
         """End the workers."""
@@ -246,22 +240,9 @@ def make_loader(
             f"the tokenizer's image and video tokens are {text.image_pad} and {text.video_pad}, the model's "
             f"{config.image_token} and {config.video_token}: they do not belong together"
         )
-    folder = Path(cfg.cache or "~/.cache/vpjax").expanduser()
+    folder = cache_folder(cfg)
     sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None)
-    index = build_index(
-        clips,
-        text,
-        config,
-        sampling=sampling,
-        min_pixels=cfg.min_pixels,
-        max_pixels=cfg.max_pixels,
-        multiple=cfg.length_multiple,
-        max_prompt=cfg.max_prompt,
-        max_answer=cfg.max_answer,
-        keywords=cfg.keywords,
-        keyword_tokens=cfg.keyword_tokens,
-        cache=folder,
-    )
+    index = build_index(clips, text, config, cfg, sampling, folder)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):
         groups.setdefault(entry.bucket, []).append(number)

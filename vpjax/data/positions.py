@@ -9,6 +9,11 @@ import numpy as np
 Rule = Literal["qwen", "transformers5"]
 
 
+def is_visual(ids: np.ndarray, pads: tuple[int, int]) -> np.ndarray:
+    """bool[p]: which tokens stand for visual ones. pads: ids of the image and the video placeholder."""
+    return (ids == pads[0]) | (ids == pads[1])
+
+
 def positions(
     ids: np.ndarray,
     grid: tuple[int, int, int] | None,
@@ -21,13 +26,13 @@ def positions(
     """Time, height and width positions i32[3, p] of a prompt with at most one run of visual tokens.
 
     ids: i32[p], the prompt with one id per visual token. grid: (slots, rows, columns) of its visual tokens
-    after merging; None: text only. pads: the ids that stand for visual tokens. rule: text after the video
+    after merging; None: text only. pads: see ``is_visual``. rule: text after the video
     continues at the largest position so far + 1 (``qwen``: Qwen's own code, with which the weights were
     trained) or at the video's first position + max(rows, columns) (``transformers5``: its
     Qwen2_5_VLModel.get_rope_index; for comparison only). ValueError where the visual tokens are not one run
     that fills the grid.
     """
-    (visual,) = np.nonzero(np.isin(ids, pads))
+    visual = np.flatnonzero(is_visual(ids, pads))
     out = np.tile(np.arange(len(ids), dtype=np.int32), (3, 1))
     if grid is None and len(visual) == 0:
         return out

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vpjax.data.keyframes import elsewhere, identity, slots_of, source_of, widened
-from vpjax.data.positions import Rule, positions, time_ids
-from vpjax.data.text import Media, Text, Tokens, expand, tokenize
+from vpjax.data.positions import Rule, is_visual, positions, time_ids
+from vpjax.data.text import Tokens, expand
 from vpjax.data.video import seconds_per_slot
-from vpjax.types import Batch, Bucket, Clip, UserError
+from vpjax.types import Batch, Bucket, UserError
 
 if TYPE_CHECKING:
     from vpjax.data.video import Video
@@ -68,7 +68,7 @@ def prompt_row(prompt: np.ndarray, video: Video | None, config: VLMConfig, *, ru
     unit = config.vision.patch * config.vision.merge
     frames, height, width, _ = video.frames.shape
     grid = (frames // config.vision.temporal, height // unit, width // unit)
-    if np.isin(prompt, pads).sum() == 1:
+    if is_visual(prompt, pads).sum() == 1:
         prompt = expand(prompt, int(np.prod(grid)), pads)
     seconds = seconds_per_slot(video.times, config.vision.temporal)
     shared = grid[0] - len(np.unique(time_ids(grid[0], seconds, config.tokens_per_second)))
@@ -77,7 +77,7 @@ def prompt_row(prompt: np.ndarray, video: Video | None, config: VLMConfig, *, ru
         frames=video.frames,
         prompt=prompt,
         positions=positions(prompt, grid, seconds, config.tokens_per_second, pads=pads, rule=rule),
-        visual=np.flatnonzero(np.isin(prompt, pads)).astype(np.int32),
+        visual=np.flatnonzero(is_visual(prompt, pads)).astype(np.int32),
         source=np.arange(grid[0], dtype=np.int32),
         slots=np.zeros((0, grid[0]), bool),
         clip=0,
@@ -98,9 +98,8 @@ def training_row(
 ) -> Row:
     """A row with its answer, its keywords and its V~.
 
-    replacement, pool: the slots that V~ replaces and those
-    pooled for a keyword are the ``key`` slots, as many at ``random`` elsewhere, or (replacement) ``none``.
-    widen: see ``widened``. seed: of the random choice.
+    replacement, pool: the slots that V~ replaces and those pooled for a keyword: its ``key`` slots, as many
+    at ``random`` elsewhere, or (replacement only) ``none``. widen: see ``widened``. seed: of random choices.
     """
     row = prompt_row(tokens.prompt, video, config)
     count = len(row.source)
@@ -109,8 +108,7 @@ def training_row(
     for j, spans in enumerate(tokens.spans if video is not None else ()):
         key[j] = slots_of(spans, video.times, video.frame_seconds, config.vision.temporal)
         missed += bool(spans) and not key[j].any()
-    # The union that is replaced travels as one more row, so that a random choice moves it and the pooled
-    # slots alike.
+    # What V~ replaces travels as one more row, so that a random choice moves it and the pooled slots alike.
     masks = {"key": np.concatenate([key, widened(key.any(0), widen)[None]])}
     if "random" in (replacement, pool):
         masks["random"] = elsewhere(masks["key"], count, np.random.default_rng(list(seed)))
@@ -124,23 +122,6 @@ def training_row(
         clip=clip,
         notes=row.notes + tokens.notes + ("keyword whose event falls between the sampled frames",) * missed,
     )
-
-
-def encode_clip(
-    clip: Clip,
-    video: Video | None,
-    text: Text,
-    config: VLMConfig,
-    *,
-    media: Media = "video",
-    keywords: int = 0,
-    keyword_tokens: int = 0,
-    **how: Any,
-) -> Row:
-    """``training_row`` of a clip and its video (None: text only), tokenized here. how: its arguments."""
-    kind = media if video is not None else None
-    tokens = tokenize(clip, text, media=kind, keywords=keywords, keyword_tokens=keyword_tokens)
-    return training_row(tokens, video, config, **how)
 
 
 def bucket_of(rows: Sequence[Row], *, multiple: int = 1, suffix: int = 0) -> Bucket:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vpjax.data.positions import is_visual
 from vpjax.types import Clip, UserError
 
 Media = Literal["video", "image"]
@@ -96,8 +97,8 @@ def train_tokenizer(texts: Iterable[str], folder: str | Path, vocab_size: int) -
 class Text:
     """A tokenizer with its chat template, and the ids of the special tokens.
 
-    image_pad, video_pad: the placeholders that visual tokens take. end: ``<|im_end|>``, which closes an
-    answer. pad: what fills a row; nothing is ever recognised as padding by this id.
+    image_pad, video_pad: the placeholders of visual tokens. end: ``<|im_end|>``, which closes an answer.
+    pad: ``<|endoftext|>``; no mask is ever made by comparing with it.
     """
 
     tokenizer: Any
@@ -117,7 +118,7 @@ class Text:
             raise UserError(f"{folder}: no tokenizer_config.json; give a Hugging Face model folder")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # tokenizers has no class of its own for a file that it cannot parse
             raise UserError(f"{folder}: the tokenizer cannot be read: {error}") from error
         ids = {token: tokenizer.get_vocab().get(token) for token in SPECIALS if token != "<|vision_pad|>"}
         missing = [token for token, index in ids.items() if index is None]
@@ -147,7 +148,7 @@ class Text:
         turn = [{"role": "user", "content": parts}]
         written = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         ids = np.array(self.encode(written), np.int32)
-        found = np.isin(ids, (self.image_pad, self.video_pad)).sum()
+        found = is_visual(ids, (self.image_pad, self.video_pad)).sum()
         if found != (media is not None):
             raise UserError(f"{media or 'text'} prompt with {found} places for media: {written[:80]!r}")
         return ids
@@ -182,7 +183,7 @@ class Text:
 
 def expand(prompt: np.ndarray, count: int, pads: tuple[int, int]) -> np.ndarray:
     """``prompt`` with its media placeholder repeated ``count`` times."""
-    return np.repeat(prompt, np.where(np.isin(prompt, pads), count, 1))
+    return np.repeat(prompt, np.where(is_visual(prompt, pads), count, 1))
 
 
 @dataclasses.dataclass(frozen=True)

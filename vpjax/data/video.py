@@ -37,8 +37,8 @@ class Sampling:
     """Which frames of a span of a video: exactly one of ``frames`` and ``fps``.
 
     frames=n: those on screen at the start of each of n equal parts of the span (as Qwen2.5-VL's processor
-    does), each once; all of them where there are no more than n. fps=x: those on screen every 1/x seconds,
-    but at most ``max_frames``, then uniform as above.
+    does); where the span has no more than n, each of them once. fps=x: those on screen every 1/x seconds;
+    where that makes more than ``max_frames``, that many as above. A frame that stays on screen comes again.
     """
 
     frames: int | None = None
@@ -137,12 +137,7 @@ def read_frames(
 
     with _problems_of(path):
         index, chosen, frames = _read(path, lambda index: _choose(index, sampling, start, end), fit, max_side)
-    odd = len(chosen) % 2
-    return Video(
-        np.stack(frames + frames[-1:] * odd),
-        index.times[np.append(chosen, chosen[-1:].repeat(odd))],
-        index.duration / len(index.times),
-    )
+    return Video(np.stack(frames), index.times[chosen], index.duration / len(index.times))
 
 
 def read_image(
@@ -180,14 +175,14 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """u8[h,w,3] -> u8[*size,3] by antialiased bicubic (a = -0.5) in float32, clipped and rounded once."""
     if frame.shape[:2] == tuple(size):
         return frame
-    # Pillow clips bytes after either pass, and floats never.
+    # Pillow clips bytes after each of its two passes, and floats never.
     channels = [Image.fromarray(channel) for channel in frame.transpose(2, 0, 1).astype(np.float32)]
     resized = [channel.resize(size[::-1], Image.Resampling.BICUBIC) for channel in channels]
     return np.rint(np.stack(resized, axis=-1).clip(0, 255)).astype(np.uint8)
 
 
 def _choose(index: _Index, sampling: Sampling, start: float | None, end: float | None) -> np.ndarray:
-    """The frames i64[f] to read, ascending."""
+    """The frames i64[F] of a video, F even, ascending."""
     times, frame_seconds = index.times, index.duration / len(index.times)
     first, last = 0.0 if start is None else start, index.duration if end is None else end
     if not (-frame_seconds < first < last < index.duration + frame_seconds and first < index.duration):
@@ -197,16 +192,17 @@ def _choose(index: _Index, sampling: Sampling, start: float | None, end: float |
     slack = 1e-6 * frame_seconds + (index.tick if index.tick < frame_seconds / 10 else 0.0)
     low = np.searchsorted(times, first + slack, "right") - 1
     high = np.searchsorted(times, last - slack, "left")
-    if sampling.fps is None or (last - first - slack) * sampling.fps > sampling.max_frames:
-        count = sampling.frames or sampling.max_frames
-        interval = (last - first) / count
+    if sampling.frames is not None and high - low <= sampling.frames:
+        chosen = np.arange(low, max(high, low + 1))
     else:
-        count = math.ceil((last - first - slack) * sampling.fps)
-        interval = 1 / sampling.fps
-    if high - low <= count:
-        return np.arange(low, max(high, low + 1))
-    moments = first + interval * np.arange(count)
-    return np.unique(np.searchsorted(times, moments + slack, "right") - 1)
+        count = sampling.frames or max(1, math.ceil((last - first - slack) * sampling.fps))
+        if sampling.fps is not None and count <= sampling.max_frames:
+            interval = 1 / sampling.fps
+        else:
+            count = sampling.frames or sampling.max_frames
+            interval = (last - first) / count
+        chosen = np.searchsorted(times, first + interval * np.arange(count) + slack, "right") - 1
+    return np.pad(chosen, (0, len(chosen) % 2), mode="edge")
 
 
 def _size(frame: np.ndarray, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -239,10 +235,14 @@ def _problems_of(path: str | Path) -> Iterator[None]:
 def _opened(path: str | Path, max_side: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The file and its first video stream; cover art is none."""
     with av.open(str(path), metadata_errors="replace") as container:
+        if container.format.name == "tty":
+            raise _Problem("is a text file")  # which FFmpeg would show as on a terminal
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise _Problem("has no video stream")
         context = streams[0].codec_context
+        if context is None:
+            raise _Problem("is in a codec that FFmpeg does not know here")
         _check_size(context.width, context.height, max_side)
         if context.width * context.height >= THREADED:
             context.thread_type = "AUTO"
@@ -254,11 +254,13 @@ def _opened(path: str | Path, max_side: int) -> Iterator[tuple[av.container.Inpu
 def _read(
     path: str | Path, choose: Callable[[_Index], np.ndarray], keep: Callable[[np.ndarray], Any], max_side: int
 ) -> tuple[_Index, np.ndarray, list]:
-    """The index, the frames i64[f] that were chosen by it, and what is kept of each."""
+    """The index, the frames i64[F] that were chosen by it, and what is kept of each."""
 
     def attempt(index: _Index) -> tuple[_Index, np.ndarray, list]:
         chosen = choose(index)
-        return index, chosen, [keep(frame) for frame in _decode(path, index, chosen, max_side)]
+        distinct, places = np.unique(chosen, return_inverse=True)
+        kept = [keep(frame) for frame in _decode(path, index, distinct, max_side)]
+        return index, chosen, [kept[place] for place in places]
 
     try:
         return attempt(_packet_index(path, max_side))
@@ -273,8 +275,10 @@ def _packet_index(path: str | Path, max_side: int) -> _Index:
         if container.format.name == "avi":
             raise _Untrusted("AVI files hold no presentation times")
         rate, tick = float(stream.average_rate or FRAME_RATE), float(stream.time_base)
+        # These state their length and end early without complaint; it is that of their longest stream.
+        stated = container.format.name in ("matroska,webm", "flv") and container.duration
         expected = len(stream.index_entries)
-        for packet in container.demux():
+        for packet in container.demux(*(() if stated else (stream,))):
             if not packet.size:  # marks the end of a stream
                 continue
             cut |= packet.is_corrupt
@@ -289,8 +293,7 @@ def _packet_index(path: str | Path, max_side: int) -> _Index:
                 entries[packet.pts] = packet.pts if packet.dts is None else packet.dts
             if not packet.is_discard:
                 shown[packet.pts] = packet.duration or 0
-        # These say how long they are, and end early without complaint. The last frame's length may be unknown.
-        stated = container.format.name in ("matroska,webm", "flv") and container.duration
+        # A last frame may not say how long it is.
         promised = stated / av.time_base - 1.0 if stated else 0.0
     if cut or expected > 0 or end < promised:
         raise _Problem(f"is cut short or damaged after {len(shown)} frames")
@@ -326,7 +329,7 @@ def _frame_index(path: str | Path, max_side: int) -> _Index:
 
 
 def _decode(path: str | Path, index: _Index, chosen: np.ndarray, max_side: int) -> Iterator[np.ndarray]:
-    """The chosen frames u8[h,w,3], upright, in order; by seeking where that spares decoding."""
+    """The chosen frames u8[h,w,3], ascending, upright; by seeking where that spares decoding."""
     # One converter for all, in one thread: to set one up costs more than to convert a small frame.
     convert = VideoReformatter()
     with _opened(path, max_side) as (container, stream):
@@ -351,7 +354,10 @@ def _decode(path: str | Path, index: _Index, chosen: np.ndarray, max_side: int) 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """The image u8[h,w,3] of a frame, turned or mirrored by its display matrix."""
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    try:
+        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    except ValueError:  # PyAV reads none of a frame's side data where it does not know a kind of it, as EXIF
+        return np.rot90(image, round(frame.rotation / 90))
     if matrix is None:
         return image
     # A point (x, y) is shown at (a x + c y, b x + d y); what matters is which of them is not 0, and its sign.

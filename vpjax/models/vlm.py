@@ -52,12 +52,16 @@ class VLMConfig:
         vision, text = parsed.vision_config, parsed.text_config
         rope = text.rope_parameters
         if text.use_sliding_window or vision.hidden_act != "silu" or text.hidden_act != "silu":
-            raise UserError("config.json asks for sliding windows or an activation other than silu: not supported")
+            raise UserError("sliding windows and activations other than silu are not supported")
         if rope.get("rope_type", "default") != "default" or "mrope_section" not in rope:
-            raise UserError(f"config.json: rope_type {rope.get('rope_type')!r} needs 'default' and an mrope_section")
+            raise UserError(f"rope_parameters {rope}: rope_type must be 'default', with an mrope_section")
+        if vision.rope_parameters["rope_theta"] != 10000:
+            raise UserError("a rope_theta of the vision tower other than 10000 is not supported")
+        if vision.out_hidden_size != text.hidden_size:
+            raise UserError(f"out_hidden_size {vision.out_hidden_size} is not the decoder's {text.hidden_size}")
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         if 2 * sum(rope["mrope_section"]) != head_dim:
-            raise UserError(f"config.json: mrope_section {rope['mrope_section']} must sum to {head_dim // 2}")
+            raise UserError(f"mrope_section {rope['mrope_section']} must sum to {head_dim // 2}")
         return cls(
             family=family,
             vision=VisionConfig(
@@ -157,7 +161,7 @@ class VideoLM(nnx.Module):
         tokens = self.vision(patches_BSNP.reshape(batch * slots, *patches_BSNP.shape[2:]), grid, remat=remat)
         return tokens.reshape(batch, slots, *tokens.shape[1:])
 
-    def _prompt(self, features: Array | None, prompt_BP: Array, visual_BV: Array) -> Array:
+    def embed_prompt(self, features: Array | None, prompt_BP: Array, visual_BV: Array) -> Array:
         """Input embeddings of a prompt with the visual features in their places; [B, P, D]."""
         x_BPD = self.embed_tokens(prompt_BP)
         if features is None:
@@ -176,7 +180,7 @@ class VideoLM(nnx.Module):
         prefix = batch.prompt.shape[1]
         layout = Layout(prefix, groups, length)
         x_BXD = self.embed_tokens(suffix_BGC.reshape(rows, groups * length))
-        x_BTD = jnp.concatenate([self._prompt(features, batch.prompt, batch.visual), x_BXD], axis=1)
+        x_BTD = jnp.concatenate([self.embed_prompt(features, batch.prompt, batch.visual), x_BXD], axis=1)
         own = [batch.positions[:, :, prefix:]] * groups
         positions = jnp.concatenate([batch.positions[:, :, :prefix], *own], axis=-1)
 
@@ -196,14 +200,14 @@ class VideoLM(nnx.Module):
         the prompt than its last visual token: ``hidden(..., tap=layers).tap`` for less."""
         end = batch.video_end
         visual = jnp.where(batch.visual < end, batch.visual, end)
-        x_BPD = self._prompt(features, batch.prompt[:, :end], visual)
+        x_BPD = self.embed_prompt(features, batch.prompt[:, :end], visual)
         positions, valid = batch.positions[:, :, :end], batch.prompt_valid[:, :end]
         h = self.decoder.run(x_BPD, positions, Layout(end, 1, 0), valid, layers=slice(0, layers), remat=remat)
         return _at(h, visual)
 
     def prefill(self, features: Array | None, batch: Batch) -> tuple[Array, KeyValues]:
         """The state [B, D] at the prompt's last valid token, and the prefix cache."""
-        x_BPD = self._prompt(features, batch.prompt, batch.visual)
+        x_BPD = self.embed_prompt(features, batch.prompt, batch.visual)
         h_BPD, cache = self.decoder.prefill(x_BPD, batch.positions[:, :, : batch.prompt.shape[1]])
         return self.decoder.norm(_last(h_BPD, batch.prompt_valid)), cache
 

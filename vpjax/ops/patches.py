@@ -14,8 +14,8 @@ MAX_RATIO = 200
 def smart_resize(
     height: int, width: int, *, factor: int = 28, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """The size (h, w) at which the tower sees a frame: multiples of ``factor`` near its own size, aspect ratio
-    nearly kept, area within ``min_pixels``..``max_pixels``. ValueError for a ratio above 200.
+    """The size (h, w) at which the tower sees a frame: multiples of ``factor`` near its own size, aspect
+    ratio nearly kept, area within ``min_pixels``..``max_pixels``. ValueError for a ratio above 200.
 
     Source: ``smart_resize`` of transformers' Qwen2-VL image processor.
     """

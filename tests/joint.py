@@ -1,0 +1,101 @@
+"""A small model, its run's config and a batch with keywords, for tests of the losses' step."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import nnx
+
+from configs import base
+from tests import tiny
+from vpjax.models.decoder import DecoderConfig
+from vpjax.models.vision import VisionConfig
+from vpjax.models.vlm import VideoLM, VLMConfig, leaves
+from vpjax.ops.rope import section_axes
+from vpjax.sft import init_heads, make_step
+from vpjax.sharding import make_mesh, put_batch
+from vpjax.state import create_state
+
+LAYERS = 4
+MODEL = VLMConfig(
+    family="qwen2_5_vl",
+    vision=VisionConfig(depth=1, hidden=16, intermediate=32, heads=2, out_hidden=32, full_attention=(0,)),
+    decoder=DecoderConfig(
+        vocab=128,
+        hidden=32,
+        intermediate=64,
+        layers=LAYERS,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        rope_theta=1e4,
+        rope_axes=section_axes((1, 1, 2)),
+        rms_eps=1e-6,
+        tied=False,
+    ),
+    image_token=tiny.IMAGE,
+    video_token=tiny.VIDEO,
+    vision_start=tiny.START,
+    vision_end=tiny.END,
+    tokens_per_second=2.0,
+    hf="{}",
+)
+ONE = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+
+
+def model(config=MODEL):
+    return VideoLM(config, rngs=nnx.Rngs(0))
+
+
+def config(**fields):
+    """A run's config without warm-ups; ``optim__lr=1`` sets ``optim.lr``."""
+    c = base.get_config()
+    c.steps = 10
+    c.contrast.width = 16
+    c.optim.warmup_share = c.contrast.warmup_share = 0.0
+    with c.unlocked():
+        for name, value in fields.items():
+            section, _, field = name.rpartition("__")
+            setattr(c[section] if section else c, field, value)
+    return c
+
+
+def batch(rows=8, *, suffix=6, seed=0):
+    """Rows of different lengths with 1 to ``suffix`` target tokens and up to two keywords; the last row has no
+    keyword and no V~."""
+    rng = np.random.default_rng(seed)
+    slots = [5, 4, 5, 3] * (rows // 4)
+    out = tiny.batch([tiny.Row(slots=s, before=2 + b % 3) for b, s in enumerate(slots)], size=(28, 56), suffix=suffix)
+    marked = np.zeros((rows, 2, 5), bool)
+    source = np.tile(np.arange(5, dtype=np.int32), (rows, 1))
+    marked[:-1, 0, 1] = True
+    source[:-1, 1] = 2
+    marked[:-1:2, 1, 0] = True
+    source[:-1:2, 0] = 2
+    return dataclasses.replace(
+        out,
+        target=np.arange(suffix) < rng.integers(1, suffix + 1, (rows, 1)),
+        source=source,
+        slots=marked,
+        keywords=np.where(rng.random((rows, 2, 3)) < 0.3, -1, rng.integers(0, 100, (rows, 2, 3))).astype(np.int32),
+        lemma=np.where(marked.any(-1), rng.integers(0, 3, (rows, 2)), -1).astype(np.int32),
+    )
+
+
+def setup(c, *, mesh=ONE, tx=None, shapes=MODEL):
+    """(state, step) of the small model under ``c``; tx: another optimizer than the config's."""
+    m = model(shapes)
+    params = leaves(m) | init_heads(c, shapes.decoder.hidden, jax.random.key(1))
+    state, optimizer, layout = create_state(params, c, mesh)
+    if tx is not None:
+        optimizer = optimizer._replace(tx=tx)
+        state, layout = dataclasses.replace(state, opt=jax.jit(tx.init)(state.params)), None
+    return state, make_step(m, c, optimizer, layout)
+
+
+def run(c, b, *, mesh=ONE, **options):
+    """(state before, state after, metrics) of one step, as NumPy arrays."""
+    state, step = setup(c, mesh=mesh, **options)
+    before = jax.tree.map(np.array, state)
+    after, metrics = step(state, put_batch(b, mesh))
+    return before, jax.tree.map(np.array, after), {name: float(x) for name, x in metrics.items()}

@@ -1,0 +1,68 @@
+"""Files of clips: round trips, and every broken line named."""
+
+import dataclasses
+
+import pytest
+
+from vpjax.data.clips import read_clips, write_clips
+from vpjax.types import Clip, Keyword, UserError
+
+QUESTION = "What happens?"
+
+
+@pytest.mark.parametrize("name", ["clips.jsonl", "clips.array_record"])
+def test_clips_round_trip(tmp_path, name):
+    whole = Clip(
+        "a",
+        "sub/a.mp4",
+        QUESTION,
+        "(A) é",
+        (Keyword("flashes", "flash", ((0.5, 0.75),)), Keyword("x", "y")),
+        ((0.5, 0.75),),
+        "choice",
+        ("(A)", "(B)"),
+        {"event": "flash", "length": 1},
+    )
+    write_clips(tmp_path / name, [whole, Clip("b", "", "q", "a")])
+    first, second = read_clips(tmp_path / name)
+    assert first == dataclasses.replace(whole, video=str(tmp_path / "sub/a.mp4"))
+    assert second == Clip("b", "", "q", "a")
+    assert read_clips(tmp_path / name, videos="/root")[0].video == "/root/sub/a.mp4"
+
+
+GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ("{", "line 3: Expecting property name"),
+        ("\x80", "line 3: "),
+        ("[]", "line 3: a clip is a JSON object"),
+        (GOOD, "line 3: id 'a' stands in line 1 too"),
+        (GOOD.replace('"answer"', '"anser"'), "line 3: unknown field 'anser'"),
+        ('{"id": "b", "question": "q", "answer": "a"}', "line 3: field 'video' is None, not a string"),
+        (GOOD.replace('"a.mp4"', '["a.mp4", "b.mp4"]'), "not a string: a clip has one video"),
+        (GOOD.replace("}", ', "spans": [[2, 1]]}'), r"line 3: span \[2, 1\] does not start before it ends"),
+        (GOOD.replace("}", ', "spans": [2, 1]}'), "line 3: span 2 is not"),
+        (GOOD.replace("}", ', "keywords": ["x"]}'), "line 3: keyword 'x' is not an object"),
+        (GOOD.replace("}", ', "keywords": "x"}'), "line 3: field 'keywords' is 'x', not a list"),
+        (GOOD.replace("}", ', "keywords": [{"text": "x"}]}'), "line 3: field 'lemma' is None"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path, line, reason):
+    file = tmp_path / "clips.jsonl"
+    file.write_bytes(f"{GOOD}\n\n".encode() + line.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match=f"clips.jsonl, {reason}" if reason.startswith("line") else reason):
+        read_clips(file)
+
+
+def test_files_that_are_none_are_named(tmp_path):
+    with pytest.raises(UserError, match="none.jsonl: no such file"):
+        read_clips(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="empty.jsonl: no clips"):
+        read_clips(tmp_path / "empty.jsonl")
+    (tmp_path / "bad.array_record").write_bytes(b"not one" * 20_000)
+    with pytest.raises(UserError, match="bad.array_record"):
+        read_clips(tmp_path / "bad.array_record")

@@ -1,0 +1,64 @@
+"""Small files that tests write themselves.
+
+Frame i of ``greys`` is grey of level 8 * i, which survives compression to within 3 levels: it tells which frame
+came.
+"""
+
+import fractions
+
+import av
+import numpy as np
+
+STEP = 8
+SIZE = (32, 48)
+
+
+def greys(count, size=SIZE):
+    levels = (np.arange(count) * STEP % 256).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, *size, 3))
+
+
+def write(path, frames, pts=None, *, rate=25, tick=None, codec="libx264", matrix=None, muxer=(), **options):
+    """Encode frames u8[F,h,w,3], shown at ``pts`` in ticks (None: at ``rate``)."""
+    with av.open(str(path), "w", options=dict(muxer)) as file:
+        stream = file.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = 12
+        if tick is not None:
+            stream.time_base = stream.codec_context.time_base = tick
+        if matrix is not None:
+            stream.set_display_matrix(matrix)
+        for place, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels))
+            frame.pts = place if pts is None else pts[place]
+            frame.time_base = tick or fractions.Fraction(1, rate)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    return path
+
+
+def write_sound(path, codec="mp2", sample="s16"):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=48000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 4800), np.int16), format=sample, layout="mono")
+        sound.rate = 48000
+        file.mux(stream.encode(sound))
+        file.mux(stream.encode())
+    return path
+
+
+def noisy(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 96, 3), np.uint8)
+
+
+def quarters(height, width):
+    """An image whose four quarters differ."""
+    return np.kron([[40, 90], [140, 220]], np.ones((height, width)))[..., None].repeat(3, -1).astype(np.uint8)
+
+
+def seen(video):
+    """Which frames of ``greys`` these are."""
+    level = video.frames.mean((1, 2, 3)) / STEP
+    assert np.abs(level - level.round()).max() < 0.4, "a frame is none of those that were written"
+    return level.round().astype(int).tolist()

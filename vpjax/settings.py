@@ -1,0 +1,114 @@
+"""The config of a run: its values checked, and a work directory kept to one of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vpjax.losses import NEGATIVES
+from vpjax.types import UserError
+
+FILE = "config.json"
+# Fields that may differ when a run is resumed: they change no number, except that another mesh rounds
+# differently.
+FREE = (
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "max_nonfinite",
+    "mesh.",
+    "data.workers",
+    "data.cache",
+)
+DTYPES = ("float32", "bfloat16")
+
+
+def check(config: ConfigDict) -> None:
+    """UserError, naming the field, for a value that no run can have. Fields that a file or a device must be
+    asked about are checked where they are used."""
+    optim, contrast = config.optim, config.contrast
+    positive = "is a number above 0"
+    wanted = {
+        "steps": (config.steps > 0, positive),
+        "batch": (config.batch > 0, positive),
+        "accumulate": (
+            config.accumulate > 0 and config.batch % config.accumulate == 0,
+            f"divides batch, {config.batch}",
+        ),
+        "init": (
+            bool(config.init) or bool(config.model),
+            "is a folder with weights, or '' where config.model gives sizes",
+        ),
+        "dtype": (config.dtype in DTYPES, f"is one of {', '.join(DTYPES)}"),
+        "log_every": (config.log_every > 0, positive),
+        "checkpoint_every": (config.checkpoint_every > 0, positive),
+        "keep": (config.keep > 0, positive),
+        "eval_clips": (config.eval_clips > 0, positive),
+        "max_nonfinite": (config.max_nonfinite >= 0, "is 0 or more"),
+        "data.train": (bool(config.data.train), "is a file of clips, or 'events'"),
+        "data.length_multiple": (config.data.length_multiple > 0, positive),
+        "data.keywords": (config.data.keywords > 0, positive),
+        "data.keyword_tokens": (config.data.keyword_tokens > 0, positive),
+        "data.workers": (config.data.workers >= 0, "is 0 or more"),
+        "data.widen": (config.data.widen >= 0, "is 0 or more"),
+        "optim.lr": (optim.lr > 0, positive),
+        "optim.warmup_share": (0 <= optim.warmup_share < 1, "lies in [0, 1)"),
+        "optim.clip": (optim.clip > 0, positive),
+        "optim.freeze": (all(isinstance(x, str) for x in optim.freeze), "holds path patterns"),
+        "optim.lr_multipliers": (
+            all(len(x) == 2 and isinstance(x[0], str) and x[1] >= 0 for x in optim.lr_multipliers),
+            "holds pairs such as ('vision.*', 0.1)",
+        ),
+        "optim.moments_dtype": (optim.moments_dtype in DTYPES, f"is one of {', '.join(DTYPES)}"),
+        "contrast.weight": (contrast.weight >= 0, "is 0 or more"),
+        "contrast.layer": (0 < contrast.layer <= 1, "lies in (0, 1]"),
+        "contrast.width": (contrast.width > 0, positive),
+        "contrast.tau_range": (
+            0 < min(contrast.tau_range) <= contrast.tau <= max(contrast.tau_range),
+            f"is (least, most), above 0, around contrast.tau, {contrast.tau}",
+        ),
+        "contrast.negatives": (
+            len(contrast.negatives) > 0 and set(contrast.negatives) <= set(NEGATIVES),
+            f"holds some of {', '.join(NEGATIVES)}",
+        ),
+        "loss.chunk": (config.loss.chunk > 0, positive),
+    }
+    for field, (right, what) in wanted.items():
+        if not right:
+            value = config
+            for part in field.split("."):
+                value = value[part]
+            raise UserError(f"config.{field} {what}; it is {value!r}")
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """UserError where ``workdir`` holds a run with another config, naming the fields that differ."""
+    path = workdir / FILE
+    if not path.exists():
+        return
+    there, here = _flat(json.loads(path.read_text())), _flat(json.loads(config.to_json()))
+    differ = [
+        f"{name} is {here.get(name)!r}, there {there.get(name)!r}"
+        for name in sorted(there.keys() | here.keys())
+        if here.get(name) != there.get(name) and not name.startswith(FREE)
+    ]
+    if differ:
+        raise UserError(f"{path} is of another run ({'; '.join(differ)}): give another --workdir")
+
+
+def write(workdir: Path, config: ConfigDict) -> None:
+    """Make ``workdir`` the home of the run of ``config``."""
+    part = workdir / f"{FILE}.part"
+    part.write_text(config.to_json(indent=2) + "\n")
+    part.replace(workdir / FILE)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    out = {}
+    for name, value in config.items():
+        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
