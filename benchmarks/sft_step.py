@@ -2,7 +2,8 @@
 
     python benchmarks/sft_step.py [--rounds N] [--batch B] [--layers L] [--out FILE]
 
-One run, the same weights and batch for all, calls in turns, medians of whole updates (forward, backward, AdamW).
+One run, the same weights and batch for all, calls in turns, medians of whole updates (forward, backward,
+AdamW).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ FRAMES, SIDE, QUESTION, ANSWER = 16, 112, 24, 24
 
 ROWS = {
     "plain": "causal LM on V, logits of the answer only",
-    "joint": "plain and contrast; V~ by gather, through the first half of the decoder, up to its last visual token",
+    "joint": "plain and contrast; V~ by gather, through half of the decoder, up to its last visual token",
     "naive": "joint with V~ as a second full forward (its frames replaced, encoded and run to the end)",
     "all logits": "plain with the logits of every token, as transformers computes them",
     "torch": "transformers (torch), the logits of every token",
@@ -124,7 +125,7 @@ def naive_joint(model: VideoLM, heads, batch: Batch, config) -> jax.Array:
     z, other = pooled(clean.tap, batch.slots), pooled(degraded.tap, batch.slots)
     tau = jnp.exp(heads[sft.LOG_TAU])
     c = contrastive(z, other, windows, exists, keywords, keywords, tau)
-    # V~'s own loss is what a second full forward is run for elsewhere; without it the compiler drops that half.
+    # V~'s own loss is what a second full forward is run for elsewhere; without it the compiler drops half.
     return lm(clean) + config.contrast.weight * c.loss / c.count + 0 * lm(degraded)
 
 
@@ -235,7 +236,7 @@ def main() -> None:
         "# SFT step",
         "",
         environment("jax", "flax", "transformers", "torch"),
-        f"{size:.0f} M parameters, {args.layers} decoder layers, float32; batch {args.batch}, {FRAMES} frames of "
+        f"{size:.0f} M parameters, {args.layers} decoder layers, float32; {args.batch} clips of {FRAMES} frames of "
         f"{SIDE} x {SIDE}, prompt {batch.prompt.shape[1]} + answer {ANSWER} tokens, vocabulary {VOCAB}; "
         f"median of {args.rounds} updates in turns",
         "",

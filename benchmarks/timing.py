@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 
 def medians(runs: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, float]:
-    """Median seconds of each call. The calls take turns, so that a noisy neighbour hits all of them alike; each
-    must return only when its work is done."""
+    """Median seconds of each call. The calls take turns, so that a noisy neighbour hits all of them alike;
+    each must return only when its work is done."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warmup + rounds):
         for name, run in runs.items():

@@ -1,7 +1,7 @@
 """Every field of a run, documented once, with the defaults that the recipes beside this file start from.
 
-A recipe is a file with ``get_config()``; any field can be overridden by ``--config.field=value``. "Ours" marks a
-choice on which the paper (VideoPerceiver, arXiv 2511.18823, abstract) is silent.
+A recipe is a file with ``get_config()``; any field can be overridden by ``--config.field=value``. "Ours"
+marks a choice on which the paper (VideoPerceiver, arXiv 2511.18823, abstract) is silent.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
     c.accumulate = 1  # micro-batches per update; exact, so only memory and time change
 
     # The model. init: a Hugging Face folder with weights, or "" = from scratch with the sizes of `model`, a
-    # Hugging Face config.json as a dict (its tokenizer is trained on the run's texts; token ids are filled in).
+    # Hugging Face config.json as a dict (its tokenizer is trained on the run's texts; token ids are filled
+    # in).
     c.init = ""
     c.model = ConfigDict()
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; parameters and optimizer stay float32
@@ -44,11 +45,11 @@ def get_config() -> ConfigDict:
     data.max_fault_share = 0.01  # of clips that cannot be decoded or used: above it the run stops
     data.workers = 0  # decoding processes; 0 = threads of this process
     data.replacement = "key"  # slots that V~ replaces: "key" (paper), "random" (control), "none" (V~ = V)
-    data.widen = 0  # slots by which the run that V~ replaces grows at either end, for spans known only roughly
+    data.widen = 0  # slots by which the run that V~ replaces grows at either end, for rough spans
     data.pool = "key"  # slots that are pooled for a keyword: "key" (ours) or "random" (control)
 
-    # The built-in event clips, where data.train or data.heldout says "events": how many, and how they look; the
-    # fields' meaning stands in vpjax/data/events.py.
+    # The built-in event clips, where data.train or data.heldout says "events": how many, and how they look;
+    # the fields' meaning stands in vpjax/data/events.py.
     c.events = ConfigDict(dataclasses.asdict(EventSpec()))
     c.events.train = 8192
     c.events.heldout = 768
@@ -73,7 +74,7 @@ def get_config() -> ConfigDict:
     contrast.width = 256  # E: of the space in which keywords and frames meet (ours)
     contrast.tau = 0.07  # first value of the learned temperature (ours), which stays inside tau_range
     contrast.tau_range = (0.01, 0.5)
-    contrast.negatives = ("batch", "degraded", "windows")  # other clips' keywords, V~, other times of V (ours)
+    contrast.negatives = ("batch", "degraded", "windows")  # other keywords, V~, other times (ours)
 
     c.loss = loss = ConfigDict()
     loss.chunk = 128  # answer tokens whose logits are held at once

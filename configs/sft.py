@@ -11,7 +11,7 @@ from configs import base
 
 def get_config():
     c = base.get_config()
-    c.steps = 1500
+    c.steps = 1200
     c.batch = 32
     c.model = dict(
         model_type="qwen2_5_vl",
@@ -28,7 +28,7 @@ def get_config():
             max_position_embeddings=4096,
             rms_norm_eps=1e-6,
             # 16 channel pairs: at this head width the usual 1e6 leaves height and width hardly any frequency.
-            rope_parameters=dict(rope_type="default", rope_theta=1e3, mrope_section=[4, 6, 6]),
+            rope_parameters=dict(rope_type="default", rope_theta=1e2, mrope_section=[4, 6, 6]),
         ),
         vision_config=dict(
             model_type="qwen2_5_vl",
@@ -51,5 +51,5 @@ def get_config():
     c.data.length_multiple = 8
 
     c.optim.lr = 1e-3
-    c.optim.weight_decay = 0.01
+    c.optim.b2 = 0.98
     return c

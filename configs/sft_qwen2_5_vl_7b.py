@@ -3,10 +3,10 @@
     python -m vpjax.train --config configs/sft_qwen2_5_vl_7b.py --workdir runs/7b \\
         --config.init=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
 
-What it does: one pass of the usual size over annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames per
-second, the vision tower frozen, its merger trained at a tenth of the decoder's learning rate.
-Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of them.
-Not measured yet: no accelerator has run it.
+What it does: one pass of the usual size over annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames
+per second, the vision tower frozen, its merger trained at a tenth of the decoder's learning rate.
+Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of
+them. Not measured yet: no accelerator has run it.
 """
 
 from configs import base

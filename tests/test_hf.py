@@ -382,7 +382,7 @@ def test_a_folder_without_weights_or_config(checkpoint, tmp_path):
         ('{"model_type": "qwen2_5_vl", "vision_config": 3}', "vision_config"),
         ('{"model_type": "qwen2_5_vl", "tie_word_embeddings": "yes"}', "tie_word_embeddings"),
         ('{"model_type": "qwen2_5_vl", "text_config": {"hidden_size": "wide"}}', "hidden_size"),
-        ('{"model_type": "qwen2_5_vl", "rope_scaling": {"rope_type": "yarn", "factor": 2}}', "rope_type must be"),
+        ('{"model_type": "qwen2_5_vl", "rope_scaling": {"rope_type": "linear", "factor": 2}}', "rope_type"),
         ("{}", "None is not supported"),
         ("[]", "not a JSON object"),
         ("{", "not JSON"),

@@ -158,14 +158,15 @@ def test_hidden_states_at_the_visual_tokens(tied):
             assert error(tapped, reference) < TOLERANCE
 
 
-def test_gradients(pair, tmp_path):
+@pytest.mark.parametrize("name", ["tied", "one_kv"])
+def test_gradients(checkpoint, tmp_path, name):
     """The gradient of the answer's cross-entropy for every weight, vision and text, against autograd.
 
     The reference is float64, for torch's own float32 gradients are up to 2.7e-4 of their spread away from it:
     single elements of a gradient stand out by 20 times the spread, and rounding grows with them.
     So ours are within TOLERANCE in the root mean square, and within three at the worst element.
     """
-    ours, theirs = pair
+    ours, theirs = load_both(checkpoint(name))
     theirs = copy.deepcopy(theirs).double()
 
     @jax.jit

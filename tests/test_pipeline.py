@@ -250,11 +250,12 @@ def test_later_epochs_decode_nothing(load, clips, tmp_path):
 def test_a_changed_file_or_size_is_decoded_anew(load, tmp_path):
     path = tmp_path / "a.mp4"
     clip = Clip("a", str(path), QUESTION, ANSWER)
-    for number, frames, pixels in ((0, 16, 56), (3, 16, 56), (3, 8, 56), (3, 8, 28)):
+    for number, frames in ((0, 16), (3, 16), (3, 8)):
         write_video(path, number, frames)
-        batch = next(load([clip], batch_size=1, max_pixels=pixels * pixels))
-        assert abs(int(batch.frames[0, 0].mean()) - (40 + 10 * number)) <= 2
-        assert batch.slot_valid.sum() == frames // 2 and batch.frames.shape[2:4] == (pixels, pixels)
+        for side in (56, 28):
+            batch = next(load([clip], batch_size=1, max_pixels=side * side))
+            assert abs(int(batch.frames[0, 0].mean()) - (40 + 10 * number)) <= 2
+            assert batch.slot_valid.sum() == frames // 2 and batch.frames.shape[2:4] == (side, side)
 
 
 def test_what_was_probed_is_not_probed_again(load, clips, monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import torch
 import transformers
 from PIL import Image
 
-from tests.videos import greys, noisy, quarters, write
+from tests.videos import greys, quarters, read, write
 from vpjax.data.video import Sampling, probe, read_frames, read_image, resize
 from vpjax.ops.patches import patchify
 
@@ -91,8 +91,6 @@ def test_an_image_is_two_equal_frames(tmp_path):
     video = read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(video.frames, [pixels, pixels])
     assert video.times.tolist() == [0, 0]
-    info = probe(tmp_path / "a.png")
-    assert (info.height, info.width, info.frames) == (56, 84, 1)
     assert read_image(tmp_path / "a.png", size=(28, 28)).frames.shape == (2, 28, 28, 3)
 
 
@@ -103,9 +101,6 @@ def test_an_image_stands_upright(tmp_path):
     tags[0x0112] = 6  # orientation: to be shown turned a quarter clockwise
     image.save(tmp_path / "a.png", exif=tags)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").frames[0], np.rot90(pixels, -1))
-    for path in (tmp_path / "a.jpg", tmp_path / "a.png"):
-        image.save(path, exif=tags)
-        assert (probe(path).height, probe(path).width) == (112, 56)
 
 
 def test_side_data_that_pyav_cannot_read_does_not_hide_the_rotation(tmp_path):
@@ -119,8 +114,8 @@ def test_side_data_that_pyav_cannot_read_does_not_hide_the_rotation(tmp_path):
     assert np.abs(video.frames[0].astype(int) - np.rot90(pixels, -1)).max() < 4
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA"])
 def test_images_of_any_mode_become_rgb(tmp_path, mode):
-    image = Image.fromarray(np.full((28, 28, 3), 255, np.uint8)).convert(mode)
+    image = Image.new("RGB", (28, 28), (51, 51, 51)).convert(mode)
     image.save(tmp_path / "a.png")
-    assert (read_image(tmp_path / "a.png", size=(28, 28)).frames == 255).all()
+    assert (read_image(tmp_path / "a.png", size=(28, 28)).frames == 51).all()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.videos import SIZE, greys, noisy, quarters, seen, write, write_sound
+from tests.videos import SIZE, greys, noisy, quarters, read, seen, write, write_sound
 from vpjax.data import video as module
 from vpjax.data.video import Sampling, probe, read_frames, read_image, seconds_per_slot
 from vpjax.types import UserError
@@ -17,10 +17,13 @@ from vpjax.types import UserError
 MILLISECONDS = fractions.Fraction(1, 1000)
 
 
-def read(path, *, size=SIZE, start=None, end=None, **sampling):
-    return read_frames(path, Sampling(**sampling), size=size, start=start, end=end)
+@pytest.fixture
+def no_second_try(monkeypatch):
+    """A file whose packets do not tell its frames is decoded twice; here they must tell."""
+    monkeypatch.setattr(module, "_frame_index", None)
 
 
+OPEN_GROUPS = "open-gop=1:bframes=3:b-adapt=0:scenecut=0:keyint=12:min-keyint=12"
 FORMATS = {
     "mp4": dict(name="a.mp4"),
     "mp4 in fragments": dict(name="a.mp4", muxer={"movflags": "frag_keyframe+empty_moov"}),
@@ -30,14 +33,16 @@ FORMATS = {
     "avi": dict(name="a.avi", codec="mpeg4", bf="2", b="4M"),
     "avi without b-frames": dict(name="a.avi", codec="mpeg4", bf="0", b="4M"),
     "avi with h.264": dict(name="a.avi"),
-    "open groups": dict(name="a.mp4", **{"x264-params": "open-gop=1:bframes=3:scenecut=0"}),
+    "open groups": dict(name="a.mp4", **{"x264-params": OPEN_GROUPS}),
     "bare h.264": dict(name="a.h264"),
 }
 
 
 @pytest.mark.parametrize("how", FORMATS.values(), ids=FORMATS)
-def test_as_many_frames_as_there_are_are_those_frames(tmp_path, how):
+def test_as_many_frames_as_there_are_are_those_frames(tmp_path, monkeypatch, how):
     how = dict(how)
+    if how["name"] != "a.h264":  # which has no timestamps at all
+        monkeypatch.setattr(module, "_frame_index", None)
     path = write(tmp_path / how.pop("name"), greys(30), **how)
     video = read(path, frames=30)
     assert seen(video) == list(range(30))
@@ -104,11 +109,11 @@ def test_a_clip_of_one_frame(tmp_path):
         assert set(seen(video)) == {0} and not video.times.any()
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_rounded_times_lose_no_frame(tmp_path, name):
     # 1/30 s is no whole number of milliseconds: in Matroska frame 1 begins early, at 33 ms, frame 2 late, at
-    # 67 ms.
-    path = write(tmp_path / name, greys(30), rate=30)
+    # 67 ms. AVI counts in frames, and 14 * (1 / 30) < 14 / 30 in floats.
+    path = write(tmp_path / name, greys(30), rate=30, codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
     assert seen(read(path, fps=30.0)) == list(range(30))
     assert seen(read(path, fps=15.0)) == [*range(0, 30, 2), 28]
     assert seen(read(path, fps=10.0)) == list(range(0, 30, 3))
@@ -134,11 +139,11 @@ def test_a_span_is_in_seconds_of_the_clip(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm"])
 @pytest.mark.parametrize("open_groups", [False, True])
-def test_seeking_gives_what_decoding_everything_gives(tmp_path, monkeypatch, name, open_groups):
+def test_seeking_gives_what_decoding_everything_gives(tmp_path, monkeypatch, no_second_try, name, open_groups):
     if name.endswith("webm"):
         how = dict(codec="libvpx-vp9", deadline="realtime")
     else:
-        how = {"x264-params": f"open-gop={int(open_groups)}:bframes=3:keyint=12:min-keyint=12:scenecut=0"}
+        how = {"x264-params": OPEN_GROUPS} if open_groups else {}
     noise = np.random.default_rng(0).integers(0, 256, (150, *SIZE, 3), np.uint8)
     path = write(tmp_path / name, noise, **how)
     everything = read(path, frames=150)
@@ -152,6 +157,31 @@ def test_seeking_gives_what_decoding_everything_gives(tmp_path, monkeypatch, nam
         np.testing.assert_array_equal(sought.times, decoded.times)
         places = np.searchsorted(everything.times, sought.times)
         np.testing.assert_array_equal(sought.frames, everything.frames[places])
+
+
+def test_an_edit_list_hides_frames(tmp_path, no_second_try):
+    # Frames 0 to 4 are there to decode from, but the file says that it begins after them.
+    path = write(tmp_path / "a.mp4", greys(30), range(-5, 25), muxer={"avoid_negative_ts": "disabled"})
+    video = read(path, frames=30)
+    assert seen(video) == [*range(5, 30), 29]
+    np.testing.assert_allclose(video.times[:25], np.arange(25) / 25, rtol=0, atol=1e-9)
+    assert probe(path).frames == 25
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_frames_before_the_first_keyframe_are_not_counted(tmp_path, no_second_try, name):
+    """As in a clip that was cut out of a film without encoding it again."""
+    whole = write(tmp_path / "a.mp4", greys(30), **{"x264-params": OPEN_GROUPS})
+    with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        second = [place for place, packet in enumerate(packets) if packet.is_keyframe][1]
+        assert packets[second + 1].pts < packets[second].pts  # shown before, refers to what is not there
+        for packet in packets[second:]:
+            packet.stream = stream
+            target.mux(packet)
+    assert seen(read(tmp_path / name, frames=30)) == list(range(12, 30))
+    assert probe(tmp_path / name).frames == 18
 
 
 def test_seconds_per_slot():
@@ -178,6 +208,14 @@ def cut(path, share, **how):
     path.write_bytes(content[: int(share * len(content))])
 
 
+def cut_between(path):
+    """Some packets are whole, the others are gone."""
+    write(path, noisy(60), muxer=FASTSTART)
+    with av.open(str(path)) as file:
+        places = sorted(packet.pos for packet in file.demux(video=0) if packet.size)
+    path.write_bytes(path.read_bytes()[: places[40]])
+
+
 FASTSTART = {"movflags": "faststart"}
 BAD = {
     "missing": ("a.mp4", lambda path: None, "no such file"),
@@ -190,6 +228,7 @@ BAD = {
     "index lost": ("a.mp4", lambda path: cut(path, 0.7), ""),
     "first half": ("a.mp4", lambda path: cut(path, 0.5, muxer=FASTSTART), "cut short"),
     "last frame cut": ("a.mp4", lambda path: cut(path, 0.99, muxer=FASTSTART), "cut short"),
+    "cut between two frames": ("a.mp4", cut_between, "cut short"),
     "matroska, first half": ("a.mkv", lambda path: cut(path, 0.5), "cut short"),
     "webm, first half": ("a.webm", lambda path: cut(path, 0.5, codec="libvpx"), "cut short"),
     "avi, first half": ("a.avi", lambda path: cut(path, 0.5, codec="mpeg4"), ""),

@@ -1,13 +1,15 @@
 """Small files that tests write themselves.
 
-Frame i of ``greys`` is grey of level 8 * i, which survives compression to within 3 levels: it tells which frame
-came.
+Frame i of ``greys`` is grey of level 8 * i, which survives compression to within 3 levels: it tells which
+frame came.
 """
 
 import fractions
 
 import av
 import numpy as np
+
+from vpjax.data.video import Sampling, read_frames
 
 STEP = 8
 SIZE = (32, 48)
@@ -62,3 +64,7 @@ def seen(video):
     level = video.frames.mean((1, 2, 3)) / STEP
     assert np.abs(level - level.round()).max() < 0.4, "a frame is none of those that were written"
     return level.round().astype(int).tolist()
+
+
+def read(path, *, size=SIZE, start=None, end=None, **sampling):
+    return read_frames(path, Sampling(**sampling), size=size, start=start, end=end)

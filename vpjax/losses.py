@@ -17,12 +17,14 @@ def token_logprobs(
 ) -> Array:
     """log p f32[B, G, C] of each completion token.
 
-    The one place that shifts by one: the prompt's last state predicts a completion's first token, its token c the
-    next. Logits, float32 whatever the states are, exist for at most ``chunk`` positions of every completion at a
-    time, and again in the backward pass.
+    The one place that shifts by one: the prompt's last state predicts a completion's first token, its token c
+    the next. Logits, float32 whatever the states are, exist for at most ``chunk`` positions of every
+    completion at a time, and again in the backward pass.
     """
     b, g, c, d = suffix_BGCD.shape
-    h_BGCD = jnp.concatenate([jnp.broadcast_to(last_BD[:, None, None], (b, g, 1, d)), suffix_BGCD[:, :, :-1]], axis=2)
+    h_BGCD = jnp.concatenate(
+        [jnp.broadcast_to(last_BD[:, None, None], (b, g, 1, d)), suffix_BGCD[:, :, :-1]], axis=2
+    )
     count = -(-c // chunk)
     chunk = -(-c // count)  # as even as they come, for the last one is padded
     padded = count * chunk
@@ -57,7 +59,8 @@ class Keywords(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """Sums over valid keywords: loss, s(V, k), s(V~, k), retrieval@1 among the batch's keywords; and their number."""
+    """Sums over valid keywords: loss, s(V, k), s(V~, k), retrieval@1 among the batch's keywords; and their
+    number."""
 
     loss: Array
     clean: Array
@@ -77,12 +80,13 @@ def contrastive(
     *,
     in_batch: bool = True,
 ) -> Contrast:
-    """InfoNCE of keywords against other clips' keywords, the degraded video and other windows (METHOD, section 2).
+    """InfoNCE of keywords against other clips' keywords, the degraded video and other windows (METHOD,
+    section 2).
 
-    z: pooled states of V at each keyword's slots, unit vectors, as are ``degraded`` (V~ at the same slots) and
-    ``windows`` (V at other slots); None leaves a kind of negative out. own: these B * J keywords; pool: those of
-    the whole batch, of which the other clips' with another lemma are what retrieval@1 chooses from and, where
-    ``in_batch``, negatives.
+    z: pooled states of V at each keyword's slots, unit vectors, as are ``degraded`` (V~ at the same slots)
+    and ``windows`` (V at other slots); None leaves a kind of negative out. own: these B * J keywords; pool:
+    those of the whole batch, of which the other clips' with another lemma are what retrieval@1 chooses from
+    and, where ``in_batch``, negatives.
     """
     z, e = (x.reshape(-1, x.shape[-1]).astype(jnp.float32) for x in (z_BJE, own.e))
     positive = (z * e).sum(-1)
@@ -113,12 +117,14 @@ def pool_slots(h_BVD: Array, slots_BXS: Array) -> Array:
     b, v, d = h_BVD.shape
     per_slot_BSD = h_BVD.reshape(b, slots_BXS.shape[-1], -1, d).astype(jnp.float32).mean(axis=2)
     weights = slots_BXS.astype(jnp.float32)
-    return jnp.einsum("bxs,bsd->bxd", weights, per_slot_BSD) / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
+    return jnp.einsum("bxs,bsd->bxd", weights, per_slot_BSD) / jnp.maximum(
+        weights.sum(-1, keepdims=True), 1.0
+    )
 
 
 def windows_of(slots_BJS: Array, slot_valid_BS: Array) -> tuple[Array, Array]:
-    """The windows of each keyword: runs of as many slots as it marks, that many apart, over valid slots that no
-    keyword of the clip marks.
+    """The windows of each keyword: runs of as many slots as it marks, that many apart, over valid slots that
+    no keyword of the clip marks.
 
     Returns (bool[B, J, S, S]: the slots of window w, bool[B, J, S]: which w exist).
     """

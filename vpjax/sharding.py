@@ -21,8 +21,8 @@ from vpjax.types import UserError
 AXES = ("data", "fsdp", "tensor")
 ROWS = P(("data", "fsdp"))
 
-# One ordered table: the first pattern that matches a whole path decides. The leading axis of stacked layers is
-# never split, for a scan walks along it.
+# One ordered table: the first pattern that matches a whole path decides. The leading axis of stacked layers
+# is never split, for a scan walks along it.
 TABLE: tuple[tuple[str, P], ...] = (
     (r"decoder\.(embed|lm_head)", P("tensor", "fsdp")),
     (r"decoder\.layers\.(q|k|v|gate|up)\.kernel", P(None, "fsdp", "tensor")),
@@ -56,19 +56,22 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices) or min(shape) < 1:
         asked = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
-        raise UserError(f"config.mesh: {asked} does not fit {len(devices)} devices; use one -1, or sizes whose product it is")
+        raise UserError(
+            f"config.mesh: {asked} does not fit {len(devices)} devices; use one -1, or sizes with that product"
+        )
     return Mesh(np.array(devices).reshape(shape), AXES)
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The PartitionSpec of the parameter at ``path``. UserError where a dimension does not divide by its axis."""
+    """The PartitionSpec of the parameter at ``path``. UserError where a dimension does not divide by its
+    axis."""
     spec = next((spec for pattern, spec in TABLE if re.fullmatch(pattern, path)), None)
     if spec is None or len(spec) > len(shape):
         raise ValueError(f"sharding.TABLE has no row for {path} {shape}")
     for dimension, axis in zip(shape, spec, strict=False):
         if axis is not None and dimension % mesh.shape[axis]:
             raise UserError(
-                f"config.mesh.{axis}={mesh.shape[axis]} does not divide {dimension}, a dimension of {path} {shape}"
+                f"config.mesh.{axis}={mesh.shape[axis]} does not divide {dimension}, a side of {path} {shape}"
             )
     return spec
 
@@ -88,16 +91,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:
-    """UserError where ``rows``, which ``field`` gives, do not divide over the devices that rows are split over."""
+    """UserError where ``rows``, which ``field`` gives, do not divide over the devices that rows are split
+    over."""
     count = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % count:
         raise UserError(
-            f"{field} = {rows} rows do not divide over config.mesh's data * fsdp = {count} devices: change one of them"
+            f"{field} = {rows} rows do not divide over config.mesh's data * fsdp = {count}: change one of them"
         )
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a batch as global arrays. UserError where the rows do not divide over the mesh."""
+    """This process's rows of a batch as global arrays. UserError where the rows do not divide over the
+    mesh."""
     check_rows(len(batch.clip) * jax.process_count(), mesh, "config.batch")
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

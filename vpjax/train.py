@@ -75,11 +75,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     clips = read_split(config, "train", config.data.train)
     asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
     model_config, text = prepare_model(config, workdir, clips)
-    manager = checkpoint.Manager(workdir, keep=config.keep)
-    step = max(manager.steps(), default=0)
-    if step < config.steps:
-        step = fit(config, workdir, manager, step, clips, model_config, text)
-    manager.close()
+    with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
+        step = max(manager.steps(), default=0)
+        if step < config.steps:
+            step = fit(config, workdir, manager, step, clips, model_config, text)
     if step == config.steps:
         finish(config, workdir, asked)
 

@@ -59,9 +59,10 @@ def draw_curves(workdir: str | os.PathLike, panels: Mapping[str, tuple[str, ...]
     """Draw ``curves.png`` from ``metrics.jsonl``: a panel per title with the metrics that it names, where the
     run has them."""
     lines = read_metrics(workdir)
-    panels = {title: [n for n in names if any(n in line for line in lines)] for title, names in panels.items()}
+    known = {name for line in lines for name in line}
+    panels = {title: [name for name in names if name in known] for title, names in panels.items()}
     panels = {title: names for title, names in panels.items() if names}
-    rows = -(-len(panels) // COLUMNS)
+    rows = max(1, -(-len(panels) // COLUMNS))
     figure = Figure(figsize=(5 * COLUMNS, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
     for panel in axes[len(panels) :]:

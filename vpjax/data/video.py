@@ -272,8 +272,6 @@ def _packet_index(path: str | Path, max_side: int) -> _Index:
     """From the timestamps of all packets: nothing is decoded."""
     shown, entries, end, cut = {}, {}, 0.0, False  # shown: pts -> duration; entries: pts of keyframes -> dts
     with _opened(path, max_side) as (container, stream):
-        if container.format.name == "avi":
-            raise _Untrusted("AVI files hold no presentation times")
         rate, tick = float(stream.average_rate or FRAME_RATE), float(stream.time_base)
         # These state their length and end early without complaint; it is that of their longest stream.
         stated = container.format.name in ("matroska,webm", "flv") and container.duration

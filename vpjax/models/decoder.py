@@ -24,7 +24,8 @@ Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the decoder. rope_axes: the position axis of each pair of channels (``ops.rope.section_axes``)."""
+    """Sizes of the decoder. rope_axes: the position axis of each pair of channels
+    (``ops.rope.section_axes``)."""
 
     vocab: int
     hidden: int
@@ -58,7 +59,8 @@ class Layer(nnx.Module):
         self.down = linear(config.intermediate, hidden, use_bias=False)
 
     def __call__(self, x_BTD: Array, angles_BTh: Array, attention: Attention) -> tuple[Array, Any]:
-        """One layer; ``attention`` maps rotated queries, keys and values to their mix and a by-product (a cache)."""
+        """One layer; ``attention`` maps rotated queries, keys and values to their mix and a by-product (a
+        cache)."""
         h = self.norm1(x_BTD)
         q, k, v = (f(h).reshape(*h.shape[:-1], -1, self.head_dim) for f in (self.q, self.k, self.v))
         mixed, extra = attention(rotate(q, angles_BTh), KeyValues(rotate(k, angles_BTh), v))
@@ -80,7 +82,9 @@ class Decoder(nnx.Module):
         )
         self.norm = nnx.RMSNorm(config.hidden, epsilon=config.rms_eps, param_dtype=dtype, rngs=rngs)
         if not config.tied:
-            self.lm_head = nnx.Param(std * jax.random.normal(rngs.params(), (config.vocab, config.hidden), dtype))
+            self.lm_head = nnx.Param(
+                std * jax.random.normal(rngs.params(), (config.vocab, config.hidden), dtype)
+            )
 
     @property
     def unembed(self) -> Array:
@@ -120,10 +124,16 @@ class Decoder(nnx.Module):
         return jax.lax.scan(layer, x_BPD, self.layers)
 
     def decode(
-        self, x_BGD: Array, position_B3: Array, step: Array, prompt_valid_BP: Array, prefix: KeyValues, suffix: KeyValues
+        self,
+        x_BGD: Array,
+        position_B3: Array,
+        step: Array,
+        prompt_valid_BP: Array,
+        prefix: KeyValues,
+        suffix: KeyValues,
     ) -> tuple[Array, KeyValues]:
-        """One token of each of G completions: hidden states [B, G, D] before the final norm, and the suffix cache
-        [L, B, G, C, K, H] with this token written at ``step``."""
+        """One token of each of G completions: hidden states [B, G, D] before the final norm, and the suffix
+        cache [L, B, G, C, K, H] with this token written at ``step``."""
         angles = self.angles(position_B3[:, :, None])
 
         def layer(carry, block_prefix_index):
@@ -131,7 +141,9 @@ class Decoder(nnx.Module):
             block, prefix, index = block_prefix_index
 
             def attention(q_BGNH, kv_BGKH):
-                written = jax.tree.map(lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH)
+                written = jax.tree.map(
+                    lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
+                )
                 own = jax.tree.map(lambda c: c[index], written)
                 mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
                 return mixed[:, :, 0], written

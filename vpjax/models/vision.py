@@ -59,10 +59,13 @@ class Windows:
 
 @functools.lru_cache
 def windows(rows: int, columns: int, side: int) -> Windows:
-    """Cut ``rows`` x ``columns`` merged units into windows of ``side`` x ``side``; those at the edge are cut off."""
+    """Cut ``rows`` x ``columns`` merged units into windows of ``side`` x ``side``; those at the edge are cut
+    off."""
     units = np.arange(rows * columns).reshape(rows, columns)
     cuts = [
-        units[r : r + side, c : c + side].ravel() for r in range(0, rows, side) for c in range(0, columns, side)
+        units[r : r + side, c : c + side].ravel()
+        for r in range(0, rows, side)
+        for c in range(0, columns, side)
     ]
     longest = max(map(len, cuts))
     valid = np.array([np.arange(longest) < len(cut) for cut in cuts])
@@ -144,7 +147,9 @@ class VisionTower(nnx.Module):
         valid_WT = None if layout.valid.all() else jnp.asarray(layout.valid.repeat(unit, axis=1))
 
         def to_windows(x):  # [..., units, unit, D] -> [..., W, T, D]
-            picked = x if np.array_equal(layout.order, np.arange(rows * columns)) else x[..., layout.order, :, :]
+            picked = (
+                x if np.array_equal(layout.order, np.arange(rows * columns)) else x[..., layout.order, :, :]
+            )
             return picked.reshape(*x.shape[:-3], count, places * unit, x.shape[-1])
 
         patch_rows, patch_columns = np.indices(grid).reshape(2, rows, c.merge, columns, c.merge)

@@ -58,7 +58,7 @@ class VLMConfig:
         if vision.rope_parameters["rope_theta"] != 10000:
             raise UserError("a rope_theta of the vision tower other than 10000 is not supported")
         if vision.out_hidden_size != text.hidden_size:
-            raise UserError(f"out_hidden_size {vision.out_hidden_size} is not the decoder's {text.hidden_size}")
+            raise UserError(f"out_hidden_size {vision.out_hidden_size} must be {text.hidden_size}")
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         if 2 * sum(rope["mrope_section"]) != head_dim:
             raise UserError(f"mrope_section {rope['mrope_section']} must sum to {head_dim // 2}")
@@ -153,9 +153,8 @@ class VideoLM(nnx.Module):
         """Visual features [B, S, M, D] of uint8 frames, F a multiple of the temporal patch."""
         c = self.config.vision
         dtype = self.vision.patch_embed.kernel.dtype
-        patches_BSNP = patchify(
-            frames_BFhw3, patch=c.patch, merge=c.merge, temporal=c.temporal, mean=c.pixel_mean, std=c.pixel_std
-        ).astype(dtype)
+        cut = dict(patch=c.patch, merge=c.merge, temporal=c.temporal)
+        patches_BSNP = patchify(frames_BFhw3, **cut, mean=c.pixel_mean, std=c.pixel_std).astype(dtype)
         batch, slots = patches_BSNP.shape[:2]
         grid = frames_BFhw3.shape[2] // c.patch, frames_BFhw3.shape[3] // c.patch
         tokens = self.vision(patches_BSNP.reshape(batch * slots, *patches_BSNP.shape[2:]), grid, remat=remat)
@@ -196,8 +195,8 @@ class VideoLM(nnx.Module):
         return Hidden(last, h_BTD[:, prefix:].reshape(rows, groups, length, -1), tapped)
 
     def visual_hidden(self, features: Array, batch: Batch, *, layers: int, remat: bool = False) -> Array:
-        """The states [B, V, D] after the first ``layers`` layers at the visual tokens, computed over no more of
-        the prompt than its last visual token: ``hidden(..., tap=layers).tap`` for less."""
+        """``hidden(..., tap=layers).tap`` [B, V, D] for less: only these layers run, and only over the prompt
+        up to its last visual token."""
         end = batch.video_end
         visual = jnp.where(batch.visual < end, batch.visual, end)
         x_BPD = self.embed_prompt(features, batch.prompt[:, :end], visual)
@@ -226,7 +225,8 @@ class VideoLM(nnx.Module):
         prefix: KeyValues,
         suffix: KeyValues,
     ) -> tuple[Array, KeyValues]:
-        """The state [B, G, D] after feeding token number ``step`` of each completion, and the suffix cache."""
+        """The state [B, G, D] after token number ``step`` of each completion was fed, and the suffix
+        cache."""
         x_BGD = self.embed_tokens(token_BG)
         h_BGD, suffix = self.decoder.decode(x_BGD, position_B3, step, prompt_valid_BP, prefix, suffix)
         return self.decoder.norm(h_BGD), suffix

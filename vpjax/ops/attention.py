@@ -12,8 +12,8 @@ and themselves; SFT has G = 1, GRPO has G > 1, decoding is the same with a cache
       c2             111     ..   1.
                      111     ..   11
 
-Scores between completions are never computed and the prefix is never copied. Rows of a causal prefix never see
-the padding to their right, so only suffix queries look at ``prompt_valid``.
+Scores between completions are never computed and the prefix is never copied. Rows of a causal prefix never
+see the padding to their right, so only suffix queries look at ``prompt_valid``.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def attend_suffix(
     """
     q = _grouped(q_BGQNH, prefix.k.shape[-2])
     own_QC = jnp.arange(suffix.k.shape[2]) <= start + jnp.arange(q.shape[2])[:, None]
-    seen = [jnp.broadcast_to(m, (q.shape[0], *own_QC.shape[:1], m.shape[-1])) for m in (prompt_valid_BP[:, None], own_QC)]
+    seen = [
+        jnp.broadcast_to(m, (q.shape[0], *own_QC.shape[:1], m.shape[-1]))
+        for m in (prompt_valid_BP[:, None], own_QC)
+    ]
     scores = [jnp.einsum("bgqkrh,bpkh->bgkrqp", q, prefix.k), jnp.einsum("bgqkrh,bgckh->bgkrqc", q, suffix.k)]
     mask = jnp.concatenate(seen, axis=-1)[:, None, None, None]
     weights = _softmax(jnp.concatenate(scores, axis=-1), mask).astype(q.dtype)

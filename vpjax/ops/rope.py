@@ -1,4 +1,5 @@
-"""Rotary positions: two axes (height, width) in the vision tower, three (time, height, width) in the decoder."""
+"""Rotary positions: two axes (height, width) in the vision tower, three (time, height, width) in the
+decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ def frequencies(width: int, theta: float) -> np.ndarray:
     return (theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
 
 
-def vision_angles(rows_N: np.ndarray, columns_N: np.ndarray, width: int, theta: float = 10000.0) -> np.ndarray:
+def vision_angles(
+    rows_N: np.ndarray, columns_N: np.ndarray, width: int, theta: float = 10000.0
+) -> np.ndarray:
     """Angles f32[N, width / 2] of patches at the given rows and columns: half the channels for each axis.
 
     Source: ``Qwen2_5_VisionRotaryEmbedding`` of transformers.
@@ -37,7 +40,8 @@ def text_angles(positions_B3T: Array, axes: tuple[int, ...], theta: float) -> Ar
 
 
 def rotate(x_TNH: Array, angles_Th: Array) -> Array:
-    """``x`` [..., T, N, H] turned by angles [..., T, H / 2], channel i paired with i + H / 2; float32 inside."""
+    """``x`` [..., T, N, H] turned by angles [..., T, H / 2], channel i paired with i + H / 2; float32
+    inside."""
     cos, sin = jnp.cos(angles_Th)[..., None, :], jnp.sin(angles_Th)[..., None, :]
     a, b = jnp.split(x_TNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_TNH.dtype)
