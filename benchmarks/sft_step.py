@@ -236,7 +236,7 @@ def main() -> None:
         "# SFT step",
         "",
         environment("jax", "flax", "transformers", "torch"),
-        f"{size:.0f} M parameters, {args.layers} decoder layers, float32; {args.batch} clips of {FRAMES} frames of "
+        f"{size:.0f} M parameters, {args.layers} decoder layers; batch {args.batch}, {FRAMES} frames of "
         f"{SIDE} x {SIDE}, prompt {batch.prompt.shape[1]} + answer {ANSWER} tokens, vocabulary {VOCAB}; "
         f"median of {args.rounds} updates in turns",
         "",

@@ -1,7 +1,7 @@
 """Every field of a run, documented once, with the defaults that the recipes beside this file start from.
 
 A recipe is a file with ``get_config()``; any field can be overridden by ``--config.field=value``. "Ours"
-marks a choice on which the paper (VideoPerceiver, arXiv 2511.18823, abstract) is silent.
+marks a choice on which the paper (VideoPerceiver, arXiv 2511.18823, its abstract) is silent.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     # Hugging Face config.json as a dict (its tokenizer is trained on the run's texts; token ids are filled
     # in).
     c.init = ""
-    c.model = ConfigDict()
+    c.model = ConfigDict()  # read where init is ""
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; parameters and optimizer stay float32
     c.remat = False  # recompute each layer in the backward pass: less memory, about a third more time
 
@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     data.fps = 0.0  # frames per second; 0 = take `frames`
     data.min_pixels = 56 * 56  # of a frame after resizing by Hugging Face's smart_resize, as is max_pixels
     data.max_pixels = 448 * 448
+    data.max_side = 8192  # of a file in pixels; a larger one cannot be used (it may be damaged)
     data.length_multiple = 16  # prompts and answers are padded up to a multiple of this many tokens
     data.max_prompt = 4096  # tokens, visual ones included; a longer clip is rejected and counted
     data.max_answer = 512  # tokens; likewise

@@ -11,7 +11,7 @@ from configs import base
 
 def get_config():
     c = base.get_config()
-    c.steps = 1200
+    c.steps = 1000
     c.batch = 32
     c.model = dict(
         model_type="qwen2_5_vl",

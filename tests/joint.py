@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -14,7 +15,7 @@ from vpjax.models.vlm import VideoLM, VLMConfig, leaves
 from vpjax.ops.rope import section_axes
 from vpjax.sft import init_heads, make_step
 from vpjax.sharding import make_mesh, put_batch
-from vpjax.state import create_state
+from vpjax.state import create_state, state_shardings
 
 LAYERS = 4
 MODEL = VLMConfig(
@@ -61,11 +62,14 @@ def config(**fields):
 
 
 def batch(rows=8, *, suffix=6, seed=0):
-    """Rows of different lengths with 1 to ``suffix`` target tokens and up to two keywords; the last row has no
+    """Rows of different lengths with 1 to ``suffix`` target tokens and up to two keywords; the last has no
     keyword and no V~."""
     rng = np.random.default_rng(seed)
     slots = [5, 4, 5, 3] * (rows // 4)
-    out = tiny.batch([tiny.Row(slots=s, before=2 + b % 3) for b, s in enumerate(slots)], size=(28, 56), suffix=suffix)
+    layout = [tiny.Row(slots=s, before=2 + b % 3) for b, s in enumerate(slots)]
+    out = tiny.batch(layout, size=(28, 56), suffix=suffix)
+    keywords = rng.integers(0, 100, (rows, 2, 3), dtype=np.int32)
+    keywords[..., 1:][rng.random((rows, 2, 2)) < 0.4] = -1
     marked = np.zeros((rows, 2, 5), bool)
     source = np.tile(np.arange(5, dtype=np.int32), (rows, 1))
     marked[:-1, 0, 1] = True
@@ -77,7 +81,7 @@ def batch(rows=8, *, suffix=6, seed=0):
         target=np.arange(suffix) < rng.integers(1, suffix + 1, (rows, 1)),
         source=source,
         slots=marked,
-        keywords=np.where(rng.random((rows, 2, 3)) < 0.3, -1, rng.integers(0, 100, (rows, 2, 3))).astype(np.int32),
+        keywords=keywords,
         lemma=np.where(marked.any(-1), rng.integers(0, 3, (rows, 2)), -1).astype(np.int32),
     )
 
@@ -89,13 +93,27 @@ def setup(c, *, mesh=ONE, tx=None, shapes=MODEL):
     state, optimizer, layout = create_state(params, c, mesh)
     if tx is not None:
         optimizer = optimizer._replace(tx=tx)
-        state, layout = dataclasses.replace(state, opt=jax.jit(tx.init)(state.params)), None
+        state = dataclasses.replace(state, opt=tx.init(state.params))
+        layout = state_shardings(tx, state, mesh)
+        state = jax.device_put(state, layout)
     return state, make_step(m, c, optimizer, layout)
 
 
-def run(c, b, *, mesh=ONE, **options):
-    """(state before, state after, metrics) of one step, as NumPy arrays."""
+def compiled(c, b, *, mesh=ONE, **options):
+    """(state, step, b on the mesh); the step is compiled, and takes no other bucket and no other sharding."""
     state, step = setup(c, mesh=mesh, **options)
+    b = put_batch(b, mesh)
+    # Compiling is what these tests wait for, and tiny matrices gain nothing from it.
+    return state, step.lower(state, b).compile({"xla_backend_optimization_level": 0}), b
+
+
+def run(c, b, **options):
+    """(state before, state after, metrics) of one step, as NumPy arrays."""
+    return take(*compiled(c, b, **options))
+
+
+def take(state, step, b):
+    """``run`` with a step that is compiled; ``state`` stays as it is."""
     before = jax.tree.map(np.array, state)
-    after, metrics = step(state, put_batch(b, mesh))
+    after, metrics = step(jax.tree.map(jnp.copy, state), b)
     return before, jax.tree.map(np.array, after), {name: float(x) for name, x in metrics.items()}

@@ -127,7 +127,8 @@ def test_a_shared_prefix_is_the_repeated_prompt(model):
 
 def test_given_features_are_the_encoded_frames(model):
     blank = dataclasses.replace(VIDEO, frames=np.zeros_like(VIDEO.frames))
-    expected, got = run(model, VIDEO), run(model, blank, features=model.encode(VIDEO.frames))
+    features = jax.jit(lambda model: model.encode(VIDEO.frames))(model)
+    expected, got = run(model, VIDEO), run(model, blank, features=features)
     np.testing.assert_array_equal(got.tokens, expected.tokens)
     assert (run(model, blank).tokens != expected.tokens).any()
 
@@ -152,7 +153,7 @@ def test_samples_follow_the_truncated_distribution(top_k, top_p):
 def test_truncation_shapes_the_sampling_only(model):
     """top_k = 1 is greedy at any temperature, and its log-probabilities are those of the whole, tempered
     distribution."""
-    got = run(model, VIDEO, temperature=2.0, top_k=1)
+    got = run(model, VIDEO, groups=4, temperature=2.0, top_k=1)
     logits = np.asarray(full_logits(model, dataclasses.replace(VIDEO, suffix=got.tokens)))
     np.testing.assert_array_equal(got.tokens, logits.argmax(axis=-1))
     np.testing.assert_allclose(got.logprobs, pick(log_softmax(logits / 2.0), got.tokens), atol=1e-5)

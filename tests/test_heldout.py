@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from configs import base
 from tests import tiny
@@ -16,7 +15,8 @@ from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.generate import Completions, generate
-from vpjax.models.vlm import VideoLM, VLMConfig, gather_slots
+from vpjax.models.hf import load_pretrained
+from vpjax.models.vlm import VideoLM, gather_slots
 from vpjax.types import UserError
 
 CLIPS = 18  # the first with events of every length
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
     cfg = base.get_config().data
     cfg.cache, cfg.frames, cfg.max_pixels = str(folder), SPEC.frames, SPEC.size**2
     clips = read_clips(events.make(SPEC, folder, {"heldout": CLIPS}, progress=False)["heldout"])
-    return Setting(VideoLM(VLMConfig.from_hf(raw), rngs=nnx.Rngs(0)), text, clips, cfg)
+    return Setting(load_pretrained(tiny.write_checkpoint(folder, raw)), text, clips, cfg)
 
 
 @pytest.fixture

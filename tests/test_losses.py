@@ -28,7 +28,9 @@ def states(shape=(2, 3, 7), width=5, vocab=11, seed=0):
     """last, suffix, unembed, targets: random, G = 3."""
     rng = np.random.default_rng(seed)
     b, _, _ = shape
-    arrays = [rng.standard_normal(size).astype(np.float32) for size in ((b, width), (*shape, width), (vocab, width))]
+    arrays = [
+        rng.standard_normal(size).astype(np.float32) for size in ((b, width), (*shape, width), (vocab, width))
+    ]
     return *arrays, rng.integers(0, vocab, shape)
 
 
@@ -53,7 +55,9 @@ def test_logprobs_by_hand():
 def test_logprobs_and_gradients_do_not_depend_on_chunks(chunk):
     last, suffix, unembed, targets = states()
     out = token_logprobs(last, suffix, unembed, targets, chunk=chunk)
-    np.testing.assert_allclose(out, reference_logprobs(last, suffix, unembed, targets), rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        out, reference_logprobs(last, suffix, unembed, targets), rtol=0, atol=TOLERANCE
+    )
 
     def plain(last, suffix, unembed):
         h = jnp.concatenate([jnp.tile(last[:, None, None], (1, 3, 1, 1)), suffix], axis=2)[:, :, :-1]
@@ -79,7 +83,9 @@ def test_logits_are_float32_where_states_are_not():
 
 def test_memory_does_not_hold_all_logits():
     shapes = ((4, 16), (4, 1, 64, 16), (4096, 16))
-    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes] + [jax.ShapeDtypeStruct((4, 1, 64), jnp.int32)]
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes] + [
+        jax.ShapeDtypeStruct((4, 1, 64), jnp.int32)
+    ]
     logits = 4 * 64 * 4096
 
     def temporary(chunk):
@@ -87,7 +93,9 @@ def test_memory_does_not_hold_all_logits():
             return token_logprobs(last, suffix, unembed, targets, chunk=chunk).sum()
 
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-        largest = max(out.aval.size for eqn in equations(gradient.trace(*arrays).jaxpr) for out in eqn.outvars)
+        largest = max(
+            out.aval.size for eqn in equations(gradient.trace(*arrays).jaxpr) for out in eqn.outvars
+        )
         return gradient.lower(*arrays).compile().memory_analysis().temp_size_in_bytes, largest
 
     held, largest = temporary(chunk=4)
@@ -117,8 +125,9 @@ def keywords(e, lemma, clip, valid):
 
 
 def test_contrastive_by_hand():
-    # Clip 0 has one keyword. Of the others, clip 1's is a rival, clip 2's has the same lemma, clip 3's is not valid
-    # and the last is of clip 0 itself. s(V,k) = .6; rivals: clip 1's 0, V~ .8, one window .96, another that is none.
+    # Clip 0 has one keyword. Of the others, clip 1's is a rival, clip 2's has the same lemma, clip 3's is not
+    # valid and the last is of clip 0 itself. s(V, k) = .6; rivals: clip 1's 0, V~ .8, a window .96; the other
+    # window does not exist.
     own = keywords([[0.6, 0.8]], [5], [0], [True])
     pool = keywords(
         [[0.6, 0.8], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]],
@@ -166,7 +175,7 @@ def reference_contrast(z, degraded, windows, exists, own, tau, negatives):
         ]
         rivals = others * ("batch" in negatives)
         rivals += [degraded[b, j] @ e] * ("degraded" in negatives)
-        rivals += [w @ e for w, there in zip(windows[b, j], exists[b, j], strict=True) if there and "windows" in negatives]
+        rivals += list(windows[b, j][exists[b, j]] @ e) * ("windows" in negatives)
         positive = np.exp(z[b, j] @ e / tau)
         loss -= np.log(positive / (positive + np.exp(np.array(rivals) / tau).sum()))
         retrieved += all(z[b, j] @ e > s for s in others)
@@ -220,21 +229,27 @@ def test_a_part_of_the_batch_needs_the_whole_batchs_keywords_only():
         np.testing.assert_allclose(sum(part), total, rtol=TOLERANCE)
 
 
+def found(inside, exists):
+    """The slots of each keyword's windows."""
+    return [
+        [np.flatnonzero(s).tolist() for s in inside[0, j, e]] for j, e in enumerate(np.asarray(exists[0]))
+    ]
+
+
 def test_windows_by_hand():
-    # 8 slots of which the last is not part of the clip. Keyword 0 is shown by slots 2 and 3, keyword 1 by slot 5;
-    # keyword 2 by none.
+    # 8 slots of which the last is not part of the clip. Slots 2 and 3 show keyword 0, slot 5 shows keyword 1 and
+    # none shows keyword 2.
     slots = np.zeros((1, 3, 8), bool)
     slots[0, 0, 2:4] = slots[0, 1, 5] = True
     inside, exists = windows_of(jnp.array(slots), jnp.arange(8)[None] < 7)
-    found = [[np.flatnonzero(inside[0, j, w]).tolist() for w in np.flatnonzero(exists[0, j])] for j in range(3)]
-    assert found == [[[0, 1]], [[0], [1], [4], [6]], []]
+    assert found(inside, exists) == [[[0, 1]], [[0], [1], [4], [6]], []]
 
 
 def test_windows_stand_a_length_apart():
     slots = np.zeros((1, 1, 9), bool)
     slots[0, 0, [0, 1, 3]] = True
     inside, exists = windows_of(jnp.array(slots), jnp.ones((1, 9), bool))
-    assert [np.flatnonzero(inside[0, 0, w]).tolist() for w in np.flatnonzero(exists[0, 0])] == [[6, 7, 8]]
+    assert found(inside, exists) == [[[6, 7, 8]]]
 
 
 def test_pooling_is_the_mean_over_tokens_of_marked_slots():

@@ -84,6 +84,7 @@ def load(text, tmp_path):
         keywords=2,
         keyword_tokens=3,
         max_fault_share=0.0,
+        max_side=8192,
         workers=0,
         replacement="key",
         pool="key",
@@ -262,7 +263,7 @@ def test_what_was_probed_is_not_probed_again(load, clips, monkeypatch, tmp_path)
     load(clips)
     looked = []
     probe = index_module.probe
-    monkeypatch.setattr(index_module, "probe", lambda path: looked.append(path) or probe(path))
+    monkeypatch.setattr(index_module, "probe", lambda path, **how: looked.append(path) or probe(path))
     load(clips)
     assert looked == []
     os.utime(clips[3].video, ns=(1, 1))

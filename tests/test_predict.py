@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -24,8 +23,8 @@ from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.data.video import Sampling, read_frames
 from vpjax.generate import generate
-from vpjax.models.hf import load_pretrained, save_pretrained
-from vpjax.models.vlm import VideoLM, VLMConfig, leaves
+from vpjax.models.hf import load_pretrained
+from vpjax.models.vlm import leaves
 from vpjax.state import State
 from vpjax.types import UserError
 
@@ -43,8 +42,7 @@ def folder(tmp_path_factory):
     raw = tiny.MODELS["tied"] | dict(image_token_id=text.image_pad, video_token_id=text.video_pad)
     raw["text_config"] = raw["text_config"] | dict(vocab_size=300)
     raw["vision_config"] = raw["vision_config"] | dict(tokens_per_second=4)
-    save_pretrained(VideoLM(VLMConfig.from_hf(raw), rngs=nnx.Rngs(0)), folder)
-    return folder
+    return tiny.write_checkpoint(folder, raw)
 
 
 @pytest.fixture(scope="module")

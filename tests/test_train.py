@@ -1,26 +1,24 @@
 """Runs from start to end on a handful of event clips: resume, signals, skipped updates, mistakes."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import chex
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import sft as recipe
-from vpjax import checkpoint, train
+from vpjax import checkpoint, cli, train
 from vpjax.models.vlm import leaves
 from vpjax.types import UserError
 
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "steps": 4,
     "batch": 8,
@@ -42,28 +40,28 @@ SMALL = {
     "model.vision_config.intermediate_size": 48,
     "model.vision_config.num_heads": 2,
     "model.vision_config.out_hidden_size": 32,
-    "mesh.data": 2,
-    "mesh.fsdp": 4,
+    "mesh.data": -1,  # every device that there is
+    "mesh.fsdp": 1,
+}
+COMPILED = {
+    "jax_compilation_cache_dir": None,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
 }
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_once(tmp_path_factory):
-    """Equal steps of different runs are compiled once."""
-    before = {name: getattr(jax.config, name) for name in CACHE}
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    for name, value in {**CACHE, "jax_compilation_cache_dir": folder}.items():
+    """The step is the same in most runs here: compiled by the first, read back by the others."""
+    before = {name: getattr(jax.config, name) for name in COMPILED}
+    folder = tmp_path_factory.mktemp("compiled")
+    for name, value in (COMPILED | {"jax_compilation_cache_dir": str(folder)}).items():
         jax.config.update(name, value)
-    yield folder
+    compilation_cache.reset_cache()
+    yield
     for name, value in before.items():
         jax.config.update(name, value)
-
-
-CACHE = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-}
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +69,23 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
-def config(cache):
+def small(cache, **changes):
     config = recipe.get_config()
-    config.update_from_flattened_dict(SMALL | {"data.cache": cache})
-    return config.lock()
+    config.update_from_flattened_dict(SMALL | {"data.cache": cache} | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A run of 4 steps that nothing stopped, with its held-out result."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train.train(small(cache), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "copied")
 
 
 @pytest.fixture
@@ -96,28 +106,13 @@ def watch(monkeypatch):
     return seen
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
-    """A run of 4 steps that nothing stopped, with its held-out result."""
-    config = recipe.get_config()
-    config.update_from_flattened_dict(SMALL | {"data.cache": cache})
-    workdir = tmp_path_factory.mktemp("whole")
-    train.train(config.lock(), workdir)
-    return workdir
-
-
-def everything(workdir, config):
-    """The whole state after the last step, read back from its checkpoint."""
+def everything(workdir, step=4):
+    """The whole state after ``step`` steps, as its checkpoint has it."""
     manager = checkpoint.Manager(workdir, keep=None)
-    shapes = manager.shapes(config.steps)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
-    state = manager.restore(config.steps, like)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), manager.shapes(step))
+    state = manager.restore(step, like)
     manager.close()
     return state
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Crash(Exception):
@@ -128,42 +123,45 @@ def crash():
     raise Crash
 
 
-def test_two_steps_resume_two_steps_is_four_steps(whole, config, watch, tmp_path, capsys):
-    """Bit for bit: parameters, optimizer, metrics and the order of the data."""
-    config.unlock()
-    config.data.heldout = ""
-    watch.at[2] = kill
-    train.train(config, tmp_path)
-    assert "SIGTERM: saved step 2 of 4" in capsys.readouterr().out
-    assert len(watch) == 2
-    watch.at.clear()
-    train.train(config, tmp_path)
-    assert "goes on after step 2" in capsys.readouterr().out
-    assert len(watch) == 4
-    assert sorted(np.concatenate(watch[:3])) == [-1] * 4 + list(range(20))  # an epoch has each clip once
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    chex.assert_trees_all_equal(everything(tmp_path, config), everything(whole, config))
+def test_a_stopped_run_goes_on_bit_for_bit(whole, cache, watch, tmp_path, monkeypatch, capsys):
+    """Stopped by SIGTERM after 2 steps, then crashed, then left alone: parameters, optimizer, metrics and the
+    order of the data are those of the run that nothing stopped. Called as the command line calls it."""
+    workdir, config = tmp_path / "run", tmp_path / "small.py"
+    config.write_text(
+        "from tests.test_train import small\n\n"
+        f"def get_config():\n    return small({cache!r}, **{{'data.heldout': ''}})\n"
+    )
+    monkeypatch.setattr("sys.argv", ["train", "--config", str(config), f"--workdir={workdir}"])
 
+    def command():
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit:
+            cli.run(train.main)
+        assert exit.value.code == 0
+        return capsys.readouterr().out.splitlines()
 
-def test_a_crash_repeats_what_came_after_the_checkpoint(whole, config, watch, tmp_path):
-    config.unlock()
-    config.data.heldout = ""
+    watch.at[2] = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert command()[-1].startswith(f"SIGTERM: saved step 2 of 4 in {workdir}")
+
     watch.at[4] = crash
-    with pytest.raises(Crash):
-        train.train(config, tmp_path)
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 3, "lo')  # as a killed process leaves its last line
-    watch.at.clear()
-    train.train(config, tmp_path)
-    assert [tuple(clips) for clips in watch[4:]] == [tuple(clips) for clips in watch[2:4]]
-    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    chex.assert_trees_all_equal(everything(tmp_path, config), everything(whole, config))
+    with flagsaver.flagsaver(), pytest.raises(Crash):
+        cli.run(train.main)
+    with open(workdir / "metrics.jsonl", "a") as file:  # as a killed process may leave its last lines
+        file.write('{"step": 3, "loss": 0.0}\n{"step": 4, "lo')
+
+    out = command()
+    assert any("goes on after step 2" in line for line in out)
+    assert "finished, 4 steps" in out[-1]
+    first, again = watch[:2] + watch[4:], watch[2:4]
+    assert [row.tolist() for row in again] == [row.tolist() for row in first[2:]]
+    assert sorted(np.concatenate(first[:3])) == [-1] * 4 + list(range(20))  # an epoch has each clip once
+    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    chex.assert_trees_all_equal(everything(workdir), everything(whole))
 
 
-def test_a_workdir_is_self_contained(whole, config):
+def test_a_workdir_is_self_contained(whole):
     model, text = checkpoint.load(whole)
-    state = everything(whole, config)
-    chex.assert_trees_all_equal(leaves(model), {name: state["params"][name] for name in leaves(model)})
+    params = everything(whole)["params"]
+    chex.assert_trees_all_equal(leaves(model), {name: params[name] for name in leaves(model)})
     assert text.decode(text.encode("A red square flashes.")) == "A red square flashes."
     assert model.config.video_token == text.video_pad
     early, _ = checkpoint.load(whole, step=2)
@@ -172,101 +170,84 @@ def test_a_workdir_is_self_contained(whole, config):
         checkpoint.load(whole, step=3)
 
 
-def test_what_a_run_leaves(whole, config):
+def test_what_a_run_leaves(whole, cache):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     wanted = {"loss", "loss/lm", "loss/contrast", "contrast/gap", "lr", "grad_norm", "tokens", "nonfinite"}
     assert all(wanted <= line.keys() for line in lines)
-    assert json.loads((whole / "config.json").read_text()) == json.loads(config.to_json())
+    assert json.loads((whole / "config.json").read_text()) == json.loads(small(cache).to_json())
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((whole / "tensorboard").iterdir())
-    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= {p.name for p in (whole / "model").iterdir()}
+    model = {file.name for file in (whole / "model").iterdir()}
+    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= model
     result = json.loads((whole / "heldout.json").read_text())
-    assert {answer["control"] for answer in result["answers"]} >= {"none", "key", "shuffle", "single", "blind"}
+    controls = {answer["control"] for answer in result["answers"]}
+    assert controls >= {"none", "key", "shuffle", "single", "blind"}
     assert not list(whole.rglob("*.part"))
 
 
-def test_a_finished_run_tells_its_result_again(whole, config, watch, tmp_path, capsys):
-    workdir = tmp_path / "copy"
-    shutil.copytree(whole, workdir)
-    before = (workdir / "heldout.json").read_bytes()
-    train.train(config, workdir)
+def test_a_finished_run_tells_its_result_again(whole, copied, cache, watch, capsys):
+    train.train(small(cache), copied)
     out = capsys.readouterr().out
     assert "finished, 4 steps" in out and "event named in 8 held-out clips" in out
     assert not watch
-    assert (workdir / "heldout.json").read_bytes() == before
-    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    for file in ("heldout.json", "metrics.jsonl"):
+        assert (copied / file).read_bytes() == (whole / file).read_bytes()
 
 
-def test_too_many_skipped_updates_stop_the_run(config, watch, tmp_path, capsys):
-    config.unlock()
-    config.update_from_flattened_dict({"optim.lr": 1e30, "max_nonfinite": 1, "data.heldout": ""})
-    with pytest.raises(UserError, match="^step 3: .*not finite.*config.max_nonfinite$") as error:
-        train.train(config, tmp_path)
-    assert re.findall(r"train-0*(\d+)", str(error.value)) == [str(clip) for clip in watch[2] if clip >= 0]
-    assert "step 2: loss or gradient not finite, update skipped; its clips: train-" in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["nonfinite"], line["loss"] is None) for line in lines] == [(0, False), (1, True), (1, True)]
+def test_too_many_skipped_updates_stop_the_run(copied, cache, watch, monkeypatch, capsys):
+    """With a parameter that is not a number, every step is skipped; the second one is one too many here."""
+    shutil.rmtree(copied / "checkpoints" / "4")
+    restore = checkpoint.Manager.restore
+
+    def poisoned(manager, step, like):
+        state = restore(manager, step, like)
+        norm = "decoder.norm.scale"
+        return dataclasses.replace(state, params=state.params | {norm: state.params[norm] * np.nan})
+
+    monkeypatch.setattr(checkpoint.Manager, "restore", poisoned)
+    with pytest.raises(UserError, match="^step 4: .*not finite.*config.max_nonfinite$") as error:
+        train.train(small(cache, max_nonfinite=1), copied)
+    ids = [f"train-{clip:06d}" for clip in watch[1] if clip >= 0]
+    assert re.findall(r"train-\d+", str(error.value)) == ids
+    assert "step 3: loss or gradient not finite, update skipped; its clips: train-" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["nonfinite"], line["loss"] is None) for line in lines] == [(0, False)] * 2 + [(1, True)] * 2
+    assert not (copied / "checkpoints" / "4").exists()
 
 
-def mend(config, tmp_path):
-    """Mistakes that show only when the run is set up, each with what its message names."""
-    broken = tmp_path / "clips.jsonl"
-    broken.write_text('{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\n{"id": "b",\n')
-    yield {"data.train": str(broken)}, [str(broken), "line 2"]
-    yield {"data.heldout": str(tmp_path / "none.jsonl")}, ["none.jsonl"]
-    yield {"init": str(tmp_path / "folder")}, ["folder"]
-    yield {"steps": 0}, ["config.steps"]
-    yield {"mesh.data": 3}, ["config.mesh"]
-    yield {"batch": 6}, ["config.batch=6"]
-    yield {"optim.freeze": ("nothing.*",)}, ["optim.freeze", "nothing.*"]
-    yield {"events.size": 3}, ["events.size"]
-    yield {"model.text_config.vocab_size": 100}, ["vocab_size 100"]
+BROKEN = '{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\n{"id": "b",\n'
 
 
-def test_mistakes_show_before_any_training(config, tmp_path):
-    for number, (changes, named) in enumerate(mend(config, tmp_path)):
-        changed = config.copy_and_resolve_references().unlock()
-        changed.update_from_flattened_dict(changes)
-        workdir = tmp_path / str(number)
-        with pytest.raises(UserError) as error:
-            train.train(changed, workdir)
-        assert all(name in str(error.value) for name in named), (changes, error.value)
-        assert "\n" not in str(error.value)
-        assert not (workdir / "metrics.jsonl").exists()
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"data.train": "broken.jsonl"}, "broken.jsonl, line 2"),
+        ({"data.heldout": "missing.jsonl"}, "missing.jsonl"),
+        ({"data.heldout": "eventless.jsonl"}, "data.heldout"),
+        ({"init": "folder"}, "folder"),
+        ({"steps": 0}, "config.steps"),
+        ({"mesh.data": 3}, "config.mesh"),
+        ({"batch": 6}, "config.batch"),
+        ({"optim.freeze": ("nothing.*",)}, "optim.freeze: 'nothing.*'"),
+        ({"events.size": 3}, "events.size"),
+        ({"model.text_config.vocab_size": 100}, "vocab_size 100"),
+    ],
+)
+def test_mistakes_show_before_any_training(whole, cache, changes, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.jsonl").write_text(BROKEN)
+    (tmp_path / "eventless.jsonl").write_text(BROKEN.splitlines()[0])
+    workdir = tmp_path / "run"
+    if not {"init", "model.text_config.vocab_size"} & set(changes):
+        shutil.copytree(whole / "model", workdir / "model")  # spares training the tokenizer again
+    with pytest.raises(UserError) as error:
+        train.train(small(cache, **changes), workdir)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (workdir / "metrics.jsonl").exists() and not (workdir / "config.json").exists()
 
 
-def test_a_workdir_of_another_run_is_refused(whole, config, tmp_path):
-    config.unlock()
-    config.seed = 1
+def test_a_workdir_of_another_run_is_refused(whole, cache):
     with pytest.raises(UserError, match="seed is 1, there 0"):
-        train.train(config, whole)
-
-
-def test_the_command_saves_on_sigterm_and_goes_on(cache, compile_once, tmp_path):
-    """The command itself, in a process of its own, stopped from outside."""
-    values = SMALL | {"steps": 10_000, "data.heldout": "", "mesh.data": 1, "mesh.fsdp": -1, "data.cache": cache}
-    lists = {name: value for name, value in values.items() if isinstance(value, list)}
-    (tmp_path / "small.py").write_text(
-        "from configs import sft\n\ndef get_config():\n    c = sft.get_config()\n"
-        f"    c.update_from_flattened_dict({lists!r})\n    return c\n"
-    )
-    flags = [f"--config.{name}={value}" for name, value in values.items() if name not in lists]
-    command = [sys.executable, "-m", "vpjax.train", "--config", str(tmp_path / "small.py"), *flags]
-    command += ["--workdir", str(tmp_path / "run")]
-    environment = os.environ | {name.upper(): str(value) for name, value in CACHE.items() if value is not None}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": compile_once}
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    ends = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        seen = 2 + (ends[-1] if ends else 0)
-        while process.poll() is None and (not metrics.exists() or metrics.read_text().count("\n") < seen):
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        ends.append(int(re.search(rf"{number.name}: saved step (\d+) of 10000", out.splitlines()[-1])[1]))
-        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-        assert steps == list(range(1, ends[-1] + 1))
-    assert f"goes on after step {ends[0]}" in out
+        train.train(small(cache, seed=1), whole)

@@ -112,12 +112,14 @@ def test_a_clip_of_one_frame(tmp_path):
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
 def test_rounded_times_lose_no_frame(tmp_path, name):
     # 1/30 s is no whole number of milliseconds: in Matroska frame 1 begins early, at 33 ms, frame 2 late, at
-    # 67 ms. AVI counts in frames, and 14 * (1 / 30) < 14 / 30 in floats.
+    # 67 ms. AVI counts in frames, where only floats round.
     path = write(tmp_path / name, greys(30), rate=30, codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
     assert seen(read(path, fps=30.0)) == list(range(30))
     assert seen(read(path, fps=15.0)) == [*range(0, 30, 2), 28]
     assert seen(read(path, fps=10.0)) == list(range(0, 30, 3))
     assert seen(read(path, frames=15, start=0.0, end=0.5)) == [*range(15), 14]
+    for frames in (2, 6, 10):
+        assert seen(read(path, frames=frames)) == list(range(0, 30, 30 // frames))
 
 
 def test_a_rate_stops_at_max_frames(tmp_path):
@@ -139,7 +141,7 @@ def test_a_span_is_in_seconds_of_the_clip(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm"])
 @pytest.mark.parametrize("open_groups", [False, True])
-def test_seeking_gives_what_decoding_everything_gives(tmp_path, monkeypatch, no_second_try, name, open_groups):
+def test_seeking_gives_what_decoding_all_gives(tmp_path, monkeypatch, no_second_try, name, open_groups):
     if name.endswith("webm"):
         how = dict(codec="libvpx-vp9", deadline="realtime")
     else:

@@ -1,7 +1,7 @@
 """Checkpoints of a run, and the work directory that holds them.
 
-    <workdir>/model/         config.json and tokenizer as Hugging Face has them: all but the weights
-    <workdir>/checkpoints/   <step>/state: parameters and optimizer; <step>/run: the step and the config
+<workdir>/model/         config.json and tokenizer as Hugging Face has them: all but the weights
+<workdir>/checkpoints/   <step>/state: parameters and optimizer; <step>/run: the step and the config
 """
 
 from __future__ import annotations

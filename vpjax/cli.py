@@ -22,8 +22,9 @@ OK, MISTAKE, INTERRUPTED = 0, 2, 130
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Parse the command line's flags, call ``main`` and exit with what it returns (None: 0).
 
-    A mistake of the user, in the flags or as ``UserError``, is one line on stderr and exit code 2; anything else
-    is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them through: exit code 130.
+    A mistake of the user, in the flags or as ``UserError``, is one line on stderr and exit code 2; anything
+    else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them through: exit
+    code 130.
     """
     app.define_help_flags()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -41,7 +42,9 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def define_config() -> flags.FlagHolder[ConfigDict]:
     """The required flag ``--config FILE``; ``--config.field=value`` overrides a field of it."""
     # Without a default: ml_collections would read that file, and the overrides, while modules are imported.
-    holder = config_flags.DEFINE_config_file("config", None, "Config file; --config.field=value overrides a field.")
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "Config file; --config.field=value overrides a field."
+    )
     flags.mark_flag_as_required("config")
     return holder
 
@@ -85,8 +88,8 @@ def _parse(argv: list[str]) -> None:
 
 
 def _check_config(argv: list[str]) -> None:
-    """UserError if the config file or an overridden field of it does not exist: ml_collections raises OSError,
-    AttributeError or KeyError for these, and without the field's whole name."""
+    """UserError if the config file or an overridden field of it does not exist: ml_collections raises
+    OSError, AttributeError or KeyError for these, and without the field's whole name."""
     only = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=only)
     only(argv, known_only=True)
@@ -98,8 +101,9 @@ def _check_config(argv: list[str]) -> None:
     for name in (arg.lstrip("-").partition("=")[0] for arg in argv):
         node, path = config, name.split(".")
         for field in path[1:] if path[0] == "config" else ():
-            if not isinstance(node, ConfigDict) or field not in node:
-                close = difflib.get_close_matches(field, node.keys() if isinstance(node, ConfigDict) else (), 1)
+            known = node.keys() if isinstance(node, ConfigDict) else ()
+            if field not in known:
+                close = difflib.get_close_matches(field, known, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 raise UserError(f"--{name}: {only.config} has no such field{hint}")
             node = node[field]

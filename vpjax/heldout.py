@@ -118,6 +118,15 @@ class Evaluation:
         return sorted(values, key=CONTROLS.index if field == "control" else None)
 
 
+def with_events(clips: Sequence[Clip]) -> list[Clip]:
+    """The clips whose ``extra`` has the event, which their answer names, and its length in frames. UserError
+    where there is none."""
+    asked = [c for c in clips if "length" in c.extra and event_of(c.answer) == c.extra.get("event", "")]
+    if not asked:
+        raise UserError(f"none of {len(clips)} held-out clips has an event to name: set data.heldout to ''")
+    return asked
+
+
 def evaluate(
     model: VideoLM,
     text: Text,
@@ -134,9 +143,7 @@ def evaluate(
     configs/base.py; V~ replaces the key slots whatever its ``replacement`` says. seed: of random and shuffle.
     An answer is cut at the length of the longest true one. UserError where no clip has an event.
     """
-    asked = [c for c in clips if "event" in c.extra and event_of(c.answer) == c.extra["event"]]
-    if not asked:
-        raise UserError(f"none of {len(clips)} held-out clips has an event to name: set data.heldout to ''")
+    asked = with_events(clips)
     longest = round_up(max(len(text.answer(clip.answer)) for clip in asked), cfg.length_multiple)
     greedy = functools.partial(generate, key=jax.random.key(0), max_new=longest, eos=text.stops)
     cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))

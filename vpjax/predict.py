@@ -26,10 +26,18 @@ import numpy as np
 from absl import flags
 
 from vpjax import checkpoint, cli, settings
-from vpjax.data.index import IMAGES
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Media
-from vpjax.data.video import MAX_PIXELS, MAX_SIDE, MIN_PIXELS, Sampling, Video, read_frames, read_image
+from vpjax.data.video import (
+    IMAGES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    MIN_PIXELS,
+    Sampling,
+    Video,
+    read_frames,
+    read_image,
+)
 from vpjax.generate import generate
 from vpjax.types import UserError
 

@@ -1,8 +1,8 @@
 """The SFT step: the joint loss in one jitted, donated call.
 
 L = L_lm + lambda * L_contrast: next-token cross-entropy on the answer given V, and a keyword contrast on the
-states after decoder layer l, where V must be told from the degraded V~. V~ is a gather of V's features and runs
-through the first l layers only, up to its last visual token.
+states after decoder layer l, where V must be told from the degraded V~. V~ is a gather of V's features and
+runs through the first l layers only, up to its last visual token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Sums(NamedTuple):
 
 
 def init_heads(config: ConfigDict, width: int, key: Array) -> dict[str, Array]:
-    """The training-only heads W_v and W_t (two-layer MLPs to E) and log tau, by path; {} without a contrast."""
+    """The training-only heads W_v and W_t (two-layer MLPs to E) and log tau, by path; {} without a
+    contrast."""
     if not config.contrast.weight:
         return {}
     e, init = config.contrast.width, jax.nn.initializers.lecun_normal()
@@ -131,7 +132,8 @@ def make_step(
     """``step(state, batch) -> state, metrics`` (f32 scalars), the state donated.
 
     model: arrays or shapes. shardings: of the state, from ``state.create_state``. An update whose loss or
-    gradient is not finite is skipped and counted. UserError where micro-batches cannot be split over the devices.
+    gradient is not finite is skipped and counted. UserError where micro-batches cannot be split over the
+    devices.
     """
     if shardings is not None:
         check_rows(config.batch // config.accumulate, shardings.step.mesh, "config.batch / config.accumulate")
@@ -149,7 +151,9 @@ def make_step(
         counts = [jnp.maximum(count, 1).astype(jnp.float32) for count in counts]
 
         def part(micro):
-            return jax.value_and_grad(loss, has_aux=True)(state.params, state.frozen, micro, batch, lam, counts)
+            return jax.value_and_grad(loss, has_aux=True)(
+                state.params, state.frozen, micro, batch, lam, counts
+            )
 
         (value, s), gradient = _accumulate(part, batch, config.accumulate)
         norm = optax.tree.norm(gradient)
@@ -198,8 +202,8 @@ def _ramp(step: Array, steps: float) -> Array:
 
 
 def _accumulate(part: Callable[[Batch], Any], batch: Batch, count: int) -> Any:
-    """The sum of ``part`` over ``count`` micro-batches. Each takes every count-th row, so that a batch that is
-    split over devices stays where it is."""
+    """The sum of ``part`` over ``count`` micro-batches. Each takes every count-th row, so that a batch that
+    is split over devices stays where it is."""
     if count == 1:
         return part(batch)
     micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)

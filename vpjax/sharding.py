@@ -57,7 +57,7 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
     if math.prod(shape) != len(devices) or min(shape) < 1:
         asked = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
         raise UserError(
-            f"config.mesh: {asked} does not fit {len(devices)} devices; use one -1, or sizes with that product"
+            f"config.mesh: {asked} does not fit {len(devices)} devices; use one -1, or sizes of that product"
         )
     return Mesh(np.array(devices).reshape(shape), AXES)
 
@@ -96,7 +96,7 @@ def check_rows(rows: int, mesh: Mesh, field: str) -> None:
     count = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % count:
         raise UserError(
-            f"{field} = {rows} rows do not divide over config.mesh's data * fsdp = {count}: change one of them"
+            f"{field} = {rows} rows do not divide over data * fsdp = {count} of config.mesh: change one"
         )
 
 

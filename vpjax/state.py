@@ -20,8 +20,8 @@ from vpjax.types import Array, UserError
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class State:
-    """step i32[]: steps taken; params: trained, float32; frozen: in the compute dtype, without optimizer slots;
-    opt: of optax; skipped i32[]: steps whose loss or gradient was not finite."""
+    """step i32[]: steps taken; params: trained, float32; frozen: in the compute dtype, without optimizer
+    slots; opt: of optax; skipped i32[]: steps whose loss or gradient was not finite."""
 
     step: Array
     params: dict[str, Array]
@@ -36,7 +36,8 @@ class Optimizer(NamedTuple):
 
 
 def matching(pattern: str, paths: Iterable[str], field: str) -> set[str]:
-    """The paths that match a pattern such as ``vision.*``. UserError, naming the config field, if none does."""
+    """The paths that match a pattern such as ``vision.*``. UserError, naming the config field, if none
+    does."""
     found = set(fnmatch.filter(paths, pattern))
     if not found:
         raise UserError(f"config.{field}: {pattern!r} matches no parameter")
@@ -50,8 +51,8 @@ def frozen_paths(paths: Iterable[str], config: ConfigDict) -> set[str]:
 
 
 def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
-    """AdamW over the trained ``paths``: warm-up and cosine, clipping by global norm, decay of kernels only (never
-    of biases, norms and embeddings), learning rates multiplied by pattern."""
+    """AdamW over the trained ``paths``: warm-up and cosine, clipping by global norm, decay of kernels only
+    (never of biases, norms and embeddings), learning rates multiplied by pattern."""
     optim, paths = config.optim, list(paths)
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
@@ -66,7 +67,9 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
     tx = optax.chain(
         optax.clip_by_global_norm(optim.clip),
         optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=jnp.dtype(optim.moments_dtype)),
-        optax.add_decayed_weights(optim.weight_decay, mask={path: path.endswith(".kernel") for path in paths}),
+        optax.add_decayed_weights(
+            optim.weight_decay, mask={path: path.endswith(".kernel") for path in paths}
+        ),
         optax.stateless(lambda updates, _: {path: factor[path] * u for path, u in updates.items()}),
         optax.scale_by_learning_rate(schedule),
     )
@@ -85,8 +88,8 @@ def state_shardings(tx: optax.GradientTransformation, state: State, mesh: Mesh) 
 def create_state(
     params: Mapping[str, Array], config: ConfigDict, mesh: Mesh
 ) -> tuple[State, Optimizer, State]:
-    """The state of step 0 from parameters by path, its optimizer, and its shardings. Shapes instead of arrays give
-    the shapes of the state, with shardings, into which a checkpoint is read."""
+    """The state of step 0 from parameters by path, its optimizer, and its shardings. Shapes instead of arrays
+    give the shapes of the state, with shardings, into which a checkpoint is read."""
     frozen = frozen_paths(params, config)
     optimizer = make_optimizer(config, [path for path in params if path not in frozen])
 

@@ -74,6 +74,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
     settings.check_workdir(workdir, config)
     clips = read_split(config, "train", config.data.train)
     asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
+    if asked:
+        heldout.with_events(asked)  # or a UserError, now and not when the training is done
     model_config, text = prepare_model(config, workdir, clips)
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)

@@ -15,20 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import ExifTags, Image
 from tqdm import tqdm
 
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
 from vpjax.data.text import Media, Text, Tokens, tokenize
-from vpjax.data.video import Sampling, VideoInfo, probe
+from vpjax.data.video import IMAGES, Sampling, VideoInfo, probe, probe_image
 from vpjax.ops.patches import smart_resize
 from vpjax.types import Bucket, Clip, UserError
 
 if TYPE_CHECKING:
     from vpjax.models.vlm import VLMConfig
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +70,7 @@ def build_index(
     would have at the size that most clips have: it becomes a masked row, and where all files are of one size
     the order of the others is what it would be without the fault.
     """
-    sources = sources_of(sorted({clip.video for clip in clips}), cache)
+    sources = sources_of(sorted({clip.video for clip in clips}), cache, cfg.max_side)
     shapes = {}
     for path, source in sources.items():
         if not source.fault:
@@ -147,9 +144,9 @@ def bucket_for(tokens: Tokens, shape: tuple[int, int, int], config: VLMConfig, c
     )
 
 
-def sources_of(paths: Sequence[str], cache: Path) -> dict[str, Source]:
+def sources_of(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:
     """Probe files in parallel, those that changed since an earlier run: what it learnt is in ``cache``."""
-    name = hashlib.sha256("\n".join(paths).encode()).hexdigest()[:32]
+    name = hashlib.sha256("\n".join([*paths, str(max_side)]).encode()).hexdigest()[:32]
     kept = cache / "index" / f"{name}.json"
     known = json.loads(kept.read_text()) if kept.is_file() else {}
 
@@ -162,7 +159,8 @@ def sources_of(paths: Sequence[str], cache: Path) -> dict[str, Source]:
             stamp = [status.st_size, status.st_mtime_ns]
             if known.get(path, [])[:2] == stamp:
                 return Source(path, media, *stamp, VideoInfo(*known[path][2:]))
-            return Source(path, media, *stamp, probe_image(path) if media == "image" else probe(path))
+            look_at = probe_image if media == "image" else probe
+            return Source(path, media, *stamp, look_at(path, max_side=max_side))
         except OSError as error:
             return Source(path, media, fault=f"{path}: {error.strerror or error}")
         except UserError as error:
@@ -182,10 +180,3 @@ def sources_of(paths: Sequence[str], cache: Path) -> dict[str, Source]:
         unfinished.write_text(json.dumps(found))
         unfinished.replace(kept)
     return sources
-
-
-def probe_image(path: str) -> VideoInfo:
-    """The size of an image, upright, without decoding it. OSError where it is none."""
-    with Image.open(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return VideoInfo(*image.size[:: -1 if turned else 1], duration=0.0, fps=0.0, frames=1)

@@ -80,6 +80,7 @@ class MakeBatch:
     entries: Sequence[Entry]
     config: VLMConfig
     sampling: Sampling
+    max_side: int
     cache: FrameCache
     mine: slice
     how: dict[str, Any]
@@ -125,9 +126,9 @@ class MakeBatch:
         if kept is not None:
             return kept, ()
         if source.media == "image":
-            video = read_image(source.path, size=size)
+            video = read_image(source.path, size=size, max_side=self.max_side)
         else:
-            video = read_frames(source.path, sampling, size=size)
+            video = read_frames(source.path, sampling, size=size, max_side=self.max_side)
         try:
             self.cache.put(key, video)
         except OSError as error:
@@ -253,6 +254,7 @@ def make_loader(
         entries=index.entries,
         config=config,
         sampling=sampling,
+        max_side=cfg.max_side,
         cache=FrameCache(folder / "frames", int(cfg.cache_gb * 1e9)),
         mine=slice(process_index * rows, (process_index + 1) * rows),
         how=dict(replacement=cfg.replacement, pool=cfg.pool, widen=cfg.widen),

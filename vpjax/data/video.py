@@ -18,7 +18,7 @@ import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from vpjax.ops.patches import smart_resize
 from vpjax.types import UserError
@@ -26,6 +26,7 @@ from vpjax.types import UserError
 FACTOR = 28
 MIN_PIXELS, MAX_PIXELS = 4 * FACTOR**2, 768 * FACTOR**2
 MAX_SIDE = 8192
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as an image
 FRAME_RATE = 25.0  # of files that do not say theirs
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, of broken files
 SEEK_GAIN = 32  # frames that a seek must spare: it costs about as much as decoding this many
@@ -151,14 +152,27 @@ def read_image(
 ) -> Video:
     """An image, upright by its EXIF tag, as a video of two equal frames at 0 s. See ``read_frames``."""
     with _problems_of(path):
-        try:
-            with Image.open(path) as image:
-                _check_size(image.width, image.height, max_side)
-                frame = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except IMAGE_ERRORS as error:
-            raise _Problem(f"is damaged or no image ({error})") from error
+        with _opened_image(path, max_side) as image:
+            frame = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         frame = resize(frame, size or _size(frame, factor, min_pixels, max_pixels))
     return Video(np.stack([frame, frame]), np.zeros(2), 0.0)
+
+
+def probe_image(path: str | Path, *, max_side: int = MAX_SIDE) -> VideoInfo:
+    """The size of an image, upright by its EXIF tag, without decoding it. UserError as for ``read_image``."""
+    with _problems_of(path), _opened_image(path, max_side) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return VideoInfo(*image.size[:: -1 if turned else 1], duration=0.0, fps=0.0, frames=1)
+
+
+@contextlib.contextmanager
+def _opened_image(path: str | Path, max_side: int) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            _check_size(image.width, image.height, max_side)
+            yield image
+    except IMAGE_ERRORS as error:
+        raise _Problem(f"is damaged or no image ({error})") from error
 
 
 def seconds_per_slot(times: np.ndarray, temporal: int = 2) -> float:
