@@ -1,5 +1,6 @@
 """The command line of a verb: every mistake is one line on stderr, exit code 2, no traceback."""
 
+import errno
 import os
 import signal
 
@@ -74,11 +75,23 @@ def test_user_error_is_one_line(call):
     assert call("--config=recipe.py", work=work) == (2, "", "error: clips.jsonl:3: no answer\n")
 
 
-def test_defects_keep_their_traceback(call):
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left"), NotADirectoryError(errno.ENOTDIR, "x")]
+)
+def test_a_full_disk_is_one_line(call, error):
     def work(config, workdir):
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    code, out, err = call("--config=recipe.py", work=work)
+    assert (code, out, err.count("\n")) == (2, "", 1) and error.strerror in err
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "x")])
+def test_defects_keep_their_traceback(call, error):
+    def work(config, workdir):
+        raise error
+
+    with pytest.raises(type(error)):
         call("--config=recipe.py", work=work)
 
 

@@ -25,7 +25,7 @@ WIDTH, E = joint.MODEL.decoder.hidden, 16
 
 @functools.cache
 def step(**fields):
-    """(state, step, batch): the step that most tests take, with the contrast at full weight from step 4 on."""
+    """(state, step, batch): the step of most tests, with the contrast at full weight from step 4 on."""
     config = joint.config(contrast__warmup_share=0.4, **fields)
     state, compiled, batch = joint.compiled(config, joint.batch(), tx=DESCENT)
     return dataclasses.replace(state, step=jnp.int32(4)), compiled, batch
@@ -310,3 +310,24 @@ def test_the_warm_up_of_the_contrast():
     """4 of 10 steps."""
     weights = [changed(step=jnp.int32(at))[2]["contrast/lambda"] for at in (0, 1, 4, 9)]
     assert weights == pytest.approx([0.0, 0.025, 0.1, 0.1])
+
+
+def test_memory_does_not_hold_all_logits():
+    """Of the compiled step; nor is any array as large among those that it computes."""
+    shapes = dataclasses.replace(joint.MODEL, decoder=dataclasses.replace(joint.MODEL.decoder, vocab=8192))
+    batch = joint.batch(suffix=96)
+    logits = batch.suffix.size * 8192
+
+    def traced(chunk):
+        config = joint.config(loss__chunk=chunk, contrast__weight=0.0)
+        state, step = joint.setup(config, tx=DESCENT, shapes=shapes)
+        return step.trace(state, batch)
+
+    def largest(jaxpr):
+        return max(max(largest(inner) for _, inner in nested(eqn)) for eqn in jaxpr.eqns)
+
+    chunked = traced(chunk=8)
+    held = chunked.lower().compile({"xla_backend_optimization_level": 0}).memory_analysis().temp_size_in_bytes
+    assert held < 4 * logits
+    assert largest(chunked.jaxpr) < logits / 4
+    assert largest(traced(chunk=96).jaxpr) >= logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import runpy
 import signal
@@ -17,14 +18,24 @@ from ml_collections import ConfigDict, config_flags
 from vpjax.types import UserError
 
 OK, MISTAKE, INTERRUPTED = 0, 2, 130
+# A full or read-only disk, a folder of somebody else, a file where a folder should be: the user's to mend.
+SURROUNDINGS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Parse the command line's flags, call ``main`` and exit with what it returns (None: 0).
 
-    A mistake of the user, in the flags or as ``UserError``, is one line on stderr and exit code 2; anything
-    else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them through: exit
-    code 130.
+    A mistake of the user, in the flags, as ``UserError`` or on the disk, is one line on stderr and exit code
+    2; anything else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them
+    through, the exit code is 130.
     """
     app.define_help_flags()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -33,6 +44,11 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(main() or OK)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(MISTAKE)
+    except OSError as error:
+        if error.errno not in SURROUNDINGS:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(MISTAKE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

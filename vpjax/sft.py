@@ -28,10 +28,9 @@ from vpjax.losses import (
 )
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
 from vpjax.sharding import check_rows
-from vpjax.state import Optimizer, State
+from vpjax.state import HEADS, Optimizer, State
 from vpjax.types import Array, Batch
 
-HEADS = "heads."
 LOG_TAU = HEADS + "log_tau"
 
 

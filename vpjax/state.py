@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from vpjax.sharding import replicated, shardings
 from vpjax.types import Array, UserError
 
+HEADS = "heads."  # paths of what only training needs: never frozen, not exported
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
@@ -45,9 +47,12 @@ def matching(pattern: str, paths: Iterable[str], field: str) -> set[str]:
 
 
 def frozen_paths(paths: Iterable[str], config: ConfigDict) -> set[str]:
-    """The paths that ``optim.freeze`` names."""
-    paths = list(paths)
-    return set().union(*(matching(pattern, paths, "optim.freeze") for pattern in config.optim.freeze))
+    """The paths of the model that ``optim.freeze`` names. UserError where it leaves nothing to train."""
+    paths = [path for path in paths if not path.startswith(HEADS)]
+    frozen = set().union(*(matching(pattern, paths, "optim.freeze") for pattern in config.optim.freeze))
+    if frozen == set(paths):
+        raise UserError("config.optim.freeze leaves no parameter of the model to train")
+    return frozen
 
 
 def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
@@ -57,7 +62,7 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=optim.lr,
-        warmup_steps=round(optim.warmup_share * config.steps),
+        warmup_steps=int(optim.warmup_share * config.steps),
         decay_steps=config.steps,
         end_value=optim.lr * optim.end_lr_share,
     )
