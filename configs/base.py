@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
     c.events = ConfigDict(dataclasses.asdict(EventSpec()))
     c.events.train = 8192
     c.events.heldout = 768
+    c.events.unseen = 240  # pairs of shape and event that training never shows
 
     c.optim = optim = ConfigDict()  # AdamW: linear warm-up, then cosine
     optim.lr = 1e-3

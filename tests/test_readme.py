@@ -8,20 +8,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-SMALL = ["--config.steps=2", "--config.events.train=24", "--config.events.heldout=24", "--config.batch=4"]
+SMALL = [
+    "--config.steps=2",
+    "--config.events.train=24",
+    "--config.events.heldout=24",
+    "--config.batch=4",
+    "--config.events.unseen=8",
+]
 
 
 def run(command, *more):
     """Run a command of the README in the checkout, by this Python."""
     program, *words = shlex.split(command)
     assert program == "python"
-    done = subprocess.run([sys.executable, *words, *more], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *words, *more], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_the_first_command_trains_and_the_model_answers(tmp_path):
-    install, train = re.search(r"^(pip install \S+ \S+) && (python -m vpjax\.train .*)$", README, re.M).groups()
+    install, train = re.search(
+        r"^(pip install \S+ \S+) && (python -m vpjax\.train .*)$", README, re.M
+    ).groups()
     assert install == "pip install -e ." and (ROOT / "setup.py").exists()
     told = run(train, f"--workdir={tmp_path}/run", f"--config.data.cache={tmp_path}/cache", *SMALL)
     assert "step 2/2" in told and "chance is 0.125" in told
@@ -35,7 +45,9 @@ def test_the_first_command_trains_and_the_model_answers(tmp_path):
 
 
 def test_every_config_and_file_that_the_readme_names_is_there():
-    named = re.findall(r"(?:configs|docs|benchmarks)/[\w./-]+\.\w+", README) + re.findall(r"\]\(([\w./]+)\)", README)
+    named = re.findall(r"(?:configs|docs|benchmarks)/[\w./-]+\.\w+", README) + re.findall(
+        r"\]\(([\w./]+)\)", README
+    )
     assert len(named) > 5
     assert not [name for name in named if not (ROOT / name).exists()]
     # The map shows every module.

@@ -27,6 +27,7 @@ SMALL = {
     "eval_clips": 8,
     "events.train": 20,  # 3 batches an epoch, so that 4 steps and the resume at 2 cross its end
     "events.heldout": 8,
+    "events.unseen": 8,
     "contrast.width": 16,
     "model.text_config.hidden_size": 32,
     "model.text_config.intermediate_size": 48,

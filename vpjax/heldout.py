@@ -67,6 +67,10 @@ class Score(NamedTuple):
         half = 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) * self.count + z2 / 4) / (self.count + z2)
         return max(0.0, middle - half), min(1.0, middle + half)
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.accuracy:.2f} [{low:.2f}, {high:.2f}] {self.count}"
+
 
 def score(answers: Iterable[Answer], **wanted: str | int) -> Score:
     """The score of the answers whose fields are as ``wanted``, such as ``control="none", length=1``."""
@@ -104,7 +108,7 @@ class Evaluation:
         for control in self._values("control"):
             cells = [score(self.answers, control=control, length=length) for length in lengths]
             cells.append(score(self.answers, control=control))
-            lines.append(_line(control, [_cell(cell) for cell in cells], 22))
+            lines.append(_line(control, [str(cell) for cell in cells], 22))
         lines += ["", _line("video", EVENTS, 8)]
         for control in self._values("control"):
             shares = [score(self.answers, control=control, event=event).accuracy for event in EVENTS]
@@ -216,11 +220,6 @@ def _tokens(out: Completions, wanted_B: np.ndarray) -> Iterator[tuple[int, np.nd
     """The wanted rows and their tokens i32[c]."""
     tokens, mask = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
     return ((row, tokens[row][mask[row]]) for row in np.flatnonzero(wanted_B))
-
-
-def _cell(cell: Score) -> str:
-    low, high = cell.interval
-    return f"{cell.accuracy:.2f} [{low:.2f}, {high:.2f}] {cell.count}"
 
 
 def _line(name: str, cells: Iterable[str], width: int) -> str:

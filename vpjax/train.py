@@ -76,13 +76,14 @@ def train(config: ConfigDict, workdir: Path) -> None:
     asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
     if asked:
         heldout.with_events(asked)  # or a UserError, now and not when the training is done
+    unseen = read_split(config, "unseen", "events") if config.data.heldout == "events" else []
     model_config, text = prepare_model(config, workdir, clips)
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
         if step < config.steps:
             step = fit(config, workdir, manager, step, clips, model_config, text)
     if step == config.steps:
-        finish(config, workdir, asked)
+        finish(config, workdir, asked, unseen)
 
 
 def fit(
@@ -284,8 +285,10 @@ def initial_params(
     return jax.jit(init, out_shardings=shardings(shapes, mesh))()
 
 
-def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> None:
-    """Draw the curves of a finished run and tell its held-out result, which is computed once."""
+def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Sequence[Clip]) -> None:
+    """Draw the curves of a finished run and tell its held-out result, which is computed once.
+
+    clips: asked about under every control. unseen: of pairs of shape and event that training did not have."""
     say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
     if not clips:
         return
@@ -293,15 +296,21 @@ def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> None:
     if not file.exists():
         model, text = checkpoint.load(workdir, dtype=config.dtype)
         result = heldout.evaluate(model, text, clips, config.data)
-        answers = [dataclasses.asdict(answer) for answer in result.answers]
-        metrics = {name: x for name, x in result.metrics().items() if math.isfinite(x)}
-        record = {"metrics": metrics, "left_out": result.left_out, "answers": answers}
+        other = heldout.evaluate(model, text, unseen, config.data, controls=("none",)) if unseen else None
+        record = {
+            "metrics": {name: x for name, x in result.metrics().items() if math.isfinite(x)},
+            "left_out": result.left_out,
+            "answers": [dataclasses.asdict(answer) for answer in result.answers],
+            "unseen": [dataclasses.asdict(answer) for answer in other.answers] if other else [],
+        }
         part = workdir / f"{HELDOUT}.part"
         part.write_text(json.dumps(record, indent=1) + "\n")
         part.replace(file)
     record = json.loads(file.read_text())
-    answers = tuple(heldout.Answer(**answer) for answer in record["answers"])
+    answers, others = (tuple(heldout.Answer(**x) for x in record[part]) for part in ("answers", "unseen"))
     say(str(heldout.Evaluation(answers, record["left_out"])))
+    if others:
+        say("", f"unseen pairs of shape and event, whole video: {heldout.score(others)}")
 
 
 def say(*lines: str) -> None:
