@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     # The built-in event clips, where data.train or data.heldout says "events": how many, and how they look;
     # the fields' meaning stands in vpjax/data/events.py.
     c.events = ConfigDict(dataclasses.asdict(EventSpec()))
-    c.events.train = 8192
+    c.events.train = 6144
     c.events.heldout = 768
     c.events.unseen = 240  # pairs of shape and event that training never shows
 

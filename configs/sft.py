@@ -1,6 +1,6 @@
 """SFT with the joint loss on the built-in event clips: the whole path, from videos to a model, on a laptop.
 
-What it does: makes 8,192 short clips with one brief event each (real H.264 files), trains a small model of
+What it does: makes 6,144 short clips with one brief event each (real H.264 files), trains a small model of
 Qwen2.5-VL's architecture from scratch with its own tokenizer, and reports how often it names the event in
 held-out clips.
 Hardware and cost: 2 CPU cores, about 10 minutes, 2 GB of memory.
@@ -11,7 +11,7 @@ from configs import base
 
 def get_config():
     c = base.get_config()
-    c.steps = 1000
+    c.steps = 800
     c.batch = 32
     c.model = dict(
         model_type="qwen2_5_vl",

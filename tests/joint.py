@@ -1,6 +1,7 @@
 """A small model, its run's config and a batch with keywords, for tests of the losses' step."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -117,3 +118,32 @@ def take(state, step, b):
     before = jax.tree.map(np.array, state)
     after, metrics = step(jax.tree.map(jnp.copy, state), b)
     return before, jax.tree.map(np.array, after), {name: float(x) for name, x in metrics.items()}
+
+
+def inner(eqn):
+    """The jaxprs inside an equation."""
+
+    def closed(x):
+        return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+
+    parts = jax.tree.leaves(list(eqn.params.values()), is_leaf=closed)
+    return [getattr(x, "jaxpr", x) for x in parts if closed(x)]
+
+
+def largest(jaxpr):
+    """Elements of the largest array that a jaxpr, or one inside it, computes."""
+    own = [out.aval.size for eqn in jaxpr.eqns for out in eqn.outvars]
+    return max([*own, *(largest(part) for eqn in jaxpr.eqns for part in inner(eqn))], default=0)
+
+
+def flops(jaxpr):
+    """Floating-point operations of all matrix products of a jaxpr, scanned bodies as often as they run."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+        parts = [flops(part) for part in inner(eqn)]
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += times * (max(parts) if eqn.primitive.name == "cond" else sum(parts))
+    return total

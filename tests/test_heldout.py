@@ -151,9 +151,9 @@ def test_answers_go_to_their_clips(setting, monkeypatch):
     assert result.metrics()["event/none"] == 0.5 and result.metrics()["event/blind"] == 0
     lines = str(result).splitlines()
     assert "18 held-out clips" in lines[0] and "0.125" in lines[0]
-    assert lines[1].split() == "video 1 frame 2 frames 4 frames all".split()
+    assert lines[1].split() == "video 1 frame 2 frames 4 frames all answers naming one".split()
     (none,) = [line for line in lines[: len(heldout.CONTROLS) + 2] if line.startswith("none")]
-    assert none.endswith("0.50 [0.29, 0.71] 18")
+    assert none.split()[-5:] == "0.50 [0.29, 0.71] 18 0.50".split()
 
 
 def test_a_model_is_asked(setting, batch):

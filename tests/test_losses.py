@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import joint
 from vpjax.losses import (
     NEGATIVES,
     Keywords,
@@ -82,35 +83,23 @@ def test_logits_are_float32_where_states_are_not():
 
 
 def test_memory_does_not_hold_all_logits():
+    """Neither what the compiled gradient allocates nor any array that it computes."""
     shapes = ((4, 16), (4, 1, 64, 16), (4096, 16))
-    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes] + [
-        jax.ShapeDtypeStruct((4, 1, 64), jnp.int32)
-    ]
-    logits = 4 * 64 * 4096
+    states = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    targets = np.zeros((4, 1, 64), np.int32)
+    logits = targets.size * 4096
 
     def temporary(chunk):
-        def loss(last, suffix, unembed, targets):
+        def loss(last, suffix, unembed):
             return token_logprobs(last, suffix, unembed, targets, chunk=chunk).sum()
 
-        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-        largest = max(
-            out.aval.size for eqn in equations(gradient.trace(*arrays).jaxpr) for out in eqn.outvars
-        )
-        return gradient.lower(*arrays).compile().memory_analysis().temp_size_in_bytes, largest
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*states)
+        return traced.lower().compile().memory_analysis().temp_size_in_bytes, joint.largest(traced.jaxpr)
 
     held, largest = temporary(chunk=4)
     assert held < logits * 4 / 4 and largest < logits / 4
     held, largest = temporary(chunk=64)  # one chunk is everything: what is measured above can be seen
     assert held >= logits * 4 and largest >= logits
-
-
-def equations(jaxpr):
-    """The equations of a jaxpr and of all jaxprs inside it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                yield from equations(getattr(inner, "jaxpr", inner))
 
 
 def test_causal_lm_by_hand():
@@ -237,8 +226,7 @@ def found(inside, exists):
 
 
 def test_windows_by_hand():
-    # 8 slots of which the last is not part of the clip. Slots 2 and 3 show keyword 0, slot 5 shows keyword 1 and
-    # none shows keyword 2.
+    # 8 slots, the last not part of the clip. Slots 2 and 3 show keyword 0, slot 5 keyword 1, none keyword 2.
     slots = np.zeros((1, 3, 8), bool)
     slots[0, 0, 2:4] = slots[0, 1, 5] = True
     inside, exists = windows_of(jnp.array(slots), jnp.arange(8)[None] < 7)

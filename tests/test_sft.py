@@ -189,26 +189,9 @@ def test_a_batch_of_text_alone():
     assert metrics["loss"] == metrics["loss/lm"] > 0
 
 
-def flops(jaxpr):
-    """Floating-point operations of all matrix products of a jaxpr, scanned bodies as often as they run."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            size = np.prod([eqn.invars[0].aval.shape[d] for d in contracted])
-            total += int(2 * eqn.outvars[0].aval.size * size)
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        inner = jax.tree.leaves(
-            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
-        )
-        parts = [flops(getattr(x, "jaxpr", x)) for x in inner if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
-        total += times * (max(parts, default=0) if eqn.primitive.name == "cond" else sum(parts))
-    return total
-
-
 def step_flops(**fields):
     state, step = joint.setup(joint.config(**fields), tx=DESCENT)
-    return flops(step.trace(state, joint.batch()).jaxpr)
+    return joint.flops(step.trace(state, joint.batch()).jaxpr)
 
 
 def layer_flops(tokens):
@@ -242,7 +225,9 @@ def test_no_weight_no_contrast():
         hidden = m.hidden(m.encode(batch.frames), batch)
         return sft.token_logprobs(hidden.last, hidden.suffix, m.unembed, batch.suffix[:, None], chunk=8).sum()
 
-    assert flops(step.trace(state, batch).jaxpr) == flops(jax.make_jaxpr(jax.grad(loss))(state.params).jaxpr)
+    assert joint.flops(step.trace(state, batch).jaxpr) == joint.flops(
+        jax.make_jaxpr(jax.grad(loss))(state.params).jaxpr
+    )
     assert not any(path.startswith(sft.HEADS) for path in state.params)
     assert "loss/contrast" not in jax.eval_shape(step, state, batch)[1]
 
@@ -264,7 +249,7 @@ def test_frozen_parts_have_no_backward_and_no_slots_and_do_not_change():
     assert metrics["nonfinite"] == 0
 
     batch = joint.batch()
-    vision = flops(
+    vision = joint.flops(
         jax.make_jaxpr(lambda model, frames: model.encode(frames))(joint.model(), batch.frames).jaxpr
     )
     pixels = batch.frames.shape[1] // 2 * np.prod(batch.frames.shape[2:4]) // 14**2 * 14**2 * 6 * 16
@@ -288,8 +273,8 @@ def test_an_update_that_is_not_finite_is_skipped(broken):
 
 
 def test_tau_stays_inside_its_range_and_can_come_back():
-    """Untrained, frames fit no keyword and the loss wants tau to grow: at the lower bound its gradient lets it
-    leave, at the upper it stays."""
+    """Untrained, frames fit no keyword and the loss wants tau to grow: its gradient lets it leave the lower
+    bound, and at the upper it stays."""
     low, high = np.log(np.float32(joint.config().contrast.tau_range))
     tau = {start: changed(params={sft.LOG_TAU: jnp.array(start)})[1] for start in (low, high)}
     assert low < tau[low].params[sft.LOG_TAU] <= high
@@ -323,11 +308,8 @@ def test_memory_does_not_hold_all_logits():
         state, step = joint.setup(config, tx=DESCENT, shapes=shapes)
         return step.trace(state, batch)
 
-    def largest(jaxpr):
-        return max(max(largest(inner) for _, inner in nested(eqn)) for eqn in jaxpr.eqns)
-
     chunked = traced(chunk=8)
     held = chunked.lower().compile({"xla_backend_optimization_level": 0}).memory_analysis().temp_size_in_bytes
     assert held < 4 * logits
-    assert largest(chunked.jaxpr) < logits / 4
-    assert largest(traced(chunk=96).jaxpr) >= logits
+    assert joint.largest(chunked.jaxpr) < logits / 4
+    assert joint.largest(traced(chunk=96).jaxpr) >= logits

@@ -58,7 +58,7 @@ def test_the_first_multiplier_that_matches_counts():
 
 
 def test_gradients_are_clipped_by_their_norm():
-    # A gradient of norm 10 where 1 is allowed becomes a tenth, which Adam's first moment, (1 - b1) of it, shows.
+    # A gradient of norm 10 where 1 is allowed becomes a tenth; Adam's first moment is 1 - b1 of that.
     gradient = jax.tree.map(jnp.zeros_like, PARAMS) | {
         "decoder.embed": jnp.array([6.0]),
         "heads.log_tau": jnp.array(8.0),

@@ -46,6 +46,11 @@ class Answer:
     def right(self) -> bool:
         return event_of(self.text) == self.event
 
+    @property
+    def readable(self) -> bool:
+        """Whether it names an event, right or wrong."""
+        return event_of(self.text) is not None
+
 
 class Score(NamedTuple):
     """``right`` of ``count`` answers name the event."""
@@ -103,12 +108,13 @@ class Evaluation:
         lines = [
             f"event named in {clips} held-out clips, by length of the event: share [95 % interval] of clips; "
             f"chance is {CHANCE:.3f}",
-            _line("video", [*head, "all"], 22),
+            _line("video", [*head, "all", "answers naming one"], 22),
         ]
         for control in self._values("control"):
             cells = [score(self.answers, control=control, length=length) for length in lengths]
             cells.append(score(self.answers, control=control))
-            lines.append(_line(control, [str(cell) for cell in cells], 22))
+            readable = [answer.readable for answer in self.answers if answer.control == control]
+            lines.append(_line(control, [*map(str, cells), f"{sum(readable) / len(readable):.2f}"], 22))
         lines += ["", _line("video", EVENTS, 8)]
         for control in self._values("control"):
             shares = [score(self.answers, control=control, event=event).accuracy for event in EVENTS]

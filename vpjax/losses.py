@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.sharding import split_rows
 from vpjax.types import Array
 
 NEGATIVES = ("batch", "degraded", "windows")
@@ -36,6 +37,7 @@ def token_logprobs(
 
     @jax.checkpoint
     def scores(h_BGcD, targets_BGc):
+        h_BGcD = split_rows(h_BGcD)
         logits = jnp.einsum("bgcd,od->bgco", h_BGcD, unembed_OD, preferred_element_type=jnp.float32)
         chosen = jnp.take_along_axis(logits, targets_BGc[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)

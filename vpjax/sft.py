@@ -27,7 +27,7 @@ from vpjax.losses import (
     windows_of,
 )
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
-from vpjax.sharding import check_rows
+from vpjax.sharding import check_rows, in_use
 from vpjax.state import HEADS, Optimizer, State
 from vpjax.types import Array, Batch
 
@@ -134,8 +134,9 @@ def make_step(
     gradient is not finite is skipped and counted. UserError where micro-batches cannot be split over the
     devices.
     """
-    if shardings is not None:
-        check_rows(config.batch // config.accumulate, shardings.step.mesh, "config.batch / config.accumulate")
+    mesh = None if shardings is None else shardings.step.mesh
+    if mesh is not None:
+        check_rows(config.batch // config.accumulate, mesh, "config.batch / config.accumulate")
     dtype = jnp.dtype(config.dtype)
 
     def loss(params, frozen, batch, whole, lam, counts):
@@ -150,9 +151,10 @@ def make_step(
         counts = [jnp.maximum(count, 1).astype(jnp.float32) for count in counts]
 
         def part(micro):
-            return jax.value_and_grad(loss, has_aux=True)(
-                state.params, state.frozen, micro, batch, lam, counts
-            )
+            with in_use(mesh):
+                return jax.value_and_grad(loss, has_aux=True)(
+                    state.params, state.frozen, micro, batch, lam, counts
+                )
 
         (value, s), gradient = _accumulate(part, batch, config.accumulate)
         norm = optax.tree.norm(gradient)

@@ -6,6 +6,7 @@ Batches are split over (data, fsdp) together.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -84,6 +85,20 @@ def shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of every array of a Batch: rows split over (data, fsdp)."""
     return NamedSharding(mesh, ROWS)
+
+
+def in_use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Within it, what is traced splits activations over ``mesh`` (``split_rows``)."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """``x`` [B, ...], its rows over (data, fsdp) of the mesh ``in_use``; without one, ``x``.
+
+    Parameters are split over fsdp as well. Left to choose, XLA splits the activations' last axis to match, and
+    every device computes all rows.
+    """
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, ROWS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -17,6 +17,7 @@ from flax import nnx
 
 from vpjax.ops.attention import KeyValues, Layout, attend, attend_prefix, attend_suffix
 from vpjax.ops.rope import rotate, text_angles
+from vpjax.sharding import split_rows
 from vpjax.types import Array
 
 Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
@@ -109,7 +110,7 @@ class Decoder(nnx.Module):
         angles = self.angles(positions_B3T)
 
         def layer(x, block):
-            return block(x, angles, lambda q, kv: (attend(q, kv, layout, prompt_valid_BP), None))
+            return block(split_rows(x), angles, lambda q, kv: (attend(q, kv, layout, prompt_valid_BP), None))
 
         stack = jax.tree.map(lambda p: p[layers], self.layers)
         return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, stack)[0]

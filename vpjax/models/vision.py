@@ -16,6 +16,7 @@ from flax import nnx
 
 from vpjax.ops.attention import attend_blocks
 from vpjax.ops.rope import rotate, vision_angles
+from vpjax.sharding import split_rows
 from vpjax.types import Array
 
 
@@ -162,7 +163,7 @@ class VisionTower(nnx.Module):
 
         def layer(x, block_full):
             block, full = block_full
-            return block(x, angles_WTh, valid_WT, full), None
+            return block(split_rows(x), angles_WTh, valid_WT, full), None
 
         full_L = np.isin(np.arange(c.depth), c.full_attention)
         x_XWTD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_XWTD, (self.blocks, full_L))
