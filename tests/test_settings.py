@@ -34,6 +34,7 @@ def test_recipes_pass(name):
         ("contrast.tau_range", (0.1, 0.5)),
         ("contrast.negatives", ("batch,degraded",)),
         ("loss.chunk", 0),
+        ("data.replacement", "none"),
     ],
 )
 def test_impossible_values_are_named(field, value):

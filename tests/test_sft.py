@@ -235,7 +235,7 @@ def test_no_weight_no_contrast():
 def test_frozen_parts_have_no_backward_and_no_slots_and_do_not_change():
     freeze = ("vision.*", "decoder.embed")
     config = joint.config(optim__freeze=freeze)
-    before, after, metrics = joint.run(config, joint.batch())
+    before, after, metrics = joint.run(config, joint.batch(), tx=DESCENT)
     params = leaves(joint.model())
     frozen = {path for path in params if path.startswith("vision.")} | {"decoder.embed"}
     assert set(after.frozen) == frozen and set(params) - frozen < set(after.params)
@@ -244,7 +244,7 @@ def test_frozen_parts_have_no_backward_and_no_slots_and_do_not_change():
     moments = [
         x for x in jax.tree.leaves(after.opt, is_leaf=lambda x: isinstance(x, dict)) if isinstance(x, dict)
     ]
-    assert len(moments) == 2 and all(set(m) == set(after.params) for m in moments)
+    assert len(moments) == 1 and set(moments[0]) == set(after.params)
     assert all(np.any(before.params[path] != after.params[path]) for path in after.params)
     assert metrics["nonfinite"] == 0
 
@@ -299,17 +299,17 @@ def test_the_warm_up_of_the_contrast():
 
 def test_memory_does_not_hold_all_logits():
     """Of the compiled step; nor is any array as large among those that it computes."""
-    shapes = dataclasses.replace(joint.MODEL, decoder=dataclasses.replace(joint.MODEL.decoder, vocab=8192))
+    shapes = dataclasses.replace(joint.MODEL, decoder=dataclasses.replace(joint.MODEL.decoder, vocab=32768))
     batch = joint.batch(suffix=96)
-    logits = batch.suffix.size * 8192
+    logits = batch.suffix.size * 32768
 
     def traced(chunk):
         config = joint.config(loss__chunk=chunk, contrast__weight=0.0)
         state, step = joint.setup(config, tx=DESCENT, shapes=shapes)
         return step.trace(state, batch)
 
-    chunked = traced(chunk=8)
+    chunked = traced(chunk=2)
     held = chunked.lower().compile({"xla_backend_optimization_level": 0}).memory_analysis().temp_size_in_bytes
-    assert held < 4 * logits
+    assert held < 4 * logits / 2
     assert joint.largest(chunked.jaxpr) < logits / 4
     assert joint.largest(traced(chunk=96).jaxpr) >= logits

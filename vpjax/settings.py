@@ -74,6 +74,10 @@ def check(config: ConfigDict) -> None:
             len(contrast.negatives) > 0 and set(contrast.negatives) <= set(NEGATIVES),
             f"holds some of {', '.join(NEGATIVES)}",
         ),
+        "data.replacement": (
+            config.data.replacement != "none" or "degraded" not in contrast.negatives or not contrast.weight,
+            "is 'none', which leaves no V~, only where contrast.negatives does not name 'degraded'",
+        ),
         "loss.chunk": (config.loss.chunk > 0, positive),
     }
     for field, (right, what) in wanted.items():

@@ -95,8 +95,8 @@ def in_use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
 def split_rows(x: jax.Array) -> jax.Array:
     """``x`` [B, ...], its rows over (data, fsdp) of the mesh ``in_use``; without one, ``x``.
 
-    Parameters are split over fsdp as well. Left to choose, XLA splits the activations' last axis to match, and
-    every device computes all rows.
+    Parameters are split over fsdp as well: left to choose, XLA splits the last axis of activations to match,
+    and every device computes all rows.
     """
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, ROWS)
 
