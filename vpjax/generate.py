@@ -68,7 +68,8 @@ def generate(
 
     def choose(state: _Loop, h_BGD: Array) -> _Loop:
         """The next token of each completion, whose last fed token has the hidden state ``h``."""
-        logits_BGO = jnp.einsum("bgd,od->bgo", h_BGD, model.unembed, preferred_element_type=jnp.float32)
+        # Not as an einsum, which would put the larger operand first: half as fast for one row on a CPU.
+        logits_BGO = jnp.matmul(h_BGD, model.unembed.T, preferred_element_type=jnp.float32)
         if temperature:
             logits_BGO = logits_BGO / temperature
             draw = functools.partial(sample, top_p=top_p, top_k=top_k)
