@@ -95,6 +95,15 @@ def test_defects_keep_their_traceback(call, error):
         call("--config=recipe.py", work=work)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where a shell started the tests in the background, deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_training_unless_held(call, number):
     done = []
@@ -116,6 +125,7 @@ def test_signals_end_other_verbs(call, monkeypatch):
     assert call("--config=recipe.py") == (130, "", "interrupted\n")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_is_not_held():
     with pytest.raises(KeyboardInterrupt), cli.held_signals():
         os.kill(os.getpid(), signal.SIGINT)
