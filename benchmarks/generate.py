@@ -1,6 +1,6 @@
 """What generation costs: vpjax and transformers' ``generate`` (torch), the same weights, prompt and video.
 
-    python benchmarks/generate.py [--rounds N] [--new C] [--layers L] [--out FILE]
+    python -m benchmarks.generate [--rounds N] [--new C] [--layers L] [--out FILE]
 
 One run, calls in turns, medians of whole calls: encode the video, prefill, decode C tokens without a stop;
 greedy for one completion, at temperature 1 for several. A call for one token tells the prefill (with the
@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
-from sft_step import END, FRAMES, QUESTION, SIDE, START, VIDEO, write_model
-from timing import environment, medians
 
+from benchmarks.sft_step import END, FRAMES, QUESTION, SIDE, START, VIDEO, write_model
+from benchmarks.timing import environment, medians
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Video
 from vpjax.generate import generate

@@ -1,6 +1,6 @@
 """What the SFT step costs: plain, joint and naive joint, and the same plain step in transformers (torch).
 
-    python benchmarks/sft_step.py [--rounds N] [--batch B] [--layers L] [--out FILE]
+    python -m benchmarks.sft_step [--rounds N] [--batch B] [--layers L] [--out FILE]
 
 One run, the same weights and batch for all, calls in turns, medians of whole updates (forward, backward,
 AdamW).
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-from timing import environment, medians
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from benchmarks.timing import environment, medians
 from configs import base
 from vpjax import sft
 from vpjax.data.rows import Tokens, bucket_of, collate, training_row
