@@ -1,8 +1,8 @@
 """Does the degraded video help? The SFT rows of the method's evidence table, on the built-in event clips.
 
-    python -m benchmarks.ablation_sft --quick                      about 10 minutes on 2 cores (estimated, as are those below)
+    python -m benchmarks.ablation_sft --quick                      about 10 minutes on 2 cores
     python -m benchmarks.ablation_sft --out FILE.md                about an hour
-    python -m benchmarks.ablation_sft --steps 1500 --out FILE.md   at the plateau: hours
+    python -m benchmarks.ablation_sft --steps 1500 --out FILE.md   at the plateau: hours (all estimated)
 
 Every row trains the model of configs/sft.py from the same initial weights, in the same data order, for the
 same steps; only what its line says differs. Cells are means over seeds with a 95 % interval (Student's t over
