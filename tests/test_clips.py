@@ -21,6 +21,7 @@ def test_clips_round_trip(tmp_path, name):
         ((0.5, 0.75),),
         "choice",
         ("(A)", "(B)"),
+        ((0.0, 0.25, 0.5, 1.0), (0.0, 0.0, 0.0, 0.0)),
         {"event": "flash", "length": 1},
     )
     write_clips(tmp_path / name, [whole, Clip("b", "", "q", "a")])
@@ -45,6 +46,8 @@ GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
         (GOOD.replace('"a.mp4"', '["a.mp4", "b.mp4"]'), "not a string: a clip has one video"),
         (GOOD.replace("}", ', "spans": [[2, 1]]}'), r"line 3: span \[2, 1\] does not start before it ends"),
         (GOOD.replace("}", ', "spans": [2, 1]}'), "line 3: span 2 is not"),
+        (GOOD.replace("}", ', "boxes": [[0, 0, 1]]}'), r"line 3: box \[0, 0, 1\] is not \[x0"),
+        (GOOD.replace("}", ', "boxes": [[0, 0, 112, 80]]}'), "shares of width and height, 0 to 1"),
         (GOOD.replace("}", ', "keywords": ["x"]}'), "line 3: keyword 'x' is not an object"),
         (GOOD.replace("}", ', "keywords": "x"}'), "line 3: field 'keywords' is 'x', not a list"),
         (GOOD.replace("}", ', "keywords": [{"text": "x"}]}'), "line 3: field 'lemma' is None"),

@@ -43,8 +43,9 @@ class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
     video: path of the file. spans: the event's ``(start, end)`` in seconds. task: ``caption``, ``choice``,
-    ``order`` or ``grounding``. choices: the options of a multiple-choice question. extra: anything else that
-    a data set wants to carry (never read by training).
+    ``order``, ``grounding`` or ``tracking``. choices: the options of a multiple-choice question. boxes: where
+    an object is, ``(x0, y0, x1, y1)`` as shares of width and height, at moments evenly spread over the video.
+    extra: anything else that a data set wants to carry (never read by training).
     """
 
     id: str
@@ -55,6 +56,7 @@ class Clip:
     spans: tuple[tuple[float, float], ...] = ()
     task: str = "caption"
     choices: tuple[str, ...] = ()
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

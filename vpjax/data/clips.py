@@ -82,6 +82,7 @@ def clip_of(record: Any) -> Clip:
         spans=_spans(record),
         task=_string(record, "task", "caption"),
         choices=tuple(str(choice) for choice in _list(record, "choices")),
+        boxes=tuple(_box(box) for box in _list(record, "boxes")),
         extra=record.get("extra", {}),
     )
 
@@ -105,6 +106,15 @@ def _list(record: dict[str, Any], field: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"field {field!r} is {value!r}, not a list")
     return value
+
+
+def _box(box: Any) -> tuple[float, float, float, float]:
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
+        raise ValueError(f"box {box!r} is not [x0, y0, x1, y1]")
+    x0, y0, x1, y1 = map(float, box)
+    if not (0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1):
+        raise ValueError(f"box {box!r} is not [x0, y0, x1, y1] in shares of width and height, 0 to 1")
+    return x0, y0, x1, y1
 
 
 def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:
