@@ -5,7 +5,7 @@ A reward counts for some kinds of clip and is NaN, "not this task", for the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from vpjax.types import Array, Clip, UserError
 
 
 class Limits(NamedTuple):
-    """Of a completion in tokens, its end included: from ``limit - margin`` to ``limit``, ``overlong`` falls."""
+    """Tokens of a completion, its end included: ``overlong`` falls from ``limit - margin`` to ``limit``."""
 
     limit: int
     margin: int
@@ -180,9 +180,9 @@ def check_names(names: Iterable[str]) -> None:
     """UserError for a reward that does not exist."""
     unknown = [name for name in names if name not in REWARDS]
     if unknown:
+        known = ", ".join(REWARDS)
         raise UserError(
-            f"reward {unknown[0]!r} does not exist; take one of {', '.join(REWARDS)}, or name = 'my_module:fn' "
-            "for a function of yours"
+            f"reward {unknown[0]!r} does not exist; take my_module:fn (your own) or one of {known}"
         )
 
 
@@ -195,8 +195,11 @@ def score(
     *,
     limits: Limits | None = None,
 ) -> dict[str, Array]:
-    """The rewards f32[B, G] of the completions tokens i32[B, G, C], of which ``mask`` bool[B, G, C] keeps what
-    was said, the end included. limits: of ``overlong``, by default C and its last fifth. NaN: not this task."""
+    """The rewards f32[B, G] of the completions tokens i32[B, G, C], of which ``mask`` bool[B, G, C] keeps
+    what was said, the end included. NaN: not this task. For use inside jit.
+
+    limits: of ``overlong``, by default C and its last fifth. UserError for a name that does not exist.
+    """
     check_names(names)
     limits = limits or limits_of(tokens.shape[-1])
 
@@ -272,9 +275,3 @@ def host_case(text: str, wanted: Wanted, length: int, limits: Limits | None) -> 
         wanted=wanted,
         limits=limits,
     )
-
-
-def combine(scores: Mapping[str, Array], weights: Mapping[str, float]) -> Array:
-    """The weighted sum f32[B, G] of the rewards that count: NaN adds nothing, and 0 is what a row gets for
-    which none counts."""
-    return sum(weights[name] * jnp.where(jnp.isnan(score), 0.0, score) for name, score in scores.items())
