@@ -1,6 +1,5 @@
 """Clips of every task and the kinds of text that models answer with, for the tests of rewards."""
 
-import functools
 import itertools
 import string
 
@@ -28,7 +27,7 @@ def seen(*words):
 
 
 STORY = clip(
-    "<think>A long clip.</think><answer>A man picks up the red ball, runs away, then falls and drops it.</answer>",
+    "<think>A ball.</think><answer>A man picks up the red ball, runs away, then falls and drops it.</answer>",
     keywords=seen(("picks up", "pick up"), ("runs", "run"), ("falls", "fall"), ("drops", "drop")),
 )
 TRACK = clip("", "tracking", boxes=((0.1, 0.2, 0.5, 0.6), (0.2, 0.2, 0.6, 0.6), (0.25, 0.3, 0.65, 0.7)))
@@ -48,7 +47,7 @@ CLIPS = (
 
 
 def spoken(rng, clip):
-    """One text that a model may answer a clip with: by a template of its task, right or wrong, or another's."""
+    """One text that a model may answer a clip with, by templates of all tasks, right or wrong."""
     a, b, c, d = np.round(rng.uniform(0, 20, 4), rng.integers(0, 4))
     letter = rng.choice(list("ABCDEab"))
     box = ", ".join(f"{x:.2f}" for x in rng.uniform(0, 1, 4))
@@ -58,10 +57,7 @@ def spoken(rng, clip):
         other.answer,
         f"{clip.answer} {other.answer}",
         " ".join(rng.permutation((clip.answer + " " + other.answer).split())),
-        *(
-            word.format(letter)
-            for word in ("{}", "({})", "{}.", "The answer is {}.", "{}: it flashes", "Option {} it is")
-        ),
+        *(way.format(letter) for way in ("{}", "({})", "{}.", "The answer is {}.", "{}: it", "So {} it is")),
         f"{letter} or {letter.upper()}",
         "A red square flashes",
         "So A is it. A dog (A) b",
@@ -79,6 +75,8 @@ def spoken(rng, clip):
         f"Frame 1: ({box}) Frame 2: [ {box} ] [{box}, 1] [1.2.3, {box}]",
         "the the the the the ball ball ball the ball",
     ]
+    if rng.random() < 0.5:  # what its task asks for
+        templates = templates[-5:] if clip.boxes else templates[:4] if len(clip.keywords) > 1 else templates
     text = templates[rng.integers(len(templates))]
     wrap = rng.integers(6)
     if wrap == 0:
@@ -97,20 +95,8 @@ def garbled(rng, text):
     return "".join(characters)
 
 
-PIECES = (
-    "<think>",
-    "</think>",
-    "<answer>",
-    "</answer>",
-    "<glue>",
-    "</glue>",
-    " to ",
-    " and ",
-    "1:05",
-    "A",
-    "s",
-    "\n\n  ",
-)
+PIECES = [f"<{slash}{tag}>" for tag in ("think", "answer", "glue") for slash in ("", "/")]
+PIECES += [" to ", " and ", "1:05", "A", "s", "\n\n  "]
 NOISE = (
     string.digits + "..::,,--[]()<>/  \tABab sto" + "\u2013\u2014\u00e9\u4e2d\U0001f600\u212a\u0130\u00a0\x00"
 )
@@ -135,7 +121,7 @@ class Scorer:
         )
 
     def tokens(self, completions):
-        """Texts, or token ids, as arrays i32[B, G, C] and their mask. What stands after an end is another's."""
+        """Texts, or token ids, as arrays i32[B, G, C] and their mask; anything stands after an end."""
         rng = np.random.default_rng(0)
         tokens = rng.integers(0, len(self.text.tokenizer) + 50, self.shape).astype(np.int32)
         mask = np.zeros(self.shape, bool)
@@ -148,35 +134,36 @@ class Scorer:
     def both(self, completions, clips):
         """The rewards of completions [B][G] of ``clips`` from the device and from the host."""
         tokens, mask = self.tokens(completions)
-        count = len(completions[0])
         rows = [*clips, *[None] * (self.shape[0] - len(clips))]
         device = self.score(tokens, mask, references(rows, self.sizes))
-        said = [
-            [self.decode(ids[kept]) for ids, kept in zip(*row, strict=True)]
-            for row in zip(tokens[: len(clips), :count], mask[: len(clips), :count], strict=True)
-        ]
         host = host_score(
             tuple(REWARDS),
-            said,
+            self.heard(completions),
             clips,
-            keywords_per_clip=KEYWORDS,
-            known=self.sizes.known,
+            self.sizes,
             lengths=mask.sum(-1).tolist(),
             limits=self.limits,
         )
+        count = len(completions[0])
         return {name: np.asarray(x)[: len(clips), :count] for name, x in device.items()}, host
 
-    def decode(self, ids):
-        return self.text.decode(ids[ids < len(self.text.tokenizer)])
+    def heard(self, completions):
+        """What the tokenizer makes of the completions' first C tokens."""
+        tokens, mask = self.tokens(completions)
+        known = mask & (tokens < len(self.text.tokenizer))
+        return [
+            [self.text.decode(tokens[b, g][known[b, g]]) for g in range(len(row))]
+            for b, row in enumerate(completions)
+        ]
 
 
-@functools.cache
-def scorer(folder, other):
-    """With a tokenizer of the event clips' sentences, or of ``other`` texts: digits, tags, accents, Chinese."""
-    if not other:
-        return Scorer(folder, list(itertools.islice(sentences(SPEC), 2000)), 400)
+def event_texts():
+    return list(itertools.islice(sentences(SPEC), 2000))
+
+
+def odd_texts():
+    """Digits, tags, accents, Chinese, and a few English words."""
     rng = np.random.default_rng(1)
-    texts = [noise(rng) for _ in range(500)] + [
-        f"{a}, {a}, na\u00efve caf\u00e9 \u4e2d\u6587 ---- ====" for a in range(200)
-    ]
-    return Scorer(folder, [*texts, *STORY.answer.split() * 20], 900)
+    texts = [f"{a}, {a}, na\u00efve caf\u00e9 \u4e2d\u6587 ---- ==== <answer>" for a in range(200)]
+    texts += [noise(rng) for _ in range(500)]
+    return [*texts, *STORY.answer.split() * 20]

@@ -8,14 +8,18 @@ from tests import said
 from tests.said import CLIPS, PROOF, SPEC, STORY, TRACK, clip, seen
 from vpjax.data.event_text import PHRASES, event_of
 from vpjax.data.events import describe
-from vpjax.rewards.scoring import REWARDS
+from vpjax.rewards.scoring import REWARDS, combine
 
 PENALTIES = {"repetition", "overlong"}
 
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
-    return [said.scorer(tmp_path_factory.mktemp("tokenizer"), other) for other in (False, True)]
+    """Of two tokenizers that share little."""
+    return [
+        said.Scorer(tmp_path_factory.mktemp("tokenizer"), texts, size)
+        for texts, size in ((said.event_texts(), 400), (said.odd_texts(), 900))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +36,8 @@ def assert_twins(device, host):
 @pytest.mark.parametrize("way", ["templates", "garbled", "noise", "bytes"])
 @pytest.mark.parametrize("tokenizer", [0, 1])
 def test_device_equals_host(scorers, tokenizer, way):
-    """On 768 texts each. bytes: tokens at random, so that letters beyond ASCII are torn and special tokens stand
-    anywhere; ids that no tokenizer has are among them."""
+    """On 768 texts each. bytes: tokens at random, so that letters beyond ASCII are torn and special tokens
+    stand anywhere; ids that no tokenizer has are among them."""
     scorer, rng = scorers[tokenizer], np.random.default_rng(7 + tokenizer)
 
     def one(clip):
@@ -63,15 +67,11 @@ def test_rouge_equals_the_rouge_score_package(scorer):
     rng = np.random.default_rng(5)
     theirs = RougeScorer(["rouge1", "rouge2", "rougeL"])
     clips = [c for c in CLIPS if c.task in ("caption", "order") and c is not STORY]
-    # Without tags, of which only the answer counts here, and the two letters that Python turns into ASCII ones.
-    texts = [
-        [
-            said.garbled(rng, said.spoken(rng, c)).translate(dict.fromkeys(map(ord, "<>\u212a\u0130")))
-            for _ in range(32)
-        ]
-        for c in clips
-    ]
+    # Without tags, which the package does not know, and two letters that Python makes small ASCII ones.
+    odd = dict.fromkeys(map(ord, "<>\u212a\u0130"))
+    texts = [[said.garbled(rng, said.spoken(rng, c)).translate(odd) for _ in range(32)] for c in clips]
     device, _ = scorer.both(texts, clips)
+    texts = scorer.heard(texts)
     for b, g in np.ndindex(len(clips), 32):
         wanted = theirs.score(clips[b].answer, texts[b][g])
         for name, key in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
@@ -210,16 +210,11 @@ def test_rewards_count_for_their_tasks_alone(scorer):
     clips = [*CLIPS, None][-len(CLIPS) :]
     device, host = scorer.both([["A"]] * len(clips), clips)
     texts = {"rouge_l", "rouge_1", "rouge_2", "caption_recall"}
-    for row, clip in enumerate(clips):
-        wanted = {"format", "repetition", "overlong"}
-        if clip is None:
-            wanted = set()
-        elif clip.task in ("caption", "order"):
-            wanted |= texts
-        elif clip.task == "choice":
-            wanted |= {"choice"} | ({"evidence_iou"} if clip.spans else set())
-        else:
-            wanted |= {"grounding": {"span_iou"}, "tracking": {"box_iou"}}[clip.task]
+    own = dict(caption=texts, order=texts, choice={"choice"}, grounding={"span_iou"}, tracking={"box_iou"})
+    for row, asked in enumerate(clips):
+        wanted = {"format", "repetition", "overlong"} | own[asked.task] if asked else set()
+        if asked and asked.task == "choice" and asked.spans:
+            wanted.add("evidence_iou")
         counts = {name for name, x in device.items() if not np.isnan(x[row, 0])}
         assert {name for name in counts if not name.startswith(("keyword", "event"))} == wanted
         assert counts == {name for name, x in host.items() if not np.isnan(x[row, 0])}
@@ -238,3 +233,10 @@ def test_event_is_what_held_out_clips_are_judged_by(scorer):
     ]
     np.testing.assert_array_equal(device["event"], wanted)
     assert 0 < np.mean(wanted) < 1
+
+
+def test_a_sum_ignores_what_is_not_asked():
+    scores = dict(
+        rouge_l=np.array([[0.5, np.nan]]), choice=np.array([[np.nan, np.nan]]), format=np.ones((1, 2))
+    )
+    np.testing.assert_allclose(combine(scores, dict(rouge_l=2.0, choice=1.0, format=0.25)), [[1.25, 0.25]])

@@ -5,7 +5,7 @@ A reward counts for some kinds of clip and is NaN, "not this task", for the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpjax.rewards import keywords, spans, texts, words
-from vpjax.rewards.references import Kind, References, Wanted, wanted_of
+from vpjax.rewards.references import Kind, References, Sizes, Wanted, wanted_of
 from vpjax.rewards.texts import ByteTable
 from vpjax.types import Array, Clip, UserError
 
@@ -234,20 +234,17 @@ def host_score(
     names: Sequence[str],
     completions: Sequence[Sequence[str]],
     clips: Sequence[Clip | None],
+    sizes: Sizes,
     *,
-    keywords_per_clip: int,
-    known: frozenset[bytes] = frozenset(),
     lengths: Sequence[Sequence[int]] | None = None,
     limits: Limits | None = None,
 ) -> dict[str, np.ndarray]:
-    """The same rewards f32[B, G] of decoded completions, for B clips, without JAX.
-
-    keywords_per_clip, known: as in Sizes. lengths: in tokens, and limits: for ``overlong`` alone.
-    """
+    """The same rewards f32[B, G] of decoded completions [B][G], without JAX. lengths: in tokens, and limits:
+    for ``overlong`` alone."""
     check_names(names)
     if "overlong" in names and (lengths is None or limits is None):
         raise UserError("reward 'overlong' needs the completions' lengths in tokens and their limits")
-    wanted = [clip and wanted_of(clip, keywords=keywords_per_clip, known=known) for clip in clips]
+    wanted = [clip and wanted_of(clip, keywords=sizes.keywords, known=sizes.known) for clip in clips]
     out = {name: np.full((len(clips), len(completions[0])), np.nan, np.float32) for name in names}
     for b, g in np.ndindex(len(clips), len(completions[0])):
         if wanted[b]:
@@ -275,3 +272,8 @@ def host_case(text: str, wanted: Wanted, length: int, limits: Limits | None) -> 
         wanted=wanted,
         limits=limits,
     )
+
+
+def combine(scores: Mapping[str, Array], weights: Mapping[str, float]) -> Array:
+    """The weighted sum f32[B, G] of the rewards that count: NaN adds nothing; 0 where none counts."""
+    return sum(weights[name] * jnp.where(jnp.isnan(x), 0.0, x) for name, x in scores.items())
