@@ -6,7 +6,7 @@ A prompt is two numbers: a rollout names the event with probability p on V and q
 tokens; one of them is the event's word, with the log-probabilities that p and q give and some scatter, for
 phrasings differ in how well they can be guessed. The reward is 0/1 (the event was named) or graded (a
 caption's score: half of it the event, half the other words). Rewards, recall of the keyword and gaps go
-through vpjax/relative.py as they do in training.
+through vpjax/relative.py with the defaults of configs/base.py, as they do in training.
 """
 
 from __future__ import annotations
@@ -18,16 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 
+from configs import base
 from vpjax.relative import KINDS, Evidence, advantages, relative
 
 GROUP, DEGRADED, TOKENS, EVENT = 8, 4, 8, 3  # G, rollouts on V~, C, and the place of the event's word
 SCATTER = 0.5  # nats, of the gap between phrasings
 REWARDS = ("0/1", "graded")
-OPTIONS = dict(
-    w0=0.25, margin=0.2, scale=0.1, hard=False, lam=0.5, clip=1.0, threshold=0.1, mu=0.8, alpha=0.3
-)
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 INK, QUIET, BLUE, ORANGE = "#22313f", "#8a949c", "#0072b2", "#e69f00"
 # Kinds with the colour and style of their curve and the height of its label.
@@ -72,8 +69,9 @@ def rollouts(key: jax.Array, p_B: jax.Array, q_B: jax.Array, reward: str) -> tup
 
 def shaped(evidence: Evidence, kind: str) -> jax.Array:
     """Advantages f32[B, G, C] under group scaling."""
-    term = relative(evidence, ConfigDict({**OPTIONS, "kind": kind}))
-    a = advantages(evidence.rewards, term, scale="group", eps=0.0)
+    options = base.get_config().grpo.relative
+    options.kind = kind
+    a = advantages(evidence.rewards, relative(evidence, options), scale="group", eps=0.0)
     return jnp.broadcast_to(a, evidence.mask.shape)
 
 

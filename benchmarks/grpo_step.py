@@ -66,9 +66,16 @@ def settings(groups: int):
     return c
 
 
-def score(batch: Batch, tokens, mask) -> dict:
-    """A reward that differs between rollouts and costs nothing: the share of odd tokens."""
-    return {"odd": (tokens % 2).mean(-1)}
+class Odd:
+    """Judges completions by a reward that differs between them and costs nothing: the share of odd tokens."""
+
+    weights, host_scores = {"odd": 1.0}, {}
+
+    def score(self, batch: Batch, tokens, mask) -> dict:
+        return {"odd": self.recall(batch, tokens, mask)}
+
+    def recall(self, batch: Batch, tokens, mask):
+        return (tokens % 2).mean(-1)
 
 
 def repeated_step(model: VideoLM, config, optimizer) -> Callable:
@@ -78,7 +85,7 @@ def repeated_step(model: VideoLM, config, optimizer) -> Callable:
     def step(state, batch: Batch):
         rows = jax.tree.map(lambda x: jnp.repeat(x, options.groups, axis=0), batch)
         said = roll(rebuild(model, state.params), rows, state.step, 1)
-        rewards = score(rows, said.tokens, said.mask)["odd"].reshape(-1, options.groups)
+        rewards = Odd().recall(rows, said.tokens, said.mask).reshape(-1, options.groups)
         merit = advantages(rewards, NOTHING, scale=options.scale).reshape(-1, 1, 1)
 
         def loss(params):
@@ -109,7 +116,7 @@ def jax_runs(folder: str, who: str, groups: int, *, video: bool) -> tuple[dict, 
     batch = put_batch(make_batch(model, video=video), mesh)
     state, optimizer, where = create_state(leaves(model), config, mesh)
     if who == "vpjax":
-        step = grpo.make_step(model, config, optimizer, where, score=score, weights={"odd": 1.0}, eos=())
+        step = grpo.make_step(model, config, optimizer, where, judge=Odd(), eos=())
     else:
         step = repeated_step(model, config, optimizer)
     step = step.lower(state, batch).compile()

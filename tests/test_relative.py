@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import base
 from vpjax import relative as rel
 from vpjax.relative import KINDS, NEEDS, NOTHING, Evidence, Term, advantages, relative
 
@@ -148,14 +149,14 @@ def test_needs_are_what_kinds_read():
 
 
 def test_every_option_is_read():
-    """By the functions here, and only options that exist."""
+    """By the functions of the module, and only options that exist."""
     tree = ast.parse(inspect.getsource(rel))
     read = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "options"
     }
-    assert read == set(options("none"))
+    assert read == set(base.get_config().grpo.relative) == set(options("none"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
