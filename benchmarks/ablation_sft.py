@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,6 +25,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment
 from configs import sft as recipe
 from vpjax import heldout, sft
@@ -41,8 +39,9 @@ from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import create_state
 from vpjax.types import Clip
 
+PLAIN = "LM only"
 ROWS = {
-    "LM only": {"contrast.weight": 0.0},
+    PLAIN: {"contrast.weight": 0.0},
     "+ contrast, in-batch negatives only": {"contrast.negatives": ("batch",)},
     "+ contrast with V~": {},
     "+ contrast, random slots replaced": {"data.replacement": "random"},
@@ -62,7 +61,6 @@ COLUMNS = {
     "single": "event/single",
     "no video": "event/blind",
 }
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
 
 
 def found_by_motion(clips: Sequence[Clip], sampling: Sampling) -> tuple[list[Clip], int]:
@@ -108,29 +106,6 @@ def run(
     return result.metrics() | {"seconds per step": statistics.median(gaps), "skipped": float(state.skipped)}
 
 
-def interval(values: Sequence[float]) -> str:
-    """Mean and half a 95 % interval over seeds."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
-
-
-def table(results: dict[str, list[dict]]) -> list[str]:
-    lines = [
-        "| row | " + " | ".join(COLUMNS) + " | s/step | all, minus LM only |",
-        "|---" * (len(COLUMNS) + 3) + "|",
-    ]
-    plain = results.get("LM only", [])
-    for name, runs in results.items():
-        cells = [interval([one[metric] for one in runs]) for metric in COLUMNS.values()]
-        cells.append(f"{statistics.mean(one['seconds per step'] for one in runs):.3f}")
-        pairs = zip(runs, plain, strict=False)
-        cells.append(interval([a["event/none"] - b["event/none"] for a, b in pairs]) if plain else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=", ".join(f"{k}={v}" for k, v in QUICK.items()))
@@ -144,9 +119,6 @@ def main() -> None:
     if args.quick:
         vars(args).update(QUICK)
     settings = {name: getattr(args, name) for name in QUICK if name != "seeds"}
-    log = args.out.with_suffix(".jsonl") if args.out else None
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
-
     config = configure({}, 0, args)
     clips = read_split(config, "train", "events")
     asked = read_split(config, "heldout", "events")
@@ -155,23 +127,17 @@ def main() -> None:
         if any("motion" in ROWS[name] for name in args.rows)
         else ([], 0)
     )
-    results: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         # Rows and seeds share programs: compile each once.
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         model_config, text = prepare_model(config, Path(folder), clips)
-        for seed in args.seeds:
-            for name in args.rows:
-                key = {"row": name, "seed": seed, **settings}
-                record = next((one for one in done if key.items() <= one.items()), None)
-                if record is None:
-                    mine = moved if "motion" in ROWS[name] else clips
-                    record = key | run(configure(ROWS[name], seed, args), mine, asked, model_config, text)
-                    if log:
-                        with log.open("a") as file:
-                            file.write(json.dumps(record) + "\n")
-                results.setdefault(name, []).append(record)
-                print(f"seed {seed}, {name}: {record['event/none']:.3f}", file=sys.stderr, flush=True)
+
+        def one(name: str, seed: int) -> dict:
+            mine = moved if "motion" in ROWS[name] else clips
+            return run(configure(ROWS[name], seed, args), mine, asked, model_config, text)
+
+        log = args.out.with_suffix(".jsonl") if args.out else None
+        results = repeat(args.rows, args.seeds, settings, one, log)
 
     lines = [
         "# SFT ablation on event clips",
@@ -185,7 +151,7 @@ def main() -> None:
             else []
         ),
         "",
-        *table(results),
+        *table(results, COLUMNS, PLAIN),
     ]
     print("\n".join(lines))
     if args.out:
