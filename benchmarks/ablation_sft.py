@@ -31,8 +31,8 @@ from ml_collections import ConfigDict
 from benchmarks.timing import environment
 from configs import sft as recipe
 from vpjax import heldout, sft
-from vpjax.data.keyframes import motion_span
 from vpjax.data.pipeline import make_loader
+from vpjax.data.scorers import Scorer, motion_scorer, runs
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
@@ -65,15 +65,17 @@ COLUMNS = {
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
 
 
-def found_by_motion(clips: Sequence[Clip], sampling: Sampling) -> tuple[list[Clip], int]:
+def found_by(scorer: Scorer, clips: Sequence[Clip], sampling: Sampling) -> tuple[list[Clip], int]:
     """The clips with keyword spans found from the frames instead of known, and how many of these overlap the
     true ones."""
     found, hits = [], 0
-    for clip in clips:
+    for clip in tqdm(clips, desc="key frames", unit="clip"):
         video = read_frames(clip.video, sampling, min_pixels=1, max_pixels=56 * 56)
-        start, end = motion_span(video.frames, video.times)
-        hits += any(start < last and first < end for first, last in clip.spans)
-        keywords = tuple(dataclasses.replace(keyword, spans=((start, end),)) for keyword in clip.keywords)
+        unmarked = dataclasses.replace(clip, spans=(), keywords=tuple(
+            dataclasses.replace(keyword, spans=()) for keyword in clip.keywords))
+        spans = [runs(scorer(video, unmarked, keyword), video.times)[0] for keyword in unmarked.keywords]
+        hits += any(start < last and first < end for start, end in sum(spans, ()) for first, last in clip.spans)
+        keywords = tuple(map(lambda keyword, spans: dataclasses.replace(keyword, spans=spans), clip.keywords, spans))
         found.append(dataclasses.replace(clip, keywords=keywords))
     return found, hits
 
