@@ -158,7 +158,9 @@ def write_similarity_model(folder, kind):
         for weights in model.parameters():
             weights.copy_(torch.randn_like(weights) * 0.3)
     model.save_pretrained(folder)
-    images = getattr(transformers, f"{family}ImageProcessor")(size={"height": 28, "width": 28}, do_center_crop=False)
+    images = getattr(transformers, f"{family}ImageProcessor")(
+        size={"height": 28, "width": 28}, do_center_crop=False
+    )
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=12)
     getattr(transformers, f"{family}Processor")(images, tokenizer).save_pretrained(folder)
     return model, images, tokenizer
@@ -185,9 +187,7 @@ def test_text_scores_are_contrasts_of_cosines(tmp_path, kind):
     np.testing.assert_allclose(scorer(shown, CLIP, KEYWORD), expected, atol=1e-3)  # of 1: float32 cosines
     alone = cosine("tips over")
     only = dataclasses.replace(CLIP, answer="tips over")
-    np.testing.assert_allclose(
-        scorer(shown, only, KEYWORD), (alone - alone.mean()) / alone.std(), atol=1e-3
-    )
+    np.testing.assert_allclose(scorer(shown, only, KEYWORD), (alone - alone.mean()) / alone.std(), atol=1e-3)
     still = dataclasses.replace(shown, frames=np.repeat(shown.frames[:1], 40, axis=0))
     assert runs(scorer(still, CLIP, KEYWORD), still.times)[0] == ()
 

@@ -20,7 +20,9 @@ ANSWER = "A cup tips over and falls."
 KEYWORD = Keyword("tips over", "tip over")
 CLIP = Clip("a", "a.mp4", "What happens?", ANSWER, (KEYWORD,))
 VIDEO = Video(
-    np.random.default_rng(0).integers(0, 256, (2 * SLOTS, 56, 56, 3), np.uint8), np.arange(2 * SLOTS) / 4, 0.25
+    np.random.default_rng(0).integers(0, 256, (2 * SLOTS, 56, 56, 3), np.uint8),
+    np.arange(2 * SLOTS) / 4,
+    0.25,
 )
 
 
@@ -75,7 +77,13 @@ def test_scores_are_drops_on_replaced_pixels(models, keyword):
         whole, degraded = VIDEO.frames, replaced(*sources)
         return np.subtract(*(their_logprob(theirs, row, f, answer, said) for f in (whole, degraded)))
 
-    one = [drop(1, 1, 2, 3, 4), drop(0, 0, 2, 3, 4), drop(0, 1, 1, 3, 4), drop(0, 1, 2, 2, 4), drop(0, 1, 2, 3, 3)]
+    one = [
+        drop(1, 1, 2, 3, 4),
+        drop(0, 0, 2, 3, 4),
+        drop(0, 1, 1, 3, 4),
+        drop(0, 1, 2, 2, 4),
+        drop(0, 1, 2, 3, 3),
+    ]
     two = [drop(2, 2, 2, 3, 4), drop(0, 0, 3, 3, 4), drop(0, 1, 1, 4, 4), drop(0, 1, 2, 2, 2)]
     expected = [
         max(one[0], two[0] - one[1]),
@@ -94,7 +102,9 @@ def test_the_video_is_encoded_once(models, monkeypatch):
     calls = []
     encode = type(ours).encode
     monkeypatch.setattr(type(ours), "encode", lambda *args: calls.append(1) or encode(*args))
-    longer = dataclasses.replace(CLIP, answer="A cup falls and a cup tips over and a cup tips over and falls.")
+    longer = dataclasses.replace(
+        CLIP, answer="A cup falls and a cup tips over and a cup tips over and falls."
+    )
     scorer = self_scorer.self_scorer(ours, text)
     scorer(VIDEO, longer, KEYWORD)  # another length: a program of its own
     assert len(calls) == 1

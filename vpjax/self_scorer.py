@@ -40,7 +40,9 @@ def self_scorer(model: VideoLM, text: Text, *, longest: int = LONGEST) -> Scorer
         windows = windows_of(slots, longest)
         if not windows:  # a single slot: there is nothing to put in its place
             return np.zeros(len(video.times), np.float32)
-        masks_WS = np.array([(first <= np.arange(slots)) & (np.arange(slots) < end) for first, end in windows])
+        masks_WS = np.array(
+            [(first <= np.arange(slots)) & (np.arange(slots) < end) for first, end in windows]
+        )
         sources = [source_of(mask[None], slots) for mask in masks_WS]
         batch = collate([row], bucket_of([row], multiple=MULTIPLE), model.config)
         said = np.zeros(batch.suffix.shape[1], bool)

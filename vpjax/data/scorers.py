@@ -105,7 +105,9 @@ def text_scorer(folder: str | Path) -> Scorer:
         model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: no SigLIP or CLIP model can be read: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{folder}: no SigLIP or CLIP model can be read: {str(error).splitlines()[0]}"
+        ) from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"{folder}: {type(model).__name__} compares no images with text; give SigLIP or CLIP")
     latest: list[tuple[Video, np.ndarray]] = []  # a clip's keywords share its frames
