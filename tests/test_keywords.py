@@ -1,10 +1,11 @@
 """Keywords of captions: measured on labelled ones, and the cases that must come out a certain way.
 
 ``captions.jsonl`` was written before the rules, by the same hand. A keyword is labelled for each verb of
-something that happens: the verb, its particle ("up", "off", "over" and the like right behind it, or behind its
-object where they govern nothing) and its object up to the object's noun; an object that is a pronoun only where
-a particle follows. States, the camera's doings, what is wanted or denied, and verbs that only lead another one
-("starts eating") have none. The rules were tuned on one half; of the other only the totals were ever looked at.
+something that happens: the verb, its particle ("up", "off", "over" and the like right behind it, or behind
+its object where they govern nothing) and its object up to the object's noun; an object that is a pronoun only
+where a particle follows. States, the camera's doings, what is wanted or denied, and verbs that only lead
+another one ("starts eating") have none. The rules were tuned on one half; of the other only the totals were
+ever looked at.
 """
 
 import json
@@ -64,7 +65,8 @@ def test_the_labelled_set():
 
 
 def test_rules_keep_their_precision_and_recall(rules):
-    """Measured: tuned 1.00 .99 1.00 .99, held out .96 .92 .95 .91 (117 keywords: standard error about .02)."""
+    """Measured: tuned 1.00 .99 1.00 .99, held out .96 .92 .95 .91 (117 keywords: standard error about
+    .02)."""
     check(rules, {"tuned": (0.97, 0.97, 0.97, 0.97), "held out": (0.92, 0.88, 0.91, 0.87)})
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from vpjax.data import scorers
 from vpjax.data.keyframes import slots_of
 from vpjax.data.scorers import motion_scorer, product, runs, span_scorer, text_scorer
 from vpjax.data.video import Video

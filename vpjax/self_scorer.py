@@ -27,10 +27,10 @@ def self_scorer(model: VideoLM, text: Text, *, longest: int = LONGEST) -> Scorer
     """The drop of log p(keyword | V), in nats, when frames are replaced by those beside them.
 
     Every window of 1 to ``longest`` slots, at most half of the clip, is replaced once, as V~ replaces its key
-    slots. A slot's score is the largest further drop that comes of adding it to a window: where two slots show
-    the event, neither is missed while the other stands, and slots that only lie beside them add nothing. Both
-    frames of a slot have its score. Scored are the keyword's tokens in the answer, given the words before them;
-    the whole answer where it does not say the keyword.
+    slots. A slot's score is the largest further drop that comes of adding it to a window: where two slots
+    show the event, neither is missed while the other stands, and slots that only lie beside them add nothing.
+    Both frames of a slot have its score. Scored are the keyword's tokens in the answer, given the words
+    before them; the whole answer where it does not say the keyword.
     """
 
     def score(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
@@ -73,7 +73,7 @@ def logprobs(model: VideoLM, batch: Batch, sources_WS: Array, said_C: Array) -> 
 
 
 def windows_of(slots: int, longest: int) -> list[tuple[int, int]]:
-    """The windows, as (first slot, slot past its end): every run of up to ``longest`` slots that leaves half of
-    the clip or more."""
+    """The windows, as (first slot, slot past its end): every run of up to ``longest`` slots that leaves
+    half of the clip or more."""
     lengths = range(1, min(longest, slots // 2) + 1)
     return [(first, first + length) for length in lengths for first in range(slots - length + 1)]

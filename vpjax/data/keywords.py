@@ -1,10 +1,10 @@
 """Caption -> event-action keywords, by spaCy (METHOD section 1).
 
-A keyword is the verb of something that happens with its particle and its object, as they stand in the caption:
-"tips over", "opens the red door". Its lemma is the verb's with the particle: keywords of one lemma are never
-held against one another by the contrast, so an object is part of it only where the verb alone says nothing
-("takes a sip"). With a trained pipeline the verbs come from its dependency parse, else from ``verbs``: the
-fallback, which says so.
+A keyword is the verb of something that happens with its particle and its object, as they stand in the
+caption: "tips over", "opens the red door". Its lemma is the verb's with the particle: keywords of one lemma
+are never held against one another by the contrast, so an object is part of it only where the verb alone says
+nothing ("takes a sip"). With a trained pipeline the verbs come from its dependency parse, else from
+``verbs``: the fallback, which says so.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vpjax.types import Keyword, UserError
 
 # What goes on without anything happening, or is no sight.
 STATIC = words(
-    "be have seem look watch see stare gaze show feature depict contain include wear hold stand sit lie lean rest "
-    "remain stay wait await sleep live belong face surround like love enjoy want need know think feel hear listen "
-    "consist exist display represent use demonstrate explain describe discuss introduce present narrate say mean "
-    "hang let help lead keep observe get go come"
+    "be have seem look watch see stare gaze show feature depict contain include wear hold stand sit lie lean "
+    "rest remain stay wait await sleep live belong face surround like love enjoy want need know think feel "
+    "hear listen consist exist display represent use demonstrate explain describe discuss introduce present "
+    "narrate say mean hang let help lead keep observe get go come"
 )
 # What those do who film and cut: the picture changes, and nothing happens in it.
 CAMERA = words("film zoom pan record capture focus fade")
 SCREEN = words(
-    "camera video clip footage scene shot screen view frame film movie picture image photo text title caption logo "
-    "credit credits intro outro animation slideshow"
+    "camera video clip footage scene shot screen view frame film movie picture image photo text title "
+    "caption logo credit credits intro outro animation slideshow"
 )
 # Before another verb, which says what happens: "starts eating".
 ASPECT = words("begin start continue try attempt stop finish manage proceed pretend appear tend make fail")
@@ -58,7 +58,8 @@ ACTION = [
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """caption -> its keywords, without spans, in their order; [] for a caption that has none or is not English.
+    """caption -> its keywords, without spans, in their order; [] for a caption that has none or is not
+    English.
 
     Made by ``load_extractor``, in other processes again: made_of are its arguments. find: Doc -> keywords.
     backend: in words.
@@ -83,9 +84,9 @@ class Extractor:
 def load_extractor(model: str = "", keep: Sequence[str] = ()) -> Extractor:
     """An Extractor.
 
-    model: name or folder of a trained spaCy pipeline for English with a parser; "": by rules. keep: the user's
-    own keywords; where there are any, a caption's keywords are what it says of them, in any inflection, and
-    nothing else. UserError for a pipeline that is not installed or does not parse English.
+    model: name or folder of a trained spaCy pipeline for English with a parser; "": by rules. keep: the
+    user's own keywords; where there are any, a caption's keywords are what it says of them, in any
+    inflection, and nothing else. UserError for a pipeline that is not installed or does not parse English.
     """
     made_of = model, tuple(keep)
     tables = f"spacy-lookups-data {importlib.metadata.version('spacy-lookups-data')}"

@@ -42,12 +42,12 @@ def span_scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
 
 
 def motion_scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
-    """f32[F]: the smaller of the sharpest changes of the picture shortly before and shortly after a frame: high
-    between the coming and the going of something brief, whatever the keyword.
+    """f32[F]: the smaller of the sharpest changes of the picture shortly before and shortly after a frame:
+    high between the coming and the going of something brief, whatever the keyword.
 
-    A change counts in spreads above its shot's median, so a steady motion is none. Frames are compared at equal
-    median brightness, so a flicker is none either; nor is a cut, and nothing is seen across one. The two frames
-    beside a change that does not go back score too, but less.
+    A change counts in spreads above its shot's median, so a steady motion is none. Frames are compared at
+    equal median brightness, so a flicker is none either; nor is a cut, and nothing is seen across one. The
+    two frames beside a change that does not go back score too, but less.
     """
     change, cuts = _changes(video.frames)
     scores = np.zeros(len(video.times), np.float32)
@@ -61,8 +61,8 @@ def motion_scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
 
 
 def _changes(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much each of the frames u8[F,h,w,3] differs from the next, f64[F-1] in spreads above its shot's median
-    and 0 below; and where there is a cut, bool[F-1]."""
+    """How much each of the frames u8[F,h,w,3] differs from the next, f64[F-1] in spreads above its shot's
+    median and 0 below; and where there is a cut, bool[F-1]."""
     change, cuts = np.zeros(len(frames) - 1), np.zeros(len(frames) - 1, bool)
     last, light = _level(frames[0])
     for t, frame in enumerate(frames[1:]):
@@ -164,9 +164,9 @@ def runs(
     """The runs of frames that stand out, as (start, end) in seconds, and a confidence.
 
     scores, times: f[F]. A frame lasts until the next one. cap: share of the frames that runs may cover; where
-    more stand out, only the highest are taken. dilation: seconds by which a run grows at either end; runs that
-    then touch are one. The confidence is the share of all that the scores rise above their median that lies in
-    the runs, 0 to 1. ((), 0.0) where no frame stands out.
+    more stand out, only the highest are taken. dilation: seconds by which a run grows at either end; runs
+    that then touch are one. The confidence is the share of all that the scores rise above their median that
+    lies in the runs, 0 to 1. ((), 0.0) where no frame stands out.
     """
     distinct = np.append(True, np.diff(times) > 0)  # a last frame that is there twice counts once
     scores, times = np.asarray(scores, np.float64)[distinct], times[distinct]

@@ -2,8 +2,8 @@
 and a word's neighbours.
 
 Made for captions, and for what ``keywords`` asks of them: verbs, objects and particles. One pass from left to
-right; where a word can be a noun and a verb ("cheers"), its clause decides: whether the subject stands already
-and whether it still waits for its verb.
+right; where a word can be a noun and a verb ("cheers"), its clause decides: whether the subject stands
+already and whether it still waits for its verb.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PARTICLES = words(
 )
 LATE_PARTICLES = words("in on through by past inside outside across")
 PREPOSITIONS = PARTICLES | words(
-    "in on through by past inside outside across at of from with without into onto to toward towards under behind "
-    "against near for between among above below beside like during within upon next"
+    "in on through by past inside outside across at of from with without into onto to toward towards under "
+    "behind against near for between among above below beside like during within upon next"
 )
 DETERMINERS = words(
     "a an the this these those his her its their my your our some each every both no another any all several "
@@ -121,11 +121,10 @@ class Tagger:
 class _Clause:
     """What is known of a clause, from left to right.
 
-    pos: of the words so far; last: of the latest, adverbs aside. waits: a subject stands that has no verb yet;
-    plural: it is several. subject: whether the phrase that is being read is one; joined: to another one, by "and".
-    bare: it is none, and has no determiner. several: it is plural itself.
-    chain: the forms of the verbs so far, in one of which another may follow after "and". verb: the lemma of
-    the latest.
+    pos: of the words so far; last: of the latest, adverbs aside. waits: a subject stands that has no verb
+    yet; plural: it is several. subject: whether the phrase that is being read is one; joined: to another one,
+    by "and". bare: it is none, and has no determiner. several: it is plural itself. chain: the forms of the
+    verbs so far, in one of which another may follow after "and". verb: the lemma of the latest.
     """
 
     def __init__(self, tagger: Tagger, doc: Doc):
