@@ -83,8 +83,20 @@ def clip_of(record: Any) -> Clip:
         task=_string(record, "task", "caption"),
         choices=tuple(str(choice) for choice in _list(record, "choices")),
         boxes=tuple(_box(box) for box in _list(record, "boxes")),
+        **_part(record),
         extra=record.get("extra", {}),
     )
+
+
+def _part(record: dict[str, Any]) -> dict[str, float | None]:
+    start, end = part = record.get("start"), record.get("end")
+    for name, value in zip(("start", "end"), part, strict=True):
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if value is not None and not (number and value >= 0):
+            raise ValueError(f"field {name!r} is {value!r}, not seconds of the video")
+    if end is not None and end <= (start or 0.0):
+        raise ValueError(f"the part from {start or 0.0:g} to {end:g} s has no length")
+    return dict(start=start, end=end)
 
 
 def _keyword(record: Any) -> Keyword:
