@@ -207,7 +207,7 @@ def test_grounding_asks_for_the_spans_of_the_same_file(read):
     annotations = read(CAPTIONS, "grounding")
     clip = clips_of(annotations)[1]
     assert (clip.question, clip.answer) == (
-        "When does this happen? He throws a ball.",
+        "From when to when: He throws a ball.",
         "From 10.50 to 30.00 seconds.",
     )
     assert clip.task == "grounding" and clip.spans == ((10.5, 30.0),)

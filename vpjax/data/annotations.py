@@ -350,7 +350,7 @@ def sentences(row: Row, *, grounding: bool = False) -> Iterator[Item]:
             start, end = span_of(span)
             sentence = field({"sentence": text}, "sentence").strip()
             if grounding:
-                question = f"When does this happen? {sentence}" if sentence else ""
+                question = f"From when to when: {sentence}" if sentence else ""
                 answer = f"From {start:.2f} to {end:.2f} seconds."
             else:
                 question, answer = f"What happens from {start:.2f} to {end:.2f} seconds?", sentence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,20 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
 
 
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are."""
+    """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are; the file appears whole."""
+    path = Path(path)
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
-    if Path(path).suffix in ARRAY_RECORD:
+    if path.suffix in ARRAY_RECORD:
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        writer = ArrayRecordWriter(str(unfinished), "group_size:1")
         for record in records:
             writer.write(record)
         writer.close()
     else:
-        Path(path).write_bytes(b"".join(record + b"\n" for record in records))
+        unfinished.write_bytes(b"".join(record + b"\n" for record in records))
+    unfinished.replace(path)
 
 
 def records(path: Path) -> Iterator[tuple[int, bytes]]:
