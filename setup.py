@@ -22,6 +22,8 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0",
         "safetensors>=0.8",
+        "spacy>=3.8",
+        "spacy-lookups-data>=1.0.5",
         "tensorboardX>=2.6.5",
         "tokenizers>=0.23.1",
         "tqdm>=4.70",
