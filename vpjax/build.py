@@ -70,9 +70,8 @@ def main() -> int:
             raise UserError(f"--{name} is missing; --help lists the flags")
     annotations = read_annotations(ANNOTATIONS.value, FORMAT.value)
     options = options_of_flags()
-    print(
-        f"{ANNOTATIONS.value}: {annotations.format}, {annotations.rows} rows, {len(annotations.items)} questions"
-    )
+    questions = len(annotations.items)
+    print(f"{ANNOTATIONS.value}: {annotations.format}, {annotations.rows} rows, {questions} questions")
     check_skipped(report.summarize(annotations.items, annotations.rows))
     about = {
         "annotations": f"{ANNOTATIONS.value} ({annotations.format})",

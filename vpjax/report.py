@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -113,10 +113,10 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """A keyword over time. runs: (left, width) of its key frames, in percent of the strip. curve: its score
-    as an SVG polyline of 100 x 100; "" where its spans were given."""
+    """Keywords that are seen at the same times. runs: (left, width) of their key frames, in percent of the
+    strip. curve: their score as an SVG polyline of 100 x 100; "" where their spans were given."""
 
-    text: str
+    texts: tuple[str, ...]
     confidence: float | None
     spans: tuple[Span, ...]
     runs: tuple[Span, ...]
@@ -161,7 +161,7 @@ def sheet_of(item: Item, options: Options) -> Sheet | None:
         answer=pieces(clip.answer, clip),
         frames=frames_of(video.frames, video.times, np.repeat(slots, 2)),
         degraded=frames_of(video.frames[shown], video.times, changed) if changed.any() else (),
-        tracks=tuple(tracks_of(examined, along, first, last)),
+        tracks=tracks_of(examined, along, first, last),
         annotated=along(clip.spans),
         missed=bool(spans) and not slots.any(),
     )
@@ -202,16 +202,19 @@ def pieces(text: str, clip: Clip) -> tuple[tuple[str, bool], ...]:
 
 def tracks_of(
     examined: Examined, along: Callable[[Iterable[Span]], tuple[Span, ...]], first: float, last: float
-) -> Iterator[Track]:
+) -> tuple[Track, ...]:
     clip, video = examined.item.clip, examined.video
     known = clip.extra.get("confidence") or [None] * len(clip.keywords)
+    texts: dict[Track, list[str]] = {}
     for keyword, confidence, scores in zip(clip.keywords, known, examined.scores, strict=True):
         curve = ""
         if scores is not None:
             x = 100 * (video.times - first) / (last - first)
             y = 100 - 100 * scores / (scores.max() or 1)
             curve = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-        yield Track(keyword.text, confidence, keyword.spans, along(keyword.spans), curve)
+        track = Track((), confidence, keyword.spans, along(keyword.spans), curve)
+        texts.setdefault(track, []).append(keyword.text)
+    return tuple(dataclasses.replace(track, texts=tuple(some)) for track, some in texts.items())
 
 
 def bars(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int, float]]:
