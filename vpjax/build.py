@@ -28,10 +28,10 @@ from tqdm import tqdm
 from vpjax import cli, report
 from vpjax.data.annotations import FORMATS, Item, read_annotations
 from vpjax.data.clips import write_clips
-from vpjax.data.examine import SCORERS, Options
 from vpjax.data.keywords import load_extractor
-from vpjax.data.parts import is_whole, make_part, parts_of, read_part
 from vpjax.data.storage import exists, is_remote, join, open_file, write_whole
+from vpjax.examine import SCORERS, Options
+from vpjax.parts import is_whole, make_part, parts_of, read_part
 from vpjax.types import Clip, UserError
 
 DEFAULTS = Options(videos="")

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from vpjax.data.annotations import Item
-from vpjax.data.examine import NO_VTILDE, Examined, Options, examine, is_image
 from vpjax.data.keyframes import identity, slots_of, source_of
 from vpjax.data.video import Sampling, Video, read_frames, read_image
+from vpjax.examine import NO_VTILDE, Examined, Options, examine, is_image
 from vpjax.types import Clip
 
 Span = tuple[float, float]

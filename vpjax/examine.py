@@ -16,7 +16,7 @@ import numpy as np
 from vpjax.data.annotations import ANSWER, Item, Rejected, letter_of, short
 from vpjax.data.keyframes import KEEP
 from vpjax.data.keywords import Extractor, load_extractor
-from vpjax.data.scorers import Scorer, motion_scorer, product, runs, self_scorer, span_scorer, text_scorer
+from vpjax.data.scorers import Scorer, motion_scorer, product, runs, span_scorer, text_scorer
 from vpjax.data.storage import exists, join
 from vpjax.data.video import (
     FACTOR,
@@ -45,9 +45,10 @@ class Options:
     """How clips are examined. Everything here changes the data set that comes out.
 
     videos: the root of relative paths. spacy: name or path of a trained pipeline, "": rules. keywords: the
-    user's own list, which replaces what would be found. scorers: of SCORERS, multiplied. text_model, model:
-    folders of a SigLIP or CLIP model (for ``text``) and of the model under training (for ``self``). fps,
-    max_frames, max_pixels: the frames that are looked at. cap: the largest share of them that a keyword gets.
+    user's own list, which replaces what would be found. scorers: some of SCORERS, see ``tools``. text_model,
+    model: folders of a SigLIP or CLIP model (for ``text``) and of the model under training (for ``self``).
+    fps, max_frames, max_pixels: the frames that are looked at. cap: the largest share of them that a keyword
+    gets.
     """
 
     videos: str
@@ -74,14 +75,27 @@ class Examined:
 
 @functools.cache
 def tools(options: Options) -> tuple[Extractor, Scorer]:
-    """What finds keywords and key frames, made once per process. UserError where a model cannot be loaded."""
-    makers: dict[str, Callable[[], Scorer]] = {
-        "span": lambda: span_scorer,
-        "motion": lambda: motion_scorer,
-        "text": lambda: text_scorer(options.text_model),
-        "self": lambda: self_scorer(options.model),
-    }
-    scorer = product(*(makers[name]() for name in options.scorers))
+    """What finds keywords and key frames, made once per process. UserError where a model cannot be loaded.
+
+    Key frames are where all scorers agree (their product), ``span`` being asked about clips with annotated
+    spans only.
+    """
+    found, annotated = [], [span_scorer] if "span" in options.scorers else []
+    if "motion" in options.scorers:
+        found.append(motion_scorer)
+    if "text" in options.scorers:
+        found.append(text_scorer(options.text_model))
+    if "self" in options.scorers:
+        from vpjax.self_scorer import self_scorer  # which brings the model
+
+        found.append(self_scorer(options.model))
+    # Annotated spans are narrowed by motion already; where nothing moves in them, they are still right.
+    annotated += [scorer for scorer in found if not (annotated and scorer is motion_scorer)]
+
+    def scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
+        some = annotated if clip.spans else found
+        return (some[0] if len(some) == 1 else product(*some))(video, clip, keyword)
+
     return load_extractor(options.spacy, options.keywords), scorer
 
 

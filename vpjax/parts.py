@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from vpjax.data.annotations import Item
 from vpjax.data.clips import clip_of
-from vpjax.data.examine import MISSING, UNREADABLE, Options, examine
 from vpjax.data.storage import exists, open_file, write_whole
+from vpjax.examine import MISSING, UNREADABLE, Options, examine
 
 ITEMS = 32  # of a part, about
 
