@@ -77,7 +77,7 @@ def main() -> int:
         "annotations": f"{ANNOTATIONS.value} ({annotations.format})",
         "videos": options.videos,
         "keywords": load_extractor(options.spacy, options.keywords).describe(),
-        "key frames": " x ".join(options.scorers),
+        "key frames": " x ".join(options.scorers) + " (span: where there are annotated spans)",
     }
     folder = join(OUT.value, "parts")
     claim(folder, annotations.items, options, about["keywords"])

@@ -35,6 +35,7 @@ Span = tuple[float, float]
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried where an annotation names a video without one
 SCORERS = ("span", "motion", "text", "self")
+KEYWORD_BLIND = {"span", "motion"}  # score all keywords of a clip alike
 MISSING, UNREADABLE = "video missing", "video unreadable"  # reasons that are gone when the file is mended
 NO_VTILDE = "without V~"
 OPTION = re.compile(r"^\(?[A-Z][).:]\s*")  # the letter before an option
@@ -161,15 +162,19 @@ def with_key_frames(
     clip, notes = inside(clip, info)
     extractor, scorer = tools(options)
     keywords = clip.keywords or tuple(extractor(caption_of(clip)))
-    video, scores, found, confidences = None, [], [], []
+    video, latest, scores, found, confidences = None, None, [], [], []
     for keyword in keywords:
-        score, spans, confidence = None, keyword.spans, None
-        if not spans:
-            video = frames(clip.start, clip.end)
-            score = scorer(video, clip, keyword)
-            spans, confidence = runs(score, video.times, cap=options.cap)
-        scores.append(score)
-        found.append(dataclasses.replace(keyword, spans=tuple(spans)))
+        if keyword.spans:
+            scores.append(None)
+            found.append(keyword)
+            confidences.append(None)
+            continue
+        video = frames(clip.start, clip.end)
+        if latest is None or not KEYWORD_BLIND.issuperset(options.scorers):
+            latest = scorer(video, clip, keyword)
+        spans, confidence = runs(latest, video.times, cap=options.cap)
+        scores.append(latest)
+        found.append(dataclasses.replace(keyword, spans=spans))
         confidences.append(confidence)
     if not keywords:
         notes.append(f"{NO_VTILDE} (no action in the caption): {short(caption_of(clip))}")

@@ -98,8 +98,9 @@ def samples(items: Sequence[Item], count: int) -> list[int]:
 
 
 def confidences(clip: Clip) -> list[float]:
-    """Of the keywords whose key frames were found and not given."""
-    return [value for value in clip.extra.get("confidence", ()) if value is not None]
+    """Of the keywords whose key frames were looked for and found."""
+    known = zip(clip.keywords, clip.extra.get("confidence", ()), strict=False)
+    return [value for keyword, value in known if keyword.spans and value is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,9 +210,10 @@ def tracks_of(
     for keyword, confidence, scores in zip(clip.keywords, known, examined.scores, strict=True):
         curve = ""
         if scores is not None:
-            x = 100 * (video.times - first) / (last - first)
+            x = 100 * (np.append(video.times, last) - first) / (last - first)
             y = 100 - 100 * scores / (scores.max() or 1)
-            curve = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+            steps = zip(x[:-1], x[1:], y, strict=True)  # a frame stays on screen until the next
+            curve = " ".join(f"{left:.1f},{at:.1f} {right:.1f},{at:.1f}" for left, right, at in steps)
         track = Track((), confidence, keyword.spans, along(keyword.spans), curve)
         texts.setdefault(track, []).append(keyword.text)
     return tuple(dataclasses.replace(track, texts=tuple(some)) for track, some in texts.items())
