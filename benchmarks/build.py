@@ -116,14 +116,14 @@ def main() -> None:
         "# Building a data set",
         "",
         environment("av", "numpy", "spacy"),
-        f"{args.clips} clips of {args.seconds:g} s, {WIDTH} x {HEIGHT}, {RATE} frames/s, of which {options.fps:g} "
+        f"{args.clips} clips of {args.seconds:g} s, {WIDTH} x {HEIGHT}, {RATE} frames/s, {options.fps:g} of them "
         "are looked at",
         "",
         "| workers | clips/s | over one |",
         "|---|---|---|",
         *(f"| {n} | {rates[n]:.2f} | {rates[n] / rates[WORKERS[0]]:.2f} |" for n in WORKERS),
         "",
-        f"Decoding (with resizing) is {share:.0%} of it. A process holds at most {peaks[MINUTE]:.0f} MB for a "
+        f"Decoding and resizing is {share:.0%} of it. A process holds at most {peaks[MINUTE]:.0f} MB for a "
         f"clip of a minute and {peaks[HOUR]:.0f} MB for one of an hour (64 x 48 pixels, {options.max_frames} "
         "frames at most).",
     ]
