@@ -116,7 +116,7 @@ def main() -> None:
         "# Building a data set",
         "",
         environment("av", "numpy", "spacy"),
-        f"{args.clips} clips of {args.seconds:g} s, {WIDTH} x {HEIGHT}, {RATE} frames/s, {options.fps:g} of them "
+        f"{args.clips} clips of {args.seconds:g} s, {WIDTH} x {HEIGHT}, {RATE} frames/s, {options.fps:g} "
         "are looked at",
         "",
         "| workers | clips/s | over one |",
