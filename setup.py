@@ -34,6 +34,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
         "cuda": ["jax[cuda12]>=0.10.2"],
+        # Scores of frames against text by SigLIP or CLIP, while a data set is built.
+        "text": ["torch>=2.13"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
         "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "torch==2.13.0"],
     },

@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,7 @@ Span = tuple[float, float]
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried where an annotation names a video without one
 SCORERS = ("span", "motion", "text", "self")
+SELF_FRAMES = 64  # at most, for the scorer that asks a model again for each window of them
 KEYWORD_BLIND = {"span", "motion"}  # score all keywords of a clip alike
 MISSING, UNREADABLE = "video missing", "video unreadable"  # reasons that are gone when the file is mended
 NO_VTILDE = "without V~"
@@ -74,22 +76,35 @@ class Examined:
     scores: tuple[np.ndarray | None, ...] = ()
 
 
+class Tools(NamedTuple):
+    """What finds keywords and key frames, and the frames that it wants: their sampling and the factor of which
+    their sides are multiples."""
+
+    extract: Extractor
+    score: Scorer
+    sampling: Sampling
+    factor: int
+
+
 @functools.cache
-def tools(options: Options) -> tuple[Extractor, Scorer]:
-    """What finds keywords and key frames, made once per process. UserError where a model cannot be loaded.
+def tools(options: Options) -> Tools:
+    """Made once per process. UserError where a model cannot be loaded.
 
     Key frames are where all scorers agree (their product), ``span`` being asked about clips with annotated
     spans only.
     """
+    factor, most = FACTOR, options.max_frames
     found, annotated = [], [span_scorer] if "span" in options.scorers else []
     if "motion" in options.scorers:
         found.append(motion_scorer)
     if "text" in options.scorers:
         found.append(text_scorer(options.text_model))
     if "self" in options.scorers:
-        from vpjax.self_scorer import self_scorer  # which brings the model
+        from vpjax import checkpoint, self_scorer  # only where they are asked for: they bring the model
 
-        found.append(self_scorer(options.model))
+        model, text = checkpoint.load(options.model)
+        found.append(self_scorer.self_scorer(model, text))
+        factor, most = model.config.vision.factor, min(most, SELF_FRAMES)
     # Annotated spans are narrowed by motion already; where nothing moves in them, they are still right.
     annotated += [scorer for scorer in found if not (annotated and scorer is motion_scorer)]
 
@@ -97,18 +112,20 @@ def tools(options: Options) -> tuple[Extractor, Scorer]:
         some = annotated if clip.spans else found
         return (some[0] if len(some) == 1 else product(*some))(video, clip, keyword)
 
-    return load_extractor(options.spacy, options.keywords), scorer
+    extractor = load_extractor(options.spacy, options.keywords)
+    return Tools(extractor, scorer, Sampling(fps=options.fps, max_frames=most), factor)
 
 
 def examine(items: Sequence[Item], options: Options) -> Iterator[Examined]:
     """What becomes of items with clips of one and the same file, in their order. Nothing is decoded twice in
     a row."""
     video = items[0].clip.video
-    sampling = Sampling(fps=options.fps, max_frames=options.max_frames)
+    _, _, sampling, factor = tools(options)
 
     @functools.lru_cache(1)
     def frames(start: float | None, end: float | None) -> Video:
-        return read_frames(path, sampling, start=start, end=end, max_pixels=options.max_pixels)
+        how = dict(max_pixels=options.max_pixels, factor=factor)
+        return read_frames(path, sampling, start=start, end=end, **how)
 
     try:
         path, info = file_of(video, options.videos) if video else ("", None)
@@ -160,8 +177,8 @@ def with_key_frames(
         what = "text alone" if info is None else "image"
         return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({what})")))
     clip, notes = inside(clip, info)
-    extractor, scorer = tools(options)
-    keywords = clip.keywords or tuple(extractor(caption_of(clip)))
+    extract, scorer, *_ = tools(options)
+    keywords = clip.keywords or tuple(extract(caption_of(clip)))
     video, latest, scores, found, confidences = None, None, [], [], []
     for keyword in keywords:
         if keyword.spans:
