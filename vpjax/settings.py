@@ -38,8 +38,8 @@ def check(config: ConfigDict) -> None:
             config.accumulate > 0 and config.batch % config.accumulate == 0,
             f"divides batch, {config.batch}",
         ),
-        "init": (
-            bool(config.init) or bool(config.model),
+        "init_from": (
+            bool(config.init_from) or bool(config.model),
             "is a folder with weights, or '' where config.model gives sizes",
         ),
         "dtype": (config.dtype in DTYPES, f"is one of {', '.join(DTYPES)}"),

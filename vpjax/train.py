@@ -230,16 +230,16 @@ def event_spec(config: ConfigDict) -> events.EventSpec:
 
 
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
-    """The run's model/ folder, made once: copied from ``config.init``, or the sizes of ``config.model`` with
+    """The run's model/ folder, made once: copied from ``config.init_from``, or the sizes of ``config.model`` with
     a tokenizer trained on the run's texts."""
     folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
     if not folder.exists():
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        if config.init:
-            hf.read_config(config.init)
+        if config.init_from:
+            hf.read_config(config.init_from)
             for pattern in ("config.json", *hf.HF_FILES):
-                for file in Path(config.init).glob(pattern):
+                for file in Path(config.init_from).glob(pattern):
                     shutil.copyfile(file, part / file.name)
         else:
             new_model(config, part, clips)
@@ -268,7 +268,7 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
 def initial_params(
     config: ConfigDict, model_config: VLMConfig, mesh: Mesh, *, only_shapes: bool = False
 ) -> dict[str, Any]:
-    """Parameters by path, those of ``config.init`` or random ones, and the training-only heads."""
+    """Parameters by path, those of ``config.init_from`` or random ones, and the training-only heads."""
     key = jax.random.key(config.seed)
 
     def heads():
@@ -280,8 +280,8 @@ def initial_params(
     shapes = jax.eval_shape(init)
     if only_shapes:
         return shapes
-    if config.init:
-        return leaves(hf.load_pretrained(config.init, mesh=mesh)) | heads()
+    if config.init_from:
+        return leaves(hf.load_pretrained(config.init_from, mesh=mesh)) | heads()
     return jax.jit(init, out_shardings=shardings(shapes, mesh))()
 
 
