@@ -70,7 +70,7 @@ def rope(theta, *sections):
 
 # What differs between them is what a model could get wrong: odd and even depths, where the full-attention
 # blocks stand, window sizes, head widths, grouping, and eps large enough to matter; of Qwen3-VL, which layers
-# feed which, the last one among them, a table of positions larger and smaller than a frame, and a head width
+# feed which, the tower's last among them, a table of positions larger and smaller than a frame, and a head width
 # that is not hidden_size / heads.
 MODELS = {
     "tied": config(
@@ -168,7 +168,7 @@ MODELS = {
         text=dict(
             hidden_size=40,
             intermediate_size=56,
-            num_hidden_layers=3,
+            num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=1,
             head_dim=12,
