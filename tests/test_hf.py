@@ -16,8 +16,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
 from vpjax.models import hf, vlm
+from vpjax.models.config import FAMILIES, VLMConfig
 from vpjax.models.hf import load_pretrained, read_config, save_pretrained
-from vpjax.models.vlm import VLMConfig, leaves
+from vpjax.models.vlm import leaves
 from vpjax.sharding import make_mesh, spec_of
 from vpjax.types import UserError
 
@@ -127,7 +128,7 @@ FORMS = [
 
 
 def test_every_parameter_has_a_name_and_every_name_a_parameter(checkpoint):
-    assert set(hf.FAMILIES) == set(vlm.FAMILIES)
+    assert set(hf.FAMILIES) == set(FAMILIES)
     models = [vlm.abstract_model(read_config(checkpoint(name))) for name in tiny.MODELS]
     for model in models:
         assert {place.path for place in hf._places(model).values()} == set(leaves(model))

@@ -70,8 +70,8 @@ def rope(theta, *sections):
 
 # What differs between them is what a model could get wrong: odd and even depths, where the full-attention
 # blocks stand, window sizes, head widths, grouping, and eps large enough to matter; of Qwen3-VL, which layers
-# feed which, the tower's last among them, a table of positions larger and smaller than a frame, and a head width
-# that is not hidden_size / heads.
+# feed which, the tower's last among them, a table of positions larger and smaller than a frame, and a head
+# width that is not hidden_size / heads.
 MODELS = {
     "tied": config(
         vision=dict(

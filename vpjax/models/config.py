@@ -68,8 +68,8 @@ def _qwen2_5_vl(parsed: Any) -> dict[str, Any]:
     if text.use_sliding_window or vision.hidden_act != "silu" or text.hidden_act != "silu":
         raise UserError("sliding windows and activations other than silu are not supported")
     return dict(
-        vision=_vision(parsed, window=vision.window_size, full_attention=tuple(vision.fullatt_block_indexes)),
         decoder=_decoder(parsed, section_axes),
+        vision=_vision(parsed, window=vision.window_size, full_attention=tuple(vision.fullatt_block_indexes)),
         tokens_per_second=float(vision.tokens_per_second),
     )
 
@@ -91,6 +91,7 @@ def _qwen3_vl(parsed: Any) -> dict[str, Any]:
         )
     half = (0.5, 0.5, 0.5)
     return dict(
+        decoder=_decoder(parsed, interleaved_axes, qkv_bias=False, qk_norm=True),
         vision=_vision(
             parsed,
             window=0,
@@ -103,7 +104,6 @@ def _qwen3_vl(parsed: Any) -> dict[str, Any]:
             position_side=side,
             deepstack=deep,
         ),
-        decoder=_decoder(parsed, interleaved_axes, qkv_bias=False, qk_norm=True),
         tokens_per_second=None,
     )
 
