@@ -82,6 +82,10 @@ def get_config() -> ConfigDict:
     c.grpo = grpo = (
         ConfigDict()
     )  # rollouts on V and V~ and the policy's update; read by configs/grpo*.py's runs
+    # Rewards by name: the weight of one of vpjax/rewards' own, "my_module:fn" for a function of yours (lists
+    # of completions and clips in, a list of numbers out), or ("my_module:fn", weight).
+    grpo.rewards = ConfigDict()
+    grpo.show_every = 50  # steps between pages of sample rollouts in <workdir>/rollouts/
     grpo.groups = 8  # G: completions per prompt on the whole video, at least 2
     grpo.degraded = 4  # completions per prompt on V~; 0 = none, for relative kinds that need none (ours)
     grpo.temperature = 1.0  # of sampling, and of the log-probabilities that are trained

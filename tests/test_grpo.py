@@ -1,21 +1,16 @@
 """The GRPO step: shared prefixes, micro-batches, iterations, branches; on a small model of its own."""
 
-import dataclasses
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests import joint
-from vpjax import grpo, policy
-from vpjax.generate import generate, next_position
-from vpjax.losses import token_logprobs
-from vpjax.models.vlm import gather_slots, leaves, rebuild
-from vpjax.sharding import make_mesh, put_batch
+from vpjax import grpo
+from vpjax.models.vlm import leaves
+from vpjax.sharding import put_batch
 from vpjax.state import create_state
 
 EOS = (7, 8, 9)
@@ -32,18 +27,25 @@ def config(**fields):
     return c
 
 
-def small_ids(batch, tokens, mask):
-    """Rewards of completions: the share of their tokens with an id below 64."""
-    return {"small": ((tokens < 64) & mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)}
+class Judge:
+    """Rewards the share of a completion's tokens with an id below 64."""
+
+    host_scores = {}
+    weights = {"small": 1.0}
+
+    def score(self, batch, tokens, mask):
+        return {"small": self.recall(batch, tokens, mask)}
+
+    def recall(self, batch, tokens, mask):
+        return ((tokens < 64) & mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)
 
 
-def setup(c, *, mesh=joint.ONE, score=small_ids, **options):
+def setup(c, *, mesh=joint.ONE, judge=None):
     m = joint.model()
     # Wide weights, so that the samples depend on the video.
     params = {path: 3 * x if path.endswith("kernel") else x for path, x in leaves(m).items()}
     state, optimizer, where = create_state(params, c, mesh)
-    options = dict(recall=lambda *said: score(*said)["small"], weights={"small": 1.0, "own": 1.0}) | options
-    return state, grpo.make_step(m, c, optimizer, where, score=score, eos=EOS, **options)
+    return state, grpo.make_step(m, c, optimizer, where, judge=judge or Judge(), eos=EOS)
 
 
 def run(c, batch, *, mesh=joint.ONE, **options):

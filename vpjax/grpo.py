@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from vpjax.losses import token_logprobs
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
 from vpjax.relative import NEEDS, NOTHING, Evidence, advantages, relative
 from vpjax.relative import metrics as relative_metrics
+from vpjax.rewards.scoring import combine
 from vpjax.sharding import check_rows, in_use
 from vpjax.state import Optimizer, State
 from vpjax.types import Array, Batch
@@ -33,10 +34,21 @@ from vpjax.update import accumulate, advance, optimize
 
 ROLE = 2  # of the rollouts' keys among the folds of (seed, role, step); 0 and 1 are the initial parameters'
 
-# Rewards f32[B, X] by name, of a batch and X completions of each row: tokens, mask [B, X, C]. NaN: this
-# reward says nothing of this clip.
-Score = Callable[[Batch, Array, Array], Any]
+Score = Callable[[Batch, Array, Array], Any]  # of X completions of each row: tokens, mask [B, X, C]
 HostScore = Callable[[Batch, Completions], Array]
+
+
+class Judge(Protocol):
+    """The rewards of completions. NaN: this reward says nothing of this clip.
+
+    score: f32[B, X] by name, on the device. recall: share f32[B, X] of the keywords hidden in V~ that a
+    completion names. host_scores: f32[B, R, G] each, computed on the host. weights: of all, by name.
+    """
+
+    score: Score
+    recall: Score
+    host_scores: Mapping[str, HostScore]
+    weights: Mapping[str, float]
 
 
 class Told(NamedTuple):
@@ -70,24 +82,19 @@ def make_step(
     optimizer: Optimizer,
     shardings: State | None = None,
     *,
-    score: Score,
-    recall: Score | None = None,
-    host_scores: Mapping[str, HostScore] | None = None,
-    weights: Mapping[str, float],
+    judge: Judge,
     eos: tuple[int, ...],
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array], Told]]:
     """``step(state, batch) -> state, metrics (f32 scalars), told``, the state donated.
 
-    model: arrays or shapes. shardings: of the state, from ``state.create_state``. score: rewards on the
-    device; recall: share of the keywords hidden in V~ that a completion names, where the relative reward
-    needs it; host_scores: rewards f32[B, R, G] computed on the host; weights: of every reward, by name.
-    eos: tokens that end a completion. An update whose loss or gradient is not finite is skipped and counted.
-    UserError where micro-batches cannot be split over the devices.
+    model: arrays or shapes. shardings: of the state, from ``state.create_state``. eos: tokens that end a
+    completion. An update whose loss, gradient or reward is not finite is skipped and counted. UserError where
+    micro-batches cannot be split over the devices.
     """
     mesh = None if shardings is None else shardings.step.mesh
     if mesh is not None:
         check_rows(config.batch // config.accumulate, mesh, "config.batch / config.accumulate")
-    parts = _Parts(model, config, optimizer, score, recall, dict(weights), eos)
+    parts = _Parts(model, config, optimizer, judge, eos)
 
     def roll(state, batch):
         with in_use(mesh):
@@ -100,13 +107,13 @@ def make_step(
     compiled = functools.partial(
         jax.jit, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None, None)
     )
-    if not host_scores:
+    if not judge.host_scores:
         return compiled(lambda state, batch: learn(state, batch, *roll(state, batch), {}))
     first, second = jax.jit(roll), compiled(learn)
 
     def step(state: State, batch: Batch):
         said, features = first(state, batch)
-        own = {name: host(batch, said) for name, host in host_scores.items()}
+        own = {name: host(batch, said) for name, host in judge.host_scores.items()}
         return second(state, batch, said, features, own)
 
     return step
@@ -119,9 +126,7 @@ class _Parts:
     model: VideoLM
     config: ConfigDict
     optimizer: Optimizer
-    score: Score
-    recall: Score | None
-    weights: dict[str, float]
+    judge: Judge
     eos: tuple[int, ...]
 
     def roll(self, state: State, batch: Batch) -> tuple[Completions, Any]:
@@ -157,9 +162,9 @@ class _Parts:
     ) -> tuple[State, dict[str, Array], Told]:
         """Judge the completions and learn from them. own: the host's rewards f32[B, R, G]."""
         options = self.config.grpo
-        scores = _each(self.score, batch, said) | own
+        scores = _each(self.judge.score, batch, said) | own
         asked_BRG = said.mask.any(-1)
-        total = jnp.where(asked_BRG, weighted(scores, self.weights), jnp.nan)
+        total = jnp.where(asked_BRG, combine(scores, self.judge.weights), jnp.nan)
         evidence = self.evidence(state, batch, said, total, features)
         term = relative(evidence, options.relative)
         whole = advantages(evidence.rewards, term, scale=options.scale)
@@ -179,7 +184,7 @@ class _Parts:
             old=None,
             reference=None,
         )
-        state, metrics = self.update(state, rows, said.logprobs[:, :count])
+        state, metrics = self.update(state, rows, said.logprobs[:, :count], ~jnp.isinf(total).any())
         metrics |= relative_metrics(evidence, term, scale=options.scale)
         metrics |= _rollout_metrics(said, ended, scores, total)
         metrics["tokens"] = batch.prompt_valid.sum() * said.mask.shape[1] + said.mask.sum()
@@ -196,7 +201,7 @@ class _Parts:
         if total.shape[1] > 1:
             found["degraded"] = total[:, 1]
         if "recall" in needs:
-            recall = jnp.where(said.mask.any(-1), _each(self.recall, batch, said), jnp.nan)
+            recall = jnp.where(said.mask.any(-1), _each(self.judge.recall, batch, said), jnp.nan)
             found |= dict(recall=recall[:, 0], degraded_recall=recall[:, 1])
         if "gap" in needs:
             model = self.model_of(state.params, state.frozen)
@@ -212,8 +217,11 @@ class _Parts:
             found["keyword"] = spelled(said.tokens[:, 0], batch.keywords, _hidden(batch))
         return Evidence(**found)
 
-    def update(self, state: State, rows: Rows, sampled: Array) -> tuple[State, dict[str, Array]]:
-        """``num_iterations`` updates on the same rollouts. sampled: their log-probabilities when drawn."""
+    def update(
+        self, state: State, rows: Rows, sampled: Array, sound: Array
+    ) -> tuple[State, dict[str, Array]]:
+        """``num_iterations`` updates on the same rollouts. sampled: their log-probabilities when drawn;
+        sound: whether there are to be any."""
         options, count = self.config.grpo, self.config.accumulate
         if options.beta:
             reference = self.model_of(state.reference, state.frozen)
@@ -228,7 +236,7 @@ class _Parts:
             )
             return sums.loss / denominator, (sums, logprobs)
 
-        params, opt, finite = state.params, state.opt, True
+        params, opt, finite = state.params, state.opt, sound
         for _ in range(options.num_iterations):
 
             def part(some: Rows, params=params):
@@ -285,12 +293,6 @@ class _Parts:
         """The model in the compute dtype."""
         dtype = jnp.dtype(self.config.dtype)
         return rebuild(self.model, {path: x.astype(dtype) for path, x in params.items()} | frozen)
-
-
-def weighted(scores: Mapping[str, Array], weights: Mapping[str, float]) -> Array:
-    """The weighted sum of rewards, of which NaN ones do not count; NaN where none does."""
-    values = jnp.stack([weights[name] * x for name, x in scores.items()])
-    return jnp.where(jnp.isnan(values).all(axis=0), jnp.nan, jnp.nansum(values, axis=0))
 
 
 def spelled(tokens_BGC: Array, keywords_BJW: Array, wanted_BJ: Array) -> Array:
