@@ -225,9 +225,8 @@ class VisionTower(nnx.Module):
         full_L = np.isin(np.arange(c.depth), c.full_attention)
         body = jax.checkpoint(layer) if remat else layer
         states = []  # after each layer of ``deepstack`` and after the last
-        for cut in itertools.starmap(slice, itertools.pairwise((0, *(i + 1 for i in c.deepstack), c.depth))):
-            part = _cut((self.blocks, full_L), cut)
-            x_XWTD, _ = jax.lax.scan(body, x_XWTD, part)
+        for start, end in itertools.pairwise((0, *(i + 1 for i in c.deepstack), c.depth)):
+            x_XWTD, _ = jax.lax.scan(body, x_XWTD, _cut((self.blocks, full_L), slice(start, end)))
             states.append(x_XWTD.reshape(x.shape[0], count * places, unit, -1)[:, layout.inverse])
         *deep, last = states
         deep = tuple(_cut(self.deepstack, i)(state) for i, state in enumerate(deep))
