@@ -183,8 +183,8 @@ ONE_OF_EACH = ("tied", "deep")
 
 
 def torch_model(raw, seed=0):
-    """The model of a ``config.json`` in torch, float32, with wide weights and norms around 1; those of queries
-    and keys around 2, without which attention is flat, and greedy answers are one token over and over."""
+    """The model of a ``config.json`` in torch, float32, with wide weights and norms around 1, but 2 those of
+    queries and keys: else attention is flat, and greedy answers are one token over and over."""
     parsed = AutoConfig.for_model(**copy.deepcopy(raw))
     model = FAMILIES[raw["model_type"]].model(parsed).float().eval()
     rng = np.random.default_rng(seed)
@@ -195,9 +195,8 @@ def torch_model(raw, seed=0):
                 fan_in = model.get_parameter(path.removesuffix("bias") + "weight")[0].numel()
                 parameter.copy_(1.5 / fan_in**0.5 * noise)
             elif parameter.ndim == 1:
-                parameter.copy_(
-                    (2 if path.endswith(("q_norm.weight", "k_norm.weight")) else 1) * (1 + 0.3 * noise)
-                )
+                around = 2 if path.endswith(("q_norm.weight", "k_norm.weight")) else 1
+                parameter.copy_(around * (1 + 0.3 * noise))
             else:
                 parameter.copy_(1.5 / parameter[0].numel() ** 0.5 * noise)
     return model
