@@ -27,18 +27,23 @@ for ((i = 0; i < count; i++)); do
   fi
 done
 
-while [[ -n "$(jobs -pr)" ]]; do
-  # Ends when a process does, and not with 0 where that failed or a signal came.
+running() {
+  kill -0 ${pids[@]+"${pids[@]}"} 2>/dev/null
+}
+
+killer=
+while running; do
+  # `wait -n` ends when a process does, and not with 0 where that failed or a signal came.
   wait -n && continue
   if ((asked)); then
     kill -TERM "${pids[@]}" 2>/dev/null || true
-  else
+  elif [[ -z "$killer" ]]; then
     echo "a process failed: the others end now, or are killed in ${GRACE:=60} s" >&2
-    (sleep "$GRACE" && kill -KILL "${pids[@]}" 2>/dev/null) &
-    wait "${pids[@]}" || true
-    kill $! 2>/dev/null || true
+    { sleep "$GRACE" && kill -KILL "${pids[@]}"; } 2>/dev/null &
+    killer=$!
   fi
 done
+[[ -z "$killer" ]] || kill "$killer" 2>/dev/null || true
 
 code=0
 for pid in ${pids[@]+"${pids[@]}"}; do

@@ -18,7 +18,7 @@ FLOORS = (
     r"sharding.py|models/.*|data/.*|losses.py",
     r"state.py|checkpoint.py|settings.py|generate.py|writer.py",
     r"sft.py|heldout.py",
-    r"cli.py|train.py|predict.py",
+    r"cli.py|processes.py|train.py|predict.py|plan.py",
 )
 
 

@@ -88,7 +88,11 @@ def test_what_is_missing_is_named(programs, script):
 GCLOUD = """
 state={folder}/state
 action=$4
-case "$*" in *--worker=0*) action=follow ;; *--worker=all*flock*) action=start ;; *--worker=all*) action=install ;; esac
+case "$*" in
+  *--worker=0*) action=follow ;;
+  *--worker=all*flock*) action=start ;;
+  *--worker=all*) action=install ;;
+esac
 echo "$action" >> {folder}/calls
 case "$action" in
   describe) cat "$state" 2>/dev/null || exit 1 ;;

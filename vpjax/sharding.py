@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -101,14 +101,32 @@ def split_rows(x: jax.Array) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, ROWS)
 
 
+def on_mesh(mesh: Mesh | None, function: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
+    """``function``, jitted for arguments on ``mesh``; what it returns is split by rows or, by default, whole on
+    every device and so in every process. Without a mesh, ``function``."""
+    if mesh is None:
+        return function
+
+    def within(*arguments: Any) -> Any:
+        with in_use(mesh):
+            return function(*arguments)
+
+    return jax.jit(within, out_shardings=batch_sharding(mesh) if rows else replicated(mesh))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def row_parts(mesh: Mesh | None) -> int:
+    """How many parts the rows of a batch are split into."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:
     """UserError where ``rows``, which ``field`` gives, do not divide over the devices that rows are split
     over."""
-    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    count = row_parts(mesh)
     if rows % count:
         raise UserError(
             f"{field} = {rows} rows do not divide over data * fsdp = {count} of config.mesh: change one"
@@ -121,3 +139,11 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     check_rows(len(batch.clip) * jax.process_count(), mesh, "config.batch")
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_whole(batch: Any, mesh: Mesh | None) -> Any:
+    """A batch that every process holds whole as global arrays; without a mesh, as it is."""
+    if mesh is None:
+        return batch
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -28,7 +29,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import checkpoint, cli, heldout, settings, sft
+from vpjax import checkpoint, cli, heldout, processes, settings, sft
 from vpjax.data import events
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
@@ -44,6 +45,7 @@ from vpjax.writer import Writer, draw_curves
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the config's name.")
 flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(processes)
 
 CURVES = {
     "loss": ("loss", "loss/lm"),
@@ -115,16 +117,17 @@ def fit(
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
     step = sft.make_step(abstract_model(model_config), config, optimizer, layout)
-    settings.write(workdir, config)
+    if jax.process_index() == 0:
+        settings.write(workdir, config)
 
     report = Report(config, workdir, start, int(state.skipped), [clip.id for clip in clips])
-    with contextlib.closing(loader), contextlib.closing(report), cli.held_signals() as signals:
+    with contextlib.closing(loader), contextlib.closing(report), cli.stop_requests() as asked:
         batches = report.waited_for((batch.clip, put_batch(batch, mesh)) for batch in loader)
-        end = loop(step, state, batches, report, manager, config, start, signals)
+        end, signal = loop(step, state, batches, report, manager, config, start, asked)
         manager.wait()
     say(*loader.summary()[1:])
-    if signals:
-        say(f"{signals[0]}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
+    if signal:
+        say(f"{signal}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
     return end
 
 
@@ -136,9 +139,10 @@ def loop(
     manager: checkpoint.Manager,
     config: ConfigDict,
     start: int,
-    signals: Sequence[str],
-) -> int:
-    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved.
+    asked: Callable[[int], str],
+) -> tuple[int, str]:
+    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved,
+    and the signal that ended it (``cli.stop_requests``).
 
     A step's metrics are read when the next step is under way, so that the devices do not wait for the host.
     """
@@ -148,14 +152,15 @@ def loop(
         if late:
             report(*late)
         late = number, metrics, clips
-        last = signals or number == config.steps
+        signal = asked(number)
+        last = signal or number == config.steps
         if last or number % config.checkpoint_every == 0:
             report(*late)
             late = None
             manager.save(number, state, config.to_dict())
         if last:
             break
-    return number
+    return number, signal
 
 
 class Report:
@@ -220,8 +225,8 @@ def _losses(metrics: dict[str, float]) -> str:
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
     """The clips of a file, or the built-in ones of a split, made if need be; [] without a source."""
     if source == "events":
-        made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
-        return read_clips(made[split])
+        spec, folder, count = event_spec(config), cache_folder(config.data), config.events[split]
+        return read_clips(processes.in_turn(lambda: events.make(spec, folder, {split: count}))[split])
     return read_clips(source, config.data.videos) if source else []
 
 
@@ -233,7 +238,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
     """The run's model/ folder, made once: copied from ``config.init``, or the sizes of ``config.model`` with
     a tokenizer trained on the run's texts."""
     folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
-    if not folder.exists():
+    if jax.process_index() == 0 and not folder.exists():
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if config.init:
@@ -244,6 +249,8 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         else:
             new_model(config, part, clips)
         part.replace(folder)
+    if not processes.in_turn(folder.exists):
+        raise UserError(f"--workdir={workdir} is not on a disk that all processes share: process 0 has written to it")
     return hf.read_config(folder), Text.load(folder)
 
 
@@ -289,23 +296,28 @@ def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Seq
     """Draw the curves of a finished run and tell its held-out result, which is computed once.
 
     clips: asked about under every control. unseen: of pairs of shape and event that training did not have."""
-    say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
-    if not clips:
-        return
+    first = jax.process_index() == 0
+    if first:
+        say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
     file = workdir / HELDOUT
-    if not file.exists():
-        model, text = checkpoint.load(workdir, dtype=config.dtype)
-        result = heldout.evaluate(model, text, clips, config.data)
-        other = heldout.evaluate(model, text, unseen, config.data, controls=("none",)) if unseen else None
+    if clips and not processes.in_turn(file.exists):
+        mesh = make_mesh(config.mesh)
+        model, text = checkpoint.load(workdir, mesh=mesh, dtype=config.dtype)
+        evaluate = functools.partial(heldout.evaluate, model, text, cfg=config.data, mesh=mesh)
+        result = evaluate(clips)
+        other = evaluate(unseen, controls=("none",)) if unseen else None
         record = {
             "metrics": {name: x for name, x in result.metrics().items() if math.isfinite(x)},
             "left_out": result.left_out,
             "answers": [dataclasses.asdict(answer) for answer in result.answers],
             "unseen": [dataclasses.asdict(answer) for answer in other.answers] if other else [],
         }
-        part = workdir / f"{HELDOUT}.part"
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        part.replace(file)
+        if first:
+            part = workdir / f"{HELDOUT}.part"
+            part.write_text(json.dumps(record, indent=1) + "\n")
+            part.replace(file)
+    if not clips or not first:
+        return
     record = json.loads(file.read_text())
     answers, others = (tuple(heldout.Answer(**x) for x in record[part]) for part in ("answers", "unseen"))
     say(str(heldout.Evaluation(answers, record["left_out"])))
@@ -320,4 +332,4 @@ def say(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, before=processes.join)

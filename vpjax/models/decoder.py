@@ -120,7 +120,7 @@ class Decoder(nnx.Module):
         angles = self.angles(positions_B3P)
 
         def layer(x, block):
-            return block(x, angles, lambda q, kv: (attend_prefix(q, kv), kv))
+            return block(split_rows(x), angles, lambda q, kv: (attend_prefix(q, kv), kv))
 
         return jax.lax.scan(layer, x_BPD, self.layers)
 
@@ -149,7 +149,7 @@ class Decoder(nnx.Module):
                 mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
                 return mixed[:, :, 0], written
 
-            return block(x, angles, attention), None
+            return block(split_rows(x), angles, attention), None
 
         index_L = jnp.arange(self.config.layers)
         return jax.lax.scan(layer, (x_BGD, suffix), (self.layers, prefix, index_L))[0]
