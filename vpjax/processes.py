@@ -80,8 +80,8 @@ def explain(error: Exception) -> str:
     """What to say about an error that is a process's own, or that of another one which it has lost."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return (
-            f"error: process {jax.process_index()}: a computation of all processes failed: has another one stopped? "
-            "Its own output says why. The same command goes on after the newest checkpoint"
+            f"error: process {jax.process_index()}: a computation of all processes failed: has another one "
+            "stopped? Its own output says why. The same command goes on after the newest checkpoint"
         )
     return f"error: process {jax.process_index()} failed, and ends the others"
 

@@ -250,7 +250,9 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
             new_model(config, part, clips)
         part.replace(folder)
     if not processes.in_turn(folder.exists):
-        raise UserError(f"--workdir={workdir} is not on a disk that all processes share: process 0 has written to it")
+        raise UserError(
+            f"--workdir={workdir}: put it on a disk that all processes share; process 0 wrote to it"
+        )
     return hf.read_config(folder), Text.load(folder)
 
 
