@@ -226,7 +226,7 @@ BROKEN = '{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\
         ({"data.train": "broken.jsonl"}, "broken.jsonl, line 2"),
         ({"data.heldout": "missing.jsonl"}, "missing.jsonl"),
         ({"data.heldout": "eventless.jsonl"}, "data.heldout"),
-        ({"init": "folder"}, "folder"),
+        ({"init_from": "folder"}, "folder"),
         ({"steps": 0}, "config.steps"),
         ({"mesh.data": 3}, "config.mesh"),
         ({"batch": 6}, "config.batch"),
@@ -240,7 +240,7 @@ def test_mistakes_show_before_any_training(whole, cache, changes, named, tmp_pat
     (tmp_path / "broken.jsonl").write_text(BROKEN)
     (tmp_path / "eventless.jsonl").write_text(BROKEN.splitlines()[0])
     workdir = tmp_path / "run"
-    if not {"init", "model.text_config.vocab_size"} & set(changes):
+    if not {"init_from", "model.text_config.vocab_size"} & set(changes):
         shutil.copytree(whole / "model", workdir / "model")  # spares training the tokenizer again
     with pytest.raises(UserError) as error:
         train.train(small(cache, **changes), workdir)

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from vpjax.losses import NEGATIVES
 from vpjax.ops.attention import BACKENDS
+from vpjax.policy import AGGREGATIONS
+from vpjax.relative import NEEDS, SCALES
 from vpjax.types import UserError
 
 FILE = "config.json"
@@ -20,28 +22,32 @@ FREE = (
     "checkpoint_every",
     "keep",
     "max_nonfinite",
+    "grpo.show_every",
     "mesh.",
     "attention",
     "data.workers",
     "data.cache",
 )
+METHODS = ("sft", "grpo")
 DTYPES = ("float32", "bfloat16")
 
 
 def check(config: ConfigDict) -> None:
     """UserError, naming the field, for a value that no run can have. Fields that a file or a device must be
     asked about are checked where they are used."""
-    optim, contrast = config.optim, config.contrast
+    optim, contrast, grpo = config.optim, config.contrast, config.grpo
+    needs = NEEDS.get(grpo.relative.kind, ())
     positive = "is a number above 0"
     wanted = {
+        "method": (config.method in METHODS, f"is one of {', '.join(METHODS)}"),
         "steps": (config.steps > 0, positive),
         "batch": (config.batch > 0, positive),
         "accumulate": (
             config.accumulate > 0 and config.batch % config.accumulate == 0,
             f"divides batch, {config.batch}",
         ),
-        "init": (
-            bool(config.init) or bool(config.model),
+        "init_from": (
+            bool(config.init_from) or bool(config.model),
             "is a folder with weights, or '' where config.model gives sizes",
         ),
         "dtype": (config.dtype in DTYPES, f"is one of {', '.join(DTYPES)}"),
@@ -81,6 +87,33 @@ def check(config: ConfigDict) -> None:
             config.data.replacement != "none" or "degraded" not in contrast.negatives or not contrast.weight,
             "is 'none', which leaves no V~, only where contrast.negatives does not name 'degraded'",
         ),
+        "grpo.groups": (grpo.groups >= 2, "is 2 or more: advantages compare the completions of a prompt"),
+        "grpo.degraded": (
+            grpo.degraded >= 0 and (grpo.degraded > 0 or not {"rollouts", "recall"} & set(needs)),
+            f"is 1 or more where grpo.relative.kind is {grpo.relative.kind!r}, which looks at rollouts on V~",
+        ),
+        "grpo.train_on_degraded": (
+            not grpo.train_on_degraded or grpo.degraded >= 2,
+            "needs grpo.degraded of 2 or more",
+        ),
+        "grpo.rewards": (
+            len(grpo.rewards) > 0 or config.method != "grpo",
+            "names rewards, such as dict(event=1.0)",
+        ),
+        "grpo.temperature": (grpo.temperature > 0, positive),
+        "grpo.top_p": (0 < grpo.top_p <= 1, "lies in (0, 1]"),
+        "grpo.top_k": (grpo.top_k >= 0, "is 0 or more"),
+        "grpo.max_new": (grpo.max_new > 0, positive),
+        "grpo.scale": (grpo.scale in SCALES, f"is one of {', '.join(SCALES)}"),
+        "grpo.aggregation": (grpo.aggregation in AGGREGATIONS, f"is one of {', '.join(AGGREGATIONS)}"),
+        "grpo.eps_low": (0 < grpo.eps_low < 1, "lies in (0, 1)"),
+        "grpo.eps_high": (grpo.eps_high > 0, positive),
+        "grpo.beta": (grpo.beta >= 0, "is 0 or more"),
+        "grpo.num_iterations": (grpo.num_iterations > 0, positive),
+        "grpo.show_every": (grpo.show_every > 0, positive),
+        "grpo.relative.kind": (grpo.relative.kind in NEEDS, f"is one of {', '.join(NEEDS)}"),
+        "grpo.relative.w0": (0 <= grpo.relative.w0 <= 1, "lies in [0, 1]"),
+        "grpo.relative.scale": (grpo.relative.scale > 0, positive),
         "loss.chunk": (config.loss.chunk > 0, positive),
     }
     for field, (right, what) in wanted.items():

@@ -89,7 +89,8 @@ class Batch:
     source i32[B,S] the slot of V that each slot of V~ shows (identity: no V~);
     slots bool[B,J,S] the slots M that show each keyword (all False: no such keyword);
     keywords i32[B,J,W] token ids as they stand in the caption, -1 padded; lemma i32[B,J], -1: none;
-    clip i32[B] index of the row's clip in its data set, -1: padding; video_end: see Bucket.
+    clip i32[B] index of the row's clip in its data set, -1: padding; video_end: see Bucket;
+    references: what rewards compare completions to (``rewards.References``), None where nothing is rewarded.
     """
 
     frames: Array
@@ -106,3 +107,4 @@ class Batch:
     lemma: Array
     clip: Array
     video_end: int = dataclasses.field(metadata=dict(static=True))
+    references: Any = None

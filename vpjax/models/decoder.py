@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vpjax.ops.attention import KeyValues, Layout, attend, attend_prefix, attend_suffix
+from vpjax.ops.attention import KeyValues, Layout, attend, attend_suffix
 from vpjax.ops.rope import rotate, text_angles
 from vpjax.sharding import split_rows
 from vpjax.types import Array
@@ -118,9 +118,10 @@ class Decoder(nnx.Module):
     def prefill(self, x_BPD: Array, positions_B3P: Array) -> tuple[Array, KeyValues]:
         """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]."""
         angles = self.angles(positions_B3P)
+        layout, valid_BP = Layout(x_BPD.shape[1], 1, 0), jnp.ones(x_BPD.shape[:2], bool)  # padding sees itself
 
         def layer(x, block):
-            return block(split_rows(x), angles, lambda q, kv: (attend_prefix(q, kv), kv))
+            return block(split_rows(x), angles, lambda q, kv: (attend(q, kv, layout, valid_BP), kv))
 
         return jax.lax.scan(layer, x_BPD, self.layers)
 
