@@ -1,4 +1,4 @@
-"""The back ends of attention are one function: values and gradients on ragged layouts, split over a mesh or not."""
+"""The back ends of attention are one function: values and gradients on ragged layouts, on a mesh or not."""
 
 import functools
 
@@ -12,7 +12,7 @@ from vpjax.ops import attention
 from vpjax.ops.attention import KeyValues, Layout, attend
 from vpjax.sharding import in_use, make_mesh, replicated
 
-# Ragged on purpose: no length is a multiple of the kernel's blocks, and no block boundary is one of the layout.
+# Ragged on purpose: no length is a multiple of the kernel's blocks, and no block begins where a part does.
 LAYOUTS = [Layout(100, 1, 37), Layout(131, 3, 50), Layout(140, 1, 0)]
 
 

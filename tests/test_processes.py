@@ -1,4 +1,4 @@
-"""Two processes with four devices each are one process with eight: numbers, checkpoints, signals, accidents."""
+"""Two processes with four devices each are one with eight: numbers, checkpoints, signals, accidents."""
 
 import json
 import os
@@ -114,8 +114,8 @@ def test_a_killed_process_ends_the_others_with_a_reason(killed):
 
 
 def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, killed, capsys):
-    """After two processes were stopped and killed, one with 8 devices finishes their run, as one that ran from start
-    to end does. Losses of order 7: 1e-5 of them is a few roundings, grown over the steps."""
+    """After two processes were stopped and killed, one with 8 devices finishes their run, as one that nothing
+    stopped does. Losses of order 7: 1e-5 of them is a few roundings, grown over the steps."""
     train.train(config(folder), folder / "two")
     assert "goes on after step" in capsys.readouterr().out
     train.train(config(folder), folder / "one")

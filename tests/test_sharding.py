@@ -11,29 +11,12 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 
+from configs.sft_qwen2_5_vl_7b import SIZES
 from tests import joint
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves
 from vpjax.sft import init_heads
 from vpjax.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
 from vpjax.types import UserError
-
-# config.json of Qwen2.5-VL-7B-Instruct, as far as it gives shapes.
-QWEN_7B = dict(
-    model_type="qwen2_5_vl",
-    text_config=dict(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
-    ),
-    vision_config=dict(
-        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, patch_size=14
-    ),
-    tie_word_embeddings=False,
-)
 
 
 def mesh_of(data, fsdp, tensor, *, real=True):
@@ -45,7 +28,7 @@ def mesh_of(data, fsdp, tensor, *, real=True):
 
 @functools.cache
 def qwen():
-    return leaves(abstract_model(VLMConfig.from_hf(QWEN_7B)))
+    return leaves(abstract_model(VLMConfig.from_hf(SIZES)))
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,7 @@ SURROUNDINGS = (
 
 
 def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: None) -> NoReturn:
-    """Parse the command line's flags, call ``before`` and ``main``, and exit with what ``main`` returns (None:
-    0).
+    """Parse the flags, call ``before`` and ``main``, and exit with what ``main`` returns (None: 0).
 
     A mistake of the user, in the flags, as ``UserError`` or on the disk, is one line on stderr and exit code
     2; anything else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them

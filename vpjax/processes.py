@@ -1,7 +1,7 @@
 """Several processes as one run: how they find one another, agree on when to stop, and end when one is lost.
 
-The cluster tells each process who it is (Cloud TPU, GKE, SLURM, Open MPI: what ``jax.distributed`` knows), or its
-flags do. Without either a process is alone.
+The cluster tells each process who it is (Cloud TPU, GKE, SLURM, Open MPI: what ``jax.distributed`` knows), or
+its flags do. Without either a process is alone.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _reach(address: str, seconds: float) -> None:
         except (OSError, OverflowError) as error:
             if time.monotonic() + 0.2 > end:
                 raise UserError(
-                    f"--coordinator={address} cannot be reached within --join_timeout={seconds:g} s ({error}): "
-                    "is process 0 running there, and the port open?"
+                    f"--coordinator={address} cannot be reached within --join_timeout={seconds:g} s "
+                    f"({error}): is process 0 running there, and the port open?"
                 ) from error
         time.sleep(0.2)
 

@@ -101,9 +101,29 @@ def split_rows(x: jax.Array) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, ROWS)
 
 
+def split_width(x: jax.Array) -> jax.Array:
+    """``x`` [B, ..., D], its last axis over fsdp as the rows of kernels are, its rows over data alone.
+
+    For few tokens at a time, as in decoding: products with kernels that stay where they are then move
+    activations, which are small there, and never weights (2-D weight-stationary: Pope et al., 2211.05102).
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P("data", *[None] * (x.ndim - 2), "fsdp"))
+
+
+def split_vocabulary(x: jax.Array) -> jax.Array:
+    """An output projection ``x`` [O, D], O over tensor and fsdp where it divides: each device has the logits of
+    some words, and nothing is summed over devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["tensor"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(("tensor", "fsdp")))
+
+
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
-    """``function``, jitted for arguments on ``mesh``; what it returns is split by rows or, by default, whole on
-    every device and so in every process. Without a mesh, ``function``."""
+    """``function``, jitted for arguments on ``mesh``; what it returns is split by rows or, by default, whole
+    on every device and so in every process. Without a mesh, ``function``."""
     if mesh is None:
         return function
 

@@ -87,8 +87,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[Clip], list[Clip], VLMConfig, Text]:
-    """The clips to train on, to be asked about and of unseen pairs, and the model; built-in clips and the run's
-    model/ folder are made once."""
+    """The clips to train on, to be asked about and of unseen pairs, and the model; built-in clips and the
+    run's model/ folder are made once."""
     clips = read_split(config, "train", config.data.train)
     asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
     if asked:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from vpjax.ops.attention import KeyValues, Layout, attend, attend_suffix
 from vpjax.ops.rope import rotate, text_angles
-from vpjax.sharding import split_rows
+from vpjax.sharding import split_rows, split_width
 from vpjax.types import Array
 
 Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
@@ -118,7 +118,10 @@ class Decoder(nnx.Module):
     def prefill(self, x_BPD: Array, positions_B3P: Array) -> tuple[Array, KeyValues]:
         """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]."""
         angles = self.angles(positions_B3P)
-        layout, valid_BP = Layout(x_BPD.shape[1], 1, 0), jnp.ones(x_BPD.shape[:2], bool)  # padding sees itself
+        layout, valid_BP = (
+            Layout(x_BPD.shape[1], 1, 0),
+            jnp.ones(x_BPD.shape[:2], bool),
+        )  # padding sees itself
 
         def layer(x, block):
             return block(split_rows(x), angles, lambda q, kv: (attend(q, kv, layout, valid_BP), kv))
@@ -143,6 +146,7 @@ class Decoder(nnx.Module):
             block, prefix, index = block_prefix_index
 
             def attention(q_BGNH, kv_BGKH):
+                q_BGNH, kv_BGKH = jax.tree.map(split_rows, (q_BGNH, kv_BGKH))
                 written = jax.tree.map(
                     lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
                 )
@@ -150,7 +154,7 @@ class Decoder(nnx.Module):
                 mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
                 return mixed[:, :, 0], written
 
-            return block(split_rows(x), angles, attention), None
+            return block(split_width(x), angles, attention), None
 
         index_L = jnp.arange(self.config.layers)
         return jax.lax.scan(layer, (x_BGD, suffix), (self.layers, prefix, index_L))[0]

@@ -12,11 +12,11 @@ and themselves; SFT has G = 1, GRPO has G > 1, decoding is the same with a cache
       c2             111     ..   1.
                      111     ..   11
 
-Scores between completions are never computed. Rows of a causal prefix never see the padding to their right, so
-only suffix queries look at ``prompt_valid``; what stands in padded rows means nothing.
+Scores between completions are never computed. Rows of a causal prefix never see the padding to their right,
+so only suffix queries look at ``prompt_valid``; what stands in padded rows means nothing.
 
-Whole sequences have three back ends, equal where it counts: ``xla`` everywhere, ``splash`` (Pallas) on TPU, and
-``cudnn`` on GPU. None of the latter two holds the scores in memory.
+Whole sequences have three back ends, equal but in padded rows: ``xla`` everywhere, ``splash`` (Pallas) on TPU
+and ``cudnn`` on GPU. The latter two never hold the scores in memory.
 """
 
 from __future__ import annotations
