@@ -12,7 +12,7 @@ from vpjax.losses import NEGATIVES
 from vpjax.ops.attention import BACKENDS
 from vpjax.policy import AGGREGATIONS
 from vpjax.relative import NEEDS, SCALES
-from vpjax.types import UserError
+from vpjax.types import TASKS, UserError
 
 FILE = "config.json"
 # Fields that may differ when a run is resumed: they change no number, except that another mesh rounds
@@ -58,6 +58,10 @@ def check(config: ConfigDict) -> None:
         "eval_clips": (config.eval_clips > 0, positive),
         "max_nonfinite": (config.max_nonfinite >= 0, "is 0 or more"),
         "data.train": (bool(config.data.train), "is a file of clips, or 'events'"),
+        "data.instructions": (
+            set(config.data.instructions) <= set(TASKS),
+            f"has texts for some of {', '.join(TASKS)}",
+        ),
         "data.length_multiple": (config.data.length_multiple > 0, positive),
         "data.keywords": (config.data.keywords > 0, positive),
         "data.keyword_tokens": (config.data.keyword_tokens > 0, positive),
@@ -121,6 +125,7 @@ def check(config: ConfigDict) -> None:
             value = config
             for part in field.split("."):
                 value = value[part]
+            value = value.to_dict() if isinstance(value, ConfigDict) else value
             raise UserError(f"config.{field} {what}; it is {value!r}")
 
 
