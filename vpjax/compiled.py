@@ -28,8 +28,8 @@ class Collective:
 
 
 def flops(jaxpr: Any, *, while_trips: int = 1) -> int:
-    """Floating-point operations of a jaxpr's matrix products, of all devices together: scanned bodies as often
-    as they run, while-loops ``while_trips`` times, the dearest of a condition's branches."""
+    """Floating-point operations of a jaxpr's matrix products, on all devices together: of scans as often as
+    they run, of while-loops ``while_trips`` times, of a condition's branches the dearest."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

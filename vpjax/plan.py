@@ -36,7 +36,7 @@ from vpjax.models import hf
 from vpjax.models.vlm import VLMConfig, abstract_model
 from vpjax.sharding import batch_sharding, make_mesh, row_parts
 from vpjax.start import initial_params
-from vpjax.state import create_state
+from vpjax.state import State, create_state
 from vpjax.types import Array, Batch, Bucket, UserError
 
 CONFIG = cli.define_config()
@@ -191,8 +191,8 @@ class NoJudge:
         return mask_BXC.mean(axis=-1, dtype=jnp.float32)
 
 
-def lower(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> Any:
-    """The run's step, traced for ``mesh`` on abstract arrays."""
+def prepare(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> tuple[Any, State, Batch]:
+    """The run's step, and the shapes of what it is called with on ``mesh``."""
     params = initial_params(config, model, mesh, only_shapes=True)
     state, optimizer, layout = create_state(params, config, mesh)
     one = collate(
@@ -207,14 +207,15 @@ def lower(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> Any:
         step = grpo.make_step(abstract_model(model), config, optimizer, layout, judge=judge, eos=(0,))
     else:
         step = sft.make_step(abstract_model(model), config, optimizer, layout)
-    return step.trace(state, batch)
+    return step, state, batch
 
 
 def plan_step(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> Plan:
     """Compile the step of ``config`` for ``mesh``."""
     start = time.perf_counter()
+    step, *shapes = prepare(config, model, mesh)
     try:
-        program = lower(config, model, mesh).lower().compile()
+        program = step.lower(*shapes).compile()
     except jax.errors.JaxRuntimeError as error:
         if "memory" not in str(error).lower():
             raise
@@ -229,7 +230,8 @@ def plan_step(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> Plan:
     # Counted with plain attention, for a kernel does not tell its work: causal attention is counted whole.
     plain = config.copy_and_resolve_references()
     plain.attention = "xla"
-    work = flops(lower(plain, model, mesh).jaxpr.jaxpr, while_trips=config.grpo.max_new)
+    step, *shapes = prepare(plain, model, mesh)
+    work = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=config.grpo.max_new)
     return Plan(
         arguments=arguments,
         temporaries=temporaries,
@@ -245,8 +247,7 @@ def fit(plan: Plan, chip: Chip | None) -> bool:
 
 
 def largest(fits: Callable[[int], bool], unit: int) -> int:
-    """The largest multiple of ``unit`` that fits, where a smaller one always does too; 0: none. Calls grow with
-    its logarithm."""
+    """The largest multiple of ``unit`` that fits, by bisection: a smaller one fits as well. 0: none."""
     if not fits(unit):
         return 0
     low, high = 1, 2

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -48,7 +48,9 @@ TABLE: tuple[tuple[str, P], ...] = (
 def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh of ``sizes``: devices per axis of AXES, of which one may be -1, all the others.
 
-    UserError where the sizes do not multiply to the number of devices.
+    Neighbours on the mesh are neighbours by wire. Several TPU slices lie along ``data``, so that only
+    gradients travel between them. UserError where the sizes do not multiply to the number of devices, or
+    ``data`` does not divide into the slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[axis] for axis in AXES]
@@ -60,7 +62,18 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
         raise UserError(
             f"config.mesh: {asked} does not fit {len(devices)} devices; use one -1, or sizes of that product"
         )
-    return Mesh(np.array(devices).reshape(shape), AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f"config.mesh.data={shape[0]} must be a multiple of {slices}, the number of TPU slices"
+        )
+    if slices > 1:
+        inside, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+        return Mesh(
+            mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True),
+            AXES,
+        )
+    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -113,8 +126,8 @@ def split_width(x: jax.Array) -> jax.Array:
 
 
 def split_vocabulary(x: jax.Array) -> jax.Array:
-    """An output projection ``x`` [O, D], O over tensor and fsdp where it divides: each device has the logits of
-    some words, and nothing is summed over devices."""
+    """An output projection ``x`` [O, D], O over tensor and fsdp where it divides: each device has the logits
+    of some words, and nothing is summed over devices."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % (mesh.shape["tensor"] * mesh.shape["fsdp"]):
         return x

@@ -34,7 +34,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec as P
 
-from vpjax.types import Array
+from vpjax.types import Array, UserError
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: what the platform has
 BLOCK, LANES = 512, 128  # tokens that splash takes at once; what it takes is a multiple of the latter
@@ -211,6 +211,11 @@ def _attend_splash(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
+        if kv.k.shape[2] % mesh.shape["tensor"]:
+            raise UserError(
+                f"config.mesh.tensor={mesh.shape['tensor']} does not divide the model's {kv.k.shape[2]} "
+                "key/value heads: take a smaller one, or --config.attention=xla"
+            )
         rows, heads = P(("data", "fsdp")), P(("data", "fsdp"), None, "tensor")
         on_device = jax.shard_map(
             on_device, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
