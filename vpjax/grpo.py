@@ -24,6 +24,7 @@ from vpjax import policy
 from vpjax.generate import Completions, generate, next_position
 from vpjax.losses import token_logprobs
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
+from vpjax.ops.attention import backend
 from vpjax.relative import NEEDS, NOTHING, Evidence, advantages, relative
 from vpjax.relative import metrics as relative_metrics
 from vpjax.rewards.scoring import combine
@@ -97,11 +98,11 @@ def make_step(
     parts = Parts(model, config, optimizer, judge, eos)
 
     def roll(state, batch):
-        with in_use(mesh):
+        with in_use(mesh), backend(config.attention):
             return parts.roll(state, batch)
 
     def learn(state, batch, said, features, own):
-        with in_use(mesh):
+        with in_use(mesh), backend(config.attention):
             return parts.learn(state, batch, said, features, own)
 
     compiled = functools.partial(

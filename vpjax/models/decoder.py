@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vpjax.ops.attention import KeyValues, Layout, attend, attend_prefix, attend_suffix
+from vpjax.ops.attention import KeyValues, Layout, attend, attend_suffix
 from vpjax.ops.rope import rotate, text_angles
-from vpjax.sharding import split_rows
+from vpjax.sharding import split_rows, split_width
 from vpjax.types import Array
 
 Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
@@ -134,6 +134,8 @@ class Decoder(nnx.Module):
         """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]. deep: see
         ``run``."""
         c, angles = self.config, self.angles(positions_B3P)
+        layout = Layout(x_BPD.shape[1], 1, 0)
+        valid_BP = jnp.ones(x_BPD.shape[:2], bool)  # nobody looks at what padding sees
 
         def layer(carry, block_index):
             x, cache = carry
@@ -141,9 +143,9 @@ class Decoder(nnx.Module):
 
             def attention(q, kv):
                 write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
-                return attend_prefix(q, kv), jax.tree.map(write, cache, kv)
+                return attend(q, kv, layout, valid_BP), jax.tree.map(write, cache, kv)
 
-            return block(x, angles, attention)
+            return block(split_rows(x), angles, attention)
 
         shape = (c.layers, *x_BPD.shape[:2], c.kv_heads, c.head_dim)
         empty = KeyValues(*(jnp.zeros(shape, x_BPD.dtype) for _ in range(2)))
@@ -167,6 +169,7 @@ class Decoder(nnx.Module):
             block, prefix, index = block_prefix_index
 
             def attention(q_BGNH, kv_BGKH):
+                q_BGNH, kv_BGKH = jax.tree.map(split_rows, (q_BGNH, kv_BGKH))
                 written = jax.tree.map(
                     lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
                 )
@@ -174,7 +177,7 @@ class Decoder(nnx.Module):
                 mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
                 return mixed[:, :, 0], written
 
-            return block(x, angles, attention), None
+            return block(split_width(x), angles, attention), None
 
         index_L = jnp.arange(self.config.layers)
         return jax.lax.scan(layer, (x_BGD, suffix), (self.layers, prefix, index_L))[0]

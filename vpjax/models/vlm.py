@@ -13,6 +13,7 @@ from vpjax.models.decoder import Decoder
 from vpjax.models.vision import Features, VisionTower
 from vpjax.ops.attention import KeyValues, Layout
 from vpjax.ops.patches import patchify
+from vpjax.sharding import split_rows, split_width
 from vpjax.types import Array, Batch
 
 
@@ -60,7 +61,8 @@ class VideoLM(nnx.Module):
 
     def embed_tokens(self, tokens: Array) -> Array:
         """Input embeddings [..., D] of token ids."""
-        return self.decoder.embed[tokens]
+        # The table stays where it is: each device looks up its columns for all rows, then keeps its rows.
+        return split_rows(split_width(self.decoder.embed[tokens]))
 
     def encode(self, frames_BFhw3: Array, *, remat: bool = False) -> Features:
         """Visual features [B, S, M, D] of uint8 frames, F a multiple of the temporal patch."""
