@@ -15,10 +15,10 @@ FILES = {str(path.relative_to(ROOT / "vpjax")): path for path in sorted((ROOT / 
 # A file imports only from its own floor and those below.
 FLOORS = (
     r"__init__.py|.*/__init__.py|types.py|ops/.*",
-    r"sharding.py|models/.*|data/.*|losses.py",
-    r"state.py|checkpoint.py|settings.py|generate.py|writer.py",
-    r"sft.py|heldout.py",
-    r"cli.py|train.py|predict.py",
+    r"sharding.py|models/.*|data/.*|losses.py|answers.py|scores.py|intervals.py",
+    r"state.py|checkpoint.py|settings.py|generate.py|likelihood.py|writer.py",
+    r"sft.py|asking.py|heldout.py",
+    r"cli.py|train.py|predict.py|evaluate.py|export.py",
 )
 
 
