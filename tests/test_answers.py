@@ -61,7 +61,15 @@ def test_labelled_options(kind, marks):
     options = [f"{kind} {marks[0]}: The car slows down.", f"{kind} {marks[1]}: The car speeds up."]
     for place, option in enumerate(options):
         label, _, sentence = option.partition(": ")
-        said = (option, label, f"{label}.", sentence, f"It is {label.lower()}", f"({marks[place]})", marks[place])
+        said = (
+            option,
+            label,
+            f"{label}.",
+            sentence,
+            f"It is {label.lower()}",
+            f"({marks[place]})",
+            marks[place],
+        )
         assert [choice_of(text, options) for text in said] == [place] * len(said)
     assert choice_of(f"{kind} {marks[0]} and {kind} {marks[1]}", options) is None
 
@@ -69,9 +77,17 @@ def test_labelled_options(kind, marks):
 def test_options_in_a_question():
     assert options_in("What?\nA. one\nB. two, or more\nC. three") == ("one", "two, or more", "three")
     # Commas inside options, and a letter out of turn (as VRU-Accident has them).
-    assert options_in("A. wet, cold road, B. grade D. road, C. none") == ("wet, cold road", "grade D. road", "none")
+    assert options_in("A. wet, cold road, B. grade D. road, C. none") == (
+        "wet, cold road",
+        "grade D. road",
+        "none",
+    )
     assert options_in("(A) x (B) y") == ("x", "y") and options_in("No options.") == ()
-    assert unlettered("B. two") == "two" and unlettered("(C) three") == "three" and unlettered("A man") == "A man"
+    assert (
+        unlettered("B. two") == "two"
+        and unlettered("(C) three") == "three"
+        and unlettered("A man") == "A man"
+    )
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def ask(
     the order, do not depend on ``done``: what is told in two goes is what one tells, bit for bit. UserError
     where no clip can be asked about.
     """
-    done = dict(done or {})
+    done, given = done or {}, given or {}
     batch_size = round_up(batch_size, 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"])
     cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))
     make, index = prepare(clips, text, model.config, cfg, seed=seed, batch_size=batch_size)
@@ -99,7 +99,7 @@ def ask(
 
     def missing(row: Sequence[Clip], control: str, way: bool) -> list[Key]:
         keys = [Key(clip.id, control, way) for clip in row if clip.id not in faults]
-        return [key for key in keys if key not in done]
+        return [key for key in keys if key not in done and (not way or key.clip in given)]
 
     def with_video() -> Iterator[View]:
         rows = {
@@ -130,7 +130,9 @@ def ask(
         for way, rows in zip(ways, (free, [[clip] for clip in usable]), strict=False):
             for some, batch in _text_batches(rows, text, model.config, cfg.length_multiple, batch_size):
                 there_B = batch.clip >= 0
-                yield View(some, "blind", (way,), batch if mesh is None else put_batch(batch, mesh), None, there_B)
+                yield View(
+                    some, "blind", (way,), batch if mesh is None else put_batch(batch, mesh), None, there_B
+                )
 
     for view in itertools.chain(with_video(), without_video() if "blind" in controls else ()):
         for way in view.ways:
@@ -141,7 +143,8 @@ def ask(
                 yield from (Said(k, texts[row]) if view.there[row] else Said(k, fault=NO_KEY) for k in some)
     for clip in clips:
         if clip.id in faults:
-            keys = [Key(clip.id, control, way) for control in controls for way in ways]
+            ways_of = ways if clip.id in given else ways[:1]
+            keys = [Key(clip.id, control, way) for control in controls for way in ways_of]
             yield from (Said(key, fault=faults[clip.id]) for key in keys if key not in done)
 
 
@@ -173,11 +176,11 @@ def _answerer(
     text: Text,
     max_new: int,
     mesh: Mesh | None,
-    given: Mapping[str, Sequence[str]] | None,
+    given: Mapping[str, Sequence[str]],
     multiple: int,
 ) -> Callable[[View, bool], list[str]]:
     """``answer(view, ranked)``: what is said, row by row. Given answers are padded to a multiple."""
-    tokens = {clip: [text.answer(answer) for answer in some] for clip, some in (given or {}).items()}
+    tokens = {clip: [text.answer(answer) for answer in some] for clip, some in given.items()}
     groups = max((len(some) for some in tokens.values()), default=0)
     length = round_up(max((len(ids) for some in tokens.values() for ids in some), default=0), multiple)
     greedy = functools.partial(generate, key=jax.random.key(0), max_new=max_new, eos=text.stops)
@@ -188,10 +191,13 @@ def _answerer(
                 out = greedy(model, view.batch, features=view.features)
                 ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
                 return [text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
-            rows = [tokens[row[0].id] if row else [] for row in view.clips]
+            rows = [tokens.get(row[0].id, []) if row else [] for row in view.clips]
             padded = pad_answers(rows, groups, length)
-            best = np.argmax(np.asarray(answer_logprobs(model, view.batch, *padded, features=view.features)), 1)
-        return [given[row[0].id][i] if row else "" for row, i in zip(view.clips, best, strict=True)]
+            best = np.argmax(
+                np.asarray(answer_logprobs(model, view.batch, *padded, features=view.features)), 1
+            )
+        texts = [given.get(row[0].id, ()) if row else () for row in view.clips]
+        return [some[i] if some else "" for some, i in zip(texts, best, strict=True)]
 
     return answer
 

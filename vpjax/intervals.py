@@ -99,7 +99,9 @@ def _estimate(sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray
     if np.count_nonzero(counts_VG.sum(1)) < 2:
         return {"mean": mean, "low": None, "high": None}
     counts_RG = weights_RV @ counts_VG
-    means_RG = np.divide(weights_RV @ sums_VG, counts_RG, where=counts_RG > 0, out=np.full(counts_RG.shape, np.nan))
+    means_RG = np.divide(
+        weights_RV @ sums_VG, counts_RG, where=counts_RG > 0, out=np.full(counts_RG.shape, np.nan)
+    )
     drawn = means_RG[(counts_RG > 0).any(1)]
     low, high = np.quantile(np.nanmean(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"mean": mean, "low": float(low), "high": float(high)}

@@ -15,7 +15,9 @@ from vpjax.models.vlm import VideoLM
 from vpjax.types import Array, Batch
 
 
-def pad_answers(answers: Sequence[Sequence[np.ndarray]], groups: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_answers(
+    answers: Sequence[Sequence[np.ndarray]], groups: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens i32[B, G, C] of each row's answers i32[c], and which of them are real, bool[B, G, C]."""
     tokens = np.zeros((len(answers), groups, length), np.int32)
     valid = np.zeros(tokens.shape, bool)

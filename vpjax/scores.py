@@ -37,7 +37,9 @@ def span_found(clip: Clip, text: str) -> Score:
     whose mean is mIoU, and whether it reaches each threshold."""
     said = span_of(text)
     iou = max((overlap(said, span) for span in clip.spans), default=0.0) if said else 0.0
-    return Score(said is not None, {"mIoU": iou} | {f"R@{least}": float(iou >= least) for least in THRESHOLDS})
+    return Score(
+        said is not None, {"mIoU": iou} | {f"R@{least}": float(iou >= least) for least in THRESHOLDS}
+    )
 
 
 def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
@@ -86,7 +88,8 @@ def described_events(clip: Clip, text: str) -> Score:
     precision = _share(tells(reference, sentence) for sentence in said)
     f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
     return Score(
-        bool(said), {"F1 (our matcher)": f1, "recall (our matcher)": recall, "precision (our matcher)": precision}
+        bool(said),
+        {"F1 (our matcher)": f1, "recall (our matcher)": recall, "precision (our matcher)": precision},
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,14 +17,18 @@ from typing import Any, NamedTuple
 
 from vpjax.answers import choice_of, options_in, unlettered
 from vpjax.data.clips import clip_of
+from vpjax.data.event_text import retellings
 from vpjax.scores import Score, caption, choice_made, described_events, event_named, span_found, task_score
 from vpjax.types import Clip, UserError
 
 REPORTED = "VideoChat-R1 (Qwen2.5-VL-7B), arXiv 2504.06958"
+LETTERS = string.ascii_uppercase
 LETTER = "Answer with only the option's letter."
 HIDDEN = "its answer is hidden (a test split)"
 VRU = "Describe the traffic scene in detail: the surroundings, the road users, the accident and its cause."
-WHEN = 'When does "{}" happen in the video? Answer with its start and end in seconds: from ... to ... seconds.'
+WHEN = (
+    'When does "{}" happen in the video? Answer with its start and end in seconds: from ... to ... seconds.'
+)
 
 
 class Record(NamedTuple):
@@ -76,7 +81,9 @@ def read_benchmark(name: str, data: Path, videos: Path | None) -> tuple[list[Cli
         except (TypeError, AttributeError, IndexError, ValueError) as error:
             raise UserError(f"{record.place}: not a row of {name}: {error}") from error
     if not clips:
-        raise UserError(f"{data}: no row to ask about" + "".join(f"; {n}: {why}" for why, n in unasked.items()))
+        raise UserError(
+            f"{data}: no row to ask about" + "".join(f"; {n}: {why}" for why, n in unasked.items())
+        )
     return clips, unasked
 
 
@@ -100,6 +107,19 @@ def _records(data: Path) -> Iterator[Record]:
             yield Record(file.stem, f"{file}, row {key}", str(key), row)
 
 
+def answers_to(clip: Clip) -> tuple[str, ...]:
+    """The answers that the clip's question leaves to choose from, written as its own answer is; () where it
+    asks for more than a choice."""
+    if clip.task == "caption" and "event" in clip.extra:
+        return retellings(clip.answer)
+    letters = LETTERS[: len(clip.choices)]
+    if clip.answer in letters:
+        return tuple(letters)
+    if clip.answer[:1] == "(":
+        return tuple(f"({letter}) {choice}" for letter, choice in zip(letters, clip.choices, strict=True))
+    return clip.choices
+
+
 def _check_choices(clip: Clip) -> None:
     if len(clip.choices) < 2 or not all(choice.strip() for choice in clip.choices):
         raise ValueError(f"{clip.id}: its options are {list(clip.choices)}; a choice has two or more")
@@ -114,13 +134,17 @@ def _found(folders: Iterable[Path], video: str) -> str:
 
 
 def lettered(question: str, options: Sequence[str], suffix: str = LETTER) -> str:
-    return "\n".join([question, *(f"{'ABCDEFGHIJ'[i]}. {option}" for i, option in enumerate(options)), suffix])
+    return "\n".join([question, *(f"{LETTERS[i]}. {option}" for i, option in enumerate(options)), suffix])
 
 
-def choice(id: str, video: str, question: str, answer: Any, options: Iterable[str], group: str, **rest) -> Clip:
+def choice(
+    id: str, video: str, question: str, answer: Any, options: Iterable[str], group: str, **rest
+) -> Clip:
     if not isinstance(answer, str):
         raise ValueError(f"{id}: its answer is {answer!r}")
-    return Clip(id, video, question, answer, task="choice", choices=tuple(options), extra={"group": group}, **rest)
+    return Clip(
+        id, video, question, answer, task="choice", choices=tuple(options), extra={"group": group}, **rest
+    )
 
 
 def motionbench(record: Record) -> Iterator[Clip | str]:
@@ -183,7 +207,7 @@ def tvbench(record: Record) -> Iterator[Clip]:
     """One file a task, named by it."""
     row, task = record.row, record.file
     options = row["candidates"]
-    answer = "ABCDEFGHIJ"[options.index(row["answer"])]
+    answer = LETTERS[options.index(row["answer"])]
     id = f"{task}/{record.key}"
     yield choice(id, row["video"], lettered(row["question"], options), answer, options, task, **_part(row))
 
@@ -203,7 +227,9 @@ def video_mme(record: Record) -> Iterator[Clip]:
     row = record.row
     options = [unlettered(option) for option in row["options"]]
     question = lettered(row["question"], options)
-    yield choice(row["question_id"], f"{row['videoID']}.mp4", question, row["answer"], options, row["duration"])
+    yield choice(
+        row["question_id"], f"{row['videoID']}.mp4", question, row["answer"], options, row["duration"]
+    )
 
 
 def mlvu(record: Record) -> Iterator[Clip]:
@@ -216,7 +242,7 @@ def mlvu(record: Record) -> Iterator[Clip]:
 def longvideobench(record: Record) -> Iterator[Clip]:
     row = record.row
     options = [option for option in (row[f"option{i}"] for i in range(5)) if option != "N/A"]
-    answer = "ABCDE"[row["correct_choice"]]
+    answer = LETTERS[row["correct_choice"]]
     question = lettered(row["question"], options)
     yield choice(row["id"], row["video_path"], question, answer, options, str(row["duration_group"]))
 
@@ -241,7 +267,9 @@ def favor(record: Record) -> Iterator[Clip]:
     for n, qa in enumerate(row["questions"], 1):
         lines = [qa["question"], *qa["options"], "Answer with the one right option, as it is written."]
         id = f"{row['video_name']}/{n}"
-        yield choice(id, row["video_name"], "\n".join(lines), qa["correct_answer"], qa["options"], qa["task_type"])
+        yield choice(
+            id, row["video_name"], "\n".join(lines), qa["correct_answer"], qa["options"], qa["task_type"]
+        )
 
 
 def dream_1k(record: Record) -> Iterator[Clip]:

@@ -272,7 +272,8 @@ def prepare(
             f"{config.image_token} and {config.video_token}: they do not belong together"
         )
     folder = cache_folder(cfg)
-    sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None)
+    most = cfg.get("max_frames", Sampling.max_frames)  # which an evaluation may set
+    sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None, max_frames=most)
     index = build_index(clips, text, config, cfg, sampling, folder)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):
