@@ -7,6 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vpjax", "vpjax.*"]),
+    package_data={"vpjax": ["page.html"]},
     install_requires=[
         "absl-py>=2.5",
         "array_record>=0.8.6",
@@ -21,6 +22,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0",
+        "rouge-score>=0.1.2",
         "safetensors>=0.8",
         "tensorboardX>=2.6.5",
         "tokenizers>=0.23.1",

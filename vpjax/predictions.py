@@ -26,7 +26,9 @@ class Predictions:
                 row = json.loads(line)
                 said = Said(Key(row["id"], row["control"], row["ranked"]), row["text"], row["fault"])
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{self.path}, line {number}: not an answer ({error}): remove the file") from error
+                raise UserError(
+                    f"{self.path}, line {number}: not an answer ({error}): remove the file"
+                ) from error
             self.known[said.key] = said
         self._file = open(self.path, "ab")
         self._file.truncate(len(whole))

@@ -148,7 +148,10 @@ def per_cent(share: float) -> str:
 
 def interval(estimate: Mapping[str, float | None], *, sign: bool = False) -> str:
     """``62.1 [58.0, 66.3]``; without the interval where one video gives none."""
-    cells = [None if x is None else f"{100 * x:{'+' * sign}.1f}" for x in map(estimate.get, ("mean", "low", "high"))]
+    cells = [
+        None if x is None else f"{100 * x:{'+' * sign}.1f}"
+        for x in map(estimate.get, ("mean", "low", "high"))
+    ]
     return cells[0] if cells[1] is None else f"{cells[0]} [{cells[1]}, {cells[2]}]"
 
 
@@ -161,6 +164,8 @@ def columns(table: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, its first column to the left and the others to the right."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in table
     ]
