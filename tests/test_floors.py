@@ -17,7 +17,7 @@ FLOORS = (
     r"__init__.py|.*/__init__.py|types.py|ops/.*",
     r"sharding.py|models/.*|data/.*|losses.py|answers.py|scores.py|intervals.py",
     r"state.py|checkpoint.py|settings.py|generate.py|likelihood.py|writer.py",
-    r"sft.py|asking.py|heldout.py|predictions.py|results.py|page.py|evaluation.py|handover.py",
+    r"sft.py|asking.py|heldout.py|predictions.py|results.py|page.py|evaluation.py|exporting.py",
     r"cli.py|train.py|predict.py|evaluate.py|export.py",
 )
 
