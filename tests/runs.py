@@ -39,7 +39,8 @@ def make_run(folder, *, clips=10, seed=0, spec=SPEC):
     settings.write(folder, config)
     tiny.torch_model(raw, seed).save_pretrained(model)
     params = leaves(hf.load_pretrained(model))
-    (model / "model.safetensors").unlink()
+    for file in ("model.safetensors", "generation_config.json"):
+        (model / file).unlink()
     manager = checkpoint.Manager(folder, keep=1)
     zero = jax.numpy.int32(0)
     # A training-only head stays behind in the checkpoint.

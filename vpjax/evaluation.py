@@ -184,13 +184,15 @@ def _newest(folder: Path) -> int | None:
 
 def fingerprint(model: VideoLM) -> str:
     """A name of the weights: the same for the same numbers, on any number of devices."""
+    return _digest(repr([int(x) for x in _bits(model)]))
 
-    @jax.jit
-    def bits(x: jax.Array) -> jax.Array:
-        whole = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
-        return jnp.sum(whole, dtype=jnp.uint32)  # modulo 2^32, so in any order
 
-    return _digest(repr([int(bits(x)) for x in jax.tree.leaves(model)]))
+@jax.jit
+def _bits(model: VideoLM) -> list[jax.Array]:
+    """The bits of each parameter summed as numbers modulo 2^32, in which no order of summation matters."""
+    unsigned = {2: jnp.uint16, 4: jnp.uint32}
+    whole = [jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize]) for x in jax.tree.leaves(model)]
+    return [jnp.sum(x, dtype=jnp.uint32) for x in whole]
 
 
 def _digest(text: str) -> str:

@@ -1,6 +1,6 @@
 """Write a run's model as a Hugging Face folder, which transformers, vLLM, SGLang and lmms-eval load:
 
-    python -m vpjax.export --workdir DIR --out DIR [--step N] [--dtype bfloat16] [--check]
+python -m vpjax.export --workdir DIR --out DIR [--step N] [--dtype bfloat16] [--check]
 """
 
 from __future__ import annotations
