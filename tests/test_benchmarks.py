@@ -35,7 +35,7 @@ VRU = {
     "./VRU_videos/CAP_DATA/VRU_1.mp4": {
         "accident reason": {
             "question": "Why?",
-            "options": "A. the road was wet, and dark, B. vision is blocked, no time to brake, C. speed, D. rain.",
+            "options": "A. wet, and dark, B. vision is blocked, no time to brake, C. speed, D. rain.",
             "GT": "B",
         },
         "location": {"question": "Where?", "options": "A. rural, B. urban", "GT": "A"},
@@ -113,7 +113,7 @@ DREAM = {
 
 
 def write(folder: Path, **files):
-    """Files by name, ``_json`` and ``_jsonl`` standing for their suffix; the only one of them, or the folder."""
+    """Files by name, ``_json`` and ``_jsonl`` standing for their suffix: the only one, or their folder."""
     folder.mkdir(exist_ok=True)
     for name, value in files.items():
         stem, _, suffix = name.rpartition("_")
@@ -157,7 +157,7 @@ def test_vru_accident(tmp_path):
         clips[0].question == "Why?\n" + VRU["./VRU_videos/CAP_DATA/VRU_1.mp4"]["accident reason"]["options"]
     )
     assert clips[0].choices == (
-        "the road was wet, and dark",
+        "wet, and dark",
         "vision is blocked, no time to brake",
         "speed",
         "rain.",

@@ -28,8 +28,8 @@ def choice_of(text: str, choices: Sequence[str]) -> int | None:
     """The place of the one option that an answer chooses; None where it chooses none, or several.
 
     choices: the options' texts. An option goes by its letter (A for the first) or, where its text begins with
-    a label such as ``Caption B:`` or ``Option 2:``, by that. In this order: the answer is an option's text; it
-    begins with a letter, or says "answer is" one; it names one label; it holds one option's text, longer
+    a label such as ``Caption B:`` or ``Option 2:``, by that. In this order: the answer is an option's text;
+    it begins with a letter, or says "answer is" one; it names one label; it holds one option's text, longer
     options first, or begins with it; one letter stands alone in it.
     """
     said = final(text)
@@ -80,8 +80,8 @@ def unlettered(option: str) -> str:
 
 
 def span_of(text: str) -> tuple[float, float] | None:
-    """The last (start, end) in seconds that an answer names, as "a to b" or else as its only two numbers; None
-    where there is none or it ends before it starts. ``1:05`` is a minute and five seconds."""
+    """The last (start, end) in seconds that an answer names, as "a to b" or else as its only two numbers;
+    None where there is none or it ends before it starts. ``1:05`` is a minute and five seconds."""
     said = final(text)
     found = SPAN.findall(said)
     if found:

@@ -164,8 +164,8 @@ def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
 
 
 def as_asked(clip: Clip) -> Clip:
-    """The clip without its answer; its key frames are those of its keywords or, where these have no spans, its
-    own."""
+    """The clip without its answer; its key frames are those of its keywords or, where these have no spans,
+    its own."""
     keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()
     if not keywords and clip.spans:
         keywords = (Keyword(SPAN, SPAN, clip.spans),)

@@ -24,10 +24,10 @@ from vpjax.types import Batch, UserError
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 POSITIONS = (
-    "Text after a video continues at its largest position + 1, as in Qwen's own code, in transformers 4 and in "
-    "vLLM: these agree with the training.",
-    "transformers 5 restarts lower, at the video's first position + its longer side: pass `position_ids` (and "
-    "generate step by step), or its answers about videos differ a little.",
+    "Text after a video continues at its largest position + 1, as in Qwen's own code, transformers 4 and vLLM: "
+    "these agree with the training.",
+    "transformers 5 restarts lower, at the video's first position + its longer side, so its answers about videos "
+    "can differ: hand its forward the `position_ids` of the rule above.",
 )
 
 
@@ -35,8 +35,8 @@ def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | No
     """Write the model of a run to ``out``, which ``transformers`` loads; the model as it was written.
 
     step: of the checkpoint; None: the newest. dtype: of the weights; None: as the checkpoint has them. The
-    training-only heads stay behind. UserError for a folder that is no run, or an ``out`` that is not empty and
-    not an earlier export.
+    training-only heads stay behind. UserError for a folder that is no run, or an ``out`` that has other files
+    than an earlier export.
     """
     if not (workdir / checkpoint.MODEL).is_dir() or not (workdir / settings.FILE).is_file():
         raise UserError(f"--workdir={workdir}: no run in it; give the folder that vpjax.train wrote")
@@ -103,7 +103,8 @@ def card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | None) ->
         "",
         f"# {workdir.resolve().name}, step {step}",
         "",
-        f"A {model.config.family} of {size:,.1f} M parameters, post-trained with vpjax (VideoPerceiver, arXiv 2511.18823).",
+        f"A {model.config.family} of {size:,.1f} M parameters, post-trained with vpjax (VideoPerceiver, "
+        "arXiv 2511.18823).",
         "",
         "## Training",
         "",
@@ -152,8 +153,8 @@ def _measured(workdir: Path, step: int) -> list[str]:
 
 
 def check(model: VideoLM, out: Path) -> list[str]:
-    """What reading ``out`` back gives, a line each: the same weights and logits here, and in transformers where
-    torch is installed. UserError where they differ."""
+    """What reading ``out`` back gives, a line each: the same weights and logits here, and in transformers
+    where torch is installed. UserError where they differ."""
     loaded, text = hf.load_pretrained(out), Text.load(out)
     for (name, a), b in zip(leaves(model).items(), leaves(loaded).values(), strict=True):
         if not np.array_equal(np.asarray(a), np.asarray(b)):

@@ -1,4 +1,4 @@
-"""Does the model see the event? Greedy answers on held-out clips, with the video whole, changed and absent."""
+"""Does the model see the event? Its answers on held-out clips, with the video whole, changed and absent."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ STRIP, PIXELS = 16, 112 * 112  # frames of a sample and pixels of each at most
 def write_page(
     path: Path, results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Said]
 ) -> None:
-    """Write ``results`` of these clips and answers as ``path``. A sample's video that cannot be read leaves its
-    row without frames."""
+    """Write ``results`` of these clips and answers as ``path``. A sample's video that cannot be read leaves
+    its row without frames."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= dict(per_cent=per_cent, interval=interval)
     template = environment.from_string(importlib.resources.files("vpjax").joinpath("page.html").read_text())
@@ -49,7 +49,7 @@ def write_page(
 def _samples(
     results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Said], first: str
 ) -> list[dict[str, Any]]:
-    """Rows that the model got wrong and right under the control ``first``, evenly spread, wrong ones first."""
+    """Rows that came out wrong under the control ``first``, evenly spread, then some that came out right."""
     score = {(row["id"], row["control"]): next(iter(row["values"].values())) for row in results["rows"]}
     asked = [clip for clip in clips if (clip.id, first) in score]
     samples = []

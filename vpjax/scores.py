@@ -13,8 +13,8 @@ from vpjax.types import Clip
 THRESHOLDS = (0.3, 0.5, 0.7)
 SAID = 0.5  # share of an event's content words that a sentence must hold to tell the event
 STOP = set(
-    "a an and as at be by for from he her his in into is it its of off on one onto or out she some that the their "
-    "them then there they this to up was were which while who with".split()
+    "a an and as at be by for from he her his in into is it its of off on one onto or out she some that the "
+    "their them then there they this to up was were which while who with".split()
 )
 
 
@@ -78,8 +78,8 @@ def described_events(clip: Clip, text: str) -> Score:
     """Recall, precision and F1 of the events that a description tells, by a matcher of our own: no language
     model judges, so these are not the published AutoDQ numbers of DREAM-1K.
 
-    A sentence tells an event where it holds at least half of the event's content words, stemmed. Recall is the
-    share of ``clip.extra["events"]`` that some sentence of the answer tells; precision the share of the
+    A sentence tells an event where it holds at least half of the event's content words, stemmed. Recall is
+    the share of ``clip.extra["events"]`` that some sentence of the answer tells; precision the share of the
     answer's sentences that some sentence of the reference tells, ``clip.answer`` and its events.
     """
     events = clip.extra["events"]
@@ -99,8 +99,8 @@ def tells(sentences: list[set[str]], event: set[str]) -> bool:
 
 
 def event_named(clip: Clip, text: str) -> Score:
-    """Of the built-in event clips: whether the answer names the event that ``clip.extra`` holds. Questions with
-    options and about time are scored as such, the latter as right where the overlap reaches half."""
+    """Of the built-in event clips: whether the answer names the event that ``clip.extra`` holds. Questions
+    with options and about time are scored as such, the latter as right where the overlap reaches half."""
     if clip.task == "choice":
         return choice_made(clip, text)
     if clip.task == "grounding":

@@ -46,7 +46,8 @@ Reader = Callable[[Record], Iterator[Clip | str]]
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """score: what an answer is worth. new_tokens: an answer's room. folders: where below the videos' root a
-    file may lie, ``{file}`` being the annotation file's name. published: metric -> per cent of ``REPORTED``."""
+    file may lie, ``{file}`` being the annotation file's name. published: metric -> per cent, by ``REPORTED``.
+    """
 
     read: Reader
     score: Callable[[Clip, str], Score]
