@@ -37,8 +37,8 @@ from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
 from vpjax.sharding import make_mesh, put_batch
+from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import create_state
-from vpjax.train import initial_params, prepare_model, read_split
 from vpjax.types import Clip
 
 ROWS = {

@@ -1,7 +1,7 @@
 """SFT with the joint loss of Qwen2.5-VL-7B on your own clips.
 
     python -m vpjax.train --config configs/sft_qwen2_5_vl_7b.py --workdir runs/7b \\
-        --config.init=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
+        --config.init_from=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
 
 What it does: one pass of the usual size over annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames
 per second, the vision tower frozen, its merger trained at a tenth of the decoder's learning rate.
@@ -14,7 +14,7 @@ from configs import base
 
 def get_config():
     c = base.get_config()
-    c.init = "/path/to/Qwen2.5-VL-7B-Instruct"
+    c.init_from = "/path/to/Qwen2.5-VL-7B-Instruct"
     c.steps = 2000
     c.batch = 64
     c.dtype = "bfloat16"

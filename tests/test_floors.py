@@ -15,9 +15,10 @@ FILES = {str(path.relative_to(ROOT / "vpjax")): path for path in sorted((ROOT / 
 # A file imports only from its own floor and those below.
 FLOORS = (
     r"__init__.py|.*/__init__.py|types.py|ops/.*",
-    r"sharding.py|models/.*|data/.*|losses.py|answers.py|scores.py|intervals.py",
-    r"state.py|checkpoint.py|settings.py|generate.py|likelihood.py|writer.py",
-    r"sft.py|asking.py|heldout.py|predictions.py|results.py|page.py|evaluation.py|exporting.py",
+    r"sharding.py|models/.*|data/.*|losses.py|relative.py|policy.py|rewards/.*|answers.py|scores.py|intervals.py",
+    r"state.py|update.py|checkpoint.py|settings.py|generate.py|likelihood.py|writer.py",
+    r"sft.py|grpo.py|judging.py|start.py|heldout.py|asking.py|predictions.py|results.py|page.py|evaluation.py"
+    r"|exporting.py",
     r"cli.py|train.py|predict.py|evaluate.py|export.py",
 )
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vpjax import checkpoint, settings
+from vpjax import checkpoint, settings, start
 from vpjax.asking import Key, Said, ask
 from vpjax.data import events
 from vpjax.data.benchmarks import BENCHMARKS, answers_to, read_benchmark
@@ -39,6 +39,7 @@ ROOM = dict(
     widen=0,
 )
 SPAN = "event"  # stands for a span without a keyword, for the controls key and random
+OWN = ("events", "clips")  # asked with the instructions that the run was trained with
 REQUEST, PREDICTIONS, RESULTS = "request.json", "predictions.jsonl", "results.json"
 
 
@@ -78,6 +79,9 @@ def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]
     cfg = ConfigDict(settings.SHOWN | settings.data_of(e.model).to_dict() | ROOM | e.shown)
     data = e.data or event_file(e, run_config, cfg)
     every, unasked = read_benchmark(e.benchmark, data, e.videos)
+    if e.benchmark in OWN:
+        instructions = run_config.get("data", {}).get("instructions", {})
+        every = [start.instructed(clip, instructions) for clip in every]
     clips = every
     if e.limit and e.limit < len(every):
         unasked[f"beyond a limit of {e.limit}"] = len(every) - e.limit
@@ -144,9 +148,10 @@ def event_file(e: Evaluation, run_config: dict[str, Any], cfg: ConfigDict) -> Pa
         raise UserError(f"--data is missing: the annotations of {e.benchmark}, a file or a folder")
     if "events" not in run_config:
         raise UserError(f"--data is missing: {e.model} is no run on event clips, so name a file of them")
-    fields = {field.name: run_config["events"][field.name] for field in dataclasses.fields(events.EventSpec)}
-    splits = {"heldout": run_config["events"]["heldout"]}
-    return events.make(events.EventSpec(**fields), cache_folder(cfg), splits)["heldout"]
+    config = ConfigDict(run_config)
+    return events.make(start.event_spec(config), cache_folder(cfg), {"heldout": config.events.heldout})[
+        "heldout"
+    ]
 
 
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:

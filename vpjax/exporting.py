@@ -24,10 +24,10 @@ from vpjax.types import Batch, UserError
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
 POSITIONS = (
-    "Text after a video continues at its largest position + 1, as in Qwen's own code, transformers 4 and vLLM: "
-    "these agree with the training.",
-    "transformers 5 restarts lower, at the video's first position + its longer side, so its answers about videos "
-    "can differ: hand its forward the `position_ids` of the rule above.",
+    "Text after a video continues at its largest position + 1, as in Qwen's own code, transformers 4 and "
+    "vLLM: these agree with the training.",
+    "transformers 5 restarts lower, at the video's first position + its longer side, so its answers about "
+    "videos can differ: hand its forward the `position_ids` of the rule above.",
 )
 
 
@@ -110,7 +110,8 @@ def card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | None) ->
         "",
         "| | |",
         "|---|---|",
-        f"| start | {config.init or 'random weights'} |",
+        f"| start | {config.get('init_from') or 'random weights'} |",
+        f"| method | {config.get('method', 'sft')} |",
         f"| data | {data.train} |",
         f"| steps | {step} of {config.steps}, {config.batch} clips each |",
         f"| videos | {shown}, {data.min_pixels} to {data.max_pixels} pixels a frame |",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vpjax.generate import next_position
 from vpjax.losses import token_logprobs
 from vpjax.models.vlm import VideoLM
 from vpjax.types import Array, Batch
@@ -45,11 +46,9 @@ def answer_logprobs(
     if features is None and batch.frames.shape[1]:
         features = model.encode(batch.frames)
     prompt, length = batch.prompt.shape[1], tokens_BGC.shape[2]
-    last_B31 = jnp.maximum(batch.prompt_valid.sum(axis=1) - 1, 0)[:, None, None]
-    own_B3P = batch.positions[:, :, :prompt]
-    next_B = jnp.take_along_axis(own_B3P, last_B31, axis=2).max(axis=(1, 2)) + 1
-    after_BC = next_B[:, None] + jnp.arange(length)
-    positions = jnp.concatenate([own_B3P, jnp.tile(after_BC[:, None], (1, 3, 1))], axis=2)
+    after_BC = next_position(batch)[:, None] + jnp.arange(length)
+    after_B3C = jnp.tile(after_BC[:, None], (1, 3, 1))
+    positions = jnp.concatenate([batch.positions[:, :, :prompt], after_B3C], axis=2)
     hidden = model.hidden(features, dataclasses.replace(batch, suffix=tokens_BGC, positions=positions))
     logprobs = token_logprobs(hidden.last, hidden.suffix, model.unembed, tokens_BGC, chunk=chunk)
     total_BG = jnp.where(valid_BGC, logprobs, 0.0).sum(-1)

@@ -5,6 +5,7 @@ The same command again goes on where the run was stopped, bit for bit; a finishe
     <workdir>/config.json     the run's config             <workdir>/model/        see checkpoint.py
     <workdir>/metrics.jsonl   one JSON line per step       <workdir>/checkpoints/  see checkpoint.py
     <workdir>/tensorboard/    the same numbers             <workdir>/curves.png    the same, drawn at the end
+    <workdir>/rollouts/       GRPO: sample rollouts, judged, as Markdown
     <workdir>/heldout.json    answers on held-out clips, at the end
 """
 
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,20 +24,18 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import checkpoint, cli, heldout, settings, sft
-from vpjax.data import events
-from vpjax.data.cache import cache_folder
-from vpjax.data.clips import read_clips
+from vpjax import checkpoint, cli, grpo, heldout, settings, sft
 from vpjax.data.pipeline import make_loader
-from vpjax.data.text import Text, train_tokenizer
-from vpjax.models import hf
-from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves
-from vpjax.sharding import make_mesh, put_batch, shardings
+from vpjax.data.text import Text
+from vpjax.grpo import Told
+from vpjax.judging import Judge, no_spread, page
+from vpjax.models.vlm import VLMConfig, abstract_model
+from vpjax.sharding import make_mesh, put_batch
+from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import State, create_state
 from vpjax.types import Array, Batch, Clip, UserError
 from vpjax.writer import Writer, draw_curves
@@ -47,6 +46,11 @@ flags.adopt_module_key_flags(cli)
 
 CURVES = {
     "loss": ("loss", "loss/lm"),
+    "reward": ("reward", "reward_degraded"),
+    "reward: spread": ("reward_std", "frac_reward_zero_std"),
+    "relative reward": ("rel/gap", "rel/weight", "rel/active"),
+    "completion length": ("completions/mean_length",),
+    "entropy": ("entropy",),
     "contrast loss": ("loss/contrast",),
     "similarity of keyword and video": ("contrast/clean", "contrast/degraded", "contrast/gap"),
     "retrieval@1 in the batch": ("contrast/retrieval@1",),
@@ -114,12 +118,16 @@ def fit(
     if start:
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
-    step = sft.make_step(abstract_model(model_config), config, optimizer, layout)
+    make, prepare, judge = sft.make_step, lambda batch: batch, None
+    if config.method == "grpo":
+        judge = Judge(config, text, clips)
+        make, prepare = functools.partial(grpo.make_step, judge=judge, eos=text.stops), judge.with_references
+    step = make(abstract_model(model_config), config, optimizer, layout)
     settings.write(workdir, config)
 
-    report = Report(config, workdir, start, int(state.skipped), [clip.id for clip in clips])
+    report = Report(config, workdir, start, int(state.skipped), clips, text, judge)
     with contextlib.closing(loader), contextlib.closing(report), cli.held_signals() as signals:
-        batches = report.waited_for((batch.clip, put_batch(batch, mesh)) for batch in loader)
+        batches = report.waited_for((batch.clip, put_batch(prepare(batch), mesh)) for batch in loader)
         end = loop(step, state, batches, report, manager, config, start, signals)
         manager.wait()
     say(*loader.summary()[1:])
@@ -129,7 +137,7 @@ def fit(
 
 
 def loop(
-    step: Callable[[State, Batch], tuple[State, dict[str, Array]]],
+    step: Callable[[State, Batch], tuple],
     state: State,
     batches: Iterable[tuple[np.ndarray, Batch]],
     report: Report,
@@ -140,14 +148,15 @@ def loop(
 ) -> int:
     """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved.
 
-    A step's metrics are read when the next step is under way, so that the devices do not wait for the host.
+    step: state, batch -> state, metrics and, of GRPO, the rollouts. What it tells is read when the next step
+    is under way, so that the devices do not wait for the host.
     """
     late = None
     for number, (clips, batch) in zip(range(start + 1, config.steps + 1), batches, strict=False):
-        state, metrics = step(state, batch)
+        state, *told = step(state, batch)
         if late:
             report(*late)
-        late = number, metrics, clips
+        late = number, clips, *told
         last = signals or number == config.steps
         if last or number % config.checkpoint_every == 0:
             report(*late)
@@ -161,12 +170,23 @@ def loop(
 class Report:
     """What a run tells while it trains: every step's metrics to the work directory, now and then a line."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, start: int, skipped: int, ids: Sequence[str]):
-        """skipped: updates that the run has skipped so far. ids: of all clips, by number."""
-        self.config, self.ids, self.skipped = config, ids, skipped
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        start: int,
+        skipped: int,
+        clips: Sequence[Clip],
+        text: Text,
+        judge: Judge | None,
+    ):
+        """skipped: updates that the run has skipped so far. clips: all of them, by number. judge: of GRPO."""
+        self.config, self.clips, self.skipped = config, clips, skipped
+        self.text, self.judge = text, judge
         self.writer = Writer(workdir, start) if jax.process_index() == 0 else None
         self.first, self.last = start + 1, start
         self.since, self.waited, self.tokens = time.perf_counter(), 0.0, 0.0
+        self.flat = 0  # steps in a row in which no prompt's completions differed in reward
 
     def waited_for(self, batches: Iterator[Any]) -> Iterator[Any]:
         """``batches``, counting the time that each takes to come as waiting."""
@@ -176,23 +196,41 @@ class Report:
             self.waited += time.perf_counter() - before
             yield batch
 
-    def __call__(self, step: int, metrics: dict[str, Array], clips: np.ndarray) -> None:
-        """Report a step, its metrics and its clips. UserError when too many updates have been skipped."""
+    def __call__(
+        self, step: int, clips: np.ndarray, metrics: dict[str, Array], rollouts: Told | None = None
+    ) -> None:
+        """Report a step, its clips by number, its metrics and its rollouts. UserError when too many updates
+        have been skipped."""
         metrics = {name: float(x) for name, x in metrics.items()}
         if self.writer:
             self.writer.write(step, metrics)
         if metrics["nonfinite"]:
             self._skip(step, clips)
         self.tokens += metrics["tokens"]
+        if rollouts is not None:
+            self._rollouts(step, metrics, rollouts, clips)
         if step in (self.first, self.config.steps) or step % self.config.log_every == 0:
             seconds = time.perf_counter() - self.since
             say(f"step {step}/{self.config.steps}  {_losses(metrics)}  {self._speed(step, seconds)}")
             self.since, self.last, self.waited, self.tokens = time.perf_counter(), step, 0.0, 0.0
 
+    def _rollouts(self, step: int, metrics: dict[str, float], told: Told, clips: np.ndarray) -> None:
+        """Now and then a page of samples; a line when no reward of any recent step has told completions
+        apart."""
+        self.flat = self.flat + 1 if metrics["frac_reward_zero_std"] == 1.0 else 0
+        if self.flat and self.flat % self.config.log_every == 0:
+            say(f"step {step}: for {self.flat} steps {no_spread(metrics, list(told.rewards))}")
+        if step == self.first or step % self.config.grpo.show_every == 0:
+            told, numbers = multihost_utils.process_allgather((told, clips), tiled=True)
+            if self.writer:
+                asked = [self.clips[number] if number >= 0 else None for number in numbers]
+                self.writer.page("rollouts", step, page(told, asked, self.text))
+
     def _skip(self, step: int, clips: np.ndarray) -> None:
         self.skipped += 1
-        ids = ", ".join(self.ids[clip] for clip in clips if clip >= 0)
-        what = f"step {step}: loss or gradient not finite, update skipped; its clips: {ids}"
+        ids = ", ".join(self.clips[clip].id for clip in clips if clip >= 0)
+        faults = "; ".join(self.judge.faults) if self.judge else ""
+        what = f"step {step}: {faults or 'loss or gradient not finite'}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
             raise UserError(f"{what}; that makes {self.skipped}, more than config.max_nonfinite")
         say(what)
@@ -213,76 +251,15 @@ class Report:
 
 
 def _losses(metrics: dict[str, float]) -> str:
-    shown = {"loss": "loss", "lm": "loss/lm", "contrast": "loss/contrast", "gap": "contrast/gap"}
+    shown = {
+        "loss": "loss",
+        "lm": "loss/lm",
+        "contrast": "loss/contrast",
+        "gap": "contrast/gap",
+        "reward": "reward",
+        "on V~": "reward_degraded",
+    }
     return "  ".join(f"{name} {metrics[key]:.3f}" for name, key in shown.items() if key in metrics)
-
-
-def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
-    """The clips of a file, or the built-in ones of a split, made if need be; [] without a source."""
-    if source == "events":
-        made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
-        return read_clips(made[split])
-    return read_clips(source, config.data.videos) if source else []
-
-
-def event_spec(config: ConfigDict) -> events.EventSpec:
-    return events.EventSpec(**{f.name: config.events[f.name] for f in dataclasses.fields(events.EventSpec)})
-
-
-def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
-    """The run's model/ folder, made once: copied from ``config.init``, or the sizes of ``config.model`` with
-    a tokenizer trained on the run's texts."""
-    folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
-    if not folder.exists():
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        if config.init:
-            hf.read_config(config.init)
-            for pattern in ("config.json", *hf.HF_FILES):
-                for file in Path(config.init).glob(pattern):
-                    shutil.copyfile(file, part / file.name)
-        else:
-            new_model(config, part, clips)
-        part.replace(folder)
-    return hf.read_config(folder), Text.load(folder)
-
-
-def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
-    """Train the tokenizer of a model from scratch and write its config.json with the tokenizer's ids."""
-    texts = (text for clip in clips for text in (clip.question, clip.answer))
-    if config.data.train == "events":
-        texts = events.sentences(event_spec(config))
-    model = config.model.to_dict()
-    train_tokenizer(texts, folder, model["text_config"]["vocab_size"])
-    text = Text.load(folder)
-    model |= dict(
-        image_token_id=text.image_pad,
-        video_token_id=text.video_pad,
-        vision_start_token_id=text.vision_start,
-        vision_end_token_id=text.vision_end,
-    )
-    model["text_config"] |= dict(bos_token_id=None, eos_token_id=text.end, pad_token_id=text.pad)
-    (folder / "config.json").write_text(json.dumps(model, indent=2) + "\n")
-
-
-def initial_params(
-    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, *, only_shapes: bool = False
-) -> dict[str, Any]:
-    """Parameters by path, those of ``config.init`` or random ones, and the training-only heads."""
-    key = jax.random.key(config.seed)
-
-    def heads():
-        return sft.init_heads(config, model_config.decoder.hidden, jax.random.fold_in(key, 0))
-
-    def init():
-        return leaves(VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))) | heads()
-
-    shapes = jax.eval_shape(init)
-    if only_shapes:
-        return shapes
-    if config.init:
-        return leaves(hf.load_pretrained(config.init, mesh=mesh)) | heads()
-    return jax.jit(init, out_shardings=shardings(shapes, mesh))()
 
 
 def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Sequence[Clip]) -> None:
