@@ -80,8 +80,8 @@ def _strip(clip: Clip) -> list[tuple[str, float, bool]]:
         return []
     spans = [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
     return [
-        (_jpeg(frame), float(time), any(start <= time + 1e-3 and time < end for start, end in spans))
-        for frame, time in zip(video.frames, video.times, strict=True)
+        (_jpeg(frame), float(at), any(start <= at + 1e-3 and at < end for start, end in spans))
+        for frame, at in zip(video.frames, video.times, strict=True)
     ]
 
 
