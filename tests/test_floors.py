@@ -17,9 +17,9 @@ FLOORS = (
     r"__init__.py|.*/__init__.py|types.py|ops/.*",
     r"sharding.py|models/.*|data/.*|losses.py|relative.py|policy.py|rewards/.*|answers.py|scores.py|intervals.py",
     r"state.py|update.py|checkpoint.py|settings.py|generate.py|likelihood.py|writer.py",
-    r"sft.py|grpo.py|judging.py|start.py|heldout.py|asking.py|predictions.py|results.py|page.py|evaluation.py"
-    r"|exporting.py",
-    r"cli.py|train.py|predict.py|evaluate.py|export.py",
+    r"sft.py|grpo.py|judging.py|start.py|heldout.py|self_scorer.py|examine.py|parts.py|report.py|asking.py"
+    r"|predictions.py|results.py|page.py|evaluation.py|exporting.py",
+    r"cli.py|train.py|predict.py|build.py|evaluate.py|export.py",
 )
 
 

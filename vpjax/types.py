@@ -47,7 +47,8 @@ class Clip:
     a multiple-choice question. boxes: where an object is, ``(x0, y0, x1, y1)`` as shares of width and height,
     at moments evenly spread over the clip. start, end: the part of the video that the clip is; None: from its
     beginning, to its end. All times are seconds of the file, whatever part of it is shown. extra: anything
-    else that a data set wants to carry (never read by training).
+    else that a data set wants to carry
+    (never read by training).
     """
 
     id: str
