@@ -22,6 +22,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0",
+        "rouge-score>=0.1.2",
         "safetensors>=0.8",
         "spacy>=3.8",
         "spacy-lookups-data>=1.0.5",
