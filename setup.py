@@ -32,6 +32,6 @@ setup(
         # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
         "cuda": ["jax[cuda12]>=0.10.2"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
-        "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "torch==2.13.0"],
+        "test": ["chex>=0.1.92", "pytest>=9.0", "rouge-score>=0.1.2", "ruff>=0.17", "torch==2.13.0"],
     },
 )
