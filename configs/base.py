@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     c.init_from = ""
     c.model = ConfigDict()  # read where init_from is ""
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; parameters and optimizer stay float32
+    c.attention = "auto"  # of whole sequences: auto (what the platform has), xla, splash (TPU) or cudnn (GPU)
     c.remat = False  # recompute each layer in the backward pass: less memory, about a third more time
 
     c.data = data = ConfigDict()

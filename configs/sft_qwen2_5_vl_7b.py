@@ -11,10 +11,29 @@ them. Not measured yet: no accelerator has run it.
 
 from configs import base
 
+# What of its config.json gives shapes.
+SIZES = dict(
+    model_type="qwen2_5_vl",
+    tie_word_embeddings=False,
+    text_config=dict(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
+    ),
+    vision_config=dict(
+        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, patch_size=14
+    ),
+)
+
 
 def get_config():
     c = base.get_config()
     c.init_from = "/path/to/Qwen2.5-VL-7B-Instruct"
+    c.model = SIZES  # for vpjax.plan, where that folder is not at hand
     c.steps = 2000
     c.batch = 64
     c.dtype = "bfloat16"

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM
+from vpjax.sharding import split_vocabulary
 from vpjax.types import Array, Batch
 
 
@@ -44,7 +46,7 @@ def generate(
     *,
     max_new: int,
     eos: tuple[int, ...],
-    features: Array | None = None,
+    features: Features | None = None,
     groups: int = 1,
     wanted: Array | None = None,
     temperature: float = 0.0,
@@ -64,11 +66,12 @@ def generate(
     rows = len(batch.prompt)
     next_B = next_position(batch)
     keys_BG = _fold(_fold(key, jnp.arange(rows))[:, None], jnp.arange(groups))
+    unembed_OD = split_vocabulary(model.unembed)
 
     def choose(state: _Loop, h_BGD: Array) -> _Loop:
         """The next token of each completion, whose last fed token has the hidden state ``h``."""
         # Not as an einsum, which would put the larger operand first: half as fast for one row on a CPU.
-        logits_BGO = jnp.matmul(h_BGD, model.unembed.T, preferred_element_type=jnp.float32)
+        logits_BGO = jnp.matmul(h_BGD, unembed_OD.T, preferred_element_type=jnp.float32)
         if temperature:
             logits_BGO = logits_BGO / temperature
             draw = functools.partial(sample, top_p=top_p, top_k=top_k)

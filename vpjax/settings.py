@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vpjax.losses import NEGATIVES
+from vpjax.ops.attention import BACKENDS
 from vpjax.policy import AGGREGATIONS
 from vpjax.relative import NEEDS, SCALES
 from vpjax.types import TASKS, UserError
@@ -23,6 +24,7 @@ FREE = (
     "max_nonfinite",
     "grpo.show_every",
     "mesh.",
+    "attention",
     "data.workers",
     "data.cache",
 )
@@ -49,6 +51,7 @@ def check(config: ConfigDict) -> None:
             "is a folder with weights, or '' where config.model gives sizes",
         ),
         "dtype": (config.dtype in DTYPES, f"is one of {', '.join(DTYPES)}"),
+        "attention": (config.attention in BACKENDS, f"is one of {', '.join(BACKENDS)}"),
         "log_every": (config.log_every > 0, positive),
         "checkpoint_every": (config.checkpoint_every > 0, positive),
         "keep": (config.keep > 0, positive),

@@ -27,6 +27,7 @@ from vpjax.losses import (
     windows_of,
 )
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
+from vpjax.ops.attention import backend
 from vpjax.sharding import check_rows, in_use
 from vpjax.state import HEADS, Optimizer, State
 from vpjax.types import Array, Batch
@@ -152,7 +153,7 @@ def make_step(
         counts = [jnp.maximum(count, 1).astype(jnp.float32) for count in counts]
 
         def part(micro):
-            with in_use(mesh):
+            with in_use(mesh), backend(config.attention):
                 grad = jax.value_and_grad(loss, has_aux=True)
                 return grad(state.params, state.frozen, micro, batch, lam, counts), ()
 

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import checkpoint, cli, grpo, heldout, settings, sft
+from vpjax import checkpoint, cli, grpo, heldout, processes, settings, sft
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.grpo import Told
@@ -43,6 +43,7 @@ from vpjax.writer import Writer, draw_curves
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the config's name.")
 flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(processes)
 
 CURVES = {
     "loss": ("loss", "loss/lm"),
@@ -76,18 +77,24 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     settings.check(config)
     settings.check_workdir(workdir, config)
-    clips = read_split(config, "train", config.data.train)
-    asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
-    if asked:
-        heldout.with_events(asked)  # or a UserError, now and not when the training is done
-    unseen = read_split(config, "unseen", "events") if config.data.heldout == "events" else []
-    model_config, text = prepare_model(config, workdir, clips)
+    clips, asked, unseen, model_config, text = processes.in_turn(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
         if step < config.steps:
             step = fit(config, workdir, manager, step, clips, model_config, text)
     if step == config.steps:
         finish(config, workdir, asked, unseen)
+
+
+def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[Clip], list[Clip], VLMConfig, Text]:
+    """The clips to train on, to be asked about and of unseen pairs, and the model; built-in clips and the
+    run's model/ folder are made once."""
+    clips = read_split(config, "train", config.data.train)
+    asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
+    if asked:
+        heldout.with_events(asked)  # or a UserError, now and not when the training is done
+    unseen = read_split(config, "unseen", "events") if config.data.heldout == "events" else []
+    return clips, asked, unseen, *prepare_model(config, workdir, clips)
 
 
 def fit(
@@ -118,21 +125,22 @@ def fit(
     if start:
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
-    make, prepare, judge = sft.make_step, lambda batch: batch, None
+    make, complete, judge = sft.make_step, lambda batch: batch, None
     if config.method == "grpo":
         judge = Judge(config, text, clips)
-        make, prepare = functools.partial(grpo.make_step, judge=judge, eos=text.stops), judge.with_references
+        make, complete = functools.partial(grpo.make_step, judge=judge, eos=text.stops), judge.with_references
     step = make(abstract_model(model_config), config, optimizer, layout)
-    settings.write(workdir, config)
+    if jax.process_index() == 0:
+        settings.write(workdir, config)
 
     report = Report(config, workdir, start, int(state.skipped), clips, text, judge)
-    with contextlib.closing(loader), contextlib.closing(report), cli.held_signals() as signals:
-        batches = report.waited_for((batch.clip, put_batch(prepare(batch), mesh)) for batch in loader)
-        end = loop(step, state, batches, report, manager, config, start, signals)
+    with contextlib.closing(loader), contextlib.closing(report), cli.stop_requests() as asked:
+        batches = report.waited_for((batch.clip, put_batch(complete(batch), mesh)) for batch in loader)
+        end, signal = loop(step, state, batches, report, manager, config, start, asked)
         manager.wait()
     say(*loader.summary()[1:])
-    if signals:
-        say(f"{signals[0]}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
+    if signal:
+        say(f"{signal}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
     return end
 
 
@@ -144,9 +152,10 @@ def loop(
     manager: checkpoint.Manager,
     config: ConfigDict,
     start: int,
-    signals: Sequence[str],
-) -> int:
-    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved.
+    asked: Callable[[int], str],
+) -> tuple[int, str]:
+    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved,
+    and the signal that ended it (``cli.stop_requests``).
 
     step: state, batch -> state, metrics and, of GRPO, the rollouts. What it tells is read when the next step
     is under way, so that the devices do not wait for the host.
@@ -157,14 +166,15 @@ def loop(
         if late:
             report(*late)
         late = number, clips, *told
-        last = signals or number == config.steps
+        signal = asked(number)
+        last = signal or number == config.steps
         if last or number % config.checkpoint_every == 0:
             report(*late)
             late = None
             manager.save(number, state, config.to_dict())
         if last:
             break
-    return number
+    return number, signal
 
 
 class Report:
@@ -229,7 +239,7 @@ class Report:
     def _skip(self, step: int, clips: np.ndarray) -> None:
         self.skipped += 1
         ids = ", ".join(self.clips[clip].id for clip in clips if clip >= 0)
-        faults = "; ".join(self.judge.faults) if self.judge else ""
+        faults = "; ".join(self.judge.take_faults()) if self.judge else ""
         what = f"step {step}: {faults or 'loss or gradient not finite'}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
             raise UserError(f"{what}; that makes {self.skipped}, more than config.max_nonfinite")
@@ -266,23 +276,28 @@ def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Seq
     """Draw the curves of a finished run and tell its held-out result, which is computed once.
 
     clips: asked about under every control. unseen: of pairs of shape and event that training did not have."""
-    say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
-    if not clips:
-        return
+    first = jax.process_index() == 0
+    if first:
+        say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
     file = workdir / HELDOUT
-    if not file.exists():
-        model, text = checkpoint.load(workdir, dtype=config.dtype)
-        result = heldout.evaluate(model, text, clips, config.data)
-        other = heldout.evaluate(model, text, unseen, config.data, controls=("none",)) if unseen else None
+    if clips and not processes.in_turn(file.exists):
+        mesh = make_mesh(config.mesh)
+        model, text = checkpoint.load(workdir, mesh=mesh, dtype=config.dtype)
+        evaluate = functools.partial(heldout.evaluate, model, text, cfg=config.data, mesh=mesh)
+        result = evaluate(clips)
+        other = evaluate(unseen, controls=("none",)) if unseen else None
         record = {
             "metrics": {name: x for name, x in result.metrics().items() if math.isfinite(x)},
             "left_out": result.left_out,
             "answers": [dataclasses.asdict(answer) for answer in result.answers],
             "unseen": [dataclasses.asdict(answer) for answer in other.answers] if other else [],
         }
-        part = workdir / f"{HELDOUT}.part"
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        part.replace(file)
+        if first:
+            part = workdir / f"{HELDOUT}.part"
+            part.write_text(json.dumps(record, indent=1) + "\n")
+            part.replace(file)
+    if not clips or not first:
+        return
     record = json.loads(file.read_text())
     answers, others = (tuple(heldout.Answer(**x) for x in record[part]) for part in ("answers", "unseen"))
     say(str(heldout.Evaluation(answers, record["left_out"])))
@@ -297,4 +312,4 @@ def say(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, before=processes.join)
