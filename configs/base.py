@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
     data.train = "events"  # a file of clips (.jsonl or .array_record), or "events": the built-in event clips
     data.heldout = "events"  # likewise, evaluated when the run ends; "" = no evaluation
     data.videos = ""  # the root of relative video paths; "" = the clips file's own folder
+    data.instructions = ConfigDict()  # text put after the question of clips by task, as dict(choice="...")
     data.cache = ""  # folder of decoded frames and built-in clips; "" = ~/.cache/vpjax
     data.cache_gb = 20.0  # decoded frames beyond this size are decoded again instead of kept
     data.frames = 16  # frames per clip, uniform over its span; 0 = take `fps`

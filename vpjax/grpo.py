@@ -94,7 +94,7 @@ def make_step(
     mesh = None if shardings is None else shardings.step.mesh
     if mesh is not None:
         check_rows(config.batch // config.accumulate, mesh, "config.batch / config.accumulate")
-    parts = _Parts(model, config, optimizer, judge, eos)
+    parts = Parts(model, config, optimizer, judge, eos)
 
     def roll(state, batch):
         with in_use(mesh):
@@ -120,7 +120,7 @@ def make_step(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parts:
+class Parts:
     """The step's parts, all of them pure."""
 
     model: VideoLM

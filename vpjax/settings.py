@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vpjax.losses import NEGATIVES
 from vpjax.policy import AGGREGATIONS
 from vpjax.relative import NEEDS, SCALES
-from vpjax.types import UserError
+from vpjax.types import TASKS, UserError
 
 FILE = "config.json"
 # Fields that may differ when a run is resumed: they change no number, except that another mesh rounds
@@ -55,6 +55,10 @@ def check(config: ConfigDict) -> None:
         "eval_clips": (config.eval_clips > 0, positive),
         "max_nonfinite": (config.max_nonfinite >= 0, "is 0 or more"),
         "data.train": (bool(config.data.train), "is a file of clips, or 'events'"),
+        "data.instructions": (
+            set(config.data.instructions) <= set(TASKS),
+            f"has texts for some of {', '.join(TASKS)}",
+        ),
         "data.length_multiple": (config.data.length_multiple > 0, positive),
         "data.keywords": (config.data.keywords > 0, positive),
         "data.keyword_tokens": (config.data.keyword_tokens > 0, positive),
@@ -118,6 +122,7 @@ def check(config: ConfigDict) -> None:
             value = config
             for part in field.split("."):
                 value = value[part]
+            value = value.to_dict() if isinstance(value, ConfigDict) else value
             raise UserError(f"config.{field} {what}; it is {value!r}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,20 @@ from vpjax.types import Clip, UserError
 
 
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
-    """The clips of a file, or the built-in ones of a split, made if need be; [] without a source."""
+    """The clips of a file, or the built-in ones of a split, made if need be, with the instructions of their
+    tasks; [] without a source."""
     if source == "events":
         made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
-        return read_clips(made[split])
-    return read_clips(source, config.data.videos) if source else []
+        clips = read_clips(made[split])
+    else:
+        clips = read_clips(source, config.data.videos) if source else []
+    return [instructed(clip, config.data.instructions) for clip in clips]
+
+
+def instructed(clip: Clip, instructions: Mapping[str, str]) -> Clip:
+    """A clip with the instruction of its task after its question."""
+    more = instructions.get(clip.task, "")
+    return dataclasses.replace(clip, question=f"{clip.question}\n{more}") if more else clip
 
 
 def event_spec(config: ConfigDict) -> events.EventSpec:

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+TASKS = ("caption", "choice", "order", "grounding", "tracking")
 
 
 class UserError(Exception):
@@ -42,10 +43,10 @@ class Keyword:
 class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
-    video: path of the file. spans: the event's ``(start, end)`` in seconds. task: ``caption``, ``choice``,
-    ``order``, ``grounding`` or ``tracking``. choices: the options of a multiple-choice question. boxes: where
-    an object is, ``(x0, y0, x1, y1)`` as shares of width and height, at moments evenly spread over the video.
-    extra: anything else that a data set wants to carry (never read by training).
+    video: path of the file. spans: the event's ``(start, end)`` in seconds. task: one of TASKS. choices: the
+    options of a multiple-choice question. boxes: where an object is, ``(x0, y0, x1, y1)`` as shares of width
+    and height, at moments evenly spread over the video. extra: anything else that a data set wants to carry
+    (never read by training).
     """
 
     id: str
