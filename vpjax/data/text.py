@@ -166,11 +166,17 @@ class Text:
     def keyword(self, keyword: str, answer: str) -> list[int]:
         """The ids of a keyword's tokens as they stand in the answer, leading space included; of ``" " +
         keyword`` where the answer does not say it (a letter that picks an option)."""
+        places = self.places(keyword, answer)
+        tokens = self.encode(answer)
+        return [tokens[place] for place in places] or self.encode(" " + keyword)
+
+    def places(self, keyword: str, answer: str) -> list[int]:
+        """Where in the answer's tokens a keyword's stand, leading space included; [] where it is not said."""
         start = answer.find(keyword)
         if start < 0:
-            return self.encode(" " + keyword)
-        tokens = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
-        spans = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+            return []
+        offsets = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+        spans = enumerate(offsets["offset_mapping"])
         return [i for i, (first, last) in spans if first < start + len(keyword) and last > start]
 
     def encode(self, text: str) -> list[int]:
