@@ -330,3 +330,20 @@ def test_bad_images_are_named_in_one_line(tmp_path, name):
     with pytest.raises(UserError, match="slim.png: aspect ratio"):
         Image.new("RGB", (1005, 5)).save(tmp_path / "slim.png")
         read_image(tmp_path / "slim.png")
+
+
+def test_a_folder_of_frames_is_a_video(tmp_path):
+    folder = tmp_path / "a[1] *"  # no pattern, whatever its name
+    folder.mkdir()
+    for number, frame in enumerate(greys(90), 1):
+        Image.fromarray(frame).save(folder / f"{number:08d}.jpg", quality=95)
+    (folder / "groundtruth.txt").write_text("1,2,3,4")
+    info = probe(folder)
+    assert (info.frames, info.width, info.height) == (90, SIZE[1], SIZE[0])
+    assert info.duration == pytest.approx(9.0)
+    video = read(folder, frames=4)
+    assert video.times.tolist() == pytest.approx([0, 2.2, 4.5, 6.7])
+    assert seen(video) == [0, 22, 45 % 32, 67 % 32]
+    # Seeking: far into the folder, and on to its end.
+    assert seen(read(folder, frames=2, start=8.8)) == [88 % 32, 89 % 32]
+    assert seen(read(folder, frames=2)) == [0, 45 % 32]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ MIN_PIXELS, MAX_PIXELS = 4 * FACTOR**2, 768 * FACTOR**2
 MAX_SIDE = 8192
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as an image
 FRAME_RATE = 25.0  # of files that do not say theirs
+FRAME_FILES, FOLDER_RATE = "*.jpg", 10  # a folder of frames is a video, too: those of GOT-10k, at its rate
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, of broken files
 SEEK_GAIN = 32  # frames that a seek must spare: it costs about as much as decoding this many
 THREADED = 640 * 360  # pixels of a frame from which decoding in several threads pays
@@ -247,8 +249,10 @@ def _check_size(width: int, height: int, max_side: int) -> None:
 def _problems_of(path: str | Path) -> Iterator[None]:
     """Whatever is wrong with a file, as one line that names it."""
     try:
-        if not Path(path).is_file():
-            raise _Problem("is a folder" if Path(path).is_dir() else "no such file")
+        if Path(path).is_dir() and not any(Path(path).glob(FRAME_FILES)):
+            raise _Problem(f"is a folder without frames ({FRAME_FILES})")
+        if not Path(path).exists():
+            raise _Problem("no such file")
         yield
     except _Problem as problem:
         raise UserError(f"{path}: {problem}") from problem
@@ -258,8 +262,13 @@ def _problems_of(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(path: str | Path, max_side: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The file and its first video stream; cover art is none."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    """The file, or the frames in a folder, and its first video stream; cover art is none."""
+    how: dict[str, Any] = dict(file=str(path), metadata_errors="replace")
+    if Path(path).is_dir():
+        pattern = re.sub(r"([][*?{}\\])", r"\\\1", str(path)) + f"/{FRAME_FILES}"
+        rate = dict(pattern_type="glob", framerate=str(FOLDER_RATE))
+        how |= dict(file=pattern, format="image2", options=rate)
+    with av.open(**how) as container:
         if container.format.name == "tty":
             raise _Problem("is a text file")  # which FFmpeg would show as on a terminal
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
