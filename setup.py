@@ -36,6 +36,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         # Scores of frames against text by SigLIP or CLIP, while a data set is built.
         "text": ["torch>=2.13"],
+        "beam": ["apache-beam>=2.77"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
         "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "torch==2.13.0"],
     },

@@ -11,6 +11,16 @@ QUESTION = "What happens?"
 
 
 @pytest.mark.parametrize("name", ["clips.jsonl", "clips.array_record"])
+def test_clips_live_where_fsspec_reaches(name):
+    clips = [Clip("a", "sub/a.mp4", QUESTION, "a"), Clip("b", "gs://bucket/b.mp4", QUESTION, "b")]
+    write_clips(f"memory://round_trip/{name}", clips)
+    assert [clip.video for clip in read_clips(f"memory://round_trip/{name}")] == [
+        "memory://round_trip/sub/a.mp4",
+        "gs://bucket/b.mp4",
+    ]
+
+
+@pytest.mark.parametrize("name", ["clips.jsonl", "clips.array_record"])
 def test_clips_round_trip(tmp_path, name):
     whole = Clip(
         "a",
