@@ -81,7 +81,7 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
 
 def rows_of(path: str | Path) -> Iterator[tuple[str, Any]]:
     """The rows of a file, each with its place; a ValueError in place of one that is no JSON."""
-    if PurePosixPath(path).suffix in ARRAY_RECORD:
+    if str(path).endswith(ARRAY_RECORD):
         yield from ((f"record {number}", parsed(record)) for number, record in records(path))
         return
     if not exists(path) or is_folder(path):

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from vpjax.data.storage import exists, fetched, folder_of, is_folder, join, open_file, written
+from vpjax.data.storage import exists, fetched, folder_of, is_folder, join, open_file, write_whole, written
 from vpjax.types import Clip, Keyword, UserError
 
 ARRAY_RECORD = (".array_record", ".arrayrecord")
@@ -38,37 +38,36 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
 
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are; the file appears whole."""
-    lines = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
-    with written(path) as part:
-        if PurePath(path).suffix in ARRAY_RECORD:
-            from array_record.python.array_record_module import ArrayRecordWriter
+    records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
+    if not str(path).endswith(ARRAY_RECORD):
+        write_whole(path, b"".join(record + b"\n" for record in records))
+        return
+    from array_record.python.array_record_module import ArrayRecordWriter
 
-            writer = ArrayRecordWriter(str(part), "group_size:1")
-            for line in lines:
-                writer.write(line)
-            writer.close()
-        else:
-            with open(part, "wb") as file:
-                file.writelines(line + b"\n" for line in lines)
+    with written(path) as file:
+        writer = ArrayRecordWriter(str(file), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
 
 
 def records(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """The records of a file of clips and their numbers from 1 (lines in ``.jsonl``), not yet parsed."""
     if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such file of clips")
-    if PurePath(path).suffix in ARRAY_RECORD:
-        from array_record.python.array_record_module import ArrayRecordReader
-
-        try:
-            with fetched(path) as file:
-                reader = ArrayRecordReader(str(file))
-                yield from enumerate(reader.read_all(), 1)
-                reader.close()
-        except RuntimeError as error:
-            raise UserError(f"{path}: not a whole ArrayRecord file: {error}") from error
-    else:
+    if not str(path).endswith(ARRAY_RECORD):
         with open_file(path) as file:
             yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        return
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    with fetched(path) as file:
+        try:
+            reader = ArrayRecordReader(str(file))
+            yield from enumerate(reader.read_all(), 1)
+            reader.close()
+        except RuntimeError as error:
+            raise UserError(f"{path}: not a whole ArrayRecord file: {error}") from error
 
 
 def clip_of(record: Any) -> Clip:
