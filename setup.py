@@ -13,6 +13,7 @@ setup(
         "array_record>=0.8.6",
         "av>=18.1",
         "flax>=0.12.8",
+        "fsspec>=2026.9",
         "grain>=0.2.18",
         "jax>=0.10.2",
         "jinja2>=3.1",
@@ -35,8 +36,12 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
         "cuda": ["jax[cuda12]>=0.10.2"],
+        # Annotations, videos and results on gs:// and s3://.
+        "gcs": ["gcsfs>=2026.9"],
+        "s3": ["s3fs>=2026.9"],
         # Scores of frames against text by SigLIP or CLIP, while a data set is built.
         "text": ["torch>=2.13"],
+        "beam": ["apache-beam>=2.77"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
         "test": [
             "chex>=0.1.92",
