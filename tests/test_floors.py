@@ -17,8 +17,8 @@ FLOORS = (
     r"__init__.py|.*/__init__.py|types.py|ops/.*",
     r"sharding.py|compiled.py|models/.*|data/.*|losses.py|relative.py|policy.py|rewards/.*",
     r"state.py|update.py|checkpoint.py|settings.py|generate.py|writer.py",
-    r"sft.py|grpo.py|judging.py|start.py|heldout.py",
-    r"cli.py|processes.py|train.py|predict.py|plan.py",
+    r"sft.py|grpo.py|judging.py|start.py|heldout.py|self_scorer.py|examine.py|parts.py|report.py",
+    r"cli.py|processes.py|train.py|predict.py|build.py|plan.py",
 )
 
 

@@ -157,15 +157,3 @@ def test_controls():
     assert shuffled[:6].tolist() != list(range(6))
     for source in (kf.reverse_source(6, 0), kf.single_source(6, 0), kf.identity(6)):
         assert source.tolist() == list(range(6)) and source.dtype == np.int32
-
-
-def test_motion_finds_what_comes_and_goes():
-    """The span of an event, whatever its length, past a slow motion and a flicker of the whole picture."""
-    for length in (1, 2, 4):
-        frames = np.full((16, 20, 20, 3), 60, np.uint8)
-        for t in range(16):
-            frames[t, 5:10, t // 4 : t // 4 + 5] = 200  # drifts
-        frames[6 : 6 + length, 5:10] = 20
-        frames[12] = (frames[12] * 1.2).astype(np.uint8)  # flickers
-        times = np.arange(16) / 8
-        assert kf.motion_span(frames, times) == (6 / 8, (6 + length) / 8)

@@ -306,6 +306,43 @@ def test_sampling_by_fps(load, clips, videos, tmp_path):
     assert {int(b.slot_valid.sum()) for b in epoch} == {used for _, used in frames.values()}
 
 
+def ramp(path):
+    """Five seconds at 8 frames per second; each frame is a little brighter than the one before."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "10", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
+        for i in range(40):
+            pixels = np.full((56, 56, 3), 20 + 5 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(frames=0, fps=8.0)])
+def test_a_clip_is_the_part_of_its_file_that_it_names(load, tmp_path, fields):
+    path = ramp(tmp_path / "a.mp4")
+    flash = Keyword("flashes", "flash", ((3.0, 3.25),))  # seconds of the file: frames 24 and 25
+    parts = {"end": (None, 2.0), "start": (4.0, None), "both": (2.0, 4.0)}
+    clips = [Clip(name, path, QUESTION, ANSWER, (flash,), start=s, end=e) for name, (s, e) in parts.items()]
+    for _ in range(2):  # decoded, then from the cache
+        loader = load(clips, batch_size=1, **fields)
+        rows = {int(b.clip[0]): b for b in take(loader, loader.steps_per_epoch)}
+        for number, first, count in ((0, 0, 16), (1, 32, 8), (2, 16, 16)):
+            frames = rows[number].frames[0][:count]
+            seen = (frames.mean((1, 2, 3)) - 20) / 5
+            np.testing.assert_allclose(seen, first + np.arange(count), atol=0.5)  # of a step between frames
+            assert rows[number].slot_valid.sum() == count / 2
+        assert [rows[n].slots.any() for n in range(3)] == [False, False, True]
+        np.testing.assert_array_equal(np.flatnonzero(rows[2].slots[0, 0]), [4])
+
+
+def test_a_part_that_is_not_in_the_file_is_a_masked_row(load, clips):
+    clips[0] = dataclasses.replace(clips[0], start=1.0, end=30.0)
+    loader = load(clips, max_fault_share=0.1)
+    assert "0.mp4: the span 1 to 30 s is not inside the clip of 2 s" in loader.faults["c0"]
+    assert {int(n) for b in take(loader, loader.steps_per_epoch) for n in b.clip} == {-1, *range(1, 10)}
+
+
 def test_text_only_clips_have_batches_of_their_own(load, clips):
     clips = [*clips[:2], Clip("t", "", QUESTION, ANSWER)]
     batches = take(load(clips), 2)

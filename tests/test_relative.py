@@ -1,8 +1,4 @@
-"""The laws of relative rewards (METHOD, section 3), on the terms and on the advantages that they shape.
-
-Advantages are float32 numbers of order 1 out of a dozen operations: 1e-5 is asked for where two ways must
-agree, equality where the same numbers take the same way.
-"""
+"""The laws of relative rewards (METHOD, section 3), kind by kind."""
 
 import ast
 import inspect
@@ -11,121 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from configs import base
+from tests.evidence import SEEDS, TOLERANCE, case, close, options, plain, shaped
 from vpjax import relative as rel
-from vpjax.relative import KINDS, NEEDS, NOTHING, Evidence, Term, advantages, relative
+from vpjax.relative import KINDS, NEEDS, Evidence, advantages, relative
 
-TOLERANCE = 1e-5
-OPTIONS = ConfigDict(
-    dict(w0=0.25, margin=0.2, scale=0.1, hard=False, lam=0.5, clip=1.0, threshold=0.1, mu=0.8, alpha=0.3)
-)
 FIELDS = {
     "rollouts": ("degraded",),
     "recall": ("recall", "degraded_recall"),
     "gap": ("gap", "mask"),
     "keyword": ("keyword",),
 }
-SEEDS = range(10)
-
-
-def options(kind, **changes):
-    return ConfigDict({**OPTIONS, "kind": kind, **changes})
-
-
-def case(seed=0, *, clips=6, group=8, degraded=4, tokens=5, binary=False, has=None):
-    """Evidence of every sort at random; recall is quantised, so that ties happen."""
-    rng = np.random.default_rng(seed)
-
-    def rewards(*shape):
-        share = rng.random((clips, 1))
-        values = rng.random(shape) < share if binary else rng.random(shape)
-        return jnp.asarray(values, jnp.float32)
-
-    length = rng.integers(0, tokens + 1, (clips, group, 1))
-    return Evidence(
-        rewards=rewards(clips, group),
-        has=jnp.asarray(rng.random(clips) < 0.7 if has is None else np.full(clips, has)),
-        degraded=rewards(clips, degraded),
-        recall=jnp.asarray(rng.integers(0, 3, (clips, group)) / 2, jnp.float32),
-        degraded_recall=jnp.asarray(rng.integers(0, 3, (clips, degraded)) / 2, jnp.float32),
-        gap=jnp.asarray(rng.standard_normal((clips, group, tokens)), jnp.float32),
-        mask=jnp.asarray(np.arange(tokens) < length),
-        keyword=jnp.asarray(rng.random((clips, group, tokens)) < 0.4),
-    )
-
-
-def shaped(evidence, kind, *, scale="group", eps=0.0, **changes):
-    """Advantages [B, G, C]."""
-    a = advantages(evidence.rewards, relative(evidence, options(kind, **changes)), scale=scale, eps=eps)
-    return np.broadcast_to(a, evidence.mask.shape)
-
-
-def plain(evidence, *, scale="group", eps=0.0):
-    """GRPO's advantages in NumPy, float64, with torch's unbiased std; equal rewards give 0."""
-    r = np.asarray(evidence.rewards, np.float64)
-    out = np.zeros_like(r)
-    for row, values in zip(out, r, strict=True):
-        known = values[~np.isnan(values)]
-        if len(set(known)) < 2:
-            continue
-        std = {"group": known.std(ddof=1), "batch": r[~np.isnan(r)].std(ddof=1), "none": 1.0 - eps}[scale]
-        row[:] = np.where(np.isnan(values), 0, (values - known.mean()) / (std + eps))
-    return np.broadcast_to(out[..., None], evidence.mask.shape)
-
-
-def close(a, b, tolerance=TOLERANCE):
-    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
-
-
-# Advantages.
-
-
-@pytest.mark.parametrize("scale", rel.SCALES)
-@pytest.mark.parametrize("eps", [0.0, 1e-4, 0.1])
-def test_advantages_are_grpo(scale, eps):
-    for seed in SEEDS:
-        evidence = case(seed, binary=seed % 2 == 0)
-        close(shaped(evidence, "none", scale=scale, eps=eps), plain(evidence, scale=scale, eps=eps))
-
-
-def test_advantages_by_hand():
-    # Rewards 1, 0, 0, 1: mean 1/2, unbiased variance 1/3. With a bonus of 2 for the first: 3, 0, 0, 1 has
-    # mean 1 and variance 2.
-    rewards = jnp.array([[1.0, 0.0, 0.0, 1.0]])
-    close(
-        advantages(rewards, NOTHING, scale="group", eps=0.0)[0, :, 0],
-        np.sqrt(3) / 2 * np.array([1, -1, -1, 1]),
-    )
-    term = Term(jnp.array([[2.0, 0.0, 0.0, 0.0]]), jnp.full((1, 1, 1), 0.5))
-    close(
-        advantages(rewards, term, scale="group", eps=0.0)[0, :, 0], np.array([2, -1, -1, 0]) / np.sqrt(2) / 2
-    )
-    close(advantages(rewards, term, scale="none")[0, :, 0], np.array([2, -1, -1, 0]) / 2)
-
-
-@pytest.mark.parametrize("scale", rel.SCALES)
-@pytest.mark.parametrize("eps", [0.0, 1e-4])
-def test_equal_rewards_have_no_advantage(scale, eps):
-    # 0.1 and 1/3 differ from their float32 means; divided by a spread of rounding errors that would be large.
-    for value in (0.0, 1.0, 0.1, 1 / 3, np.nan):
-        rewards = jnp.full((3, 7), value).at[0].set(jnp.arange(7.0))
-        out = advantages(rewards, NOTHING, scale=scale, eps=eps)
-        assert np.array_equal(out[1:], np.zeros((2, 7, 1))) and np.isfinite(out).all()
-
-
-def test_missing_rewards_are_ignored():
-    for seed in SEEDS:
-        evidence = case(seed)
-        rng = np.random.default_rng(seed)
-        holes = jnp.asarray(rng.random(evidence.rewards.shape) < 0.4)
-        evidence = evidence._replace(rewards=jnp.where(holes, jnp.nan, evidence.rewards))
-        close(shaped(evidence, "none"), plain(evidence))
-        # A rollout without a reward is as one that does not exist.
-        keep = ~np.asarray(holes[0])
-        if keep.sum() > 1:
-            alone = advantages(evidence.rewards[:1, keep], NOTHING, scale="group", eps=0.0)
-            close(alone[..., 0], shaped(evidence, "none")[:1, keep, 0])
 
 
 # Every kind.
@@ -148,14 +41,14 @@ def test_needs_are_what_kinds_read():
 
 
 def test_every_option_is_read():
-    """By the functions here, and only options that exist."""
+    """By the functions of the module, and only options that exist."""
     tree = ast.parse(inspect.getsource(rel))
     read = {
         node.attr
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "options"
     }
-    assert read == set(options("none"))
+    assert read == set(base.get_config().grpo.relative) == set(options("none"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,38 +104,6 @@ def test_no_gradient_flows(kind):
     floats = {f: getattr(evidence, f) for f in ("rewards", "degraded", "recall", "degraded_recall", "gap")}
     for gradient in jax.tree.leaves(jax.grad(total)(floats)):
         assert not np.any(gradient)
-
-
-# What survives normalisation.
-
-
-@pytest.mark.parametrize("kind", ["winrate", "hinge", "tgrpo"])
-def test_terms_on_binary_rewards_cancel(kind):
-    """The reason for every other kind: a function of a 0/1 reward is affine."""
-    moved = False
-    for seed in SEEDS:
-        evidence = case(seed, binary=True, has=True)
-        close(shaped(evidence, kind), plain(evidence))
-        moved |= bool(np.any(relative(evidence, options(kind)).bonus))
-    assert moved  # they did try
-
-
-def test_affine_bonuses_cancel():
-    for seed in SEEDS:
-        rng = np.random.default_rng(seed)
-        evidence = case(seed, binary=seed % 2 == 0)
-        slope, offset = rng.random((2, len(evidence.has), 1))
-        term = Term(slope * evidence.rewards + offset, NOTHING.weight)
-        out = advantages(evidence.rewards, term, scale="group", eps=0.0)
-        close(np.broadcast_to(out, evidence.mask.shape), plain(evidence))
-
-
-def test_a_bonus_for_all_is_none():
-    for scale in rel.SCALES[::2]:
-        evidence = case()
-        term = Term(jnp.full(evidence.rewards.shape, 0.3), NOTHING.weight)
-        out = advantages(evidence.rewards, term, scale=scale, eps=0.0)
-        close(np.broadcast_to(out, evidence.mask.shape), plain(evidence, scale=scale))
 
 
 # Each kind.
@@ -376,59 +237,3 @@ def test_tgrpo_by_hand():
     evidence = Evidence(rewards, jnp.ones(3, bool), degraded=degraded)
     # 1.3/3 >= .4 fires, for rewards above .1 only; 1.6/3 < .8 does not; 0 >= 0 does, for nobody.
     close(relative(evidence, options("tgrpo")).bonus, [[0.3, 0.0, 0.3], [0, 0, 0], [0, 0, 0]])
-
-
-# What is logged.
-
-
-def test_metrics_by_hand():
-    evidence = Evidence(
-        rewards=jnp.array([[1.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan]]),
-        has=jnp.array([True, True, False]),
-        degraded=jnp.array([[0.0, 0.0], [1.0, 0.0], [jnp.nan, jnp.nan]]),
-    )
-    chosen = options("gate", hard=True, margin=0.6)
-    out = rel.metrics(evidence, relative(evidence, chosen), scale="group")
-    # Both gaps are .5 and both weights .25, but equal rewards have nothing that a weight could change. In
-    # either clip two of the four pairs win and two tie.
-    expected = {
-        "rel/clips": 2 / 3,
-        "rel/active": 1 / 2,
-        "rel/weight": 0.25,
-        "rel/gap": 0.5,
-        "rel/win_rate": 0.75,
-    }
-    assert out.keys() == expected.keys()
-    for name, value in expected.items():
-        close(out[name], value)
-
-
-def test_metrics_tell_no_ops():
-    for kind, active in {"none": 0, "winrate": 0, "hinge": 0, "tgrpo": 0, "gate": 1, "token": 1}.items():
-        shares = []
-        for seed in SEEDS:
-            evidence = case(seed, binary=True, has=True)
-            chosen = options(kind)
-            out = rel.metrics(evidence, relative(evidence, chosen), scale="group", eps=0.0)
-            spread = np.ptp(evidence.rewards, axis=1) > 0
-            shares.append(float(out["rel/active"]) / max(spread.mean(), 1e-9))
-        assert np.mean(shares) == (0 if not active else pytest.approx(1, abs=0.1)), kind
-
-
-def test_metrics_without_a_degraded_video_are_0():
-    evidence = case(has=False)
-    for kind in KINDS:
-        out = rel.metrics(evidence, relative(evidence, options(kind)), scale="batch")
-        assert set(out) >= {"rel/gap", "rel/win_rate", "rel/logp_gap"} and not any(map(np.any, out.values()))
-
-
-def test_terms_run_inside_jit():
-    evidence = case()
-    for kind in KINDS:
-        chosen = options(kind)
-
-        def both(e, chosen=chosen):
-            term = relative(e, chosen)
-            return advantages(e.rewards, term, scale="group"), rel.metrics(e, term, scale="group")
-
-        jax.tree.map(close, jax.jit(both)(evidence), both(evidence))

@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
 from configs.sft_qwen2_5_vl_7b import SIZES
-from tests import joint
+from tests import joint, tiny
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves
 from vpjax.sft import init_heads
 from vpjax.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
@@ -27,9 +27,31 @@ def mesh_of(data, fsdp, tensor, *, real=True):
     return make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
 
 
+# The same of Qwen3-VL-8B-Instruct.
+QWEN3_8B = dict(
+    model_type="qwen3_vl",
+    text_config=dict(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[24, 20, 20]),
+    ),
+    vision_config=dict(out_hidden_size=4096),
+    tie_word_embeddings=False,
+)
+
+
 @functools.cache
 def qwen():
     return leaves(abstract_model(VLMConfig.from_hf(SIZES)))
+
+
+@functools.cache
+def qwen3():
+    return leaves(abstract_model(VLMConfig.from_hf(QWEN3_8B)))
 
 
 @pytest.mark.parametrize(
@@ -63,22 +85,24 @@ def test_slices_lie_along_data(sizes, expected, monkeypatch):
         make_mesh(dict(data=1, fsdp=-1, tensor=1), topology.devices)
 
 
+@pytest.mark.parametrize(("model", "billions"), [(qwen, 8.29), (qwen3, 8.77)])
 @pytest.mark.parametrize("sizes", [(1, 64, 1), (4, 16, 1), (2, 8, 4), (1, 1, 4)])
-def test_seven_billion_parameters_fit(sizes):
+def test_billions_of_parameters_fit(sizes, model, billions):
     """Every parameter divides, and a device holds its share: all but norms and biases are split."""
     mesh, held, whole = mesh_of(*sizes, real=False), 0, 0
-    for path, x in qwen().items():
+    for path, x in model().items():
         spec = spec_of(path, x.shape, mesh)
         size = math.prod(x.shape)
         held += size // math.prod(mesh.shape[axis] for axis in spec if axis)
         whole += size
-    assert 8.2e9 < whole < 8.4e9
+    assert whole == pytest.approx(billions * 1e9, rel=1e-3)  # as their model cards say
     assert whole / held > 0.98 * sizes[1] * (1 if sizes[2] == 1 else 0.9 * sizes[2])
 
 
 def test_the_table_covers_parameters_and_nothing_else():
     """No parameter without a row, or with two, and no row without a parameter."""
-    params = leaves(joint.model()) | init_heads(joint.config(), 32, jax.random.key(0))
+    other = leaves(abstract_model(VLMConfig.from_hf(tiny.MODELS["deep"])))
+    params = leaves(joint.model()) | other | init_heads(joint.config(), 32, jax.random.key(0))
     used = set()
     for path in params:
         rows = [row for row, (pattern, _) in enumerate(TABLE) if re.fullmatch(pattern, path)]

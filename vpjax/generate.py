@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM
 from vpjax.sharding import split_vocabulary
 from vpjax.types import Array, Batch
@@ -45,7 +46,7 @@ def generate(
     *,
     max_new: int,
     eos: tuple[int, ...],
-    features: Array | None = None,
+    features: Features | None = None,
     groups: int = 1,
     wanted: Array | None = None,
     temperature: float = 0.0,

@@ -134,7 +134,7 @@ class Parts:
         """Completions [B, R, G, C] of both branches, sampled in one loop, and the features of V."""
         options, config = self.config.grpo, self.config
         model = self.model_of(state.params, state.frozen)
-        features = model.encode(batch.frames)
+        features = model.encode(batch.frames) if batch.video_end else None
         asked = [options.groups, options.degraded][: 1 + (options.degraded > 0)]
         groups = max(asked)
         wanted_BRG = jnp.broadcast_to(
@@ -269,7 +269,7 @@ class Parts:
         """log p f32[B, R, G, C] of the tokens of each branch, whose completions share its prompt."""
         batch, shape = rows.batch, rows.tokens.shape
         features = rows.features
-        if features is None:
+        if features is None and batch.video_end:
             features = model.encode(batch.frames, remat=self.config.remat)
         prompt = _branched(dataclasses.replace(batch, frames=batch.frames[:, :0]), shape[1])
         tokens = _flat(rows.tokens)

@@ -45,7 +45,7 @@ class Judge:
         check_names(self.names)
         self.sizes = sizes_of(clips, keywords=config.data.keywords)
         self.table = byte_table(text)
-        self.faults: list[str] = []  # what went wrong in functions of the user's own
+        self._faults: list[str] = []
         self.host_scores: dict[str, HostScore] = {
             name: functools.partial(self._own, function) for name, function in own.items()
         }
@@ -62,18 +62,23 @@ class Judge:
         """Share f32[B, X] of the keywords hidden in V~ that a completion names."""
         return score((REMOVED,), self.table, tokens_BXC, mask_BXC, batch.references)[REMOVED]
 
+    def take_faults(self) -> list[str]:
+        """What went wrong in functions of the user's own since this was last asked."""
+        faults, self._faults = self._faults, []
+        return faults
+
     def _own(self, function: UserReward, batch: Batch, said: Completions) -> np.ndarray:
         """A user's reward f32[B, R, G]; infinite, which has the update skipped, where it goes wrong."""
-        tokens, mask = np.asarray(said.tokens), np.asarray(said.mask)
+        tokens, mask, clips = np.asarray(said.tokens), np.asarray(said.mask), self._clips(batch)
+        out = np.full(mask.shape[:3], np.nan, np.float32)
+        asked = np.argwhere(mask.any(-1))
+        texts = [[self.text.decode(tokens[*at][mask[*at]])] for at in asked]
         try:
-            rows = [
-                [self.text.decode(ids[kept]) for ids, kept in zip(*row, strict=True)]
-                for row in zip(*(x.reshape(len(x), -1, x.shape[-1]) for x in (tokens, mask)), strict=True)
-            ]
-            return function(rows, self._clips(batch)).reshape(mask.shape[:3])
+            out[tuple(asked.T)] = function(texts, [clips[row] for row, *_ in asked])[:, 0]
         except RewardFault as fault:
-            self.faults.append(str(fault))
-            return np.full(mask.shape[:3], np.inf, np.float32)
+            self._faults.append(str(fault))
+            out[:] = np.inf
+        return out
 
     def _clips(self, batch: Batch) -> list[Clip | None]:
         return [self.clips[number] if number >= 0 else None for number in np.asarray(batch.clip)]

@@ -39,8 +39,12 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"vision\.merger\.fc1\.kernel", P("fsdp", "tensor")),
     (r"vision\.merger\.fc1\.bias", P("tensor")),
     (r"vision\.merger\.fc2\.kernel", P("tensor", "fsdp")),
-    (r"vision\.merger\.fc2\.bias", P()),
-    (r".*\.norm\d?\.scale", P()),
+    (r"vision\.deepstack\.fc1\.kernel", P(None, "fsdp", "tensor")),
+    (r"vision\.deepstack\.fc1\.bias", P(None, "tensor")),
+    (r"vision\.deepstack\.fc2\.kernel", P(None, "tensor", "fsdp")),
+    (r"vision\.(patch_embed|merger\.fc2|deepstack\.fc2)\.bias", P()),
+    (r"vision\.positions", P(None, "fsdp")),
+    (r".*\.(\w_)?norm\d?\.(scale|bias)", P()),
     (r"heads\..*", P()),
 )
 

@@ -239,7 +239,7 @@ class Report:
     def _skip(self, step: int, clips: np.ndarray) -> None:
         self.skipped += 1
         ids = ", ".join(self.clips[clip].id for clip in clips if clip >= 0)
-        faults = "; ".join(self.judge.faults) if self.judge else ""
+        faults = "; ".join(self.judge.take_faults()) if self.judge else ""
         what = f"step {step}: {faults or 'loss or gradient not finite'}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
             raise UserError(f"{what}; that makes {self.skipped}, more than config.max_nonfinite")

@@ -43,9 +43,11 @@ class Keyword:
 class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
-    video: path of the file. spans: the event's ``(start, end)`` in seconds. task: one of TASKS. choices: the
-    options of a multiple-choice question. boxes: where an object is, ``(x0, y0, x1, y1)`` as shares of width
-    and height, at moments evenly spread over the video. extra: anything else that a data set wants to carry
+    video: path of the file. spans: the event's ``(start, end)``. task: one of TASKS. choices: the options of
+    a multiple-choice question. boxes: where an object is, ``(x0, y0, x1, y1)`` as shares of width and height,
+    at moments evenly spread over the clip. start, end: the part of the video that the clip is; None: from its
+    beginning, to its end. All times are seconds of the file, whatever part of it is shown. extra: anything
+    else that a data set wants to carry
     (never read by training).
     """
 
@@ -58,6 +60,8 @@ class Clip:
     task: str = "caption"
     choices: tuple[str, ...] = ()
     boxes: tuple[tuple[float, float, float, float], ...] = ()
+    start: float | None = None
+    end: float | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

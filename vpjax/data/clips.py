@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
     reason."""
     root = Path(videos) if videos else Path(path).parent
     clips, lines = [], {}
-    for number, record in _records(Path(path)):
+    for number, record in records(Path(path)):
         try:
             clip = clip_of(json.loads(record))
         except ValueError as error:  # of json, of UTF-8 and of clip_of
@@ -36,20 +37,24 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
 
 
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are."""
+    """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are; the file appears whole."""
+    path = Path(path)
+    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
-    if Path(path).suffix in ARRAY_RECORD:
+    if path.suffix in ARRAY_RECORD:
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        writer = ArrayRecordWriter(str(unfinished), "group_size:1")
         for record in records:
             writer.write(record)
         writer.close()
     else:
-        Path(path).write_bytes(b"".join(record + b"\n" for record in records))
+        unfinished.write_bytes(b"".join(record + b"\n" for record in records))
+    unfinished.replace(path)
 
 
-def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+def records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The records of a file of clips and their numbers from 1 (lines in ``.jsonl``), not yet parsed."""
     if not path.is_file():
         raise UserError(f"{path}: no such file of clips")
     if path.suffix in ARRAY_RECORD:
@@ -82,7 +87,8 @@ def clip_of(record: Any) -> Clip:
         spans=_spans(record),
         task=_string(record, "task", "caption"),
         choices=tuple(str(choice) for choice in _list(record, "choices")),
-        boxes=tuple(_box(box) for box in _list(record, "boxes")),
+        boxes=tuple(box_of(box) for box in _list(record, "boxes")),
+        **part_of(record),
         extra=record.get("extra", {}),
     )
 
@@ -108,7 +114,22 @@ def _list(record: dict[str, Any], field: str) -> list[Any]:
     return value
 
 
-def _box(box: Any) -> tuple[float, float, float, float]:
+def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    return tuple(span_of(span) for span in _list(record, "spans"))
+
+
+def span_of(span: Any) -> tuple[float, float]:
+    """(start, end) in seconds from its JSON list. ValueError where it is none."""
+    if not (isinstance(span, list) and len(span) == 2 and all(isinstance(x, int | float) for x in span)):
+        raise ValueError(f"span {span!r} is not [start, end] in seconds")
+    start, end = map(float, span)
+    if not (math.isfinite(start) and math.isfinite(end) and start <= end):
+        raise ValueError(f"span {span!r} does not start before it ends")
+    return start, end
+
+
+def box_of(box: Any) -> tuple[float, float, float, float]:
+    """(x0, y0, x1, y1) in shares of width and height from its JSON list. ValueError where it is none."""
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
         raise ValueError(f"box {box!r} is not [x0, y0, x1, y1]")
     x0, y0, x1, y1 = map(float, box)
@@ -117,13 +138,14 @@ def _box(box: Any) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:
-    spans = []
-    for span in _list(record, "spans"):
-        if not (isinstance(span, list) and len(span) == 2 and all(isinstance(x, int | float) for x in span)):
-            raise ValueError(f"span {span!r} is not [start, end] in seconds")
-        start, end = map(float, span)
-        if not (math.isfinite(start) and math.isfinite(end) and start <= end):
-            raise ValueError(f"span {span!r} does not start before it ends")
-        spans.append((start, end))
-    return tuple(spans)
+def part_of(record: dict[str, Any]) -> dict[str, float | None]:
+    """``start`` and ``end`` of a JSON object, in seconds or None. ValueError where they are no part of a
+    video."""
+    start, end = part = record.get("start"), record.get("end")
+    for name, value in zip(("start", "end"), part, strict=True):
+        seconds = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+        if value is not None and not seconds:
+            raise ValueError(f"field {name!r} is {value!r}, not seconds of the video")
+    if end is not None and end <= (start or 0.0):
+        raise ValueError(f"the part from {start or 0.0:g} to {end:g} s has no length")
+    return dict(start=start, end=end)

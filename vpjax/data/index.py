@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
-from vpjax.data.text import Media, Text, Tokens, tokenize
-from vpjax.data.video import IMAGES, Sampling, VideoInfo, probe, probe_image
+from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
+from vpjax.data.video import IMAGES, Sampling, VideoInfo, part_of, probe, probe_image
 from vpjax.ops.patches import smart_resize
 from vpjax.types import Bucket, Clip, UserError
 
@@ -44,11 +44,13 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A clip that is used. number: its place among all clips."""
+    """A clip that is used. number: its place among all clips. start, end: see Clip."""
 
     number: int
     id: str
     source: Source
+    start: float | None
+    end: float | None
     tokens: Tokens
     bucket: Bucket
 
@@ -70,32 +72,33 @@ def build_index(
     would have at the size that most clips have: it becomes a masked row, and where all files are of one size
     the order of the others is what it would be without the fault.
     """
-    sources = sources_of(sorted({clip.video for clip in clips}), cache, cfg.max_side)
-    shapes = {}
-    for path, source in sources.items():
+    probed = sources_of(sorted({clip.video for clip in clips}), cache, cfg.max_side)
+    sources, shapes = [], []
+    for clip in clips:
+        source, shape = probed[clip.video], None
         if not source.fault:
             try:
-                shapes[path] = frame_shape(source, config, cfg, sampling)
+                shape = frame_shape(source, config, cfg, sampling, clip.start, clip.end)
             except ValueError as error:
-                sources[path] = dataclasses.replace(source, fault=f"{path}: {error}")
-    common = Counter(shapes[clip.video] for clip in clips if clip.video in shapes).most_common(1)
+                source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
+        sources.append(source)
+        shapes.append(shape)
+    common = Counter(shape for shape in shapes if shape is not None).most_common(1)
     if not common:
-        first = next(iter(sources.values()))
-        raise UserError(f"none of {len(sources)} videos can be used; the first: {first.fault}")
+        raise UserError(f"none of {len(probed)} videos can be used; the first: {sources[0].fault}")
 
+    longest = max((source.info.duration for source in probed.values() if source.info), default=0.0)
     entries, rejected = [], {}
-    for number, clip in enumerate(clips):
-        source = sources[clip.video]
-        shape = shapes.get(clip.video, common[0][0])
+    for number, (clip, source, shape) in enumerate(zip(clips, sources, shapes, strict=True)):
         try:
             tokens = tokenize(
                 clip, text, media=source.media, keywords=cfg.keywords, keyword_tokens=cfg.keyword_tokens
             )
-            bucket = bucket_for(tokens, shape, config, cfg)
+            bucket = bucket_for(tokens, shape or common[0][0], longest, config, cfg)
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
         else:
-            entries.append(Entry(number, clip.id, source, tokens, bucket))
+            entries.append(Entry(number, clip.id, source, clip.start, clip.end, tokens, bucket))
     if not entries:
         reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in rejected.items())
         raise UserError(f"every one of {len(clips)} clips is rejected: {reasons}")
@@ -103,9 +106,15 @@ def build_index(
 
 
 def frame_shape(
-    source: Source, config: VLMConfig, cfg: ConfigDict, sampling: Sampling
+    source: Source,
+    config: VLMConfig,
+    cfg: ConfigDict,
+    sampling: Sampling,
+    start: float | None = None,
+    end: float | None = None,
 ) -> tuple[int, int, int]:
-    """(F, h, w) of a file's bucket. ValueError for an aspect ratio that smart_resize refuses."""
+    """(F, h, w) of the bucket of a file's part from ``start`` to ``end``. ValueError for an aspect ratio that
+    smart_resize refuses, and for a part that is not in the file."""
     if source.media is None:
         return 0, 0, 0
     info = source.info
@@ -113,24 +122,28 @@ def frame_shape(
     limits = dict(min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
     height, width = smart_resize(info.height, info.width, factor=factor, **limits)
     if source.media == "image":
-        frames = 1
-    elif sampling.frames:
+        return round_up(1, config.vision.temporal), height, width
+    first, last = part_of(info.duration, 1 / info.fps, start, end)
+    if sampling.frames:
         frames = sampling.frames
     else:
-        frames = min(math.ceil(info.duration * sampling.fps), sampling.max_frames)
+        frames = min(math.ceil((last - first) * sampling.fps), sampling.max_frames)
         # Clips differ in length: steps of at most a quarter make few buckets out of many lengths.
         frames = round_up(frames, 2 ** max(0, frames.bit_length() - 3))
     return round_up(frames, config.vision.temporal), height, width
 
 
-def bucket_for(tokens: Tokens, shape: tuple[int, int, int], config: VLMConfig, cfg: ConfigDict) -> Bucket:
-    """The bucket of a clip with frames of ``shape``. UserError where its tokens are too many."""
+def bucket_for(
+    tokens: Tokens, shape: tuple[int, int, int], longest: float, config: VLMConfig, cfg: ConfigDict
+) -> Bucket:
+    """The bucket of a clip with frames of ``shape``. longest: seconds of the longest video, so that there is
+    room for every time that may be written. UserError where its tokens are too many."""
     frames, height, width = shape
     unit = config.vision.patch * config.vision.merge
-    visual = frames // config.vision.temporal * (height // unit) * (width // unit)
-    place = np.flatnonzero(is_visual(tokens.prompt, (config.image_token, config.video_token)))
-    prompt = len(tokens.prompt) - len(place) + visual
-    if prompt > cfg.max_prompt:
+    grid = (frames // config.vision.temporal, height // unit, width // unit)
+    whole = with_media(tokens.prompt, grid, np.full(grid[0], longest), config, tokens.stamps)
+    place = np.flatnonzero(is_visual(whole, (config.image_token, config.video_token)))
+    if len(whole) > cfg.max_prompt:
         raise UserError(f"prompt above {cfg.max_prompt} tokens (data.max_prompt)")
     if len(tokens.answer) > cfg.max_answer:
         raise UserError(f"answer above {cfg.max_answer} tokens (data.max_answer)")
@@ -138,9 +151,9 @@ def bucket_for(tokens: Tokens, shape: tuple[int, int, int], config: VLMConfig, c
         frames=frames,
         height=height,
         width=width,
-        prompt=round_up(prompt, cfg.length_multiple),
+        prompt=round_up(len(whole), cfg.length_multiple),
         suffix=round_up(len(tokens.answer), cfg.length_multiple),
-        video_end=int(place[0]) + visual if len(place) else 0,
+        video_end=int(place[-1]) + 1 if len(place) else 0,
     )
 
 

@@ -111,17 +111,3 @@ def reverse_source(slots: int, slot_count: int) -> np.ndarray:
 def single_source(slots: int, slot_count: int) -> np.ndarray:
     """The source i32[S] of the clip with its middle slot shown throughout."""
     return np.where(np.arange(slots) < slot_count, slot_count // 2, np.arange(slots)).astype(np.int32)
-
-
-def motion_span(frames: np.ndarray, times: np.ndarray) -> tuple[float, float]:
-    """The (start, end) in seconds between the two sharpest changes of a clip: a brief event that comes and
-    goes.
-
-    frames: u8[F, h, w, 3], F at least 3; times: f64[F]. Frames are compared at equal mean brightness, so that
-    a flicker is no change.
-    """
-    level = frames.astype(np.float32)
-    level /= np.maximum(level.mean(axis=(1, 2, 3), keepdims=True), 1.0)
-    change = np.abs(np.diff(level, axis=0)).mean(axis=(1, 2, 3))
-    first, last = np.sort(np.argsort(change)[-2:]) + 1
-    return float(times[first]), float(times[last])

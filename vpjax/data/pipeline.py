@@ -121,14 +121,15 @@ class MakeBatch:
         # No more frames than the bucket holds, whatever length the file's header promised.
         sampling = dataclasses.replace(self.sampling, max_frames=min(self.sampling.max_frames, bucket.frames))
         size = (bucket.height, bucket.width)
-        key = self.cache.key(source.path, source.size, source.modified, sampling, size)
+        part = dict(start=entry.start, end=entry.end)
+        key = self.cache.key(source.path, source.size, source.modified, sampling, size, part)
         kept = self.cache.get(key)
         if kept is not None:
             return kept, ()
         if source.media == "image":
             video = read_image(source.path, size=size, max_side=self.max_side)
         else:
-            video = read_frames(source.path, sampling, size=size, max_side=self.max_side)
+            video = read_frames(source.path, sampling, size=size, max_side=self.max_side, **part)
         try:
             self.cache.put(key, video)
         except OSError as error:

@@ -185,6 +185,17 @@ def seconds_per_slot(times: np.ndarray, temporal: int = 2) -> float:
     return temporal * float(times[-1] - times[0]) / max(len(times) - 1, 1)
 
 
+def part_of(
+    duration: float, frame_seconds: float, start: float | None, end: float | None
+) -> tuple[float, float]:
+    """The part of a video from ``start`` to ``end`` (None: its own), all in seconds; either may lie outside
+    by less than a frame. ValueError where the part is not inside."""
+    first, last = 0.0 if start is None else start, duration if end is None else end
+    if not (-frame_seconds < first < last < duration + frame_seconds and first < duration):
+        raise ValueError(f"the span {first:g} to {last:g} s is not inside the clip of {duration:g} s")
+    return max(first, 0.0), min(last, duration)
+
+
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """u8[h,w,3] -> u8[*size,3] by antialiased bicubic (a = -0.5) in float32, clipped and rounded once."""
     if frame.shape[:2] == tuple(size):
@@ -198,10 +209,10 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _choose(index: _Index, sampling: Sampling, start: float | None, end: float | None) -> np.ndarray:
     """The frames i64[F] of a video, F even, ascending."""
     times, frame_seconds = index.times, index.duration / len(index.times)
-    first, last = 0.0 if start is None else start, index.duration if end is None else end
-    if not (-frame_seconds < first < last < index.duration + frame_seconds and first < index.duration):
-        raise _Problem(f"the span {first:g} to {last:g} s is not inside the clip of {index.duration:g} s")
-    first, last = max(first, 0.0), min(last, index.duration)
+    try:
+        first, last = part_of(index.duration, frame_seconds, start, end)
+    except ValueError as error:
+        raise _Problem(error) from error
     # A timestamp is rounded to ticks: a moment that close before a frame means that frame.
     slack = 1e-6 * frame_seconds + (index.tick if index.tick < frame_seconds / 10 else 0.0)
     low = np.searchsorted(times, first + slack, "right") - 1

@@ -85,7 +85,7 @@ def wanted_of(clip: Clip, *, keywords: int, known: frozenset[bytes] = frozenset(
             )
             if choice < 0 or choices > LETTERS:
                 raise UserError(
-                    f"clip {clip.id}: the answer {clip.answer!r} is the letter of none of its {choices} options"
+                    f"clip {clip.id}: the answer {clip.answer!r} names none of its {choices} options"
                 )
         case "grounding":
             kind = Kind.GROUNDING
@@ -130,8 +130,8 @@ class Sizes:
 
 
 def sizes_of(clips: Iterable[Clip], *, keywords: int, words: int = 1024) -> Sizes:
-    """The sizes that hold all ``clips``, with the first J = ``keywords`` keywords of each. UserError that names
-    the clip where a reference has more than ``words`` words or lacks what its task needs."""
+    """The sizes that hold all ``clips``, with the first J = ``keywords`` keywords of each. UserError that
+    names the clip where a reference has more than ``words`` words or lacks what its task needs."""
     most, known = dict(words=1, forms=1, form_words=1, spans=1, boxes=1), set()
     for clip in clips:
         wanted = wanted_of(clip, keywords=keywords)
@@ -184,9 +184,9 @@ class References:
 
 
 def references(clips: Sequence[Clip | None], sizes: Sizes) -> References:
-    """NumPy rows of ``clips``; None is a masked row, whose rewards are all NaN. ``removed`` marks the keywords
-    whose key frames are known. UserError for a reference that is longer than its table, or lacks what its
-    task needs."""
+    """NumPy rows of ``clips``; None is a masked row, whose rewards are all NaN. ``removed`` marks the
+    keywords whose key frames are known. UserError for a reference that is longer than its table, or lacks
+    what its task needs."""
     b, s = len(clips), sizes
     out = References(
         kind=np.full(b, Kind.MASKED, np.int32),

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpjax.rewards import keywords, spans, texts, words
-from vpjax.rewards.references import Kind, References, Wanted, wanted_of
+from vpjax.rewards.references import Kind, References, Sizes, Wanted, wanted_of
 from vpjax.rewards.texts import ByteTable
 from vpjax.types import Array, Clip, UserError
 
 
 class Limits(NamedTuple):
-    """Of a completion in tokens, its end included: from ``limit - margin`` to ``limit``, ``overlong`` falls."""
+    """Tokens of a completion, its end included: ``overlong`` falls from ``limit - margin`` to ``limit``."""
 
     limit: int
     margin: int
@@ -180,9 +180,9 @@ def check_names(names: Iterable[str]) -> None:
     """UserError for a reward that does not exist."""
     unknown = [name for name in names if name not in REWARDS]
     if unknown:
+        known = ", ".join(REWARDS)
         raise UserError(
-            f"reward {unknown[0]!r} does not exist; take one of {', '.join(REWARDS)}, or name = 'my_module:fn' "
-            "for a function of yours"
+            f"reward {unknown[0]!r} does not exist; take my_module:fn (your own) or one of {known}"
         )
 
 
@@ -195,8 +195,11 @@ def score(
     *,
     limits: Limits | None = None,
 ) -> dict[str, Array]:
-    """The rewards f32[B, G] of the completions tokens i32[B, G, C], of which ``mask`` bool[B, G, C] keeps what
-    was said, the end included. limits: of ``overlong``, by default C and its last fifth. NaN: not this task."""
+    """The rewards f32[B, G] of the completions tokens i32[B, G, C], of which ``mask`` bool[B, G, C] keeps
+    what was said, the end included. NaN: not this task. For use inside jit.
+
+    limits: of ``overlong``, by default C and its last fifth. UserError for a name that does not exist.
+    """
     check_names(names)
     limits = limits or limits_of(tokens.shape[-1])
 
@@ -231,20 +234,17 @@ def host_score(
     names: Sequence[str],
     completions: Sequence[Sequence[str]],
     clips: Sequence[Clip | None],
+    sizes: Sizes,
     *,
-    keywords_per_clip: int,
-    known: frozenset[bytes] = frozenset(),
     lengths: Sequence[Sequence[int]] | None = None,
     limits: Limits | None = None,
 ) -> dict[str, np.ndarray]:
-    """The same rewards f32[B, G] of decoded completions, for B clips, without JAX.
-
-    keywords_per_clip, known: as in Sizes. lengths: in tokens, and limits: for ``overlong`` alone.
-    """
+    """The same rewards f32[B, G] of decoded completions [B][G], without JAX. lengths: in tokens, and limits:
+    for ``overlong`` alone."""
     check_names(names)
     if "overlong" in names and (lengths is None or limits is None):
         raise UserError("reward 'overlong' needs the completions' lengths in tokens and their limits")
-    wanted = [clip and wanted_of(clip, keywords=keywords_per_clip, known=known) for clip in clips]
+    wanted = [clip and wanted_of(clip, keywords=sizes.keywords, known=sizes.known) for clip in clips]
     out = {name: np.full((len(clips), len(completions[0])), np.nan, np.float32) for name in names}
     for b, g in np.ndindex(len(clips), len(completions[0])):
         if wanted[b]:
@@ -275,6 +275,5 @@ def host_case(text: str, wanted: Wanted, length: int, limits: Limits | None) -> 
 
 
 def combine(scores: Mapping[str, Array], weights: Mapping[str, float]) -> Array:
-    """The weighted sum f32[B, G] of the rewards that count: NaN adds nothing, and 0 is what a row gets for
-    which none counts."""
-    return sum(weights[name] * jnp.where(jnp.isnan(score), 0.0, score) for name, score in scores.items())
+    """The weighted sum f32[B, G] of the rewards that count: NaN adds nothing; 0 where none counts."""
+    return sum(weights[name] * jnp.where(jnp.isnan(x), 0.0, x) for name, x in scores.items())

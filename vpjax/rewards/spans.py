@@ -18,23 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vpjax.rewards.texts import SPACE, is_digit, is_letter, next_true, previous_true
+from vpjax.rewards.texts import SPACE, is_digit, is_letter, last
 from vpjax.rewards.words import fingerprints, host_fingerprint, runs
 from vpjax.types import Array
 
-UNITS, JOINERS = ("s", "sec", "secs", "second", "seconds"), ("to", "and", "until", "till")
-MARKS = "-,"  # that join two numbers too
+UNIT_WORDS, JOIN_WORDS, JOIN_MARKS = "s sec secs second seconds".split(), "to and until till".split(), "-,"
 DIGITS, PARTS = 6, 4  # of a part of a number; hours, minutes, seconds and what follows the point
 
 NUMBER = r"(\d+(?:[.:]\d+)*)"
-SPAN = re.compile(
-    rf"{NUMBER} *(?:(?:{'|'.join(UNITS)})(?![a-z]) *)?(?:(?:{'|'.join(JOINERS)})(?![a-z])|[{MARKS}]) *{NUMBER}".encode(),
-    re.IGNORECASE,
-)
+UNIT, JOIN = (rf"(?:{'|'.join(some)})(?![a-z])" for some in (UNIT_WORDS, JOIN_WORDS))
+SPAN = re.compile(rf"{NUMBER} *(?:{UNIT} *)?(?:{JOIN}|[{JOIN_MARKS}]) *{NUMBER}".encode(), re.IGNORECASE)
 BOX = re.compile(rf"[\[(] *{' *, *'.join([NUMBER] * 4)} *[\])]".encode())
 VALUE = re.compile(
     rf"(?:(?:(\d{{1,{DIGITS}}}):)?(\d{{1,{DIGITS}}}):)?(\d{{1,{DIGITS}}})(?:\.(\d+))?".encode()
 )
+UNITS, JOINERS = ([host_fingerprint(word.encode()) for word in some] for some in (UNIT_WORDS, JOIN_WORDS))
+MARKS = JOIN_MARKS.encode()
 
 
 class Numbers(NamedTuple):
@@ -55,54 +54,56 @@ class Numbers(NamedTuple):
 
 def numbers(b: Array, size: int) -> Numbers:
     """Of the text b u8[N] of at most ``size`` pieces."""
-    n = len(b)
     found = runs(is_letter(b) + 2 * is_digit(b), size)
     start, end, digit = found.start, found.end, found.kind == 2
+    following = jnp.append(start[1:], len(b))
     word = jnp.where(digit, 0, fingerprints(b, found))
-    following = jnp.append(start[1:], n)
-    after, before = next_true(b != SPACE), previous_true(b != SPACE)
 
     def byte(place):
-        return b.at[place].get(mode="fill", fill_value=SPACE)
+        return b.at[place].get(mode="fill", fill_value=SPACE, wrap_negative_indices=False)
 
-    # What stands between a piece and the next: nothing but spaces, or one mark.
-    nothing = after[end] == following
-    mark = jnp.where(after[end] == before[following], byte(after[end]), 0)
+    # What stands between a piece and the next: at most a space, or one mark and spaces.
+    nothing = end + (byte(end) == SPACE) >= following
+    place = end + (byte(end) == SPACE)
+    alone = place + 1 + (byte(place + 1) == SPACE) >= following
+    mark = jnp.where(alone & ~nothing, byte(place), 0)
 
     # Pieces of one number: 1:05.5 is three.
-    def ahead(x, k=1):
-        return jnp.pad(x, (0, k))[k:]
-
-    link = byte(end)
-    tied = digit & ahead(digit) & (following - end == 1) & ((link == ord(".")) | (link == ord(":")))
+    link = jnp.where(following == end + 1, byte(end), 0)
+    tied = digit & jnp.append(digit[1:], False) & one_of(link, b".:")
     begins = digit & ~jnp.pad(tied, (1, 0))[:-1]
-    final = next_true(~tied)[:-1]
-    value = value_of(b, start, end, jnp.where(tied, link, 0))
+    final = lax.cummin(jnp.where(tied, size, jnp.arange(size)), reverse=True)
 
-    def at(x, place, fill=False):
+    def at(x, place, fill=0):
         return x.at[place].get(mode="fill", fill_value=fill)
 
-    # A number, its unit, the joining word, the other number.
-    unit = at(nothing, final) & is_one(at(word, final + 1, 0), UNITS)
+    # A number, its unit, the joining word or mark, the other number.
+    unit = at(nothing, final) & one_of(at(word, final + 1), UNITS)
     tail = final + unit
-    by_word = at(nothing, tail) & is_one(at(word, tail + 1, 0), JOINERS) & at(nothing, tail + 1)
-    by_mark = jnp.isin(at(mark, tail, 0), jnp.array([ord(m) for m in MARKS], jnp.uint8))
-    second = jnp.where(by_word, tail + 2, tail + 1)
-    joins = begins & (by_word | by_mark) & at(begins, second)
-    comma = begins & (at(mark, final, 0) == ord(",")) & at(begins, final + 1)
+    by_word = at(nothing, tail) & one_of(at(word, tail + 1), JOINERS) & at(nothing, tail + 1)
+    second = tail + 1 + by_word
+    joins = begins & (by_word | one_of(at(mark, tail), MARKS)) & at(begins, second)
+    comma = begins & (at(mark, final) == ord(",")) & at(begins, final + 1)
+    before = jnp.where(byte(start - 1) == SPACE, byte(start - 2), byte(start - 1))
+    close = at(end, final, len(b))
+    after = jnp.where(byte(close) == SPACE, byte(close + 1), byte(close))
     return Numbers(
         begins,
-        value,
+        value_of(b, start, end, jnp.where(tied, link, 0)),
         joined=jnp.where(joins, second, size),
         comma=jnp.where(comma, final + 1, size),
-        opened=jnp.isin(byte(before[start]), jnp.array([ord("["), ord("(")], jnp.uint8)),
-        closed=jnp.isin(byte(after[at(end, final, n)]), jnp.array([ord("]"), ord(")")], jnp.uint8)),
+        opened=one_of(before, b"[("),
+        closed=one_of(after, b"])"),
     )
 
 
+def one_of(x: Array, some: Sequence[int]) -> Array:
+    return (x[:, None] == np.array(list(some), x.dtype)).any(-1)
+
+
 def value_of(b: Array, start: Array, end: Array, link: Array) -> Array:
-    """f32[W]: of the number that begins with each piece; NaN where it is none. link u8[W]: what ties a piece of
-    digits to the next, 0: nothing."""
+    """f32[W]: of the number that begins with each piece; NaN where it cannot be read. link u8[W]: what ties a
+    piece of digits to the next, 0: nothing."""
     length = end - start
     part = jnp.zeros(len(start), jnp.float32)
     for k in range(DIGITS):
@@ -132,10 +133,6 @@ def host_value(number: bytes) -> float:
     return 3600 * hours + 60 * minutes + seconds + int(fraction) / 10 ** len(fraction)
 
 
-def is_one(word: Array, of: Sequence[str]) -> Array:
-    return jnp.isin(word, jnp.array([host_fingerprint(w.encode()) for w in of], jnp.uint32))
-
-
 def spans_of(b: Array, size: int, *, only_last: bool) -> Array:
     """The spans f32[W, 2] that a text names, from left to right without overlap, or its last alone; (0, 0)
     where there is none or its numbers are none."""
@@ -143,12 +140,11 @@ def spans_of(b: Array, size: int, *, only_last: bool) -> Array:
     joins = found.joined < size
     # In "1 to 2 to 3" the second pair overlaps: of a chain of pairs every other one counts.
     number = jnp.cumsum(found.begins) - 1
-    latest = previous_true(found.begins)[:-1]
-    behind = joins.at[latest].get(mode="fill", fill_value=False, wrap_negative_indices=False)
-    first = lax.cummax(jnp.where(found.begins & ~behind, number, -1))
+    overlaps = jnp.zeros(size, bool).at[found.joined].set(True, mode="drop")
+    first = lax.cummax(jnp.where(found.begins & ~overlaps, number, -1))
     taken = joins & ((number - first) % 2 == 0)
     if only_last:
-        taken = taken & (jnp.arange(size) == previous_true(taken)[-1])
+        taken = taken & (jnp.arange(size) == last(taken))
     ends = found.value.at[found.joined].get(mode="fill", fill_value=jnp.nan)
     spans = jnp.stack([found.value, ends], axis=-1)
     return jnp.where((taken & jnp.isfinite(spans).all(-1))[:, None], spans, 0.0)
@@ -207,7 +203,7 @@ def host_boxes_of(text: bytes) -> list[tuple[float, ...]]:
 
 
 def box_iou(said: Array, said_count: Array, wanted: Array, wanted_count: Array) -> Array:
-    """Mean IoU of boxes (x0, y0, x1, y1) f32[X, 4], in order; a box that is missing or too much counts as 0."""
+    """Mean IoU of boxes (x0, y0, x1, y1) f32[X, 4], in turn; one that is missing or too many counts as 0."""
     low = jnp.maximum(said[:, :2], wanted[:, :2])
     high = jnp.minimum(said[:, 2:], wanted[:, 2:])
     both = jnp.maximum(high - low, 0).prod(-1)

@@ -1,7 +1,8 @@
 """Completions as text: tokens -> bytes inside jit, the part that answers, tags, the chosen letter.
 
-Every rule has two forms, one on arrays and one, ``host_``, on bytes. Both read ASCII: white space and all bytes
-past 127 are a space, dashes are ``-``. So bytes that are no UTF-8 read as they do once they are decoded.
+Every rule has two forms, one on arrays and one, ``host_``, on bytes. Both read the same ASCII text: a run of
+white space and bytes past 127 is one space, dashes are ``-``. So bytes that are no UTF-8 read as they do once
+they are decoded.
 
 Of one completion: N bytes, right-padded with spaces.
 """
@@ -9,14 +10,13 @@ Of one completion: N bytes, right-padded with spaces.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from vpjax.data.text import Text
 from vpjax.types import Array, UserError
@@ -42,9 +42,9 @@ class ByteTable:
 
 
 def byte_table(tokenizer: Text | Any) -> ByteTable:
-    """The table of a byte-level BPE, as a Text or as transformers' fast tokenizer. UserError for another kind.
+    """The table of a byte-level BPE, a Text or transformers' fast tokenizer. UserError for another kind.
 
-    A run of white space is one space in it and one of another mark is at most two long: no rule reads more,
+    In it a run of white space is one space, and one of another mark is at most two long: no rule reads more,
     and L stays small.
     """
     from tokenizers import decoders
@@ -52,9 +52,9 @@ def byte_table(tokenizer: Text | Any) -> ByteTable:
     tokenizer = tokenizer.tokenizer if isinstance(tokenizer, Text) else tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(getattr(backend, "decoder", None), decoders.ByteLevel):
+        name = getattr(tokenizer, "name_or_path", "")
         raise UserError(
-            f"{getattr(tokenizer, 'name_or_path', '') or 'tokenizer'}: rewards on the device need a byte-level "
-            "BPE, such as Qwen's; use one, or host rewards (my_module:fn)"
+            f"tokenizer {name}: rewards read the tokens of a byte-level BPE, such as Qwen's; use such a model"
         )
     added = tokenizer.added_tokens_decoder
     byte_of = {character: byte for byte, character in byte_characters().items()}
@@ -86,7 +86,7 @@ def byte_characters() -> dict[int, str]:
 
 
 class Reading(NamedTuple):
-    """One completion: its text, the part that answers and the one that tells the evidence's spans, u8[N],
+    """One completion: its text, the part that answers and the one that names the evidence's spans, u8[N],
     spaces elsewhere; its tokens i32[], the end included; the most words and pieces that it can hold."""
 
     text: Array
@@ -99,7 +99,7 @@ class Reading(NamedTuple):
 
 def read(table: ByteTable, tokens: Array, mask: Array) -> Reading:
     """Read the tokens i32[C] that ``mask`` bool[C] keeps. Ids past the table are empty."""
-    text = ascii_of(text_of(table, tokens, mask))
+    text = ascii_of(bytes_of(table, tokens, mask))
     answer = answer_part(text)
     return Reading(
         text,
@@ -111,35 +111,40 @@ def read(table: ByteTable, tokens: Array, mask: Array) -> Reading:
     )
 
 
-def text_of(table: ByteTable, tokens: Array, mask: Array) -> Array:
+def bytes_of(table: ByteTable, tokens: Array, mask: Array) -> Array:
     """The bytes u8[C * L] of the tokens, one after another."""
     rows = jnp.asarray(table.bytes).at[tokens].get(mode="fill", fill_value=SPACE)
-    lengths = jnp.where(mask, jnp.asarray(table.lengths).at[tokens].get(mode="fill", fill_value=0), 0)
-    place = jnp.arange(rows.shape[1])
-    inside = place < lengths[:, None]
-    place = jnp.where(inside, (jnp.cumsum(lengths) - lengths)[:, None] + place, rows.size)
-    return jnp.full(rows.size, SPACE, jnp.uint8).at[place].set(rows, mode="drop")
+    lengths = jnp.asarray(table.lengths).at[tokens].get(mode="fill", fill_value=0)
+    return kept(rows.ravel(), (mask[:, None] & (jnp.arange(rows.shape[1]) < lengths[:, None])).ravel())
+
+
+def kept(b: Array, keep: Array) -> Array:
+    """The bytes u8[N] that ``keep`` bool[N] marks, without gaps."""
+    place = jnp.where(keep, jnp.cumsum(keep) - 1, len(b))
+    return jnp.full_like(b, SPACE).at[place].set(b, mode="drop")
 
 
 def ascii_of(b: Array) -> Array:
+    """The text as all rules read it. No space follows another but at its end."""
     blank = (b > 127) | (b == SPACE) | ((b >= 9) & (b <= 13))
-    dash = functools.reduce(jnp.logical_or, [find(b, dash.encode()) for dash in DASHES])
-    return jnp.where(dash, ord("-"), jnp.where(blank, SPACE, b)).astype(jnp.uint8)
+    dash = find(b, [dash.encode() for dash in DASHES]).any(0)
+    b = jnp.where(dash, ord("-"), jnp.where(blank, SPACE, b)).astype(jnp.uint8)
+    return kept(b, (b != SPACE) | (behind(b) != SPACE))
 
 
 def host_ascii(text: str) -> bytes:
     for dash in DASHES:
         text = text.replace(dash, "-")
-    return re.sub(rb"[\s\x80-\xff]+", b" ", text.encode(errors="surrogatepass"))
+    return re.sub(rb"[\s\x80-\xff]+", b" ", text.encode(errors="surrogatepass")).lstrip()
 
 
 def answer_part(b: Array) -> Array:
     """What answers in a text: what follows the last ``<answer>``, up to the next ``</answer>``; without one,
     what follows the last ``</think>``. A thought that never ended has no answer."""
-    n, (begin, end) = jnp.arange(len(b)), marks(b, THINK)
+    begin, end = marks(b, THINK)
     thinking = begin.any() & ~end.any()
-    rest = jnp.where(~thinking & (n >= last(end) + len(f"</{THINK}>") * end.any()), b, SPACE)
-    return tagged(b, ANSWER, rest.astype(jnp.uint8))
+    start = jnp.where(end.any(), last(end) + len(f"</{THINK}>"), 0)
+    return tagged(b, ANSWER, only(b, ~thinking & (jnp.arange(len(b)) >= start)))
 
 
 def host_answer_part(text: bytes) -> bytes:
@@ -148,11 +153,11 @@ def host_answer_part(text: bytes) -> bytes:
 
 
 def tagged(b: Array, tag: str, default: Array) -> Array:
-    """What follows the last ``<tag>``, up to the next ``</tag>`` or the end; ``default`` where there is none."""
+    """What follows the last ``<tag>``, up to the next ``</tag>`` or the end; without one, ``default``."""
     n, (begin, end) = jnp.arange(len(b)), marks(b, tag)
     start = last(begin) + len(f"<{tag}>")
     inside = (n >= start) & (n < first(end & (n >= start)))
-    return jnp.where(begin.any(), jnp.where(inside, b, SPACE), default).astype(jnp.uint8)
+    return jnp.where(begin.any(), only(b, inside), default)
 
 
 def host_tagged(text: bytes, tag: str, default: bytes) -> bytes:
@@ -160,16 +165,35 @@ def host_tagged(text: bytes, tag: str, default: bytes) -> bytes:
     return rest.partition(f"</{tag}>".encode())[0] if found else default
 
 
+def only(b: Array, inside: Array) -> Array:
+    """``b`` with spaces outside a part."""
+    return jnp.where(inside, b, SPACE).astype(jnp.uint8)
+
+
 def marks(b: Array, tag: str) -> tuple[Array, Array]:
     """Where ``<tag>`` and ``</tag>`` begin, bool[N] each."""
-    return find(b, f"<{tag}>".encode()), find(b, f"</{tag}>".encode())
+    begin, end = find(b, [f"<{tag}>".encode(), f"</{tag}>".encode()])
+    return begin, end
 
 
-def find(b: Array, pattern: bytes) -> Array:
-    """Where ``pattern`` begins, bool[N]."""
-    padded = jnp.pad(b, (0, len(pattern)))
-    hits = [padded[k : k + len(b)] == byte for k, byte in enumerate(pattern)]
-    return functools.reduce(jnp.logical_and, hits)
+def find(b: Array, patterns: Sequence[bytes]) -> Array:
+    """Where each of the patterns begins, bool[len(patterns), N]."""
+    longest = max(map(len, patterns))
+    windows = jnp.stack([ahead(b, k) for k in range(longest)])
+    wanted = np.array([[*pattern, *[0] * (longest - len(pattern))] for pattern in patterns], np.uint8)[
+        ..., None
+    ]
+    return ((windows == wanted) | (wanted == 0)).all(1)
+
+
+def ahead(b: Array, k: int = 1) -> Array:
+    """What stands ``k`` bytes further, spaces past the end."""
+    return jnp.pad(b, (0, k), constant_values=SPACE)[k:]
+
+
+def behind(b: Array, k: int = 1) -> Array:
+    """What stands ``k`` bytes before, spaces before the start."""
+    return jnp.pad(b, (k, 0), constant_values=SPACE)[: len(b)]
 
 
 def first(flags: Array) -> Array:
@@ -182,17 +206,6 @@ def last(flags: Array) -> Array:
     return jnp.where(flags, jnp.arange(len(flags)), -1).max()
 
 
-def next_true(flags: Array) -> Array:
-    """i32[N + 1]: the first True at n or after it, N where there is none."""
-    at = jnp.where(flags, jnp.arange(len(flags)), len(flags))
-    return jnp.append(lax.cummin(at, reverse=True), len(flags))
-
-
-def previous_true(flags: Array) -> Array:
-    """i32[N + 1]: the last True before n, -1 where there is none."""
-    return jnp.concatenate([jnp.array([-1]), lax.cummax(jnp.where(flags, jnp.arange(len(flags)), -1))])
-
-
 def is_digit(b: Array) -> Array:
     return (b >= ord("0")) & (b <= ord("9"))
 
@@ -201,25 +214,26 @@ def is_letter(b: Array) -> Array:
     return ((b | 32) >= ord("a")) & ((b | 32) <= ord("z"))
 
 
+def is_word(b: Array) -> Array:
+    return is_letter(b) | is_digit(b)
+
+
 def chosen(b: Array, choices: Array) -> Array:
     """The place i32[] of the option that an answer u8[N] chooses, -1 where it names none of ``choices``: its
     first capital letter that stands alone and is no article (``A`` that begins a sentence and has a small
     letter next)."""
-    letter = is_letter(b) | is_digit(b)
-    alone = ~jnp.pad(letter, (1, 0))[:-1] & ~jnp.pad(letter, (0, 1))[1:]
-    before, after = previous_true(b != SPACE)[:-1], next_true(b != SPACE)[1:]
-    opens = (before < 0) | ~letter[before]
-    following = b.at[after].get(mode="fill", fill_value=SPACE)
-    spaced = jnp.pad(b, (0, 1), constant_values=SPACE)[1:] == SPACE
-    article = (b == ord("A")) & opens & spaced & (following >= ord("a")) & (following <= ord("z"))
+    alone = ~is_word(behind(b)) & ~is_word(ahead(b))
+    before = jnp.where(behind(b) == SPACE, behind(b, 2), behind(b))
+    small = (ahead(b, 2) >= ord("a")) & (ahead(b, 2) <= ord("z"))
+    article = (b == ord("A")) & ~is_word(before) & (ahead(b) == SPACE) & small
     named = alone & (b >= ord("A")) & (b < ord("A") + choices) & ~article
     return jnp.where(named.any(), b[jnp.argmax(named)].astype(jnp.int32) - ord("A"), -1)
 
 
 def host_chosen(answer: bytes, choices: int) -> int:
     for match in re.finditer(rb"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])", answer):
-        before = answer[: match.start()].rstrip(b" ")[-1:]
-        article = match[0] == b"A" and not before.isalnum() and re.match(rb" +[a-z]", answer[match.end() :])
+        before = answer[: match.start()].rstrip()[-1:]
+        article = match[0] == b"A" and not before.isalnum() and re.match(rb" [a-z]", answer[match.end() :])
         place = match[0][0] - ord("A")
         if place < choices and not article:
             return place
@@ -229,10 +243,10 @@ def host_chosen(answer: bytes, choices: int) -> int:
 def formatted(b: Array) -> Array:
     """1.0 where a text u8[N] is ``<think>..</think> <answer>..</answer>``, each once and not empty, and after
     them at most a ``<glue>..</glue>`` of evidence; white space aside nothing else. Else 0.0."""
-    seen = jnp.pad(jnp.cumsum(b != SPACE), (1, 0))  # bytes before n that are no space
+    n = jnp.arange(len(b))
 
     def holds(start, end):
-        return seen[end] - seen[start] > 0
+        return ((b != SPACE) & (n >= start) & (n < end)).any()
 
     place, good = 0, True
     for tag in (THINK, ANSWER, EVIDENCE):

@@ -1,7 +1,7 @@
 """Rewards that compare words: ROUGE, recall of a caption's content, repetition.
 
-A word is a run of ASCII letters and digits in small letters, as in the ``rouge-score`` package. On the device it
-is a fingerprint, u32 and never 0: two of a thousand words share one in about 1 of 4,000 texts.
+A word is a run of ASCII letters and digits in small letters, as in the ``rouge-score`` package. On the device
+it is a fingerprint, u32 and never 0: two of a thousand words share one in about 1 of 4,000 texts.
 
 Of one completion: W words, of the reference R; 0 where there is none.
 """
@@ -18,25 +18,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vpjax.rewards.texts import is_digit, is_letter, next_true
+from vpjax.rewards.texts import is_letter, is_word
 from vpjax.types import Array
 
-BASE = 0x9E3779B1  # odd; of the fingerprint, a polynomial in it
+BASE = 0x9E3779B1  # of the fingerprint, a polynomial in it; odd, so that it has an inverse
+INVERSE = pow(BASE, -1, 2**32)
 REPEATED = 3  # words: the n-grams whose repetition is punished
-# What says nothing about what happens.
+# They say nothing about what happens.
 STOPWORDS = frozenset(
-    b"a about after again against all also am an and any are as at be because been before being below between "
-    b"both but by can could did do does doing down during each few for from further had has have having he her "
-    b"here hers him his how i if in into is it its itself just me more most my no nor not now of off on once "
-    b"only or other our out over own s same she should so some such t than that the their them then there these "
-    b"they this those through to too under until up very was we were what when where which while who whom why "
-    b"will with would you your".split()
+    b"""
+    a about after again against all also am an and any are as at be because been before being below between
+    both but by can could did do does doing down during each few for from further had has have having he her
+    here hers him his how i if in into is it its itself just me more most my no nor not now of off on once
+    only or other our out over own s same she should so some such t than that the their them then there
+    these they this those through to too under until up very was we were what when where which while who
+    whom why will with would you your
+    """.split()
 )
 
 
 class Runs(NamedTuple):
-    """Where the runs of one kind of byte begin and end, i32[size], N where there is none; kind i32[size], 0:
-    none."""
+    """Where runs of one kind begin and end, i32[size], N where there is none; kind i32[size], 0: none."""
 
     start: Array
     end: Array
@@ -45,21 +47,22 @@ class Runs(NamedTuple):
 
 def runs(kind: Array, size: int) -> Runs:
     """The first ``size`` runs of equal numbers above 0 in ``kind`` i32[N]."""
-    change = kind != jnp.pad(kind, (1, 0))[:-1]
-    start = jnp.nonzero(change & (kind > 0), size=size, fill_value=len(kind))[0]
-    end = next_true(change)[jnp.minimum(start + 1, len(kind))]
+    n, begins = jnp.arange(len(kind)), (kind > 0) & (kind != jnp.pad(kind, (1, 0))[:-1])
+    ends = (kind > 0) & (kind != jnp.pad(kind, (0, 1))[1:])
+    place = jnp.cumsum(begins) - 1
+    none = jnp.full(size, len(kind))
+    start = none.at[jnp.where(begins, place, size)].set(n, mode="drop")
+    end = none.at[jnp.where(ends, place, size)].set(n + 1, mode="drop")
     return Runs(start, end, kind.at[start].get(mode="fill", fill_value=0))
 
 
 def fingerprints(b: Array, found: Runs) -> Array:
     """u32[size] of the runs of ``b`` u8[N], capitals as small letters; 0 where there is no run."""
-    powers = jnp.asarray(powers_of(len(b)))
-    # A byte's place in its run, from the run's start, which is the latest one.
-    starts = jnp.zeros(len(b), jnp.int32).at[found.start].set(found.start, mode="drop")
-    place = jnp.arange(len(b)) - lax.cummax(starts)
     small = jnp.where(is_letter(b), b | 32, b).astype(jnp.uint32)
-    total = jnp.pad(jnp.cumsum(small * powers[place], dtype=jnp.uint32), (1, 0))
-    return jnp.where(found.kind > 0, mixed(total[found.end] - total[found.start]), 0)
+    total = jnp.pad(jnp.cumsum(small * powers_of(BASE, len(b)), dtype=jnp.uint32), (1, 0))
+    # The powers count from the text's start: those before the run are divided away.
+    run = (total[found.end] - total[found.start]) * jnp.asarray(powers_of(INVERSE, len(b) + 1))[found.start]
+    return jnp.where(found.kind > 0, mixed(run), 0)
 
 
 def mixed(x: Array) -> Array:
@@ -69,8 +72,8 @@ def mixed(x: Array) -> Array:
     return (x ^ (x >> 16)) | np.uint32(1)
 
 
-def powers_of(count: int) -> np.ndarray:
-    factors = np.full(count, BASE, np.uint32)
+def powers_of(base: int, count: int) -> np.ndarray:
+    factors = np.full(count, base, np.uint32)
     factors[:1] = 1
     return np.multiply.accumulate(factors, dtype=np.uint32)
 
@@ -78,12 +81,12 @@ def powers_of(count: int) -> np.ndarray:
 @functools.lru_cache(2**16)
 def host_fingerprint(word: bytes) -> int:
     letters = np.frombuffer(word, np.uint8)
-    return int(mixed((letters * powers_of(len(word))).sum(dtype=np.uint32, keepdims=True))[0])
+    return int(mixed((letters * powers_of(BASE, len(word))).sum(dtype=np.uint32, keepdims=True))[0])
 
 
 def words_of(b: Array, size: int) -> Array:
     """The fingerprints u32[size] of the words of ``b`` u8[N]."""
-    return fingerprints(b, runs((is_letter(b) | is_digit(b)).astype(jnp.int32), size))
+    return fingerprints(b, runs(is_word(b).astype(jnp.int32), size))
 
 
 def host_words_of(text: bytes) -> list[bytes]:
@@ -112,7 +115,7 @@ def host_rouge_l(said: Sequence[bytes], wanted: Sequence[bytes]) -> float:
 
 
 def rouge_n(said: Array, wanted: Array, n: int) -> Array:
-    """F1 of the n-grams of words u32[W] and u32[R], each counted at most as often as in the other (ROUGE-N)."""
+    """F1 of the n-grams of words u32[W] and u32[R], each shared as often as it stands in both (ROUGE-N)."""
     said, wanted = grams(said, n), grams(wanted, n)
     return f1(shared(said, wanted).sum(), count(said), count(wanted))
 
@@ -123,8 +126,8 @@ def host_rouge_n(said: Sequence[bytes], wanted: Sequence[bytes], n: int) -> floa
 
 
 def content_recall(said: Array, wanted: Array) -> Array:
-    """The share of the words wanted u32[R] that are said u32[W], each as often as it is wanted; NaN where none
-    is wanted."""
+    """The share of the words wanted u32[R] that are said u32[W], each as often as it is wanted; NaN where
+    none is wanted."""
     return shared(said, wanted).sum() / jnp.where(count(wanted) > 0, count(wanted), jnp.nan)
 
 

@@ -1,0 +1,118 @@
+"""The scorer that asks the model: against transformers on really replaced pixels, and worked by hand."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from vpjax import self_scorer
+from vpjax.data.rows import prompt_row
+from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.video import Video
+from vpjax.models.hf import load_pretrained
+from vpjax.types import Clip, Keyword
+
+SLOTS = 5
+ANSWER = "A cup tips over and falls."
+KEYWORD = Keyword("tips over", "tip over")
+CLIP = Clip("a", "a.mp4", "What happens?", ANSWER, (KEYWORD,))
+VIDEO = Video(
+    np.random.default_rng(0).integers(0, 256, (2 * SLOTS, 56, 56, 3), np.uint8),
+    np.arange(2 * SLOTS) / 4,
+    0.25,
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Ours, theirs and the tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    train_tokenizer([ANSWER, CLIP.question], folder, 400)
+    text = Text.load(folder)
+    raw = copy.deepcopy(tiny.MODELS["tied"])
+    raw |= dict(image_token_id=text.image_pad, video_token_id=text.video_pad)
+    raw["text_config"] |= dict(vocab_size=400)
+    raw["vision_config"] |= dict(tokens_per_second=4)
+    return load_pretrained(tiny.write_checkpoint(folder, raw)), tiny.torch_model(raw), text
+
+
+@torch.no_grad()
+def their_logprob(model, row, frames, answer, said):
+    """log p of the answer's tokens ``said``, by transformers."""
+    ids = np.concatenate([row.prompt, answer])
+    after = row.positions.max() + 1 + np.arange(len(answer))
+    positions = np.concatenate([row.positions, np.repeat(after[None], 3, axis=0)], axis=1)
+    model.model.rope_deltas = None
+    logits = model(
+        input_ids=torch.tensor(ids[None], dtype=torch.int64),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+        position_ids=torch.tensor(positions[:, None], dtype=torch.int64),
+        mm_token_type_ids=torch.tensor((ids == model.config.video_token_id)[None] * 2),
+        pixel_values_videos=tiny.patches(frames),
+        video_grid_thw=torch.tensor([[len(frames) // 2, 4, 4]]),
+    ).logits[0]
+    logprobs = torch.log_softmax(logits[len(row.prompt) - 1 : -1], dim=-1)
+    return sum(float(logprobs[c, answer[c]]) for c in said)
+
+
+def replaced(*sources):
+    """The frames of VIDEO with slot s showing slot sources[s]."""
+    slots = VIDEO.frames.reshape(SLOTS, 2, 56, 56, 3)
+    return slots[list(sources)].reshape(VIDEO.frames.shape)
+
+
+@pytest.mark.parametrize("keyword", [KEYWORD, Keyword("unsaid", "unsaid")])
+def test_scores_are_drops_on_replaced_pixels(models, keyword):
+    ours, theirs, text = models
+    row, answer = prompt_row(text.chat(CLIP.question), VIDEO, ours.config), text.answer(ANSWER)
+    said = [c for c in range(len(answer)) if text.decode(answer[c : c + 1]).strip() in ("tips", "over")]
+    assert text.decode(answer[said]) == " tips over"
+    if keyword is not KEYWORD:  # the whole answer, its end included
+        said = range(len(answer))
+
+    def drop(*sources):
+        whole, degraded = VIDEO.frames, replaced(*sources)
+        return np.subtract(*(their_logprob(theirs, row, f, answer, said) for f in (whole, degraded)))
+
+    one = [
+        drop(1, 1, 2, 3, 4),
+        drop(0, 0, 2, 3, 4),
+        drop(0, 1, 1, 3, 4),
+        drop(0, 1, 2, 2, 4),
+        drop(0, 1, 2, 3, 3),
+    ]
+    two = [drop(2, 2, 2, 3, 4), drop(0, 0, 3, 3, 4), drop(0, 1, 1, 4, 4), drop(0, 1, 2, 2, 2)]
+    expected = [
+        max(one[0], two[0] - one[1]),
+        max(one[1], two[0] - one[0], two[1] - one[2]),
+        max(one[2], two[1] - one[1], two[2] - one[3]),
+        max(one[3], two[2] - one[2], two[3] - one[4]),
+        max(one[4], two[3] - one[3]),
+    ]
+    scores = self_scorer.self_scorer(ours, text)(VIDEO, CLIP, keyword)
+    assert scores.shape == (2 * SLOTS,) and np.std(expected) > 0.1
+    np.testing.assert_allclose(scores, np.repeat(expected, 2), atol=1e-3)  # of log p near -10 in float32
+
+
+def test_the_video_is_encoded_once(models, monkeypatch):
+    ours, _, text = models
+    calls = []
+    encode = type(ours).encode
+    monkeypatch.setattr(type(ours), "encode", lambda *args: calls.append(1) or encode(*args))
+    longer = dataclasses.replace(
+        CLIP, answer="A cup falls and a cup tips over and a cup tips over and falls."
+    )
+    scorer = self_scorer.self_scorer(ours, text)
+    scorer(VIDEO, longer, KEYWORD)  # another length: a program of its own
+    assert len(calls) == 1
+    scorer(VIDEO, longer, Keyword("falls", "fall"))
+    assert len(calls) == 1  # and the same program again
+
+
+def test_an_image_has_no_other_slot(models):
+    ours, _, text = models
+    image = Video(VIDEO.frames[:2], np.zeros(2))
+    assert self_scorer.self_scorer(ours, text)(image, CLIP, KEYWORD).tolist() == [0.0, 0.0]
