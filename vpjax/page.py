@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from vpjax.data.video import IMAGES, Sampling, read_frames, read_image
 from vpjax.results import interval, label, per_cent, remarks
 from vpjax.types import Clip, UserError
 
+TEMPLATE = Path(__file__).with_suffix(".html")
 SAMPLES = 6  # rows of either kind, right and wrong, under the first control
 STRIP, PIXELS = 16, 112 * 112  # frames of a sample and pixels of each at most
 
@@ -29,7 +29,7 @@ def write_page(
     its row without frames."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= dict(per_cent=per_cent, interval=interval)
-    template = environment.from_string(importlib.resources.files("vpjax").joinpath("page.html").read_text())
+    template = environment.from_string(TEMPLATE.read_text())
     controls = {name: x for name, x in results["controls"].items() if x["rows"]}
     first = next(iter(controls.values()))
     html = template.render(
