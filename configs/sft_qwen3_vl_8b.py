@@ -12,10 +12,37 @@ them. Not measured yet: no accelerator has run it.
 
 from configs import sft_qwen2_5_vl_7b
 
+# What of its config.json gives shapes.
+SIZES = dict(
+    model_type="qwen3_vl",
+    tie_word_embeddings=False,
+    text_config=dict(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=12288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[24, 20, 20]),
+    ),
+    vision_config=dict(
+        depth=27,
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_heads=16,
+        out_hidden_size=4096,
+        patch_size=16,
+        num_position_embeddings=2304,
+        deepstack_visual_indexes=[8, 16, 24],
+    ),
+)
+
 
 def get_config():
     c = sft_qwen2_5_vl_7b.get_config()
     c.init_from = "/path/to/Qwen3-VL-8B-Instruct"
+    c.model = SIZES  # for vpjax.plan, where that folder is not at hand
     c.data.min_pixels = 128 * 32 * 32  # 128 to 256 tokens of a slot, as there: here a token is 32 x 32 pixels
     c.data.max_pixels = 256 * 32 * 32
     c.optim.freeze = ("vision.patch_embed*", "vision.positions", "vision.blocks*")

@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
-from configs.sft_qwen2_5_vl_7b import SIZES
+from configs import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from tests import joint, tiny
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves
 from vpjax.sft import init_heads
@@ -27,31 +27,14 @@ def mesh_of(data, fsdp, tensor, *, real=True):
     return make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
 
 
-# The same of Qwen3-VL-8B-Instruct.
-QWEN3_8B = dict(
-    model_type="qwen3_vl",
-    text_config=dict(
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        rope_parameters=dict(rope_type="default", rope_theta=5e6, mrope_section=[24, 20, 20]),
-    ),
-    vision_config=dict(out_hidden_size=4096),
-    tie_word_embeddings=False,
-)
-
-
 @functools.cache
 def qwen():
-    return leaves(abstract_model(VLMConfig.from_hf(SIZES)))
+    return leaves(abstract_model(VLMConfig.from_hf(sft_qwen2_5_vl_7b.SIZES)))
 
 
 @functools.cache
 def qwen3():
-    return leaves(abstract_model(VLMConfig.from_hf(QWEN3_8B)))
+    return leaves(abstract_model(VLMConfig.from_hf(sft_qwen3_vl_8b.SIZES)))
 
 
 @pytest.mark.parametrize(
