@@ -191,6 +191,8 @@ def with_key_frames(
             latest = scorer(video, clip, keyword)
         spans, confidence = runs(latest, video.times, cap=options.cap)
         scores.append(latest)
+        # A run lasts as long as its last frame usually would, which the end of the file may cut short.
+        spans = tuple((start, min(end, info.duration)) for start, end in spans)
         found.append(dataclasses.replace(keyword, spans=spans))
         confidences.append(confidence)
     if not keywords:
