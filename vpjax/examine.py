@@ -212,9 +212,9 @@ def caption_of(clip: Clip) -> str:
     if clip.task == "grounding":
         return clip.question
     letter = letter_of(clip.answer)
-    if clip.choices and letter:
-        option = clip.choices[ord(letter) - ord("A")]
-        return OPTION.sub("", option)
+    for place, option in enumerate(clip.choices):
+        if letter == chr(ord("A") + place):
+            return OPTION.sub("", option)
     said = ANSWER.search(clip.answer)
     return said[1] if said else clip.answer
 
