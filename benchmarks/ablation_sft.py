@@ -16,10 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +26,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment
 from configs import sft as recipe
 from vpjax import heldout, sft
@@ -39,12 +37,13 @@ from vpjax.data.video import Sampling, read_frames
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
 from vpjax.self_scorer import self_scorer
 from vpjax.sharding import make_mesh, put_batch
+from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import create_state
-from vpjax.train import initial_params, prepare_model, read_split
 from vpjax.types import Clip
 
+PLAIN = "LM only"
 ROWS = {
-    "LM only": {"contrast.weight": 0.0},
+    PLAIN: {"contrast.weight": 0.0},
     "+ contrast, in-batch negatives only": {"contrast.negatives": ("batch",)},
     "+ contrast with V~": {},
     "+ contrast, random slots replaced": {"data.replacement": "random"},
@@ -67,7 +66,6 @@ COLUMNS = {
     "single": "event/single",
     "no video": "event/blind",
 }
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
 
 
 def found_by(scorer: scorers.Scorer, clips: Sequence[Clip], sampling: Sampling) -> tuple[list[Clip], int]:
@@ -114,29 +112,6 @@ def train(
     return rebuild(abstract_model(model_config), trained), costs
 
 
-def interval(values: Sequence[float]) -> str:
-    """Mean and half a 95 % interval over seeds."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):.3f} ± {half:.3f}"
-
-
-def table(results: dict[str, list[dict]]) -> list[str]:
-    lines = [
-        "| row | " + " | ".join(COLUMNS) + " | s/step | all, minus LM only |",
-        "|---" * (len(COLUMNS) + 3) + "|",
-    ]
-    plain = results.get("LM only", [])
-    for name, runs in results.items():
-        cells = [interval([one[metric] for one in runs]) for metric in COLUMNS.values()]
-        cells.append(f"{statistics.mean(one['seconds per step'] for one in runs):.3f}")
-        pairs = zip(runs, plain, strict=False)
-        cells.append(interval([a["event/none"] - b["event/none"] for a, b in pairs]) if plain else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=", ".join(f"{k}={v}" for k, v in QUICK.items()))
@@ -150,41 +125,33 @@ def main() -> None:
     if args.quick:
         vars(args).update(QUICK)
     settings = {name: getattr(args, name) for name in QUICK if name != "seeds"}
-    log = args.out.with_suffix(".jsonl") if args.out else None
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
-
     config = configure({}, 0, args)
     clips = read_split(config, "train", "events")
     asked = read_split(config, "heldout", "events")
-    results: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as folder:
         # Rows and seeds share programs: compile each once.
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         model_config, text = prepare_model(config, Path(folder), clips)
-        for seed in args.seeds:
-            plain = None  # the LM-only model of this seed
-            for name, row in ((name, ROWS[name]) for name in args.rows):
-                key = {"row": name, "seed": seed, **settings}
-                record = next((one for one in done if key.items() <= one.items()), None)
-                if record is None:
-                    mine, overlap = clips, {}
-                    if "found" in row:
-                        scorer = scorers.motion_scorer
-                        if row["found"] == "self":
-                            alone = configure(ROWS["LM only"], seed, args)
-                            plain = plain or train(alone, clips, model_config, text)[0]
-                            scorer = self_scorer(plain, text)
-                        mine, hits = found_by(scorer, clips, Sampling(config.data.frames))
-                        overlap = {"overlap": hits / len(clips)}
-                    model, costs = train(configure(row, seed, args), mine, model_config, text)
-                    plain = model if name == "LM only" else plain
-                    result = heldout.evaluate(model, text, asked, config.data, controls=CONTROLS)
-                    record = key | result.metrics() | costs | overlap
-                    if log:
-                        with log.open("a") as file:
-                            file.write(json.dumps(record) + "\n")
-                results.setdefault(name, []).append(record)
-                print(f"seed {seed}, {name}: {record['event/none']:.3f}", file=sys.stderr, flush=True)
+        plain: dict[int, VideoLM] = {}  # the LM-only model of each seed, which the self scorer asks
+
+        def one(name: str, seed: int) -> dict:
+            row, mine, overlap = ROWS[name], clips, {}
+            if "found" in row:
+                scorer = scorers.motion_scorer
+                if row["found"] == "self":
+                    if seed not in plain:
+                        plain[seed] = train(configure(ROWS[PLAIN], seed, args), clips, model_config, text)[0]
+                    scorer = self_scorer(plain[seed], text)
+                mine, hits = found_by(scorer, clips, Sampling(config.data.frames))
+                overlap = {"overlap": hits / len(clips)}
+            model, costs = train(configure(row, seed, args), mine, model_config, text)
+            if name == PLAIN:
+                plain[seed] = model
+            result = heldout.evaluate(model, text, asked, config.data, controls=CONTROLS)
+            return result.metrics() | costs | overlap
+
+        log = args.out.with_suffix(".jsonl") if args.out else None
+        results = repeat(args.rows, args.seeds, settings, one, log)
 
     lines = [
         "# SFT ablation on event clips",
@@ -198,7 +165,7 @@ def main() -> None:
             if (overlaps := [run["overlap"] for run in runs if "overlap" in run])
         ),
         "",
-        *table(results),
+        *table(results, COLUMNS, PLAIN),
     ]
     print("\n".join(lines))
     if args.out:

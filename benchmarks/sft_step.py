@@ -94,9 +94,9 @@ def make_batch(model: VideoLM, rows: int) -> Batch:
 
 def all_logits(model: VideoLM, heads, batch: Batch) -> jax.Array:
     prompt, suffix = batch.prompt.shape[1], batch.suffix.shape[1]
-    x = model.embed_prompt(model.encode(batch.frames), batch.prompt, batch.visual)
+    x, deep = model.embed_prompt(model.encode(batch.frames), batch.prompt, batch.visual)
     x = jnp.concatenate([x, model.embed_tokens(batch.suffix)], axis=1)
-    h = model.decoder.run(x, batch.positions, Layout(prompt, 1, suffix), batch.prompt_valid)
+    h = model.decoder.run(x, batch.positions, Layout(prompt, 1, suffix), batch.prompt_valid, deep=deep)
     logits = (model.decoder.norm(h) @ model.unembed.T)[:, :-1]
     labels = jnp.concatenate([batch.prompt, batch.suffix], axis=1)[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)

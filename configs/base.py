@@ -14,23 +14,26 @@ from vpjax.data.events import EventSpec
 def get_config() -> ConfigDict:
     c = ConfigDict()
 
+    c.method = "sft"  # "sft": the joint loss on answers; "grpo": rollouts, rewards, policy update
     c.seed = 0  # data order, initial weights and random replacement are folds of (seed, step, role)
     c.steps = 1000  # optimizer updates of the whole run; the learning rate's schedule ends here
     c.batch = 32  # clips per update, over all devices and processes
     c.accumulate = 1  # micro-batches per update; exact, so only memory and time change
 
-    # The model. init: a Hugging Face folder with weights, or "" = from scratch with the sizes of `model`, a
-    # Hugging Face config.json as a dict (its tokenizer is trained on the run's texts; token ids are filled
-    # in).
-    c.init = ""
-    c.model = ConfigDict()  # read where init is ""
+    # The model. init_from: the work directory of a run, a Hugging Face folder with weights, or "" = from
+    # scratch with the sizes of `model`, a Hugging Face config.json as a dict (its tokenizer is trained on the
+    # run's texts; token ids are filled in).
+    c.init_from = ""
+    c.model = ConfigDict()  # read where init_from is ""
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; parameters and optimizer stay float32
+    c.attention = "auto"  # of whole sequences: auto (what the platform has), xla, splash (TPU) or cudnn (GPU)
     c.remat = False  # recompute each layer in the backward pass: less memory, about a third more time
 
     c.data = data = ConfigDict()
     data.train = "events"  # a file of clips (.jsonl or .array_record), or "events": the built-in event clips
     data.heldout = "events"  # likewise, evaluated when the run ends; "" = no evaluation
     data.videos = ""  # the root of relative video paths; "" = the clips file's own folder
+    data.instructions = ConfigDict()  # text put after the question of clips by task, as dict(choice="...")
     data.cache = ""  # folder of decoded frames and built-in clips; "" = ~/.cache/vpjax
     data.cache_gb = 20.0  # decoded frames beyond this size are decoded again instead of kept
     data.frames = 16  # frames per clip, uniform over its span; 0 = take `fps`
@@ -38,6 +41,7 @@ def get_config() -> ConfigDict:
     data.min_pixels = 56 * 56  # of a frame after resizing by Hugging Face's smart_resize, as is max_pixels
     data.max_pixels = 448 * 448
     data.max_side = 8192  # of a file in pixels; a larger one cannot be used (it may be damaged)
+    data.tfio_python = ""  # a Python with tensorflow-io (requirements-tfio.txt) that decodes; "" = PyAV
     data.length_multiple = 16  # prompts and answers are padded up to a multiple of this many tokens
     data.max_prompt = 4096  # tokens, visual ones included; a longer clip is rejected and counted
     data.max_answer = 512  # tokens; likewise
@@ -77,6 +81,44 @@ def get_config() -> ConfigDict:
     contrast.tau = 0.07  # first value of the learned temperature (ours), which stays inside tau_range
     contrast.tau_range = (0.01, 0.5)
     contrast.negatives = ("batch", "degraded", "windows")  # other keywords, V~, other times (ours)
+
+    c.grpo = grpo = (
+        ConfigDict()
+    )  # rollouts on V and V~ and the policy's update; read by configs/grpo*.py's runs
+    # Rewards by name: the weight of one of vpjax/rewards' own, "my_module:fn" for a function of yours (lists
+    # of completions and clips in, a list of numbers out), or ("my_module:fn", weight).
+    grpo.rewards = ConfigDict()
+    grpo.show_every = 50  # steps between pages of sample rollouts in <workdir>/rollouts/
+    grpo.groups = 8  # G: completions per prompt on the whole video, at least 2
+    grpo.degraded = 4  # completions per prompt on V~; 0 = none, for relative kinds that need none (ours)
+    grpo.temperature = 1.0  # of sampling, and of the log-probabilities that are trained
+    grpo.top_p = 1.0  # share of the probability that is sampled from; shapes the rollouts only, as does top_k
+    grpo.top_k = 0  # likeliest tokens that are sampled from; 0 = all
+    grpo.max_new = 64  # C: tokens of a completion at most
+    grpo.scale = "group"  # rewards are divided by the std of their "group" (GRPO), of the "batch", or "none"
+    grpo.aggregation = (
+        "dapo"  # mean of the loss over "dapo" all tokens, "grpo" completions, "dr_grpo" a constant
+    )
+    # length; "gspo" = "grpo" with one ratio per completion (its eps are some 1000 times smaller)
+    grpo.eps_low = 0.2  # the ratio to the old policy is clipped to [1 - eps_low, 1 + eps_high]
+    grpo.eps_high = 0.28  # higher than eps_low (DAPO): unlikely tokens may gain
+    grpo.beta = 0.0  # weight of the KL to the frozen first policy; 0 = none is held
+    grpo.num_iterations = 1  # updates per rollout; from the second on, the clip holds back
+    grpo.mask_truncated = False  # leave out completions that max_new cut off
+    grpo.train_on_degraded = False  # also train on the rollouts on V~, in groups of their own
+
+    # What V~ changes. Fields below `kind` are read by the kinds that they name.
+    grpo.relative = rel = ConfigDict()
+    rel.kind = "gate"  # gate, likelihood, token, keyword_winrate, winrate, hinge (ours), tgrpo or none
+    rel.w0 = 0.25  # gate: weight of a prompt that V~ answers as well as V
+    rel.margin = 0.2  # gate, winrates, hinge: by how much reward (or recall) V must be ahead of V~
+    rel.scale = 0.1  # gate: width of the step from w0 to 1, in reward
+    rel.hard = False  # gate: w0 or 1, nothing between
+    rel.lam = 0.5  # size of the term of likelihood, token, winrates and hinge
+    rel.clip = 1.0  # likelihood, token: largest gap that counts, in nats; hinge: in reward
+    rel.threshold = 0.1  # likelihood, tgrpo: rewards above it are right answers (Video-R1)
+    rel.mu = 0.8  # tgrpo: V must reach this share of V~'s mean reward (Video-R1)
+    rel.alpha = 0.3  # tgrpo: its bonus (Video-R1)
 
     c.loss = loss = ConfigDict()
     loss.chunk = 128  # answer tokens whose logits are held at once

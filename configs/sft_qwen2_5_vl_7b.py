@@ -1,7 +1,7 @@
 """SFT with the joint loss of Qwen2.5-VL-7B on your own clips.
 
     python -m vpjax.train --config configs/sft_qwen2_5_vl_7b.py --workdir runs/7b \\
-        --config.init=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
+        --config.init_from=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
 
 What it does: one pass of the usual size over annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames
 per second, the vision tower frozen, its merger trained at a tenth of the decoder's learning rate.
@@ -11,10 +11,29 @@ them. Not measured yet: no accelerator has run it.
 
 from configs import base
 
+# What of its config.json gives shapes.
+SIZES = dict(
+    model_type="qwen2_5_vl",
+    tie_word_embeddings=False,
+    text_config=dict(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
+    ),
+    vision_config=dict(
+        depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584, patch_size=14
+    ),
+)
+
 
 def get_config():
     c = base.get_config()
-    c.init = "/path/to/Qwen2.5-VL-7B-Instruct"
+    c.init_from = "/path/to/Qwen2.5-VL-7B-Instruct"
+    c.model = SIZES  # for vpjax.plan, where that folder is not at hand
     c.steps = 2000
     c.batch = 64
     c.dtype = "bfloat16"

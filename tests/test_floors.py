@@ -15,10 +15,10 @@ FILES = {str(path.relative_to(ROOT / "vpjax")): path for path in sorted((ROOT / 
 # A file imports only from its own floor and those below.
 FLOORS = (
     r"__init__.py|.*/__init__.py|types.py|ops/.*",
-    r"sharding.py|models/.*|data/.*|losses.py",
-    r"state.py|checkpoint.py|settings.py|generate.py|writer.py",
-    r"sft.py|heldout.py|self_scorer.py|examine.py|parts.py|report.py",
-    r"cli.py|train.py|predict.py|build.py",
+    r"sharding.py|compiled.py|models/.*|data/.*|losses.py|relative.py|policy.py|rewards/.*",
+    r"state.py|update.py|checkpoint.py|settings.py|generate.py|writer.py",
+    r"sft.py|grpo.py|judging.py|start.py|heldout.py|self_scorer.py|examine.py|parts.py|report.py",
+    r"cli.py|processes.py|train.py|predict.py|build.py|plan.py",
 )
 
 

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
 from tests.tiny import Row
@@ -23,13 +22,13 @@ from vpjax.models.hf import load_pretrained
 STEPS = 64
 KEY = jax.random.key(0)
 NEW = 12
-VIDEO = tiny.batch([Row(slots=2, before=2, seconds=0.5), Row(slots=4, after=7)], prompt=80, suffix=NEW)
+ROWS = [Row(slots=2, before=2, seconds=0.5), Row(slots=4, after=7)]
 SAMPLED = dict(groups=4, temperature=0.7)  # the same in most tests: compiled once
 
 
 @functools.cache
 def _pair(folder):
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = tiny.reference(folder)
     theirs.generation_config.eos_token_id = None
     return load_pretrained(folder), theirs
 
@@ -40,9 +39,19 @@ def pair(request, checkpoint):
     return _pair(checkpoint(request.param))
 
 
+@pytest.fixture(params=tiny.ONE_OF_EACH)
+def both(request, checkpoint):
+    """Our model of each family and a batch of two videos."""
+    model = _pair(checkpoint(request.param))[0]
+    return model, tiny.batch(ROWS, model.config.family, prompt=90, suffix=NEW)
+
+
 @pytest.fixture
 def model(checkpoint):
     return _pair(checkpoint("tied"))[0]
+
+
+VIDEO = tiny.batch(ROWS, prompt=90, suffix=NEW)
 
 
 def run(model, batch, key=KEY, *, max_new=NEW, eos=(), **options):
@@ -69,8 +78,9 @@ def full_logits(model, batch):
 def test_greedy_is_transformers_generate(pair):
     """After text and after one image, transformers' own positions are ours, and nothing is handed over."""
     ours, theirs = pair
-    batch = tiny.batch([Row(after=9), Row(slots=1, image=True), Row(after=5)], suffix=0)
-    inputs = tiny.reference_inputs(batch)
+    family = ours.config.family
+    batch = tiny.batch([Row(after=9), Row(slots=1, image=True), Row(after=5)], family, suffix=0)
+    inputs = tiny.reference_inputs(batch, family)
     del inputs["position_ids"]
     theirs.model.rope_deltas = None
     expected = theirs.generate(**inputs, do_sample=False, max_new_tokens=STEPS)[:, -STEPS:]
@@ -80,14 +90,14 @@ def test_greedy_is_transformers_generate(pair):
 
 
 def test_greedy_after_videos_is_transformers(pair):
-    """transformers' generate goes on at another position after a video, so its forward is given ours: that
-    each of our tokens is the best of its logits given those before makes them its greedy tokens."""
+    """transformers' generate goes on at another position after a Qwen2.5-VL video, so its forward is given
+    ours: that each of our tokens is the best of its logits after those before makes them its greedy ones."""
     ours, theirs = pair
-    rows = [Row(slots=2, before=2, seconds=0.5), Row(slots=4, after=7), Row(after=4)]
-    batch = tiny.batch(rows, suffix=0)
+    family, rows = ours.config.family, [*ROWS, Row(after=4)]
+    batch = tiny.batch(rows, family, suffix=0)
     got = run(ours, batch, max_new=STEPS)
     tokens = got.tokens[:, 0]
-    inputs = tiny.reference_inputs(batch)
+    inputs = tiny.reference_inputs(batch, family)
     theirs.model.rope_deltas = None
     with torch.no_grad():
         prefill = theirs(**inputs, use_cache=True)
@@ -95,7 +105,7 @@ def test_greedy_after_videos_is_transformers(pair):
             input_ids=torch.tensor(tokens[:, :-1]),
             attention_mask=torch.nn.functional.pad(inputs["attention_mask"], (0, STEPS - 1), value=1),
             position_ids=torch.tensor(
-                tiny.batch(rows, suffix=STEPS).positions[:, :, -STEPS:-1].swapaxes(0, 1)
+                tiny.batch(rows, family, suffix=STEPS).positions[:, :, -STEPS:-1].swapaxes(0, 1)
             ),
             past_key_values=prefill.past_key_values,
         )
@@ -106,29 +116,32 @@ def test_greedy_after_videos_is_transformers(pair):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_cached_decoding_is_the_full_forward(model, temperature):
-    got = run(model, VIDEO, groups=4, temperature=temperature)
-    logits = np.asarray(full_logits(model, dataclasses.replace(VIDEO, suffix=got.tokens)))
+def test_cached_decoding_is_the_full_forward(both, temperature):
+    model, video = both
+    got = run(model, video, groups=4, temperature=temperature)
+    logits = np.asarray(full_logits(model, dataclasses.replace(video, suffix=got.tokens)))
     expected = pick(log_softmax(logits / (temperature or 1.0)), got.tokens)
     np.testing.assert_allclose(got.logprobs, expected, atol=1e-5)
 
 
-def test_a_shared_prefix_is_the_repeated_prompt(model):
-    got = run(model, VIDEO, **SAMPLED)
-    repeated = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), dataclasses.replace(VIDEO, suffix=None))
+def test_a_shared_prefix_is_the_repeated_prompt(both):
+    model, video = both
+    got = run(model, video, **SAMPLED)
+    repeated = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), dataclasses.replace(video, suffix=None))
     repeated.suffix = got.tokens.reshape(8, NEW)
     logits = np.asarray(full_logits(model, repeated))[:, 0] / SAMPLED["temperature"]
     np.testing.assert_allclose(
         got.logprobs.reshape(8, NEW), pick(log_softmax(logits), repeated.suffix), atol=1e-5
     )
-    greedy = run(model, VIDEO, groups=4)
+    greedy = run(model, video, groups=4)
     np.testing.assert_array_equal(greedy.tokens.reshape(8, NEW), run(model, repeated).tokens[:, 0])
 
 
-def test_given_features_are_the_encoded_frames(model):
-    blank = dataclasses.replace(VIDEO, frames=np.zeros_like(VIDEO.frames))
-    features = jax.jit(lambda model: model.encode(VIDEO.frames))(model)
-    expected, got = run(model, VIDEO), run(model, blank, features=features)
+def test_given_features_are_the_encoded_frames(both):
+    model, video = both
+    blank = dataclasses.replace(video, frames=np.zeros_like(video.frames))
+    features = jax.jit(lambda model: model.encode(video.frames))(model)
+    expected, got = run(model, video), run(model, blank, features=features)
     np.testing.assert_array_equal(got.tokens, expected.tokens)
     assert (run(model, blank).tokens != expected.tokens).any()
 

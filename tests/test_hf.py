@@ -16,8 +16,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
 from vpjax.models import hf, vlm
+from vpjax.models.config import FAMILIES, VLMConfig
 from vpjax.models.hf import load_pretrained, read_config, save_pretrained
-from vpjax.models.vlm import VLMConfig, leaves
+from vpjax.models.vlm import leaves
 from vpjax.sharding import make_mesh, spec_of
 from vpjax.types import UserError
 
@@ -49,8 +50,22 @@ def renamed(tensors):
         tensors[new] = tensors.pop(key)
 
 
+def of_the_hub(config):
+    """A ``config.json`` of transformers 5 as the folders on the hub have it."""
+    return flat(config) if config["model_type"] == "qwen2_5_vl" else nested(config)
+
+
+def nested(config):
+    text = {k: v for k, v in config["text_config"].items() if k != "rope_parameters"}
+    rope = config["text_config"]["rope_parameters"]
+    scaling = {"mrope_interleaved": True, "mrope_section": rope["mrope_section"], "rope_type": "default"}
+    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling}
+    vision = {**config["vision_config"], "model_type": "qwen3_vl"}
+    del vision["rope_parameters"]
+    return {**config, "text_config": text, "vision_config": vision}
+
+
 def flat(config):
-    """A nested ``config.json`` as the folders on the hub have it."""
     text = {k: v for k, v in config["text_config"].items() if k not in ("model_type", "dtype", "layer_types")}
     vision = {**config["vision_config"], "in_chans": 3, "spatial_patch_size": 14, "model_type": "qwen2_5_vl"}
     rope = text.pop("rope_parameters")
@@ -83,13 +98,17 @@ def mixed(folder, out):
 
 
 def with_a_copy_of_the_embedding(folder, out):
-    return edited(folder, out, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    def edit(tensors):
+        (embed,) = (x for key, x in tensors.items() if key.endswith("embed_tokens.weight"))
+        tensors["lm_head.weight"] = embed.clone()
+
+    return edited(folder, out, edit)
 
 
-def of_the_hub(folder, out):
+def as_on_the_hub(folder, out):
     shutil.copytree(folder, out)
     config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(flat(config)))
+    (out / "config.json").write_text(json.dumps(of_the_hub(config)))
     return out
 
 
@@ -99,21 +118,28 @@ FOLDERS = {
     "of mixed types": mixed,
     "with the new names": lambda folder, out: edited(folder, out, renamed),
     "with a tied head": with_a_copy_of_the_embedding,
-    "as on the hub": of_the_hub,
+    "as on the hub": as_on_the_hub,
 }
+FORMS = [
+    *(("tied", form) for form in FOLDERS),
+    *(("deep", form) for form in ("as saved", "with a tied head", "as on the hub")),
+    ("deep_throughout", "as saved"),
+]
 
 
 def test_every_parameter_has_a_name_and_every_name_a_parameter(checkpoint):
-    assert set(hf.FAMILIES) == set(vlm.FAMILIES)
+    assert set(hf.FAMILIES) == set(FAMILIES)
     models = [vlm.abstract_model(read_config(checkpoint(name))) for name in tiny.MODELS]
     for model in models:
         assert {place.path for place in hf._places(model).values()} == set(leaves(model))
-    assert {ours for _, ours in hf.FAMILIES["qwen2_5_vl"].names} == set().union(*map(leaves, models))
+    for family, table in hf.FAMILIES.items():
+        members = [model for model in models if model.config.family == family]
+        assert {ours for _, ours in table.names} == set().union(*map(leaves, members))
 
 
-@pytest.mark.parametrize("form", FOLDERS)
-def test_load_then_save_is_the_identity(checkpoint, tmp_path, form):
-    folder = FOLDERS[form](checkpoint("tied"), tmp_path / "in")
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_load_then_save_is_the_identity(checkpoint, tmp_path, name, form):
+    folder = FOLDERS[form](checkpoint(name), tmp_path / "in")
     save_pretrained(load_pretrained(folder), tmp_path / "out", like=folder)
     assert contents(tmp_path / "out") == contents(folder)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -125,9 +151,10 @@ def test_load_then_save_is_the_identity(checkpoint, tmp_path, form):
 
 
 @pytest.mark.parametrize("name", tiny.MODELS)
-def test_without_like_the_old_names_are_written(checkpoint, tmp_path, name):
-    """Those that transformers writes itself; here from the new ones."""
-    folder = edited(checkpoint(name), tmp_path / "in", renamed)
+def test_without_like_the_names_of_transformers_are_written(checkpoint, tmp_path, name):
+    """For Qwen2.5-VL its old ones; here from the new."""
+    old = tiny.MODELS[name]["model_type"] == "qwen2_5_vl"
+    folder = edited(checkpoint(name), tmp_path / "in", renamed) if old else checkpoint(name)
     save_pretrained(load_pretrained(folder), tmp_path / "out")
     assert contents(tmp_path / "out") == contents(checkpoint(name))
 
@@ -154,12 +181,13 @@ def test_dtype_is_that_of_every_parameter(checkpoint, tmp_path):
     assert Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
-def test_a_mesh_gets_its_shards(checkpoint, tmp_path):
+@pytest.mark.parametrize("name", tiny.ONE_OF_EACH)
+def test_a_mesh_gets_its_shards(checkpoint, tmp_path, name):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    model = load_pretrained(checkpoint("tied"), mesh=mesh)
+    model = load_pretrained(checkpoint(name), mesh=mesh)
     save_pretrained(model, tmp_path)
-    assert contents(tmp_path) == contents(checkpoint("tied"))
-    whole, parts = leaves(load_pretrained(checkpoint("tied"))), leaves(model)
+    assert contents(tmp_path) == contents(checkpoint(name))
+    whole, parts = leaves(load_pretrained(checkpoint(name))), leaves(model)
     for path, part in parts.items():
         np.testing.assert_array_equal(part, whole[path])
         assert part.sharding.spec == spec_of(path, part.shape, mesh)
@@ -217,12 +245,13 @@ def test_a_mesh_reads_only_its_part(large, monkeypatch):
     assert max(x.nbytes for x in filled) < max(leaf.nbytes for leaf in params.values()) / 4
 
 
-@pytest.mark.parametrize("name", ["tied", "one_kv"])
+@pytest.mark.parametrize("name", ["tied", "one_kv", "deep", "deep_throughout"])
 @pytest.mark.parametrize("follow", [False, True])
 def test_transformers_loads_what_we_save(checkpoint, tmp_path, name, follow):
     model = jax.tree.map(jnp.negative, load_pretrained(checkpoint(name)))
     save_pretrained(model, tmp_path, like=checkpoint(name) if follow else None)
-    theirs, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    kind = tiny.FAMILIES[model.config.family].model
+    theirs, report = kind.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     embed, head = theirs.get_input_embeddings().weight, theirs.get_output_embeddings().weight
     np.testing.assert_array_equal(embed.detach(), leaves(model)["decoder.embed"])
@@ -282,14 +311,15 @@ def test_a_save_that_is_cut_short_does_not_load(checkpoint, tmp_path, monkeypatc
 def test_both_spellings_of_the_config(checkpoint, name):
     raw = json.loads((checkpoint(name) / "config.json").read_text())
     before = copy.deepcopy(raw)
-    nested, hub = VLMConfig.from_hf(raw), VLMConfig.from_hf(flat(raw))
+    new, hub = VLMConfig.from_hf(raw), VLMConfig.from_hf(of_the_hub(raw))
     assert raw == before
-    assert nested.to_hf() == raw
-    assert hub.to_hf() == flat(raw)
-    assert (nested.vision, nested.decoder) == (hub.vision, hub.decoder)
-    assert nested.tokens_per_second == hub.tokens_per_second == 2
-    assert nested.decoder.tied == (name == "tied")
-    assert nested.decoder.rope_theta == tiny.MODELS[name]["text_config"]["rope_parameters"]["rope_theta"]
+    assert new.to_hf() == raw
+    assert hub.to_hf() == of_the_hub(raw)
+    assert (new.vision, new.decoder) == (hub.vision, hub.decoder)
+    assert new.tokens_per_second == hub.tokens_per_second
+    assert new.tokens_per_second == (2 if raw["model_type"] == "qwen2_5_vl" else None)
+    assert new.decoder.tied == (name in ("tied", "deep"))
+    assert new.decoder.rope_theta == tiny.MODELS[name]["text_config"]["rope_parameters"]["rope_theta"]
 
 
 # Bad input: one line that names the file and what is wrong with it.
@@ -378,7 +408,21 @@ def test_a_folder_without_weights_or_config(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"model_type": "llama"}', "'llama' is not supported; supported: qwen2_5_vl"),
+        ('{"model_type": "llama"}', "'llama' is not supported; supported: qwen2_5_vl, qwen3_vl"),
+        ('{"model_type": "qwen2_vl"}', "'qwen2_vl' is not supported; supported: qwen2_5_vl, qwen3_vl"),
+        (
+            '{"model_type": "qwen3_vl_moe"}',
+            "'qwen3_vl_moe' is not supported; supported: qwen2_5_vl, qwen3_vl",
+        ),
+        ('{"model_type": "qwen3_vl", "vision_config": 3}', "vision_config"),
+        ('{"model_type": "qwen3_vl", "text_config": {"attention_bias": true}}', "attention_bias"),
+        ('{"model_type": "qwen3_vl", "vision_config": {"hidden_act": "gelu"}}', "gelu_pytorch_tanh"),
+        (
+            '{"model_type": "qwen3_vl", "vision_config": {"num_position_embeddings": 50}}',
+            "50 must be a square",
+        ),
+        ('{"model_type": "qwen3_vl", "vision_config": {"deepstack_visual_indexes": [9, 3]}}', "[9, 3] must"),
+        ('{"model_type": "qwen3_vl", "vision_config": {"deepstack_visual_indexes": [27]}}', "[27] must"),
         ('{"model_type": "qwen2_5_vl", "vision_config": 3}', "vision_config"),
         ('{"model_type": "qwen2_5_vl", "tie_word_embeddings": "yes"}', "tie_word_embeddings"),
         ('{"model_type": "qwen2_5_vl", "text_config": {"hidden_size": "wide"}}', "hidden_size"),

@@ -1,29 +1,60 @@
 """Laws of the model that need no reference: V~ is a gather, and nothing sees what comes after it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from tests import joint
+from tests import tiny
+from tests.tiny import Row
+from vpjax.models.hf import load_pretrained
 from vpjax.models.vlm import gather_slots, leaves, rebuild
 
 
-def test_features_of_the_degraded_video_are_a_gather():
-    """To the bit: encoding really replaced pixels gives the gathered features."""
-    model, batch = joint.model(), joint.batch()
+@pytest.fixture(params=tiny.ONE_OF_EACH)
+def model_and_batch(request, checkpoint):
+    """A model of each family and a batch of different videos."""
+    model = load_pretrained(checkpoint(request.param))
+    rows = [Row(slots=2, before=2), Row(slots=4, after=7)]
+    return model, tiny.batch(rows, model.config.family, prompt=90, suffix=6)
+
+
+def test_features_of_the_degraded_video_are_a_gather(model_and_batch):
+    """To the bit, every part of them: encoding really replaced pixels gives the gathered features."""
+    model, batch = model_and_batch
     slots = batch.source.shape[1]
     source = np.random.default_rng(0).integers(0, slots, batch.source.shape)
     pixels = batch.frames.reshape(len(source), slots, -1, *batch.frames.shape[2:])
     replaced = np.stack([row[of] for row, of in zip(pixels, source, strict=True)]).reshape(batch.frames.shape)
     assert not np.array_equal(replaced, batch.frames)
     encode = jax.jit(lambda model, frames: model.encode(frames))
-    expected = gather_slots(encode(model, batch.frames), source)
-    np.testing.assert_array_equal(encode(model, replaced), expected)
+    features = encode(model, batch.frames)
+    assert len(jax.tree.leaves(features)) == 1 + len(model.config.vision.deepstack)
+    jax.tree.map(np.testing.assert_array_equal, encode(model, replaced), gather_slots(features, source))
 
 
-def test_nothing_sees_what_comes_after_it():
+def test_the_degraded_video_is_seen_through_its_features(model_and_batch):
+    """Hidden states of gathered features are those of really replaced pixels, at the tap and at the end."""
+    model, batch = model_and_batch
+    source = np.array([[1, 1, 2, 3], [0, 2, 2, 0]])
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def states(model, features, tap):
+        return model.hidden(features, batch, tap=tap), model.visual_hidden(features, batch, layers=tap)
+
+    features = model.encode(batch.frames)
+    pixels = batch.frames.reshape(2, 4, -1, *batch.frames.shape[2:])
+    replaced = np.stack([row[of] for row, of in zip(pixels, source, strict=True)]).reshape(batch.frames.shape)
+    expected, got = (states(model, f, 2) for f in (model.encode(replaced), gather_slots(features, source)))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert np.abs(got[0].last - states(model, features, 2)[0].last).max() > 1e-2
+
+
+def test_nothing_sees_what_comes_after_it(model_and_batch):
     """The gradient of a token's state is exactly 0 at every later input, and not at those before it."""
-    model, batch = joint.model(), joint.batch()
+    model, batch = model_and_batch
     features = model.encode(batch.frames)
 
     def state(features, embed, at):
@@ -32,7 +63,8 @@ def test_nothing_sees_what_comes_after_it():
 
     embed = model.decoder.embed[...]
     by_feature, by_token = jax.jit(jax.grad(state, argnums=(0, 1)), static_argnums=2)(features, embed, 1)
-    assert jnp.all(jnp.any(by_feature[0] != 0, axis=-1))
+    for part in jax.tree.leaves(by_feature):
+        assert jnp.all(jnp.any(part != 0, axis=(-2, -1)) == batch.slot_valid)
     seen = set(batch.prompt[batch.prompt_valid].tolist()) | set(batch.suffix[:, :2].ravel().tolist())
     later = set(batch.suffix[:, 2:].ravel().tolist()) - seen
     assert later and not np.any(np.asarray(by_token)[sorted(later)])

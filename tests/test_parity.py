@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
 from tests.tiny import Row
@@ -25,15 +24,19 @@ from vpjax.models.vlm import abstract_model, leaves, rebuild
 TOLERANCE = 1e-4
 WRONG = 100 * TOLERANCE
 
-# One bucket for all, so that a model is compiled once: rows, slots and prompts are padded to it.
-bucket = functools.partial(tiny.batch, slots=4, prompt=80)
+DIFFERENT = "different videos"
 CASES = {
-    "image": bucket([Row(slots=1, image=True), Row(slots=1, image=True, before=1), Row(slots=1, image=True)]),
-    "video": bucket([Row(slots=4), Row(slots=4), Row(slots=4)]),
-    "different videos": bucket([Row(slots=2, before=2, seconds=0.5), Row(slots=4, after=7), Row(slots=1)]),
-    "mixed": bucket([Row(slots=2), Row(slots=1, image=True), Row(after=5)]),
+    "image": [Row(slots=1, image=True), Row(slots=1, image=True, before=1), Row(slots=1, image=True)],
+    "video": [Row(slots=4), Row(slots=4), Row(slots=4)],
+    DIFFERENT: [Row(slots=2, before=2, seconds=0.5), Row(slots=4, after=7), Row(slots=1)],
+    "mixed": [Row(slots=2), Row(slots=1, image=True), Row(after=5)],
 }
-DIFFERENT = CASES["different videos"]
+
+
+@functools.cache
+def case(name, family):
+    """A batch of one bucket for all, so that a model is compiled once: all is padded to it."""
+    return tiny.batch(CASES[name], family, slots=4, prompt=90)
 
 
 def error(ours, theirs):
@@ -45,8 +48,7 @@ def error(ours, theirs):
 
 @functools.cache
 def load_both(folder):
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    return load_pretrained(folder), theirs
+    return load_pretrained(folder), tiny.reference(folder)
 
 
 @pytest.fixture(params=tiny.MODELS)
@@ -55,9 +57,11 @@ def pair(request, checkpoint):
     return load_both(checkpoint(request.param))
 
 
-@pytest.fixture
-def tied(checkpoint):
-    return load_both(checkpoint("tied"))
+@pytest.fixture(params=tiny.ONE_OF_EACH)
+def one(request, checkpoint):
+    """Our model and theirs, and a batch of different videos."""
+    ours, theirs = load_both(checkpoint(request.param))
+    return ours, theirs, case(DIFFERENT, ours.config.family)
 
 
 @jax.jit
@@ -80,7 +84,7 @@ def logits(model, batch):
 def their_logits(model, batch, *, left=True):
     """The same of the torch model, its rows padded at the left or at the right."""
     model.model.rope_deltas = None  # kept from one call to the next
-    inputs = tiny.reference_inputs(batch, left=left)
+    inputs = tiny.reference_inputs(batch, model.config.model_type, left=left)
     out = model(**{k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}).logits
     count = batch.suffix.shape[1] + 1
     if left:
@@ -89,27 +93,29 @@ def their_logits(model, batch, *, left=True):
     return torch.stack([row[end - 1 : end - 1 + count] for row, end in zip(out, ends, strict=True)])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_logits(pair, case):
+def test_logits(pair, name):
     ours, theirs = pair
-    assert error(logits(ours, CASES[case]), their_logits(theirs, CASES[case])) < TOLERANCE
+    batch = case(name, ours.config.family)
+    assert error(logits(ours, batch), their_logits(theirs, batch)) < TOLERANCE
 
 
 @torch.no_grad()
 def test_logits_of_text_alone(pair):
     ours, theirs = pair
-    batch = tiny.batch([Row(after=9), Row(after=6)])
+    batch = tiny.batch([Row(after=9), Row(after=6)], ours.config.family)
     assert error(decode(ours, None, batch), their_logits(theirs, batch)) < TOLERANCE
 
 
 @torch.no_grad()
-def test_padding_at_either_side(tied):
-    ours, theirs = tied
-    assert error(logits(ours, DIFFERENT), their_logits(theirs, DIFFERENT, left=False)) < TOLERANCE
+def test_padding_at_either_side(one):
+    ours, theirs, batch = one
+    assert error(logits(ours, batch), their_logits(theirs, batch, left=False)) < TOLERANCE
 
 
-# Frames that windows of 2, 3 and 4 merged tokens do not divide, some smaller than a window, and an exact fit.
+# Frames that windows of 2, 3 and 4 merged tokens do not divide, some smaller than a window, and an exact fit;
+# frames of fewer, as many and more patches than a table of 7 x 7 or 3 x 3 positions, down to one token.
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -120,45 +126,54 @@ def test_padding_at_either_side(tied):
         ("one_kv", (56, 140)),
         ("eight_kv", (112, 112)),
         ("eight_kv", (140, 252)),
+        ("deep", (32, 32)),
+        ("deep", (96, 160)),
+        ("deep", (288, 128)),
+        ("deep_throughout", (64, 96)),
     ],
 )
 @torch.no_grad()
 def test_vision_features(checkpoint, name, size):
     ours, theirs = load_both(checkpoint(name))
-    batch = tiny.batch([Row(slots=2)], size=size)
-    inputs = tiny.reference_inputs(batch)
+    family = ours.config.family
+    batch = tiny.batch([Row(slots=2)], family, size=size)
+    inputs = tiny.reference_inputs(batch, family)
     features = encode(ours, batch.frames)
     reference = theirs.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"])
-    assert error(features, reference.pooler_output.reshape(features.shape)) < TOLERANCE
+    both = [reference.pooler_output, *getattr(reference, "deepstack_features", ())]
+    for ours, theirs in zip([features.tokens, *features.deep], both, strict=True):
+        assert error(ours, theirs.reshape(ours.shape)) < TOLERANCE
 
 
 @torch.no_grad()
-def test_hidden_states_at_the_visual_tokens(tied):
-    """``tap`` = l and ``visual_hidden`` are the states after l decoder layers, 0 at slots not valid."""
-    ours, theirs = tied
-    states = []  # by hooks, for the last of the states that transformers returns is after the final norm
-    layers = theirs.model.language_model.layers
-    hooks = [layer.register_forward_hook(lambda *args: states.append(args[2])) for layer in layers]
-    their_logits(theirs, DIFFERENT, left=False)
+def test_hidden_states_at_the_visual_tokens(one):
+    """``tap`` = l and ``visual_hidden`` are the states after l decoder layers and what is added there, 0 at
+    slots not valid."""
+    ours, theirs, batch = one
+    states = []  # by hooks: transformers' own states lack the last, or what is added after a layer
+    text = theirs.model.language_model
+    followers = [*text.layers[1:], text.norm]
+    hooks = [part.register_forward_pre_hook(lambda *args: states.append(args[1][0])) for part in followers]
+    their_logits(theirs, batch, left=False)
     for hook in hooks:
         hook.remove()
 
     @functools.partial(jax.jit, static_argnums=1)
     def taps(model, layers):
-        tapped = model.hidden(features, DIFFERENT, tap=layers).tap
-        return tapped, model.visual_hidden(features, DIFFERENT, layers=layers)
+        tapped = model.hidden(features, batch, tap=layers).tap
+        return tapped, model.visual_hidden(features, batch, layers=layers)
 
-    features = encode(ours, DIFFERENT.frames)
-    for layers in (1, 3):
-        reference = np.zeros((*DIFFERENT.visual.shape, 64), np.float32)
-        for b, at in enumerate(DIFFERENT.visual):
-            real = at < DIFFERENT.prompt.shape[1]
+    features = encode(ours, batch.frames)
+    for layers in (1, 2, 3):
+        reference = np.zeros((*batch.visual.shape, 64), np.float32)
+        for b, at in enumerate(batch.visual):
+            real = at < batch.prompt.shape[1]
             reference[b, real] = states[layers - 1][b, at[real]]
         for tapped in taps(ours, layers):
             assert error(tapped, reference) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["tied", "one_kv"])
+@pytest.mark.parametrize("name", ["tied", "one_kv", "deep", "deep_throughout"])
 def test_gradients(checkpoint, tmp_path, name):
     """The gradient of the answer's cross-entropy for every weight, vision and text, against autograd.
 
@@ -168,16 +183,17 @@ def test_gradients(checkpoint, tmp_path, name):
     """
     ours, theirs = load_both(checkpoint(name))
     theirs = copy.deepcopy(theirs).double()
+    batch = case(DIFFERENT, ours.config.family)
 
     @jax.jit
     @jax.value_and_grad
     def loss(model):
-        logprobs = jax.nn.log_softmax(logits(model, DIFFERENT)[:, :-1])
-        return -jnp.take_along_axis(logprobs, DIFFERENT.suffix[..., None], axis=-1).mean()
+        logprobs = jax.nn.log_softmax(logits(model, batch)[:, :-1])
+        return -jnp.take_along_axis(logprobs, batch.suffix[..., None], axis=-1).mean()
 
     value, gradient = loss(ours)
-    scores = their_logits(theirs, DIFFERENT)[:, :-1].flatten(0, 1)
-    their_loss = torch.nn.functional.cross_entropy(scores, torch.tensor(DIFFERENT.suffix).long().flatten())
+    scores = their_logits(theirs, batch)[:, :-1].flatten(0, 1)
+    their_loss = torch.nn.functional.cross_entropy(scores, torch.tensor(batch.suffix).long().flatten())
     their_loss.backward()
     assert float(value) == pytest.approx(their_loss.item(), rel=1e-5)
 
@@ -185,7 +201,8 @@ def test_gradients(checkpoint, tmp_path, name):
     gradients = load_file(tmp_path / "model.safetensors")
     worst, rms = {}, {}
     for name, parameter in theirs.named_parameters():
-        name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        if ours.config.family == "qwen2_5_vl":  # whose files keep the names of transformers 4
+            name = name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
         reference = parameter.grad.numpy()
         worst[name] = error(gradients[name], reference)
         rms[name] = np.sqrt(np.mean((gradients.pop(name) - reference) ** 2)) / reference.std()
@@ -204,28 +221,58 @@ def changed(model, **parts):
     return rebuild(abstract_model(dataclasses.replace(config, **edits)), leaves(model))
 
 
-def zeroed(model, *paths):
+def replaced(model, path, value=None, *, reverse=False):
     params = leaves(model)
-    return rebuild(model, params | {path: 0 * params[path] for path in paths})
+    value = params[path][::-1] if reverse else value.reshape(params[path].shape)
+    return rebuild(model, params | {path: value})
 
 
-TOWERS_THAT_ARE_WRONG = {
-    "windows off": lambda m: changed(m, vision=dict(full_attention=(0, 1, 2))),
-    "full attention in another block": lambda m: changed(m, vision=dict(full_attention=(0,))),
-    "larger windows": lambda m: changed(m, vision=dict(window=84)),
-    "no qkv bias": lambda m: zeroed(m, "vision.blocks.qkv.bias"),
-    "no merger bias": lambda m: zeroed(m, "vision.merger.fc1.bias"),
-}
-DECODERS_THAT_ARE_WRONG = {
-    "rope sections reversed": lambda m: changed(m, decoder=dict(rope_axes=(2, 2, 2, 1, 1, 1, 0, 0))),
-    "rope axes interleaved": lambda m: changed(m, decoder=dict(rope_axes=(0, 1, 2, 0, 1, 2, 1, 2))),
-    "one-dimensional rope": lambda m: changed(m, decoder=dict(rope_axes=(0,) * 8)),
-    "another theta": lambda m: changed(m, decoder=dict(rope_theta=1e5)),
-    "another eps": lambda m: changed(m, decoder=dict(rms_eps=0.1)),
-    "no query bias": lambda m: zeroed(m, "decoder.layers.q.bias"),
-    "no key bias": lambda m: zeroed(m, "decoder.layers.k.bias"),
-    "no value bias": lambda m: zeroed(m, "decoder.layers.v.bias"),
-}
+def zeroed(model, path):
+    return replaced(model, path, 0 * leaves(model)[path])
+
+
+def wrong_towers(m):
+    yield "no qkv bias", zeroed(m, "vision.blocks.qkv.bias")
+    yield "no merger bias", zeroed(m, "vision.merger.fc1.bias")
+    if m.config.family == "qwen2_5_vl":
+        yield "windows off", changed(m, vision=dict(full_attention=(0, 1, 2)))
+        yield "full attention in another block", changed(m, vision=dict(full_attention=(0,)))
+        yield "larger windows", changed(m, vision=dict(window=84))
+    else:
+        table = m.vision.positions[...].reshape(7, 7, -1)
+        yield "windows", changed(m, vision=dict(window=64))
+        yield "no bias of patches", zeroed(m, "vision.patch_embed.bias")
+        yield "no bias of norms", zeroed(m, "vision.blocks.norm1.bias")
+        yield "no learned positions", zeroed(m, "vision.positions")
+        yield "learned positions transposed", replaced(m, "vision.positions", table.swapaxes(0, 1))
+        yield "another layer to the decoder", changed(m, vision=dict(deepstack=(0, 1)))
+        yield "mergers in another order", replaced(m, "vision.deepstack.fc1.kernel", reverse=True)
+
+
+def wrong_features(f):
+    """Of Qwen3-VL: what may go wrong between tower and decoder."""
+    yield "DeepStack left out", f._replace(deep=())
+    yield "DeepStack in the first layer only", f._replace(deep=f.deep[:1])
+    yield "DeepStack in another order", f._replace(deep=f.deep[::-1])
+    yield "DeepStack a layer late", f._replace(deep=(0 * f.tokens, *f.deep))
+    yield "DeepStack of the first row for all", f._replace(deep=tuple(x[:1].repeat(3, 0) for x in f.deep))
+
+
+def wrong_decoders(m):
+    layers = "decoder.layers"
+    yield "another theta", changed(m, decoder=dict(rope_theta=1e5))
+    yield "another eps", changed(m, decoder=dict(rms_eps=0.1))
+    yield "one-dimensional rope", changed(m, decoder=dict(rope_axes=(0,) * 8))
+    yield "rope axes reversed", changed(m, decoder=dict(rope_axes=m.config.decoder.rope_axes[::-1]))
+    if m.config.family == "qwen2_5_vl":
+        yield "rope axes interleaved", changed(m, decoder=dict(rope_axes=(0, 1, 2, 0, 1, 2, 1, 2)))
+        yield "no query bias", zeroed(m, f"{layers}.q.bias")
+        yield "no key bias", zeroed(m, f"{layers}.k.bias")
+        yield "no value bias", zeroed(m, f"{layers}.v.bias")
+    else:
+        yield "rope axes in sections", changed(m, decoder=dict(rope_axes=(0, 0, 0, 0, 1, 1, 2, 2)))
+        yield "no norms of queries and keys", changed(m, decoder=dict(qk_norm=False))
+        yield "norms swapped", replaced(m, f"{layers}.q_norm.scale", m.decoder.layers.k_norm.scale[...])
 
 
 def _every_slot_as_the_first(batch):
@@ -233,9 +280,9 @@ def _every_slot_as_the_first(batch):
     return np.broadcast_to(pairs[:, :1], pairs.shape).reshape(batch.frames.shape)
 
 
-def _one_pixel(batch):
+def _a_few_pixels(batch):
     frames = batch.frames.copy()
-    frames[:, 3, 40, 50] = 255 - frames[:, 3, 40, 50]
+    frames[:, 3, 40:48, 50:58] = 255 - frames[:, 3, 40:48, 50:58]
     return frames
 
 
@@ -260,7 +307,7 @@ BATCHES_THAT_ARE_WRONG = {
     "positions of plain text": lambda b: dict(positions=_positions(b, flat=True)),
     "height and width swapped": lambda b: dict(positions=_positions(b, swap=True)),
     "text after the video one too early": lambda b: dict(positions=_positions(b, text=-1)),
-    "one pixel": lambda b: dict(frames=_one_pixel(b)),
+    "a few pixels": lambda b: dict(frames=_a_few_pixels(b)),
     "the two frames of a slot swapped": lambda b: dict(frames=b.frames[:, np.arange(b.frames.shape[1]) ^ 1]),
     "the video reversed": lambda b: dict(frames=b.frames[:, ::-1]),
     "one slot shown in all": lambda b: dict(frames=_every_slot_as_the_first(b)),
@@ -272,27 +319,33 @@ BATCHES_THAT_ARE_WRONG = {
 
 
 @pytest.fixture
-def right(tied):
-    """The right model, its features and its logits."""
-    features = encode(tied[0], DIFFERENT.frames)
-    return tied[0], features, np.asarray(decode(tied[0], features, DIFFERENT))
+def right(one):
+    """The right model, its batch, features and logits."""
+    model, _, batch = one
+    features = encode(model, batch.frames)
+    return model, batch, features, np.asarray(decode(model, features, batch))
 
 
-@pytest.mark.parametrize("wrong", TOWERS_THAT_ARE_WRONG)
-def test_a_wrong_tower_is_seen(right, wrong):
-    model, _, reference = right
-    features = encode(TOWERS_THAT_ARE_WRONG[wrong](model), DIFFERENT.frames)
-    assert error(decode(model, features, DIFFERENT), reference) > WRONG
+def test_a_wrong_tower_is_seen(right):
+    model, batch, _, reference = right
+    for wrong, other in wrong_towers(model):
+        assert error(decode(model, encode(other, batch.frames), batch), reference) > WRONG, wrong
 
 
-@pytest.mark.parametrize("wrong", DECODERS_THAT_ARE_WRONG)
-def test_a_wrong_decoder_is_seen(right, wrong):
-    model, features, reference = right
-    assert error(decode(DECODERS_THAT_ARE_WRONG[wrong](model), features, DIFFERENT), reference) > WRONG
+def test_wrong_features_are_seen(right):
+    model, batch, features, reference = right
+    for wrong, other in wrong_features(features) if features.deep else ():
+        assert error(decode(model, other, batch), reference) > WRONG, wrong
+
+
+def test_a_wrong_decoder_is_seen(right):
+    model, batch, features, reference = right
+    for wrong, other in wrong_decoders(model):
+        assert error(decode(other, features, batch), reference) > WRONG, wrong
 
 
 @pytest.mark.parametrize("wrong", BATCHES_THAT_ARE_WRONG)
 def test_a_wrong_input_is_seen(right, wrong):
-    model, _, reference = right
-    batch = dataclasses.replace(DIFFERENT, **BATCHES_THAT_ARE_WRONG[wrong](DIFFERENT))
-    assert error(logits(model, batch), reference) > WRONG
+    model, batch, _, reference = right
+    other = dataclasses.replace(batch, **BATCHES_THAT_ARE_WRONG[wrong](batch))
+    assert error(logits(model, other), reference) > WRONG

@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
 from transformers.utils import is_torchvision_available
 
-from vpjax.ops.patches import patchify, smart_resize
+from vpjax.ops.patches import interpolation, patchify, smart_resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -29,6 +30,19 @@ def test_sizes_are_those_of_hugging_face(factor, budget):
     for h, w in sides.tolist():
         expected = reference.smart_resize(h, w, factor, low, high)
         assert smart_resize(h, w, factor=factor, min_pixels=low, max_pixels=high) == expected, (h, w)
+
+
+@pytest.mark.parametrize("frames", [2, 6, 64])
+def test_sizes_of_qwen3_videos_are_those_of_a_frame(frames):
+    """Its processor has a budget for all frames: ours is that of one. They part only below 32 pixels a side,
+    which it first enlarges to 32."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as of_video
+
+    sides = np.exp(np.random.default_rng(0).uniform(np.log(32), np.log(2000), (300, 2))).astype(int)
+    low, high = 128 * 32 * 32, 768 * 32 * 32
+    for h, w in sides.tolist():
+        expected = of_video(frames, h, w, factor=32, min_pixels=frames * low, max_pixels=frames * high)
+        assert smart_resize(h, w, factor=32, min_pixels=low, max_pixels=high) == expected, (h, w)
 
 
 def test_sizes_by_hand():
@@ -83,3 +97,20 @@ def test_patches_by_hand():
     # unit (1, 1) of 2 x 3 units, and in it pixel (1, 4).
     assert np.argwhere(ours).tolist() == [[0, 1, (1 * 3 + 1) * 4 + 1, 1, 1, 1, 4]]
     assert ours.max() == 1
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (7, 7), (6, 10), (20, 4), (48, 48)])
+def test_interpolation_of_a_table_is_that_of_torch(grid):
+    table = np.random.default_rng(0).standard_normal((7, 7, 5)).astype(np.float32)
+    rows, columns = (interpolation(count, 7) for count in grid)
+    exact = torch.nn.functional.interpolate(
+        torch.tensor(table).permute(2, 0, 1)[None].double(), size=grid, mode="bilinear", align_corners=True
+    )
+    ours = np.einsum("rh,cw,hwd->drc", rows, columns, table)
+    np.testing.assert_allclose(ours, exact[0], atol=1e-5)  # places of up to 6 in float32
+
+
+def test_interpolation_by_hand():
+    assert interpolation(1, 3).tolist() == [[1, 0, 0]]
+    assert interpolation(2, 3).tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert interpolation(5, 3)[1].tolist() == [0.5, 0.5, 0]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vpjax.data.positions import positions, time_ids
+from vpjax.data.positions import positions, slot_seconds, time_ids
 
 PADS = (7, 8)  # image, video
 
@@ -73,6 +73,20 @@ TABLES = {
         "0123423456",
         "0122222256",
     ),
+    "slots apart, as Qwen3-VL has them: each an image; between them text at + 2": (
+        ("tvvtvvt", (2, 1, 2), 0.25, None),
+        "0113446",
+        "0113446",
+        "0123456",
+    ),
+    "slots apart, three words between them": (
+        ("ttvvtttvvt", (2, 2, 1), 9.0, None),
+        "0122456779",
+        "0123456789",
+        "0122456779",
+    ),
+    "slots apart, one token each: a line": (("vtvtv", (3, 1, 1), 1.0, None), "01234", "01234", "01234"),
+    "an image where slots stand apart": (("tiiiit", (1, 2, 2), 0.0, None), "011113", "011223", "012123"),
     "video first": (("vvvvt", (2, 1, 2), 1.0, 2.0), "00223", "00003", "01013"),
     "video last": (("tvv", (2, 1, 1), 1.0, 2.0), "013", "011", "011"),
     "30000/1001 fps, 30 tokens per second: 2.002 ids a slot": (
@@ -104,24 +118,37 @@ def test_measured_times_do_not_push_a_slot_below_its_id():
 
 
 @pytest.mark.parametrize(
-    "layout, grid",
-    [("tvvt", None), ("tttt", (1, 1, 2)), ("tvvt", (1, 1, 3)), ("vtv", (1, 1, 2))],
+    "layout, grid, per_second",
+    [
+        ("tvvt", None, 2.0),
+        ("tttt", (1, 1, 2), 2.0),
+        ("tvvt", (1, 1, 3), 2.0),
+        ("vtv", (1, 1, 2), 2.0),
+        ("vtv", (2, 1, 1), 2.0),
+        ("tvvt", (2, 1, 1), None),
+        ("vvvtv", (2, 1, 2), None),
+        ("tttt", (2, 1, 2), None),
+    ],
 )
-def test_visual_tokens_that_do_not_fill_their_grid_are_refused(layout, grid):
+def test_visual_tokens_that_do_not_fill_their_grid_are_refused(layout, grid, per_second):
     with pytest.raises(ValueError, match="visual tokens"):
-        place(layout, grid)
+        place(layout, grid, per_second=per_second)
 
 
 def huggingface(ids, mask, grids, seconds, per_second):
-    """Qwen2_5_VLModel.get_rope_index of transformers, without building a model. ids [B, T] -> [3, B, T]."""
+    """get_rope_index of transformers, without building a model. ids [B, T] -> [3, B, T]. per_second: None:
+    of Qwen3-VL."""
     torch = pytest.importorskip("torch")
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+    if per_second is None:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel as Model
+    else:
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel as Model
 
     vision = SimpleNamespace(spatial_merge_size=2, tokens_per_second=per_second)
     model = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
-    model.get_vision_position_ids = lambda *a, **k: Qwen2_5_VLModel.get_vision_position_ids(model, *a, **k)
+    model.get_vision_position_ids = lambda *a, **k: Model.get_vision_position_ids(model, *a, **k)
     kinds = torch.tensor(np.select([ids == PADS[0], ids == PADS[1]], [1, 2], 0))
-    out, _ = Qwen2_5_VLModel.get_rope_index(
+    out, _ = Model.get_rope_index(
         model,
         torch.tensor(ids),
         kinds,
@@ -154,3 +181,36 @@ def test_equal_to_transformers():
         else:
             assert (ours["qwen"][:, -1] > theirs[:, -1]).all()
     assert 10 < agreed < 50
+
+
+@pytest.mark.parametrize("rule", ["qwen", "transformers5"])
+def test_slots_apart_are_equal_to_transformers(rule):
+    """Whatever the rule: a slot alone has no extent in time."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        slots, height, width = grid = tuple(int(n) for n in rng.integers(1, 5, 3))
+        between = [[1] * int(n) for n in rng.integers(1, 6, slots + 1)]
+        between[0] *= rng.integers(0, 2)  # it may begin with the video
+        ids = np.array([i for words in between[:-1] for i in (*words, *[8] * height * width)] + between[-1])
+        theirs = huggingface(ids[None], np.ones_like(ids[None]), [grid], [1.0], None)[:, 0]
+        np.testing.assert_array_equal(positions(ids, grid, 1.0, None, pads=PADS, rule=rule), theirs)
+
+
+def test_the_time_of_a_slot():
+    assert slot_seconds(np.array([0, 0.1, 0.2, 0.3, 0.4, 0.4]), 2).tolist() == [0.05, 0.25, 0.4]
+    assert slot_seconds(np.array([1.0, 2.0, 6.0]), 3).tolist() == [3.5]  # the ends count
+    noise = 1e-9 * np.random.default_rng(0).standard_normal(2)
+    assert slot_seconds(np.array([0.2, 0.5]) + noise, 2).tolist() == [0.35]
+
+
+def test_the_time_of_a_slot_is_that_of_transformers():
+    """As it is written, with one decimal; a tie may fall either way, for theirs carries rounding."""
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    rng = np.random.default_rng(0)
+    for fps in (8, 10, 24, 25, 30000 / 1001, 30, 60):
+        indices = np.sort(rng.choice(2000, 64, replace=False))
+        theirs = Qwen3VLProcessor._calculate_timestamps(None, indices, fps, 2)
+        for ours, their in zip(slot_seconds(indices / fps, 2), theirs, strict=True):
+            tie = abs(10 * their % 1 - 0.5) < 1e-6
+            assert f"{ours:.1f}" == f"{their:.1f}" or tie

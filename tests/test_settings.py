@@ -8,7 +8,11 @@ import pytest
 from vpjax import settings
 from vpjax.types import UserError
 
-RECIPES = [path.stem for path in sorted((Path(__file__).parents[1] / "configs").glob("sft*.py"))]
+RECIPES = [
+    path.stem
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+    if path.stem not in ("__init__", "base")
+]
 
 
 def recipe(name="sft"):
@@ -35,6 +39,13 @@ def test_recipes_pass(name):
         ("contrast.negatives", ("batch,degraded",)),
         ("loss.chunk", 0),
         ("data.replacement", "none"),
+        ("data.instructions", {"chioce": "Answer."}),
+        ("method", "dpo"),
+        ("grpo.groups", 1),
+        ("grpo.degraded", 0),
+        ("grpo.relative.kind", "gates"),
+        ("grpo.temperature", 0.0),
+        ("grpo.num_iterations", 0),
     ],
 )
 def test_impossible_values_are_named(field, value):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vpjax.data.index import bucket_for
 from vpjax.data.keyframes import runs_of
 from vpjax.data.positions import positions
 from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, training_row, unpad
@@ -39,6 +40,13 @@ def config(text):
         tokens_per_second=4.0,
         vision=SimpleNamespace(patch=14, merge=2, temporal=2),
     )
+
+
+@pytest.fixture(scope="module")
+def config3(config, text):
+    """As of Qwen3-VL: a slot's time in words, patches of 16."""
+    own = dict(tokens_per_second=None, vision=SimpleNamespace(patch=16, merge=2, temporal=2))
+    return SimpleNamespace(**vars(config) | own, vision_start=text.vision_start, vision_end=text.vision_end)
 
 
 def video_of(frames=8, height=56, width=28, fps=8.0):
@@ -84,6 +92,57 @@ def test_prompt_layout(text):
     assert text.tokenizer.decode(text.prompt(QUESTION, media=None)) == (
         f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+def test_slots_stand_behind_their_times(text, config3):
+    """The ids are those of the whole text: pieces of it are written, but no boundary is another."""
+    video = video_of(8, 32, 64)  # at 8 fps: a slot's middle is 1/16 s, 5/16 s, ...
+    row = prompt_row(text.chat(QUESTION), video, config3, stamps=text.stamps)
+    slots = "".join(
+        f"<{time} seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
+        for time in ("0.1", "0.3", "0.6", "0.8")
+    )
+    written = f"<|im_start|>user\n{slots}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    assert text.tokenizer.decode(row.prompt) == written
+    assert row.prompt.tolist() == text.encode(written) and row.prompt.dtype == np.int32
+    assert row.notes == () and (row.prompt[row.visual] == text.video_pad).all()
+    np.testing.assert_array_equal(
+        row.positions, positions(row.prompt, (4, 1, 2), 0, None, pads=(text.image_pad, text.video_pad))
+    )
+    again = prompt_row(row.prompt, video, config3)  # with all of its tokens there already
+    np.testing.assert_array_equal(again.positions, row.positions)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.04, 9.94, 9.96, 59.95, 100.0, 3599.9])
+def test_any_time_is_written_as_the_tokenizer_does(text, seconds):
+    assert text.stamps.write(seconds) == text.encode(f"<{seconds:.1f} seconds>")
+
+
+def test_an_image_has_no_time(text, config3):
+    image = Video(np.repeat(video_of(1, 32, 64).frames, 2, 0), np.zeros(2))
+    row = prompt_row(text.chat(QUESTION, "image"), image, config3, stamps=text.stamps)
+    np.testing.assert_array_equal(row.prompt, text.prompt(QUESTION, 1, 2, "image"))
+
+
+def test_a_bucket_has_room_for_every_time(text, config3):
+    cfg = SimpleNamespace(max_prompt=99, max_answer=99, length_multiple=1)
+    tokens = tokenize(clip_of(), text)
+    bucket = bucket_for(tokens, (8, 32, 64), 20.0, config3, cfg)
+    for start, spare in ((10.0, 0), (0.0, 4), (9.2, 3)):  # one token less for each time below 10
+        video = dataclasses.replace(video_of(8, 32, 64), times=start + np.arange(8) / 8)
+        row = training_row(tokens, video, config3)
+        assert bucket.prompt - len(row.prompt) == bucket.video_end - 1 - row.visual[-1] == spare
+        assert collate([row], bucket, config3).video_end == bucket.video_end
+    cfg.max_prompt = bucket.prompt - 1
+    with pytest.raises(UserError, match="prompt above"):
+        bucket_for(tokens, (8, 32, 64), 20.0, config3, cfg)
+
+
+def test_a_tokenizer_that_merges_digits_cannot_write_times(text, config3):
+    other = dataclasses.replace(text, tokenizer=lambda said, **_: {"input_ids": [len(said)]})
+    assert other.stamps is None
+    with pytest.raises(UserError, match="digit by digit"):
+        prompt_row(text.chat(QUESTION), video_of(8, 32, 64), config3, stamps=other.stamps)
 
 
 def test_another_chat_template_is_followed(text):

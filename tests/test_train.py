@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 
 import chex
 import jax
@@ -217,6 +218,80 @@ def test_too_many_skipped_updates_stop_the_run(copied, cache, watch, monkeypatch
     assert not (copied / "checkpoints" / "4").exists()
 
 
+def rehearsal(cache, whole, **changes):
+    """GRPO after the whole run above."""
+    grpo = {
+        "method": "grpo",
+        "init_from": str(whole),
+        "steps": 2,
+        "grpo.groups": 2,
+        "grpo.degraded": 1,
+        "grpo.max_new": 8,
+        "grpo.show_every": 2,
+        "grpo.rewards": {"event": 1.0},
+        "data.heldout": "",
+    }
+    return small(cache, **grpo | changes)
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory, whole, cache):
+    workdir = tmp_path_factory.mktemp("rehearsed")
+    train.train(rehearsal(cache, whole), workdir)
+    return workdir
+
+
+def test_grpo_goes_on_from_a_run(rehearsed, whole):
+    """The same files as SFT leaves, and pages of rollouts, from the run's weights and tokenizer."""
+    lines = [json.loads(line) for line in (rehearsed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert {"reward", "reward_degraded", "rewards/event/mean", "rel/gap", "kl"} - lines[0].keys() == {"kl"}
+    assert lines[0]["sampling/logp_difference/max"] < 1e-4
+    for name in ("000001.md", "000002.md"):
+        text = (rehearsed / "rollouts" / name).read_text()
+        clips = text.count("## train-")
+        assert clips in (8, 4)  # the last batch of an epoch has 4 rows without a clip
+        assert text.count("| V | ") == 2 * clips and text.count("| V~ | ") == clips
+    for file in ("config.json", "tokenizer.json"):
+        assert (rehearsed / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
+    assert (rehearsed / "curves.png").exists()
+    assert not set(everything(rehearsed, 2)["params"]) - set(everything(whole)["params"])
+
+
+def test_grpo_resumes_bit_for_bit(rehearsed, whole, cache, tmp_path):
+    """1 + 1 steps end as 2 do, rollouts included."""
+    copied = shutil.copytree(rehearsed, tmp_path / "copied")
+    shutil.rmtree(copied / "checkpoints" / "2")
+    (copied / "curves.png").unlink()
+    train.train(rehearsal(cache, whole, checkpoint_every=1), tmp_path / "new")
+    shutil.rmtree(tmp_path / "new" / "checkpoints" / "2")
+    train.train(rehearsal(cache, whole), tmp_path / "new")
+    chex.assert_trees_all_equal(everything(tmp_path / "new", 2), everything(rehearsed, 2))
+    for file in ("metrics.jsonl", "rollouts/000002.md"):
+        assert (tmp_path / "new" / file).read_bytes() == (rehearsed / file).read_bytes()
+
+
+def test_a_reward_of_ones_own_may_fail(whole, cache, tmp_path, monkeypatch, capsys):
+    """A step in which it does is skipped, counted and named; another one is not harmed."""
+    calls = []
+
+    def reward(completions, clips):
+        calls.append(len(completions))
+        assert all(isinstance(text, str) for text in completions) and clips[0].id.startswith("train-")
+        if len(calls) == 1:
+            raise ValueError("no such luck")
+        return [float(len(text)) for text in completions]
+
+    monkeypatch.setattr(sys.modules[__name__], "reward_of_mine", reward, raising=False)
+    config = rehearsal(cache, whole, **{"grpo.rewards": {"mine": f"{__name__}:reward_of_mine"}})
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    train.train(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["nonfinite"] for line in lines] == [1, 0] and lines[1]["reward"] > 0
+    assert set(calls) <= {3 * 8, 3 * 4} and len(calls) == 2
+    assert "step 1: reward" in (out := capsys.readouterr().out) and "no such luck" in out
+
+
 BROKEN = '{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\n{"id": "b",\n'
 
 
@@ -226,7 +301,11 @@ BROKEN = '{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\
         ({"data.train": "broken.jsonl"}, "broken.jsonl, line 2"),
         ({"data.heldout": "missing.jsonl"}, "missing.jsonl"),
         ({"data.heldout": "eventless.jsonl"}, "data.heldout"),
-        ({"init": "folder"}, "folder"),
+        ({"init_from": "folder"}, "config.init_from: there is no folder folder"),
+        ({"method": "grpo", "grpo.rewards": {"even": 1.0}}, "reward 'even' does not exist"),
+        ({"method": "grpo", "grpo.rewards": {"mine": "nowhere:fn"}}, "reward 'nowhere:fn'"),
+        ({"method": "grpo", "grpo.rewards": {"event": 1.0}, "grpo.groups": 1}, "config.grpo.groups"),
+        ({"method": "grpo", "grpo.rewards": {"event": 1.0}, "grpo.degraded": 0}, "config.grpo.degraded"),
         ({"steps": 0}, "config.steps"),
         ({"mesh.data": 3}, "config.mesh"),
         ({"batch": 6}, "config.batch"),
@@ -240,7 +319,7 @@ def test_mistakes_show_before_any_training(whole, cache, changes, named, tmp_pat
     (tmp_path / "broken.jsonl").write_text(BROKEN)
     (tmp_path / "eventless.jsonl").write_text(BROKEN.splitlines()[0])
     workdir = tmp_path / "run"
-    if not {"init", "model.text_config.vocab_size"} & set(changes):
+    if not {"init_from", "model.text_config.vocab_size"} & set(changes):
         shutil.copytree(whole / "model", workdir / "model")  # spares training the tokenizer again
     with pytest.raises(UserError) as error:
         train.train(small(cache, **changes), workdir)

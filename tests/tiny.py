@@ -1,4 +1,4 @@
-"""Tiny Qwen2.5-VL checkpoints as ``transformers`` itself writes them, and batches laid out by hand.
+"""Tiny checkpoints as ``transformers`` itself writes them, and batches laid out by hand.
 
 Weights are drawn wide (std 1.5 / sqrt(fan-in)): at the default init, leaving out a whole mechanism moves the
 logits by 5e-3 of their spread only, and a test against the reference would not see it.
@@ -9,7 +9,12 @@ import dataclasses
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 
 from vpjax.types import Batch
 
@@ -17,16 +22,40 @@ torch.set_num_threads(2)
 
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
 TEXT_IDS = 120  # below: ordinary tokens
-# Of the image processor of Qwen2-VL.
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def config(*, vision, text, tied):
-    """A ``config.json`` of Qwen2.5-VL."""
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the reference does in its own way. model: its class; patch: pixels a side; mean, std: of its image
+    processor; stamped: words stand before each slot of a video, and its tokens between START and END."""
+
+    model: type[PreTrainedModel]
+    patch: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    stamped: bool
+
+
+FAMILIES = {
+    "qwen2_5_vl": Family(
+        Qwen2_5_VLForConditionalGeneration,
+        14,
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+        stamped=False,
+    ),
+    "qwen3_vl": Family(Qwen3VLForConditionalGeneration, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), stamped=True),
+}
+
+
+def config(family="qwen2_5_vl", *, vision, text, tied):
+    """A ``config.json``."""
+    own = dict(tokens_per_second=2) if family == "qwen2_5_vl" else {}
+    sizes = dict(patch_size=FAMILIES[family].patch, out_hidden_size=text["hidden_size"])
     return dict(
-        model_type="qwen2_5_vl",
+        model_type=family,
         text_config=dict(vocab_size=128, bos_token_id=None, eos_token_id=119, **text),
-        vision_config=dict(patch_size=14, tokens_per_second=2, out_hidden_size=text["hidden_size"], **vision),
+        vision_config=sizes | own | vision,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=START,
@@ -40,7 +69,9 @@ def rope(theta, *sections):
 
 
 # What differs between them is what a model could get wrong: odd and even depths, where the full-attention
-# blocks stand, window sizes, head widths, grouping, and eps large enough to matter.
+# blocks stand, window sizes, head widths, grouping, and eps large enough to matter; of Qwen3-VL, which layers
+# feed which, the tower's last among them, a table of positions larger and smaller than a frame, and a head
+# width that is not hidden_size / heads.
 MODELS = {
     "tied": config(
         vision=dict(
@@ -102,12 +133,60 @@ MODELS = {
         ),
         tied=False,
     ),
+    "deep": config(
+        "qwen3_vl",
+        vision=dict(
+            depth=4,
+            hidden_size=32,
+            intermediate_size=48,
+            num_heads=2,
+            num_position_embeddings=49,
+            deepstack_visual_indexes=[0, 2],
+        ),
+        text=dict(
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            rms_norm_eps=1e-6,
+            rope_parameters=rope(1e4, 4, 2, 2),
+        ),
+        tied=True,
+    ),
+    "deep_throughout": config(
+        "qwen3_vl",
+        vision=dict(
+            depth=3,
+            hidden_size=48,
+            intermediate_size=56,
+            num_heads=3,
+            num_position_embeddings=9,
+            deepstack_visual_indexes=[0, 1, 2],
+        ),
+        text=dict(
+            hidden_size=40,
+            intermediate_size=56,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            head_dim=12,
+            rms_norm_eps=0.1,
+            rope_parameters=rope(1e6, 2, 2, 2),
+        ),
+        tied=False,
+    ),
 }
+# One of each family, for tests of what does not depend on sizes.
+ONE_OF_EACH = ("tied", "deep")
 
 
 def torch_model(raw, seed=0):
-    """The model of a ``config.json`` in torch, float32, with wide weights and norms around 1."""
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**copy.deepcopy(raw))).float().eval()
+    """The model of a ``config.json`` in torch, float32, with wide weights and norms around 1, but 2 those of
+    queries and keys: else attention is flat, and greedy answers are one token over and over."""
+    parsed = AutoConfig.for_model(**copy.deepcopy(raw))
+    model = FAMILIES[raw["model_type"]].model(parsed).float().eval()
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
@@ -116,10 +195,17 @@ def torch_model(raw, seed=0):
                 fan_in = model.get_parameter(path.removesuffix("bias") + "weight")[0].numel()
                 parameter.copy_(1.5 / fan_in**0.5 * noise)
             elif parameter.ndim == 1:
-                parameter.copy_(1 + 0.3 * noise)
+                around = 2 if path.endswith(("q_norm.weight", "k_norm.weight")) else 1
+                parameter.copy_(around * (1 + 0.3 * noise))
             else:
                 parameter.copy_(1.5 / parameter[0].numel() ** 0.5 * noise)
     return model
+
+
+def reference(folder):
+    """The torch model in ``folder``, float32."""
+    kind = FAMILIES[AutoConfig.from_pretrained(folder).model_type].model
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def write_checkpoint(folder, raw, **options):
@@ -140,29 +226,59 @@ class Row:
     seconds: float = 1.0
 
 
-def batch(rows, *, size=(84, 140), slots=None, prompt=None, suffix=5, tokens_per_second=2, seed=0):
-    """A Batch of random frames and tokens, its rows padded at the right to ``slots`` and ``prompt``. Time ids
-    are the integer part of slot * seconds * tokens_per_second; text goes on at the largest position + 1."""
+def lay_out(row, grid, family, tokens_per_second, rng):
+    """The prompt i32[p] of a row and its positions i32[3, p]; grid: rows and columns of a slot's tokens. Text
+    goes on at the largest position + 1, and so does what is behind it."""
+    tokens, columns = [], []
+
+    def say(ids):
+        tokens.extend(ids)
+        start = max(map(max, columns), default=-1) + 1
+        columns.extend([start + i] * 3 for i in range(len(ids)))
+
+    def show(times):
+        start = max(map(max, columns), default=-1) + 1
+        places = [(start + t, start + y, start + x) for t in times for y, x in np.ndindex(*grid)]
+        tokens.extend([IMAGE if row.image else VIDEO] * len(places))
+        columns.extend(places)
+
+    def words(count):
+        return rng.integers(0, TEXT_IDS, count).tolist()
+
+    say(words(row.before))
+    if row.image or not FAMILIES[family].stamped:
+        show([0 if row.image else int(s * row.seconds * tokens_per_second) for s in range(row.slots)])
+    else:
+        for slot in range(row.slots):
+            say([*words(1 + slot % 2), START])
+            show([0])
+            say([END])
+    say(words(row.after))
+    return np.array(tokens, np.int32), np.array(columns, np.int32).reshape(-1, 3).T
+
+
+def batch(
+    rows, family="qwen2_5_vl", *, size=None, slots=None, prompt=None, suffix=5, tokens_per_second=2, seed=0
+):
+    """A Batch of random frames and tokens, its rows padded at the right to ``slots`` and ``prompt``. size: of
+    a frame; None: 3 x 5 tokens of a slot. Time ids are the integer part of slot * seconds *
+    tokens_per_second."""
     rng = np.random.default_rng(seed)
-    height, width = size[0] // 28, size[1] // 28
-    unit, slots = height * width, slots or max(row.slots for row in rows)
-    lengths = [row.before + row.slots * unit + row.after for row in rows]
-    prompt = prompt or max(lengths)
+    unit = 2 * FAMILIES[family].patch
+    size = size or (3 * unit, 5 * unit)
+    grid = size[0] // unit, size[1] // unit
+    slots = slots or max(row.slots for row in rows)
+    laid = [lay_out(row, grid, family, tokens_per_second, rng) for row in rows]
+    prompt = prompt or max(len(ids) for ids, _ in laid)
     tokens = rng.integers(0, TEXT_IDS, (len(rows), prompt + suffix), dtype=np.int32)
     positions = np.zeros((len(rows), 3, prompt + suffix), np.int32)
-    visual = np.full((len(rows), slots * unit), prompt, np.int32)
-    for b, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        first, end = row.before, row.before + row.slots * unit
-        tokens[b, first:end] = IMAGE if row.image else VIDEO
-        visual[b, : end - first] = np.arange(first, end)
-        grid = np.indices((row.slots, height, width)).reshape(3, -1)
-        grid[0] = 0 if row.image else np.floor(grid[0] * row.seconds * tokens_per_second)
-        positions[b, :, :first] = np.arange(first)
-        positions[b, :, first:end] = first + grid
-        next_ = positions[b, :, :end].max(initial=-1) + 1
-        positions[b, :, end:length] = next_ + np.arange(length - end)
-        positions[b, :, prompt:] = next_ + length - end + np.arange(suffix)
-    slot_valid = np.arange(slots) < np.array([[row.slots] for row in rows])
+    visual = np.full((len(rows), slots * grid[0] * grid[1]), prompt, np.int32)
+    for b, (ids, place) in enumerate(laid):
+        at = np.flatnonzero((ids == IMAGE) | (ids == VIDEO))
+        tokens[b, : len(ids)] = ids
+        visual[b, : len(at)] = at
+        positions[b, :, : len(ids)] = place
+        positions[b, :, prompt:] = place.max() + 1 + np.arange(suffix)
     frames = rng.integers(0, 256, (len(rows), 2 * slots, *size, 3), dtype=np.uint8)
     for b, row in enumerate(rows):
         if row.image:
@@ -170,9 +286,9 @@ def batch(rows, *, size=(84, 140), slots=None, prompt=None, suffix=5, tokens_per
     none = np.zeros((len(rows), 0), np.int32)
     return Batch(
         frames=frames,
-        slot_valid=slot_valid,
+        slot_valid=np.arange(slots) < np.array([[row.slots] for row in rows]),
         prompt=tokens[:, :prompt],
-        prompt_valid=np.arange(prompt) < np.array(lengths)[:, None],
+        prompt_valid=np.arange(prompt) < np.array([[len(ids)] for ids, _ in laid]),
         positions=positions,
         visual=visual,
         suffix=tokens[:, prompt:],
@@ -182,27 +298,29 @@ def batch(rows, *, size=(84, 140), slots=None, prompt=None, suffix=5, tokens_per
         keywords=none[:, :, None],
         lemma=none,
         clip=np.arange(len(rows), dtype=np.int32),
-        video_end=max(row.before for row in rows) + slots * unit if slots else 0,
+        video_end=int(visual[visual < prompt].max(initial=-1)) + 1,
     )
 
 
-def patches(frames, mean=MEAN, std=STD):
+def patches(frames, family="qwen2_5_vl"):
     """uint8 frames [F,h,w,3] as the rows of ``pixel_values_videos``, patch by patch as the image processor of
     Qwen2-VL writes them: 2 x 2 patches of a merged token together, each (channel, frame, row, column)."""
-    frames = (frames / 255.0 - np.array(mean)) / np.array(std)
+    kind = FAMILIES[family]
+    p = kind.patch
+    frames = (frames / 255.0 - np.array(kind.mean)) / np.array(kind.std)
     count, height, width, _ = frames.shape
     rows = [
-        frames[2 * s : 2 * s + 2, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14].transpose(3, 0, 1, 2).ravel()
+        frames[2 * s : 2 * s + 2, p * y : p * y + p, p * x : p * x + p].transpose(3, 0, 1, 2).ravel()
         for s in range(count // 2)
-        for top in range(0, height // 14, 2)
-        for left in range(0, width // 14, 2)
+        for top in range(0, height // p, 2)
+        for left in range(0, width // p, 2)
         for y in (top, top + 1)
         for x in (left, left + 1)
     ]
     return torch.tensor(np.array(rows), dtype=torch.float32)
 
 
-def reference_inputs(batch, *, left=True):
+def reference_inputs(batch, family="qwen2_5_vl", *, left=True):
     """What the torch model is called with for ``batch``: each row's prompt and suffix without a gap, padded
     at the left (so that the last C columns are the suffixes) or at the right; positions are handed over."""
     total = batch.prompt.shape[1] + batch.suffix.shape[1]
@@ -217,7 +335,7 @@ def reference_inputs(batch, *, left=True):
     inputs = dict(input_ids=ids, attention_mask=mask, position_ids=positions)
     inputs["mm_token_type_ids"] = (ids == IMAGE) * 1 + (ids == VIDEO) * 2
     inputs = {name: torch.tensor(value) for name, value in inputs.items()}
-    grid = [batch.frames.shape[2] // 14, batch.frames.shape[3] // 14]
+    grid = [side // FAMILIES[family].patch for side in batch.frames.shape[2:4]]
     for token, pixels, grids in (
         (VIDEO, "pixel_values_videos", "video_grid_thw"),
         (IMAGE, "pixel_values", "image_grid_thw"),
@@ -226,6 +344,6 @@ def reference_inputs(batch, *, left=True):
         if rows:
             counts = [int(batch.slot_valid[b].sum()) for b in rows]
             frames = [batch.frames[b, : 2 * count] for b, count in zip(rows, counts, strict=True)]
-            inputs[pixels] = torch.cat([patches(f) for f in frames])
+            inputs[pixels] = torch.cat([patches(f, family) for f in frames])
             inputs[grids] = torch.tensor([[count, *grid] for count in counts])
     return inputs

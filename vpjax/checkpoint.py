@@ -115,7 +115,9 @@ def load(
 
 def _read_params(manager: Manager, step: int, paths: dict[str, Any], mesh: Mesh | None) -> dict[str, Array]:
     """The model's parameters, trained and frozen, without the rest of the state."""
-    where = shardings(paths, mesh) if mesh else dict.fromkeys(paths, SingleDeviceSharding(jax.devices()[0]))
+    where = (
+        shardings(paths, mesh) if mesh else dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
+    )
     stored = manager.shapes(step)
     like = {
         part: {

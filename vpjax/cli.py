@@ -9,15 +9,19 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
+from vpjax import processes
 from vpjax.types import UserError
 
-OK, MISTAKE, INTERRUPTED = 0, 2, 130
+OK, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 # A full or read-only disk, a folder of somebody else, a file where a folder should be: the user's to mend.
 SURROUNDINGS = (
     errno.ENOSPC,
@@ -30,8 +34,8 @@ SURROUNDINGS = (
 )
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Parse the command line's flags, call ``main`` and exit with what it returns (None: 0).
+def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: None) -> NoReturn:
+    """Parse the flags, call ``before`` and ``main``, and exit with what ``main`` returns (None: 0).
 
     A mistake of the user, in the flags, as ``UserError`` or on the disk, is one line on stderr and exit code
     2; anything else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them
@@ -41,18 +45,27 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _parse(sys.argv)
-        sys.exit(main() or OK)
+        before()
+        code = main() or OK
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(MISTAKE)
+        code = _tell(f"error: {error}", MISTAKE)
     except OSError as error:
         if error.errno not in SURROUNDINGS:
             raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        sys.exit(MISTAKE)
+        code = _tell(f"error: {error.filename or 'writing'}: {error.strerror}", MISTAKE)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code = _tell("interrupted", INTERRUPTED)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = _tell(processes.explain(error), DEFECT)
+    processes.leave(code)
+
+
+def _tell(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
 
 
 def define_config() -> flags.FlagHolder[ConfigDict]:
@@ -90,6 +103,25 @@ def held_signals() -> Iterator[list[str]]:
         yield received
     finally:
         release()
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[int], str]]:
+    """``asked(step)``: the signal that asks for an end ("": none), at the same step in all processes. To be
+    called once for every step, in order.
+
+    Among several processes JAX takes SIGTERM as the notice of a preemption: it tells the others, and agrees
+    with them on a step that none has passed. Ctrl-C acts as SIGTERM there.
+    """
+    if jax.process_count() == 1:
+        with held_signals() as received:
+            yield lambda step: received[0] if received else ""
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else ""
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _parse(argv: list[str]) -> None:

@@ -11,7 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM
+from vpjax.sharding import split_vocabulary
 from vpjax.types import Array, Batch
 
 
@@ -44,8 +46,9 @@ def generate(
     *,
     max_new: int,
     eos: tuple[int, ...],
-    features: Array | None = None,
+    features: Features | None = None,
     groups: int = 1,
+    wanted: Array | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -53,23 +56,22 @@ def generate(
     """Complete the prompts of ``batch``, whose suffix is not read.
 
     max_new: C, tokens of a completion at most. eos: tokens that end one. features: of ``model.encode``;
-    default: of the batch's frames. groups: G. temperature: 0 is greedy. top_p, top_k: the set that is sampled
-    from, after the temperature (1 and 0: all tokens); top_k first, as in transformers. A completion depends
-    on ``key``, its row's number and its own, not on the other rows. A row without a prompt gives nothing.
+    default: of the batch's frames. groups: G. wanted: bool[B, G], completions that are asked for; the others
+    give nothing, as does a row without a prompt. temperature: 0 is greedy. top_p, top_k: the set that is
+    sampled from, after the temperature (1 and 0: all tokens); top_k first, as in transformers. A completion
+    depends on ``key``, its row's number and its own, not on the other rows.
     """
     if features is None and batch.frames.shape[1]:
         features = model.encode(batch.frames)
-    rows, prompt = batch.prompt.shape
-    # Text goes on one after the last prompt token; of a visual token, after its largest axis.
-    count_B = batch.prompt_valid.sum(axis=1)
-    last_B31 = jnp.maximum(count_B - 1, 0)[:, None, None]
-    next_B = jnp.take_along_axis(batch.positions[:, :, :prompt], last_B31, axis=2).max(axis=(1, 2)) + 1
+    rows = len(batch.prompt)
+    next_B = next_position(batch)
     keys_BG = _fold(_fold(key, jnp.arange(rows))[:, None], jnp.arange(groups))
+    unembed_OD = split_vocabulary(model.unembed)
 
     def choose(state: _Loop, h_BGD: Array) -> _Loop:
         """The next token of each completion, whose last fed token has the hidden state ``h``."""
         # Not as an einsum, which would put the larger operand first: half as fast for one row on a CPU.
-        logits_BGO = jnp.matmul(h_BGD, model.unembed.T, preferred_element_type=jnp.float32)
+        logits_BGO = jnp.matmul(h_BGD, unembed_OD.T, preferred_element_type=jnp.float32)
         if temperature:
             logits_BGO = logits_BGO / temperature
             draw = functools.partial(sample, top_p=top_p, top_k=top_k)
@@ -94,10 +96,19 @@ def generate(
     last_BD, prefix = model.prefill(features, batch)
     shape = (rows, groups, max_new)
     empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
-    done_BG = jnp.tile((count_B == 0)[:, None], (1, groups))
+    done_BG = jnp.tile(~batch.prompt_valid.any(axis=1)[:, None], (1, groups))
+    done_BG = done_BG if wanted is None else done_BG | ~wanted
     start = _Loop(jnp.int32(0), done_BG, model.suffix_cache(*shape), empty)
     first = choose(start, jnp.tile(last_BD[:, None], (1, groups, 1)))
     return jax.lax.while_loop(lambda s: (s.step < max_new) & ~s.done_BG.all(), advance, first).out
+
+
+def next_position(batch: Batch) -> Array:
+    """The position i32[B] of a completion's first token: one after the prompt's last token; where that is
+    visual, after the largest of its axes."""
+    last_B31 = jnp.maximum(batch.prompt_valid.sum(axis=1) - 1, 0)[:, None, None]
+    prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
+    return jnp.take_along_axis(prompt_B3P, last_B31, axis=2).max(axis=(1, 2)) + 1
 
 
 def sample(key: Array, logits_O: Array, top_p: float, top_k: int) -> Array:

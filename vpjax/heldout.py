@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -24,7 +25,8 @@ from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, round_up
 from vpjax.data.text import Text
 from vpjax.generate import Completions, generate
 from vpjax.models.vlm import VideoLM, gather_slots
-from vpjax.types import Batch, Clip, UserError
+from vpjax.sharding import on_mesh, put_whole, row_parts
+from vpjax.types import Array, Batch, Clip, UserError
 
 # What the model is shown. none: the clip; key: V~, the event's slots replaced by those beside them; random:
 # as many slots replaced elsewhere; single: the middle slot throughout; blind: no video, the question alone.
@@ -146,27 +148,36 @@ def evaluate(
     controls: Sequence[str] = CONTROLS,
     batch_size: int = 64,
     seed: int = 0,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Ask the model about each clip under each control and see whether it names the event.
 
     clips: asked about are those whose own answer names the event in ``extra``. cfg: the fields ``data`` of
     configs/base.py; V~ replaces the key slots whatever its ``replacement`` says. seed: of random and shuffle.
+    mesh: that the model is on; every process reads all clips, and all devices share the work.
     An answer is cut at the length of the longest true one. UserError where no clip has an event.
     """
     asked = with_events(clips)
     longest = round_up(max(len(text.answer(clip.answer)) for clip in asked), cfg.length_multiple)
+    batch_size = round_up(batch_size, row_parts(mesh))
     greedy = functools.partial(generate, key=jax.random.key(0), max_new=longest, eos=text.stops)
+
+    def see(model: VideoLM, batch: Batch, features: Array, source_BS: Array) -> Completions:
+        return greedy(model, batch, features=gather_slots(features, source_BS))
+
     cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))
     loader = make_loader(asked, text, model.config, cfg, seed=seed, batch_size=batch_size)
-    encode = jax.jit(lambda model, frames: model.encode(frames))
+    encode = on_mesh(mesh, jax.jit(lambda model, frames: model.encode(frames)), rows=True)
+    see, blind = on_mesh(mesh, see), on_mesh(mesh, greedy)
     said: list[tuple[str, Clip, np.ndarray]] = []
     for _ in tqdm(range(loader.steps_per_epoch), desc="held-out clips", unit="batch", leave=False):
         batch = next(loader)
-        features = encode(model, batch.frames)
+        placed = put_whole(batch, mesh)
+        features = encode(model, placed.frames)
         for control in controls:
             if control != "blind":
                 source_BS, there_B = sources(batch, control, seed)
-                out = greedy(model, batch, features=gather_slots(features, source_BS))
+                out = see(model, placed, features, put_whole(source_BS, mesh))
                 said += [(control, asked[batch.clip[row]], ids) for row, ids in _tokens(out, there_B)]
     loader.close()
     left_out = collections.Counter(loader.faults.values())
@@ -175,7 +186,7 @@ def evaluate(
     if "blind" in controls:
         unused = loader.faults.keys() | set().union(*loader.rejected.values())
         asked = [clip for clip in asked if clip.id not in unused]
-        said += [("blind", clip, ids) for clip, ids in _blind(greedy, model, text, asked, batch_size)]
+        said += [("blind", clip, ids) for clip, ids in _blind(blind, model, text, asked, batch_size, mesh)]
     answers = tuple(
         Answer(clip.id, control, clip.extra["event"], clip.extra["length"], text.decode(ids))
         for control, clip, ids in said
@@ -207,7 +218,12 @@ def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _blind(
-    greedy: Callable[..., Completions], model: VideoLM, text: Text, clips: Sequence[Clip], batch_size: int
+    greedy: Callable[..., Completions],
+    model: VideoLM,
+    text: Text,
+    clips: Sequence[Clip],
+    batch_size: int,
+    mesh: Mesh | None,
 ) -> Iterator[tuple[Clip, np.ndarray]]:
     """Each clip and the tokens of the answer to its question alone, generated once for equal questions."""
     questions = sorted({clip.question for clip in clips})
@@ -215,9 +231,10 @@ def _blind(
     answers = []
     for first in range(0, len(rows), batch_size):
         some = rows[first : first + batch_size]
-        padded = some + [masked_row()] * (min(batch_size, len(rows)) - len(some))
+        length = min(batch_size, round_up(len(rows), row_parts(mesh)))
+        padded = some + [masked_row()] * (length - len(some))
         batch = collate(padded, bucket_of(rows), model.config)
-        answers += [ids for _, ids in _tokens(greedy(model, batch), batch.clip >= 0)]
+        answers += [ids for _, ids in _tokens(greedy(model, put_whole(batch, mesh)), batch.clip >= 0)]
     said = dict(zip(questions, answers, strict=True))
     return ((clip, said[clip.question]) for clip in clips)
 

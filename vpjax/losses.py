@@ -14,9 +14,15 @@ NEGATIVES = ("batch", "degraded", "windows")
 
 
 def token_logprobs(
-    last_BD: Array, suffix_BGCD: Array, unembed_OD: Array, targets_BGC: Array, *, chunk: int
+    last_BD: Array,
+    suffix_BGCD: Array,
+    unembed_OD: Array,
+    targets_BGC: Array,
+    *,
+    chunk: int,
+    temperature: float = 1.0,
 ) -> Array:
-    """log p f32[B, G, C] of each completion token.
+    """log p f32[B, G, C] of each completion token, of logits divided by ``temperature``.
 
     The one place that shifts by one: the prompt's last state predicts a completion's first token, its token c
     the next. Logits, float32 whatever the states are, exist for at most ``chunk`` positions of every
@@ -39,6 +45,7 @@ def token_logprobs(
     def scores(h_BGcD, targets_BGc):
         h_BGcD = split_rows(h_BGcD)
         logits = jnp.einsum("bgcd,od->bgco", h_BGcD, unembed_OD, preferred_element_type=jnp.float32)
+        logits = logits / temperature
         chosen = jnp.take_along_axis(logits, targets_BGc[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -76,7 +76,7 @@ def main() -> int:
         video = look(VIDEO.value, media, vision.factor)
         frames, height, width, _ = video.frames.shape
         grid = frames // vision.temporal, height // vision.patch, width // vision.patch
-    row = prompt_row(text.chat(PROMPT.value, media), video, model.config)
+    row = prompt_row(text.chat(PROMPT.value, media), video, model.config, stamps=text.stamps)
     arguments = model, collate([row], bucket_of([row]), model.config), jax.random.key(SEED.value)
     times.append(time.perf_counter())
 

@@ -9,7 +9,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vpjax.losses import NEGATIVES
-from vpjax.types import UserError
+from vpjax.ops.attention import BACKENDS
+from vpjax.policy import AGGREGATIONS
+from vpjax.relative import NEEDS, SCALES
+from vpjax.types import TASKS, UserError
 
 FILE = "config.json"
 # Fields that may differ when a run is resumed: they change no number, except that another mesh rounds
@@ -19,36 +22,46 @@ FREE = (
     "checkpoint_every",
     "keep",
     "max_nonfinite",
+    "grpo.show_every",
     "mesh.",
+    "attention",
     "data.workers",
     "data.cache",
 )
+METHODS = ("sft", "grpo")
 DTYPES = ("float32", "bfloat16")
 
 
 def check(config: ConfigDict) -> None:
     """UserError, naming the field, for a value that no run can have. Fields that a file or a device must be
     asked about are checked where they are used."""
-    optim, contrast = config.optim, config.contrast
+    optim, contrast, grpo = config.optim, config.contrast, config.grpo
+    needs = NEEDS.get(grpo.relative.kind, ())
     positive = "is a number above 0"
     wanted = {
+        "method": (config.method in METHODS, f"is one of {', '.join(METHODS)}"),
         "steps": (config.steps > 0, positive),
         "batch": (config.batch > 0, positive),
         "accumulate": (
             config.accumulate > 0 and config.batch % config.accumulate == 0,
             f"divides batch, {config.batch}",
         ),
-        "init": (
-            bool(config.init) or bool(config.model),
+        "init_from": (
+            bool(config.init_from) or bool(config.model),
             "is a folder with weights, or '' where config.model gives sizes",
         ),
         "dtype": (config.dtype in DTYPES, f"is one of {', '.join(DTYPES)}"),
+        "attention": (config.attention in BACKENDS, f"is one of {', '.join(BACKENDS)}"),
         "log_every": (config.log_every > 0, positive),
         "checkpoint_every": (config.checkpoint_every > 0, positive),
         "keep": (config.keep > 0, positive),
         "eval_clips": (config.eval_clips > 0, positive),
         "max_nonfinite": (config.max_nonfinite >= 0, "is 0 or more"),
         "data.train": (bool(config.data.train), "is a file of clips, or 'events'"),
+        "data.instructions": (
+            set(config.data.instructions) <= set(TASKS),
+            f"has texts for some of {', '.join(TASKS)}",
+        ),
         "data.length_multiple": (config.data.length_multiple > 0, positive),
         "data.keywords": (config.data.keywords > 0, positive),
         "data.keyword_tokens": (config.data.keyword_tokens > 0, positive),
@@ -78,6 +91,33 @@ def check(config: ConfigDict) -> None:
             config.data.replacement != "none" or "degraded" not in contrast.negatives or not contrast.weight,
             "is 'none', which leaves no V~, only where contrast.negatives does not name 'degraded'",
         ),
+        "grpo.groups": (grpo.groups >= 2, "is 2 or more: advantages compare the completions of a prompt"),
+        "grpo.degraded": (
+            grpo.degraded >= 0 and (grpo.degraded > 0 or not {"rollouts", "recall"} & set(needs)),
+            f"is 1 or more where grpo.relative.kind is {grpo.relative.kind!r}, which looks at rollouts on V~",
+        ),
+        "grpo.train_on_degraded": (
+            not grpo.train_on_degraded or grpo.degraded >= 2,
+            "needs grpo.degraded of 2 or more",
+        ),
+        "grpo.rewards": (
+            len(grpo.rewards) > 0 or config.method != "grpo",
+            "names rewards, such as dict(event=1.0)",
+        ),
+        "grpo.temperature": (grpo.temperature > 0, positive),
+        "grpo.top_p": (0 < grpo.top_p <= 1, "lies in (0, 1]"),
+        "grpo.top_k": (grpo.top_k >= 0, "is 0 or more"),
+        "grpo.max_new": (grpo.max_new > 0, positive),
+        "grpo.scale": (grpo.scale in SCALES, f"is one of {', '.join(SCALES)}"),
+        "grpo.aggregation": (grpo.aggregation in AGGREGATIONS, f"is one of {', '.join(AGGREGATIONS)}"),
+        "grpo.eps_low": (0 < grpo.eps_low < 1, "lies in (0, 1)"),
+        "grpo.eps_high": (grpo.eps_high > 0, positive),
+        "grpo.beta": (grpo.beta >= 0, "is 0 or more"),
+        "grpo.num_iterations": (grpo.num_iterations > 0, positive),
+        "grpo.show_every": (grpo.show_every > 0, positive),
+        "grpo.relative.kind": (grpo.relative.kind in NEEDS, f"is one of {', '.join(NEEDS)}"),
+        "grpo.relative.w0": (0 <= grpo.relative.w0 <= 1, "lies in [0, 1]"),
+        "grpo.relative.scale": (grpo.relative.scale > 0, positive),
         "loss.chunk": (config.loss.chunk > 0, positive),
     }
     for field, (right, what) in wanted.items():
@@ -85,6 +125,7 @@ def check(config: ConfigDict) -> None:
             value = config
             for part in field.split("."):
                 value = value[part]
+            value = value.to_dict() if isinstance(value, ConfigDict) else value
             raise UserError(f"config.{field} {what}; it is {value!r}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,11 @@ from vpjax.losses import (
     windows_of,
 )
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
+from vpjax.ops.attention import backend
 from vpjax.sharding import check_rows, in_use
 from vpjax.state import HEADS, Optimizer, State
 from vpjax.types import Array, Batch
+from vpjax.update import accumulate, advance, optimize
 
 LOG_TAU = HEADS + "log_tau"
 
@@ -151,20 +153,16 @@ def make_step(
         counts = [jnp.maximum(count, 1).astype(jnp.float32) for count in counts]
 
         def part(micro):
-            with in_use(mesh):
-                return jax.value_and_grad(loss, has_aux=True)(
-                    state.params, state.frozen, micro, batch, lam, counts
-                )
+            with in_use(mesh), backend(config.attention):
+                grad = jax.value_and_grad(loss, has_aux=True)
+                return grad(state.params, state.frozen, micro, batch, lam, counts), ()
 
-        (value, s), gradient = _accumulate(part, batch, config.accumulate)
+        ((value, s), gradient), _ = accumulate(part, batch, config.accumulate)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, opt = optimizer.tx.update(gradient, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt = optimize(optimizer, state.params, state.opt, gradient)
         if LOG_TAU in params:  # bounded here, for a clip in the loss would end its gradient for good
             params[LOG_TAU] = jnp.clip(params[LOG_TAU], *map(math.log, config.contrast.tau_range))
-        old = state.params, state.opt
-        params, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt), old)
         metrics = {
             "loss": value,
             "loss/lm": s.lm / counts[0],
@@ -175,8 +173,9 @@ def make_step(
         }
         if LOG_TAU in params:
             metrics |= _contrast_metrics(s.contrast, jnp.exp(state.params[LOG_TAU]), lam, config)
-        state = State(state.step + 1, params, state.frozen, opt, state.skipped + ~finite)
-        return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+        return advance(state, params, opt, finite), {
+            name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()
+        }
 
     return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
 
@@ -200,14 +199,3 @@ def _contrast_metrics(c: Contrast, tau: Array, lam: Array, config: ConfigDict) -
 def _ramp(step: Array, steps: float) -> Array:
     """0 at step 0, 1 from ``steps`` on."""
     return jnp.minimum(step / steps, 1.0) if steps else jnp.float32(1.0)
-
-
-def _accumulate(part: Callable[[Batch], Any], batch: Batch, count: int) -> Any:
-    """The sum of ``part`` over ``count`` micro-batches. Each takes every count-th row, so that a batch that
-    is split over devices stays where it is."""
-    if count == 1:
-        return part(batch)
-    micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)
-    shapes = jax.eval_shape(part, jax.tree.map(lambda x: x[0], micro))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(lambda total, b: (jax.tree.map(jnp.add, total, part(b)), None), zero, micro)[0]

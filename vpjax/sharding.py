@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,8 +39,12 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"vision\.merger\.fc1\.kernel", P("fsdp", "tensor")),
     (r"vision\.merger\.fc1\.bias", P("tensor")),
     (r"vision\.merger\.fc2\.kernel", P("tensor", "fsdp")),
-    (r"vision\.merger\.fc2\.bias", P()),
-    (r".*\.norm\d?\.scale", P()),
+    (r"vision\.deepstack\.fc1\.kernel", P(None, "fsdp", "tensor")),
+    (r"vision\.deepstack\.fc1\.bias", P(None, "tensor")),
+    (r"vision\.deepstack\.fc2\.kernel", P(None, "tensor", "fsdp")),
+    (r"vision\.(patch_embed|merger\.fc2|deepstack\.fc2)\.bias", P()),
+    (r"vision\.positions", P(None, "fsdp")),
+    (r".*\.(\w_)?norm\d?\.(scale|bias)", P()),
     (r"heads\..*", P()),
 )
 
@@ -48,7 +52,9 @@ TABLE: tuple[tuple[str, P], ...] = (
 def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
     """The mesh of ``sizes``: devices per axis of AXES, of which one may be -1, all the others.
 
-    UserError where the sizes do not multiply to the number of devices.
+    Neighbours on the mesh are neighbours by wire. Several TPU slices lie along ``data``, so that only
+    gradients travel between them. UserError where the sizes do not multiply to the number of devices, or
+    ``data`` does not divide into the slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [sizes[axis] for axis in AXES]
@@ -60,7 +66,18 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
         raise UserError(
             f"config.mesh: {asked} does not fit {len(devices)} devices; use one -1, or sizes of that product"
         )
-    return Mesh(np.array(devices).reshape(shape), AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(
+            f"config.mesh.data={shape[0]} must be a multiple of {slices}, the number of TPU slices"
+        )
+    if slices > 1:
+        inside, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+        return Mesh(
+            mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True),
+            AXES,
+        )
+    return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -101,14 +118,52 @@ def split_rows(x: jax.Array) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, ROWS)
 
 
+def split_width(x: jax.Array) -> jax.Array:
+    """``x`` [B, ..., D], its last axis over fsdp as the rows of kernels are, its rows over data alone.
+
+    For few tokens at a time, as in decoding: products with kernels that stay where they are then move
+    activations, which are small there, and never weights (2-D weight-stationary: Pope et al., 2211.05102).
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P("data", *[None] * (x.ndim - 2), "fsdp"))
+
+
+def split_vocabulary(x: jax.Array) -> jax.Array:
+    """An output projection ``x`` [O, D], O over tensor and fsdp where it divides: each device has the logits
+    of some words, and nothing is summed over devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["tensor"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(("tensor", "fsdp")))
+
+
+def on_mesh(mesh: Mesh | None, function: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
+    """``function``, jitted for arguments on ``mesh``; what it returns is split by rows or, by default, whole
+    on every device and so in every process. Without a mesh, ``function``."""
+    if mesh is None:
+        return function
+
+    def within(*arguments: Any) -> Any:
+        with in_use(mesh):
+            return function(*arguments)
+
+    return jax.jit(within, out_shardings=batch_sharding(mesh) if rows else replicated(mesh))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def row_parts(mesh: Mesh | None) -> int:
+    """How many parts the rows of a batch are split into."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:
     """UserError where ``rows``, which ``field`` gives, do not divide over the devices that rows are split
     over."""
-    count = mesh.shape["data"] * mesh.shape["fsdp"]
+    count = row_parts(mesh)
     if rows % count:
         raise UserError(
             f"{field} = {rows} rows do not divide over data * fsdp = {count} of config.mesh: change one"
@@ -121,3 +176,11 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     check_rows(len(batch.clip) * jax.process_count(), mesh, "config.batch")
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def put_whole(batch: Any, mesh: Mesh | None) -> Any:
+    """A batch that every process holds whole as global arrays; without a mesh, as it is."""
+    if mesh is None:
+        return batch
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), batch)

@@ -23,13 +23,15 @@ HEADS = "heads."  # paths of what only training needs: never frozen, not exporte
 @dataclasses.dataclass
 class State:
     """step i32[]: steps taken; params: trained, float32; frozen: in the compute dtype, without optimizer
-    slots; opt: of optax; skipped i32[]: steps whose loss or gradient was not finite."""
+    slots; opt: of optax; skipped i32[]: steps whose loss or gradient was not finite; reference: the trained
+    parameters as they were at first, in the compute dtype, where GRPO holds on to them."""
 
     step: Array
     params: dict[str, Array]
     frozen: dict[str, Array]
     opt: Any
     skipped: Array
+    reference: dict[str, Array]
 
 
 class Optimizer(NamedTuple):
@@ -57,8 +59,10 @@ def frozen_paths(paths: Iterable[str], config: ConfigDict) -> set[str]:
 
 def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
     """AdamW over the trained ``paths``: warm-up and cosine, clipping by global norm, decay of kernels only
-    (never of biases, norms and embeddings), learning rates multiplied by pattern."""
+    (never of biases, norms and embeddings), learning rates multiplied by pattern. The schedule counts steps,
+    of which one may make several updates."""
     optim, paths = config.optim, list(paths)
+    updates = config.grpo.num_iterations if config.method == "grpo" else 1
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=optim.lr,
@@ -76,7 +80,7 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
             optim.weight_decay, mask={path: path.endswith(".kernel") for path in paths}
         ),
         optax.stateless(lambda updates, _: {path: factor[path] * u for path, u in updates.items()}),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(lambda count: schedule(count // updates)),
     )
     return Optimizer(tx, schedule)
 
@@ -87,7 +91,8 @@ def state_shardings(tx: optax.GradientTransformation, state: State, mesh: Mesh) 
     opt = optax.tree.map_params(
         tx, lambda _, where: where, state.opt, params, transform_non_params=lambda _: everywhere
     )
-    return State(everywhere, params, shardings(state.frozen, mesh), opt, everywhere)
+    frozen, reference = shardings(state.frozen, mesh), shardings(state.reference, mesh)
+    return State(everywhere, params, frozen, opt, everywhere, reference)
 
 
 def create_state(
@@ -97,11 +102,13 @@ def create_state(
     give the shapes of the state, with shardings, into which a checkpoint is read."""
     frozen = frozen_paths(params, config)
     optimizer = make_optimizer(config, [path for path in params if path not in frozen])
+    held = config.method == "grpo" and config.grpo.beta > 0
 
     def create(params):
         trained = {path: x.astype(jnp.float32) for path, x in params.items() if path not in frozen}
         still = {path: x.astype(config.dtype) for path, x in params.items() if path in frozen}
-        return State(jnp.int32(0), trained, still, optimizer.tx.init(trained), jnp.int32(0))
+        reference = {path: params[path].astype(config.dtype) for path in trained if held}
+        return State(jnp.int32(0), trained, still, optimizer.tx.init(trained), jnp.int32(0), reference)
 
     params = dict(params)
     shapes = jax.eval_shape(create, params)

@@ -5,6 +5,7 @@ The same command again goes on where the run was stopped, bit for bit; a finishe
     <workdir>/config.json     the run's config             <workdir>/model/        see checkpoint.py
     <workdir>/metrics.jsonl   one JSON line per step       <workdir>/checkpoints/  see checkpoint.py
     <workdir>/tensorboard/    the same numbers             <workdir>/curves.png    the same, drawn at the end
+    <workdir>/rollouts/       GRPO: sample rollouts, judged, as Markdown
     <workdir>/heldout.json    answers on held-out clips, at the end
 """
 
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,20 +24,18 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from flax import nnx
-from jax.sharding import Mesh
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import checkpoint, cli, heldout, settings, sft
-from vpjax.data import events
-from vpjax.data.cache import cache_folder
-from vpjax.data.clips import read_clips
+from vpjax import checkpoint, cli, grpo, heldout, processes, settings, sft
 from vpjax.data.pipeline import make_loader
-from vpjax.data.text import Text, train_tokenizer
-from vpjax.models import hf
-from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves
-from vpjax.sharding import make_mesh, put_batch, shardings
+from vpjax.data.text import Text
+from vpjax.grpo import Told
+from vpjax.judging import Judge, no_spread, page
+from vpjax.models.vlm import VLMConfig, abstract_model
+from vpjax.sharding import make_mesh, put_batch
+from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import State, create_state
 from vpjax.types import Array, Batch, Clip, UserError
 from vpjax.writer import Writer, draw_curves
@@ -44,9 +43,15 @@ from vpjax.writer import Writer, draw_curves
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the config's name.")
 flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(processes)
 
 CURVES = {
     "loss": ("loss", "loss/lm"),
+    "reward": ("reward", "reward_degraded"),
+    "reward: spread": ("reward_std", "frac_reward_zero_std"),
+    "relative reward": ("rel/gap", "rel/weight", "rel/active"),
+    "completion length": ("completions/mean_length",),
+    "entropy": ("entropy",),
     "contrast loss": ("loss/contrast",),
     "similarity of keyword and video": ("contrast/clean", "contrast/degraded", "contrast/gap"),
     "retrieval@1 in the batch": ("contrast/retrieval@1",),
@@ -72,18 +77,24 @@ def train(config: ConfigDict, workdir: Path) -> None:
     """
     settings.check(config)
     settings.check_workdir(workdir, config)
-    clips = read_split(config, "train", config.data.train)
-    asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
-    if asked:
-        heldout.with_events(asked)  # or a UserError, now and not when the training is done
-    unseen = read_split(config, "unseen", "events") if config.data.heldout == "events" else []
-    model_config, text = prepare_model(config, workdir, clips)
+    clips, asked, unseen, model_config, text = processes.in_turn(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
         if step < config.steps:
             step = fit(config, workdir, manager, step, clips, model_config, text)
     if step == config.steps:
         finish(config, workdir, asked, unseen)
+
+
+def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[Clip], list[Clip], VLMConfig, Text]:
+    """The clips to train on, to be asked about and of unseen pairs, and the model; built-in clips and the
+    run's model/ folder are made once."""
+    clips = read_split(config, "train", config.data.train)
+    asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
+    if asked:
+        heldout.with_events(asked)  # or a UserError, now and not when the training is done
+    unseen = read_split(config, "unseen", "events") if config.data.heldout == "events" else []
+    return clips, asked, unseen, *prepare_model(config, workdir, clips)
 
 
 def fit(
@@ -114,59 +125,78 @@ def fit(
     if start:
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
-    step = sft.make_step(abstract_model(model_config), config, optimizer, layout)
-    settings.write(workdir, config)
+    make, complete, judge = sft.make_step, lambda batch: batch, None
+    if config.method == "grpo":
+        judge = Judge(config, text, clips)
+        make, complete = functools.partial(grpo.make_step, judge=judge, eos=text.stops), judge.with_references
+    step = make(abstract_model(model_config), config, optimizer, layout)
+    if jax.process_index() == 0:
+        settings.write(workdir, config)
 
-    report = Report(config, workdir, start, int(state.skipped), [clip.id for clip in clips])
-    with contextlib.closing(loader), contextlib.closing(report), cli.held_signals() as signals:
-        batches = report.waited_for((batch.clip, put_batch(batch, mesh)) for batch in loader)
-        end = loop(step, state, batches, report, manager, config, start, signals)
+    report = Report(config, workdir, start, int(state.skipped), clips, text, judge)
+    with contextlib.closing(loader), contextlib.closing(report), cli.stop_requests() as asked:
+        batches = report.waited_for((batch.clip, put_batch(complete(batch), mesh)) for batch in loader)
+        end, signal = loop(step, state, batches, report, manager, config, start, asked)
         manager.wait()
     say(*loader.summary()[1:])
-    if signals:
-        say(f"{signals[0]}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
+    if signal:
+        say(f"{signal}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
     return end
 
 
 def loop(
-    step: Callable[[State, Batch], tuple[State, dict[str, Array]]],
+    step: Callable[[State, Batch], tuple],
     state: State,
     batches: Iterable[tuple[np.ndarray, Batch]],
     report: Report,
     manager: checkpoint.Manager,
     config: ConfigDict,
     start: int,
-    signals: Sequence[str],
-) -> int:
-    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved.
+    asked: Callable[[int], str],
+) -> tuple[int, str]:
+    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved,
+    and the signal that ended it (``cli.stop_requests``).
 
-    A step's metrics are read when the next step is under way, so that the devices do not wait for the host.
+    step: state, batch -> state, metrics and, of GRPO, the rollouts. What it tells is read when the next step
+    is under way, so that the devices do not wait for the host.
     """
     late = None
     for number, (clips, batch) in zip(range(start + 1, config.steps + 1), batches, strict=False):
-        state, metrics = step(state, batch)
+        state, *told = step(state, batch)
         if late:
             report(*late)
-        late = number, metrics, clips
-        last = signals or number == config.steps
+        late = number, clips, *told
+        signal = asked(number)
+        last = signal or number == config.steps
         if last or number % config.checkpoint_every == 0:
             report(*late)
             late = None
             manager.save(number, state, config.to_dict())
         if last:
             break
-    return number
+    return number, signal
 
 
 class Report:
     """What a run tells while it trains: every step's metrics to the work directory, now and then a line."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, start: int, skipped: int, ids: Sequence[str]):
-        """skipped: updates that the run has skipped so far. ids: of all clips, by number."""
-        self.config, self.ids, self.skipped = config, ids, skipped
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        start: int,
+        skipped: int,
+        clips: Sequence[Clip],
+        text: Text,
+        judge: Judge | None,
+    ):
+        """skipped: updates that the run has skipped so far. clips: all of them, by number. judge: of GRPO."""
+        self.config, self.clips, self.skipped = config, clips, skipped
+        self.text, self.judge = text, judge
         self.writer = Writer(workdir, start) if jax.process_index() == 0 else None
         self.first, self.last = start + 1, start
         self.since, self.waited, self.tokens = time.perf_counter(), 0.0, 0.0
+        self.flat = 0  # steps in a row in which no prompt's completions differed in reward
 
     def waited_for(self, batches: Iterator[Any]) -> Iterator[Any]:
         """``batches``, counting the time that each takes to come as waiting."""
@@ -176,23 +206,41 @@ class Report:
             self.waited += time.perf_counter() - before
             yield batch
 
-    def __call__(self, step: int, metrics: dict[str, Array], clips: np.ndarray) -> None:
-        """Report a step, its metrics and its clips. UserError when too many updates have been skipped."""
+    def __call__(
+        self, step: int, clips: np.ndarray, metrics: dict[str, Array], rollouts: Told | None = None
+    ) -> None:
+        """Report a step, its clips by number, its metrics and its rollouts. UserError when too many updates
+        have been skipped."""
         metrics = {name: float(x) for name, x in metrics.items()}
         if self.writer:
             self.writer.write(step, metrics)
         if metrics["nonfinite"]:
             self._skip(step, clips)
         self.tokens += metrics["tokens"]
+        if rollouts is not None:
+            self._rollouts(step, metrics, rollouts, clips)
         if step in (self.first, self.config.steps) or step % self.config.log_every == 0:
             seconds = time.perf_counter() - self.since
             say(f"step {step}/{self.config.steps}  {_losses(metrics)}  {self._speed(step, seconds)}")
             self.since, self.last, self.waited, self.tokens = time.perf_counter(), step, 0.0, 0.0
 
+    def _rollouts(self, step: int, metrics: dict[str, float], told: Told, clips: np.ndarray) -> None:
+        """Now and then a page of samples; a line when no reward of any recent step has told completions
+        apart."""
+        self.flat = self.flat + 1 if metrics["frac_reward_zero_std"] == 1.0 else 0
+        if self.flat and self.flat % self.config.log_every == 0:
+            say(f"step {step}: for {self.flat} steps {no_spread(metrics, list(told.rewards))}")
+        if step == self.first or step % self.config.grpo.show_every == 0:
+            told, numbers = multihost_utils.process_allgather((told, clips), tiled=True)
+            if self.writer:
+                asked = [self.clips[number] if number >= 0 else None for number in numbers]
+                self.writer.page("rollouts", step, page(told, asked, self.text))
+
     def _skip(self, step: int, clips: np.ndarray) -> None:
         self.skipped += 1
-        ids = ", ".join(self.ids[clip] for clip in clips if clip >= 0)
-        what = f"step {step}: loss or gradient not finite, update skipped; its clips: {ids}"
+        ids = ", ".join(self.clips[clip].id for clip in clips if clip >= 0)
+        faults = "; ".join(self.judge.take_faults()) if self.judge else ""
+        what = f"step {step}: {faults or 'loss or gradient not finite'}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
             raise UserError(f"{what}; that makes {self.skipped}, more than config.max_nonfinite")
         say(what)
@@ -213,99 +261,43 @@ class Report:
 
 
 def _losses(metrics: dict[str, float]) -> str:
-    shown = {"loss": "loss", "lm": "loss/lm", "contrast": "loss/contrast", "gap": "contrast/gap"}
+    shown = {
+        "loss": "loss",
+        "lm": "loss/lm",
+        "contrast": "loss/contrast",
+        "gap": "contrast/gap",
+        "reward": "reward",
+        "on V~": "reward_degraded",
+    }
     return "  ".join(f"{name} {metrics[key]:.3f}" for name, key in shown.items() if key in metrics)
-
-
-def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
-    """The clips of a file, or the built-in ones of a split, made if need be; [] without a source."""
-    if source == "events":
-        made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
-        return read_clips(made[split])
-    return read_clips(source, config.data.videos) if source else []
-
-
-def event_spec(config: ConfigDict) -> events.EventSpec:
-    return events.EventSpec(**{f.name: config.events[f.name] for f in dataclasses.fields(events.EventSpec)})
-
-
-def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
-    """The run's model/ folder, made once: copied from ``config.init``, or the sizes of ``config.model`` with
-    a tokenizer trained on the run's texts."""
-    folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
-    if not folder.exists():
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        if config.init:
-            hf.read_config(config.init)
-            for pattern in ("config.json", *hf.HF_FILES):
-                for file in Path(config.init).glob(pattern):
-                    shutil.copyfile(file, part / file.name)
-        else:
-            new_model(config, part, clips)
-        part.replace(folder)
-    return hf.read_config(folder), Text.load(folder)
-
-
-def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
-    """Train the tokenizer of a model from scratch and write its config.json with the tokenizer's ids."""
-    texts = (text for clip in clips for text in (clip.question, clip.answer))
-    if config.data.train == "events":
-        texts = events.sentences(event_spec(config))
-    model = config.model.to_dict()
-    train_tokenizer(texts, folder, model["text_config"]["vocab_size"])
-    text = Text.load(folder)
-    model |= dict(
-        image_token_id=text.image_pad,
-        video_token_id=text.video_pad,
-        vision_start_token_id=text.vision_start,
-        vision_end_token_id=text.vision_end,
-    )
-    model["text_config"] |= dict(bos_token_id=None, eos_token_id=text.end, pad_token_id=text.pad)
-    (folder / "config.json").write_text(json.dumps(model, indent=2) + "\n")
-
-
-def initial_params(
-    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, *, only_shapes: bool = False
-) -> dict[str, Any]:
-    """Parameters by path, those of ``config.init`` or random ones, and the training-only heads."""
-    key = jax.random.key(config.seed)
-
-    def heads():
-        return sft.init_heads(config, model_config.decoder.hidden, jax.random.fold_in(key, 0))
-
-    def init():
-        return leaves(VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))) | heads()
-
-    shapes = jax.eval_shape(init)
-    if only_shapes:
-        return shapes
-    if config.init:
-        return leaves(hf.load_pretrained(config.init, mesh=mesh)) | heads()
-    return jax.jit(init, out_shardings=shardings(shapes, mesh))()
 
 
 def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Sequence[Clip]) -> None:
     """Draw the curves of a finished run and tell its held-out result, which is computed once.
 
     clips: asked about under every control. unseen: of pairs of shape and event that training did not have."""
-    say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
-    if not clips:
-        return
+    first = jax.process_index() == 0
+    if first:
+        say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
     file = workdir / HELDOUT
-    if not file.exists():
-        model, text = checkpoint.load(workdir, dtype=config.dtype)
-        result = heldout.evaluate(model, text, clips, config.data)
-        other = heldout.evaluate(model, text, unseen, config.data, controls=("none",)) if unseen else None
+    if clips and not processes.in_turn(file.exists):
+        mesh = make_mesh(config.mesh)
+        model, text = checkpoint.load(workdir, mesh=mesh, dtype=config.dtype)
+        evaluate = functools.partial(heldout.evaluate, model, text, cfg=config.data, mesh=mesh)
+        result = evaluate(clips)
+        other = evaluate(unseen, controls=("none",)) if unseen else None
         record = {
             "metrics": {name: x for name, x in result.metrics().items() if math.isfinite(x)},
             "left_out": result.left_out,
             "answers": [dataclasses.asdict(answer) for answer in result.answers],
             "unseen": [dataclasses.asdict(answer) for answer in other.answers] if other else [],
         }
-        part = workdir / f"{HELDOUT}.part"
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        part.replace(file)
+        if first:
+            part = workdir / f"{HELDOUT}.part"
+            part.write_text(json.dumps(record, indent=1) + "\n")
+            part.replace(file)
+    if not clips or not first:
+        return
     record = json.loads(file.read_text())
     answers, others = (tuple(heldout.Answer(**x) for x in record[part]) for part in ("answers", "unseen"))
     say(str(heldout.Evaluation(answers, record["left_out"])))
@@ -320,4 +312,4 @@ def say(*lines: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, before=processes.join)

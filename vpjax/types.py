@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+TASKS = ("caption", "choice", "order", "grounding", "tracking")
 
 
 class UserError(Exception):
@@ -42,11 +43,11 @@ class Keyword:
 class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
-    video: path of the file. spans: the event's ``(start, end)``. task: ``caption``, ``choice``, ``order``,
-    ``grounding`` or ``tracking``. choices: the options of a multiple-choice question. boxes: where an object
-    is, ``(x0, y0, x1, y1)`` as shares of width and height, at moments evenly spread over the clip.
-    start, end: the part of the video that the clip is; None: from its beginning, to its end. All times are
-    seconds of the file, whatever part of it is shown. extra: anything else that a data set wants to carry
+    video: path of the file. spans: the event's ``(start, end)``. task: one of TASKS. choices: the options of
+    a multiple-choice question. boxes: where an object is, ``(x0, y0, x1, y1)`` as shares of width and height,
+    at moments evenly spread over the clip. start, end: the part of the video that the clip is; None: from its
+    beginning, to its end. All times are seconds of the file, whatever part of it is shown. extra: anything
+    else that a data set wants to carry
     (never read by training).
     """
 
@@ -93,7 +94,8 @@ class Batch:
     source i32[B,S] the slot of V that each slot of V~ shows (identity: no V~);
     slots bool[B,J,S] the slots M that show each keyword (all False: no such keyword);
     keywords i32[B,J,W] token ids as they stand in the caption, -1 padded; lemma i32[B,J], -1: none;
-    clip i32[B] index of the row's clip in its data set, -1: padding; video_end: see Bucket.
+    clip i32[B] index of the row's clip in its data set, -1: padding; video_end: see Bucket;
+    references: what rewards compare completions to (``rewards.References``), None where nothing is rewarded.
     """
 
     frames: Array
@@ -110,3 +112,4 @@ class Batch:
     lemma: Array
     clip: Array
     video_end: int = dataclasses.field(metadata=dict(static=True))
+    references: Any = None

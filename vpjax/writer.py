@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard files and curves.png."""
+"""What a run leaves to look at: metrics.jsonl, TensorBoard files, pages and curves.png."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Writer:
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
-        workdir = Path(workdir)
+        self._workdir = workdir = Path(workdir)
         kept = "".join(json.dumps(line) + "\n" for line in read_metrics(workdir) if line["step"] <= step)
         part = workdir / f"{METRICS}.part"
         part.write_text(kept)
@@ -42,6 +42,13 @@ class Writer:
         for name, x in metrics.items():
             if x is not None:
                 self._board.add_scalar(name, x, step)
+
+    def page(self, name: str, step: int, markdown: str) -> None:
+        """Write a page of ``step`` to <workdir>/<name>/ and to TensorBoard."""
+        folder = self._workdir / name
+        folder.mkdir(exist_ok=True)
+        (folder / f"{step:06d}.md").write_text(markdown + "\n")
+        self._board.add_text(name, markdown, step)
 
     def close(self) -> None:
         self._file.close()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
 from vpjax.data.storage import stamp
-from vpjax.data.text import Media, Text, Tokens, tokenize
+from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
 from vpjax.data.video import IMAGES, Sampling, VideoInfo, part_of, probe, probe_image
 from vpjax.ops.patches import smart_resize
 from vpjax.types import Bucket, Clip, UserError
@@ -88,13 +88,14 @@ def build_index(
     if not common:
         raise UserError(f"none of {len(probed)} videos can be used; the first: {sources[0].fault}")
 
+    longest = max((source.info.duration for source in probed.values() if source.info), default=0.0)
     entries, rejected = [], {}
     for number, (clip, source, shape) in enumerate(zip(clips, sources, shapes, strict=True)):
         try:
             tokens = tokenize(
                 clip, text, media=source.media, keywords=cfg.keywords, keyword_tokens=cfg.keyword_tokens
             )
-            bucket = bucket_for(tokens, shape or common[0][0], config, cfg)
+            bucket = bucket_for(tokens, shape or common[0][0], longest, config, cfg)
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
         else:
@@ -133,14 +134,17 @@ def frame_shape(
     return round_up(frames, config.vision.temporal), height, width
 
 
-def bucket_for(tokens: Tokens, shape: tuple[int, int, int], config: VLMConfig, cfg: ConfigDict) -> Bucket:
-    """The bucket of a clip with frames of ``shape``. UserError where its tokens are too many."""
+def bucket_for(
+    tokens: Tokens, shape: tuple[int, int, int], longest: float, config: VLMConfig, cfg: ConfigDict
+) -> Bucket:
+    """The bucket of a clip with frames of ``shape``. longest: seconds of the longest video, so that there is
+    room for every time that may be written. UserError where its tokens are too many."""
     frames, height, width = shape
     unit = config.vision.patch * config.vision.merge
-    visual = frames // config.vision.temporal * (height // unit) * (width // unit)
-    place = np.flatnonzero(is_visual(tokens.prompt, (config.image_token, config.video_token)))
-    prompt = len(tokens.prompt) - len(place) + visual
-    if prompt > cfg.max_prompt:
+    grid = (frames // config.vision.temporal, height // unit, width // unit)
+    whole = with_media(tokens.prompt, grid, np.full(grid[0], longest), config, tokens.stamps)
+    place = np.flatnonzero(is_visual(whole, (config.image_token, config.video_token)))
+    if len(whole) > cfg.max_prompt:
         raise UserError(f"prompt above {cfg.max_prompt} tokens (data.max_prompt)")
     if len(tokens.answer) > cfg.max_answer:
         raise UserError(f"answer above {cfg.max_answer} tokens (data.max_answer)")
@@ -148,9 +152,9 @@ def bucket_for(tokens: Tokens, shape: tuple[int, int, int], config: VLMConfig, c
         frames=frames,
         height=height,
         width=width,
-        prompt=round_up(prompt, cfg.length_multiple),
+        prompt=round_up(len(whole), cfg.length_multiple),
         suffix=round_up(len(tokens.answer), cfg.length_multiple),
-        video_end=int(place[0]) + visual if len(place) else 0,
+        video_end=int(place[-1]) + 1 if len(place) else 0,
     )
 
 

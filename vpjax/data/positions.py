@@ -1,4 +1,5 @@
-"""Rotary positions of a prompt: one line for text, three axes for the visual tokens."""
+"""Rotary positions of a prompt: one line for text, three axes for the visual tokens; and the time of a
+slot."""
 
 from __future__ import annotations
 
@@ -18,32 +19,37 @@ def positions(
     ids: np.ndarray,
     grid: tuple[int, int, int] | None,
     seconds_per_slot: float,
-    tokens_per_second: float,
+    tokens_per_second: float | None,
     *,
     pads: tuple[int, int],
     rule: Rule = "qwen",
 ) -> np.ndarray:
-    """Time, height and width positions i32[3, p] of a prompt with at most one run of visual tokens.
+    """Time, height and width positions i32[3, p] of a prompt with at most one video or image.
 
     ids: i32[p], the prompt with one id per visual token. grid: (slots, rows, columns) of its visual tokens
-    after merging; None: text only. pads: see ``is_visual``. rule: text after the video
+    after merging; None: text only. tokens_per_second: of time positions; None: the slots stand apart, each an
+    image of its own behind its time in words. pads: see ``is_visual``. rule: text after visual tokens
     continues at the largest position so far + 1 (``qwen``: Qwen's own code, with which the weights were
-    trained) or at the video's first position + max(rows, columns) (``transformers5``: its
-    Qwen2_5_VLModel.get_rope_index; for comparison only). ValueError where the visual tokens are not one run
-    that fills the grid.
+    trained) or at their first position + max(rows, columns) (``transformers5``: its
+    Qwen2_5_VLModel.get_rope_index; for comparison only); where slots stand apart, the two are one. ValueError
+    where the visual tokens are not one run, or one of each slot, that fills the grid.
     """
     visual = np.flatnonzero(is_visual(ids, pads))
     out = np.tile(np.arange(len(ids), dtype=np.int32), (3, 1))
     if grid is None and len(visual) == 0:
         return out
-    if grid is None or len(visual) != np.prod(grid) or np.any(np.diff(visual) != 1):
-        raise ValueError(f"{len(visual)} visual tokens do not stand as one run that fills the grid {grid}")
-    first, end = visual[0], visual[-1] + 1
-    place = np.indices(grid).reshape(3, -1)
-    place[0] = time_ids(grid[0], seconds_per_slot, tokens_per_second)[place[0]]
+    runs = np.split(visual, np.flatnonzero(np.diff(visual) != 1) + 1)
+    count = 1 if grid is None or tokens_per_second is not None else grid[0]
+    if grid is None or [len(run) for run in runs] != [np.prod(grid) // count] * count:
+        raise ValueError(f"{len(visual)} visual tokens do not fill the grid {grid} in {count} run(s)")
+    place = np.indices((grid[0] // count, *grid[1:])).reshape(3, -1)
+    if tokens_per_second is not None:
+        place[0] = time_ids(grid[0], seconds_per_slot, tokens_per_second)[place[0]]
     extent = place.max() + 1 if rule == "qwen" else max(grid[1:])
-    out[:, first:end] = first + place
-    out[:, end:] = first + extent + np.arange(len(ids) - end)
+    for run in runs:
+        start, end = out[0, run[0]], run[-1] + 1
+        out[:, run] = start + place
+        out[:, end:] = start + extent + np.arange(len(ids) - end)
     return out
 
 
@@ -52,3 +58,10 @@ def time_ids(slots: int, seconds_per_slot: float, tokens_per_second: float) -> n
 
     The slack keeps a slot that lies on a whole token there although measured times carry rounding."""
     return np.floor(np.arange(slots) * (seconds_per_slot * tokens_per_second) + 1e-4).astype(np.int64)
+
+
+def slot_seconds(times: np.ndarray, temporal: int) -> np.ndarray:
+    """When each slot is, f64[S] in seconds: between its first and its last frame, whose times are f64[F].
+
+    To the microsecond: a time that lies halfway between two decimals is then rounded as if it were exact."""
+    return times.reshape(-1, temporal)[:, [0, -1]].mean(axis=1).round(6)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vpjax.data.keyframes import elsewhere, identity, slots_of, source_of, widened
-from vpjax.data.positions import Rule, is_visual, positions, time_ids
-from vpjax.data.text import Tokens, expand
+from vpjax.data.positions import Rule, is_visual, positions, slot_seconds
+from vpjax.data.text import Stamps, Tokens, with_media
 from vpjax.data.video import seconds_per_slot
 from vpjax.types import Batch, Bucket, UserError
 
@@ -59,8 +59,16 @@ def masked_row(keywords: int = 0, keyword_tokens: int = 0) -> Row:
     )
 
 
-def prompt_row(prompt: np.ndarray, video: Video | None, config: VLMConfig, *, rule: Rule = "qwen") -> Row:
-    """A row without an answer, for generation. prompt: i32[p], with one placeholder or all of them."""
+def prompt_row(
+    prompt: np.ndarray,
+    video: Video | None,
+    config: VLMConfig,
+    *,
+    stamps: Stamps | None = None,
+    rule: Rule = "qwen",
+) -> Row:
+    """A row without an answer, for generation. prompt: i32[p], with one placeholder or all of them. stamps:
+    of the tokenizer (``Text.stamps``)."""
     pads = (config.image_token, config.video_token)
     if video is None:
         place = positions(prompt, None, 0.0, config.tokens_per_second, pads=pads)
@@ -69,15 +77,17 @@ def prompt_row(prompt: np.ndarray, video: Video | None, config: VLMConfig, *, ru
     frames, height, width, _ = video.frames.shape
     grid = (frames // config.vision.temporal, height // unit, width // unit)
     if is_visual(prompt, pads).sum() == 1:
-        prompt = expand(prompt, int(np.prod(grid)), pads)
+        prompt = with_media(prompt, grid, slot_seconds(video.times, config.vision.temporal), config, stamps)
     seconds = seconds_per_slot(video.times, config.vision.temporal)
-    shared = grid[0] - len(np.unique(time_ids(grid[0], seconds, config.tokens_per_second)))
+    place = positions(prompt, grid, seconds, config.tokens_per_second, pads=pads, rule=rule)
+    visual = np.flatnonzero(is_visual(prompt, pads)).astype(np.int32)
+    shared = grid[0] - len(np.unique(place[0, visual]))
     return dataclasses.replace(
         masked_row(),
         frames=video.frames,
         prompt=prompt,
-        positions=positions(prompt, grid, seconds, config.tokens_per_second, pads=pads, rule=rule),
-        visual=np.flatnonzero(is_visual(prompt, pads)).astype(np.int32),
+        positions=place,
+        visual=visual,
         source=np.arange(grid[0], dtype=np.int32),
         slots=np.zeros((0, grid[0]), bool),
         clip=0,
@@ -101,7 +111,7 @@ def training_row(
     replacement, pool: the slots that V~ replaces and those pooled for a keyword: its ``key`` slots, as many
     at ``random`` elsewhere, or (replacement only) ``none``. widen: see ``widened``. seed: of random choices.
     """
-    row = prompt_row(tokens.prompt, video, config)
+    row = prompt_row(tokens.prompt, video, config, stamps=tokens.stamps)
     count = len(row.source)
     key = np.zeros((len(tokens.spans), count), bool)
     missed = 0

@@ -7,15 +7,19 @@ data worker does that only sees token ids, stays quick.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vpjax.data.positions import is_visual
 from vpjax.types import Clip, UserError
+
+if TYPE_CHECKING:
+    from vpjax.models.config import VLMConfig
 
 Media = Literal["video", "image"]
 
@@ -91,6 +95,18 @@ def train_tokenizer(texts: Iterable[str], folder: str | Path, vocab_size: int) -
         additional_special_tokens=list(SPECIALS[1:]),
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamps:
+    """How a tokenizer writes the time of a slot, ``<0.2 seconds>``: the ids of its pieces.
+
+    They travel in place of the tokenizer, for the times of a clip are known when its frames are read."""
+
+    pieces: Mapping[str, tuple[int, ...]]
+
+    def write(self, seconds: float) -> list[int]:
+        return [i for piece in ("<", *f"{seconds:.1f}", " seconds>") for i in self.pieces[piece]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +195,13 @@ class Text:
         spans = enumerate(offsets["offset_mapping"])
         return [i for i, (first, last) in spans if first < start + len(keyword) and last > start]
 
+    @functools.cached_property
+    def stamps(self) -> Stamps | None:
+        """How times are written; None for a tokenizer that merges digits, as Qwen's do not."""
+        pieces = ("<", *"0123456789.", " seconds>")
+        stamps = Stamps({piece: tuple(self.encode(piece)) for piece in pieces})
+        return stamps if stamps.write(9876543210.5) == self.encode("<9876543210.5 seconds>") else None
+
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -192,12 +215,41 @@ def expand(prompt: np.ndarray, count: int, pads: tuple[int, int]) -> np.ndarray:
     return np.repeat(prompt, np.where(is_visual(prompt, pads), count, 1))
 
 
+def with_media(
+    prompt: np.ndarray,
+    grid: tuple[int, int, int],
+    seconds_S: np.ndarray,
+    config: VLMConfig,
+    stamps: Stamps | None,
+) -> np.ndarray:
+    """``prompt`` with its placeholder repeated for the visual tokens of ``grid`` = (slots, rows, columns).
+
+    Where the model is told the time in words, every slot of a video stands behind its own of ``seconds_S``
+    and between its own vision_start and vision_end, in place of the one pair that the chat template writes.
+    UserError where ``stamps`` are wanted and missing. Source: ``Qwen3VLProcessor`` of transformers 4.57.
+    """
+    at = np.flatnonzero(prompt == config.video_token)
+    if config.tokens_per_second is not None or not len(at):
+        return expand(prompt, int(np.prod(grid)), (config.image_token, config.video_token))
+    if stamps is None:
+        raise UserError(
+            "the model reads times digit by digit, which its tokenizer merges; use the model's own"
+        )
+    before, after = prompt[: at[0]], prompt[at[0] + 1 :]
+    if before[-1] == config.vision_start and after[0] == config.vision_end:
+        before, after = before[:-1], after[1:]
+    visual = [config.vision_start, *[config.video_token] * (grid[1] * grid[2]), config.vision_end]
+    slots = [stamps.write(seconds) + visual for seconds in seconds_S]
+    return np.concatenate([before, *slots, after]).astype(np.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """All of a clip that needs a tokenizer.
 
     prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
-    padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; notes: what was left out.
+    padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; stamps: see ``with_media``; notes:
+    what was left out.
     """
 
     prompt: np.ndarray
@@ -205,6 +257,7 @@ class Tokens:
     keywords: np.ndarray
     lemma: np.ndarray
     spans: tuple[tuple[tuple[float, float], ...], ...]
+    stamps: Stamps | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -232,5 +285,6 @@ def tokenize(
         keywords=ids,
         lemma=lemma,
         spans=tuple(spans),
+        stamps=text.stamps,
         notes=tuple(notes),
     )

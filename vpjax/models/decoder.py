@@ -1,7 +1,8 @@
-"""The causal decoder of Qwen2.5-VL: grouped-query attention with three-axis rotary positions.
+"""The causal decoder: grouped-query attention with three-axis rotary positions.
 
 Layers are stacked and scanned, so compile time does not grow with depth and "the first l layers" is a slice.
-Source: ``Qwen2_5_VLTextModel``.
+Sources: ``Qwen2_5_VLTextModel`` and ``Qwen3VLTextModel``; what tells them apart is in DecoderConfig, and
+visual features may be added after the first layers (DeepStack).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vpjax.ops.attention import KeyValues, Layout, attend, attend_prefix, attend_suffix
+from vpjax.ops.attention import KeyValues, Layout, attend, attend_suffix
 from vpjax.ops.rope import rotate, text_angles
-from vpjax.sharding import split_rows
+from vpjax.sharding import split_rows, split_width
 from vpjax.types import Array
 
 Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
@@ -25,8 +26,8 @@ Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the decoder. rope_axes: the position axis of each pair of channels
-    (``ops.rope.section_axes``)."""
+    """Sizes of the decoder. rope_axes: the position axis of each pair of channels (``ops.rope.section_axes``,
+    ``interleaved_axes``). qk_norm: RMSNorm of every head's queries and keys."""
 
     vocab: int
     hidden: int
@@ -39,6 +40,8 @@ class DecoderConfig:
     rope_axes: tuple[int, ...]
     rms_eps: float
     tied: bool
+    qkv_bias: bool = True
+    qk_norm: bool = False
 
 
 class Layer(nnx.Module):
@@ -48,11 +51,13 @@ class Layer(nnx.Module):
         linear = functools.partial(nnx.Linear, param_dtype=dtype, rngs=rngs)
         norm = functools.partial(nnx.RMSNorm, epsilon=config.rms_eps, param_dtype=dtype, rngs=rngs)
         hidden, width = config.hidden, config.head_dim
-        self.head_dim = width
+        self.head_dim, self.qk_norm = width, config.qk_norm
         self.norm1 = norm(hidden)
-        self.q = linear(hidden, config.heads * width)
-        self.k = linear(hidden, config.kv_heads * width)
-        self.v = linear(hidden, config.kv_heads * width)
+        self.q = linear(hidden, config.heads * width, use_bias=config.qkv_bias)
+        self.k = linear(hidden, config.kv_heads * width, use_bias=config.qkv_bias)
+        self.v = linear(hidden, config.kv_heads * width, use_bias=config.qkv_bias)
+        if self.qk_norm:
+            self.q_norm, self.k_norm = norm(width), norm(width)
         self.o = linear(config.heads * width, hidden, use_bias=False)
         self.norm2 = norm(hidden)
         self.gate = linear(hidden, config.intermediate, use_bias=False)
@@ -64,6 +69,8 @@ class Layer(nnx.Module):
         cache)."""
         h = self.norm1(x_BTD)
         q, k, v = (f(h).reshape(*h.shape[:-1], -1, self.head_dim) for f in (self.q, self.k, self.v))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         mixed, extra = attention(rotate(q, angles_BTh), KeyValues(rotate(k, angles_BTh), v))
         x = x_BTD + self.o(mixed.reshape(*h.shape[:-1], -1))
         h = self.norm2(x)
@@ -103,26 +110,46 @@ class Decoder(nnx.Module):
         layout: Layout,
         prompt_valid_BP: Array,
         *,
+        deep: tuple[Array, ...] = (),
         layers: slice = slice(None),
         remat: bool = False,
     ) -> Array:
-        """The hidden states [B, T, D] after some of the layers, before the final norm."""
+        """The hidden states [B, T, D] after some of the layers, before the final norm.
+
+        deep: [B, P, D] for each of the first of all layers, added after it to the first P tokens' states."""
         angles = self.angles(positions_B3T)
 
-        def layer(x, block):
-            return block(split_rows(x), angles, lambda q, kv: (attend(q, kv, layout, prompt_valid_BP), None))
+        def layer(carry, block):
+            x, _ = block(
+                split_rows(carry[0]), angles, lambda q, kv: (attend(q, kv, layout, prompt_valid_BP), None)
+            )
+            return (x,)
 
         stack = jax.tree.map(lambda p: p[layers], self.layers)
-        return jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_BTD, stack)[0]
+        return _through(layer, (x_BTD,), stack, deep[layers], remat=remat)[0]
 
-    def prefill(self, x_BPD: Array, positions_B3P: Array) -> tuple[Array, KeyValues]:
-        """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]."""
-        angles = self.angles(positions_B3P)
+    def prefill(
+        self, x_BPD: Array, positions_B3P: Array, deep: tuple[Array, ...] = ()
+    ) -> tuple[Array, KeyValues]:
+        """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]. deep: see
+        ``run``."""
+        c, angles = self.config, self.angles(positions_B3P)
+        layout = Layout(x_BPD.shape[1], 1, 0)
+        valid_BP = jnp.ones(x_BPD.shape[:2], bool)  # nobody looks at what padding sees
 
-        def layer(x, block):
-            return block(x, angles, lambda q, kv: (attend_prefix(q, kv), kv))
+        def layer(carry, block_index):
+            x, cache = carry
+            block, index = block_index
 
-        return jax.lax.scan(layer, x_BPD, self.layers)
+            def attention(q, kv):
+                write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
+                return attend(q, kv, layout, valid_BP), jax.tree.map(write, cache, kv)
+
+            return block(split_rows(x), angles, attention)
+
+        shape = (c.layers, *x_BPD.shape[:2], c.kv_heads, c.head_dim)
+        empty = KeyValues(*(jnp.zeros(shape, x_BPD.dtype) for _ in range(2)))
+        return _through(layer, (x_BPD, empty), (self.layers, jnp.arange(c.layers)), deep)
 
     def decode(
         self,
@@ -142,6 +169,7 @@ class Decoder(nnx.Module):
             block, prefix, index = block_prefix_index
 
             def attention(q_BGNH, kv_BGKH):
+                q_BGNH, kv_BGKH = jax.tree.map(split_rows, (q_BGNH, kv_BGKH))
                 written = jax.tree.map(
                     lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
                 )
@@ -149,7 +177,31 @@ class Decoder(nnx.Module):
                 mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
                 return mixed[:, :, 0], written
 
-            return block(x, angles, attention), None
+            return block(split_width(x), angles, attention), None
 
         index_L = jnp.arange(self.config.layers)
         return jax.lax.scan(layer, (x_BGD, suffix), (self.layers, prefix, index_L))[0]
+
+
+def _through(
+    layer: Callable, carry: tuple, stack: Any, deep: tuple[Array, ...], *, remat: bool = False
+) -> tuple:
+    """``carry``, hidden states first, after ``layer(carry, part of the stack)`` of a whole stack of layers.
+
+    The stack is split where the additions ``deep`` end: one scan over all layers would have to carry a
+    gradient of them all through each.
+    """
+
+    def plain(carry, part):
+        return layer(carry, part), None
+
+    def adding(carry, part_added):
+        part, added_BPD = part_added
+        x, *rest = layer(carry, part)
+        return (x.at[:, : added_BPD.shape[1]].add(added_BPD), *rest), None
+
+    if deep:
+        first = jax.tree.map(lambda p: p[: len(deep)], stack)
+        stack = jax.tree.map(lambda p: p[len(deep) :], stack)
+        carry, _ = jax.lax.scan(jax.checkpoint(adding) if remat else adding, carry, (first, jnp.stack(deep)))
+    return jax.lax.scan(jax.checkpoint(plain) if remat else plain, carry, stack)[0]

@@ -1,13 +1,16 @@
-"""The vision tower of Qwen2.5-VL: window and full attention inside each temporal patch, then a 2 x 2 merger.
+"""The vision tower: window and full attention inside each temporal patch, then 2 x 2 mergers.
 
 Slots (temporal patches) never see one another, so the tower runs on a batch of slots and
-``features(V~) == features(V)[source]`` holds exactly. Source: ``Qwen2_5_VisionTransformerPretrainedModel``.
+``features(V~) == features(V)[source]`` holds exactly. Sources: ``Qwen2_5_VisionTransformerPretrainedModel``
+and ``Qwen3VLVisionModel``; what tells them apart is in VisionConfig.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from vpjax.ops.attention import attend_blocks
+from vpjax.ops.patches import interpolation
 from vpjax.ops.rope import rotate, vision_angles
 from vpjax.sharding import split_rows
 from vpjax.types import Array
@@ -22,8 +26,14 @@ from vpjax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the tower. window: pixels; full_attention: indices of the layers without windows;
-    pixel_mean, pixel_std: statistics that frames in 0..1 are normalised with."""
+    """Sizes of the tower and what its family does, the defaults being Qwen2.5-VL's.
+
+    window: pixels, 0: no layer has windows; full_attention: indices of the layers without windows;
+    pixel_mean, pixel_std: statistics that frames in 0..1 are normalised with; layer_norm: LayerNorm in place
+    of RMSNorm; gated: an MLP of silu(gate) * up, else of gelu(up); patch_bias: of the patch embedding;
+    position_side: rows and columns of the table of learned positions, 0: none; deepstack: indices of the
+    layers whose states go to the decoder as well, ascending.
+    """
 
     depth: int
     hidden: int
@@ -38,11 +48,27 @@ class VisionConfig:
     channels: int = 3
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    layer_norm: bool = False
+    gated: bool = True
+    patch_bias: bool = False
+    position_side: int = 0
+    deepstack: tuple[int, ...] = ()
 
     @property
     def factor(self) -> int:
         """Height and width of a frame are multiples of this many pixels: one merged token."""
         return self.patch * self.merge
+
+
+class Features(NamedTuple):
+    """What the decoder is given of a video; every array is [..., M, D], M tokens of a slot.
+
+    tokens: stand in the place of the visual tokens' embeddings. deep: one for each of the decoder's first
+    layers, added after it to the states of the visual tokens (DeepStack, arXiv 2406.04334); () without.
+    """
+
+    tokens: Array
+    deep: tuple[Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,19 +101,26 @@ def windows(rows: int, columns: int, side: int) -> Windows:
     return Windows(order, valid, places[np.argsort(order[places])])
 
 
+def _norm(config: VisionConfig, width: int, **options) -> nnx.Module:
+    if config.layer_norm:
+        return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, **options)
+    return nnx.RMSNorm(width, epsilon=1e-6, **options)
+
+
 class Block(nnx.Module):
-    """Pre-norm attention and gated MLP of one tower layer."""
+    """Pre-norm attention and MLP of one tower layer."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         linear = functools.partial(nnx.Linear, param_dtype=dtype, rngs=rngs)
-        norm = functools.partial(nnx.RMSNorm, epsilon=1e-6, param_dtype=dtype, rngs=rngs)
+        norm = functools.partial(_norm, config, param_dtype=dtype, rngs=rngs)
         hidden = config.hidden
-        self.heads = config.heads
+        self.heads, self.gated = config.heads, config.gated
         self.norm1 = norm(hidden)
         self.qkv = nnx.LinearGeneral(hidden, (3, hidden), param_dtype=dtype, rngs=rngs)
         self.proj = linear(hidden, hidden)
         self.norm2 = norm(hidden)
-        self.gate = linear(hidden, config.intermediate)
+        if self.gated:
+            self.gate = linear(hidden, config.intermediate)
         self.up = linear(hidden, config.intermediate)
         self.down = linear(config.intermediate, hidden)
 
@@ -107,21 +140,28 @@ class Block(nnx.Module):
         attended = window(q, k, v) if x_XWTD.shape[1] == 1 else jax.lax.cond(full, whole, window, q, k, v)
         x = x_XWTD + self.proj(attended.reshape(x_XWTD.shape))
         h = self.norm2(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+        up = self.up(h)
+        return x + self.down(jax.nn.silu(self.gate(h)) * up if self.gated else jax.nn.gelu(up))
 
 
 class Merger(nnx.Module):
-    """Each 2 x 2 unit of patches becomes one token of the decoder's width."""
+    """Each 2 x 2 unit of patches becomes one token of the decoder's width. norm_unit: the norm is of a whole
+    unit, not of each patch."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(self, config: VisionConfig, *, norm_unit: bool = False, rngs: nnx.Rngs, dtype=jnp.float32):
         wide = config.hidden * config.merge**2
-        self.norm = nnx.RMSNorm(config.hidden, epsilon=1e-6, param_dtype=dtype, rngs=rngs)
+        self.norm_unit = norm_unit
+        self.norm = _norm(config, wide if norm_unit else config.hidden, param_dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(wide, wide, param_dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(wide, config.out_hidden, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x_XMUD: Array) -> Array:
         """[X, M, patches of a unit, D] -> [X, M, decoder width]."""
-        flat = self.norm(x_XMUD).reshape(*x_XMUD.shape[:2], -1)
+        flat_shape = (*x_XMUD.shape[:2], -1)
+        if self.norm_unit:
+            flat = self.norm(x_XMUD.reshape(flat_shape))
+        else:
+            flat = self.norm(x_XMUD).reshape(flat_shape)
         return self.fc2(jax.nn.gelu(self.fc1(flat), approximate=False))
 
 
@@ -129,21 +169,36 @@ class VisionTower(nnx.Module):
     """Patches of X slots -> M tokens of the decoder's width for each slot."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        self.config = config
-        pixels = config.channels * config.temporal * config.patch**2
-        self.patch_embed = nnx.Linear(pixels, config.hidden, use_bias=False, param_dtype=dtype, rngs=rngs)
+        self.config = c = config
+        pixels = c.channels * c.temporal * c.patch**2
+        self.patch_embed = nnx.Linear(pixels, c.hidden, use_bias=c.patch_bias, param_dtype=dtype, rngs=rngs)
         self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key), dtype=dtype))(
-            jax.random.split(rngs.params(), config.depth)
+            jax.random.split(rngs.params(), c.depth)
         )
         self.merger = Merger(config, rngs=rngs, dtype=dtype)
+        if c.position_side:
+            self.positions = nnx.Param(
+                0.02 * jax.random.normal(rngs.params(), (c.position_side**2, c.hidden), dtype)
+            )
+        if c.deepstack:
+            self.deepstack = jax.vmap(
+                lambda key: Merger(config, norm_unit=True, rngs=nnx.Rngs(key), dtype=dtype)
+            )(jax.random.split(rngs.params(), len(c.deepstack)))
 
-    def __call__(self, patches_XNP: Array, grid: tuple[int, int], *, remat: bool = False) -> Array:
+    def learned_positions(self, grid: tuple[int, int]) -> Array:
+        """The table of learned positions, bilinearly interpolated to ``grid``: [rows, columns, D]."""
+        side = self.config.position_side
+        rows, columns = (interpolation(count, side) for count in grid)
+        table = self.positions[...].reshape(side, side, -1)
+        return jnp.einsum("rh,cw,hwd->rcd", rows, columns, table).astype(table.dtype)
+
+    def __call__(self, patches_XNP: Array, grid: tuple[int, int], *, remat: bool = False) -> Features:
         """patches [X, N, pixels of a patch] in merge-grouped order (``ops.patches.patchify``) of a frame of
-        ``grid`` = (rows, columns) patches -> [X, M, decoder width]."""
+        ``grid`` = (rows, columns) patches -> features [X, M, decoder width]."""
         c = self.config
         unit = c.merge**2
         rows, columns = grid[0] // c.merge, grid[1] // c.merge
-        layout = windows(rows, columns, c.window // c.factor)
+        layout = windows(rows, columns, c.window // c.factor or max(rows, columns))
         count, places = layout.valid.shape
         valid_WT = None if layout.valid.all() else jnp.asarray(layout.valid.repeat(unit, axis=1))
 
@@ -159,6 +214,8 @@ class VisionTower(nnx.Module):
         angles_WTh = to_windows(angles.reshape(rows * columns, unit, -1))
 
         x = self.patch_embed(patches_XNP)
+        if c.position_side:
+            x = x + self.learned_positions(grid)[order]
         x_XWTD = to_windows(x.reshape(x.shape[0], rows * columns, unit, -1))
 
         def layer(x, block_full):
@@ -166,6 +223,16 @@ class VisionTower(nnx.Module):
             return block(split_rows(x), angles_WTh, valid_WT, full), None
 
         full_L = np.isin(np.arange(c.depth), c.full_attention)
-        x_XWTD, _ = jax.lax.scan(jax.checkpoint(layer) if remat else layer, x_XWTD, (self.blocks, full_L))
-        units = x_XWTD.reshape(x.shape[0], count * places, unit, -1)[:, layout.inverse]
-        return self.merger(units)
+        body = jax.checkpoint(layer) if remat else layer
+        states = []  # after each layer of ``deepstack`` and after the last
+        for start, end in itertools.pairwise((0, *(i + 1 for i in c.deepstack), c.depth)):
+            x_XWTD, _ = jax.lax.scan(body, x_XWTD, _cut((self.blocks, full_L), slice(start, end)))
+            states.append(x_XWTD.reshape(x.shape[0], count * places, unit, -1)[:, layout.inverse])
+        *deep, last = states
+        deep = tuple(_cut(self.deepstack, i)(state) for i, state in enumerate(deep))
+        return Features(self.merger(last), deep)
+
+
+def _cut(stack: Any, at: slice | int) -> Any:
+    """Some of the layers of a stack, or one."""
+    return jax.tree.map(lambda p: p[at], stack)

@@ -1,106 +1,20 @@
-"""VideoLM: the vision tower and the decoder as one model, and its configuration."""
+"""VideoLM: the vision tower and the decoder as one model."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from huggingface_hub.errors import StrictDataclassError
 
-from vpjax.models.decoder import Decoder, DecoderConfig
-from vpjax.models.vision import VisionConfig, VisionTower
+from vpjax.models.config import VLMConfig
+from vpjax.models.decoder import Decoder
+from vpjax.models.vision import Features, VisionTower
 from vpjax.ops.attention import KeyValues, Layout
 from vpjax.ops.patches import patchify
-from vpjax.ops.rope import section_axes
-from vpjax.types import Array, Batch, UserError
-
-FAMILIES = ("qwen2_5_vl",)
-
-
-@dataclasses.dataclass(frozen=True)
-class VLMConfig:
-    """Sizes and special tokens of a VideoLM. hf: its ``config.json``, kept to be written back unchanged."""
-
-    family: str
-    vision: VisionConfig
-    decoder: DecoderConfig
-    image_token: int
-    video_token: int
-    vision_start: int
-    vision_end: int
-    tokens_per_second: float
-    hf: str
-
-    @classmethod
-    def from_hf(cls, raw: dict[str, Any]) -> VLMConfig:
-        """Read a ``config.json``: the flat spelling of the hub (``rope_scaling``) or the nested one of
-        transformers 5 (``text_config``, ``rope_parameters``). UserError for a model that is not supported."""
-        family = raw.get("model_type")
-        if family not in FAMILIES:
-            raise UserError(f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
-        from transformers import Qwen2_5_VLConfig  # seconds to import, and only wanted here
-
-        kept = json.dumps(raw, sort_keys=True)
-        try:
-            parsed = Qwen2_5_VLConfig(**json.loads(kept))  # it writes into what it is given
-        except StrictDataclassError as error:
-            raise UserError(" ".join(str(error).split())) from error
-        vision, text = parsed.vision_config, parsed.text_config
-        rope = text.rope_parameters
-        if text.use_sliding_window or vision.hidden_act != "silu" or text.hidden_act != "silu":
-            raise UserError("sliding windows and activations other than silu are not supported")
-        if rope.get("rope_type", "default") != "default" or "mrope_section" not in rope:
-            raise UserError(f"rope_parameters {rope}: rope_type must be 'default', with an mrope_section")
-        if vision.rope_parameters["rope_theta"] != 10000:
-            raise UserError("a rope_theta of the vision tower other than 10000 is not supported")
-        if vision.out_hidden_size != text.hidden_size:
-            raise UserError(f"out_hidden_size {vision.out_hidden_size} must be {text.hidden_size}")
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        if 2 * sum(rope["mrope_section"]) != head_dim:
-            raise UserError(f"mrope_section {rope['mrope_section']} must sum to {head_dim // 2}")
-        return cls(
-            family=family,
-            vision=VisionConfig(
-                depth=vision.depth,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_heads,
-                out_hidden=vision.out_hidden_size,
-                patch=vision.patch_size,
-                merge=vision.spatial_merge_size,
-                temporal=vision.temporal_patch_size,
-                window=vision.window_size,
-                full_attention=tuple(vision.fullatt_block_indexes),
-                channels=vision.in_channels,
-            ),
-            decoder=DecoderConfig(
-                vocab=text.vocab_size,
-                hidden=text.hidden_size,
-                intermediate=text.intermediate_size,
-                layers=text.num_hidden_layers,
-                heads=text.num_attention_heads,
-                kv_heads=text.num_key_value_heads,
-                head_dim=head_dim,
-                rope_theta=float(rope["rope_theta"]),
-                rope_axes=section_axes(tuple(rope["mrope_section"])),
-                rms_eps=text.rms_norm_eps,
-                tied=parsed.tie_word_embeddings,
-            ),
-            image_token=parsed.image_token_id,
-            video_token=parsed.video_token_id,
-            vision_start=parsed.vision_start_token_id,
-            vision_end=parsed.vision_end_token_id,
-            tokens_per_second=float(vision.tokens_per_second),
-            hf=kept,
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """The ``config.json`` that ``from_hf`` read."""
-        return json.loads(self.hf)
+from vpjax.sharding import split_rows, split_width
+from vpjax.types import Array, Batch
 
 
 class Hidden(NamedTuple):
@@ -115,7 +29,7 @@ class Hidden(NamedTuple):
     tap: Array | None
 
 
-def gather_slots(features: Any, source_BS: Array) -> Any:
+def gather_slots(features: Features, source_BS: Array) -> Features:
     """The features of V~: slot s shows slot ``source[s]`` of V. Exact, for slots never see one another."""
     return jax.tree.map(lambda f: jax.vmap(lambda slots, source: slots[source])(f, source_BS), features)
 
@@ -147,9 +61,10 @@ class VideoLM(nnx.Module):
 
     def embed_tokens(self, tokens: Array) -> Array:
         """Input embeddings [..., D] of token ids."""
-        return self.decoder.embed[tokens]
+        # The table stays where it is: each device looks up its columns for all rows, then keeps its rows.
+        return split_rows(split_width(self.decoder.embed[tokens]))
 
-    def encode(self, frames_BFhw3: Array, *, remat: bool = False) -> Array:
+    def encode(self, frames_BFhw3: Array, *, remat: bool = False) -> Features:
         """Visual features [B, S, M, D] of uint8 frames, F a multiple of the temporal patch."""
         c = self.config.vision
         dtype = self.vision.patch_embed.kernel.dtype
@@ -157,34 +72,45 @@ class VideoLM(nnx.Module):
         patches_BSNP = patchify(frames_BFhw3, **cut, mean=c.pixel_mean, std=c.pixel_std).astype(dtype)
         batch, slots = patches_BSNP.shape[:2]
         grid = frames_BFhw3.shape[2] // c.patch, frames_BFhw3.shape[3] // c.patch
-        tokens = self.vision(patches_BSNP.reshape(batch * slots, *patches_BSNP.shape[2:]), grid, remat=remat)
-        return tokens.reshape(batch, slots, *tokens.shape[1:])
+        flat = self.vision(patches_BSNP.reshape(batch * slots, *patches_BSNP.shape[2:]), grid, remat=remat)
+        return jax.tree.map(lambda f: f.reshape(batch, slots, *f.shape[1:]), flat)
 
-    def embed_prompt(self, features: Array | None, prompt_BP: Array, visual_BV: Array) -> Array:
-        """Input embeddings of a prompt with the visual features in their places; [B, P, D]."""
+    def embed_prompt(
+        self, features: Features | None, prompt_BP: Array, visual_BV: Array
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Input embeddings [B, P, D] of a prompt with the visual features in their places, and the additions
+        to the states after the first decoder layers, 0 outside those places."""
         x_BPD = self.embed_tokens(prompt_BP)
         if features is None:
-            return x_BPD
-        flat_BVD = features.reshape(features.shape[0], -1, features.shape[-1]).astype(x_BPD.dtype)
-        # An invalid slot's index is P, outside the prompt: dropped.
-        return jax.vmap(lambda x, at, f: x.at[at].set(f, mode="drop"))(x_BPD, visual_BV, flat_BVD)
+            return x_BPD, ()
+
+        def placed(x_BPD, f_BSMD):
+            f_BVD = f_BSMD.reshape(f_BSMD.shape[0], -1, f_BSMD.shape[-1]).astype(x_BPD.dtype)
+            # An invalid slot's index is P, outside the prompt: dropped.
+            return jax.vmap(lambda x, at, f: x.at[at].set(f, mode="drop"))(x_BPD, visual_BV, f_BVD)
+
+        nothing = jnp.zeros_like(x_BPD)
+        return placed(x_BPD, features.tokens), tuple(placed(nothing, f) for f in features.deep)
 
     def hidden(
-        self, features: Array | None, batch: Batch, *, tap: int | None = None, remat: bool = False
+        self, features: Features | None, batch: Batch, *, tap: int | None = None, remat: bool = False
     ) -> Hidden:
         """Hidden states of a batch whose ``suffix`` is [B, C] (one completion) or [B, G, C]; ``tap`` = l also
-        returns the states after the first l layers at the visual tokens."""
+        returns the states after the first l layers, what is added there included, at the visual tokens."""
         suffix_BGC = batch.suffix if batch.suffix.ndim == 3 else batch.suffix[:, None]
         rows, groups, length = suffix_BGC.shape
         prefix = batch.prompt.shape[1]
         layout = Layout(prefix, groups, length)
         x_BXD = self.embed_tokens(suffix_BGC.reshape(rows, groups * length))
-        x_BTD = jnp.concatenate([self.embed_prompt(features, batch.prompt, batch.visual), x_BXD], axis=1)
+        x_BPD, deep = self.embed_prompt(features, batch.prompt, batch.visual)
+        x_BTD = jnp.concatenate([x_BPD, x_BXD], axis=1)
         own = [batch.positions[:, :, prefix:]] * groups
         positions = jnp.concatenate([batch.positions[:, :, :prefix], *own], axis=-1)
 
         def run(x, layers):
-            return self.decoder.run(x, positions, layout, batch.prompt_valid, layers=layers, remat=remat)
+            return self.decoder.run(
+                x, positions, layout, batch.prompt_valid, deep=deep, layers=layers, remat=remat
+            )
 
         tapped = None
         if tap is not None:
@@ -194,20 +120,20 @@ class VideoLM(nnx.Module):
         last = _last(h_BTD[:, :prefix], batch.prompt_valid)
         return Hidden(last, h_BTD[:, prefix:].reshape(rows, groups, length, -1), tapped)
 
-    def visual_hidden(self, features: Array, batch: Batch, *, layers: int, remat: bool = False) -> Array:
+    def visual_hidden(self, features: Features, batch: Batch, *, layers: int, remat: bool = False) -> Array:
         """``hidden(..., tap=layers).tap`` [B, V, D] for less: only these layers run, and only over the prompt
         up to its last visual token."""
         end = batch.video_end
         visual = jnp.where(batch.visual < end, batch.visual, end)
-        x_BPD = self.embed_prompt(features, batch.prompt[:, :end], visual)
-        positions, valid = batch.positions[:, :, :end], batch.prompt_valid[:, :end]
-        h = self.decoder.run(x_BPD, positions, Layout(end, 1, 0), valid, layers=slice(0, layers), remat=remat)
+        x_BPD, deep = self.embed_prompt(features, batch.prompt[:, :end], visual)
+        positions, valid, some = batch.positions[:, :, :end], batch.prompt_valid[:, :end], slice(0, layers)
+        h = self.decoder.run(x_BPD, positions, Layout(end, 1, 0), valid, deep=deep, layers=some, remat=remat)
         return _at(h, visual)
 
-    def prefill(self, features: Array | None, batch: Batch) -> tuple[Array, KeyValues]:
+    def prefill(self, features: Features | None, batch: Batch) -> tuple[Array, KeyValues]:
         """The state [B, D] at the prompt's last valid token, and the prefix cache."""
-        x_BPD = self.embed_prompt(features, batch.prompt, batch.visual)
-        h_BPD, cache = self.decoder.prefill(x_BPD, batch.positions[:, :, : batch.prompt.shape[1]])
+        x_BPD, deep = self.embed_prompt(features, batch.prompt, batch.visual)
+        h_BPD, cache = self.decoder.prefill(x_BPD, batch.positions[:, :, : batch.prompt.shape[1]], deep)
         return self.decoder.norm(_last(h_BPD, batch.prompt_valid)), cache
 
     def suffix_cache(self, rows: int, groups: int, length: int) -> KeyValues:

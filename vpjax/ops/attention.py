@@ -12,19 +12,34 @@ and themselves; SFT has G = 1, GRPO has G > 1, decoding is the same with a cache
       c2             111     ..   1.
                      111     ..   11
 
-Scores between completions are never computed and the prefix is never copied. Rows of a causal prefix never
-see the padding to their right, so only suffix queries look at ``prompt_valid``.
+Scores between completions are never computed. Rows of a causal prefix never see the padding to their right,
+so only suffix queries look at ``prompt_valid``; what stands in padded rows means nothing.
+
+Whole sequences have three back ends, equal but in padded rows: ``xla`` everywhere, ``splash`` (Pallas) on TPU
+and ``cudnn`` on GPU. The latter two never hold the scores in memory.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.sharding import PartitionSpec as P
 
-from vpjax.types import Array
+from vpjax.types import Array, UserError
+
+BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: what the platform has
+BLOCK, LANES = 512, 128  # tokens that splash takes at once; what it takes is a multiple of the latter
+
+_backend = contextvars.ContextVar("attention", default="auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +104,130 @@ def attend_suffix(
 
 def attend(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> Array:
     """Attention of a whole sequence of ``layout`` to itself: [B, P + G * C, N, H]."""
-    p, groups = layout.prefix, (layout.groups, layout.suffix)
-    prefix = KeyValues(kv.k[:, :p], kv.v[:, :p])
-    out = attend_prefix(q_BTNH[:, :p], prefix)
+    functions = {"xla": _attend_xla, "splash": _attend_splash, "cudnn": _attend_cudnn}
+    return functions[backend_of(q_BTNH.dtype)](q_BTNH, kv, layout, prompt_valid_BP)
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within it, what is traced attends through this one of BACKENDS."""
+    before = _backend.set(name)
+    try:
+        yield
+    finally:
+        _backend.reset(before)
+
+
+def platform() -> str:
+    """Of the devices that what is traced will run on: of the mesh in use, or of the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def backend_of(dtype: jnp.dtype) -> str:
+    """The back end in force. cuDNN has no float32, which stays with XLA."""
+    if _backend.get() != "auto":
+        return _backend.get()
+    half = dtype in (jnp.bfloat16, jnp.float16)
+    return {"tpu": "splash", "gpu": "cudnn" if half else "xla"}.get(platform(), "xla")
+
+
+def _attend_xla(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> Array:
+    prefix, (q, *own) = _split(q_BTNH, kv, layout)
+    out = attend_prefix(q_BTNH[:, : layout.prefix], prefix)
     if not layout.suffix:
         return out
-    q, k, v = (x[:, p:].reshape(x.shape[0], *groups, *x.shape[2:]) for x in (q_BTNH, *kv))
-    suffix = attend_suffix(q, prefix, KeyValues(k, v), prompt_valid_BP)
-    return jnp.concatenate([out, suffix.reshape(q_BTNH[:, p:].shape)], axis=1)
+    suffix = attend_suffix(q, prefix, KeyValues(*own), prompt_valid_BP)
+    return jnp.concatenate([out, suffix.reshape(q_BTNH[:, layout.prefix :].shape)], axis=1)
+
+
+def _attend_cudnn(
+    q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array, implementation: str = "cudnn"
+) -> Array:
+    """A causal call for the prefix, and one in which each completion has a copy of its prefix.
+
+    Not merged by their log-sum-exps, of which JAX stops the gradient.
+    """
+    prefix, (q_BGCNH, *own) = _split(q_BTNH, kv, layout)
+    q_prefix = q_BTNH[:, : layout.prefix]
+    out = jax.nn.dot_product_attention(q_prefix, *prefix, is_causal=True, implementation=implementation)
+    if not layout.suffix:
+        return out
+    rows, groups, length = q_BGCNH.shape[:3]
+    keys, values = (
+        jnp.concatenate([jnp.broadcast_to(x[:, None], (rows, groups, *x.shape[1:])), y], axis=2)
+        for x, y in zip(prefix, own, strict=True)
+    )
+    seen = [
+        jnp.broadcast_to(prompt_valid_BP[:, None, None], (rows, groups, length, layout.prefix)),
+        jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, groups, length, length)),
+    ]
+    flat = [x.reshape(rows * groups, *x.shape[2:]) for x in (q_BGCNH, keys, values)]
+    mask = jnp.concatenate(seen, axis=-1).reshape(rows * groups, 1, length, -1)
+    suffix = jax.nn.dot_product_attention(*flat, mask=mask, implementation=implementation)
+    return jnp.concatenate([out, suffix.reshape(rows, groups * length, *q_BTNH.shape[2:])], axis=1)
+
+
+class _LayoutMask(splash_mask._ComputableMask):  # the only masks that the kernel computes instead of loading
+    """The mask of a layout, padded to a whole number of blocks; what is added sees the prefix and itself."""
+
+    def __init__(self, layout: Layout, length: int):
+        prefix, suffix = np.int32(layout.prefix), np.int32(max(layout.suffix, 1))
+
+        def mask(q, kv):
+            same = (q - prefix) // suffix == (kv - prefix) // suffix
+            return (kv <= q) & ((kv < prefix) | same)
+
+        self.key = layout, length
+        super().__init__((length, length), mask)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _LayoutMask) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _attend_splash(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> Array:
+    """One kernel over the whole sequence. A prompt's padding is a segment of its own, that nobody else sees.
+
+    The kernel runs on each device's rows and heads: under a mesh in use, whose axes ``sharding`` names.
+    """
+    count = q_BTNH.shape[1]
+    block = min(BLOCK, -(-count // LANES) * LANES)
+    extra = -count % block
+    mask = _LayoutMask(layout, count + extra)
+    sizes = splash.BlockSizes(*[block] * 8)
+
+    def on_device(q, k, v, valid):
+        segment = jnp.pad(valid, ((0, 0), (0, count + extra - layout.prefix)), constant_values=True)
+        q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+        kernel = splash.make_splash_mha_single_device(
+            splash_mask.MultiHeadMask([mask] * q.shape[1]), block_sizes=sizes, interpret=platform() != "tpu"
+        )
+        segments = splash.SegmentIds(*[segment.astype(jnp.int32)] * 2)
+        out = jax.vmap(kernel)(q * q.shape[-1] ** -0.5, k, v, segments)
+        return out.swapaxes(1, 2)[:, :count].astype(q.dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        if kv.k.shape[2] % mesh.shape["tensor"]:
+            raise UserError(
+                f"config.mesh.tensor={mesh.shape['tensor']} does not divide the model's {kv.k.shape[2]} "
+                "key/value heads: take a smaller one, or --config.attention=xla"
+            )
+        rows, heads = P(("data", "fsdp")), P(("data", "fsdp"), None, "tensor")
+        on_device = jax.shard_map(
+            on_device, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+        )
+    return on_device(q_BTNH, *kv, prompt_valid_BP)
+
+
+def _split(q_BTNH: Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[Array]]:
+    """The prefix's keys and values, and the queries, keys and values [B, G, C, ., H] of the completions."""
+    p, groups = layout.prefix, (layout.groups, layout.suffix)
+    own = [x[:, p:].reshape(x.shape[0], *groups, *x.shape[2:]) for x in (q_BTNH, *kv)]
+    return KeyValues(kv.k[:, :p], kv.v[:, :p]), own
 
 
 def attend_blocks(q: Array, k: Array, v: Array, valid: Array | None = None) -> Array:

@@ -1,10 +1,12 @@
-"""Frames -> patches: the size of a frame, normalisation and a pure reshape, on the device."""
+"""Frames -> patches: the size of a frame, normalisation and a pure reshape, on the device; and the weights
+that fit a table of learned positions to the patches of a frame."""
 
 from __future__ import annotations
 
 import math
 
 import jax.numpy as jnp
+import numpy as np
 
 from vpjax.types import Array
 
@@ -52,3 +54,14 @@ def patchify(
     x = x.reshape(b, f // temporal, temporal, rows, merge, patch, columns, merge, patch, channels)
     x = x.transpose(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)
     return x.reshape(b, f // temporal, rows * columns * merge**2, -1)
+
+
+def interpolation(count: int, side: int) -> np.ndarray:
+    """Weights f32[count, side] of linear interpolation at ``count`` points, evenly spread from the first to
+    the last of ``side`` values.
+
+    Source: ``get_vision_interpolation_indices_and_weights`` of transformers, bilinear with aligned corners,
+    along one axis.
+    """
+    at = np.arange(count, dtype=np.float32) * (side - 1) / max(count - 1, 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(side))).astype(np.float32)

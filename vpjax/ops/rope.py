@@ -30,6 +30,17 @@ def section_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
 
 
+def interleaved_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
+    """The same for Qwen3-VL: the axes take turns, and where height and width are used up, time goes on.
+
+    Source: ``Qwen3VLTextRotaryEmbedding.recomposition_frequencies`` of transformers.
+    """
+    axes = np.zeros(sum(sections), int)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return tuple(axes.tolist())
+
+
 def text_angles(positions_B3T: Array, axes: tuple[int, ...], theta: float) -> Array:
     """Angles f32[B, T, H / 2] of tokens at three-axis positions; ``axes`` names each channel pair's axis.
 

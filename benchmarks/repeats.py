@@ -1,0 +1,65 @@
+"""The same runs at several seeds: kept as they finish, told as means with intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
+MAIN = "event/none"  # of the metrics of ``heldout``, the one that is told as runs finish and compared
+
+
+def repeat(
+    rows: Iterable[str],
+    seeds: Iterable[int],
+    settings: dict,
+    run: Callable[[str, int], dict],
+    log: Path | None = None,
+) -> dict[str, list[dict]]:
+    """The records of ``run(row, seed)``, a list over seeds for each row. log: JSON lines, to which each
+    finished run goes; one that is there with the same settings is not run again."""
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    rows, results = list(rows), {}
+    for seed in seeds:
+        for row in rows:
+            key = {"row": row, "seed": seed, **settings}
+            record = next((one for one in done if key.items() <= one.items()), None)
+            if record is None:
+                record = key | run(row, seed)
+                if log:
+                    with log.open("a") as file:
+                        file.write(json.dumps(record) + "\n")
+            results.setdefault(row, []).append(record)
+            print(f"seed {seed}, {row}: {record[MAIN]:.3f}", file=sys.stderr, flush=True)
+    return results
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half a 95 % interval over seeds (Student's t; none for one seed)."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}"
+    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):.3f} ± {half:.3f}"
+
+
+def table(results: dict[str, list[dict]], columns: dict[str, str], against: str) -> list[str]:
+    """A line per row: ``columns`` (metric by heading), seconds per step, and the paired difference to the row
+    ``against`` in accuracy over events of all lengths; a metric that a row lacks is left blank."""
+    lines = [
+        "| row | " + " | ".join(columns) + f" | s/step | all, minus {against} |",
+        "|---" * (len(columns) + 3) + "|",
+    ]
+    plain = results.get(against, [])
+    for name, runs in results.items():
+        cells = [
+            interval([one[metric] for one in runs]) if metric in runs[0] else ""
+            for metric in (*columns.values(), "seconds per step")
+        ]
+        pairs = zip(runs, plain, strict=False)
+        cells.append(interval([a[MAIN] - b[MAIN] for a, b in pairs]) if plain else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines

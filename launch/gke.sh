@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# A training run on TPU slices of a GKE cluster, as a JobSet made by XPK:
+#
+#   launch/gke.sh [--dry_run] run [flags of vpjax.train]    start it and follow its logs
+#   launch/gke.sh [--dry_run] stop                          delete it
+#
+# The working tree is copied into the image. When a slice is preempted, the JobSet starts anew, up to RESTARTS
+# times, and the run goes on after its last checkpoint: --workdir must be on a disk that all pods share.
+# Environment: CLUSTER, PROJECT, ZONE, TYPE (such as v5litepod-64), RUN (its name); SLICES (1), RESTARTS (100),
+# IMAGE to build upon (python:3.11).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+action=${1:-}
+shift || true
+need CLUSTER PROJECT ZONE RUN
+where=(--cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE" --workload="$RUN")
+
+case "$action" in
+  run)
+    need TYPE
+    run xpk workload create "${where[@]}" \
+      --tpu-type="$TYPE" \
+      --num-slices="${SLICES:-1}" \
+      --max-restarts="${RESTARTS:-100}" \
+      --base-docker-image="${IMAGE:-python:3.11}" \
+      --script-dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" \
+      --command="pip install -e '.[tpu]' && $(quoted python -m vpjax.train "$@")"
+    run kubectl logs --follow --selector="jobset.sigs.k8s.io/jobset-name=$RUN,batch.kubernetes.io/job-completion-index=0"
+    ;;
+  stop)
+    run xpk workload delete "${where[@]}"
+    ;;
+  *)
+    fail "usage: launch/gke.sh [--dry_run] run [flags of vpjax.train] | stop"
+    ;;
+esac

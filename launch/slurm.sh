@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Submit a training run to SLURM, one process for each GPU:
+#
+#   launch/slurm.sh [--dry_run] [flags of vpjax.train]
+#
+# SLURM tells the processes of one another. Two minutes before the time limit, or when the job is preempted, it
+# sends SIGTERM: a checkpoint is saved. A preempted job is queued again and goes on; after the time limit, the
+# same command goes on. Follow it with: tail -f "$LOGS"/vpjax-JOBID.log
+# Environment: NODES (1), GPUS of a node (8), CPUS of a process (8), HOURS (24), PARTITION and ACCOUNT (the
+# cluster's own), LOGS (.), PYTHON (python).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+options=(
+  --job-name=vpjax
+  --nodes="${NODES:-1}"
+  --ntasks-per-node="${GPUS:-8}"
+  --gpus-per-node="${GPUS:-8}"
+  --cpus-per-task="${CPUS:-8}"
+  --time="${HOURS:-24}:00:00"
+  --output="${LOGS:-.}/vpjax-%j.log"
+  --open-mode=append
+  --requeue
+  --signal=TERM@120
+)
+[[ -z "${PARTITION:-}" ]] || options+=(--partition="$PARTITION")
+[[ -z "${ACCOUNT:-}" ]] || options+=(--account="$ACCOUNT")
+
+run sbatch "${options[@]}" --wrap="$(quoted srun "${PYTHON:-python}" -m vpjax.train "$@")"

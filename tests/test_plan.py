@@ -1,0 +1,149 @@
+"""The plan of a run: what its step is and takes, what to change where it does not fit, and mistakes."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
+from tests import joint
+from tests.test_sharding import mesh_of
+from vpjax import plan
+from vpjax.compiled import Collective, flops
+from vpjax.types import UserError
+
+GIB = 2**30
+RECIPES = {"sft": sft_qwen2_5_vl_7b, "grpo": grpo_qwen2_5_vl_7b}
+
+
+@pytest.fixture(autouse=True)
+def parsed():
+    with flagsaver.flagsaver():
+        flags.FLAGS.mark_as_parsed()
+        yield
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_the_work_of_a_7b_step(method):
+    """Against parameters times tokens: 2 operations forward, and for what is trained 2 again (remat) and 4
+    backward. What that leaves out (attention's scores, the contrast's heads) is below a tenth."""
+    config = RECIPES[method].get_config()
+    model, mesh = plan.read_model(config), mesh_of(1, 8, 1)
+    config.contrast.weight = 0.0
+    config.attention = "xla"
+    with flagsaver.flagsaver(seconds=4.0, text=64, answer=128):
+        bucket = plan.bucket_of(config, model)
+        step, *shapes = plan.prepare(config, model, mesh)
+    c, v = model.decoder, model.vision
+    layer = (
+        2 * c.hidden * c.heads * c.head_dim
+        + 2 * c.hidden * c.kv_heads * c.head_dim
+        + 3 * c.hidden * c.intermediate
+    )
+    tower = v.depth * (4 * v.hidden**2 + 3 * v.hidden * v.intermediate)
+    patches = bucket.frames // 2 * bucket.height * bucket.width // 14**2
+    options = config.grpo
+    said = 128 if method == "sft" else options.groups * options.max_new
+    branches = 1 if method == "sft" else 2
+    trained = 8 * c.layers * layer * (bucket.prompt + said) + 6 * c.vocab * c.hidden * said
+    rolled = 0
+    if (
+        method == "grpo"
+    ):  # V and V~ rolled out, the latter's completions masked; V~ scored for the relative reward
+        rolled = branches * (2 * c.layers * layer * (bucket.prompt + said) + 2 * c.vocab * c.hidden * said)
+    expected = config.batch * (2 * tower * patches + trained + rolled)
+    ours = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=options.max_new)
+    assert ours == pytest.approx(expected, rel=0.25)
+    state, batch = shapes
+    assert batch.frames.shape == (config.batch, bucket.frames, bucket.height, bucket.width, 3)
+    assert state.params["decoder.layers.q.kernel"].sharding.shard_shape((28, 3584, 3584)) == (28, 448, 3584)
+
+
+def test_memory_of_a_program(monkeypatch):
+    """A step whose arguments and temporaries are known: 8 MiB of state a device, updated in place."""
+    mesh = mesh_of(1, 8, 1)
+    split = NamedSharding(mesh, P("fsdp"))
+    shape = jax.ShapeDtypeStruct((64, 2**18), jnp.float32, sharding=split)
+    step = jax.jit(
+        lambda state, batch: state + batch @ (batch.T @ state), donate_argnums=0, out_shardings=split
+    )
+    monkeypatch.setattr(
+        plan, "prepare", lambda *_: (step, shape, jax.ShapeDtypeStruct((64, 64), jnp.float32))
+    )
+    made = plan.plan_step(joint.config(), None, mesh)
+    assert made.arguments == 2**23 + 64 * 64 * 4
+    assert made.flops == 2 * (2 * 64 * 64 * 2**18) / 8
+    assert made.needed >= made.arguments + made.temporaries
+    assert plan.fit(made, plan.CHIPS["v5e"]) and plan.fit(made, None)
+
+
+def test_what_does_not_fit_is_told_with_what_helps():
+    config, chip, mesh = joint.config(batch=32), plan.CHIPS["v5e"], mesh_of(2, 2, 2)
+    big = plan.Plan(10 * GIB, 6 * GIB, 17 * GIB, 1e15, (Collective("all-gather", 0, GIB, (3,)),), 1.0)
+    assert (
+        not plan.fit(big, chip)
+        and plan.fit(big, plan.CHIPS["v5p"])
+        and not plan.fit(plan.Plan(over="x"), chip)
+    )
+    told = plan.report(big, config, chip, mesh, "v5e:2x4")
+    for part in ("in all 17.00 GiB of 16 GiB", "1000.00 TFLOP", "3.00 GiB sent by a chip in 3 calls"):
+        assert part in told
+    # 1e15 operations at 197e12 a second; 3 GiB at 100e9 bytes a second.
+    assert "estimated step time   5.08 to 5.11 s at published peak rates" in told
+    for change in ("remat=True", "mesh.data=1", "accumulate=8", "moments_dtype=bfloat16", "max_pixels"):
+        assert change in told
+    assert "does not fit" not in plan.report(big, config, plan.CHIPS["v5p"], mesh, "v5p:2x2x2")
+    assert "Used 20G of 15.75G hbm: does not fit" in plan.report(
+        plan.Plan(over="Used 20G of 15.75G hbm"), config, chip, mesh, "v5e:2x4"
+    )
+
+
+@pytest.mark.parametrize("limit", [0, 7, 8, 9, 100, 1000])
+def test_the_largest_batch(limit):
+    tried = []
+
+    def fits(batch):
+        tried.append(batch)
+        return batch <= limit
+
+    assert plan.largest(fits, 8) == limit // 8 * 8
+    assert len(tried) == len(set(tried)) <= 16
+
+
+@pytest.mark.parametrize("topology", ["v5e:3x3", "v5e", "v4:2x2", "8x8", "cpu:0", "cpu:many", "v5p:8x8"])
+def test_unknown_topologies(topology):
+    with pytest.raises(
+        UserError, match=f"--topology={topology} is not known; .*v5e:.*8x8.*v5p:.*v6e:.*cpu:N"
+    ):
+        plan.find_devices(topology)
+
+
+def test_more_virtual_devices_than_there_are():
+    chip, devices = plan.find_devices("cpu:4")
+    assert chip is None and len(devices) == 4
+    with pytest.raises(UserError, match="cpu:64: this process has 8 devices"):
+        plan.find_devices("cpu:64")
+
+
+def test_a_model_that_is_not_there():
+    config = sft_qwen2_5_vl_7b.get_config()
+    assert plan.read_model(config).decoder.layers == 28
+    config.model = {}
+    with pytest.raises(UserError, match="config.init_from: /path/to/.* has no config.json"):
+        plan.read_model(config)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(video="720p"), "--video=720p: give width x height"),
+        (dict(seconds=600.0), "above config.data.max_prompt"),
+    ],
+)
+def test_clips_that_make_no_batch(given, message):
+    config = sft_qwen2_5_vl_7b.get_config()
+    with flagsaver.flagsaver(**given), pytest.raises(UserError, match=message):
+        plan.bucket_of(config, plan.read_model(config))

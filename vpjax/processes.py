@@ -1,0 +1,98 @@
+"""Several processes as one run: how they find one another, agree on when to stop, and end when one is lost.
+
+The cluster tells each process who it is (Cloud TPU, GKE, SLURM, Open MPI: what ``jax.distributed`` knows), or
+its flags do. Without either a process is alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+import jax
+from absl import flags
+from jax.experimental import multihost_utils
+
+from vpjax.types import UserError
+
+T = TypeVar("T")
+
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells it.")
+PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, likewise.", 1)
+PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, likewise.", 0)
+TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", 1)
+
+
+def join() -> None:
+    """Make this process one of those that the flags or the cluster name; before anything else of JAX.
+
+    UserError where the flags do not name one, or where process 0 cannot be reached in time.
+    """
+    told = COORDINATOR.value, PROCESSES.value, PROCESS.value
+    if any(value is not None for value in told):
+        if None in told:
+            raise UserError("--coordinator, --processes and --process belong together: give all three")
+        if PROCESS.value >= PROCESSES.value:
+            raise UserError(f"--process={PROCESS.value} is not below --processes={PROCESSES.value}")
+        if PROCESSES.value == 1:
+            return
+        if PROCESS.value:  # JAX itself would abort
+            _reach(COORDINATOR.value, TIMEOUT.value)
+    try:
+        jax.distributed.initialize(*told, initialization_timeout=TIMEOUT.value)
+    except ValueError as error:
+        if "coordinator_address should be defined" not in str(error):
+            raise UserError(f"the processes of this cluster cannot be joined: {error}") from error
+
+
+def _reach(address: str, seconds: float) -> None:
+    """Return when something listens at ``address``. UserError where nothing does within ``seconds``."""
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdigit()):
+        raise UserError(f"--coordinator={address}: give HOST:PORT")
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=min(seconds, 5)).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() + 0.2 > end:
+                raise UserError(
+                    f"--coordinator={address} cannot be reached within --join_timeout={seconds:g} s "
+                    f"({error}): is process 0 running there, and the port open?"
+                ) from error
+        time.sleep(0.2)
+
+
+def in_turn(make: Callable[[], T]) -> T:
+    """``make()`` in process 0 and, when it has left its files on the disk, in the others."""
+    first = jax.process_index() == 0
+    made = make() if first else None
+    multihost_utils.sync_global_devices("process 0 is done")
+    return made if first else make()
+
+
+def explain(error: Exception) -> str:
+    """What to say about an error that is a process's own, or that of another one which it has lost."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return (
+            f"error: process {jax.process_index()}: a computation of all processes failed: has another one "
+            "stopped? Its own output says why. The same command goes on after the newest checkpoint"
+        )
+    return f"error: process {jax.process_index()} failed, and ends the others"
+
+
+def leave(code: int) -> NoReturn:
+    """``sys.exit(code)``; among several processes a failure ends at once, and theirs follows.
+
+    (At an orderly exit JAX waits for the others, and they would wait for this one in a computation.)
+    """
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
