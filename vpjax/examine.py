@@ -191,6 +191,8 @@ def with_key_frames(
             latest = scorer(video, clip, keyword)
         spans, confidence = runs(latest, video.times, cap=options.cap)
         scores.append(latest)
+        # A run lasts as long as its last frame usually would, which the end of the file may cut short.
+        spans = tuple((start, min(end, info.duration)) for start, end in spans)
         found.append(dataclasses.replace(keyword, spans=spans))
         confidences.append(confidence)
     if not keywords:
@@ -210,9 +212,9 @@ def caption_of(clip: Clip) -> str:
     if clip.task == "grounding":
         return clip.question
     letter = letter_of(clip.answer)
-    if clip.choices and letter:
-        option = clip.choices[ord(letter) - ord("A")]
-        return OPTION.sub("", option)
+    for place, option in enumerate(clip.choices):
+        if letter == chr(ord("A") + place):
+            return OPTION.sub("", option)
     said = ANSWER.search(clip.answer)
     return said[1] if said else clip.answer
 
