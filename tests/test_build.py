@@ -282,3 +282,24 @@ def test_a_build_from_end_to_end_which_goes_on(tmp_path):
         (start, end), found = true.spans[0], [span for keyword in clip.keywords for span in keyword.spans]
         hits += any(first < end and last > start for first, last in found)
     assert hits >= 5  # of 6 events, without noise or flicker to be taken for one
+
+
+def test_parts_on_beam_are_those_of_local_processes(videos, tmp_path):
+    pytest.importorskip("apache_beam", reason="extra beam")
+    (tmp_path / "a.jsonl").write_text(
+        "".join(
+            json.dumps(dict(id=str(n), video=name, question="What happens?", answer="The lamp flashes."))
+            + "\n"
+            for n, name in enumerate(["flash.mp4", "none.mp4", "flash.mp4"])
+        )
+    )
+    flags = [
+        f"--annotations={tmp_path}/a.jsonl",
+        f"--videos={videos}",
+        "--max_skipped_share=0.5",
+        "--samples=0",
+    ]
+    build(*flags, f"--out={tmp_path}/here", "--workers=1")
+    build(*flags, f"--out={tmp_path}/beam", "--runner=DirectRunner", "--beam=--direct_num_workers=1")
+    for name in ("clips.jsonl", "skipped.jsonl", "parts/00000.jsonl"):
+        assert (tmp_path / "beam" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()

@@ -11,6 +11,22 @@ QUESTION = "What happens?"
 
 
 @pytest.mark.parametrize("name", ["clips.jsonl", "clips.array_record"])
+def test_clips_round_trip_where_fsspec_reaches(name):
+    root = "memory://clips"
+    written = [
+        Clip("a", "sub/a.mp4", "q", "a"),
+        Clip("b", "gs://bucket/b.mp4", "q", "a"),
+        Clip("c", "", "q", "a"),
+    ]
+    write_clips(f"{root}/{name}", written)
+    videos = [clip.video for clip in read_clips(f"{root}/{name}")]
+    assert videos == [f"{root}/sub/a.mp4", "gs://bucket/b.mp4", ""]
+    assert read_clips(f"{root}/{name}", videos="/local")[0].video == "/local/sub/a.mp4"
+    with pytest.raises(UserError, match="memory://clips/none.jsonl: no such file"):
+        read_clips(f"{root}/none.jsonl")
+
+
+@pytest.mark.parametrize("name", ["clips.jsonl", "clips.array_record"])
 def test_clips_round_trip(tmp_path, name):
     whole = Clip(
         "a",

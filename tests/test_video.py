@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from tests.videos import SIZE, greys, noisy, quarters, read, seen, write, write_sound
+from vpjax.data import decode as decode_module
 from vpjax.data import video as module
-from vpjax.data.video import Sampling, probe, read_frames, read_image, seconds_per_slot
+from vpjax.data.storage import write_whole
+from vpjax.data.video import Sampling, VideoInfo, probe, read_frames, read_image, seconds_per_slot
 from vpjax.types import UserError
 
 MILLISECONDS = fractions.Fraction(1, 1000)
@@ -20,7 +22,7 @@ MILLISECONDS = fractions.Fraction(1, 1000)
 @pytest.fixture
 def no_second_try(monkeypatch):
     """A file whose packets do not tell its frames is decoded twice; here they must tell."""
-    monkeypatch.setattr(module, "_frame_index", None)
+    monkeypatch.setattr(module, "frame_index", None)
 
 
 OPEN_GROUPS = "open-gop=1:bframes=3:b-adapt=0:scenecut=0:keyint=12:min-keyint=12"
@@ -42,7 +44,7 @@ FORMATS = {
 def test_as_many_frames_as_there_are_are_those_frames(tmp_path, monkeypatch, how):
     how = dict(how)
     if how["name"] != "a.h264":  # which has no timestamps at all
-        monkeypatch.setattr(module, "_frame_index", None)
+        monkeypatch.setattr(module, "frame_index", None)
     path = write(tmp_path / how.pop("name"), greys(30), **how)
     video = read(path, frames=30)
     assert seen(video) == list(range(30))
@@ -151,9 +153,9 @@ def test_seeking_gives_what_decoding_all_gives(tmp_path, monkeypatch, no_second_
     everything = read(path, frames=150)
     assert len(everything.frames) == 150
     for sampling in (dict(frames=10), dict(fps=1.3), dict(frames=4, start=4.0, end=4.5)):
-        monkeypatch.setattr(module, "SEEK_GAIN", 10**9)
+        monkeypatch.setattr(decode_module, "SEEK_GAIN", 10**9)
         decoded = read(path, **sampling)
-        monkeypatch.setattr(module, "SEEK_GAIN", 1)
+        monkeypatch.setattr(decode_module, "SEEK_GAIN", 1)
         sought = read(path, **sampling)
         np.testing.assert_array_equal(sought.frames, decoded.frames)
         np.testing.assert_array_equal(sought.times, decoded.times)
@@ -330,3 +332,77 @@ def test_bad_images_are_named_in_one_line(tmp_path, name):
     with pytest.raises(UserError, match="slim.png: aspect ratio"):
         Image.new("RGB", (1005, 5)).save(tmp_path / "slim.png")
         read_image(tmp_path / "slim.png")
+
+
+# Where videos live, and folders of images.
+
+
+def moved(path, folder="memory://videos"):
+    """A copy of a file on another file system, which fsspec reaches."""
+    url = f"{folder}/{path.name}"
+    write_whole(url, path.read_bytes())
+    return url
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.h264"])
+def test_a_video_elsewhere_is_the_same(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(decode_module, "SEEK_GAIN", 1)
+    path = write(tmp_path / name, greys(40), codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
+    url = moved(path)
+    assert probe(url) == probe(path)
+    ours, theirs = (read(place, frames=4, start=0.4) for place in (url, path))
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+    np.testing.assert_array_equal(ours.times, theirs.times)
+
+
+def test_what_is_wrong_elsewhere_is_named(tmp_path):
+    with pytest.raises(UserError, match="memory://videos/none.mp4: no such file"):
+        probe("memory://videos/none.mp4")
+    path = write(tmp_path / "cut.mp4", greys(40))
+    path.write_bytes(path.read_bytes()[:-700])
+    reasons = []
+    for place in (path, moved(path)):
+        with pytest.raises(UserError) as error:
+            read(place, frames=4)
+        reasons.append(str(error.value).partition("cut.mp4: ")[2])
+    assert reasons[0] == reasons[1] != ""
+    Image.fromarray(noisy(1)[0]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        read_image(moved(tmp_path / "a.png")).frames, read_image(tmp_path / "a.png").frames
+    )
+
+
+@pytest.fixture(params=["local", "elsewhere"])
+def folder(request, tmp_path):
+    """Twelve images in a folder, with other files between them."""
+    for number, pixels in enumerate(greys(12)):
+        Image.fromarray(pixels).save(tmp_path / f"{number + 1}.png")  # 10.png comes after 9.png
+    (tmp_path / "3.txt").write_text("no image")
+    if request.param == "local":
+        return tmp_path
+    for path in tmp_path.iterdir():
+        moved(path, "memory://images")
+    return "memory://images"
+
+
+def test_a_folder_of_images_is_a_video(folder):
+    assert probe(folder) == VideoInfo(SIZE[1], SIZE[0], 1.2, pytest.approx(10), 12)
+    video = read(folder, frames=12)
+    assert seen(video) == list(range(12)) and video.frame_seconds == pytest.approx(0.1)
+    np.testing.assert_allclose(video.times, np.arange(12) / 10, rtol=0, atol=1e-12)
+    assert seen(read(folder, frames=4)) == [0, 3, 6, 9]
+    assert seen(read(folder, fps=5.0, start=0.6, end=1.2)) == [6, 8, 10, 10]
+
+
+def test_folders_that_are_no_video_are_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder without images"):
+        probe(tmp_path)
+    with pytest.raises(UserError, match="is a folder"):
+        read_image(tmp_path)
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png")
+    Image.new("RGB", (400, 300)).save(tmp_path / "2.png")
+    with pytest.raises(UserError, match="2.png: 400 x 300 pixels, the frames before it 40 x 30"):
+        read_frames(tmp_path, Sampling(frames=2))
+    (tmp_path / "2.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="2.png: is damaged or no image"):
+        read_frames(tmp_path, Sampling(frames=2))

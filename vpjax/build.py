@@ -12,13 +12,14 @@ python -m vpjax.build --annotations FILE --videos DIR --out DIR [--scorer span,m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import signal
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
@@ -29,11 +30,12 @@ from vpjax import cli, report
 from vpjax.data.annotations import FORMATS, Item, read_annotations
 from vpjax.data.clips import write_clips
 from vpjax.data.keywords import load_extractor
-from vpjax.data.storage import exists, is_remote, join, open_file, write_whole
+from vpjax.data.storage import exists, folder_of, is_remote, join, open_file, write_whole
 from vpjax.examine import SCORERS, Options
 from vpjax.parts import is_whole, make_part, parts_of, read_part
 from vpjax.types import Clip, UserError
 
+Job = tuple[list[Item], Options, str]  # what make_part takes
 DEFAULTS = Options(videos="")
 
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "Annotation file: .json, .jsonl or .array_record.")
@@ -56,7 +58,9 @@ MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULTS.max_pixels, "Of a frame
 CAP = flags.DEFINE_float(
     "cap", DEFAULTS.cap, "Largest share of a clip that a keyword's frames are.", 0.0, 1.0
 )
-WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes; 0: this one.", 0)
+WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", 1)
+RUNNER = flags.DEFINE_string("runner", "", "Apache Beam runner in place of local processes, as FlinkRunner.")
+BEAM = flags.DEFINE_multi_string("beam", [], "An option of Beam's own, as --beam=--flink_master=HOST:PORT.")
 SAMPLES = flags.DEFINE_integer("samples", 24, "Clips that the report shows.", 0)
 MAX_SKIPPED = flags.DEFINE_float(
     "max_skipped_share", 0.1, "Of the questions; beyond it, no data set.", 0.0, 1.0
@@ -81,19 +85,24 @@ def main() -> int:
     }
     folder = join(OUT.value, "parts")
     claim(folder, annotations.items, options, about["keywords"])
-    context = get_context("spawn")  # JAX may run threads, which a fork would not survive
-    with ProcessPoolExecutor(WORKERS.value, context, initializer=ignore_interrupts) as pool:
-        try:
-            items = examined(pool, annotations.items, options, folder)
-            summary = report.summarize(items, annotations.rows)
-            sheets = sampled(pool, annotations.items, items, options)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed, perhaps for want of memory: the same command goes on where it "
-                "was; --workers, --max_frames and --max_pixels say how much it needs"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with worker_processes() as pool:
+        numbered = enumerate(parts_of(annotations.items))
+        parts = {join(folder, f"{number:05d}.jsonl"): places for number, places in numbered}
+        jobs = [
+            ([annotations.items[place] for place in places], options, file)
+            for file, places in parts.items()
+            if not (exists(file) and is_whole(file))
+        ]
+        if RUNNER.value:
+            examine_on_beam(jobs)
+        else:
+            examine_here(pool, jobs, sum(map(len, parts.values())))
+        items = list(annotations.items)
+        for file, places in parts.items():
+            for place, item in zip(places, read_part(file), strict=True):
+                items[place] = item
+        summary = report.summarize(items, annotations.rows)
+        sheets = sampled(pool, annotations.items, items, options)
     write(OUT.value, items, summary, sheets, options, about)
     return cli.OK
 
@@ -115,7 +124,7 @@ def options_of_flags() -> Options:
         if not keywords:
             raise UserError(f"--keywords={KEYWORDS.value}: no keywords in this file")
     return Options(
-        videos=VIDEOS.value or os.path.dirname(ANNOTATIONS.value),
+        videos=VIDEOS.value or folder_of(ANNOTATIONS.value),
         spacy=SPACY.value,
         keywords=keywords,
         scorers=tuple(SCORER.value),
@@ -126,6 +135,22 @@ def options_of_flags() -> Options:
         max_pixels=MAX_PIXELS.value,
         cap=CAP.value,
     )
+
+
+@contextlib.contextmanager
+def worker_processes() -> Iterator[Executor]:
+    """The local worker processes, started when they are first needed."""
+    context = get_context("spawn")  # JAX may run threads, which a fork would not survive
+    pool = ProcessPoolExecutor(WORKERS.value, context, initializer=ignore_interrupts)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for want of memory: the same command goes on where it was; "
+            "--workers, --max_frames and --max_pixels say how much it needs"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def ignore_interrupts() -> None:
@@ -154,25 +179,25 @@ def claim(folder: str, items: Sequence[Item], options: Options, keywords: str) -
         )
 
 
-def examined(pool: ProcessPoolExecutor, items: Sequence[Item], options: Options, folder: str) -> list[Item]:
-    """What became of all items, of which ``folder`` may already know some."""
-    parts = list(parts_of(items))
-    files = [join(folder, f"{number:05d}.jsonl") for number in range(len(parts))]
-    waiting = [n for n, file in enumerate(files) if not (exists(file) and is_whole(file))]
-    done = {
-        pool.submit(make_part, [items[place] for place in parts[n]], options, files[n]): len(parts[n])
-        for n in waiting
-    }
-    total = sum(map(len, parts))
+def examine_here(pool: Executor, jobs: Sequence[Job], total: int) -> None:
+    """Make the parts in local processes. total: clips of all parts."""
+    done = {pool.submit(make_part, *job): len(job[0]) for job in jobs}
     with tqdm(desc="clips", total=total, initial=total - sum(done.values()), unit="clip") as bar:
         for future in as_completed(done):
             future.result()
             bar.update(done[future])
-    out = list(items)
-    for places, file in zip(parts, files, strict=True):
-        for place, item in zip(places, read_part(file), strict=True):
-            out[place] = item
-    return out
+
+
+def examine_on_beam(jobs: Sequence[Job]) -> None:
+    """Make the parts on an Apache Beam runner, whose workers must see the same files."""
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError(f"--runner={RUNNER.value} needs Apache Beam: pip install 'vpjax[beam]'") from error
+    options = PipelineOptions([f"--runner={RUNNER.value}", *BEAM.value])
+    with beam.Pipeline(options=options) as pipeline:
+        _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.MapTuple(make_part)
 
 
 def sampled(

@@ -77,7 +77,7 @@ class Examined:
 
 
 class Tools(NamedTuple):
-    """What finds keywords and key frames, and the frames that it wants: their sampling and the factor of which
+    """What finds keywords and key frames, and which frames it wants: their sampling, and the factor of which
     their sides are multiples."""
 
     extract: Extractor

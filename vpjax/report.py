@@ -211,7 +211,7 @@ def tracks_of(
         curve = ""
         if scores is not None:
             x = 100 * (np.append(video.times, last) - first) / (last - first)
-            y = 100 - 100 * scores / (scores.max() or 1)
+            y = 100 - 100 * np.maximum(scores, 0) / (scores.max() if scores.max() > 0 else 1)
             steps = zip(x[:-1], x[1:], y, strict=True)  # a frame stays on screen until the next
             curve = " ".join(f"{left:.1f},{at:.1f} {right:.1f},{at:.1f}" for left, right, at in steps)
         track = Track((), confidence, keyword.spans, along(keyword.spans), curve)

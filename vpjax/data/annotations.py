@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from vpjax.data.clips import ARRAY_RECORD, FIELDS, box_of, clip_of, part_of, records, span_of
+from vpjax.data.storage import exists, is_folder, open_file
 from vpjax.types import Clip, UserError
 
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
     """
     if format and format not in FORMATS:
         raise UserError(f"--format={format}: choose one of {', '.join(FORMATS)}")
-    rows = list(rows_of(Path(path)))
+    rows = list(rows_of(path))
     if not rows:
         raise UserError(f"{path}: no rows in this file")
     format = format or detect(path, [row for _, row in rows])
@@ -78,14 +79,15 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
     return Annotations(format, len(rows), tuple(items))
 
 
-def rows_of(path: Path) -> Iterator[tuple[str, Any]]:
+def rows_of(path: str | Path) -> Iterator[tuple[str, Any]]:
     """The rows of a file, each with its place; a ValueError in place of one that is no JSON."""
-    if path.suffix in ARRAY_RECORD:
+    if str(path).endswith(ARRAY_RECORD):
         yield from ((f"record {number}", parsed(record)) for number, record in records(path))
         return
-    if not path.is_file():
+    if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such annotation file")
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    with open_file(path) as file:
+        content = file.read().removeprefix(b"\xef\xbb\xbf")
     whole = parsed(content)
     if isinstance(whole, list):
         yield from ((f"row {number}", row) for number, row in enumerate(whole, 1))

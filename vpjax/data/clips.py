@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vpjax.data.storage import exists, fetched, folder_of, is_folder, join, open_file, write_whole, written
 from vpjax.types import Clip, Keyword, UserError
 
 ARRAY_RECORD = (".array_record", ".arrayrecord")
@@ -20,9 +20,9 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
     """Read a file of clips, ``.jsonl`` or ``.array_record``. Relative video paths start at ``videos``, by
     default at the file's own folder. UserError for a broken record, with the file, its line and the
     reason."""
-    root = Path(videos) if videos else Path(path).parent
+    root = videos or folder_of(path)
     clips, lines = [], {}
-    for number, record in records(Path(path)):
+    for number, record in records(path):
         try:
             clip = clip_of(json.loads(record))
         except ValueError as error:  # of json, of UTF-8 and of clip_of
@@ -30,7 +30,7 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
         if clip.id in lines:
             raise UserError(f"{path}, line {number}: id {clip.id!r} stands in line {lines[clip.id]} too")
         lines[clip.id] = number
-        clips.append(dataclasses.replace(clip, video=str(root / clip.video)) if clip.video else clip)
+        clips.append(dataclasses.replace(clip, video=join(root, clip.video)) if clip.video else clip)
     if not clips:
         raise UserError(f"{path}: no clips in this file")
     return clips
@@ -38,37 +38,36 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
 
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are; the file appears whole."""
-    path = Path(path)
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
-    if path.suffix in ARRAY_RECORD:
-        from array_record.python.array_record_module import ArrayRecordWriter
+    if not str(path).endswith(ARRAY_RECORD):
+        write_whole(path, b"".join(record + b"\n" for record in records))
+        return
+    from array_record.python.array_record_module import ArrayRecordWriter
 
-        writer = ArrayRecordWriter(str(unfinished), "group_size:1")
+    with written(path) as file:
+        writer = ArrayRecordWriter(str(file), "group_size:1")
         for record in records:
             writer.write(record)
         writer.close()
-    else:
-        unfinished.write_bytes(b"".join(record + b"\n" for record in records))
-    unfinished.replace(path)
 
 
-def records(path: Path) -> Iterator[tuple[int, bytes]]:
+def records(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """The records of a file of clips and their numbers from 1 (lines in ``.jsonl``), not yet parsed."""
-    if not path.is_file():
+    if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such file of clips")
-    if path.suffix in ARRAY_RECORD:
-        from array_record.python.array_record_module import ArrayRecordReader
+    if not str(path).endswith(ARRAY_RECORD):
+        with open_file(path) as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        return
+    from array_record.python.array_record_module import ArrayRecordReader
 
+    with fetched(path) as file:
         try:
-            reader = ArrayRecordReader(str(path))
+            reader = ArrayRecordReader(str(file))
             yield from enumerate(reader.read_all(), 1)
             reader.close()
         except RuntimeError as error:
             raise UserError(f"{path}: not a whole ArrayRecord file: {error}") from error
-    else:
-        with open(path, "rb") as file:
-            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
 
 def clip_of(record: Any) -> Clip:

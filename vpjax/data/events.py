@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from vpjax.data.event_drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, draw, encode
 from vpjax.data.event_text import TASKS, dialogue, event_of
+from vpjax.data.storage import write_whole
 from vpjax.types import Clip, Keyword, UserError
 
 __all__ = ["EVENTS", "EventSpec", "describe", "event_of", "make", "sentences"]
@@ -141,17 +141,6 @@ def make_split(spec: EventSpec, split: str, count: int, file: Path, progress: bo
         write_whole(file, "".join(bar).encode())
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file that nobody can see half-written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:

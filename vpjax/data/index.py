@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
+from vpjax.data.storage import stamp
 from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
 from vpjax.data.video import IMAGES, Sampling, VideoInfo, part_of, probe, probe_image
 from vpjax.ops.patches import smart_resize
@@ -168,12 +169,11 @@ def sources_of(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, So
             return Source(path, None)
         media: Media = "image" if Path(path).suffix.lower() in IMAGES else "video"
         try:
-            status = os.stat(path)
-            stamp = [status.st_size, status.st_mtime_ns]
-            if known.get(path, [])[:2] == stamp:
-                return Source(path, media, *stamp, VideoInfo(*known[path][2:]))
+            size, modified = stamp(path)
+            if known.get(path, [])[:2] == [size, modified]:
+                return Source(path, media, size, modified, VideoInfo(*known[path][2:]))
             look_at = probe_image if media == "image" else probe
-            return Source(path, media, *stamp, look_at(path, max_side=max_side))
+            return Source(path, media, size, modified, look_at(path, max_side=max_side))
         except OSError as error:
             return Source(path, media, fault=f"{path}: {error.strerror or error}")
         except UserError as error:

@@ -33,20 +33,20 @@ def join(root: str | os.PathLike, path: str | os.PathLike) -> str:
 
 
 def folder_of(path: str | os.PathLike) -> str:
-    """The folder of a file."""
+    """The folder of a file; "" where its path names none."""
     path = os.fspath(path)
-    return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path) or os.curdir
+    return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
 
 
 def open_file(path: str | os.PathLike, mode: str = "rb") -> IO[Any]:
-    """Open a file. The folders of one that is written are made. OSError as ``open``; UserError for a URL whose
-    package is not installed."""
+    """Open a file. The folders of one that is written are made. OSError as ``open``; UserError for a URL
+    whose package is not installed."""
     path = os.fspath(path)
     if is_remote(path):
         system, place = _system(path)
         return system.open(place, mode)
     if not mode.startswith("r"):
-        os.makedirs(folder_of(path), exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     return open(path, mode, encoding=None if "b" in mode else "utf-8")
 
 
@@ -63,8 +63,8 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
 
 @contextlib.contextmanager
 def written(path: str | os.PathLike) -> Iterator[Path]:
-    """A local file to be written, which becomes ``path`` when the block ends and not at all where it fails: for
-    libraries that only write local files."""
+    """A local file to be written, which becomes ``path`` when the block ends and not at all where it
+    fails: for libraries that only write local files."""
     path = os.fspath(path)
     if not is_remote(path):
         with _appearing(Path(path)) as part:

@@ -9,28 +9,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type as SideData
-from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from vpjax.data.decode import FrameIndex, Problem, Untrusted, decode, frame_index, packet_index
+from vpjax.data.images import IMAGES as IMAGES
+from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
+from vpjax.data.storage import exists, is_folder
 from vpjax.ops.patches import smart_resize
 from vpjax.types import UserError
 
 FACTOR = 28
 MIN_PIXELS, MAX_PIXELS = 4 * FACTOR**2, 768 * FACTOR**2
 MAX_SIDE = 8192
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as an image
-FRAME_RATE = 25.0  # of files that do not say theirs
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, of broken files
-SEEK_GAIN = 32  # frames that a seek must spare: it costs about as much as decoding this many
-THREADED = 640 * 360  # pixels of a frame from which decoding in several threads pays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,32 +75,6 @@ class Video:
     frame_seconds: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Index:
-    """The frames of a file in the order of presentation, N of them.
-
-    times f64[N], duration, tick: seconds. pts i64[N]: how the decoder's frames are recognised, by their
-    timestamps in ticks or, if ``counted``, by their number. keyframe i64[N]: the last one at or before each
-    frame. entry i64[N]: the timestamp to seek for a keyframe; anything for other frames.
-    """
-
-    times: np.ndarray
-    duration: float
-    tick: float
-    pts: np.ndarray
-    counted: bool
-    keyframe: np.ndarray
-    entry: np.ndarray
-
-
-class _Problem(Exception):
-    """What is wrong with a file, without its name."""
-
-
-class _Untrusted(_Problem):
-    """A frame is not where the timestamps of the packets promise it."""
-
-
 def probe(path: str | Path, *, max_side: int = MAX_SIDE) -> VideoInfo:
     """What a video holds, from its packets and one decoded frame. UserError as ``read_frames``."""
     with _problems_of(path):
@@ -125,7 +95,7 @@ def read_frames(
     end: float | None = None,
     max_side: int = MAX_SIDE,
 ) -> Video:
-    """The sampled frames of a video, upright.
+    """The sampled frames of a video, upright. A folder of images is a video too: see ``folder_index``.
 
     size: (height, width) of the result; None: ``smart_resize`` of the video's own, with ``factor``,
     ``min_pixels`` and ``max_pixels`` of a frame. start, end: of the span in seconds (None: the clip's).
@@ -152,27 +122,18 @@ def read_image(
 ) -> Video:
     """An image, upright by its EXIF tag, as a video of two equal frames at 0 s. See ``read_frames``."""
     with _problems_of(path):
-        with _opened_image(path, max_side) as image:
-            frame = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        if is_folder(path):
+            raise Problem("is a folder")
+        frame = image_pixels(path, max_side)
         frame = resize(frame, size or _size(frame, factor, min_pixels, max_pixels))
     return Video(np.stack([frame, frame]), np.zeros(2), 0.0)
 
 
 def probe_image(path: str | Path, *, max_side: int = MAX_SIDE) -> VideoInfo:
     """The size of an image, upright by its EXIF tag, without decoding it. UserError as for ``read_image``."""
-    with _problems_of(path), _opened_image(path, max_side) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        return VideoInfo(*image.size[:: -1 if turned else 1], duration=0.0, fps=0.0, frames=1)
-
-
-@contextlib.contextmanager
-def _opened_image(path: str | Path, max_side: int) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            _check_size(image.width, image.height, max_side)
-            yield image
-    except IMAGE_ERRORS as error:
-        raise _Problem(f"is damaged or no image ({error})") from error
+    with _problems_of(path):
+        height, width = image_size(path, max_side)
+    return VideoInfo(width, height, duration=0.0, fps=0.0, frames=1)
 
 
 def seconds_per_slot(times: np.ndarray, temporal: int = 2) -> float:
@@ -206,13 +167,13 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.rint(np.stack(resized, axis=-1).clip(0, 255)).astype(np.uint8)
 
 
-def _choose(index: _Index, sampling: Sampling, start: float | None, end: float | None) -> np.ndarray:
+def _choose(index: FrameIndex, sampling: Sampling, start: float | None, end: float | None) -> np.ndarray:
     """The frames i64[F] of a video, F even, ascending."""
     times, frame_seconds = index.times, index.duration / len(index.times)
     try:
         first, last = part_of(index.duration, frame_seconds, start, end)
     except ValueError as error:
-        raise _Problem(error) from error
+        raise Problem(error) from error
     # A timestamp is rounded to ticks: a moment that close before a frame means that frame.
     slack = 1e-6 * frame_seconds + (index.tick if index.tick < frame_seconds / 10 else 0.0)
     low = np.searchsorted(times, first + slack, "right") - 1
@@ -235,156 +196,46 @@ def _size(frame: np.ndarray, factor: int, min_pixels: int, max_pixels: int) -> t
     try:
         return smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
     except ValueError as error:
-        raise _Problem(error) from error
-
-
-def _check_size(width: int, height: int, max_side: int) -> None:
-    if max(width, height) > max_side:
-        raise _Problem(f"{width} x {height} pixels is beyond the limit of {max_side} a side (max_side)")
+        raise Problem(error) from error
 
 
 @contextlib.contextmanager
 def _problems_of(path: str | Path) -> Iterator[None]:
     """Whatever is wrong with a file, as one line that names it."""
     try:
-        if not Path(path).is_file():
-            raise _Problem("is a folder" if Path(path).is_dir() else "no such file")
+        if not exists(path):
+            raise Problem("no such file")
         yield
-    except _Problem as problem:
+    except Problem as problem:
         raise UserError(f"{path}: {problem}") from problem
     except av.FFmpegError as error:
         raise UserError(f"{path}: is damaged or no video ({error.strerror})") from error
 
 
-@contextlib.contextmanager
-def _opened(path: str | Path, max_side: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The file and its first video stream; cover art is none."""
-    with av.open(str(path), metadata_errors="replace") as container:
-        if container.format.name == "tty":
-            raise _Problem("is a text file")  # which FFmpeg would show as on a terminal
-        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
-            raise _Problem("has no video stream")
-        context = streams[0].codec_context
-        if context is None:
-            raise _Problem("is in a codec that FFmpeg does not know here")
-        _check_size(context.width, context.height, max_side)
-        if context.width * context.height >= THREADED:
-            context.thread_type = "AUTO"
-        else:
-            context.thread_count = 1
-        yield container, streams[0]
-
-
 def _read(
-    path: str | Path, choose: Callable[[_Index], np.ndarray], keep: Callable[[np.ndarray], Any], max_side: int
-) -> tuple[_Index, np.ndarray, list]:
+    path: str | Path,
+    choose: Callable[[FrameIndex], np.ndarray],
+    keep: Callable[[np.ndarray], Any],
+    max_side: int,
+) -> tuple[FrameIndex, np.ndarray, list]:
     """The index, the frames i64[F] that were chosen by it, and what is kept of each."""
 
-    def attempt(index: _Index) -> tuple[_Index, np.ndarray, list]:
+    def attempt(
+        index: FrameIndex, frames_at: Callable[[FrameIndex, np.ndarray], Iterable[np.ndarray]]
+    ) -> tuple[FrameIndex, np.ndarray, list]:
         chosen = choose(index)
         distinct, places = np.unique(chosen, return_inverse=True)
-        kept = [keep(frame) for frame in _decode(path, index, distinct, max_side)]
+        kept = [keep(frame) for frame in frames_at(index, distinct)]
         return index, chosen, [kept[place] for place in places]
 
+    if is_folder(path):
+        index, files = folder_index(path)
+        return attempt(index, lambda _, chosen: folder_frames([files[place] for place in chosen], max_side))
+
+    def frames_at(index: FrameIndex, chosen: np.ndarray) -> Iterable[np.ndarray]:
+        return decode(path, index, chosen, max_side)
+
     try:
-        return attempt(_packet_index(path, max_side))
-    except _Untrusted:
-        return attempt(_frame_index(path, max_side))
-
-
-def _packet_index(path: str | Path, max_side: int) -> _Index:
-    """From the timestamps of all packets: nothing is decoded."""
-    shown, entries, end, cut = {}, {}, 0.0, False  # shown: pts -> duration; entries: pts of keyframes -> dts
-    with _opened(path, max_side) as (container, stream):
-        rate, tick = float(stream.average_rate or FRAME_RATE), float(stream.time_base)
-        # These state their length and end early without complaint; it is that of their longest stream.
-        stated = container.format.name in ("matroska,webm", "flv") and container.duration
-        expected = len(stream.index_entries)
-        for packet in container.demux(*(() if stated else (stream,))):
-            if not packet.size:  # marks the end of a stream
-                continue
-            cut |= packet.is_corrupt
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index:
-                continue
-            expected -= 1
-            if packet.pts is None:
-                raise _Untrusted("a packet has no presentation time")
-            if packet.is_keyframe:
-                entries[packet.pts] = packet.pts if packet.dts is None else packet.dts
-            if not packet.is_discard:
-                shown[packet.pts] = packet.duration or 0
-        # A last frame may not say how long it is.
-        promised = stated / av.time_base - 1.0 if stated else 0.0
-    if cut or expected > 0 or end < promised:
-        raise _Problem(f"is cut short or damaged after {len(shown)} frames")
-    begin = min(entries, default=-math.inf)  # frames before it cannot be decoded: the clip was cut out here
-    pts = np.array(sorted(p for p in shown if p >= begin), np.int64)
-    if not len(pts):
-        raise _Problem("has no decodable frame")
-    places = np.arange(len(pts))
-    return _Index(
-        times=(pts - pts[0]) * tick,
-        duration=float(pts[-1] - pts[0]) * tick + (shown[int(pts[-1])] * tick or 1 / rate),
-        tick=tick,
-        pts=pts,
-        counted=False,
-        keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(entries)), places, 0)),
-        entry=np.array([entries.get(int(p), 0) for p in pts]),
-    )
-
-
-def _frame_index(path: str | Path, max_side: int) -> _Index:
-    """By decoding the whole file: its frames' own timestamps where they ascend, else its frame rate."""
-    with _opened(path, max_side) as (container, stream):
-        stamps = [frame.pts for frame in container.decode(stream)]
-        rate, tick = float(stream.average_rate or FRAME_RATE), float(stream.time_base)
-    if not stamps:
-        raise _Problem("has no decodable frame")
-    places = np.arange(len(stamps))
-    times = places / rate
-    if None not in stamps and np.all(np.diff(stamps) > 0):
-        times = (np.array(stamps) - stamps[0]) * tick
-    nowhere = np.zeros_like(places)
-    return _Index(times, float(times[-1]) + 1 / rate, tick, places, True, keyframe=nowhere, entry=nowhere)
-
-
-def _decode(path: str | Path, index: _Index, chosen: np.ndarray, max_side: int) -> Iterator[np.ndarray]:
-    """The chosen frames u8[h,w,3], ascending, upright; by seeking where that spares decoding."""
-    # One converter for all, in one thread: to set one up costs more than to convert a small frame.
-    convert = VideoReformatter()
-    with _opened(path, max_side) as (container, stream):
-        frames = enumerate(container.decode(stream))
-        following = 0  # the place of the frame that the decoder gives next
-        for place in chosen:
-            keyframe = index.keyframe[place]
-            if keyframe - following >= SEEK_GAIN:
-                container.seek(int(index.entry[keyframe]), stream=stream)
-                frames = enumerate(container.decode(stream))
-            pts = None
-            for count, frame in frames:
-                pts = count if index.counted else frame.pts
-                if pts is None or pts >= index.pts[place]:
-                    break
-            if pts != index.pts[place] or frame.is_corrupt:
-                raise _Untrusted(f"the frame at {index.times[place]:.3f} s cannot be decoded")
-            following = place + 1
-            _check_size(frame.width, frame.height, max_side)
-            yield _upright(convert.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame)
-
-
-def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """The image u8[h,w,3] of a frame, turned or mirrored by its display matrix."""
-    try:
-        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
-    except ValueError:  # PyAV reads none of a frame's side data where it does not know a kind of it, as EXIF
-        return np.rot90(image, round(frame.rotation / 90))
-    if matrix is None:
-        return image
-    # A point (x, y) is shown at (a x + c y, b x + d y); what matters is which of them is not 0, and its sign.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(int)
-    if abs(b) > abs(a):
-        image, a, d = image.transpose(1, 0, 2), c, b
-    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+        return attempt(packet_index(path, max_side), frames_at)
+    except Untrusted:
+        return attempt(frame_index(path, max_side), frames_at)

@@ -1,0 +1,76 @@
+"""Images by Pillow: one, or a folder of them, which counts as a video."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from vpjax.data.decode import FrameIndex, Problem, check_size
+from vpjax.data.storage import join, names_in, open_file
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as an image
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, of broken files
+FOLDER_FPS = 10.0  # of a folder of images, which does not say its rate: that of GOT-10k
+
+
+def image_size(path: str | Path, max_side: int) -> tuple[int, int]:
+    """(height, width) in pixels, upright, without decoding."""
+    with opened_image(path, max_side) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def image_pixels(path: str | Path, max_side: int) -> np.ndarray:
+    """The pixels u8[h,w,3], upright by the image's EXIF tag."""
+    with opened_image(path, max_side) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@contextlib.contextmanager
+def opened_image(path: str | Path, max_side: int) -> Iterator[Image.Image]:
+    try:
+        with open_file(path) as file, Image.open(file) as image:
+            check_size(image.width, image.height, max_side)
+            yield image
+    except IMAGE_ERRORS as error:
+        raise Problem(f"is damaged or no image ({error})") from error
+
+
+def folder_index(folder: str | Path) -> tuple[FrameIndex, list[str]]:
+    """The frames of a folder of images, shown at FOLDER_FPS in the order of their names, in which numbers
+    count as numbers; and their files."""
+    names = [name for name in names_in(folder) if name.lower().endswith(IMAGES)]
+    if not names:
+        raise Problem("is a folder without images")
+    names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    places = np.arange(len(names))
+    index = FrameIndex(
+        times=places / FOLDER_FPS,
+        duration=len(names) / FOLDER_FPS,
+        tick=0.0,
+        pts=places,
+        counted=True,
+        keyframe=places,
+        entry=places,
+    )
+    return index, [join(folder, name) for name in names]
+
+
+def folder_frames(files: Sequence[str], max_side: int) -> Iterator[np.ndarray]:
+    """The frames u8[h,w,3] of some files of a folder, all of one size."""
+    shape = None
+    for file in files:
+        try:
+            pixels = image_pixels(file, max_side)
+            if shape is not None and pixels.shape != shape:
+                (height, width, _), (h, w, _) = pixels.shape, shape
+                raise Problem(f"{width} x {height} pixels, the frames before it {w} x {h}")
+        except Problem as problem:
+            raise Problem(f"{PurePosixPath(file).name}: {problem}") from problem
+        shape = pixels.shape
+        yield pixels
