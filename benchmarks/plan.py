@@ -36,7 +36,7 @@ def main() -> None:
         "# Plans",
         "",
         environment("jax", "jaxlib", "libtpu", "flax"),
-        f"clips of {clips.seconds:g} s, {clips.width} x {clips.height}; text of {clips.text} + {clips.answer}",
+        f"clips of {clips.seconds:g} s, {clips.width} x {clips.height}; text {clips.text} + {clips.answer}",
         "",
         "| recipe | topology | mesh | batch | arguments GiB | temporaries GiB | needed / HBM GiB "
         "| TFLOP a chip | all-gather, all-reduce GiB a chip | compiled in s |",

@@ -11,6 +11,7 @@ from tests.test_sharding import mesh_of
 from vpjax.compiled import collectives
 from vpjax.generate import generate
 from vpjax.models.vlm import leaves, rebuild
+from vpjax.ops.rope import section_axes
 from vpjax.sharding import in_use, put_batch, shardings
 
 NEW, LAYERS = 7, 4
@@ -19,7 +20,13 @@ WIDE = dataclasses.replace(
     joint.MODEL,
     vision=dataclasses.replace(joint.MODEL.vision, out_hidden=128),
     decoder=dataclasses.replace(
-        joint.MODEL.decoder, hidden=128, intermediate=256, heads=4, kv_heads=2, head_dim=32
+        joint.MODEL.decoder,
+        hidden=128,
+        intermediate=256,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        rope_axes=section_axes((4, 6, 6)),
     ),
 )
 KERNEL = 4 * 128 * 64  # bytes of a layer's key projection, the smallest

@@ -129,6 +129,15 @@ def split_width(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P("data", *[None] * (x.ndim - 2), "fsdp"))
 
 
+def split_heads(x: jax.Array, rows: str | tuple[str, ...] = ROWS[0]) -> jax.Array:
+    """``x`` [B, ..., N, H], its rows over the axes ``rows``, its heads over tensor where they divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    heads = None if x.shape[-2] % mesh.shape["tensor"] else "tensor"
+    return jax.lax.with_sharding_constraint(x, P(rows, *[None] * (x.ndim - 3), heads, None))
+
+
 def split_vocabulary(x: jax.Array) -> jax.Array:
     """An output projection ``x`` [O, D], O over tensor and fsdp where it divides: each device has the logits
     of some words, and nothing is summed over devices."""

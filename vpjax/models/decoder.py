@@ -18,7 +18,8 @@ from flax import nnx
 
 from vpjax.ops.attention import KeyValues, Layout, attend, attend_suffix
 from vpjax.ops.rope import rotate, text_angles
-from vpjax.sharding import split_rows, split_width
+from vpjax.ops.swiglu import swiglu
+from vpjax.sharding import split_heads, split_rows, split_width
 from vpjax.types import Array
 
 Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
@@ -74,7 +75,7 @@ class Layer(nnx.Module):
         mixed, extra = attention(rotate(q, angles_BTh), KeyValues(rotate(k, angles_BTh), v))
         x = x_BTD + self.o(mixed.reshape(*h.shape[:-1], -1))
         h = self.norm2(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), extra
+        return x + self.down(swiglu(self.gate(h), self.up(h))), extra
 
 
 class Decoder(nnx.Module):
@@ -169,13 +170,14 @@ class Decoder(nnx.Module):
             block, prefix, index = block_prefix_index
 
             def attention(q_BGNH, kv_BGKH):
-                q_BGNH, kv_BGKH = jax.tree.map(split_rows, (q_BGNH, kv_BGKH))
+                # Each device attends for its rows; projections see all rows and a part of the width.
+                q_BGNH, kv_BGKH = jax.tree.map(split_heads, (q_BGNH, kv_BGKH))
                 written = jax.tree.map(
                     lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
                 )
                 own = jax.tree.map(lambda c: c[index], written)
                 mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
-                return mixed[:, :, 0], written
+                return split_heads(mixed[:, :, 0], "data"), written
 
             return block(split_width(x), angles, attention), None
 

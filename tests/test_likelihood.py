@@ -1,0 +1,43 @@
+"""The log-probability of given answers is transformers', whatever shares their batch."""
+
+import dataclasses
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from tests import tiny
+from tests.tiny import Row
+from vpjax.likelihood import answer_logprobs, pad_answers
+from vpjax.models.hf import load_pretrained
+
+LENGTHS = ((4, 1, 3), (2, 4, 0))  # of three answers to each of two rows; the last one of the second is none
+# Sums of up to 4 log-probabilities in float32, each within 1e-5 of torch's (tests/test_generate.py).
+ATOL = 1e-4
+
+
+def test_answers_are_as_likely_as_in_transformers(checkpoint):
+    batch = tiny.batch([Row(slots=2, before=2, seconds=0.5), Row(slots=3, after=6)], suffix=4)
+    rng = np.random.default_rng(0)
+    answers = [[rng.integers(0, tiny.TEXT_IDS, n, dtype=np.int32) for n in row] for row in LENGTHS]
+    tokens, valid = pad_answers(answers, 3, 4)
+    assert tokens.shape == valid.shape == (2, 3, 4) and valid.sum() == sum(map(sum, LENGTHS))
+
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        checkpoint("tied"), dtype=torch.float32
+    ).eval()
+    expected = np.zeros((2, 3))
+    for g in range(3):
+        theirs.model.rope_deltas = None
+        with torch.no_grad():
+            logits = theirs(**tiny.reference_inputs(dataclasses.replace(batch, suffix=tokens[:, g]))).logits
+        logprobs = torch.log_softmax(logits[:, -5:-1], dim=-1).numpy()
+        each = np.take_along_axis(logprobs, tokens[:, g, :, None], axis=-1)[..., 0]
+        expected[:, g] = np.where(valid[:, g], each, 0).sum(-1)
+    expected[1, 2] = -np.inf  # never the likeliest
+
+    model = load_pretrained(checkpoint("tied"))
+    got = np.asarray(answer_logprobs(model, batch, tokens, valid))
+    np.testing.assert_allclose(got, expected, atol=ATOL)
+    chunked = answer_logprobs(model, batch, tokens, valid, features=model.encode(batch.frames), chunk=2)
+    np.testing.assert_allclose(chunked, got, atol=ATOL)
