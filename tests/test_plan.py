@@ -1,5 +1,7 @@
 """The plan of a run: what its step is and takes, what to change where it does not fit, and mistakes."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,17 +15,11 @@ from tests import joint
 from tests.test_sharding import mesh_of
 from vpjax import plan
 from vpjax.compiled import Collective, flops
+from vpjax.sharding import replicated
 from vpjax.types import UserError
 
 GIB = 2**30
 RECIPES = {"sft": sft_qwen2_5_vl_7b, "grpo": grpo_qwen2_5_vl_7b}
-
-
-@pytest.fixture(autouse=True)
-def parsed():
-    with flagsaver.flagsaver():
-        flags.FLAGS.mark_as_parsed()
-        yield
 
 
 @pytest.mark.parametrize("method", RECIPES)
@@ -34,9 +30,9 @@ def test_the_work_of_a_7b_step(method):
     model, mesh = plan.read_model(config), mesh_of(1, 8, 1)
     config.contrast.weight = 0.0
     config.attention = "xla"
-    with flagsaver.flagsaver(seconds=4.0, text=64, answer=128):
-        bucket = plan.bucket_of(config, model)
-        step, *shapes = plan.prepare(config, model, mesh)
+    clips = plan.Clips(4.0, 1280, 720, text=64, answer=128)
+    bucket = plan.bucket_of(config, model, clips)
+    step, *shapes = plan.prepare(config, model, mesh, clips)
     c, v = model.decoder, model.vision
     layer = (
         2 * c.hidden * c.heads * c.head_dim
@@ -71,9 +67,11 @@ def test_memory_of_a_program(monkeypatch):
         lambda state, batch: state + batch @ (batch.T @ state), donate_argnums=0, out_shardings=split
     )
     monkeypatch.setattr(
-        plan, "prepare", lambda *_: (step, shape, jax.ShapeDtypeStruct((64, 64), jnp.float32))
+        plan,
+        "prepare",
+        lambda *_: (step, shape, jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=replicated(mesh))),
     )
-    made = plan.plan_step(joint.config(), None, mesh)
+    made = plan.plan_step(joint.config(), None, mesh, None)
     assert made.arguments == 2**23 + 64 * 64 * 4
     assert made.flops == 2 * (2 * 64 * 64 * 2**18) / 8
     assert made.needed >= made.arguments + made.temporaries
@@ -136,14 +134,21 @@ def test_a_model_that_is_not_there():
         plan.read_model(config)
 
 
+def test_clips_that_are_too_long():
+    config = sft_qwen2_5_vl_7b.get_config()
+    with pytest.raises(UserError, match="a prompt of .* tokens is above config.data.max_prompt=16384"):
+        plan.bucket_of(config, plan.read_model(config), plan.Clips(600.0, 1280, 720, 64, 128))
+
+
 @pytest.mark.parametrize(
     "given, message",
     [
-        (dict(video="720p"), "--video=720p: give width x height"),
-        (dict(seconds=600.0), "above config.data.max_prompt"),
+        (dict(topology=None), "--topology is missing"),
+        (dict(topology="cpu:8", video="720p"), "--video=720p: give width x height"),
     ],
 )
-def test_clips_that_make_no_batch(given, message):
-    config = sft_qwen2_5_vl_7b.get_config()
+def test_flags_that_are_wrong(given, message, monkeypatch):
+    monkeypatch.setattr(plan, "CONFIG", SimpleNamespace(value=sft_qwen2_5_vl_7b.get_config()))
     with flagsaver.flagsaver(**given), pytest.raises(UserError, match=message):
-        plan.bucket_of(config, plan.read_model(config))
+        flags.FLAGS.mark_as_parsed()
+        plan.main()

@@ -139,7 +139,7 @@ def test_a_work_directory_sees_as_it_was_trained(folder, video, tmp_path):
     settings.write(tmp_path, ConfigDict(config))
     manager = checkpoint.Manager(tmp_path, keep=1)
     zero = jax.numpy.int32(0)
-    manager.save(3, State(zero, leaves(model), {}, {"count": zero}, zero, {}), config)
+    manager.save(3, State(zero, leaves(model), {}, {"count": zero}, zero), config)
     manager.wait()
     manager.close()
     got = record(model=tmp_path, video=video, prompt=PROMPT)

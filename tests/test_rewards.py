@@ -1,5 +1,9 @@
 """Rewards: the device agrees with the host on anything that can be said; values by hand; laws."""
 
+import itertools
+import string
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -9,6 +13,7 @@ from tests.said import CLIPS, PROOF, SPEC, STORY, TRACK, clip, seen
 from vpjax.data.event_text import PHRASES, event_of
 from vpjax.data.events import describe
 from vpjax.rewards.scoring import REWARDS, combine
+from vpjax.rewards.words import host_fingerprint, words_of
 
 PENALTIES = {"repetition", "overlong"}
 
@@ -240,3 +245,24 @@ def test_a_sum_ignores_what_is_not_asked():
         rouge_l=np.array([[0.5, np.nan]]), choice=np.array([[np.nan, np.nan]]), format=np.ones((1, 2))
     )
     np.testing.assert_allclose(combine(scores, dict(rouge_l=2.0, choice=1.0, format=0.25)), [[1.25, 0.25]])
+
+
+def test_word_order_counts_only_where_it_should(scorer):
+    rng = np.random.default_rng(13)
+    clips = [clip for clip in CLIPS if clip.task == "caption" and clip is not STORY]
+    texts = [[" ".join(rng.permutation(asked.answer.split())) for _ in range(32)] for asked in clips]
+    device, _ = scorer.both(texts, clips)
+    for name in ("rouge_1", "caption_recall"):
+        assert (device[name] == 1).all()
+    for name in ("rouge_2", "rouge_l"):
+        assert device[name].mean() < 0.7
+
+
+def test_fingerprints_tell_words_apart():
+    letters = string.ascii_lowercase + string.digits
+    short = ["".join(pair).encode() for n in (1, 2) for pair in itertools.product(letters, repeat=n)]
+    text = b" ".join(short)
+    device = words_of(jnp.array(list(text), jnp.uint8), len(short) + 1)
+    assert len(set(device.tolist()) - {0}) == len(short)
+    np.testing.assert_array_equal(device[:-1], [host_fingerprint(word) for word in short])
+    np.testing.assert_array_equal(words_of(jnp.array(list(text.upper()), jnp.uint8), len(short)), device[:-1])

@@ -69,9 +69,10 @@ def test_meshes_that_do_not_fit(sizes):
 
 
 @pytest.mark.parametrize(("sizes", "expected"), [((2, -1, 1), (2, 4, 1)), ((4, 1, 2), (4, 1, 2))])
-def test_slices_lie_along_data(sizes, expected):
+def test_slices_lie_along_data(sizes, expected, monkeypatch):
     """On two slices of four TPU chips each: what a step moves within fsdp and tensor stays inside a slice."""
     pytest.importorskip("libtpu")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     topology = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2)
     mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), topology.devices)
     assert tuple(mesh.shape.values()) == expected

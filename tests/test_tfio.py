@@ -1,4 +1,5 @@
-"""The decoder in an environment of its own: what is said where it cannot serve, and that its frames are PyAV's.
+"""The decoder in an environment of its own: what is said where it cannot serve, and that its frames are
+PyAV's.
 
 That environment is seldom there: tests that need it look for its Python in VPJAX_TFIO_PYTHON. The protocol is
 tested in any case, with stand-ins for TensorFlow and tensorflow-io that decode by PyAV.

@@ -1,36 +1,23 @@
-"""Does the model see the event? Greedy answers on held-out clips, with the video whole, changed and absent.
-
-Every clip is encoded once: a changed video is a gather of its slots.
-"""
+"""Does the model see the event? Its answers on held-out clips, with the video whole, changed and absent."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from vpjax.data import keyframes
+from vpjax.asking import CONTROLS, NO_KEY, ask
 from vpjax.data.events import EVENTS, event_of
-from vpjax.data.pipeline import make_loader
-from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, round_up
+from vpjax.data.rows import round_up
 from vpjax.data.text import Text
-from vpjax.generate import Completions, generate
-from vpjax.models.vlm import VideoLM, gather_slots
-from vpjax.sharding import on_mesh, put_whole, row_parts
-from vpjax.types import Array, Batch, Clip, UserError
+from vpjax.models.vlm import VideoLM
+from vpjax.types import Clip, UserError
 
-# What the model is shown. none: the clip; key: V~, the event's slots replaced by those beside them; random:
-# as many slots replaced elsewhere; single: the middle slot throughout; blind: no video, the question alone.
-CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 CHANCE = 1 / len(EVENTS)
 
 
@@ -157,92 +144,19 @@ def evaluate(
     mesh: that the model is on; every process reads all clips, and all devices share the work.
     An answer is cut at the length of the longest true one. UserError where no clip has an event.
     """
-    asked = with_events(clips)
-    longest = round_up(max(len(text.answer(clip.answer)) for clip in asked), cfg.length_multiple)
-    batch_size = round_up(batch_size, row_parts(mesh))
-    greedy = functools.partial(generate, key=jax.random.key(0), max_new=longest, eos=text.stops)
-
-    def see(model: VideoLM, batch: Batch, features: Array, source_BS: Array) -> Completions:
-        return greedy(model, batch, features=gather_slots(features, source_BS))
-
-    cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))
-    loader = make_loader(asked, text, model.config, cfg, seed=seed, batch_size=batch_size)
-    encode = on_mesh(mesh, jax.jit(lambda model, frames: model.encode(frames)), rows=True)
-    see, blind = on_mesh(mesh, see), on_mesh(mesh, greedy)
-    said: list[tuple[str, Clip, np.ndarray]] = []
-    for _ in tqdm(range(loader.steps_per_epoch), desc="held-out clips", unit="batch", leave=False):
-        batch = next(loader)
-        placed = put_whole(batch, mesh)
-        features = encode(model, placed.frames)
-        for control in controls:
-            if control != "blind":
-                source_BS, there_B = sources(batch, control, seed)
-                out = see(model, placed, features, put_whole(source_BS, mesh))
-                said += [(control, asked[batch.clip[row]], ids) for row, ids in _tokens(out, there_B)]
-    loader.close()
-    left_out = collections.Counter(loader.faults.values())
-    left_out.update({reason: len(ids) for reason, ids in loader.rejected.items()})
+    asked = {clip.id: clip for clip in with_events(clips)}
+    longest = round_up(max(len(text.answer(clip.answer)) for clip in asked.values()), cfg.length_multiple)
+    how = dict(controls=controls, batch_size=batch_size, max_new=longest, seed=seed, mesh=mesh)
+    answers, faults = [], {}
+    for (clip, control, _), said, fault in ask(model, text, list(asked.values()), cfg, **how):
+        if not fault:
+            extra = asked[clip].extra
+            answers.append(Answer(clip, control, extra["event"], extra["length"], said))
+        elif fault != NO_KEY:
+            faults[clip] = fault
+    left_out = collections.Counter(faults.values())
     left_out["no event to name"] = len(clips) - len(asked)
-    if "blind" in controls:
-        unused = loader.faults.keys() | set().union(*loader.rejected.values())
-        asked = [clip for clip in asked if clip.id not in unused]
-        said += [("blind", clip, ids) for clip, ids in _blind(blind, model, text, asked, batch_size, mesh)]
-    answers = tuple(
-        Answer(clip.id, control, clip.extra["event"], clip.extra["length"], text.decode(ids))
-        for control, clip, ids in said
-    )
-    return Evaluation(answers, dict(+left_out))
-
-
-def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The gather i32[B, S] that makes a control's video out of V, and the rows bool[B] that have it: those
-    that hold a clip and, for ``key`` and ``random``, have a V~."""
-    slots = batch.source.shape[1]
-    same = keyframes.identity(slots)
-    out = np.tile(same, (len(batch.clip), 1))
-    for row, (number, valid, key) in enumerate(zip(batch.clip, batch.slot_valid, batch.source, strict=True)):
-        count, rng = int(valid.sum()), np.random.default_rng([seed, max(number, 0)])
-        match control:
-            case "key":
-                out[row] = key
-            case "random":
-                out[row] = keyframes.random_source((key != same)[None], count, rng)
-            case "shuffle":
-                out[row] = keyframes.shuffle_source(slots, count, rng)
-            case "reverse":
-                out[row] = keyframes.reverse_source(slots, count)
-            case "single":
-                out[row] = keyframes.single_source(slots, count)
-    changed = (out != same).any(axis=1) | (control not in ("key", "random"))
-    return out, changed & (batch.clip >= 0)
-
-
-def _blind(
-    greedy: Callable[..., Completions],
-    model: VideoLM,
-    text: Text,
-    clips: Sequence[Clip],
-    batch_size: int,
-    mesh: Mesh | None,
-) -> Iterator[tuple[Clip, np.ndarray]]:
-    """Each clip and the tokens of the answer to its question alone, generated once for equal questions."""
-    questions = sorted({clip.question for clip in clips})
-    rows = [prompt_row(text.chat(question, None), None, model.config) for question in questions]
-    answers = []
-    for first in range(0, len(rows), batch_size):
-        some = rows[first : first + batch_size]
-        length = min(batch_size, round_up(len(rows), row_parts(mesh)))
-        padded = some + [masked_row()] * (length - len(some))
-        batch = collate(padded, bucket_of(rows), model.config)
-        answers += [ids for _, ids in _tokens(greedy(model, put_whole(batch, mesh)), batch.clip >= 0)]
-    said = dict(zip(questions, answers, strict=True))
-    return ((clip, said[clip.question]) for clip in clips)
-
-
-def _tokens(out: Completions, wanted_B: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The wanted rows and their tokens i32[c]."""
-    tokens, mask = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
-    return ((row, tokens[row][mask[row]]) for row in np.flatnonzero(wanted_B))
+    return Evaluation(tuple(answers), dict(+left_out))
 
 
 def _line(name: str, cells: Iterable[str], width: int) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import re
 import time
 from collections.abc import Callable
@@ -45,7 +46,9 @@ FIND = flags.DEFINE_bool("find_batch", False, "Find the largest batch that fits;
 SECONDS = flags.DEFINE_float("seconds", 8.0, "Length of a clip.", 0.0)
 VIDEO = flags.DEFINE_string("video", "1280x720", "Width and height of a clip in pixels.")
 TEXT = flags.DEFINE_integer("text", 64, "Tokens of a prompt beside the video's.", 1)
-ANSWER = flags.DEFINE_integer("answer", 128, "Tokens of an answer (GRPO: config.grpo.max_new).", 1)
+ANSWER = flags.DEFINE_integer(
+    "answer", 128, "Tokens of an answer; GRPO's completions have config.grpo.max_new.", 1
+)
 flags.adopt_module_key_flags(cli)
 
 GIB = 2**30
@@ -59,6 +62,16 @@ class Chip(NamedTuple):
     flops: float
     links: float
     grids: tuple[str, ...]
+
+
+class Clips(NamedTuple):
+    """The clips that a plan supposes. width, height: pixels. text: tokens of a prompt beside the video's."""
+
+    seconds: float
+    width: int
+    height: int
+    text: int
+    answer: int
 
 
 SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -97,11 +110,14 @@ def main() -> int:
     chip, devices = find_devices(TOPOLOGY.value)
     mesh = make_mesh(config.mesh, devices)
     model = read_model(config)
+    if not re.fullmatch(r"\d+x\d+", VIDEO.value):
+        raise UserError(f"--video={VIDEO.value}: give width x height in pixels, such as 1280x720")
+    clips = Clips(SECONDS.value, *map(int, VIDEO.value.split("x")), TEXT.value, ANSWER.value)
     if FIND.value:
         unit = row_parts(mesh) * config.accumulate
 
         def fits(batch: int) -> bool:
-            plan = plan_step(_with_batch(config, batch), model, mesh)
+            plan = plan_step(_with_batch(config, batch), model, mesh, clips)
             print(f"batch {batch}: {'fits' if fit(plan, chip) else 'does not fit'}", flush=True)
             return fit(plan, chip)
 
@@ -109,7 +125,7 @@ def main() -> int:
         if not best:
             raise UserError(f"not even a batch of {unit}, one row for each chip, fits {TOPOLOGY.value}")
         config = _with_batch(config, best)
-    plan = plan_step(config, model, mesh)
+    plan = plan_step(config, model, mesh, clips)
     print(report(plan, config, chip, mesh, TOPOLOGY.value))
     return cli.OK
 
@@ -138,6 +154,9 @@ def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
     if name not in CHIPS or grid not in CHIPS[name].grids:
         known = "; ".join(f"{name}:{{{','.join(chip.grids)}}}" for name, chip in CHIPS.items())
         raise UserError(f"--topology={topology} is not known; known are {known}; cpu:N")
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no chip is taken: others may plan at the same time
     try:
         jax.config.update("jax_platforms", "cpu")  # nothing is run, so that no TPU is looked for
         return CHIPS[name], list(topologies.get_topology_desc(topology, platform="tpu").devices)
@@ -156,24 +175,21 @@ def read_model(config: ConfigDict) -> VLMConfig:
     return VLMConfig.from_hf(config.model.to_dict())
 
 
-def bucket_of(config: ConfigDict, model: VLMConfig) -> Bucket:
-    """The shape of a batch of the clips that the flags describe."""
-    if not re.fullmatch(r"\d+x\d+", VIDEO.value):
-        raise UserError(f"--video={VIDEO.value}: give width x height in pixels, such as 1280x720")
-    width, height = map(int, VIDEO.value.split("x"))
-    info = VideoInfo(width, height, SECONDS.value, fps=30.0, frames=int(30 * SECONDS.value))
+def bucket_of(config: ConfigDict, model: VLMConfig, clips: Clips) -> Bucket:
+    """The shape of a batch of ``clips``. UserError where their prompts are too long."""
+    info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=int(30 * clips.seconds))
     sampling = Sampling(config.data.frames or None, config.data.fps or None)
     frames, height, width = frame_shape(Source("", "video", info=info), model, config.data, sampling)
     factor = model.vision.factor
     end = frames // model.vision.temporal * (height // factor) * (width // factor)
-    prompt = end + TEXT.value
+    prompt = end + clips.text
     if prompt > config.data.max_prompt:
         raise UserError(
             f"a prompt of {prompt} tokens is above config.data.max_prompt={config.data.max_prompt}"
         )
     multiple = config.data.length_multiple
     return Bucket(
-        frames, height, width, round_up(prompt, multiple), round_up(ANSWER.value, multiple), end + 1
+        frames, height, width, round_up(prompt, multiple), round_up(clips.answer, multiple), end + 1
     )
 
 
@@ -191,12 +207,12 @@ class NoJudge:
         return mask_BXC.mean(axis=-1, dtype=jnp.float32)
 
 
-def prepare(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> tuple[Any, State, Batch]:
+def prepare(config: ConfigDict, model: VLMConfig, mesh: Mesh, clips: Clips) -> tuple[Any, State, Batch]:
     """The run's step, and the shapes of what it is called with on ``mesh``."""
     params = initial_params(config, model, mesh, only_shapes=True)
     state, optimizer, layout = create_state(params, config, mesh)
     one = collate(
-        [masked_row(config.data.keywords, config.data.keyword_tokens)], bucket_of(config, model), model
+        [masked_row(config.data.keywords, config.data.keyword_tokens)], bucket_of(config, model, clips), model
     )
     where = batch_sharding(mesh)
     batch = jax.tree.map(
@@ -210,10 +226,10 @@ def prepare(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> tuple[Any, Stat
     return step, state, batch
 
 
-def plan_step(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> Plan:
+def plan_step(config: ConfigDict, model: VLMConfig, mesh: Mesh, clips: Clips) -> Plan:
     """Compile the step of ``config`` for ``mesh``."""
     start = time.perf_counter()
-    step, *shapes = prepare(config, model, mesh)
+    step, *shapes = prepare(config, model, mesh, clips)
     try:
         program = step.lower(*shapes).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -230,7 +246,7 @@ def plan_step(config: ConfigDict, model: VLMConfig, mesh: Mesh) -> Plan:
     # Counted with plain attention, for a kernel does not tell its work: causal attention is counted whole.
     plain = config.copy_and_resolve_references()
     plain.attention = "xla"
-    step, *shapes = prepare(plain, model, mesh)
+    step, *shapes = prepare(plain, model, mesh, clips)
     work = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=config.grpo.max_new)
     return Plan(
         arguments=arguments,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vpjax.data.video import MAX_PIXELS, MAX_SIDE, MIN_PIXELS
 from vpjax.losses import NEGATIVES
 from vpjax.ops.attention import BACKENDS
 from vpjax.policy import AGGREGATIONS
@@ -30,6 +31,19 @@ FREE = (
 )
 METHODS = ("sft", "grpo")
 DTYPES = ("float32", "bfloat16")
+# How the model of a Hugging Face folder is shown videos: at Qwen2.5-VL's own 2 frames per second, in no more
+# frames than make about 25,000 tokens of the largest size.
+SHOWN = dict(
+    frames=0,
+    fps=2.0,
+    max_frames=64,
+    min_pixels=MIN_PIXELS,
+    max_pixels=MAX_PIXELS,
+    max_side=MAX_SIDE,
+    cache="",
+    cache_gb=20.0,
+    workers=0,
+)
 
 
 def check(config: ConfigDict) -> None:
@@ -142,6 +156,14 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     ]
     if differ:
         raise UserError(f"{path} is of another run ({'; '.join(differ)}): give another --workdir")
+
+
+def data_of(folder: Path) -> ConfigDict:
+    """The fields ``data`` of configs/base.py by which the model in ``folder`` is shown videos: those of its
+    run or, for a Hugging Face folder, SHOWN."""
+    path = folder / FILE
+    run = json.loads(path.read_text()) if path.is_file() else {}
+    return ConfigDict(run.get("data", SHOWN))  # a Hugging Face config.json has none
 
 
 def write(workdir: Path, config: ConfigDict) -> None:

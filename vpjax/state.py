@@ -31,7 +31,7 @@ class State:
     frozen: dict[str, Array]
     opt: Any
     skipped: Array
-    reference: dict[str, Array]
+    reference: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
 class Optimizer(NamedTuple):

@@ -97,3 +97,13 @@ def event_of(text: str) -> str | None:
     """The one kind of event that ``text`` names by any of its words; None where it names none or several."""
     kinds = {KIND[word] for word in re.findall(r"[a-z]+", text.lower()) if word in KIND}
     return kinds.pop() if len(kinds) == 1 else None
+
+
+def retellings(caption: str) -> tuple[str, ...]:
+    """A caption of one event as it would be of each event, in the order of PHRASES and said in the same way;
+    itself one of them. ValueError where it says no event as ``dialogue`` does."""
+    for phrases in PHRASES.values():
+        for way, phrase in enumerate(phrases):
+            if phrase in caption:
+                return tuple(caption.replace(phrase, others[way]) for others in PHRASES.values())
+    raise ValueError(f"no event of the grammar in {caption!r}")

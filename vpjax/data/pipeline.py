@@ -157,17 +157,7 @@ class Loader:
         self.clips = len(index.entries)
         self.plan = make.plan
         self.max_fault_share = max_fault_share
-        dataset = grain.MapDataset.range(step, FOREVER).map(make)
-        if workers == 0:
-            # Decoding leaves the interpreter's lock, so threads serve; each works on a batch of its own.
-            threads = min(8, os.cpu_count() or 1)
-            batches = dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads))
-        else:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
-            batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(workers))
-        self._batches = iter(batches)
+        self._batches = read_ahead(make, range(step, FOREVER), workers)
         self._stop_at_faults()
 
     @property
@@ -216,6 +206,20 @@ class Loader:
         self._batches.close()
 
 
+def read_ahead(make: MakeBatch, steps: Sequence[int], workers: int) -> grain.DatasetIterator[Element]:
+    """The Elements of ``steps`` in their order, made by ``workers`` processes, or threads where there are 0.
+    To be closed."""
+    dataset = grain.MapDataset.source(steps).map(make)
+    if workers == 0:
+        # Decoding leaves the interpreter's lock, so threads serve; each works on a batch of its own.
+        threads = min(8, os.cpu_count() or 1)
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads)))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
+    batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers)))
+
+
 def make_loader(
     clips: Sequence[Clip],
     text: Text,
@@ -228,9 +232,34 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Loader:
-    """A Loader over clips. cfg: the fields ``data`` of configs/base.py. batch_size: rows over all processes,
-    of which process p yields the p-th part. UserError where the config contradicts itself or no clip can be
-    used."""
+    """A Loader over clips, from ``start_step`` on; the rest as for ``prepare``."""
+    make, index = prepare(
+        clips,
+        text,
+        config,
+        cfg,
+        seed=seed,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return Loader(make, index, step=start_step, workers=cfg.workers, max_fault_share=cfg.max_fault_share)
+
+
+def prepare(
+    clips: Sequence[Clip],
+    text: Text,
+    config: VLMConfig,
+    cfg: ConfigDict,
+    *,
+    seed: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tuple[MakeBatch, Index]:
+    """What makes the batch of any step, and which clips it uses. cfg: the fields ``data`` of configs/base.py.
+    batch_size: rows over all processes, of which process p makes the p-th part. UserError where the config
+    contradicts itself or no clip can be used."""
     if bool(cfg.frames) == bool(cfg.fps):
         raise UserError(
             f"data.frames={cfg.frames} and data.fps={cfg.fps}: give one of them, and 0 for the other"
@@ -248,7 +277,8 @@ def make_loader(
     if cfg.tfio_python:
         tfio.worker(cfg.tfio_python)  # one that cannot serve is no fault of a clip
     folder = cache_folder(cfg)
-    sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None)
+    most = cfg.get("max_frames", Sampling.max_frames)  # which an evaluation may set
+    sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None, max_frames=most)
     index = build_index(clips, text, config, cfg, sampling, folder)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):
@@ -266,4 +296,4 @@ def make_loader(
         mine=slice(process_index * rows, (process_index + 1) * rows),
         how=dict(replacement=cfg.replacement, pool=cfg.pool, widen=cfg.widen),
     )
-    return Loader(make, index, step=start_step, workers=cfg.workers, max_fault_share=cfg.max_fault_share)
+    return make, index

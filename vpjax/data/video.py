@@ -102,8 +102,9 @@ def read_frames(
     size: (height, width) of the result; None: ``smart_resize`` of the video's own, with ``factor``,
     ``min_pixels`` and ``max_pixels`` of a frame. start, end: of the span in seconds (None: the clip's).
     max_side: width or height in pixels beyond which a file is refused. tfio_python: a Python with
-    tensorflow-io, which decodes in place of PyAV (``vpjax.data.tfio``). UserError: the file is missing, broken
-    or cut short, has no video stream or no decodable frame, is too large or too slim; the span is not in it.
+    tensorflow-io, which decodes in place of PyAV (``vpjax.data.tfio``). UserError: the file is missing,
+    broken or cut short, has no video stream or no decodable frame, is too large or too slim; the span is not
+    in it.
     """
 
     def fit(frame: np.ndarray) -> np.ndarray:

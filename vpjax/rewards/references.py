@@ -23,7 +23,7 @@ LETTERS = 26
 
 
 class Kind(enum.IntEnum):
-    """What is asked. text: a caption or an order, words; evidence: a choice and the spans that show it."""
+    """What is asked. TEXT: words of a caption or an order. EVIDENCE: a choice and the spans that prove it."""
 
     MASKED = -1
     TEXT = 0
@@ -77,12 +77,9 @@ def wanted_of(clip: Clip, *, keywords: int, known: frozenset[bytes] = frozenset(
     match clip.task:
         case "choice":
             kind = Kind.EVIDENCE if clip.spans else Kind.CHOICE
-            # An answer may be the option itself.
-            choice = (
-                clip.choices.index(clip.answer)
-                if clip.answer in clip.choices
-                else host_chosen(answer, choices)
-            )
+            choice = host_chosen(answer, choices)
+            if clip.answer in clip.choices:  # the option's text in place of its letter
+                choice = clip.choices.index(clip.answer)
             if choice < 0 or choices > LETTERS:
                 raise UserError(
                     f"clip {clip.id}: the answer {clip.answer!r} names none of its {choices} options"

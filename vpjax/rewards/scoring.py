@@ -14,7 +14,7 @@ import numpy as np
 
 from vpjax.rewards import keywords, spans, texts, words
 from vpjax.rewards.references import Kind, References, Sizes, Wanted, wanted_of
-from vpjax.rewards.texts import ByteTable
+from vpjax.rewards.texts import ByteTable, Reading
 from vpjax.types import Array, Clip, UserError
 
 
@@ -28,16 +28,12 @@ class Limits(NamedTuple):
 class Case(NamedTuple):
     """One completion and what is wanted of it, on the device or, in brackets, on the host.
 
-    text, answer, evidence u8[N] (bytes): the whole, the part that answers and the one that names the spans.
-    length i32[] (int): in tokens. words u32[W] (list of bytes): of the answer. place i32[J], named bool[J]
-    (lists, of the keywords that are asked alone): where and whether each keyword is said. stray u32[W] (set):
-    words of other known keywords. most: W, and the most runs of letters or digits.
+    words u32[W] (list of bytes): of the answer. place i32[J], named bool[J] (lists, of the keywords that are
+    asked alone): where and whether each keyword is said. stray u32[W] (set): words of other known keywords.
+    most: W, and the most runs of letters or of digits.
     """
 
-    text: Array | bytes
-    answer: Array | bytes
-    evidence: Array | bytes
-    length: Array | int
+    said: Reading
     words: Array | list[bytes]
     place: Array | list[int | None]
     named: Array | list[bool]
@@ -114,38 +110,40 @@ REWARDS = {
     ),
     # The letter of the right option.
     "choice": Reward(
-        lambda c: (texts.chosen(c.answer, c.wanted.choices) == c.wanted.choice).astype(jnp.float32),
-        lambda c: float(texts.host_chosen(c.answer, c.wanted.choices) == c.wanted.choice),
+        lambda c: (texts.chosen(c.said.answer, c.wanted.choices) == c.wanted.choice).astype(jnp.float32),
+        lambda c: float(texts.host_chosen(c.said.answer, c.wanted.choices) == c.wanted.choice),
         CHOICE,
     ),
     # IoU of the last span that is named; of all the spans of the evidence for a choice; of boxes, in turn.
     "span_iou": Reward(
-        lambda c: spans.span_iou(spans.spans_of(c.answer, c.most[1], only_last=True), c.wanted.spans),
-        lambda c: spans.host_span_iou(spans.host_spans_of(c.answer)[-1:], c.wanted.spans),
+        lambda c: spans.span_iou(spans.spans_of(c.said.answer, c.most[1], only_last=True), c.wanted.spans),
+        lambda c: spans.host_span_iou(spans.host_spans_of(c.said.answer)[-1:], c.wanted.spans),
         GROUNDING,
     ),
     "evidence_iou": Reward(
-        lambda c: spans.span_iou(spans.spans_of(c.evidence, c.most[1], only_last=False), c.wanted.spans),
-        lambda c: spans.host_span_iou(spans.host_spans_of(c.evidence), c.wanted.spans),
+        lambda c: spans.span_iou(spans.spans_of(c.said.evidence, c.most[1], only_last=False), c.wanted.spans),
+        lambda c: spans.host_span_iou(spans.host_spans_of(c.said.evidence), c.wanted.spans),
         EVIDENCE,
     ),
     "box_iou": Reward(
         lambda c: spans.box_iou(
-            *spans.boxes_of(c.answer, c.most[1], len(c.wanted.boxes)), c.wanted.boxes, c.wanted.box_count
+            *spans.boxes_of(c.said.answer, c.most[1], len(c.wanted.boxes)), c.wanted.boxes, c.wanted.box_count
         ),
-        lambda c: spans.host_box_iou(spans.host_boxes_of(c.answer), c.wanted.boxes),
+        lambda c: spans.host_box_iou(spans.host_boxes_of(c.said.answer), c.wanted.boxes),
         TRACKING,
     ),
     # The whole text: its tags, its repetitions, its length.
-    "format": Reward(lambda c: texts.formatted(c.text), lambda c: texts.host_formatted(c.text), ANY),
+    "format": Reward(
+        lambda c: texts.formatted(c.said.text), lambda c: texts.host_formatted(c.said.text), ANY
+    ),
     "repetition": Reward(
-        lambda c: words.repetition(words.words_of(c.text, c.most[0])),
-        lambda c: words.host_repetition(words.host_words_of(c.text)),
+        lambda c: words.repetition(words.words_of(c.said.text, c.most[0])),
+        lambda c: words.host_repetition(words.host_words_of(c.said.text)),
         ANY,
     ),
     "overlong": Reward(
-        lambda c: overlong(c.length, c.limits),
-        lambda c: host_overlong(c.length, c.limits),
+        lambda c: overlong(c.said.length, c.limits),
+        lambda c: host_overlong(c.said.length, c.limits),
         ANY,
     ),
 }
@@ -205,20 +203,18 @@ def score(
 
     def one(tokens: Array, mask: Array, wanted: References) -> dict[str, Array]:
         said = texts.read(table, tokens, mask)
-        found = words.words_of(said.answer, said.words)
+        most = len(tokens) * table.words, len(tokens) * table.pieces
+        found = words.words_of(said.answer, most[0])
         place = keywords.places(found, wanted.forms)
         case = Case(
-            text=said.text,
-            answer=said.answer,
-            evidence=said.evidence,
-            length=said.length,
+            said=said,
             words=found,
             place=place,
             named=place < len(found),
             stray=keywords.strays(found, wanted.others),
             wanted=wanted,
             limits=limits,
-            most=(said.words, said.pieces),
+            most=most,
         )
         rewards = {name: REWARDS[name] for name in names}
         counts = {name: jnp.isin(wanted.kind, jnp.array(r.kinds)) for name, r in rewards.items()}
@@ -256,15 +252,11 @@ def host_score(
 
 
 def host_case(text: str, wanted: Wanted, length: int, limits: Limits | None) -> Case:
-    said = texts.host_ascii(text)
-    answer = texts.host_answer_part(said)
-    found = words.host_words_of(answer)
+    said = texts.host_read(text, length)
+    found = words.host_words_of(said.answer)
     place = [keywords.host_place(found, keyword.forms) for keyword in wanted.asked]
     return Case(
-        text=said,
-        answer=answer,
-        evidence=texts.host_tagged(said, texts.EVIDENCE, answer),
-        length=length,
+        said=said,
         words=found,
         place=place,
         named=[at is not None for at in place],

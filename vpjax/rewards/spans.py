@@ -29,9 +29,8 @@ NUMBER = r"(\d+(?:[.:]\d+)*)"
 UNIT, JOIN = (rf"(?:{'|'.join(some)})(?![a-z])" for some in (UNIT_WORDS, JOIN_WORDS))
 SPAN = re.compile(rf"{NUMBER} *(?:{UNIT} *)?(?:{JOIN}|[{JOIN_MARKS}]) *{NUMBER}".encode(), re.IGNORECASE)
 BOX = re.compile(rf"[\[(] *{' *, *'.join([NUMBER] * 4)} *[\])]".encode())
-VALUE = re.compile(
-    rf"(?:(?:(\d{{1,{DIGITS}}}):)?(\d{{1,{DIGITS}}}):)?(\d{{1,{DIGITS}}})(?:\.(\d+))?".encode()
-)
+PART = rf"(\d{{1,{DIGITS}}})"
+VALUE = re.compile(rf"(?:(?:{PART}:)?{PART}:)?{PART}(?:\.(\d+))?".encode())
 UNITS, JOINERS = ([host_fingerprint(word.encode()) for word in some] for some in (UNIT_WORDS, JOIN_WORDS))
 MARKS = JOIN_MARKS.encode()
 
@@ -110,17 +109,19 @@ def value_of(b: Array, start: Array, end: Array, link: Array) -> Array:
         digit = b.at[start + k].get(mode="fill", fill_value=0).astype(jnp.float32) - ord("0")
         part = jnp.where(k < length, 10 * part + digit, part)
     share = part / jnp.array([10.0**k for k in range(DIGITS + 1)])[jnp.minimum(length, DIGITS)]
-    value, good, on = part, length <= DIGITS, True
-    whole = jnp.ones_like(good)  # no point yet
+
+    def ahead(x, k):
+        return jnp.pad(x, (0, k))[k:]
+
+    value, good = part, length <= DIGITS
+    inside, pointed = jnp.ones_like(good), jnp.zeros_like(good)  # the number goes on; its point is behind
     for k in range(1, PARTS + 1):
-        tie = jnp.pad(link, (0, k))[k - 1 : k - 1 + len(link)]
-        on = on & (tie != 0)
-        colon = tie == ord(":")
-        fits = jnp.pad(length, (0, k))[k:] <= DIGITS
-        allowed = whole & jnp.where(colon, fits & (k <= 2), k < PARTS)
-        good = good & (~on | allowed)
-        further = jnp.where(colon, 60 * value + jnp.pad(part, (0, k))[k:], value + jnp.pad(share, (0, k))[k:])
-        value, whole = jnp.where(on, further, value), whole & (~on | colon)
+        tie = ahead(link, k - 1)
+        inside, colon = inside & (tie != 0), tie == ord(":")
+        right = jnp.where(colon, (k < PARTS - 1) & (ahead(length, k) <= DIGITS), k < PARTS)
+        good = good & (~inside | right & ~pointed)
+        further = jnp.where(colon, 60 * value + ahead(part, k), value + ahead(share, k))
+        value, pointed = jnp.where(inside, further, value), pointed | inside & ~colon
     return jnp.where(good, value, jnp.nan)
 
 
@@ -208,9 +209,8 @@ def box_iou(said: Array, said_count: Array, wanted: Array, wanted_count: Array) 
     high = jnp.minimum(said[:, 2:], wanted[:, 2:])
     both = jnp.maximum(high - low, 0).prod(-1)
     either = sum(jnp.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1) for boxes in (said, wanted)) - both
-    return (both / jnp.where(either > 0, either, 1.0)).sum() / jnp.maximum(
-        jnp.maximum(said_count, wanted_count), 1
-    )
+    count = jnp.maximum(jnp.maximum(said_count, wanted_count), 1)
+    return (both / jnp.where(either > 0, either, 1.0)).sum() / count
 
 
 def host_box_iou(said: Sequence[tuple[float, ...]], wanted: Sequence[tuple[float, ...]]) -> float:

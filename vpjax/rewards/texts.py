@@ -23,7 +23,7 @@ from vpjax.types import Array, UserError
 
 SPACE = ord(" ")
 DASHES = ("\u2013", "\u2014")
-THINK, ANSWER, EVIDENCE = "think", "answer", "glue"  # the last is VideoChat-R1's tag of evidence spans
+THINK, ANSWER, GLUE = "think", "answer", "glue"  # glue: VideoChat-R1's tag of the spans that prove an answer
 FORMAT = re.compile(rb" *<think>(.*)</think> *<answer>(.*)</answer> *(?:<glue>(.*)</glue> *)?", re.DOTALL)
 
 
@@ -86,29 +86,30 @@ def byte_characters() -> dict[int, str]:
 
 
 class Reading(NamedTuple):
-    """One completion: its text, the part that answers and the one that names the evidence's spans, u8[N],
-    spaces elsewhere; its tokens i32[], the end included; the most words and pieces that it can hold."""
+    """One completion, on the device or, in brackets, on the host.
 
-    text: Array
-    answer: Array
-    evidence: Array
-    length: Array
-    words: int
-    pieces: int
+    text u8[N] (bytes): the whole. answer, evidence: the part that answers and the one that names the spans
+    that prove it, with spaces elsewhere. length i32[] (int): in tokens, the end included.
+    """
+
+    text: Array | bytes
+    answer: Array | bytes
+    evidence: Array | bytes
+    length: Array | int
 
 
 def read(table: ByteTable, tokens: Array, mask: Array) -> Reading:
     """Read the tokens i32[C] that ``mask`` bool[C] keeps. Ids past the table are empty."""
     text = ascii_of(bytes_of(table, tokens, mask))
     answer = answer_part(text)
-    return Reading(
-        text,
-        answer,
-        evidence=tagged(text, EVIDENCE, answer),
-        length=mask.sum(),
-        words=len(tokens) * table.words,
-        pieces=len(tokens) * table.pieces,
-    )
+    return Reading(text, answer, tagged(text, GLUE, answer), mask.sum())
+
+
+def host_read(text: str, length: int) -> Reading:
+    """Read a decoded completion of ``length`` tokens."""
+    said = host_ascii(text)
+    answer = host_answer_part(said)
+    return Reading(said, answer, host_tagged(said, GLUE, answer), length)
 
 
 def bytes_of(table: ByteTable, tokens: Array, mask: Array) -> Array:
@@ -180,9 +181,7 @@ def find(b: Array, patterns: Sequence[bytes]) -> Array:
     """Where each of the patterns begins, bool[len(patterns), N]."""
     longest = max(map(len, patterns))
     windows = jnp.stack([ahead(b, k) for k in range(longest)])
-    wanted = np.array([[*pattern, *[0] * (longest - len(pattern))] for pattern in patterns], np.uint8)[
-        ..., None
-    ]
+    wanted = np.array([list(pattern.ljust(longest, b"\0")) for pattern in patterns], np.uint8)[..., None]
     return ((windows == wanted) | (wanted == 0)).all(1)
 
 
@@ -249,12 +248,12 @@ def formatted(b: Array) -> Array:
         return ((b != SPACE) & (n >= start) & (n < end)).any()
 
     place, good = 0, True
-    for tag in (THINK, ANSWER, EVIDENCE):
+    for tag in (THINK, ANSWER, GLUE):
         begin, end = marks(b, tag)
         inner, outer = first(begin) + len(f"<{tag}>"), first(end) + len(f"</{tag}>")
         once = (begin.sum() == 1) & (end.sum() == 1) & (inner <= first(end))
         right = once & ~holds(place, first(begin)) & holds(inner, first(end))
-        absent = (tag == EVIDENCE) & ~begin.any() & ~end.any()
+        absent = (tag == GLUE) & ~begin.any() & ~end.any()
         good, place = good & (right | absent), jnp.where(absent, place, outer)
     return (good & ~holds(place, len(b))).astype(jnp.float32)
 

@@ -1,0 +1,51 @@
+"""A finished run of a tiny random model on a few event clips."""
+
+import dataclasses
+
+import jax
+from ml_collections import ConfigDict
+
+from configs import base
+from tests import tiny
+from vpjax import checkpoint, settings
+from vpjax.data import events
+from vpjax.data.text import Text, train_tokenizer
+from vpjax.models import hf
+from vpjax.models.vlm import leaves
+from vpjax.state import State
+
+SPEC = events.EventSpec(frames=14, size=56)
+
+
+def make_run(folder, *, clips=10, seed=0, spec=SPEC):
+    """The work directory ``folder``, its checkpoint after 3 steps, with ``clips`` held-out clips; wide random
+    weights drawn with ``seed``. Clips and frames are kept beside it."""
+    model = folder / checkpoint.MODEL
+    train_tokenizer(events.sentences(spec), model, 400)
+    text = Text.load(model)
+    raw = tiny.MODELS["tied"] | dict(image_token_id=text.image_pad, video_token_id=text.video_pad)
+    raw["text_config"] = raw["text_config"] | dict(
+        vocab_size=400, eos_token_id=text.end, pad_token_id=text.pad
+    )
+    raw["vision_config"] = raw["vision_config"] | dict(tokens_per_second=4)
+    config = base.get_config()
+    config.data.cache, config.data.frames, config.data.max_pixels = (
+        str(folder.parent),
+        spec.frames,
+        spec.size**2,
+    )
+    config.model = raw
+    config.events = ConfigDict(dataclasses.asdict(spec) | dict(train=0, heldout=clips, unseen=0))
+    settings.write(folder, config)
+    tiny.torch_model(raw, seed).save_pretrained(model)
+    params = leaves(hf.load_pretrained(model))
+    for file in ("model.safetensors", "generation_config.json"):
+        (model / file).unlink()
+    manager = checkpoint.Manager(folder, keep=1)
+    zero = jax.numpy.int32(0)
+    # A training-only head stays behind in the checkpoint.
+    params |= {"heads.visual.0.kernel": jax.numpy.ones((4, 4))}
+    manager.save(3, State(zero, params, {}, {"count": zero}, zero), config.to_dict())
+    manager.wait()
+    manager.close()
+    return folder
