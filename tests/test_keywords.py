@@ -118,6 +118,7 @@ def test_captions_without_keywords(rules, caption):
         ("He turned the lamp off.", [("turned the lamp off", "turn off")]),
         ("She picked up the phone", [("picked up the phone", "pick up")]),
         ("A dog barks, a dog barks.", [("barks", "bark")]),  # a caption's keywords differ
+        ("Élodie and Jürgen jump.", [("jump", "jump")]),
         ("She takes a sip.", [("takes a sip", "take sip")]),  # "take" alone says nothing
         ("He opens the big old heavy brown wooden box.", [("opens", "open")]),  # too long with its object
     ],

@@ -40,6 +40,7 @@ SHOWN = dict(
     min_pixels=MIN_PIXELS,
     max_pixels=MAX_PIXELS,
     max_side=MAX_SIDE,
+    tfio_python="",
     cache="",
     cache_gb=20.0,
     workers=0,

@@ -132,16 +132,15 @@ def _listed(listed: PhraseMatcher, doc: Doc) -> Iterator[Keyword]:
 
 def _is_english(tagger: Tagger, doc: Doc) -> bool:
     known = [tagger.is_known(token.lower_) for token in doc if token.is_alpha and not token.is_title]
-    return sum(known) >= ENGLISH * len(known) and all(token.is_ascii for token in doc if token.is_title)
+    return sum(known) >= ENGLISH * len(known) if known else doc.text.isascii()
 
 
 def _happens(verb: Token, particle: str, thing: Token | None, subject: Token | None) -> bool:
     """Whether a verb names an event: neither a state nor the camera's doing."""
     lemma = verb.lemma_.lower()
-    filmed = (subject is not None and subject.lower_ in SCREEN) or (
-        thing is not None and thing.lower_ == "camera"
-    )
-    return not filmed and lemma not in CAMERA and (lemma not in STATIC or bool(particle))
+    filmed = subject is not None and subject.lower_ in SCREEN
+    turned = thing is not None and thing.lower_ == "camera"
+    return not (filmed or turned or lemma in CAMERA) and (lemma not in STATIC or bool(particle))
 
 
 def _keyword(verb: Token, whole: Span, short: Span, particle: str, thing: Token | None) -> Keyword:

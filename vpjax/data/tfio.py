@@ -86,6 +86,9 @@ class Worker:
         return json.loads(line)
 
 
+_starting = threading.Lock()  # so that threads start one between them
+
+
 @functools.cache
 def _worker(python: str, process: int) -> Worker:
     return Worker(python)
@@ -93,7 +96,8 @@ def _worker(python: str, process: int) -> Worker:
 
 def worker(python: str) -> Worker:
     """The worker of this process."""
-    return _worker(python, os.getpid())
+    with _starting:
+        return _worker(python, os.getpid())
 
 
 def decode(

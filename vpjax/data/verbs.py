@@ -62,15 +62,22 @@ CAUSATIVE = words("make let see watch help hear feel have")
 UNCHANGED = words("hit cut put set let shut split spread hurt cast bet burst")  # the past is the base form
 
 
+TABLES = ("lemma_rules", "lemma_exc", "lemma_index", "lemma_lookup")
+
+
 class Tagger:
-    """Sets ``tag_`` of a Doc's tokens and, of its verbs, ``lemma_``: a spaCy component without training."""
+    """Sets ``tag_`` and ``lemma_`` of a Doc's tokens.
+
+    Tags are those of Universal Dependencies but for BE, HAVE and MODAL (auxiliaries), TO (before a verb) and
+    PART (a verb's particle). Of verbs only, the lemma is the dictionary form.
+    """
 
     def __init__(self) -> None:
         try:
-            tables = load_lookups("en", ["lemma_rules", "lemma_exc", "lemma_index", "lemma_lookup"])
+            tables = load_lookups("en", TABLES)
         except ValueError as error:
             raise UserError("keywords: no English word lists; pip install spacy-lookups-data") from error
-        rules, irregular, index, self.usual = (tables.get_table(name) for name in tables.tables)
+        rules, irregular, index, self.usual = (tables.get_table(name) for name in TABLES)
         self.words = {pos: frozenset(index[pos]) for pos in ("noun", "verb", "adj", "adv")}
         self.irregular = {pos: dict(irregular[pos]) for pos in ("noun", "verb")}
         self.endings = {pos: [tuple(rule) for rule in rules[pos]] for pos in ("noun", "verb")}
@@ -121,7 +128,7 @@ class Tagger:
 class _Clause:
     """What is known of a clause, from left to right.
 
-    pos: of the words so far; last: of the latest, adverbs aside. waits: a subject stands that has no verb
+    last: the part of speech of the latest word, adverbs aside. waits: a subject stands that has no verb
     yet; plural: it is several. subject: whether the phrase that is being read is one; joined: to another one,
     by "and". bare: it is none, and has no determiner. several: it is plural itself. chain: the forms of the
     verbs so far, in one of which another may follow after "and". verb: the lemma of the latest.
@@ -129,7 +136,6 @@ class _Clause:
 
     def __init__(self, tagger: Tagger, doc: Doc):
         self.know, self.doc = tagger, doc
-        self.pos: list[str] = []
         self.last, self.verb = "START", ""
         self.waits = self.plural = self.subject = self.joined = self.bare = self.several = False
         self.chain: set[str] = set()
@@ -162,7 +168,6 @@ class _Clause:
             self.waits, self.chain, self.verb = False, set(), ""
         if word in RELATIVES and self.last == "NOUN":
             self.waits, self.plural = True, self.several
-        self.pos.append(pos)
         if pos not in {"ADV", "SPACE"}:
             self.last = pos
         return pos, forms[form] if form else word
@@ -197,12 +202,13 @@ class _Clause:
                     wanted += ("past",)
             case "VERB" | "PART":
                 wanted = ("ing", "past") if self.verb == "get" else ("ing",)
-            case "ADP" | "SCONJ":
-                wanted = ("ing", "past")[: 1 + (self.last == "SCONJ")] if not self.is_thing(i + 1) else ()
+            case "ADP":
+                wanted = () if self.is_thing(i + 1) else ("ing",)
+            case "SCONJ":
+                wanted = () if self.is_thing(i + 1) else ("ing", "past")
             case "START" | "PUNCT" | "CCONJ":
-                listed = (
-                    self.bare and self.several and self.know.is_plural(word)
-                )  # "peppers" of "tomatoes, peppers and onions"
+                # "peppers" of "tomatoes, peppers and onions"
+                listed = self.bare and self.several and self.know.is_plural(word)
                 wanted = ("ing", *(() if listed else sorted(self.chain)))
                 # An order ("stir the soup"): a word that is no noun too, or has an object.
                 follows = self.last != "START" and "base" in self.chain and not self.bare
