@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     data.min_pixels = 56 * 56  # of a frame after resizing by Hugging Face's smart_resize, as is max_pixels
     data.max_pixels = 448 * 448
     data.max_side = 8192  # of a file in pixels; a larger one cannot be used (it may be damaged)
+    data.tfio_python = ""  # a Python with tensorflow-io (requirements-tfio.txt) that decodes; "" = PyAV
     data.length_multiple = 16  # prompts and answers are padded up to a multiple of this many tokens
     data.max_prompt = 4096  # tokens, visual ones included; a longer clip is rejected and counted
     data.max_answer = 512  # tokens; likewise

@@ -143,6 +143,7 @@ def test_long_videos_are_looked_at_in_a_bounded_number_of_frames(options):
     [
         (dict(answer="He runs."), "He runs."),
         (dict(answer="(B)", choices=("(A) sits", "(B) runs off")), "runs off"),
+        (dict(answer="(C)", choices=("(A) sits",)), "(C)"),
         (dict(answer="<think>Hm.</think>\n<answer>A</answer>", choices=("A. sits",)), "sits"),
         (dict(answer="<think>It may jump.</think><answer>It runs.</answer>"), "It runs."),
         (dict(answer="From 1 to 2.", question="From when to when: he runs.", task="grounding"), None),

@@ -85,6 +85,7 @@ def load(text, tmp_path):
         keyword_tokens=3,
         max_fault_share=0.0,
         max_side=8192,
+        tfio_python="",
         workers=0,
         replacement="key",
         pool="key",
@@ -382,7 +383,7 @@ def test_a_tokenizer_of_another_model_is_refused(load, clips, text):
             clips,
             other,
             SimpleNamespace(image_token=text.image_pad, video_token=text.video_pad),
-            ConfigDict(dict(frames=16, fps=0.0, replacement="key", pool="key")),
+            ConfigDict(dict(frames=16, fps=0.0, replacement="key", pool="key", tfio_python="")),
             seed=0,
             batch_size=1,
         )

@@ -6,7 +6,9 @@ import time
 import fsspec
 import pytest
 
-from vpjax.data import storage
+from tests.videos import greys, write
+from vpjax.data import index, storage
+from vpjax.data.index import sources_of
 from vpjax.types import UserError
 
 
@@ -82,3 +84,14 @@ def test_missing_extras_are_named(monkeypatch):
             storage.exists(url)
     with pytest.raises(UserError, match="nowhere:// is no place"):
         storage.open_file("nowhere://a")
+
+
+def test_videos_elsewhere_are_indexed_and_probed_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", greys(8))
+    urls = [f"memory://index/{name}" for name in ("a.mp4", "none.mp4")]
+    storage.write_whole(urls[0], path.read_bytes())
+    local, there, none = sources_of([str(path), *urls], tmp_path, 8192).values()
+    assert (there.media, there.size, there.info) == ("video", local.size, local.info) and there.modified
+    assert none.info is None and "memory://index/none.mp4: " in none.fault
+    monkeypatch.setattr(index, "probe", None)  # what has not changed is not looked at again
+    assert sources_of([str(path), *urls], tmp_path, 8192)[urls[0]] == there

@@ -66,5 +66,6 @@ def seen(video):
     return level.round().astype(int).tolist()
 
 
-def read(path, *, size=SIZE, start=None, end=None, **sampling):
-    return read_frames(path, Sampling(**sampling), size=size, start=start, end=end)
+def read(path, *, size=SIZE, start=None, end=None, tfio_python="", **sampling):
+    how = dict(size=size, start=start, end=end, tfio_python=tfio_python)
+    return read_frames(path, Sampling(**sampling), **how)

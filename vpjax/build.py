@@ -58,6 +58,9 @@ MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULTS.max_pixels, "Of a frame
 CAP = flags.DEFINE_float(
     "cap", DEFAULTS.cap, "Largest share of a clip that a keyword's frames are.", 0.0, 1.0
 )
+TFIO_PYTHON = flags.DEFINE_string(
+    "tfio_python", "", "A Python with tensorflow-io, to decode in place of PyAV."
+)
 WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", 1)
 RUNNER = flags.DEFINE_string("runner", "", "Apache Beam runner in place of local processes, as FlinkRunner.")
 BEAM = flags.DEFINE_multi_string("beam", [], "An option of Beam's own, as --beam=--flink_master=HOST:PORT.")
@@ -134,6 +137,7 @@ def options_of_flags() -> Options:
         max_frames=MAX_FRAMES.value,
         max_pixels=MAX_PIXELS.value,
         cap=CAP.value,
+        tfio_python=TFIO_PYTHON.value,
     )
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vpjax.data import tfio
 from vpjax.data.annotations import ANSWER, Item, Rejected, letter_of, short
 from vpjax.data.keyframes import KEEP
 from vpjax.data.keywords import Extractor, load_extractor
@@ -51,7 +52,7 @@ class Options:
     user's own list, which replaces what would be found. scorers: some of SCORERS, see ``tools``. text_model,
     model: folders of a SigLIP or CLIP model (for ``text``) and of the model under training (for ``self``).
     fps, max_frames, max_pixels: the frames that are looked at. cap: the largest share of them that a keyword
-    gets.
+    gets. tfio_python: see ``vpjax.data.tfio``; "": PyAV decodes.
     """
 
     videos: str
@@ -64,6 +65,7 @@ class Options:
     max_frames: int = 512
     max_pixels: int = 64 * FACTOR**2
     cap: float = 0.3
+    tfio_python: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,8 @@ def tools(options: Options) -> Tools:
     Key frames are where all scorers agree (their product), ``span`` being asked about clips with annotated
     spans only.
     """
+    if options.tfio_python:
+        tfio.worker(options.tfio_python)  # one that cannot serve is no fault of a video
     factor, most = FACTOR, options.max_frames
     found, annotated = [], [span_scorer] if "span" in options.scorers else []
     if "motion" in options.scorers:
@@ -124,7 +128,7 @@ def examine(items: Sequence[Item], options: Options) -> Iterator[Examined]:
 
     @functools.lru_cache(1)
     def frames(start: float | None, end: float | None) -> Video:
-        how = dict(max_pixels=options.max_pixels, factor=factor)
+        how = dict(max_pixels=options.max_pixels, factor=factor, tfio_python=options.tfio_python)
         return read_frames(path, sampling, start=start, end=end, **how)
 
     try:
@@ -191,6 +195,8 @@ def with_key_frames(
             latest = scorer(video, clip, keyword)
         spans, confidence = runs(latest, video.times, cap=options.cap)
         scores.append(latest)
+        # A run lasts as long as its last frame usually would, which the end of the file may cut short.
+        spans = tuple((start, min(end, info.duration)) for start, end in spans)
         found.append(dataclasses.replace(keyword, spans=spans))
         confidences.append(confidence)
     if not keywords:
@@ -210,9 +216,9 @@ def caption_of(clip: Clip) -> str:
     if clip.task == "grounding":
         return clip.question
     letter = letter_of(clip.answer)
-    if clip.choices and letter:
-        option = clip.choices[ord(letter) - ord("A")]
-        return OPTION.sub("", option)
+    for place, option in enumerate(clip.choices):
+        if letter == chr(ord("A") + place):
+            return OPTION.sub("", option)
     said = ANSWER.search(clip.answer)
     return said[1] if said else clip.answer
 

@@ -183,7 +183,7 @@ def probe(model: VideoLM, text: Text) -> Batch:
     side = 2 * vision.patch * vision.merge
     noise = np.random.default_rng(0).integers(0, 256, (4 * vision.temporal, side, side, 3), np.uint8)
     video = Video(noise, np.arange(len(noise)) / 2, 0.5)
-    row = prompt_row(text.chat("What happens in the video?"), video, model.config)
+    row = prompt_row(text.chat("What happens in the video?"), video, model.config, stamps=text.stamps)
     return collate([row], bucket_of([row]), model.config)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vpjax.data.annotations import Item
 from vpjax.data.keyframes import identity, slots_of, source_of
-from vpjax.data.video import Sampling, Video, read_frames, read_image
+from vpjax.data.video import Sampling, Video, part_of, probe, read_frames, read_image
 from vpjax.examine import NO_VTILDE, Examined, Options, examine, is_image
 from vpjax.types import Clip
 
@@ -172,10 +172,10 @@ def strip_of(clip: Clip) -> tuple[Video, float, float]:
     """The frames of a strip and the seconds at which the clip begins and ends."""
     if is_image(clip.video):
         return read_image(clip.video), 0.0, 1.0
+    info = probe(clip.video)
+    first, last = part_of(info.duration, 1 / info.fps, clip.start, clip.end)
     video = read_frames(clip.video, Sampling(frames=STRIP), start=clip.start, end=clip.end)
-    first = clip.start or 0.0
-    step = (video.times[-1] - first) / (len(np.unique(video.times)) - 1 or 1)
-    return video, first, clip.end or float(video.times[-1] + max(step, video.frame_seconds))
+    return video, first, last
 
 
 def frames_of(frames: np.ndarray, times: np.ndarray, marked: np.ndarray) -> tuple[Frame, ...]:

@@ -34,7 +34,7 @@ def self_scorer(model: VideoLM, text: Text, *, longest: int = LONGEST) -> Scorer
     """
 
     def score(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
-        row = prompt_row(text.chat(clip.question), video, model.config)
+        row = prompt_row(text.chat(clip.question), video, model.config, stamps=text.stamps)
         row = dataclasses.replace(row, suffix=text.answer(clip.answer))
         slots = len(row.source)
         windows = windows_of(slots, longest)

@@ -38,8 +38,8 @@ class Rejected(ValueError):
 class Item:
     """What became of one question of an annotation file.
 
-    place: where it stands, such as ``row 3``. clip: None where ``skipped`` says why there is none, as
-    ``reason: detail``. notes: remarks about a clip that is kept, in the same form.
+    place: where it stands, such as ``row 3, question 2``. clip: None where ``skipped`` says why there is
+    none, as ``reason: detail``. notes: remarks about a clip that is kept, in the same form.
     """
 
     place: str
@@ -73,9 +73,11 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
     items: list[Item] = []
     taken: set[str] = set()
     for place, row in rows:
-        for item in items_of(row, FORMATS[format].read):
+        found = items_of(row, FORMATS[format].read)
+        for number, item in enumerate(found, 1):
+            where = f"{place}, question {number}" if len(found) > 1 else place
             clip = item.clip and dataclasses.replace(item.clip, id=new_id(item.clip, taken))
-            items.append(dataclasses.replace(item, place=place, clip=clip))
+            items.append(dataclasses.replace(item, place=where, clip=clip))
     return Annotations(format, len(rows), tuple(items))
 
 

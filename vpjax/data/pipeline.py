@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from vpjax.data import tfio
 from vpjax.data.cache import FrameCache, cache_folder
 from vpjax.data.index import Entry, Index, build_index
 from vpjax.data.rows import Row, collate, masked_row, training_row
@@ -81,6 +82,7 @@ class MakeBatch:
     config: VLMConfig
     sampling: Sampling
     max_side: int
+    tfio_python: str
     cache: FrameCache
     mine: slice
     how: dict[str, Any]
@@ -129,7 +131,8 @@ class MakeBatch:
         if source.media == "image":
             video = read_image(source.path, size=size, max_side=self.max_side)
         else:
-            video = read_frames(source.path, sampling, size=size, max_side=self.max_side, **part)
+            how = dict(max_side=self.max_side, tfio_python=self.tfio_python)
+            video = read_frames(source.path, sampling, size=size, **how, **part)
         try:
             self.cache.put(key, video)
         except OSError as error:
@@ -271,6 +274,8 @@ def prepare(
             f"the tokenizer's image and video tokens are {text.image_pad} and {text.video_pad}, the model's "
             f"{config.image_token} and {config.video_token}: they do not belong together"
         )
+    if cfg.tfio_python:
+        tfio.worker(cfg.tfio_python)  # one that cannot serve is no fault of a clip
     folder = cache_folder(cfg)
     most = cfg.get("max_frames", Sampling.max_frames)  # which an evaluation may set
     sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None, max_frames=most)
@@ -286,6 +291,7 @@ def prepare(
         config=config,
         sampling=sampling,
         max_side=cfg.max_side,
+        tfio_python=cfg.tfio_python,
         cache=FrameCache(folder / "frames", int(cfg.cache_gb * 1e9)),
         mine=slice(process_index * rows, (process_index + 1) * rows),
         how=dict(replacement=cfg.replacement, pool=cfg.pool, widen=cfg.widen),

@@ -17,6 +17,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from vpjax.data import tfio
 from vpjax.data.decode import FrameIndex, Problem, Untrusted, decode, frame_index, packet_index
 from vpjax.data.images import IMAGES as IMAGES
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
@@ -94,20 +95,25 @@ def read_frames(
     start: float | None = None,
     end: float | None = None,
     max_side: int = MAX_SIDE,
+    tfio_python: str = "",
 ) -> Video:
     """The sampled frames of a video, upright. A folder of images is a video too: see ``folder_index``.
 
     size: (height, width) of the result; None: ``smart_resize`` of the video's own, with ``factor``,
     ``min_pixels`` and ``max_pixels`` of a frame. start, end: of the span in seconds (None: the clip's).
-    max_side: width or height in pixels beyond which a file is refused. UserError: the file is missing, broken
-    or cut short, has no video stream or no decodable frame, is too large or too slim; the span is not in it.
+    max_side: width or height in pixels beyond which a file is refused. tfio_python: a Python with
+    tensorflow-io, which decodes in place of PyAV (``vpjax.data.tfio``). UserError: the file is missing,
+    broken or cut short, has no video stream or no decodable frame, is too large or too slim; the span is not
+    in it.
     """
 
     def fit(frame: np.ndarray) -> np.ndarray:
         return resize(frame, size or _size(frame, factor, min_pixels, max_pixels))
 
     with _problems_of(path):
-        index, chosen, frames = _read(path, lambda index: _choose(index, sampling, start, end), fit, max_side)
+        index, chosen, frames = _read(
+            path, lambda index: _choose(index, sampling, start, end), fit, max_side, tfio_python
+        )
     return Video(np.stack(frames), index.times[chosen], index.duration / len(index.times))
 
 
@@ -217,6 +223,7 @@ def _read(
     choose: Callable[[FrameIndex], np.ndarray],
     keep: Callable[[np.ndarray], Any],
     max_side: int,
+    tfio_python: str = "",
 ) -> tuple[FrameIndex, np.ndarray, list]:
     """The index, the frames i64[F] that were chosen by it, and what is kept of each."""
 
@@ -233,6 +240,8 @@ def _read(
         return attempt(index, lambda _, chosen: folder_frames([files[place] for place in chosen], max_side))
 
     def frames_at(index: FrameIndex, chosen: np.ndarray) -> Iterable[np.ndarray]:
+        if tfio_python:
+            return tfio.decode(tfio_python, path, index, chosen, max_side)
         return decode(path, index, chosen, max_side)
 
     try:

@@ -18,6 +18,7 @@ from flax import nnx
 
 from vpjax.ops.attention import KeyValues, Layout, attend, attend_suffix
 from vpjax.ops.rope import rotate, text_angles
+from vpjax.ops.swiglu import swiglu
 from vpjax.sharding import split_heads, split_rows, split_width
 from vpjax.types import Array
 
@@ -74,7 +75,7 @@ class Layer(nnx.Module):
         mixed, extra = attention(rotate(q, angles_BTh), KeyValues(rotate(k, angles_BTh), v))
         x = x_BTD + self.o(mixed.reshape(*h.shape[:-1], -1))
         h = self.norm2(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h)), extra
+        return x + self.down(swiglu(self.gate(h), self.up(h))), extra
 
 
 class Decoder(nnx.Module):

@@ -20,6 +20,7 @@ from flax import nnx
 from vpjax.ops.attention import attend_blocks
 from vpjax.ops.patches import interpolation
 from vpjax.ops.rope import rotate, vision_angles
+from vpjax.ops.swiglu import swiglu
 from vpjax.sharding import split_rows
 from vpjax.types import Array
 
@@ -141,7 +142,7 @@ class Block(nnx.Module):
         x = x_XWTD + self.proj(attended.reshape(x_XWTD.shape))
         h = self.norm2(x)
         up = self.up(h)
-        return x + self.down(jax.nn.silu(self.gate(h)) * up if self.gated else jax.nn.gelu(up))
+        return x + self.down(swiglu(self.gate(h), up) if self.gated else jax.nn.gelu(up))
 
 
 class Merger(nnx.Module):

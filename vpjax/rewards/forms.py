@@ -35,8 +35,8 @@ PASTS = {verb: pasts for verb, *pasts in map(str.split, IRREGULAR.split(","))}
 
 def forms_of(keyword: Keyword) -> frozenset[Form]:
     """The ways to say a keyword, each as its words: its text; its lemma with the first word inflected and,
-    where the lemma has more words (``take sip``), the text so too (``took a sip``); of an event of the built-in
-    clips all of its words, synonyms too."""
+    where the lemma has more words (``take sip``), the text so too (``took a sip``); of an event of the
+    built-in clips all of its words, synonyms too."""
     text, lemma = (tuple(host_words_of(host_ascii(said))) for said in (keyword.text, keyword.lemma))
     heads = inflected(lemma[0].decode()) if lemma else set()
     endings = {lemma[1:]} | ({text[1:]} if len(lemma) > 1 and heads & {*text[:1]} else set())
