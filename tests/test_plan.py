@@ -48,7 +48,7 @@ def test_the_work_of_a_7b_step(method):
     forwards, encodings = {"sft": (4, 1), "grpo": (4 + 2, 2)}[method]
     expected = config.batch * (forwards * forward + encodings * 2 * tower * patches)
     ours = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=options.max_new)
-    assert 1.0 < ours / expected < 1.15
+    assert 0.98 < ours / expected < 1.15  # the last product of a layer need not be computed again
     state, batch = shapes
     assert batch.frames.shape == (config.batch, bucket.frames, bucket.height, bucket.width, 3)
     assert state.params["decoder.layers.q.kernel"].sharding.shard_shape((28, 3584, 3584)) == (28, 448, 3584)
