@@ -25,7 +25,8 @@ RECIPES = {"sft": sft_qwen2_5_vl_7b, "grpo": grpo_qwen2_5_vl_7b}
 @pytest.mark.parametrize("method", RECIPES)
 def test_the_work_of_a_7b_step(method):
     """Against parameters times tokens: 2 operations forward, and for what is trained 2 again (remat) and 4
-    backward. What that leaves out (attention's scores, the contrast's heads) is below a tenth."""
+    backward; GRPO rolls out on V and V~ before, and encodes V again to train the merger. What that leaves out
+    (attention's scores and the merger) is below 15 % of it at this length."""
     config = RECIPES[method].get_config()
     model, mesh = plan.read_model(config), mesh_of(1, 8, 1)
     config.contrast.weight = 0.0
@@ -43,16 +44,11 @@ def test_the_work_of_a_7b_step(method):
     patches = bucket.frames // 2 * bucket.height * bucket.width // 14**2
     options = config.grpo
     said = 128 if method == "sft" else options.groups * options.max_new
-    branches = 1 if method == "sft" else 2
-    trained = 8 * c.layers * layer * (bucket.prompt + said) + 6 * c.vocab * c.hidden * said
-    rolled = 0
-    if (
-        method == "grpo"
-    ):  # V and V~ rolled out, the latter's completions masked; V~ scored for the relative reward
-        rolled = branches * (2 * c.layers * layer * (bucket.prompt + said) + 2 * c.vocab * c.hidden * said)
-    expected = config.batch * (2 * tower * patches + trained + rolled)
+    forward = 2 * (c.layers * layer * (bucket.prompt + said) + c.vocab * c.hidden * said)
+    forwards, encodings = {"sft": (4, 1), "grpo": (4 + 2, 2)}[method]
+    expected = config.batch * (forwards * forward + encodings * 2 * tower * patches)
     ours = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=options.max_new)
-    assert ours == pytest.approx(expected, rel=0.25)
+    assert 0.98 < ours / expected < 1.15  # the last product of a layer need not be computed again
     state, batch = shapes
     assert batch.frames.shape == (config.batch, bucket.frames, bucket.height, bucket.width, 3)
     assert state.params["decoder.layers.q.kernel"].sharding.shard_shape((28, 3584, 3584)) == (28, 448, 3584)

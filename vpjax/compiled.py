@@ -65,7 +65,7 @@ def collectives(text: str) -> list[Collective]:
                 for inner in re.findall(r"%([\w.-]+)", called):
                     if field == "body":
                         condition = re.search(r"condition=%([\w.-]+)", line).group(1)
-                        visit(inner, (*loops, _trips(bodies[condition])))
+                        visit(inner, (*loops, _trips(bodies, condition)))
                     elif field in (
                         "calls",
                         "to_apply",
@@ -104,9 +104,14 @@ def _computations(text: str) -> dict[str, list[str]]:
     return out
 
 
-def _trips(condition: list[str]) -> int:
+def _trips(bodies: dict[str, list[str]], condition: str) -> int:
+    """The largest constant of a condition and of what it calls; 1 where it has none."""
+    lines = list(bodies[condition])
+    for line in lines:  # grows while it is walked
+        for called in re.findall(r"(?:calls|to_apply)=%([\w.-]+)", line):
+            lines += bodies.get(called, [])
     return max(
-        (int(x) for line in condition for x in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)), default=1
+        (int(x) for line in lines for x in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)), default=1
     )
 
 
