@@ -7,7 +7,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["vpjax", "vpjax.*"]),
-    package_data={"vpjax": ["*.html"]},
+    package_data={"vpjax": ["*/*.html"]},
     install_requires=[
         "absl-py>=2.5",
         "array_record>=0.8.6",

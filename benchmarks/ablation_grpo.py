@@ -29,9 +29,10 @@ from ml_collections import ConfigDict
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment
 from configs import grpo as recipe
-from vpjax import grpo, heldout, settings
+from vpjax import grpo, settings
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
+from vpjax.evaluation import heldout
 from vpjax.judging import Judge
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
 from vpjax.relative import NEEDS

@@ -29,13 +29,14 @@ from tqdm import tqdm
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment
 from configs import sft as recipe
-from vpjax import heldout, sft
+from vpjax import sft
+from vpjax.building.self_scorer import self_scorer
 from vpjax.data import scorers
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
+from vpjax.evaluation import heldout
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
-from vpjax.self_scorer import self_scorer
 from vpjax.sharding import make_mesh, put_batch
 from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import create_state

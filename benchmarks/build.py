@@ -20,10 +20,10 @@ import av
 import numpy as np
 
 from benchmarks.timing import environment
+from vpjax.building.examine import Options, examine
+from vpjax.building.parts import make_part
 from vpjax.data.annotations import Item
 from vpjax.data.video import Sampling, probe, read_frames
-from vpjax.examine import Options, examine
-from vpjax.parts import make_part
 from vpjax.types import Clip
 
 WIDTH, HEIGHT, RATE = 320, 240, 25

@@ -23,13 +23,13 @@ from transformers import AutoModelForImageTextToText
 
 from benchmarks.timing import environment, medians
 from vpjax import checkpoint, exporting, settings, start
-from vpjax.asking import ask
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.events import event_of, make
 from vpjax.data.pipeline import prepare
 from vpjax.data.text import Text
-from vpjax.evaluation import ROOM, as_asked
+from vpjax.evaluation.asking import ask
+from vpjax.evaluation.evaluation import ROOM, as_asked
 from vpjax.generate import generate
 from vpjax.models.vlm import VideoLM
 from vpjax.ops.patches import patchify

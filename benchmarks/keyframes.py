@@ -23,10 +23,10 @@ from tqdm import tqdm
 from benchmarks.timing import environment
 from configs import sft as recipe
 from vpjax import checkpoint
+from vpjax.building.self_scorer import self_scorer
 from vpjax.data.keyframes import slots_of
 from vpjax.data.scorers import Scorer, Spans, motion_scorer, product, runs, span_scorer
 from vpjax.data.video import Sampling, Video, read_frames
-from vpjax.self_scorer import self_scorer
 from vpjax.start import read_split
 from vpjax.types import Clip
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vpjax.answers import choice_of, final, options_in, span_of, unlettered
+from vpjax.evaluation.answers import choice_of, final, options_in, span_of, unlettered
 
 OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
 

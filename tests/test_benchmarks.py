@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vpjax.answers import choice_of
 from vpjax.data import events
 from vpjax.data.benchmarks import BENCHMARKS, HIDDEN, answers_to, read_benchmark
+from vpjax.evaluation.answers import choice_of
 from vpjax.types import Clip, UserError
 
 # MotionBench: options inside the question; "NA" is a hidden answer.

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vpjax import examine as examine_module
-from vpjax import parts as parts_module
-from vpjax import report
+from vpjax.building import examine as examine_module
+from vpjax.building import parts as parts_module
+from vpjax.building import report
+from vpjax.building.examine import MISSING, UNREADABLE, Options, caption_of, examine
+from vpjax.building.parts import is_whole, make_part, parts_of, read_part
 from vpjax.data.annotations import Item
 from vpjax.data.clips import read_clips
 from vpjax.data.events import EventSpec, make
-from vpjax.examine import MISSING, UNREADABLE, Options, caption_of, examine
-from vpjax.parts import is_whole, make_part, parts_of, read_part
 from vpjax.types import Clip, Keyword
 
 ROOT = Path(__file__).parents[1]

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from tests import runs
-from vpjax import asking, checkpoint, evaluation, predictions
-from vpjax.asking import NO_KEY, Key
+from vpjax import checkpoint
 from vpjax.data.benchmarks import answers_to, read_benchmark
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Sampling, read_frames
+from vpjax.evaluation import asking, evaluation, predictions
+from vpjax.evaluation.asking import NO_KEY, Key
+from vpjax.evaluation.page import write_page
+from vpjax.evaluation.results import told
 from vpjax.generate import generate
-from vpjax.page import write_page
-from vpjax.results import told
 from vpjax.types import UserError
 
 CLIPS = 10

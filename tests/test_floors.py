@@ -16,10 +16,9 @@ FILES = {str(path.relative_to(ROOT / "vpjax")): path for path in sorted((ROOT / 
 FLOORS = (
     r"__init__.py|.*/__init__.py|types.py|ops/.*",
     r"sharding.py|compiled.py|models/.*|data/.*|losses.py|relative.py|policy.py|rewards/.*"
-    r"|answers.py|scores.py|intervals.py",
-    r"state.py|update.py|checkpoint.py|settings.py|generate.py|likelihood.py|writer.py",
-    r"sft.py|grpo.py|judging.py|start.py|heldout.py|self_scorer.py|examine.py|parts.py|report.py|asking.py"
-    r"|predictions.py|results.py|page.py|evaluation.py|exporting.py",
+    r"|evaluation/(answers|scores|intervals).py",
+    r"state.py|update.py|checkpoint.py|settings.py|generate.py|writer.py|evaluation/likelihood.py",
+    r"sft.py|grpo.py|judging.py|start.py|exporting.py|building/.*|evaluation/.*",
     r"cli.py|processes.py|train.py|predict.py|build.py|evaluate.py|export.py|plan.py",
 )
 

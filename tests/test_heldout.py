@@ -10,11 +10,11 @@ import pytest
 
 from configs import base
 from tests import tiny
-from vpjax import asking, heldout
 from vpjax.data import events
 from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text, train_tokenizer
+from vpjax.evaluation import asking, heldout
 from vpjax.generate import Completions, generate
 from vpjax.models.hf import load_pretrained
 from vpjax.models.vlm import VideoLM, gather_slots

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vpjax.intervals import Scored, difference, summary
+from vpjax.evaluation.intervals import Scored, difference, summary
 
 
 def rows(values, *, videos=None, groups=None, control="none"):

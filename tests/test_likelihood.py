@@ -8,7 +8,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
 from tests.tiny import Row
-from vpjax.likelihood import answer_logprobs, pad_answers
+from vpjax.evaluation.likelihood import answer_logprobs, pad_answers
 from vpjax.models.hf import load_pretrained
 
 LENGTHS = ((4, 1, 3), (2, 4, 0))  # of three answers to each of two rows; the last one of the second is none

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from vpjax import scores
+from vpjax.evaluation import scores
 from vpjax.types import Clip
 
 

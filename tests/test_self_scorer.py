@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
-from vpjax import self_scorer
+from vpjax.building import self_scorer
 from vpjax.data.rows import prompt_row
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.data.video import Video

@@ -17,11 +17,12 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from vpjax import cli, evaluation, settings
-from vpjax.asking import CONTROLS
+from vpjax import cli, settings
 from vpjax.data.benchmarks import BENCHMARKS
-from vpjax.page import write_page
-from vpjax.results import told
+from vpjax.evaluation import evaluation
+from vpjax.evaluation.asking import CONTROLS
+from vpjax.evaluation.page import write_page
+from vpjax.evaluation.results import told
 from vpjax.types import UserError
 
 MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")

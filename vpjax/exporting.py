@@ -16,10 +16,10 @@ from vpjax import checkpoint, settings
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Text
 from vpjax.data.video import Video
+from vpjax.evaluation.results import interval
 from vpjax.models import hf
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.ops.patches import patchify
-from vpjax.results import interval
 from vpjax.types import Batch, UserError
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"

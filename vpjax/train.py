@@ -28,9 +28,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import checkpoint, cli, grpo, heldout, processes, settings, sft
+from vpjax import checkpoint, cli, grpo, processes, settings, sft
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
+from vpjax.evaluation import heldout
 from vpjax.grpo import Told
 from vpjax.judging import Judge, no_spread, page
 from vpjax.models.vlm import VLMConfig, abstract_model

@@ -15,10 +15,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vpjax.answers import choice_of, options_in, unlettered
 from vpjax.data.clips import clip_of
 from vpjax.data.event_text import retellings
-from vpjax.scores import Score, caption, choice_made, described_events, event_named, span_found, task_score
+from vpjax.evaluation.answers import choice_of, options_in, unlettered
+from vpjax.evaluation.scores import (
+    Score,
+    caption,
+    choice_made,
+    described_events,
+    event_named,
+    span_found,
+    task_score,
+)
 from vpjax.types import Clip, UserError
 
 REPORTED = "VideoChat-R1 (Qwen2.5-VL-7B), arXiv 2504.06958"

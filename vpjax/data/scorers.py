@@ -2,7 +2,7 @@
 (METHOD section 1).
 
 A scorer is one function, in a unit of its own: ``runs`` only asks by how much some frames exceed the others.
-The one that asks the model under training is in ``vpjax.self_scorer``.
+The one that asks the model under training is in ``vpjax.building.self_scorer``.
 """
 
 from __future__ import annotations

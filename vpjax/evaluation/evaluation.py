@@ -16,14 +16,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax import checkpoint, settings, start
-from vpjax.asking import Key, Said, ask
 from vpjax.data import events
 from vpjax.data.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.data.cache import cache_folder
+from vpjax.evaluation.asking import Key, Said, ask
+from vpjax.evaluation.predictions import Predictions
+from vpjax.evaluation.results import compare, make_results
+from vpjax.evaluation.scores import caption, meteor_lacks
 from vpjax.models.vlm import VideoLM
-from vpjax.predictions import Predictions
-from vpjax.results import compare, make_results
-from vpjax.scores import caption, meteor_lacks
 from vpjax.sharding import make_mesh
 from vpjax.types import Clip, Keyword, UserError
 

@@ -6,8 +6,8 @@ import functools
 import re
 from typing import NamedTuple
 
-from vpjax.answers import choice_of, final, span_of
 from vpjax.data.event_text import event_of
+from vpjax.evaluation.answers import choice_of, final, span_of
 from vpjax.types import Clip
 
 THRESHOLDS = (0.3, 0.5, 0.7)

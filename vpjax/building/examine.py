@@ -104,7 +104,8 @@ def tools(options: Options) -> Tools:
     if "text" in options.scorers:
         found.append(text_scorer(options.text_model))
     if "self" in options.scorers:
-        from vpjax import checkpoint, self_scorer  # only where they are asked for: they bring the model
+        from vpjax import checkpoint
+        from vpjax.building import self_scorer  # only where they are asked for: they bring the model
 
         model, text = checkpoint.load(options.model)
         found.append(self_scorer.self_scorer(model, text))

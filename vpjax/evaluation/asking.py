@@ -21,8 +21,8 @@ from vpjax.data import keyframes
 from vpjax.data.pipeline import prepare, read_ahead
 from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, round_up
 from vpjax.data.text import Text
+from vpjax.evaluation.likelihood import answer_logprobs, pad_answers
 from vpjax.generate import generate
-from vpjax.likelihood import answer_logprobs, pad_answers
 from vpjax.models.vlm import VideoLM, VLMConfig, gather_slots
 from vpjax.sharding import on_mesh, put_whole, row_parts
 from vpjax.types import Batch, Clip

@@ -12,9 +12,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vpjax.asking import Said
 from vpjax.data.video import IMAGES, Sampling, read_frames, read_image
-from vpjax.results import interval, label, per_cent, remarks
+from vpjax.evaluation.asking import Said
+from vpjax.evaluation.results import interval, label, per_cent, remarks
 from vpjax.types import Clip, UserError
 
 TEMPLATE = Path(__file__).with_suffix(".html")
