@@ -179,7 +179,8 @@ class Decoder(nnx.Module):
                 mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
                 return split_heads(mixed[:, :, 0], "data"), written
 
-            return block(split_width(x), angles, attention), None
+            x, written = block(split_width(x), angles, attention)
+            return (split_width(x), written), None
 
         index_L = jnp.arange(self.config.layers)
         return jax.lax.scan(layer, (x_BGD, suffix), (self.layers, prefix, index_L))[0]
