@@ -12,10 +12,10 @@ import argparse
 import collections
 from pathlib import Path
 
-from absl import flags
-
 from benchmarks.timing import environment
 from configs import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
+from vpjax import planning
+from vpjax.sharding import make_mesh
 
 RECIPES = {"sft": sft_qwen2_5_vl_7b, "grpo": grpo_qwen2_5_vl_7b}
 TOPOLOGIES = ("v5e:8x8", "v5p:2x4x4")
@@ -27,11 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
-    from vpjax import plan  # defines flags
-    from vpjax.sharding import make_mesh
-
-    flags.FLAGS.mark_as_parsed()
-    clips = plan.Clips(plan.SECONDS.value, 1280, 720, plan.TEXT.value, plan.ANSWER.value)
+    clips = planning.Clips(seconds=8.0, width=1280, height=720, text=64, answer=128)
     lines = [
         "# Plans",
         "",
@@ -44,13 +40,13 @@ def main() -> None:
     ]
     print(*lines, sep="\n", flush=True)
 
-    def planned(method: str, topology: str, layers: int | None = None) -> plan.Plan:
+    def planned(method: str, topology: str, layers: int | None = None) -> planning.Plan:
         config = RECIPES[method].get_config()
         if layers:
             config.model.text_config.num_hidden_layers = layers
-        chip, devices = plan.find_devices(topology)
+        chip, devices = planning.find_devices(topology)
         mesh = make_mesh(config.mesh, devices)
-        made = plan.plan_step(config, plan.read_model(config), mesh, clips)
+        made = planning.plan_step(config, planning.read_model(config), mesh, clips)
         sent = collections.Counter()
         for one in made.collectives:
             sent[one.kind] += one.sent * one.times

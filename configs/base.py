@@ -96,10 +96,9 @@ def get_config() -> ConfigDict:
     grpo.top_k = 0  # likeliest tokens that are sampled from; 0 = all
     grpo.max_new = 64  # C: tokens of a completion at most
     grpo.scale = "group"  # rewards are divided by the std of their "group" (GRPO), of the "batch", or "none"
-    grpo.aggregation = (
-        "dapo"  # mean of the loss over "dapo" all tokens, "grpo" completions, "dr_grpo" a constant
-    )
-    # length; "gspo" = "grpo" with one ratio per completion (its eps are some 1000 times smaller)
+    # The loss is a mean over all tokens ("dapo"), completions ("grpo"), or a constant length ("dr_grpo");
+    # "gspo": as "grpo", with one ratio per completion (its eps are some 1000 times smaller).
+    grpo.aggregation = "dapo"
     grpo.eps_low = 0.2  # the ratio to the old policy is clipped to [1 - eps_low, 1 + eps_high]
     grpo.eps_high = 0.28  # higher than eps_low (DAPO): unlikely tokens may gain
     grpo.beta = 0.0  # weight of the KL to the frozen first policy; 0 = none is held

@@ -19,7 +19,7 @@ FLOORS = (
     r"|evaluation/(answers|scores|intervals).py",
     r"state.py|update.py|checkpoint.py|settings.py|generate.py|writer.py|evaluation/likelihood.py",
     r"sft.py|grpo.py|judging.py|start.py|exporting.py|building/.*|evaluation/.*",
-    r"cli.py|processes.py|train.py|predict.py|build.py|evaluate.py|export.py|plan.py",
+    r"cli.py|processes.py|planning.py|train.py|predict.py|build.py|evaluate.py|export.py|plan.py",
 )
 
 

@@ -107,10 +107,9 @@ def test_their_checkpoint_is_read_on_other_devices(folder, state, stopped, devic
 
 
 def test_a_killed_process_ends_the_others_with_a_reason(killed):
+    """The launcher's reason; the process that is left has said its own, or JAX, which may notice first."""
     code, err = killed
-    assert code
-    assert "process 0: a computation of all processes failed: has another one stopped?" in err
-    assert "a process failed: the others end now" in err
+    assert code and "a process failed: the others end now" in err
 
 
 def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, killed, capsys):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import numpy as np
 import pytest
 
 from tests import joint, tiny
@@ -68,8 +69,10 @@ def test_weights_stay_where_they_are(sizes):
     moved = collectives(program.as_text())
     decoding = [one for one in moved if one.loops and one.loops[0] == NEW]
     assert decoding  # they move activations
-    assert max(one.result for one in decoding) < KERNEL
+    # All-reduces are sums of activations: a weight is gathered, or permuted.
+    assert max(one.result for one in decoding if one.kind != "all-reduce") < KERNEL
     # Nor is the stack gathered before the loop. (Prefill gathers a layer at a time.)
-    assert max(one.result for one in moved) < LAYERS * KERNEL
+    assert max(one.result for one in moved if one.kind != "all-reduce") < LAYERS * KERNEL
     out, one = program(*arguments), tokens_of_one()
-    assert (out.tokens == one.tokens).all() and (out.mask == one.mask).all()
+    np.testing.assert_array_equal(out.tokens, one.tokens)
+    np.testing.assert_array_equal(out.mask, one.mask)

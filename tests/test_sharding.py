@@ -150,9 +150,9 @@ def test_one_device_is_eight(sizes, accumulate, capfd):
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     kernel = state.params["decoder.layers.q.kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 32 // sizes[1], 32 // sizes[2])
-    # No device computes all rows: each holds an eighth of what one alone does, 1.75 of 13.4 MB measured.
+    # No device computes all rows: each holds little more than its part of what one alone does.
     held, whole = (s.memory_analysis().temp_size_in_bytes for s in (step, one_device_step()[1]))
-    assert held < whole / 4
+    assert held < 1.3 * whole / (sizes[0] * sizes[1])
     before, after, metrics = joint.take(state, step, batch)
     one_before, one_after, one_metrics = one_device()
     assert metrics == pytest.approx(one_metrics, rel=1e-5, abs=1e-6)
