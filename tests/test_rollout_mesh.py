@@ -15,7 +15,7 @@ from vpjax.models.vlm import leaves, rebuild
 from vpjax.ops.rope import section_axes
 from vpjax.sharding import in_use, put_batch, shardings
 
-NEW, LAYERS = 7, 4
+NEW = 7
 # Wide enough that the smallest kernel is larger than all activations of a step.
 WIDE = dataclasses.replace(
     joint.MODEL,
@@ -31,6 +31,7 @@ WIDE = dataclasses.replace(
     ),
 )
 KERNEL = 4 * 128 * 64  # bytes of a layer's key projection, the smallest
+LARGEST = 4 * 128 * 256  # of a layer's gate
 ROWS = 8
 
 
@@ -71,8 +72,8 @@ def test_weights_stay_where_they_are(sizes):
     assert decoding  # they move activations
     # All-reduces are sums of activations: a weight is gathered, or permuted.
     assert max(one.result for one in decoding if one.kind != "all-reduce") < KERNEL
-    # Nor is the stack gathered before the loop. (Prefill gathers a layer at a time.)
-    assert max(one.result for one in moved if one.kind != "all-reduce") < LAYERS * KERNEL
+    # Nor is the stack gathered before the loop: prefill gathers a layer at a time.
+    assert max(one.result for one in moved if one.kind != "all-reduce") <= LARGEST
     out, one = program(*arguments), tokens_of_one()
     np.testing.assert_array_equal(out.tokens, one.tokens)
     np.testing.assert_array_equal(out.mask, one.mask)
