@@ -5,6 +5,7 @@ The G completions of a prompt read one prefix cache. The loop ends when the last
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -109,6 +110,14 @@ def next_position(batch: Batch) -> Array:
     last_B31 = jnp.maximum(batch.prompt_valid.sum(axis=1) - 1, 0)[:, None, None]
     prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
     return jnp.take_along_axis(prompt_B3P, last_B31, axis=2).max(axis=(1, 2)) + 1
+
+
+def completed(batch: Batch, tokens_BGC: Array) -> Batch:
+    """``batch`` with the completions i32[B, G, C] as its suffix, at the positions after its prompts."""
+    place_BC = next_position(batch)[:, None] + jnp.arange(tokens_BGC.shape[2])
+    prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
+    positions = jnp.concatenate([prompt_B3P, jnp.tile(place_BC[:, None], (1, 3, 1))], axis=2)
+    return dataclasses.replace(batch, suffix=tokens_BGC, positions=positions)
 
 
 def sample(key: Array, logits_O: Array, top_p: float, top_k: int) -> Array:

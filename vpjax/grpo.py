@@ -21,7 +21,7 @@ import optax
 from ml_collections import ConfigDict
 
 from vpjax import policy
-from vpjax.generate import Completions, generate, next_position
+from vpjax.generate import Completions, completed, generate
 from vpjax.losses import token_logprobs
 from vpjax.models.vlm import VideoLM, gather_slots, rebuild
 from vpjax.ops.attention import backend
@@ -273,14 +273,8 @@ class Parts:
             features = model.encode(batch.frames, remat=self.config.remat)
         prompt = _branched(dataclasses.replace(batch, frames=batch.frames[:, :0]), shape[1])
         tokens = _flat(rows.tokens)
-        after = next_position(prompt)[:, None] + jnp.arange(shape[-1])
-        places = jnp.broadcast_to(after[:, None], (len(after), 3, shape[-1]))
-        positions = jnp.concatenate([prompt.positions[:, :, : prompt.prompt.shape[1]], places], axis=2)
-        hidden = model.hidden(
-            _branches(features, batch, shape[1]),
-            dataclasses.replace(prompt, suffix=tokens, positions=positions),
-            remat=self.config.remat,
-        )
+        seen = _branches(features, batch, shape[1])
+        hidden = model.hidden(seen, completed(prompt, tokens), remat=self.config.remat)
         return token_logprobs(
             hidden.last,
             hidden.suffix,

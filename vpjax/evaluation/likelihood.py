@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpjax.generate import next_position
+from vpjax.generate import completed
 from vpjax.losses import token_logprobs
 from vpjax.models.vlm import VideoLM
 from vpjax.types import Array, Batch
@@ -45,11 +44,7 @@ def answer_logprobs(
     once. The batch's own suffix is not read."""
     if features is None and batch.frames.shape[1]:
         features = model.encode(batch.frames)
-    prompt, length = batch.prompt.shape[1], tokens_BGC.shape[2]
-    after_BC = next_position(batch)[:, None] + jnp.arange(length)
-    after_B3C = jnp.tile(after_BC[:, None], (1, 3, 1))
-    positions = jnp.concatenate([batch.positions[:, :, :prompt], after_B3C], axis=2)
-    hidden = model.hidden(features, dataclasses.replace(batch, suffix=tokens_BGC, positions=positions))
+    hidden = model.hidden(features, completed(batch, tokens_BGC))
     logprobs = token_logprobs(hidden.last, hidden.suffix, model.unembed, tokens_BGC, chunk=chunk)
     total_BG = jnp.where(valid_BGC, logprobs, 0.0).sum(-1)
     return jnp.where(valid_BGC.any(-1), total_BG, -jnp.inf)
