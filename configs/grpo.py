@@ -4,7 +4,8 @@ What it does: takes the model that `python -m vpjax.train --config configs/sft.p
 --config.init_from=DIR), lets it answer each question 8 times on the video and 4 times on V~, rewards answers
 that name the event and the rest of the caption, and reports how often it names the event in held-out clips.
 Hardware and cost: 2 CPU cores, about 5 minutes.
-Expected: the event named in .94 of 768 held-out clips, where it starts from .93 (each .02 either way).
+Expected: the event named in .94 of 768 held-out clips (from .93, each .02 either way: the model has little to
+gain).
 """
 
 from configs import sft
