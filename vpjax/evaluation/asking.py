@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,10 +23,10 @@ from vpjax.data.pipeline import prepare, read_ahead
 from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, round_up
 from vpjax.data.text import Text
 from vpjax.evaluation.likelihood import answer_logprobs, pad_answers
-from vpjax.generate import generate
+from vpjax.generate import Completions, generate
 from vpjax.models.vlm import VideoLM, VLMConfig, gather_slots
 from vpjax.sharding import on_mesh, put_whole, row_parts
-from vpjax.types import Batch, Clip
+from vpjax.types import Array, Batch, Clip
 
 # What the model is shown. none: the clip; key: V~, the event's slots replaced by those beside them; random:
 # as many slots replaced elsewhere; single: the middle slot throughout; blind: no video, the question alone.
@@ -63,6 +64,31 @@ class View(NamedTuple):
     there: np.ndarray
 
 
+class Programs(NamedTuple):
+    """encode: model, frames -> the features of V. write, rank: model, batch, features, source (and given
+    answers) -> greedy Completions, and the place i32[B] of the likeliest."""
+
+    encode: Callable[..., Any]
+    write: Callable[..., Completions]
+    rank: Callable[..., Array]
+
+
+@functools.cache
+def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> Programs:
+    """Made once, so that whoever asks again finds them compiled."""
+
+    def write(model, batch, features, source):
+        seen = gather_slots(features, source)
+        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=seen)
+
+    def rank(model, batch, features, source, tokens_BGC, valid_BGC):
+        seen = gather_slots(features, source)
+        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=seen).argmax(1)
+
+    encode = jax.jit(lambda model, frames: model.encode(frames))
+    return Programs(on_mesh(mesh, encode, rows=True), on_mesh(mesh, write), on_mesh(mesh, rank))
+
+
 def ask(
     model: VideoLM,
     text: Text,
@@ -88,14 +114,14 @@ def ask(
     """
     done, given = done or {}, given or {}
     batch_size = round_up(batch_size, row_parts(mesh))
-    encode = on_mesh(mesh, jax.jit(lambda model, frames: model.encode(frames)), rows=True)
     cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))
     make, index = prepare(clips, text, model.config, cfg, seed=seed, batch_size=batch_size)
     faults = {name: reason for reason, names in index.rejected.items() for name in names}
     faults |= {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
     faults |= {key.clip: fault for key, fault in done.items() if fault not in ("", NO_KEY)}
     ways = (False, True) if given else (False,)
-    answer = _answerer(model, text, max_new, mesh, given, cfg.length_multiple)
+    run = programs(mesh, max_new, text.stops)
+    answer = _answerer(model, text, run, mesh, given, cfg.length_multiple)
 
     def missing(row: Sequence[Clip], control: str, way: bool) -> list[Key]:
         keys = [Key(clip.id, control, way) for clip in row if clip.id not in faults]
@@ -116,7 +142,7 @@ def ask(
             for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
                 faults.update(element.faults)
                 batch = put_whole(element.batch, mesh)
-                features = encode(model, batch.frames) if batch.frames.shape[1] else None
+                features = run.encode(model, batch.frames) if batch.frames.shape[1] else None
                 for control in shown:
                     source_BS, there_B = sources(element.batch, control, seed)
                     source = put_whole(source_BS, mesh)
@@ -173,7 +199,7 @@ def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarr
 def _answerer(
     model: VideoLM,
     text: Text,
-    max_new: int,
+    run: Programs,
     mesh: Mesh | None,
     given: Mapping[str, Sequence[str]],
     multiple: int,
@@ -183,27 +209,14 @@ def _answerer(
     groups = max((len(some) for some in tokens.values()), default=0)
     length = round_up(max((len(ids) for some in tokens.values() for ids in some), default=0), multiple)
 
-    def write(model, batch, features, source):
-        key = jax.random.key(0)
-        return generate(
-            model, batch, key, max_new=max_new, eos=text.stops, features=gather_slots(features, source)
-        )
-
-    def rank(model, batch, features, source, tokens_BGC, valid_BGC):
-        return answer_logprobs(
-            model, batch, tokens_BGC, valid_BGC, features=gather_slots(features, source)
-        ).argmax(1)
-
-    write, rank = on_mesh(mesh, write), on_mesh(mesh, rank)
-
     def answer(view: View, ranked: bool) -> list[str]:
         shown = model, view.batch, view.features, view.source
         if not ranked:
-            out = write(*shown)
+            out = run.write(*shown)
             ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
             return [text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
         rows = [tokens.get(row[0].id, []) if row else [] for row in view.clips]
-        best = np.asarray(rank(*shown, *(put_whole(x, mesh) for x in pad_answers(rows, groups, length))))
+        best = np.asarray(run.rank(*shown, *(put_whole(x, mesh) for x in pad_answers(rows, groups, length))))
         texts = [given.get(row[0].id, ()) if row else () for row in view.clips]
         return [some[i] if some else "" for some, i in zip(texts, best, strict=True)]
 
@@ -215,8 +228,9 @@ def _text_batches(
 ) -> Iterator[tuple[list[list[Clip]], Batch]]:
     """The questions of ``rows``, whose clips ask the same one, without a video, in batches of one shape."""
     prompts = [prompt_row(text.chat(row[0].question, None), None, config) for row in rows]
+    bucket = bucket_of(prompts, multiple=multiple) if prompts else None
     for first in range(0, len(rows), batch_size):
         some = slice(first, first + batch_size)
         empty = batch_size - len(rows[some])
-        batch = collate(prompts[some] + [masked_row()] * empty, bucket_of(prompts, multiple=multiple), config)
+        batch = collate(prompts[some] + [masked_row()] * empty, bucket, config)
         yield [*rows[some], *[[]] * empty], batch
