@@ -27,7 +27,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from benchmarks.repeats import repeat, table
-from benchmarks.timing import environment
+from benchmarks.timing import environment, keep
 from configs import grpo as recipe
 from vpjax import grpo, settings
 from vpjax.data.pipeline import make_loader
@@ -151,8 +151,7 @@ def main() -> None:
         *table(results, COLUMNS, PLAIN),
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from benchmarks.repeats import repeat, table
-from benchmarks.timing import environment
+from benchmarks.timing import environment, keep
 from configs import sft as recipe
 from vpjax import sft
 from vpjax.building.self_scorer import self_scorer
@@ -169,8 +169,7 @@ def main() -> None:
         *table(results, COLUMNS, PLAIN),
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

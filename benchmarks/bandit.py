@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.timing import keep
 from configs import base
 from vpjax.relative import KINDS, Evidence, advantages, relative
 
@@ -161,8 +162,7 @@ def main() -> None:
         cells = [f"{x:.3f}" for reward in REWARDS for x in changes(kind, reward)]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     print("\n".join(lines))
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
     if args.picture:
         draw(args.picture)
 

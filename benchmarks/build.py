@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from benchmarks.timing import environment
+from benchmarks.timing import environment, keep
 from vpjax.building.examine import Options, examine
 from vpjax.building.parts import make_part
 from vpjax.data.annotations import Item
@@ -128,9 +128,7 @@ def main() -> None:
         "frames at most).",
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from ml_collections import ConfigDict
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.timing import environment, medians
+from benchmarks.timing import environment, keep, medians
 from vpjax import checkpoint, exporting, settings, start
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
@@ -140,9 +140,7 @@ def main() -> None:
         f"{named['transformers']:.2f} of transformers', which places the text after a video lower.",
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

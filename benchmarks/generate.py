@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.sft_step import END, FRAMES, QUESTION, SIDE, START, VIDEO, write_model
-from benchmarks.timing import environment, medians
+from benchmarks.timing import environment, keep, medians
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Video
 from vpjax.generate import generate
@@ -124,9 +124,7 @@ def main() -> None:
         "| over G = 1 | " + " | ".join(f"{whole('vpjax', g) / whole('vpjax', 1):.2f}" for g in GROUPS) + " |",
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

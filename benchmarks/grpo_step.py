@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from benchmarks.sft_step import END, SIDE, START, VIDEO, VOCAB, write_model
-from benchmarks.timing import environment, medians
+from benchmarks.timing import environment, keep, medians
 from configs import base
 from vpjax import grpo
 from vpjax.data.rows import bucket_of, collate, prompt_row
@@ -317,8 +317,7 @@ def main() -> None:
         *report(seconds, peak, prompt, trl),
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.timing import environment
+from benchmarks.timing import environment, keep
 from configs import sft as recipe
 from vpjax import checkpoint
 from vpjax.building.self_scorer import self_scorer
@@ -117,8 +117,7 @@ def main() -> None:
         *table(records),
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import collections
 from pathlib import Path
 
-from benchmarks.timing import environment
+from benchmarks.timing import environment, keep
 from configs import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from vpjax import planning
 from vpjax.sharding import make_mesh
@@ -66,8 +66,7 @@ def main() -> None:
     shallow, deep = (planned("sft", TOPOLOGIES[0], layers).seconds for layers in DEPTHS)
     lines.append(f"\n28 layers compile in {deep / shallow:.2f} times the time of 4 (target: at most 1.5).")
     print(lines[-1])
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import optax
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.timing import environment, medians
+from benchmarks.timing import environment, keep, medians
 from configs import base
 from vpjax import sft
 from vpjax.data.rows import Tokens, bucket_of, collate, training_row
@@ -249,8 +249,7 @@ def main() -> None:
         *(f"| {a} / {b} | {seconds[a] / seconds[b]:.2f} | {what} |" for a, b, what in RATIOS),
     ]
     print("\n".join(lines))
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+    keep(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -73,9 +73,7 @@ flags.adopt_module_key_flags(cli)
 
 
 def main() -> int:
-    for name, value in (("annotations", ANNOTATIONS.value), ("out", OUT.value)):
-        if not value:
-            raise UserError(f"--{name} is missing; --help lists the flags")
+    cli.require(ANNOTATIONS, OUT)
     annotations = read_annotations(ANNOTATIONS.value, FORMAT.value)
     options = options_of_flags()
     questions = len(annotations.items)

@@ -84,6 +84,12 @@ class Manager:
             raise UserError(f"{self._folder}: a checkpoint could not be written: {reason}") from error
 
 
+def model_folder(path: str | os.PathLike) -> Path:
+    """Where config and tokenizer are: model/ of a work directory, a Hugging Face folder itself."""
+    path = Path(path)
+    return path / MODEL if (path / MODEL).is_dir() else path
+
+
 def load(
     path: str | os.PathLike,
     *,

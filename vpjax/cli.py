@@ -78,6 +78,13 @@ def define_config() -> flags.FlagHolder[ConfigDict]:
     return holder
 
 
+def require(*holders: flags.FlagHolder[Any]) -> None:
+    """UserError for the first of these flags that has no value."""
+    for flag in holders:
+        if not flag.value:
+            raise UserError(f"--{flag.name} is missing; --help lists the flags")
+
+
 def config_name() -> str:
     """The config file's name without folder and suffix: ``sft`` of ``configs/sft.py``."""
     return os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]

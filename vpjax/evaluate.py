@@ -47,9 +47,7 @@ flags.adopt_module_key_flags(cli)
 
 
 def main() -> int:
-    for flag in (MODEL, BENCHMARK):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing; --help lists the flags")
+    cli.require(MODEL, BENCHMARK)
     if BENCHMARK.value not in BENCHMARKS:
         raise UserError(f"--benchmark={BENCHMARK.value}: choose one of {', '.join(BENCHMARKS)}")
     if not CONTROL.value or set(CONTROL.value) - set(CONTROLS):

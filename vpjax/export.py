@@ -10,7 +10,6 @@ from pathlib import Path
 from absl import flags
 
 from vpjax import cli, exporting, settings
-from vpjax.types import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.")
 OUT = flags.DEFINE_string("out", None, "Folder to write.")
@@ -21,9 +20,7 @@ flags.adopt_module_key_flags(cli)
 
 
 def main() -> int:
-    for flag in (WORKDIR, OUT):
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing; --help lists the flags")
+    cli.require(WORKDIR, OUT)
     out = Path(OUT.value)
     model = exporting.export(Path(WORKDIR.value), out, step=STEP.value, dtype=DTYPE.value)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)

@@ -309,14 +309,12 @@ def spelled(tokens_BGC: Array, keywords_BJW: Array, wanted_BJ: Array) -> Array:
 
 def _has(batch: Batch) -> Array:
     """bool[B]: the clip has a V~."""
-    changed = (batch.source != jnp.arange(batch.source.shape[1])).any(-1)
-    return changed & (batch.clip >= 0)
+    return batch.replaced.any(-1) & (batch.clip >= 0)
 
 
 def _hidden(batch: Batch) -> Array:
     """bool[B, J]: V~ hides the keyword."""
-    changed = batch.source != jnp.arange(batch.source.shape[1])
-    return (batch.slots & changed[:, None]).any(-1)
+    return (batch.slots & batch.replaced[:, None]).any(-1)
 
 
 def _each(score: Score, batch: Batch, said: Completions) -> Any:

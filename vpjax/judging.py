@@ -89,7 +89,7 @@ def page(told: Told, clips: Sequence[Clip | None], text: Text, *, most: int = 8)
     rewards, on both videos. told: NumPy arrays."""
     names = list(told.rewards)
     lines = []
-    for row, clip in list(enumerate(clips))[:most]:
+    for row, clip in enumerate(clips[:most]):
         if clip is None:
             continue
         lines += [

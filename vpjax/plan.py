@@ -34,8 +34,7 @@ flags.adopt_module_key_flags(cli)
 
 
 def main() -> int:
-    if not TOPOLOGY.value:
-        raise UserError("--topology is missing; --help lists the flags")
+    cli.require(TOPOLOGY)
     config = CONFIG.value
     settings.check(config)
     chip, devices = find_devices(TOPOLOGY.value)

@@ -12,7 +12,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -120,12 +119,13 @@ def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
 
 def read_model(config: ConfigDict) -> VLMConfig:
     """The sizes of the model. UserError where neither a folder nor the config gives them."""
-    folder = Path(config.init_from)
-    for path in (folder / checkpoint.MODEL, folder):
-        if config.init_from and (path / "config.json").is_file():
-            return hf.read_config(path)
+    folder = checkpoint.model_folder(config.init_from)
+    if config.init_from and (folder / "config.json").is_file():
+        return hf.read_config(folder)
     if not config.model:
-        raise UserError(f"config.init_from: {folder} has no config.json; give a folder that has one")
+        raise UserError(
+            f"config.init_from: {config.init_from} has no config.json; give a folder that has one"
+        )
     return VLMConfig.from_hf(config.model.to_dict())
 
 

@@ -39,7 +39,6 @@ from vpjax.data.video import (
     read_image,
 )
 from vpjax.generate import generate
-from vpjax.types import UserError
 
 MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")
 VIDEO = flags.DEFINE_string("video", None, "Video or image file.")
@@ -63,9 +62,7 @@ DEFAULT_FPS, DEFAULT_FRAMES = 2.0, 64
 
 
 def main() -> int:
-    for name, value in (("model", MODEL.value), ("prompt", PROMPT.value)):
-        if not value:
-            raise UserError(f"--{name} is missing; --help lists the flags")
+    cli.require(MODEL, PROMPT)
     times = [time.perf_counter()]
     model, text = checkpoint.load(MODEL.value)
     times.append(time.perf_counter())

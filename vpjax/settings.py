@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vpjax.data.storage import write_whole
 from vpjax.data.video import MAX_PIXELS, MAX_SIDE, MIN_PIXELS
 from vpjax.losses import NEGATIVES
 from vpjax.ops.attention import BACKENDS
@@ -169,9 +170,7 @@ def data_of(folder: Path) -> ConfigDict:
 
 def write(workdir: Path, config: ConfigDict) -> None:
     """Make ``workdir`` the home of the run of ``config``."""
-    part = workdir / f"{FILE}.part"
-    part.write_text(config.to_json(indent=2) + "\n")
-    part.replace(workdir / FILE)
+    write_whole(workdir / FILE, (config.to_json(indent=2) + "\n").encode())
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

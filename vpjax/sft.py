@@ -84,7 +84,7 @@ def valid_keywords(batch: Batch, config: ConfigDict) -> Array:
     """bool[B, J]: some slot shows the keyword and, where V~ is a negative, the clip has a V~."""
     valid = batch.slots.any(-1) & (batch.lemma >= 0)
     if "degraded" in config.contrast.negatives:
-        valid &= (batch.source != jnp.arange(batch.source.shape[1])).any(-1, keepdims=True)
+        valid &= batch.replaced.any(-1, keepdims=True)
     return valid
 
 

@@ -61,7 +61,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if config.init_from:
-            source = source / checkpoint.MODEL if (source / checkpoint.MODEL).is_dir() else source
+            source = checkpoint.model_folder(source)
             hf.read_config(source)
             for pattern in ("config.json", *hf.HF_FILES):
                 for file in source.glob(pattern):

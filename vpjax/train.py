@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from vpjax import checkpoint, cli, grpo, processes, settings, sft
 from vpjax.data.pipeline import make_loader
+from vpjax.data.storage import write_whole
 from vpjax.data.text import Text
 from vpjax.evaluation import heldout
 from vpjax.grpo import Told
@@ -294,9 +295,7 @@ def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Seq
             "unseen": [dataclasses.asdict(answer) for answer in other.answers] if other else [],
         }
         if first:
-            part = workdir / f"{HELDOUT}.part"
-            part.write_text(json.dumps(record, indent=1) + "\n")
-            part.replace(file)
+            write_whole(file, (json.dumps(record, indent=1) + "\n").encode())
     if not clips or not first:
         return
     record = json.loads(file.read_text())

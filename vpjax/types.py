@@ -113,3 +113,8 @@ class Batch:
     clip: Array
     video_end: int = dataclasses.field(metadata=dict(static=True))
     references: Any = None
+
+    @property
+    def replaced(self) -> Array:
+        """The slots of V~ that show another slot of V, bool[B, S]; a row without any has no V~."""
+        return self.source != np.arange(self.source.shape[1])

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
+from vpjax.data.storage import write_whole
+
 METRICS, CURVES = "metrics.jsonl", "curves.png"
 SMOOTH = 0.02  # share of the run that a smoothed curve averages over
 COLUMNS = 3
@@ -28,9 +30,7 @@ class Writer:
     def __init__(self, workdir: str | os.PathLike, step: int):
         self._workdir = workdir = Path(workdir)
         kept = "".join(json.dumps(line) + "\n" for line in read_metrics(workdir) if line["step"] <= step)
-        part = workdir / f"{METRICS}.part"
-        part.write_text(kept)
-        os.replace(part, workdir / METRICS)
+        write_whole(workdir / METRICS, kept.encode())
         self._file = open(workdir / METRICS, "a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 

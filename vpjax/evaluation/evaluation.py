@@ -19,6 +19,7 @@ from vpjax import checkpoint, settings, start
 from vpjax.data import events
 from vpjax.data.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.data.cache import cache_folder
+from vpjax.data.storage import write_whole
 from vpjax.evaluation.asking import Key, Said, ask
 from vpjax.evaluation.predictions import Predictions
 from vpjax.evaluation.results import compare, make_results
@@ -224,7 +225,4 @@ def claim(out: Path, request: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A file that is there whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1) + "\n")
-    part.replace(path)
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())

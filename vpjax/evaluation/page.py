@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from vpjax.data.storage import write_whole
 from vpjax.data.video import IMAGES, Sampling, read_frames, read_image
 from vpjax.evaluation.asking import Said
 from vpjax.evaluation.results import interval, label, per_cent, remarks
@@ -41,9 +42,7 @@ def write_page(
         remarks=remarks(results),
         samples=_samples(results, clips, answers, next(iter(controls))),
     )
-    part = path.with_suffix(".part")
-    part.write_text(html)
-    part.replace(path)
+    write_whole(path, html.encode())
 
 
 def _samples(
