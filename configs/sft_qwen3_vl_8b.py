@@ -39,8 +39,8 @@ SIZES = dict(
 )
 
 
-def get_config():
-    c = sft_qwen2_5_vl_7b.get_config()
+def with_model(c):
+    """A recipe of Qwen2.5-VL-7B, ``c``, for this model."""
     c.init_from = "/path/to/Qwen3-VL-8B-Instruct"
     c.model = SIZES  # for vpjax.plan, where that folder is not at hand
     c.data.min_pixels = 128 * 32 * 32  # 128 to 256 tokens of a slot, as there: here a token is 32 x 32 pixels
@@ -48,3 +48,7 @@ def get_config():
     c.optim.freeze = ("vision.patch_embed*", "vision.positions", "vision.blocks*")
     c.optim.lr_multipliers = (("vision.merger*", 0.1), ("vision.deepstack*", 0.1))
     return c
+
+
+def get_config():
+    return with_model(sft_qwen2_5_vl_7b.get_config())

@@ -17,17 +17,23 @@ from vpjax.state import State
 SPEC = events.EventSpec(frames=14, size=56)
 
 
-def make_run(folder, *, clips=10, seed=0, spec=SPEC):
+def make_run(folder, *, clips=10, seed=0, spec=SPEC, kind="tied"):
     """The work directory ``folder``, its checkpoint after 3 steps, with ``clips`` held-out clips; wide random
-    weights drawn with ``seed``. Clips and frames are kept beside it."""
+    weights of the model ``kind``, drawn with ``seed``. Clips and frames are kept beside it."""
     model = folder / checkpoint.MODEL
     train_tokenizer(events.sentences(spec), model, 400)
     text = Text.load(model)
-    raw = tiny.MODELS["tied"] | dict(image_token_id=text.image_pad, video_token_id=text.video_pad)
+    raw = tiny.MODELS[kind] | dict(
+        image_token_id=text.image_pad,
+        video_token_id=text.video_pad,
+        vision_start_token_id=text.vision_start,
+        vision_end_token_id=text.vision_end,
+    )
     raw["text_config"] = raw["text_config"] | dict(
         vocab_size=400, eos_token_id=text.end, pad_token_id=text.pad
     )
-    raw["vision_config"] = raw["vision_config"] | dict(tokens_per_second=4)
+    if "tokens_per_second" in raw["vision_config"]:
+        raw["vision_config"] = raw["vision_config"] | dict(tokens_per_second=4)
     config = base.get_config()
     config.data.cache, config.data.frames, config.data.max_pixels = (
         str(folder.parent),

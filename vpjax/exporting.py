@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from vpjax import checkpoint, settings
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Text
-from vpjax.data.video import Video
+from vpjax.data.video import Sampling, Video
 from vpjax.evaluation.results import interval
 from vpjax.models import hf
+from vpjax.models.names import FAMILIES
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.ops.patches import patchify
 from vpjax.types import Batch, UserError
@@ -47,10 +48,10 @@ def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | No
     hf.save_pretrained(model, out, like=workdir / checkpoint.MODEL)
     if not (out / "generation_config.json").exists():
         _write(out / "generation_config.json", generation_config(text))
-    if model.config.family == "qwen2_5_vl":
-        for name, own in ((IMAGE, image_processor(model)), (VIDEO, video_processor(model, config.data))):
-            there = json.loads((out / name).read_text()) if (out / name).exists() else own
-            _write(out / name, there | pixels(config.data))
+    images, videos = processors(model, config.data)
+    for name, own, sizes in ((IMAGE, *images), (VIDEO, *videos)):
+        there = json.loads((out / name).read_text()) if (out / name).exists() else own
+        _write(out / name, there | sizes)
     (out / "README.md").write_text(card(workdir, config, model, step))
     return model
 
@@ -59,31 +60,31 @@ def generation_config(text: Text) -> dict[str, Any]:
     return {"do_sample": False, "eos_token_id": list(text.stops), "pad_token_id": text.pad}
 
 
-def pixels(data: ConfigDict) -> dict[str, Any]:
-    """The sizes that the run saw, in both spellings that processors read."""
-    size = {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels}
-    return {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels, "size": size}
-
-
-def image_processor(model: VideoLM) -> dict[str, Any]:
-    vision = model.config.vision
-    return {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
+def processors(model: VideoLM, data: ConfigDict) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of images and of videos, the processor's config and what of it says the sizes that the run saw."""
+    vision, family = model.config.vision, FAMILIES[model.config.family]
+    own = {
+        "processor_class": family.processor,
         "patch_size": vision.patch,
         "temporal_patch_size": vision.temporal,
         "merge_size": vision.merge,
         "image_mean": list(vision.pixel_mean),
         "image_std": list(vision.pixel_std),
     }
-
-
-def video_processor(model: VideoLM, data: ConfigDict) -> dict[str, Any]:
-    """As the run sampled its videos."""
     sampling = {"num_frames": data.frames} if data.frames else {"fps": data.fps}
-    own = image_processor(model)
-    del own["image_processor_type"]
-    return own | {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": True} | sampling
+    size = {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels}
+    per_frame = per_video = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels, "size": size}
+    if family.whole_video and data.frames:
+        per_video = {"size": {edge: data.frames * pixels for edge, pixels in size.items()}}
+    elif family.whole_video:  # of a number of frames that is not known, only the upper limit can be said
+        per_video = {
+            "size": size | {"longest_edge": Sampling.max_frames * data.max_pixels},
+            "cap_pixels_per_frame": True,
+            "max_video_tokens": data.max_pixels // vision.factor**2,
+        }
+    images = own | {"image_processor_type": "Qwen2VLImageProcessor"}
+    videos = own | {"video_processor_type": family.video_processor, "do_sample_frames": True} | sampling
+    return [(images, per_frame), (videos, per_video)]
 
 
 def card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | None) -> str:
@@ -128,8 +129,9 @@ def card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | None) ->
             "|---|---|---|---|---|",
         ]
         lines += measured
-    lines += ["", "## Positions after a video", "", *POSITIONS, ""]
-    return "\n".join(lines)
+    if model.config.tokens_per_second is not None:  # else all runtimes agree
+        lines += ["", "## Positions after a video", "", *POSITIONS]
+    return "\n".join([*lines, ""])
 
 
 def _metrics(workdir: Path, step: int) -> dict[str, float]:
@@ -165,11 +167,6 @@ def check(model: VideoLM, out: Path) -> list[str]:
     if not np.array_equal(ours, _logits(model, batch)):
         raise UserError(f"{out}: read back, the model gives other logits; export again")
     lines = [f"read back: the same {len(leaves(model))} parameters and logits, bit for bit"]
-    if model.config.family != "qwen2_5_vl":
-        return [
-            *lines,
-            f"transformers was not asked: this is written for qwen2_5_vl, not {model.config.family}",
-        ]
     try:
         import torch
     except ImportError:

@@ -16,14 +16,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax import checkpoint, grpo, sft
 from vpjax.compiled import Collective, collectives, flops
-from vpjax.data.index import Source, frame_shape
-from vpjax.data.rows import collate, masked_row, round_up
+from vpjax.data.index import Source, bucket_for, frame_shape
+from vpjax.data.rows import collate, masked_row
+from vpjax.data.text import Stamps, Tokens
 from vpjax.data.video import Sampling, VideoInfo
 from vpjax.models import hf
 from vpjax.models.vlm import VLMConfig, abstract_model
@@ -63,6 +65,8 @@ CHIPS = {
     "v5p": Chip(95, 459e12, 300e9, CUBES),
     "v6e": Chip(32, 918e12, 224e9, SQUARES),
 }
+# Times in words, in as many tokens as Qwen's tokenizer takes for them.
+STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,21 +134,21 @@ def read_model(config: ConfigDict) -> VLMConfig:
 
 
 def bucket_of(config: ConfigDict, model: VLMConfig, clips: Clips) -> Bucket:
-    """The shape of a batch of ``clips``. UserError where their prompts are too long."""
+    """The shape of a batch of ``clips``. UserError where their prompts or answers are too long."""
     info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=int(30 * clips.seconds))
     sampling = Sampling(config.data.frames or None, config.data.fps or None)
-    frames, height, width = frame_shape(Source("", "video", info=info), model, config.data, sampling)
-    factor = model.vision.factor
-    end = frames // model.vision.temporal * (height // factor) * (width // factor)
-    prompt = end + clips.text
-    if prompt > config.data.max_prompt:
-        raise UserError(
-            f"a prompt of {prompt} tokens is above config.data.max_prompt={config.data.max_prompt}"
-        )
-    multiple = config.data.length_multiple
-    return Bucket(
-        frames, height, width, round_up(prompt, multiple), round_up(clips.answer, multiple), end + 1
+    shape = frame_shape(Source("", "video", info=info), model, config.data, sampling)
+    video = [model.vision_start, model.video_token, model.vision_end]
+    nothing = masked_row()
+    tokens = Tokens(
+        prompt=np.array([*video, *[0] * clips.text], np.int32),
+        answer=np.zeros(clips.answer, np.int32),
+        keywords=nothing.keywords,
+        lemma=nothing.lemma,
+        spans=(),
+        stamps=STAMPS,
     )
+    return bucket_for(tokens, shape, clips.seconds, model, config.data)
 
 
 @dataclasses.dataclass(frozen=True)

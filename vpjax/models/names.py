@@ -11,10 +11,15 @@ class Family:
 
     names: (theirs, ours); ``{i}`` counts the layers that stand on the leading axis of our parameter.
     spellings: prefixes that are read as well -> the prefix in ``names``, which is the one that is written.
+    processor, video_processor: the classes of transformers. whole_video: the latter limits the pixels
+    of all frames together, not of each.
     """
 
     names: tuple[tuple[str, str], ...]
     spellings: dict[str, str]
+    processor: str
+    video_processor: str
+    whole_video: bool
 
 
 def _linear(theirs: str, ours: str, *, bias: bool) -> tuple[tuple[str, str], ...]:
@@ -85,6 +90,9 @@ FAMILIES = {
             *_decoder("model", qkv_bias=True, qk_norm=False),
         ),
         spellings={"model.visual.": "visual.", "model.language_model.": "model."},
+        processor="Qwen2_5_VLProcessor",
+        video_processor="Qwen2VLVideoProcessor",
+        whole_video=False,
     ),
     "qwen3_vl": Family(
         names=(
@@ -95,5 +103,8 @@ FAMILIES = {
             *_decoder("model.language_model", qkv_bias=False, qk_norm=True),
         ),
         spellings={},
+        processor="Qwen3VLProcessor",
+        video_processor="Qwen3VLVideoProcessor",
+        whole_video=True,
     ),
 }
