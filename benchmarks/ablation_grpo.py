@@ -24,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from benchmarks.repeats import repeat, table
@@ -71,7 +72,7 @@ COLUMNS = {
 
 def configure(row: dict, seed: int, args: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
-    config.seed, config.steps, config.init_from = seed, args.steps, str(args.init)
+    config.seed, config.steps, config.batch, config.init_from = seed, args.steps, args.batch, str(args.init)
     config.events.train, config.events.heldout = args.clips, args.heldout
     config.grpo.rewards = REWARDS
     config.grpo.relative.threshold = 1.0  # above it the event was named: ROUGE-L alone is at most 1
@@ -114,7 +115,8 @@ def main() -> None:
     parser.add_argument(
         "--init", type=Path, default=Path("runs/sft"), help="the work directory of an SFT run"
     )
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--batch", type=int, default=24, help="clips a step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at most 5")
     parser.add_argument("--clips", type=int, default=4096, help="to train on")
     parser.add_argument("--heldout", type=int, default=240, help="to evaluate on")
@@ -123,13 +125,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
-    same = {name: getattr(args, name) for name in QUICK if name != "seeds"} | {"init": str(args.init)}
+    same = {name: getattr(args, name) for name in QUICK if name != "seeds"}
+    same |= {"batch": args.batch, "init": str(args.init)}
 
     config = configure({}, 0, args)
     settings.check(config)
     clips = read_split(config, "train", "events")
     asked = read_split(config, "heldout", "events")
     with tempfile.TemporaryDirectory() as folder:
+        # Seeds share programs: compile each once.
+        jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         model_config, text = prepare_model(config, Path(folder), clips)
 
         def one(name: str, seed: int) -> dict:

@@ -4,13 +4,18 @@ Both sides sum a few hundred float32 numbers of order 1: they agree to about 1e-
 """
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tests import joint
+from tests.test_sharding import mesh_of
+from vpjax.compiled import collectives
 from vpjax.losses import (
     NEGATIVES,
     Keywords,
@@ -21,6 +26,7 @@ from vpjax.losses import (
     unit,
     windows_of,
 )
+from vpjax.sharding import batch_sharding, in_use
 
 TOLERANCE = 1e-5
 
@@ -100,6 +106,36 @@ def test_memory_does_not_hold_all_logits():
     assert held < logits * 4 / 4 and largest < logits / 4
     held, largest = temporary(chunk=64)  # one chunk is everything: what is measured above can be seen
     assert held >= logits * 4 and largest >= logits
+
+
+@pytest.mark.parametrize("vocab", [512, 508])  # the latter does not divide by 8
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_on_a_mesh_states_travel_and_logits_do_not(sizes, vocab):
+    """The weights go to their part of the vocabulary once, before the chunks, in which nothing larger than
+    the states of one travels. Where the vocabulary does not divide, the weights are gathered instead."""
+    shape, width = (8, 2, 16), 32
+    *floats, targets = states(shape, width, vocab)
+    mesh = mesh_of(*sizes)
+    rows, split = batch_sharding(mesh), NamedSharding(mesh, P("tensor", "fsdp"))
+
+    def loss(last, suffix, unembed):
+        with in_use(mesh):
+            return token_logprobs(last, suffix, unembed, targets, chunk=8).sum()
+
+    def alone(last, suffix, unembed):
+        return token_logprobs(last, suffix, unembed, targets, chunk=8).sum()
+
+    arguments = [jax.device_put(x, where) for x, where in zip(floats, (rows, rows, split), strict=True)]
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), out_shardings=(rows, rows, split))
+    program = gradient.lower(*arguments).compile()
+    moved = collectives(program.as_text())
+    weights, of_a_chunk = 4 * vocab * width, 4 * math.prod(shape) * width // 2
+    assert of_a_chunk < weights < of_a_chunk // width * vocab  # the last: logits
+    assert max(one.result for one in moved) <= weights
+    if vocab % 8 == 0:
+        assert max(one.result for one in moved if one.loops) <= of_a_chunk
+    for ours, exact in zip(program(*arguments), jax.grad(alone, argnums=(0, 1, 2))(*floats), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=TOLERANCE)
 
 
 def test_causal_lm_by_hand():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM
-from vpjax.sharding import split_vocabulary
+from vpjax.sharding import split_logits, split_vocabulary
 from vpjax.types import Array, Batch
 
 
@@ -72,7 +72,7 @@ def generate(
     def choose(state: _Loop, h_BGD: Array) -> _Loop:
         """The next token of each completion, whose last fed token has the hidden state ``h``."""
         # Not as an einsum, which would put the larger operand first: half as fast for one row on a CPU.
-        logits_BGO = jnp.matmul(h_BGD, unembed_OD.T, preferred_element_type=jnp.float32)
+        logits_BGO = split_logits(jnp.matmul(h_BGD, unembed_OD.T, preferred_element_type=jnp.float32))
         if temperature:
             logits_BGO = logits_BGO / temperature
             draw = functools.partial(sample, top_p=top_p, top_k=top_k)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vpjax.sharding import split_rows
+from vpjax.sharding import split_logits, split_rows, split_vocabulary
 from vpjax.types import Array
 
 NEGATIVES = ("batch", "degraded", "windows")
@@ -26,8 +26,10 @@ def token_logprobs(
 
     The one place that shifts by one: the prompt's last state predicts a completion's first token, its token c
     the next. Logits, float32 whatever the states are, exist for at most ``chunk`` positions of every
-    completion at a time, and again in the backward pass.
+    completion at a time, and again in the backward pass. On a mesh each device scores all rows' states on its
+    part of the vocabulary: what moves is states, smaller than the weights or the logits.
     """
+    unembed_OD = split_vocabulary(unembed_OD)
     b, g, c, d = suffix_BGCD.shape
     h_BGCD = jnp.concatenate(
         [jnp.broadcast_to(last_BD[:, None, None], (b, g, 1, d)), suffix_BGCD[:, :, :-1]], axis=2
@@ -45,7 +47,7 @@ def token_logprobs(
     def scores(h_BGcD, targets_BGc):
         h_BGcD = split_rows(h_BGcD)
         logits = jnp.einsum("bgcd,od->bgco", h_BGcD, unembed_OD, preferred_element_type=jnp.float32)
-        logits = logits / temperature
+        logits = split_logits(logits / temperature)
         chosen = jnp.take_along_axis(logits, targets_BGc[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 

@@ -139,12 +139,27 @@ def split_heads(x: jax.Array, rows: str | tuple[str, ...] = ROWS[0]) -> jax.Arra
 
 
 def split_vocabulary(x: jax.Array) -> jax.Array:
-    """An output projection ``x`` [O, D], O over tensor and fsdp where it divides: each device has the logits
-    of some words, and nothing is summed over devices."""
+    """An output projection ``x`` [O, D], O over tensor and fsdp where it divides, else whole on every device:
+    each has the logits of some words, and nothing is summed over devices."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % (mesh.shape["tensor"] * mesh.shape["fsdp"]):
+    return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(_words(x.shape[0], mesh)))
+
+
+def split_logits(x: jax.Array) -> jax.Array:
+    """Logits ``x`` [B, ..., O], O as in ``split_vocabulary``, rows over data alone; where O does not divide,
+    over fsdp too."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P(("tensor", "fsdp")))
+    words = _words(x.shape[-1], mesh)
+    rows = "data" if words else ROWS[0]
+    return jax.lax.with_sharding_constraint(x, P(rows, *[None] * (x.ndim - 2), words))
+
+
+def _words(count: int, mesh: jax.sharding.AbstractMesh) -> tuple[str, str] | None:
+    """The axes over which a vocabulary of ``count`` words is split."""
+    axes = ("tensor", "fsdp")
+    return None if count % math.prod(mesh.shape[axis] for axis in axes) else axes
 
 
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
