@@ -120,7 +120,7 @@ def test_metrics_tell_no_ops():
         for seed in SEEDS:
             evidence = case(seed, binary=True, has=True)
             chosen = options(kind)
-            out = rel.metrics(evidence, relative(evidence, chosen), scale="group", eps=0.0)
+            out = rel.metrics(evidence, relative(evidence, chosen), scale="group")
             spread = np.ptp(evidence.rewards, axis=1) > 0
             shares.append(float(out["rel/active"]) / max(spread.mean(), 1e-9))
         assert np.mean(shares) == (0 if not active else pytest.approx(1, abs=0.1)), kind
