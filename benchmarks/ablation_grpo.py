@@ -120,8 +120,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
-    same = {name: getattr(args, name) for name in QUICK if name != "seeds"}
-    same |= {"batch": args.batch, "init": str(args.init)}
 
     config = configure({}, 0, args)
     settings.check(config)
@@ -137,7 +135,7 @@ def main() -> None:
             return run(config, 0 if name == START else args.steps, clips, asked, model_config, text)
 
         log = args.out.with_suffix(".jsonl") if args.out else None
-        results = repeat(args.rows, args.seeds, same, one, log)
+        results = repeat(args.rows, args.seeds, f"{config} {ROWS}", one, log)
 
     lines = [
         "# GRPO ablation on event clips",

@@ -125,7 +125,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         vars(args).update(QUICK)
-    settings = {name: getattr(args, name) for name in QUICK if name != "seeds"}
     config = configure({}, 0, args)
     clips = read_split(config, "train", "events")
     asked = read_split(config, "heldout", "events")
@@ -152,7 +151,7 @@ def main() -> None:
             return result.metrics() | costs | overlap
 
         log = args.out.with_suffix(".jsonl") if args.out else None
-        results = repeat(args.rows, args.seeds, settings, one, log)
+        results = repeat(args.rows, args.seeds, f"{config} {ROWS}", one, log)
 
     lines = [
         "# SFT ablation on event clips",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -16,17 +17,19 @@ MAIN = "event/none"  # of the metrics of ``heldout``, the one that is told as ru
 def repeat(
     rows: Iterable[str],
     seeds: Iterable[int],
-    settings: dict,
+    setting: str,
     run: Callable[[str, int], dict],
     log: Path | None = None,
 ) -> dict[str, list[dict]]:
-    """The records of ``run(row, seed)``, a list over seeds for each row. log: JSON lines, to which each
-    finished run goes; one that is there with the same settings is not run again."""
+    """The records of ``run(row, seed)``, a list over seeds for each row. setting: what they have in
+    common. log: JSON lines, to which each finished run goes; one that is there with this setting is not run
+    again."""
     done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+    digest = hashlib.sha256(setting.encode()).hexdigest()[:16]
     rows, results = list(rows), {}
     for seed in seeds:
         for row in rows:
-            key = {"row": row, "seed": seed, **settings}
+            key = {"row": row, "seed": seed, "setting": digest}
             record = next((one for one in done if key.items() <= one.items()), None)
             if record is None:
                 record = key | run(row, seed)

@@ -61,7 +61,6 @@ def get_config():
     c.optim.b2 = 0.999
     c.optim.moments_dtype = "bfloat16"
 
-    c.contrast.weight = 0.0  # of SFT alone
     c.mesh.fsdp = -1
     c.checkpoint_every = 200
     return c

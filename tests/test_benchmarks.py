@@ -136,6 +136,13 @@ def groups(clips):
     return [clip.extra["group"] for clip in clips]
 
 
+def test_lines_end_where_those_of_json_do(tmp_path):
+    """Not at U+2028, which may stand in a string as it is."""
+    odd = json.dumps(DREAM | {"dataset": "one\u2028two"}, ensure_ascii=False)
+    (tmp_path / "dream.jsonl").write_text(odd + "\n", encoding="utf-8")
+    assert len(read("dream-1k", tmp_path / "dream.jsonl")[0]) == 1
+
+
 def test_motionbench(tmp_path):
     clips, unasked = read("motionbench", write(tmp_path, video_info_meta_jsonl=MOTION))
     assert [c.id for c in clips] == ["m1", "m3"] and unasked == {HIDDEN: 1}

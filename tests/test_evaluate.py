@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -205,6 +206,11 @@ def test_missing_videos(workdir, whole, tmp_path, missing):
     before = contents(tmp_path / "out")
     evaluate(workdir, tmp_path / "out", **options)
     assert contents(tmp_path / "out") == before
+    # One that can be decoded now is asked about, and nothing else is.
+    shutil.copy(lines[2]["video"], tmp_path / "broken.mp4")
+    _, results, _, _ = evaluate(workdir, tmp_path / "out", **options)
+    assert sum(results["unusable"].values()) == 1
+    assert len(contents(tmp_path / "out")["predictions.jsonl"].splitlines()) == 2 * 10 + 2
 
 
 def _events(whole):

@@ -326,6 +326,16 @@ def test_rewards_on_the_host(batch, rolled):
     chex.assert_trees_all_equal(jax.tree.map(np.array, failed.params), before)
 
 
+def test_a_reward_that_fails_and_weighs_nothing(batch):
+    """The update is skipped all the same: what is only logged is not lost in silence."""
+    judge = HostJudge(fails=True)
+    judge.weights = {"small": 0.0}
+    state, _, step = setup(config(), wide(), judge=judge)
+    _, metrics, told = step(state, put_batch(batch, joint.ONE))
+    assert metrics["nonfinite"] == 1
+    np.testing.assert_array_equal(told.clip, batch.clip)
+
+
 def test_the_gap_of_the_same_video_is_nothing(batch):
     """Where V~ is V, its likelihoods are those that were sampled from; where it is not, they differ."""
     same = dataclasses.replace(batch, source=np.tile(np.arange(5, dtype=np.int32), (ROWS, 1)))

@@ -6,10 +6,12 @@ import re
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import chex
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -128,6 +130,18 @@ def join(**given):
     with flagsaver.flagsaver(**given):
         flags.FLAGS.mark_as_parsed()
         processes.join()
+
+
+def test_devices_that_share_rows_belong_to_one_process():
+    def mesh(tensor):
+        devices = [types.SimpleNamespace(process_index=i // 2) for i in range(8)]
+        shape = 1, 8 // tensor, tensor
+        return types.SimpleNamespace(devices=np.reshape(devices, shape), shape={"tensor": tensor})
+
+    processes.check_mesh(mesh(1))
+    processes.check_mesh(mesh(2))
+    with pytest.raises(UserError, match="config.mesh.tensor=4 spans processes"):
+        processes.check_mesh(mesh(4))
 
 
 def test_one_of_one_is_alone():

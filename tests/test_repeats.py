@@ -25,14 +25,15 @@ def test_finished_runs_are_not_run_again(tmp_path):
         ran.append((row, seed))
         return {MAIN: len(row) + seed}
 
-    first = repeat("ab", [0], {"steps": 1}, run, log)
-    assert first == {row: [{"row": row, "seed": 0, "steps": 1, MAIN: 1}] for row in "ab"}
+    first = repeat("ab", [0], "steps: 1", run, log)
+    told = [(one["row"], one["seed"], one[MAIN]) for row in "ab" for one in first[row]]
+    assert told == [("a", 0, 1), ("b", 0, 1)]
     ran.clear()
-    both = repeat("ab", [0, 1], {"steps": 1}, run, log)
+    both = repeat("ab", [0, 1], "steps: 1", run, log)
     assert ran == [("a", 1), ("b", 1)] and both["a"][:1] == first["a"]
     assert [json.loads(line)["seed"] for line in log.read_text().splitlines()] == [0, 0, 1, 1]
     ran.clear()
-    repeat("a", [0], {"steps": 2}, run, log)  # other settings are other runs
+    repeat("a", [0], "steps: 2", run, log)  # another setting is another run
     assert ran == [("a", 0)]
 
 

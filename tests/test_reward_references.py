@@ -67,8 +67,13 @@ def test_a_lemma_is_asked_once():
 
 
 def test_only_the_first_keywords_are_asked():
-    rows = references([CAPTION], sizes_of([CAPTION], keywords=1))
-    assert rows.places.shape == (1, 1)
+    """The others, and all words of the answer, are no strays where other clips know them as keywords."""
+    other = clip("A dog falls on a man", keywords=seen(("falls", "fall"), ("man", "man")))
+    sizes = sizes_of([CAPTION, other], keywords=1)
+    rows = references([CAPTION, other], dataclasses.replace(sizes, known=sizes.known | {b"man", b"run"}))
+    assert rows.places.shape == (2, 1)
+    assert not np.isin([host_fingerprint(word) for word in (b"falls", b"man", b"runs")], rows.others[0]).any()
+    assert host_fingerprint(b"run") in rows.others[1]
 
 
 @pytest.mark.parametrize(

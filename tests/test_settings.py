@@ -36,6 +36,7 @@ def test_recipes_pass(name):
         ("optim.freeze", (1,)),
         ("contrast.layer", 0.0),
         ("contrast.tau_range", (0.1, 0.5)),
+        ("contrast.tau_range", (0.5, 0.01)),
         ("contrast.negatives", ("batch,degraded",)),
         ("loss.chunk", 0),
         ("data.replacement", "none"),

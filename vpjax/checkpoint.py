@@ -105,6 +105,8 @@ def load(
     """
     path = Path(path)
     if not (path / MODEL).is_dir():
+        if step is not None:
+            raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
         return hf.load_pretrained(path, mesh=mesh, dtype=dtype), Text.load(path)
     manager = Manager(path, keep=None) if (path / CHECKPOINTS).is_dir() else None
     steps = manager.steps() if manager else []

@@ -55,12 +55,13 @@ class Judge(Protocol):
 class Told(NamedTuple):
     """Rollouts as they were judged, for people to read. said: Completions [B, R, G, C]; rewards: by name,
     f32[B, R, G]; total: their weighted sum, NaN where nothing was asked for; advantages f32[B, R, G]: means
-    over tokens."""
+    over tokens; clip i32[B]: see ``Batch``."""
 
     said: Completions
     rewards: dict[str, Array]
     total: Array
     advantages: Array
+    clip: Array
 
 
 class Rows(NamedTuple):
@@ -185,12 +186,14 @@ class Parts:
             old=None,
             reference=None,
         )
-        state, metrics = self.update(state, rows, said.logprobs[:, :count], ~jnp.isinf(total).any())
+        # Asked of the rewards themselves: a weight of 0 makes a fault of infinity NaN, which looks like none.
+        sound = ~jnp.stack([jnp.isinf(x).any() for x in scores.values()]).any()
+        state, metrics = self.update(state, rows, said.logprobs[:, :count], sound)
         metrics |= relative_metrics(evidence, term, scale=options.scale)
         metrics |= _rollout_metrics(said, ended, scores, total)
         metrics["tokens"] = batch.prompt_valid.sum() * said.mask.shape[1] + said.mask.sum()
         mean_BRG = jnp.where(rows.mask, merit, 0.0).sum(-1) / jnp.maximum(rows.mask.sum(-1), 1)
-        told = Told(said, scores, total, mean_BRG)
+        told = Told(said, scores, total, mean_BRG, batch.clip)
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, told
 
     def evidence(

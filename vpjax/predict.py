@@ -28,16 +28,7 @@ from absl import flags
 from vpjax import checkpoint, cli, settings
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Media
-from vpjax.data.video import (
-    IMAGES,
-    MAX_PIXELS,
-    MAX_SIDE,
-    MIN_PIXELS,
-    Sampling,
-    Video,
-    read_frames,
-    read_image,
-)
+from vpjax.data.video import IMAGES, MAX_SIDE, Sampling, Video, read_frames, read_image
 from vpjax.generate import generate
 
 MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")
@@ -51,14 +42,10 @@ SAMPLES = flags.DEFINE_integer("num_samples", 1, "Answers; all read one cache of
 FRAMES = flags.DEFINE_integer("frames", None, "Frames to look at, evenly spaced.", 1)
 FPS = flags.DEFINE_float("fps", None, "Frames to look at per second, in place of --frames.")
 PIXELS = flags.DEFINE_integer("max_pixels", None, "Of a frame after resizing.", 1)
-SIDE = flags.DEFINE_integer("max_side", MAX_SIDE, "A file with more pixels a side is refused.", 1)
+SIDE = flags.DEFINE_integer("max_side", None, "A file with more pixels a side is refused.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 flags.adopt_module_key_flags(cli)
-
-# How the model of a Hugging Face folder sees a video: at Qwen2.5-VL's own 2 frames per second, but in no more
-# frames than make about 25,000 tokens of the largest size.
-DEFAULT_FPS, DEFAULT_FRAMES = 2.0, 64
 
 
 def main() -> int:
@@ -121,19 +108,17 @@ def main() -> int:
 
 def look(path: str, media: Media, factor: int) -> Video:
     """The frames of a file. What the flags leave open is as the model's run saw its videos."""
-    config = json.loads((Path(MODEL.value) / settings.FILE).read_text())
-    data = config.get("data", {})  # a Hugging Face config.json has none
-    most = PIXELS.value or data.get("max_pixels", MAX_PIXELS)
-    least = min(data.get("min_pixels", MIN_PIXELS), most)
-    size = dict(min_pixels=least, max_pixels=most, factor=factor, max_side=SIDE.value)
+    data = settings.data_of(Path(MODEL.value))
+    most = PIXELS.value or data.max_pixels
+    size = dict(min_pixels=min(data.min_pixels, most), max_pixels=most, factor=factor)
+    size["max_side"] = SIDE.value or data.get("max_side", MAX_SIDE)
     if media == "image":
         return read_image(path, **size)
     if FRAMES.value is not None or FPS.value is not None:
         sampling = Sampling(FRAMES.value, FPS.value)
-    elif data:
-        sampling = Sampling(data["frames"] or None, data["fps"] or None)
     else:
-        sampling = Sampling(fps=DEFAULT_FPS, max_frames=DEFAULT_FRAMES)
+        most_frames = data.get("max_frames", Sampling.max_frames)
+        sampling = Sampling(data.frames or None, data.fps or None, max_frames=most_frames)
     return read_frames(path, sampling, **size)
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 import jax
 from absl import flags
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from vpjax.types import UserError
 
@@ -66,6 +67,17 @@ def _reach(address: str, seconds: float) -> None:
                     f"({error}): is process 0 running there, and the port open?"
                 ) from error
         time.sleep(0.2)
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """UserError where devices that share a batch's rows belong to several processes: each reads clips of its
+    own."""
+    tensor = mesh.shape["tensor"]
+    if any(len({device.process_index for device in row}) > 1 for row in mesh.devices.reshape(-1, tensor)):
+        raise UserError(
+            f"config.mesh.tensor={tensor} spans processes, each of which reads clips of its own: make it "
+            "smaller, or start one process for all devices of a host"
+        )
 
 
 def in_turn(make: Callable[[], T]) -> T:

@@ -96,7 +96,7 @@ def check(config: ConfigDict) -> None:
         "contrast.layer": (0 < contrast.layer <= 1, "lies in (0, 1]"),
         "contrast.width": (contrast.width > 0, positive),
         "contrast.tau_range": (
-            0 < min(contrast.tau_range) <= contrast.tau <= max(contrast.tau_range),
+            0 < contrast.tau_range[0] <= contrast.tau <= contrast.tau_range[1],
             f"is (least, most), above 0, around contrast.tau, {contrast.tau}",
         ),
         "contrast.negatives": (
@@ -104,7 +104,10 @@ def check(config: ConfigDict) -> None:
             f"holds some of {', '.join(NEGATIVES)}",
         ),
         "data.replacement": (
-            config.data.replacement != "none" or "degraded" not in contrast.negatives or not contrast.weight,
+            config.data.replacement != "none"
+            or config.method != "sft"
+            or "degraded" not in contrast.negatives
+            or not contrast.weight,
             "is 'none', which leaves no V~, only where contrast.negatives does not name 'degraded'",
         ),
         "grpo.groups": (grpo.groups >= 2, "is 2 or more: advantages compare the completions of a prompt"),

@@ -36,6 +36,7 @@ from vpjax.evaluation import heldout
 from vpjax.grpo import Told
 from vpjax.judging import Judge, no_spread, page
 from vpjax.models.vlm import VLMConfig, abstract_model
+from vpjax.ops.attention import backend
 from vpjax.sharding import make_mesh, put_batch
 from vpjax.start import initial_params, prepare_model, read_split
 from vpjax.state import State, create_state
@@ -110,6 +111,7 @@ def fit(
 ) -> int:
     """Train from after step ``start`` on; the step after which the run was left, which is on the disk."""
     mesh = make_mesh(config.mesh)
+    processes.check_mesh(mesh)
     loader = make_loader(
         clips,
         text,
@@ -165,9 +167,10 @@ def loop(
     late = None
     for number, (clips, batch) in zip(range(start + 1, config.steps + 1), batches, strict=False):
         state, *told = step(state, batch)
+        faults = report.take_faults()
         if late:
             report(*late)
-        late = number, clips, *told
+        late = number, clips, faults, *told
         signal = asked(number)
         last = signal or number == config.steps
         if last or number % config.checkpoint_every == 0:
@@ -208,41 +211,50 @@ class Report:
             self.waited += time.perf_counter() - before
             yield batch
 
+    def take_faults(self) -> list[str]:
+        """What went wrong in rewards of the user's own since this was last asked."""
+        return self.judge.take_faults() if self.judge else []
+
     def __call__(
-        self, step: int, clips: np.ndarray, metrics: dict[str, Array], rollouts: Told | None = None
+        self,
+        step: int,
+        clips: np.ndarray,
+        faults: list[str],
+        metrics: dict[str, Array],
+        rollouts: Told | None = None,
     ) -> None:
-        """Report a step, its clips by number, its metrics and its rollouts. UserError when too many updates
-        have been skipped."""
+        """Report a step, its clips by number, what went wrong in it, its metrics and its rollouts. UserError
+        when too many updates have been skipped."""
         metrics = {name: float(x) for name, x in metrics.items()}
         if self.writer:
             self.writer.write(step, metrics)
         if metrics["nonfinite"]:
-            self._skip(step, clips)
+            self._skip(step, clips, faults)
         self.tokens += metrics["tokens"]
         if rollouts is not None:
-            self._rollouts(step, metrics, rollouts, clips)
+            self._rollouts(step, metrics, rollouts)
         if step in (self.first, self.config.steps) or step % self.config.log_every == 0:
             seconds = time.perf_counter() - self.since
             say(f"step {step}/{self.config.steps}  {_losses(metrics)}  {self._speed(step, seconds)}")
             self.since, self.last, self.waited, self.tokens = time.perf_counter(), step, 0.0, 0.0
 
-    def _rollouts(self, step: int, metrics: dict[str, float], told: Told, clips: np.ndarray) -> None:
+    def _rollouts(self, step: int, metrics: dict[str, float], told: Told) -> None:
         """Now and then a page of samples; a line when no reward of any recent step has told completions
         apart."""
         self.flat = self.flat + 1 if metrics["frac_reward_zero_std"] == 1.0 else 0
         if self.flat and self.flat % self.config.log_every == 0:
             say(f"step {step}: for {self.flat} steps {no_spread(metrics, list(told.rewards))}")
         if step == self.first or step % self.config.grpo.show_every == 0:
-            told, numbers = multihost_utils.process_allgather((told, clips), tiled=True)
+            told = multihost_utils.process_allgather(told, tiled=True)
             if self.writer:
-                asked = [self.clips[number] if number >= 0 else None for number in numbers]
+                asked = [self.clips[number] if number >= 0 else None for number in told.clip]
                 self.writer.page("rollouts", step, page(told, asked, self.text))
 
-    def _skip(self, step: int, clips: np.ndarray) -> None:
+    def _skip(self, step: int, clips: np.ndarray, faults: list[str]) -> None:
         self.skipped += 1
         ids = ", ".join(self.clips[clip].id for clip in clips if clip >= 0)
-        faults = "; ".join(self.judge.take_faults()) if self.judge else ""
-        what = f"step {step}: {faults or 'loss or gradient not finite'}, update skipped; its clips: {ids}"
+        why = "; ".join(faults) or "loss or gradient not finite"
+        what = f"step {step}: {why}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
             raise UserError(f"{what}; that makes {self.skipped}, more than config.max_nonfinite")
         say(what)
@@ -286,8 +298,9 @@ def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Seq
         mesh = make_mesh(config.mesh)
         model, text = checkpoint.load(workdir, mesh=mesh, dtype=config.dtype)
         evaluate = functools.partial(heldout.evaluate, model, text, cfg=config.data, mesh=mesh)
-        result = evaluate(clips)
-        other = evaluate(unseen, controls=("none",)) if unseen else None
+        with backend(config.attention):
+            result = evaluate(clips)
+            other = evaluate(unseen, controls=("none",)) if unseen else None
         record = {
             "metrics": {name: x for name, x in result.metrics().items() if math.isfinite(x)},
             "left_out": result.left_out,

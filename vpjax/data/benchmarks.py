@@ -104,7 +104,8 @@ def _records(data: Path) -> Iterator[Record]:
         if file.suffix not in (".json", ".jsonl"):
             raise UserError(f"{file}: give .json or .jsonl (of a data set of Hugging Face: its to_json)")
         try:
-            lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+            # Bytes: as text, lines would also end at U+2028, which JSON may hold.
+            lines = file.read_bytes().splitlines() if file.suffix == ".jsonl" else [file.read_bytes()]
             values = [json.loads(line) for line in lines if line.strip()]
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from error

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
-from vpjax.data.storage import stamp
+from vpjax.data.storage import stamp, write_whole
 from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
 from vpjax.data.video import IMAGES, Sampling, VideoInfo, part_of, probe, probe_image
 from vpjax.ops.patches import smart_resize
@@ -188,8 +188,5 @@ def sources_of(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, So
         if source.info is not None
     }
     if found != known:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(found))
-        unfinished.replace(kept)
+        write_whole(kept, json.dumps(found).encode())
     return sources

@@ -1,4 +1,5 @@
-"""What an answer says: the option it chooses, the seconds it names. The one place where answers are read."""
+"""What an answer says: the option it chooses, the seconds it names. The one place where evaluation reads
+answers; rewards read bytes on the device, by rules of their own (``vpjax.rewards``)."""
 
 from __future__ import annotations
 

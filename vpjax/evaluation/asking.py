@@ -9,7 +9,7 @@ import collections
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,24 +101,23 @@ def ask(
     seed: int = 0,
     mesh: Mesh | None = None,
     given: Mapping[str, Sequence[str]] | None = None,
-    done: Mapping[Key, str] | None = None,
+    done: Collection[Key] = (),
 ) -> Iterator[Said]:
     """The greedy answer about each clip under each control, or why there is none.
 
     cfg: the fields ``data`` of configs/base.py; V~ replaces the key slots whatever its ``replacement`` says.
     batch_size: rows at a time, rounded up to the devices that share them. max_new: tokens of an answer at
     most. seed: of the order, of random and shuffle. given: answers to each clip, by its id, of which the
-    likeliest is told as well. done: what is not told again, with its fault. Which clips share a batch, and
-    the order, do not depend on ``done``: what is told in two goes is what one tells, bit for bit. UserError
-    where no clip can be asked about.
+    likeliest is told as well. done: what is not told again. Which clips share a batch, and the order, do not
+    depend on it: what is told in two goes is what one tells, bit for bit. UserError where no clip can be
+    asked about.
     """
-    done, given = done or {}, given or {}
+    given = given or {}
     batch_size = round_up(batch_size, row_parts(mesh))
     cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))
     make, index = prepare(clips, text, model.config, cfg, seed=seed, batch_size=batch_size)
     faults = {name: reason for reason, names in index.rejected.items() for name in names}
     faults |= {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
-    faults |= {key.clip: fault for key, fault in done.items() if fault not in ("", NO_KEY)}
     ways = (False, True) if given else (False,)
     run = programs(mesh, max_new, text.stops)
     answer = _answerer(model, text, run, mesh, given, cfg.length_multiple)

@@ -20,7 +20,7 @@ from vpjax.data import events
 from vpjax.data.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.data.cache import cache_folder
 from vpjax.data.storage import write_whole
-from vpjax.evaluation.asking import Key, Said, ask
+from vpjax.evaluation.asking import NO_KEY, Key, Said, ask
 from vpjax.evaluation.predictions import Predictions
 from vpjax.evaluation.results import compare, make_results
 from vpjax.evaluation.scores import caption, meteor_lacks
@@ -121,9 +121,11 @@ def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]
             max_new=request["new_tokens"],
             mesh=mesh,
             given=given,
-            done={key: said.fault for key, said in predictions.known.items()},
+            # What could not be asked about may have been mended since.
+            done={key for key, said in predictions.known.items() if said.fault in ("", NO_KEY)},
         ):
-            predictions.append(said)
+            if said != predictions.known.get(said.key):
+                predictions.append(said)
     answers = [
         predictions.known[Key(clip.id, control, ranked)]
         for control in e.controls

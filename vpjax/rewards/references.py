@@ -46,7 +46,7 @@ class Asked:
 @dataclasses.dataclass(frozen=True)
 class Wanted:
     """What one clip asks. keywords: None where the answer does not say it or its lemma came before; own:
-    the words of the clip's keywords; known: those of all known ones."""
+    the words of the answer and of all the clip's keywords; known: those of all known ones."""
 
     kind: Kind
     words: tuple[bytes, ...]
@@ -92,14 +92,16 @@ def wanted_of(clip: Clip, *, keywords: int, known: frozenset[bytes] = frozenset(
             kind = Kind.TRACKING
             if not clip.boxes:
                 raise UserError(f"clip {clip.id}: a tracking clip needs boxes")
-    asked, own, lemmas = [], set(), set()
-    for keyword in clip.keywords[:keywords]:
+    asked, own, lemmas = [], set(said), set()
+    for keyword in clip.keywords:
         forms = forms_of(keyword)
+        own |= {word for form in forms for word in form}
+        if len(asked) == keywords:
+            continue
         place = None if keyword.lemma in lemmas else host_place(said, forms)
         asked.append(None if place is None else Asked(forms, place, bool(keyword.spans)))
         if place is not None:
             lemmas.add(keyword.lemma)
-            own |= {word for form in forms for word in form}
     return Wanted(
         kind=kind,
         words=tuple(said),
