@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import joint
 from tests.test_sharding import mesh_of
+from vpjax import losses
 from vpjax.compiled import collectives
 from vpjax.losses import (
     NEGATIVES,
@@ -110,9 +111,10 @@ def test_memory_does_not_hold_all_logits():
 
 @pytest.mark.parametrize("vocab", [512, 508])  # the latter does not divide by 8
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 4, 2)])
-def test_on_a_mesh_states_travel_and_logits_do_not(sizes, vocab):
+def test_on_a_mesh_states_travel_and_logits_do_not(sizes, vocab, monkeypatch):
     """The weights go to their part of the vocabulary once, before the chunks, in which nothing larger than
     the states of one travels. Where the vocabulary does not divide, the weights are gathered instead."""
+    monkeypatch.setattr(losses, "platform", lambda: "tpu")
     shape, width = (8, 2, 16), 32
     *floats, targets = states(shape, width, vocab)
     mesh = mesh_of(*sizes)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.ops.attention import platform
 from vpjax.sharding import split_logits, split_rows, split_vocabulary
 from vpjax.types import Array
 
@@ -26,10 +27,14 @@ def token_logprobs(
 
     The one place that shifts by one: the prompt's last state predicts a completion's first token, its token c
     the next. Logits, float32 whatever the states are, exist for at most ``chunk`` positions of every
-    completion at a time, and again in the backward pass. On a mesh each device scores all rows' states on its
-    part of the vocabulary: what moves is states, smaller than the weights or the logits.
+    completion at a time, and again in the backward pass. On accelerators each device of a mesh scores
+    all rows' states on its part of the vocabulary: what moves is states, smaller than weights or logits. CPUs
+    score their own rows: their devices share one memory, and gloo may mix up collectives of several processes
+    that do not wait for one another.
     """
-    unembed_OD = split_vocabulary(unembed_OD)
+    by_words = platform() != "cpu"
+    if by_words:
+        unembed_OD = split_vocabulary(unembed_OD)
     b, g, c, d = suffix_BGCD.shape
     h_BGCD = jnp.concatenate(
         [jnp.broadcast_to(last_BD[:, None, None], (b, g, 1, d)), suffix_BGCD[:, :, :-1]], axis=2
@@ -47,7 +52,9 @@ def token_logprobs(
     def scores(h_BGcD, targets_BGc):
         h_BGcD = split_rows(h_BGcD)
         logits = jnp.einsum("bgcd,od->bgco", h_BGcD, unembed_OD, preferred_element_type=jnp.float32)
-        logits = split_logits(logits / temperature)
+        logits = logits / temperature
+        if by_words:
+            logits = split_logits(logits)
         chosen = jnp.take_along_axis(logits, targets_BGc[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
