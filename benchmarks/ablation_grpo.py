@@ -1,7 +1,7 @@
 """Does a relative reward help? The GRPO rows of the method's evidence table, on the built-in event clips.
 
     python -m benchmarks.ablation_grpo --quick                      about 10 minutes on 2 cores
-    python -m benchmarks.ablation_grpo --out FILE.md                about 40 minutes
+    python -m benchmarks.ablation_grpo --out FILE.md                about 40 minutes on quiet cores
 
 Every row goes on from the work directory of one SFT run (``--init``) with the recipe of configs/grpo.py, for
 fewer steps, on the same clips in the same order; only what its line says differs. The recipe's rewards are 0
