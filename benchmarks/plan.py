@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
-    clips = planning.Clips(seconds=8.0, width=1280, height=720, text=64, answer=128)
+    clips = planning.Clips()
     lines = [
         "# Plans",
         "",

@@ -24,11 +24,12 @@ from vpjax.types import UserError
 CONFIG = cli.define_config()
 TOPOLOGY = flags.DEFINE_string("topology", None, "Chips, such as v5e:8x8, v5p:4x4x4, v6e:4x4 or cpu:8.")
 FIND = flags.DEFINE_bool("find_batch", False, "Find the largest batch that fits; each try compiles anew.")
-SECONDS = flags.DEFINE_float("seconds", 8.0, "Length of a clip.", 0.0)
-VIDEO = flags.DEFINE_string("video", "1280x720", "Width and height of a clip in pixels.")
-TEXT = flags.DEFINE_integer("text", 64, "Tokens of a prompt beside the video's.", 1)
+USUAL = Clips()
+SECONDS = flags.DEFINE_float("seconds", USUAL.seconds, "Length of a clip.", 0.0)
+VIDEO = flags.DEFINE_string("video", f"{USUAL.width}x{USUAL.height}", "Width and height of a clip in pixels.")
+TEXT = flags.DEFINE_integer("text", USUAL.text, "Tokens of a prompt beside the video's.", 1)
 ANSWER = flags.DEFINE_integer(
-    "answer", 128, "Tokens of an answer; GRPO's completions have config.grpo.max_new.", 1
+    "answer", USUAL.answer, "Tokens of an answer; GRPO's completions have config.grpo.max_new.", 1
 )
 flags.adopt_module_key_flags(cli)
 

@@ -50,11 +50,11 @@ class Chip(NamedTuple):
 class Clips(NamedTuple):
     """The clips that a plan supposes. width, height: pixels. text: tokens of a prompt beside the video's."""
 
-    seconds: float
-    width: int
-    height: int
-    text: int
-    answer: int
+    seconds: float = 8.0
+    width: int = 1280
+    height: int = 720
+    text: int = 64
+    answer: int = 128
 
 
 SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -136,8 +136,7 @@ def read_model(config: ConfigDict) -> VLMConfig:
 def bucket_of(config: ConfigDict, model: VLMConfig, clips: Clips) -> Bucket:
     """The shape of a batch of ``clips``. UserError where their prompts or answers are too long."""
     info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=int(30 * clips.seconds))
-    sampling = Sampling(config.data.frames or None, config.data.fps or None)
-    shape = frame_shape(Source("", "video", info=info), model, config.data, sampling)
+    shape = frame_shape(Source("", "video", info=info), model, config.data, Sampling.of(config.data))
     video = [model.vision_start, model.video_token, model.vision_end]
     nothing = masked_row()
     tokens = Tokens(

@@ -117,8 +117,7 @@ def look(path: str, media: Media, factor: int) -> Video:
     if FRAMES.value is not None or FPS.value is not None:
         sampling = Sampling(FRAMES.value, FPS.value)
     else:
-        most_frames = data.get("max_frames", Sampling.max_frames)
-        sampling = Sampling(data.frames or None, data.fps or None, max_frames=most_frames)
+        sampling = Sampling.of(data)
     return read_frames(path, sampling, **size)
 
 

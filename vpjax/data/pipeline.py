@@ -277,8 +277,7 @@ def prepare(
     if cfg.tfio_python:
         tfio.worker(cfg.tfio_python)  # one that cannot serve is no fault of a clip
     folder = cache_folder(cfg)
-    most = cfg.get("max_frames", Sampling.max_frames)  # which an evaluation may set
-    sampling = Sampling(frames=cfg.frames or None, fps=cfg.fps or None, max_frames=most)
+    sampling = Sampling.of(cfg)
     index = build_index(clips, text, config, cfg, sampling, folder)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):

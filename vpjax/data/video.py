@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from vpjax.data import tfio
@@ -52,6 +53,12 @@ class Sampling:
             raise UserError(f"frame sampling: fps is {self.fps}; set it above 0")
         if self.max_frames < 1:
             raise UserError(f"frame sampling: max_frames is {self.max_frames}; set it to 1 or more")
+
+    @classmethod
+    def of(cls, cfg: ConfigDict) -> Sampling:
+        """By the fields ``data`` of configs/base.py, and ``max_frames`` where they have it."""
+        most = cfg.get("max_frames", cls.max_frames)
+        return cls(frames=cfg.frames or None, fps=cfg.fps or None, max_frames=most)
 
 
 @dataclasses.dataclass(frozen=True)
