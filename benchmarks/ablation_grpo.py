@@ -30,16 +30,17 @@ from ml_collections import ConfigDict
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment, keep
 from configs import grpo as recipe
-from vpjax import grpo, settings
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.evaluation import heldout
-from vpjax.judging import Judge
+from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
-from vpjax.relative import NEEDS
-from vpjax.sharding import make_mesh, put_batch
-from vpjax.start import initial_params, prepare_model, read_split
-from vpjax.state import create_state
+from vpjax.scoring.judge import Judge
+from vpjax.training import config as settings
+from vpjax.training import grpo
+from vpjax.training.relative import NEEDS
+from vpjax.training.setup import initial_params, prepare_model, read_split
+from vpjax.training.state import create_state
 from vpjax.types import Clip
 
 START, PLAIN = "SFT, where all start", "GRPO"

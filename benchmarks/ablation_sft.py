@@ -29,17 +29,17 @@ from tqdm import tqdm
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment, keep
 from configs import sft as recipe
-from vpjax import sft
+from vpjax.building import scorers
 from vpjax.building.self_scorer import self_scorer
-from vpjax.data import scorers
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
 from vpjax.evaluation import heldout
+from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
-from vpjax.sharding import make_mesh, put_batch
-from vpjax.start import initial_params, prepare_model, read_split
-from vpjax.state import create_state
+from vpjax.training import sft
+from vpjax.training.setup import initial_params, prepare_model, read_split
+from vpjax.training.state import create_state
 from vpjax.types import Clip
 
 PLAIN = "LM only"

@@ -6,7 +6,7 @@ A prompt is two numbers: a rollout names the event with probability p on V and q
 tokens; one of them is the event's word, with the log-probabilities that p and q give and some scatter, for
 phrasings differ in how well they can be guessed. The reward is 0/1 (the event was named) or graded (a
 caption's score: half of it the event, half the other words). Rewards, recall of the keyword and gaps go
-through vpjax/relative.py with the defaults of configs/base.py, as they do in training.
+through vpjax/training/relative.py with the defaults of configs/base.py, as they do in training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.timing import keep
 from configs import base
-from vpjax.relative import KINDS, Evidence, advantages, relative
+from vpjax.training.relative import KINDS, Evidence, advantages, relative
 
 GROUP, DEGRADED, TOKENS, EVENT = 8, 4, 8, 3  # G, rollouts on V~, C, and the place of the event's word
 SCATTER = 0.5  # nats, of the gap between phrasings

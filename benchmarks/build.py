@@ -20,9 +20,9 @@ import av
 import numpy as np
 
 from benchmarks.timing import environment, keep
+from vpjax.building.annotations import Item
 from vpjax.building.examine import Options, examine
 from vpjax.building.parts import make_part
-from vpjax.data.annotations import Item
 from vpjax.data.video import Sampling, probe, read_frames
 from vpjax.types import Clip
 

@@ -22,17 +22,20 @@ from ml_collections import ConfigDict
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.timing import environment, keep, medians
-from vpjax import checkpoint, exporting, settings, start
+from vpjax import exporting
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
-from vpjax.data.events import event_of, make
 from vpjax.data.pipeline import prepare
 from vpjax.data.text import Text
-from vpjax.evaluation.asking import ask
-from vpjax.evaluation.evaluation import ROOM, as_asked
-from vpjax.generate import generate
+from vpjax.evaluation.ask import ask
+from vpjax.evaluation.run import ROOM, as_asked
+from vpjax.events.clips import event_of, make
+from vpjax.models.generate import generate
+from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM
-from vpjax.ops.patches import patchify
+from vpjax.training import checkpoint
+from vpjax.training import config as settings
+from vpjax.training import setup as start
 from vpjax.types import Batch
 
 NEW = 32  # tokens of an answer at most; those about event clips end before

@@ -22,10 +22,10 @@ from benchmarks.sft_step import END, FRAMES, QUESTION, SIDE, START, VIDEO, write
 from benchmarks.timing import environment, keep, medians
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Video
-from vpjax.generate import generate
+from vpjax.models.generate import generate
 from vpjax.models.hf import load_pretrained
+from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM
-from vpjax.ops.patches import patchify
 from vpjax.types import Batch
 
 COMPARED, GROUPS = (1, 8), (1, 2, 4, 8, 16)  # completions, against transformers and to see the cost grow

@@ -29,20 +29,20 @@ import torch
 from benchmarks.sft_step import END, SIDE, START, VIDEO, VOCAB, write_model
 from benchmarks.timing import environment, keep, medians
 from configs import base
-from vpjax import grpo
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Video
-from vpjax.generate import generate
-from vpjax.losses import token_logprobs
+from vpjax.models.generate import generate
 from vpjax.models.hf import load_pretrained
+from vpjax.models.patches import patchify
+from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, leaves, rebuild
-from vpjax.ops.patches import patchify
-from vpjax.policy import denominator, policy_loss
-from vpjax.relative import NOTHING, advantages
-from vpjax.sharding import make_mesh, put_batch
-from vpjax.state import create_state
+from vpjax.training import grpo
+from vpjax.training.losses import token_logprobs
+from vpjax.training.policy import denominator, policy_loss
+from vpjax.training.relative import NOTHING, advantages
+from vpjax.training.state import create_state
+from vpjax.training.update import advance, optimize
 from vpjax.types import Batch
-from vpjax.update import advance, optimize
 
 GROUPS, COMPARED = (1, 4, 8, 16), 8  # G; where torch and TRL are measured too
 FRAMES, QUESTION, NEW = 32, 24, 32  # 256 visual tokens and 27 others before 32 new ones

@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from benchmarks.timing import environment, keep
 from configs import sft as recipe
-from vpjax import checkpoint
+from vpjax.building.scorers import Scorer, Spans, motion_scorer, product, runs, span_scorer
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.keyframes import slots_of
-from vpjax.data.scorers import Scorer, Spans, motion_scorer, product, runs, span_scorer
 from vpjax.data.video import Sampling, Video, read_frames
-from vpjax.start import read_split
+from vpjax.training import checkpoint
+from vpjax.training.setup import read_split
 from vpjax.types import Clip
 
 WIDE = 0.25  # seconds

@@ -22,16 +22,16 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.timing import environment, keep, medians
 from configs import base
-from vpjax import sft
 from vpjax.data.rows import Tokens, bucket_of, collate, training_row
 from vpjax.data.video import Video
-from vpjax.losses import causal_lm, contrastive, pool_slots, token_logprobs, windows_of
+from vpjax.models.attention import Layout
 from vpjax.models.hf import load_pretrained
+from vpjax.models.patches import patchify
+from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, leaves, rebuild
-from vpjax.ops.attention import Layout
-from vpjax.ops.patches import patchify
-from vpjax.sharding import make_mesh, put_batch
-from vpjax.state import create_state
+from vpjax.training import sft
+from vpjax.training.losses import causal_lm, contrastive, pool_slots, token_logprobs, windows_of
+from vpjax.training.state import create_state
 from vpjax.types import Batch
 
 VOCAB, START, END, VIDEO, IMAGE = 8192, 8180, 8181, 8182, 8183

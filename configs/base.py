@@ -8,7 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from vpjax.data.events import EventSpec
+from vpjax.events.clips import EventSpec
 
 
 def get_config() -> ConfigDict:
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     data.pool = "key"  # slots that are pooled for a keyword: "key" (ours) or "random" (control)
 
     # The built-in event clips, where data.train or data.heldout says "events": how many, and how they look;
-    # the fields' meaning stands in vpjax/data/events.py.
+    # the fields' meaning stands in vpjax/events/clips.py.
     c.events = ConfigDict(dataclasses.asdict(EventSpec()))
     c.events.train = 6144
     c.events.heldout = 768

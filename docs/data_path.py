@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from vpjax.data.event_drawing import draw
-from vpjax.data.events import EventSpec, describe
 from vpjax.data.keyframes import slots_of, source_of
+from vpjax.events.clips import EventSpec, describe
+from vpjax.events.drawing import draw
 
 INK, KEY, DEGRADED, QUIET = "#22313f", "#d35400", "#2471a3", "#7f8c8d"
 SPEC = EventSpec()

@@ -11,12 +11,12 @@ from flax import nnx
 from configs import base
 from tests import tiny
 from vpjax.models.decoder import DecoderConfig
+from vpjax.models.rope import section_axes
+from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vision import VisionConfig
 from vpjax.models.vlm import VideoLM, VLMConfig, leaves
-from vpjax.ops.rope import section_axes
-from vpjax.sft import init_heads, make_step
-from vpjax.sharding import make_mesh, put_batch
-from vpjax.state import create_state, state_shardings
+from vpjax.training.sft import init_heads, make_step
+from vpjax.training.state import create_state, state_shardings
 
 LAYERS = 4
 MODEL = VLMConfig(

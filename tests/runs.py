@@ -7,12 +7,13 @@ from ml_collections import ConfigDict
 
 from configs import base
 from tests import tiny
-from vpjax import checkpoint, settings
-from vpjax.data import events
 from vpjax.data.text import Text, train_tokenizer
+from vpjax.events import clips as events
 from vpjax.models import hf
 from vpjax.models.vlm import leaves
-from vpjax.state import State
+from vpjax.training import checkpoint
+from vpjax.training import config as settings
+from vpjax.training.state import State
 
 SPEC = events.EventSpec(frames=14, size=56)
 

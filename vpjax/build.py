@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from vpjax import cli
 from vpjax.building import report
+from vpjax.building.annotations import FORMATS, Item, read_annotations
 from vpjax.building.examine import SCORERS, Options
+from vpjax.building.keywords import load_extractor
 from vpjax.building.parts import is_whole, make_part, parts_of, read_part
-from vpjax.data.annotations import FORMATS, Item, read_annotations
 from vpjax.data.clips import write_clips
-from vpjax.data.keywords import load_extractor
-from vpjax.data.storage import exists, folder_of, is_remote, join, open_file, write_whole
+from vpjax.files import exists, folder_of, is_remote, join, open_file, write_whole
 from vpjax.types import Clip, UserError
 
 Job = tuple[list[Item], Options, str]  # what make_part takes

@@ -18,7 +18,7 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from vpjax import processes
+from vpjax import distributed as processes
 from vpjax.types import UserError
 
 OK, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130

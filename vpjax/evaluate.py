@@ -17,12 +17,13 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from vpjax import cli, settings
-from vpjax.data.benchmarks import BENCHMARKS
-from vpjax.evaluation import evaluation
-from vpjax.evaluation.asking import CONTROLS
+from vpjax import cli
+from vpjax.evaluation import run as evaluation
+from vpjax.evaluation.ask import CONTROLS
+from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import told
+from vpjax.training import config as settings
 from vpjax.types import UserError
 
 MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from absl import flags
 
-from vpjax import cli, exporting, settings
+from vpjax import cli, exporting
+from vpjax.training import config as settings
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.")
 OUT = flags.DEFINE_string("out", None, "Folder to write.")

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vpjax import checkpoint, settings
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, Video
 from vpjax.evaluation.results import interval
 from vpjax.models import hf
 from vpjax.models.names import FAMILIES
+from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM, leaves
-from vpjax.ops.patches import patchify
+from vpjax.training import checkpoint
+from vpjax.training import config as settings
 from vpjax.types import Batch, UserError
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"

@@ -16,9 +16,10 @@ import re
 
 from absl import flags
 
-from vpjax import cli, settings
+from vpjax import cli
+from vpjax.models.sharding import make_mesh, row_parts
 from vpjax.planning import Clips, find_devices, fit, largest, plan_step, read_model, report, with_batch
-from vpjax.sharding import make_mesh, row_parts
+from vpjax.training import config as settings
 from vpjax.types import UserError
 
 CONFIG = cli.define_config()

@@ -21,17 +21,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vpjax import checkpoint, grpo, sft
-from vpjax.compiled import Collective, collectives, flops
 from vpjax.data.index import Source, bucket_for, frame_shape
 from vpjax.data.rows import collate, masked_row
 from vpjax.data.text import Stamps, Tokens
 from vpjax.data.video import Sampling, VideoInfo
+from vpjax.hlo import Collective, collectives, flops
 from vpjax.models import hf
+from vpjax.models.sharding import batch_sharding, row_parts
 from vpjax.models.vlm import VLMConfig, abstract_model
-from vpjax.sharding import batch_sharding, row_parts
-from vpjax.start import initial_params
-from vpjax.state import State, create_state
+from vpjax.training import checkpoint, grpo, sft
+from vpjax.training.setup import initial_params
+from vpjax.training.state import State, create_state
 from vpjax.types import Array, Batch, Bucket, UserError
 
 GIB = 2**30

@@ -25,11 +25,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from vpjax import checkpoint, cli, settings
+from vpjax import cli
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Media
 from vpjax.data.video import IMAGES, MAX_SIDE, Sampling, Video, read_frames, read_image
-from vpjax.generate import generate
+from vpjax.models.generate import generate
+from vpjax.training import checkpoint
+from vpjax.training import config as settings
 
 MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")
 VIDEO = flags.DEFINE_string("video", None, "Video or image file.")

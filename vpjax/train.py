@@ -28,20 +28,23 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import checkpoint, cli, grpo, processes, settings, sft
+from vpjax import cli
+from vpjax import distributed as processes
 from vpjax.data.pipeline import make_loader
-from vpjax.data.storage import write_whole
 from vpjax.data.text import Text
 from vpjax.evaluation import heldout
-from vpjax.grpo import Told
-from vpjax.judging import Judge, no_spread, page
+from vpjax.files import write_whole
+from vpjax.models.attention import backend
+from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VLMConfig, abstract_model
-from vpjax.ops.attention import backend
-from vpjax.sharding import make_mesh, put_batch
-from vpjax.start import initial_params, prepare_model, read_split
-from vpjax.state import State, create_state
+from vpjax.scoring.judge import Judge
+from vpjax.training import checkpoint, grpo, sft
+from vpjax.training import config as settings
+from vpjax.training.grpo import Told
+from vpjax.training.report import Writer, draw_curves, no_spread, page
+from vpjax.training.setup import initial_params, prepare_model, read_split
+from vpjax.training.state import State, create_state
 from vpjax.types import Array, Batch, Clip, UserError
-from vpjax.writer import Writer, draw_curves
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the config's name.")

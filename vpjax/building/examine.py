@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vpjax.building.annotations import ANSWER, Item, Rejected, letter_of, short
+from vpjax.building.keywords import Extractor, load_extractor
+from vpjax.building.scorers import Scorer, motion_scorer, product, runs, span_scorer, text_scorer
 from vpjax.data import tfio
-from vpjax.data.annotations import ANSWER, Item, Rejected, letter_of, short
 from vpjax.data.keyframes import KEEP
-from vpjax.data.keywords import Extractor, load_extractor
-from vpjax.data.scorers import Scorer, motion_scorer, product, runs, span_scorer, text_scorer
-from vpjax.data.storage import exists, join
 from vpjax.data.video import (
     FACTOR,
     IMAGES,
@@ -31,6 +30,7 @@ from vpjax.data.video import (
     probe_image,
     read_frames,
 )
+from vpjax.files import exists, join
 from vpjax.types import Clip, Keyword, UserError
 
 Span = tuple[float, float]
@@ -104,8 +104,8 @@ def tools(options: Options) -> Tools:
     if "text" in options.scorers:
         found.append(text_scorer(options.text_model))
     if "self" in options.scorers:
-        from vpjax import checkpoint
         from vpjax.building import self_scorer  # only where they are asked for: they bring the model
+        from vpjax.training import checkpoint
 
         model, text = checkpoint.load(options.model)
         found.append(self_scorer.self_scorer(model, text))

@@ -10,10 +10,10 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 
+from vpjax.building.annotations import Item
 from vpjax.building.examine import MISSING, UNREADABLE, Options, examine
-from vpjax.data.annotations import Item
 from vpjax.data.clips import clip_of
-from vpjax.data.storage import exists, open_file, write_whole
+from vpjax.files import exists, open_file, write_whole
 
 ITEMS = 32  # of a part, about
 

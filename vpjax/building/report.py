@@ -15,8 +15,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from vpjax.building.annotations import Item
 from vpjax.building.examine import NO_VTILDE, Examined, Options, examine, is_image
-from vpjax.data.annotations import Item
 from vpjax.data.keyframes import identity, slots_of, source_of
 from vpjax.data.video import Sampling, Video, part_of, probe, read_frames, read_image
 from vpjax.types import Clip

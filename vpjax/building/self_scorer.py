@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vpjax.building.scorers import Scorer
 from vpjax.data.keyframes import source_of
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.scorers import Scorer
 from vpjax.data.text import Text
 from vpjax.data.video import Video
-from vpjax.losses import token_logprobs
 from vpjax.models.vlm import VideoLM, gather_slots
+from vpjax.training.losses import token_logprobs
 from vpjax.types import Array, Batch, Clip, Keyword
 
 LONGEST = 3  # slots of a window (ours)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpjax.data.storage import exists, fetched, folder_of, is_folder, join, open_file, write_whole, written
+from vpjax.files import exists, fetched, folder_of, is_folder, join, open_file, write_whole, written
 from vpjax.types import Clip, Keyword, UserError
 
 ARRAY_RECORD = (".array_record", ".arrayrecord")

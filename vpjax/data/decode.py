@@ -17,7 +17,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from vpjax.data.storage import is_remote, open_file
+from vpjax.files import is_remote, open_file
 
 FRAME_RATE = 25.0  # of files that do not say theirs
 SEEK_GAIN = 32  # frames that a seek must spare: it costs about as much as decoding this many

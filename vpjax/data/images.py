@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from vpjax.data.decode import FrameIndex, Problem, check_size
-from vpjax.data.storage import join, names_in, open_file
+from vpjax.files import join, names_in, open_file
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as an image
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, of broken files

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
-from vpjax.data.storage import stamp, write_whole
 from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
 from vpjax.data.video import IMAGES, Sampling, VideoInfo, part_of, probe, probe_image
-from vpjax.ops.patches import smart_resize
+from vpjax.files import stamp, write_whole
+from vpjax.models.patches import smart_resize
 from vpjax.types import Bucket, Clip, UserError
 
 if TYPE_CHECKING:

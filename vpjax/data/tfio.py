@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from vpjax.data.decode import FrameIndex, Problem, Untrusted, opened, upright
-from vpjax.data.event_drawing import encode
-from vpjax.data.storage import fetched
+from vpjax.events.drawing import encode
+from vpjax.files import fetched
 from vpjax.types import UserError
 
 WORKER = Path(__file__).with_name("tfio_worker.py")

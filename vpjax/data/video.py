@@ -22,8 +22,8 @@ from vpjax.data import tfio
 from vpjax.data.decode import FrameIndex, Problem, Untrusted, decode, frame_index, packet_index
 from vpjax.data.images import IMAGES as IMAGES
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
-from vpjax.data.storage import exists, is_folder
-from vpjax.ops.patches import smart_resize
+from vpjax.files import exists, is_folder
+from vpjax.models.patches import smart_resize
 from vpjax.types import UserError
 
 FACTOR = 28

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vpjax.data.events import EVENTS, event_of
 from vpjax.data.rows import round_up
 from vpjax.data.text import Text
-from vpjax.evaluation.asking import CONTROLS, NO_KEY, ask
+from vpjax.evaluation.ask import CONTROLS, NO_KEY, ask
+from vpjax.events.clips import EVENTS, event_of
 from vpjax.models.vlm import VideoLM
 from vpjax.types import Clip, UserError
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpjax.generate import completed
-from vpjax.losses import token_logprobs
+from vpjax.models.generate import completed
 from vpjax.models.vlm import VideoLM
+from vpjax.training.losses import token_logprobs
 from vpjax.types import Array, Batch
 
 

@@ -12,10 +12,10 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vpjax.data.storage import write_whole
 from vpjax.data.video import IMAGES, Sampling, read_frames, read_image
-from vpjax.evaluation.asking import Said
+from vpjax.evaluation.ask import Said
 from vpjax.evaluation.results import interval, label, per_cent, remarks
+from vpjax.files import write_whole
 from vpjax.types import Clip, UserError
 
 TEMPLATE = Path(__file__).with_suffix(".html")

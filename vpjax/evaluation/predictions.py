@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from vpjax.evaluation.asking import Key, Said
+from vpjax.evaluation.ask import Key, Said
 from vpjax.types import UserError
 
 

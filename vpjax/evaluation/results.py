@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpjax.data.benchmarks import REPORTED, Benchmark, answers_to
-from vpjax.evaluation.asking import NO_KEY, Key, Said
-from vpjax.evaluation.intervals import Scored, difference, summary
+from vpjax.evaluation.ask import NO_KEY, Key, Said
+from vpjax.evaluation.benchmarks import REPORTED, Benchmark, answers_to
+from vpjax.evaluation.bootstrap import Scored, difference, summary
 from vpjax.types import Clip, UserError
 
 GROUPS = 8  # a table has a column for each of so many groups at most

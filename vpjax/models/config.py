@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from vpjax.models.decoder import DecoderConfig
+from vpjax.models.rope import interleaved_axes, section_axes
 from vpjax.models.vision import VisionConfig
-from vpjax.ops.rope import interleaved_axes, section_axes
 from vpjax.types import UserError
 
 

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vpjax.ops.attention import KeyValues, Layout, attend, attend_suffix
-from vpjax.ops.rope import rotate, text_angles
-from vpjax.ops.swiglu import swiglu
-from vpjax.sharding import split_heads, split_rows, split_width
+from vpjax.models.attention import KeyValues, Layout, attend, attend_suffix
+from vpjax.models.rope import rotate, text_angles
+from vpjax.models.sharding import split_heads, split_rows, split_width
+from vpjax.models.swiglu import swiglu
 from vpjax.types import Array
 
 Attention = Callable[[Array, KeyValues], tuple[Array, Any]]

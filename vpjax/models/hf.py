@@ -23,11 +23,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vpjax.data import storage
+from vpjax import files as storage
 from vpjax.models.config import VLMConfig
 from vpjax.models.names import FAMILIES
+from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
-from vpjax.sharding import shardings
 from vpjax.types import Array, UserError
 
 # What a folder holds beside config.json and weights, carried along as it is.

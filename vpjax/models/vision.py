@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vpjax.ops.attention import attend_blocks
-from vpjax.ops.patches import interpolation
-from vpjax.ops.rope import rotate, vision_angles
-from vpjax.ops.swiglu import swiglu
-from vpjax.sharding import split_rows
+from vpjax.models.attention import attend_blocks
+from vpjax.models.patches import interpolation
+from vpjax.models.rope import rotate, vision_angles
+from vpjax.models.sharding import split_rows
+from vpjax.models.swiglu import swiglu
 from vpjax.types import Array
 
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vpjax.models.attention import KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
+from vpjax.models.patches import patchify
+from vpjax.models.sharding import split_rows, split_width
 from vpjax.models.vision import Features, VisionTower
-from vpjax.ops.attention import KeyValues, Layout
-from vpjax.ops.patches import patchify
-from vpjax.sharding import split_rows, split_width
 from vpjax.types import Array, Batch
 
 

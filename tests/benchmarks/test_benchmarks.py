@@ -1,0 +1,308 @@
+"""Each reader on a small file in the published format, with that format's trap in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, answers_to, read_benchmark
+from vpjax.events import clips as events
+from vpjax.scoring.answers import choice_of
+from vpjax.types import Clip, UserError
+
+# MotionBench: options inside the question; "NA" is a hidden answer.
+MOTION = [
+    {
+        "key": "a",
+        "video_path": "self/a.mp4",
+        "video_type": "x",
+        "question_type": "Motion Recognition",
+        "qa": [{"uid": "m1", "question": "What moves?\nA. a cat\nB. a dog\nC. a car", "answer": "B"}],
+    },
+    {
+        "key": "b",
+        "video_path": "b.mp4",
+        "video_type": "x",
+        "question_type": "Repetition Count",
+        "qa": [
+            {"uid": "m2", "question": "How often?\nA. 1\nB. 2", "answer": "NA"},
+            {"uid": "m3", "question": "How long?\nA. 1\nB. 2", "answer": "A"},
+        ],
+    },
+]
+# VRU-Accident: options hold commas, and the last one a full stop.
+VRU = {
+    "./VRU_videos/CAP_DATA/VRU_1.mp4": {
+        "accident reason": {
+            "question": "Why?",
+            "options": "A. wet, and dark, B. vision is blocked, no time to brake, C. speed, D. rain.",
+            "GT": "B",
+        },
+        "location": {"question": "Where?", "options": "A. rural, B. urban", "GT": "A"},
+    }
+}
+VRU_CAPTIONS = {"./VRU_videos/CAP_DATA/VRU_2": {"gt": "Two."}, "./VRU_videos/CAP_DATA/VRU_1": {"gt": "One."}}
+CAPTION_A, CAPTION_B = "Caption A: It slows down.", "Caption B: It speeds up."
+TEMPCOMPASS = {
+    "multi-choice.json": {"10": {"speed": [{"question": "How?\nA. fast\nB. slow", "answer": "A. fast"}]}},
+    "yes_no.json": {"10": {"action": [{"question": "Is it fast?", "answer": "no"}]}},
+    "caption_matching.json": {
+        "10": {"order": [{"question": f"Which?\n{CAPTION_A}\n{CAPTION_B}", "answer": CAPTION_B}]}
+    },
+    "captioning.json": [
+        {
+            "video_id": "10",
+            "dim": "direction",
+            "question": "Describe it.",
+            "answer": "A. up",
+            "mc_question": "Where?\nA. up\nB. down",
+            "mc_answer": "A. up",
+        }
+    ],
+}
+MVBENCH = {
+    "video": "x.mp4",
+    "question": "What?",
+    "candidates": ["one", "two", "one, two"],
+    "answer": "one, two",
+}
+MME = {
+    "videoID": "fFj",
+    "question_id": "001-1",
+    "question": "Which?",
+    "options": ["A. Apples.", "B. A pear.", "C. Both.", "D. None."],
+    "answer": "C",
+    "duration": "short",
+    "domain": "Knowledge",
+    "task_type": "Counting",
+}
+MLVU = {
+    "video_name": "v.mp4",
+    "question": "Q?\n(A) x\n(B) y",
+    "answer": "B",
+    "task_type": "needle",
+    "duration": 9,
+}
+LVB = {
+    "id": "l1",
+    "video_path": "l.mp4",
+    "question": "Q?",
+    **{f"option{i}": o for i, o in enumerate(("a cat", "a dog", "a cow", "N/A", "N/A"))},
+    "correct_choice": 2,
+    "duration_group": 600,
+}
+CHARADES = {"video": "AO8RW", "caption": "a person sits down.", "timestamp": [0.0, 6.9]}
+FAVOR = {
+    "video_name": "f.mp4",
+    "questions": [
+        {
+            "task_type": "AS",
+            "question": "Q?",
+            "options": ["runs", "runs and jumps"],
+            "correct_answer": "runs and jumps",
+        }
+    ],
+}
+DREAM = {
+    "idx": 1,
+    "dataset": "DREAM/movie_animation",
+    "text": {"prompt": "<video>\nDescribe the video in detail.", "response": "A cat runs. It falls."},
+    "video_file": "1.mp4",
+    "extra_info": {"events": ["A cat runs.", "The cat falls."], "n_events": 2},
+}
+
+
+def write(folder: Path, **files):
+    """Files by name, ``_json`` and ``_jsonl`` standing for their suffix: the only one, or their folder."""
+    folder.mkdir(exist_ok=True)
+    for name, value in files.items():
+        stem, _, suffix = name.rpartition("_")
+        lines = "\n".join(map(json.dumps, value)) if suffix == "jsonl" else json.dumps(value)
+        (folder / f"{stem}.{suffix}").write_text(lines)
+    return folder / f"{stem}.{suffix}" if len(files) == 1 else folder
+
+
+def read(name, data, videos=None):
+    clips, unasked = read_benchmark(name, data, videos)
+    for clip in clips:
+        if clip.task == "choice":
+            assert BENCHMARKS[name].score(clip, clip.answer).values["accuracy"] == 1
+            wrong = [c for i, c in enumerate(clip.choices) if i != choice_of(clip.answer, clip.choices)]
+            assert all(BENCHMARKS[name].score(clip, c) == (True, {"accuracy": 0}) for c in wrong)
+    return clips, unasked
+
+
+def groups(clips):
+    return [clip.extra["group"] for clip in clips]
+
+
+def test_lines_end_where_those_of_json_do(tmp_path):
+    """Not at U+2028, which may stand in a string as it is."""
+    odd = json.dumps(DREAM | {"dataset": "one\u2028two"}, ensure_ascii=False)
+    (tmp_path / "dream.jsonl").write_text(odd + "\n", encoding="utf-8")
+    assert len(read("dream-1k", tmp_path / "dream.jsonl")[0]) == 1
+
+
+def test_motionbench(tmp_path):
+    clips, unasked = read("motionbench", write(tmp_path, video_info_meta_jsonl=MOTION))
+    assert [c.id for c in clips] == ["m1", "m3"] and unasked == {HIDDEN: 1}
+    assert clips[0].video == f"{tmp_path}/self/a.mp4" and clips[0].choices == ("a cat", "a dog", "a car")
+    assert (
+        clips[0].question
+        == "What moves?\nA. a cat\nB. a dog\nC. a car\nAnswer with only the option's letter."
+    )
+    assert groups(clips) == ["Motion Recognition", "Repetition Count"] and answers_to(clips[0]) == (
+        "A",
+        "B",
+        "C",
+    )
+
+
+def test_vru_accident(tmp_path):
+    clips, _ = read("vru-accident-vqa", write(tmp_path / "a", vqa_json=VRU), tmp_path)
+    assert (
+        clips[0].question == "Why?\n" + VRU["./VRU_videos/CAP_DATA/VRU_1.mp4"]["accident reason"]["options"]
+    )
+    assert clips[0].choices == (
+        "wet, and dark",
+        "vision is blocked, no time to brake",
+        "speed",
+        "rain.",
+    )
+    assert groups(clips) == ["accident reason", "location"]
+    assert Path(clips[0].video) == tmp_path / "VRU_videos/CAP_DATA/VRU_1.mp4"
+    captions, _ = read("vru-accident-captions", write(tmp_path / "b", c_json=VRU_CAPTIONS))
+    # Paired by key: the file's order is another one.
+    assert {Path(c.video).name: c.answer for c in captions} == {"VRU_2.mp4": "Two.", "VRU_1.mp4": "One."}
+
+
+def test_tempcompass(tmp_path):
+    for name, value in TEMPCOMPASS.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    clips, _ = read("tempcompass", tmp_path)
+    tasks = {clip.id.split("/")[0]: clip for clip in clips}
+    assert set(tasks) == {"multi-choice", "yes_no", "caption_matching", "captioning"}
+    assert tasks["caption_matching"].choices == (CAPTION_A, CAPTION_B)
+    assert tasks["yes_no"].choices == ("yes", "no") and tasks["captioning"].choices == ("up", "down")
+    assert (
+        BENCHMARKS["tempcompass"].score(tasks["captioning"], "The balloon flies up.").values["accuracy"] == 1
+    )
+    assert {clip.extra["group"] for clip in clips} == {"speed", "action", "order", "direction"}
+    assert {Path(clip.video).name for clip in clips} == {"10.mp4"}
+    (tmp_path / "other.json").write_text(json.dumps(TEMPCOMPASS["yes_no.json"]))
+    with pytest.raises(UserError, match="other.json, row 10: .*caption_matching"):
+        read_benchmark("tempcompass", tmp_path, None)
+
+
+def test_mvbench_and_tvbench(tmp_path):
+    timed = MVBENCH | {"start": 1.5, "end": 7}
+    data = write(tmp_path / "json", action_sequence_json=[timed], action_count_json=[MVBENCH, MVBENCH])
+    clips, _ = read("mvbench", data, tmp_path)
+    assert [c.answer for c in clips] == ["C"] * 3 and clips[0].choices == tuple(MVBENCH["candidates"])
+    assert groups(clips) == ["action_count", "action_count", "action_sequence"]
+    assert clips[2].video == f"{tmp_path}/star/Charades_v1_480/x.mp4"
+    assert (clips[2].start, clips[2].end, clips[0].start) == (1.5, 7, None)
+    there = tmp_path / "video/action_count/x.mp4"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    clips, _ = read("tvbench", data, tmp_path)
+    assert clips[0].video == str(there) and clips[2].video == f"{tmp_path}/action_sequence/x.mp4"
+
+
+def test_video_mme_mlvu_longvideobench(tmp_path):
+    clips, _ = read("video-mme", write(tmp_path / "a", videomme_jsonl=[MME]))
+    assert clips[0].choices == ("Apples.", "A pear.", "Both.", "None.") and groups(clips) == ["short"]
+    assert "B. A pear.\n" in clips[0].question and clips[0].video.endswith("fFj.mp4")
+    clips, _ = read("mlvu", write(tmp_path / "b", mlvu_json=[MLVU]))
+    assert clips[0].choices == ("x", "y") and groups(clips) == ["needle"]
+    clips, _ = read("longvideobench", write(tmp_path / "c", lvb_val_json=[LVB]))
+    assert (
+        clips[0].choices == ("a cat", "a dog", "a cow")
+        and clips[0].answer == "C"
+        and groups(clips) == ["600"]
+    )
+    assert "N/A" not in clips[0].question
+    # Others draw a random letter for an answer that cannot be read; here it is wrong.
+    assert BENCHMARKS["longvideobench"].score(clips[0], "I cannot say.") == (False, {"accuracy": 0})
+
+
+def test_charades_sta(tmp_path):
+    (clip,), _ = read("charades-sta", write(tmp_path, charades_sta_test_jsonl=[CHARADES]))
+    assert (
+        clip.spans == ((0.0, 6.9),)
+        and clip.video.endswith("AO8RW.mp4")
+        and '"a person sits down"' in clip.question
+    )
+    readable, values = BENCHMARKS["charades-sta"].score(clip, clip.answer)
+    assert readable and set(values.values()) == {1.0} and not answers_to(clip)
+
+
+def test_favor_and_dream(tmp_path):
+    clips, _ = read("favor-bench", write(tmp_path / "a", favor_json=[FAVOR]))
+    assert clips[0].question.split("\n")[1:3] == ["runs", "runs and jumps"]
+    assert answers_to(clips[0]) == ("runs", "runs and jumps")
+    said = "The man runs and jumps."  # holds both options; the longer one counts
+    assert BENCHMARKS["favor-bench"].score(clips[0], said).values["accuracy"] == 1
+    (clip,), _ = read("dream-1k", write(tmp_path / "b", dream_jsonl=[DREAM]))
+    assert clip.extra["events"] == ["A cat runs.", "The cat falls."] and groups([clip]) == [
+        "DREAM/movie_animation"
+    ]
+    with pytest.raises(UserError, match="placeholder"):
+        read("dream-1k", write(tmp_path / "c", dream_jsonl=[DREAM | {"video_file": "<placeholder>"}]))
+
+
+def test_event_clips(tmp_path):
+    made = events.make(events.EventSpec(), tmp_path, {"heldout": 9}, progress=False)["heldout"]
+    clips, _ = read("events", made)
+    assert groups(clips) == ["1 frame"] * 8 + ["2 frames"] and all(Path(c.video).exists() for c in clips)
+    for clip in clips:
+        given = answers_to(clip)
+        assert clip.answer in given and len(set(given)) == 8
+        right = [BENCHMARKS["events"].score(clip, text).values["accuracy"] for text in given]
+        assert sum(right) == 1 and right[given.index(clip.answer)] == 1
+    own, _ = read("clips", made)
+    assert groups(own) == ["caption"] * 9
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(answer="D"), ["row 1", "m1", "'D' is none of"]),
+        (dict(question="What moves?"), ["row 1", "m1", "two or more"]),
+        (dict(uid="m3"), ["row 2", "m3", "row 1 too"]),
+        (dict(answer=2), ["row 1", "m1", "its answer is 2"]),
+    ],
+)
+def test_broken_rows_are_named(tmp_path, change, named):
+    broken = [MOTION[0] | {"qa": [MOTION[0]["qa"][0] | change]}, MOTION[1]]
+    with pytest.raises(UserError) as error:
+        read_benchmark("motionbench", write(tmp_path, m_jsonl=broken), None)
+    assert all(part in str(error.value) for part in ("m.jsonl", *named)), error.value
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / "b.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    for data, named in (
+        ("a.parquet", "to_json"),
+        ("b.json", "not JSON"),
+        ("none.json", "No such file"),
+        ("empty", "no .json"),
+    ):
+        with pytest.raises(UserError, match=named):
+            read_benchmark("mlvu", tmp_path / data, None)
+    with pytest.raises(UserError, match="no field 'qa'"):
+        read_benchmark("motionbench", write(tmp_path / "c", m_json=[MLVU]), None)
+    with pytest.raises(UserError, match="1: its answer is hidden"):
+        hidden = [MOTION[1] | {"qa": MOTION[1]["qa"][:1]}]
+        read_benchmark("motionbench", write(tmp_path / "d", m_json=hidden), None)
+
+
+def test_every_benchmark_has_room():
+    for name, benchmark in BENCHMARKS.items():
+        assert benchmark.new_tokens > 0 and callable(benchmark.score), name
+    assert answers_to(Clip("a", "", "q", "(B) two", task="choice", choices=("one", "two"))) == (
+        "(A) one",
+        "(B) two",
+    )

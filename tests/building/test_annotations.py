@@ -1,0 +1,410 @@
+"""Annotation files -> clips: every format with its traps, and rows that are broken in every way."""
+
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from vpjax.building.annotations import FORMATS, letter_of, read_annotations
+from vpjax.data.clips import read_clips, write_clips
+from vpjax.files import write_whole
+from vpjax.types import Clip, Keyword, UserError
+
+LLAVA = {
+    "id": "academic-1",
+    "data_source": "0_30_s",
+    "video": "a/b.mp4",
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat happens?"},
+        {"from": "gpt", "value": "A cup falls."},
+        {"from": "human", "value": "Does it break?"},
+        {"from": "gpt", "value": "Yes, it breaks."},
+    ],
+}
+QWEN = {
+    "video": ["b.mp4"],
+    "conversations": [{"from": "human", "value": "<video>What now?"}, {"from": "gpt", "value": "It rains."}],
+}
+VIDEO_R1 = {
+    "problem_id": 7,
+    "problem": "What does she do?",
+    "data_type": "video",
+    "problem_type": "multiple choice",
+    "options": ["A. She sits, then stands", "B. She runs"],
+    "process": "<think>She hurries.</think>",
+    "solution": "<answer>B</answer>",
+    "path": "./NeXT-QA/1.mp4",
+    "data_source": "NeXT-QA",
+}
+CAPTIONS = {
+    "v_1": {
+        "duration": 30.0,
+        "timestamps": [[0.25, 10.5], [10.5, 30.0]],
+        "sentences": ["A man kneels.", " He throws a ball. "],
+    }
+}
+NEXT_GQA = {
+    "id": "q1",
+    "video": "1164/32387",
+    "question": "why did he bend",
+    "options": ["(A) to rest", "(B) to pick up a toy"],
+    "duration": 50,
+    "glue": [[1.5, 4], [9, 10]],
+    "answer": "(B)",
+}
+GOT10K = {
+    "path": "GOT-10k/train/GOT-10k_Train_000048",
+    "object": "push-bike",
+    "gt": [[0.417, 0.379, 0.596, 0.669], [0.403, 0.371, 0.58, 0.671]],
+}
+TARSIER = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video", "video": {"video_file": "c.mp4", "start_time": 2.5, "end_time": 9}},
+                {"type": "text", "text": "Describe the video."},
+            ],
+        },
+        {"role": "assistant", "content": [{"type": "text", "text": "said", "reference": "A dog jumps."}]},
+    ],
+    "dataset": "DREAM",
+}
+TRL = {
+    "prompt": [{"role": "user", "content": "What is it?"}],
+    "completion": [{"role": "assistant", "content": "A bird lands."}],
+    "video": "d.mp4",
+}
+NATIVE = {"id": "n", "video": "e.mp4", "question": "What?", "answer": "It rolls.", "spans": [[1, 2]]}
+ROWS = {
+    "conversations": LLAVA,
+    "video-r1": VIDEO_R1,
+    "next-gqa": NEXT_GQA,
+    "captions": {"video": "v_1", **CAPTIONS["v_1"]},
+    "got10k": GOT10K,
+    "messages": TARSIER,
+    "clips": NATIVE,
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read_annotations of what is written as JSON, or as bytes."""
+
+    def read(content, format="", name="a.json"):
+        file = tmp_path / name
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return read_annotations(file, format)
+
+    return read
+
+
+def clips_of(annotations):
+    assert not [item.skipped for item in annotations.items if item.skipped]
+    return [item.clip for item in annotations.items]
+
+
+def reasons(annotations):
+    assert all((item.clip is None) == bool(item.skipped) for item in annotations.items)
+    return [item.skipped for item in annotations.items]
+
+
+def test_conversations_give_a_clip_per_turn_of_the_same_video(read):
+    first, second = clips_of(read([LLAVA]))
+    assert (first.question, first.answer) == ("What happens?", "A cup falls.")
+    assert (second.question, second.answer) == ("Does it break?", "Yes, it breaks.")
+    assert first.video == second.video == "a/b.mp4"
+    assert (first.id, second.id) == ("academic-1", "academic-1~2")
+    assert first.extra == {"data_source": "0_30_s"}
+
+
+def test_a_list_of_one_video_is_a_video_and_names_the_clip(read):
+    (clip,) = clips_of(read([QWEN]))
+    assert (clip.id, clip.video, clip.question) == ("b", "b.mp4", "What now?")
+
+
+def test_images_and_text_alone_are_clips_too(read):
+    picture = {"image": "p.jpg", "conversations": QWEN["conversations"]}
+    plain = {"id": 3, "conversations": LLAVA["conversations"][2:]}
+    first, second = clips_of(read([picture, plain]))
+    assert first.video == "p.jpg" and (second.video, second.id) == ("", "3")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (dict(video=["a.mp4", "b.mp4"]), "several media: 2 in one row"),
+        (dict(image="p.jpg"), "several media: 2 in one row"),
+        (dict(video=""), "broken row: 1 media tags for 0 videos or images"),
+        (dict(video={"path": "a.mp4"}), "broken row: {'path': 'a.mp4'} is not the path of a video"),
+        (dict(conversations=LLAVA["conversations"][2:]), "broken row: 0 media tags for 1 videos or images"),
+        (dict(conversations=LLAVA["conversations"][:3]), "broken row: the turns of its dialogue are ["),
+        (
+            dict(conversations=[{"from": "x", "value": "y"}]),
+            "broken row: {'from': 'x', 'value': 'y'} is not said",
+        ),
+        (dict(conversations=[]), "broken row: 0 media tags"),
+        (dict(conversations="x"), "broken row: field 'conversations' is 'x', not a list"),
+    ],
+)
+def test_conversations_that_cannot_be_a_clip(read, change, reason):
+    bad, *good = read([LLAVA | change, LLAVA]).items
+    assert bad.clip is None and bad.skipped.startswith(reason) and bad.place == "row 1"
+    assert len(good) == 2 and not any(item.skipped for item in good)
+
+
+def test_an_empty_turn_is_skipped_alone(read):
+    turns = copy.deepcopy(LLAVA["conversations"])
+    turns[1]["value"] = " \n"
+    assert reasons(read([LLAVA | {"conversations": turns}])) == ["empty answer", ""]
+
+
+def test_what_is_changed_about_a_dialogue_is_noted(read):
+    turns = [
+        {"from": "system", "value": "You are a bird."},
+        {"from": "human", "value": "Look at\n<video>\nand say what happens."},
+        {"from": "gpt", "value": "A <video> tag in an answer stays."},
+    ]
+    (item,) = read([{"video": "a.mp4", "conversations": turns}]).items
+    assert item.notes == ("system message left out", "media tag was not at the start")
+    assert item.clip.question == "Look at\nand say what happens."
+    assert item.clip.answer == "A <video> tag in an answer stays."
+
+
+def test_video_r1_trains_on_reasoning_and_solution(read):
+    free = VIDEO_R1 | dict(
+        problem_type="free-form", options=[], process="", solution="<answer>It rains.</answer>"
+    )
+    easy = dict(problem="How many?", problem_type="numerical", answer="<answer>4</answer>", videos=["f.mp4"])
+    first, second, third = clips_of(read([VIDEO_R1, free, easy]))
+    assert first.answer == "<think>She hurries.</think>\n<answer>B</answer>"
+    assert first.question == "What does she do?\nA. She sits, then stands\nB. She runs"
+    assert (first.task, first.choices) == ("choice", ("A. She sits, then stands", "B. She runs"))
+    assert (first.id, first.video, first.extra["problem_type"]) == ("7", "./NeXT-QA/1.mp4", "multiple choice")
+    assert (second.task, second.answer) == ("caption", "<answer>It rains.</answer>")
+    assert (third.video, third.answer) == ("f.mp4", "<answer>4</answer>")
+    assert reasons(read([VIDEO_R1 | dict(solution="<answer>E</answer>")])) == [
+        "answer not among the options: E of 2"
+    ]
+
+
+def test_captions_of_spans_are_a_clip_each(read):
+    first, second = clips_of(read(CAPTIONS))
+    assert second == Clip(
+        id="v_1-2",
+        video="v_1",
+        question="What happens from 10.50 to 30.00 seconds?",
+        answer="He throws a ball.",
+        spans=((10.5, 30.0),),
+    )
+    assert first.answer == "A man kneels." and read(CAPTIONS).rows == 1
+    lines = "\n".join(json.dumps({"video": "v_1", **CAPTIONS["v_1"]}) for _ in range(2))
+    assert [clip.id for clip in clips_of(read(lines.encode()))] == ["v_1-1", "v_1-2", "v_1-1~2", "v_1-2~2"]
+
+
+def test_grounding_asks_for_the_spans_of_the_same_file(read):
+    annotations = read(CAPTIONS, "grounding")
+    clip = clips_of(annotations)[1]
+    assert (clip.question, clip.answer) == (
+        "From when to when: He throws a ball.",
+        "From 10.50 to 30.00 seconds.",
+    )
+    assert clip.task == "grounding" and clip.spans == ((10.5, 30.0),)
+
+
+def test_a_broken_sentence_leaves_its_neighbours(read):
+    rows = copy.deepcopy(CAPTIONS)
+    rows["v_1"]["timestamps"][0] = [9.0, 3.0]
+    rows["v_2"] = CAPTIONS["v_1"] | {"sentences": ["One."]}
+    rows["v_3"] = CAPTIONS["v_1"] | {"timestamps": [[float("nan"), 1], [2, 2]]}
+    annotations = read(rows)
+    assert reasons(annotations) == [
+        "broken row: span [9.0, 3.0] does not start before it ends",
+        "",
+        "broken row: 1 sentences for 2 timestamps",
+        "broken row: span [nan, 1] does not start before it ends",
+        "",
+    ]
+    assert [item.place for item in annotations.items[1:4]] == [
+        "video 'v_1', question 2",
+        "video 'v_2'",
+        "video 'v_3', question 1",
+    ]
+    assert annotations.items[4].clip.spans == ((2, 2),)
+
+
+def test_next_gqa_carries_the_spans_of_its_evidence(read):
+    (clip,) = clips_of(read([NEXT_GQA]))
+    assert clip.spans == ((1.5, 4.0), (9.0, 10.0)) and clip.task == "choice" and clip.answer == "(B)"
+    assert clip.question.splitlines() == ["why did he bend", "(A) to rest", "(B) to pick up a toy"]
+
+
+def test_got10k_has_a_box_per_moment(read):
+    (clip,) = clips_of(read([GOT10K]))
+    assert clip.boxes == tuple(map(tuple, GOT10K["gt"])) and clip.task == "tracking"
+    assert json.loads(clip.answer) == GOT10K["gt"] and "2 moments" in clip.question
+    pixels = GOT10K | {"gt": [[417, 379, 596, 669]]}
+    assert "shares of width and height" in reasons(read([pixels]))[0]
+
+
+def test_tarsier_means_the_reference_and_a_part_of_the_file(read):
+    (clip,) = clips_of(read([TARSIER]))
+    assert (clip.video, clip.start, clip.end) == ("c.mp4", 2.5, 9)
+    assert (clip.question, clip.answer) == ("Describe the video.", "A dog jumps.")
+    whole = copy.deepcopy(TARSIER)
+    whole["messages"][0]["content"][0]["video"] |= dict(start_time=0, end_time=-1)
+    (clip,) = clips_of(read([whole]))
+    assert (clip.start, clip.end) == (None, None)
+    whole["messages"][0]["content"][0]["video"] |= dict(start_time=9, end_time=3)
+    assert reasons(read([whole])) == ["broken row: the part from 9 to 3 s has no length"]
+    frames = copy.deepcopy(TARSIER)
+    frames["messages"][0]["content"][0]["video"]["video_file"] = ["1.jpg", "2.jpg"]
+    assert reasons(read([frames])) == ["several media: 2 in one row"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        TRL,
+        dict(prompt="What is it?", completion="A bird lands.", video="d.mp4"),
+        dict(messages=TRL["prompt"] + TRL["completion"], videos=["d.mp4"]),
+        dict(
+            prompt=[
+                {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What is it?"}]}
+            ],
+            completion=TRL["completion"],
+            videos=["d.mp4"],
+        ),
+        dict(prompt="<video>What is it?", completion="A bird lands.", video="d.mp4"),
+    ],
+)
+def test_trl_in_each_of_its_forms(read, row):
+    (clip,) = clips_of(read([row]))
+    assert clip == Clip("d", "d.mp4", "What is it?", "A bird lands.")
+
+
+def test_own_clips_come_back_whole(tmp_path, read):
+    whole = Clip(
+        "a", "a.mp4", "q", "It falls.", (Keyword("falls", "fall", ((1.0, 2.0),)),), start=0.5, end=3.0
+    )
+    for name in ("c.jsonl", "c.array_record"):
+        write_clips(tmp_path / name, [whole, dataclasses.replace(whole, id="b")])
+        annotations = read_annotations(tmp_path / name)
+        assert annotations.format == "clips"
+        assert clips_of(annotations) == [whole, dataclasses.replace(whole, id="b")]
+    (item,) = read([{"id": "a", "video": "a.mp4", "question": "q", "answer": "a", "end": 0}], "clips").items
+    assert item.skipped == "broken row: the part from 0 to 0 s has no length"
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "grounding"])
+def test_formats_are_told_from_their_content(read, format):
+    """Whatever the first row lacks; as a list, as lines, as a single row, and after a byte order mark."""
+    row = ROWS[format]
+    lines = json.dumps(row).encode() + b"\n\n" + json.dumps(row).encode() + b"\n"
+    for content in ([row, row], [{"x": 1}, row], row, lines, b"\xef\xbb\xbf" + lines):
+        annotations = read(content)
+        assert annotations.format == format
+        assert annotations.items[-1].clip is not None
+    assert read(lines).items[-1].place.split(",")[0] == "line 3" and read(lines).rows == 2
+
+
+def test_every_clip_has_an_id_of_its_own_that_never_changes(tmp_path, read):
+    rows = [LLAVA, LLAVA, QWEN, LLAVA | {"id": "academic-1~2"}, QWEN | {"id": 5}]
+    names = [clip.id for clip in clips_of(read(rows))]
+    assert len(set(names)) == len(names) and names == [clip.id for clip in clips_of(read(rows))]
+    write_clips(tmp_path / "out.jsonl", clips_of(read(rows)))
+    assert [clip.id for clip in read_clips(tmp_path / "out.jsonl")] == names  # which refuses a second one
+
+
+def test_broken_lines_are_rows_that_are_skipped(read):
+    good = json.dumps(QWEN).encode()
+    lines = [good, good[:-5], b"\xff\xfe", b"[1]", b'{"video": "a", "video": "b"}', good]
+    annotations = read(b"\n".join(lines), name="a.jsonl")
+    assert annotations.rows == 6
+    assert [bool(reason) for reason in reasons(annotations)] == [False, True, True, True, True, False]
+    assert [item.place for item in annotations.items] == [f"line {n}" for n in range(1, 7)]
+    assert "the same key twice" in annotations.items[4].skipped
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "a.json: no rows"),
+        (b"[]", "a.json: no rows"),
+        (json.dumps([QWEN, QWEN]).encode()[:-9], "a.json: no JSON: "),
+        (b'{"data": []}', "a.json: in no known format .its first row has data.; --format takes one of conv"),
+        (b"id,video\n1,a.mp4", "a.json: in no known format .no JSON: Expecting value"),
+        (b'{"v_1": {"duration": 3}, "v_1": {"duration": 3}}', "the same key twice"),
+    ],
+)
+def test_files_that_are_none_are_named(read, content, message):
+    with pytest.raises(UserError, match=message):
+        read(content)
+
+
+def test_files_elsewhere_are_read(read):
+    write_whole("memory://annotations/a.json", json.dumps([QWEN]).encode())
+    assert read_annotations("memory://annotations/a.json") == read([QWEN])
+
+
+def test_wrong_flags_are_named(read, tmp_path):
+    with pytest.raises(UserError, match="--format=llava: choose one of conversations, messages"):
+        read([LLAVA], "llava")
+    with pytest.raises(UserError, match="none.json: no such annotation file"):
+        read_annotations(tmp_path / "none.json")
+    assert reasons(read([QWEN], "captions")) == ["broken row: field 'sentences' is missing, not a list"]
+
+
+JUNK = (None, 0, -1.5, True, "", "x", [], {}, [None], [[]], [{}], {"x": 1}, float("inf"))
+
+
+@pytest.mark.parametrize("format", ROWS)
+def test_no_broken_row_breaks_the_file(read, format):
+    """A value of a row replaced by junk or left out: each row still gives items, each a clip or a reason."""
+
+    def paths(value):
+        children = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        for key, child in children:
+            yield (key,)
+            yield from ((key, *path) for path in paths(child))
+
+    rows = [ROWS[format]]
+    for *path, last in paths(ROWS[format]):
+        for junk in (*JUNK, "absent"):
+            row = copy.deepcopy(ROWS[format])
+            parent = row
+            for key in path:
+                parent = parent[key]
+            if junk == "absent":
+                del parent[last]
+            else:
+                parent[last] = junk
+            rows.append(row)
+    annotations = read(rows, format)
+    places = {item.place.split(",")[0] for item in annotations.items}
+    assert places == {f"row {number}" for number in range(1, len(rows) + 1)}
+    assert all((item.clip is None) == bool(item.skipped) for item in annotations.items)
+    for item in annotations.items:
+        if item.clip:
+            assert isinstance(item.clip.video, str) and item.clip.question and item.clip.answer
+            assert np.isfinite(item.clip.spans).all()
+
+
+@pytest.mark.parametrize(
+    "answer, letter",
+    [
+        ("(C)", "C"),
+        ("B", "B"),
+        ("A.", "A"),
+        ("<answer> D </answer>", "D"),
+        ("A dog", ""),
+        ("", ""),
+        ("AB", ""),
+    ],
+)
+def test_letters(answer, letter):
+    assert letter_of(answer) == letter

@@ -1,0 +1,112 @@
+"""Work counted by hand, and collectives as XLA writes them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vpjax.hlo import Collective, collectives, flops
+from vpjax.models.sharding import make_mesh
+
+# As libtpu writes a scan: a collective in two overlapping parts of one channel, one that is started and done,
+# and one behind a condition. (Shortened.)
+TEXT = """
+HloModule jit_step, entry_computation_layout={()->()}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+}
+
+%part.1 (p: bf16[2,8]) -> bf16[16,8] {
+  %all-gather.1 = bf16[16,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, GROUPS
+}
+
+%part.2 (p: bf16[2,8]) -> bf16[16,8] {
+  %all-gather.2 = bf16[16,8]{1,0} all-gather(%p), channel_id=7, GROUPS
+}
+
+%branch (p: f32[4]) -> f32[4] {
+  %all-reduce.1 = (f32[4], f32[2]) all-reduce(%p, %p), channel_id=8, replica_groups=[4,2]<=[8]
+}
+
+%inner.cond (s: (s32[])) -> pred[] {
+  %constant.2 = s32[]{:T(128)} constant(3)
+}
+
+%inner.body (s: (s32[])) -> (s32[]) {
+  %c = f32[4] conditional(%i, %p, %p), branch_computations={%branch, %branch}
+}
+
+%outer.cond (s: (s32[])) -> pred[] {
+  %constant.1 = s32[] constant(5)
+  ROOT %lt = pred[] compare(%i, %constant.1), direction=LT
+}
+
+%outer.body (s: (s32[])) -> (s32[]) {
+  %f1 = bf16[16,8] fusion(%p), kind=kLoop, calls=%part.1
+  %f2 = bf16[16,8] fusion(%p), kind=kLoop, calls=%part.2
+  %w = (s32[]) while(%t), condition=%inner.cond, body=%inner.body
+}
+
+ENTRY %main (p: f32[]) -> f32[] {
+  %w = (s32[]) while(%t), condition=%outer.cond, body=%outer.body
+  %start = (f32[1,4], f32[8,4]) all-gather-start(%p), channel_id=9, replica_groups={{0,1,2,3,4,5,6,7}}
+  %done = f32[8,4]{1,0} all-gather-done(%start)
+  ROOT %rs = f32[2]{0} reduce-scatter(%p), channel_id=10, replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+""".replace("GROUPS", "replica_groups=mesh['x'=8,'y'=2] {'x'}")
+
+
+def test_collectives_of_a_text():
+    assert sorted(collectives(TEXT), key=lambda one: (one.kind, one.result)) == [
+        Collective("all-gather", result=8 * 4 * 4, sent=7 * 16, loops=()),
+        Collective("all-gather", result=16 * 8 * 2, sent=7 * 32, loops=(5,)),
+        Collective("all-reduce", result=24, sent=2 * 12, loops=(5, 3)),
+        Collective("reduce-scatter", result=8, sent=8, loops=()),
+    ]
+    assert Collective("all-reduce", 0, 0, (5, 3)).times == 15
+
+
+def test_collectives_of_a_scan_on_eight_devices():
+    """A product over a dimension that is split, in a scan of 6: one sum over the devices for each step."""
+    mesh = make_mesh(dict(data=1, fsdp=8, tensor=1))
+    split = NamedSharding(mesh, P(None, None, "fsdp")), NamedSharding(mesh, P(None, "fsdp"))
+
+    def run(w_LDD, x):
+        def layer(x, w):
+            x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, "fsdp")))
+            return jnp.tanh(x @ w.T), None
+
+        return jax.lax.scan(layer, x, w_LDD)[0]
+
+    shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((6, 16, 16), (4, 16))]
+    program = jax.jit(run, in_shardings=split).lower(*shapes).compile()
+    inside = [one for one in collectives(program.as_text()) if one.loops]
+    assert [(one.kind, one.loops) for one in inside] == [("all-reduce", (6,))]
+    assert inside[0].result == 4 * 16 * 4 and inside[0].sent == 2 * 7 * 32
+
+
+def body(x, w):
+    return jnp.tanh(x @ w), None
+
+
+def loss(x, w_LDD):
+    return jax.lax.scan(jax.checkpoint(body), x, w_LDD)[0].sum()
+
+
+@pytest.mark.parametrize(
+    "function, count",
+    [
+        (lambda x, w: jax.lax.scan(body, x, w)[0], 3),
+        (jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0]), 3),
+        (lambda x, w: jax.lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ w[0], x), 10),
+        (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w[0] @ w[1], lambda: x @ w[0]), 2),
+        (jax.grad(loss, 1), 3 + 3 + 6),  # forward, again for want of memory, and two products backward
+    ],
+)
+def test_flops(function, count):
+    """Products of [4, 8] with [8, 8]: 2 * 4 * 8 * 8 operations each."""
+    jaxpr = jax.make_jaxpr(function)(jnp.zeros((4, 8)), jnp.zeros((3, 8, 8)))
+    assert flops(jaxpr.jaxpr, while_trips=10) == count * 2 * 4 * 8 * 8

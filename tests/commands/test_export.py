@@ -1,0 +1,231 @@
+"""An exported run is a model folder of transformers, and says there what it says here."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from absl import flags
+from absl.testing import flagsaver
+from safetensors.numpy import load_file
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen2_vl import Qwen2VLImageProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen2_5_size
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as qwen3_size
+
+from configs import base
+from tests import runs, tiny
+from vpjax import exporting, predict
+from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.text import Text
+from vpjax.data.video import Sampling, read_frames
+from vpjax.events import clips as events
+from vpjax.models import hf
+from vpjax.models.config import VLMConfig
+from vpjax.models.patches import smart_resize
+from vpjax.models.vlm import abstract_model, leaves
+from vpjax.training import checkpoint
+from vpjax.types import UserError
+
+STEPS = 12
+QUESTION = "What does the shape do?"
+
+
+SPECS = {"tied": runs.SPEC, "deep": dataclasses.replace(runs.SPEC, size=64)}  # 4 x 4 patches in each family
+
+
+@pytest.fixture(scope="module", params=SPECS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def workdir(kind, tmp_path_factory):
+    return runs.make_run(tmp_path_factory.mktemp("runs") / "run", kind=kind, spec=SPECS[kind])
+
+
+@pytest.fixture(scope="module")
+def exported(workdir):
+    exporting.export(workdir, workdir.parent / "exported")
+    return workdir.parent / "exported"
+
+
+@pytest.fixture(scope="module")
+def clip(kind, workdir):
+    file = events.make(SPECS[kind], workdir.parent, {"heldout": 1}, progress=False)["heldout"]
+    return str(file.parent / json.loads(file.read_text())["video"])
+
+
+def predicted(**options):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    out = io.StringIO()
+    with flagsaver.flagsaver(json=True, max_new_tokens=STEPS, prompt=QUESTION, **options):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+            assert predict.main() == 0
+    return json.loads(out.getvalue())
+
+
+def test_transformers_says_the_same(kind, workdir, exported, clip):
+    """On the same frames, at the positions of training: each token that vpjax.predict writes is the best of
+    transformers' logits after those before it."""
+    family, size = tiny.MODELS[kind]["model_type"], SPECS[kind].size
+    seen = dict(video=clip, frames=runs.SPEC.frames, max_pixels=size**2)
+    said = predicted(model=str(exported), **seen)
+    assert said["text"] == predicted(model=str(workdir), **seen)["text"] and len(said["token_ids"]) > 2
+
+    theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
+    assert type(theirs) is tiny.FAMILIES[family].model and theirs.dtype == torch.float32
+    config, text = hf.read_config(exported), Text.load(exported)
+    video = read_frames(clip, Sampling(frames=runs.SPEC.frames), size=(size, size))
+    row = prompt_row(text.chat(QUESTION), video, config, stamps=text.stamps)
+    batch = collate([row], bucket_of([row], suffix=STEPS), config)
+    tokens, length = said["token_ids"], len(row.prompt)
+    places = torch.tensor(batch.positions).long().transpose(0, 1)
+    with torch.no_grad():
+        prefill = theirs(
+            input_ids=torch.tensor(row.prompt[None]).long(),
+            position_ids=places[:, :, :length],
+            mm_token_type_ids=torch.tensor(2 * (row.prompt[None] == config.video_token)).long(),
+            pixel_values_videos=tiny.patches(video.frames, family),
+            video_grid_thw=torch.tensor([[runs.SPEC.frames // 2, 4, 4]]),
+            use_cache=True,
+        )
+        steps = theirs(  # apart, for the random model also says <|video_pad|>
+            input_ids=torch.tensor([tokens[:-1]]),
+            position_ids=places[:, :, length : length + len(tokens) - 1],
+            past_key_values=prefill.past_key_values,
+        )
+    logits = torch.cat([prefill.logits[0, -1:], steps.logits[0]])
+    assert logits.argmax(-1).tolist() == tokens
+    assert AutoTokenizer.from_pretrained(exported).decode(tokens, skip_special_tokens=True) == said["text"]
+    assert (
+        theirs.generation_config.eos_token_id == list(text.stops) and not theirs.generation_config.do_sample
+    )
+
+
+def test_heads_stay_behind_and_sizes_travel(kind, workdir, exported):
+    weights = load_file(exported / "model.safetensors")
+    assert not [name for name in weights if "heads" in name]
+    manager = checkpoint.Manager(workdir, keep=None)
+    assert "heads.visual.0.kernel" in manager.shapes(3)["params"]
+    manager.close()
+    images = Qwen2VLImageProcessor.from_pretrained(exported)
+    family, most = tiny.FAMILIES[tiny.MODELS[kind]["model_type"]], SPECS[kind].size ** 2
+    assert (images.size["shortest_edge"], images.size["longest_edge"]) == (56 * 56, most)
+    assert (images.patch_size, images.merge_size) == (family.patch, 2)
+    np.testing.assert_allclose(images.image_mean, family.mean)
+    videos = json.loads((exported / "video_preprocessor_config.json").read_text())
+    assert videos["num_frames"] == runs.SPEC.frames and "fps" not in videos and videos["do_sample_frames"]
+    assert "<|vision_start|>" in (exported / "chat_template.jinja").read_text()
+
+
+def test_its_processor_loads(exported):
+    pytest.importorskip("torchvision")
+    from transformers import AutoProcessor
+
+    assert AutoProcessor.from_pretrained(exported).video_processor.num_frames == runs.SPEC.frames
+
+
+@pytest.mark.parametrize("side", [(720, 1280), (100, 60), (1080, 1920)])
+@pytest.mark.parametrize("frames, fps", [(16, 0.0), (0, 2.0)])
+def test_videos_get_the_size_that_they_had(kind, side, frames, fps):
+    """transformers' own rule of the family, given what is written, against the rule of the run. (That of
+    Qwen3-VL has no lower limit for each frame where their number is not known.)"""
+    model = abstract_model(VLMConfig.from_hf(tiny.MODELS[kind]))
+    data = base.get_config().data
+    data.frames, data.fps, data.min_pixels, data.max_pixels = frames, fps, 96 * 96, 256 * 256
+    limits = exporting.processors(model, data)[1][1]
+    size, factor = limits["size"], model.config.vision.factor
+    if kind == "tied":
+        theirs = qwen2_5_size(*side, factor, size["shortest_edge"], size["longest_edge"])
+    else:
+        count = frames or 20
+        most = size["longest_edge"]
+        if limits.get("cap_pixels_per_frame"):  # as in Qwen3VLVideoProcessor.resize
+            most = count * max(
+                min(limits["max_video_tokens"] * factor**2, most // count), int(1.05 * size["shortest_edge"])
+            )
+        theirs = qwen3_size(count, *side, 2, factor, size["shortest_edge"], most)
+    ours = smart_resize(*side, factor=factor, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
+    if (kind, side, frames) == ("deep", (100, 60), 0):
+        assert theirs == (96, 64) and ours == (128, 96)
+    else:
+        assert theirs == ours
+
+
+def test_files_that_came_with_the_model_travel_on(kind, workdir, tmp_path):
+    """Those of config.init: kept, but for the sizes that the run saw."""
+    came = shutil.copytree(workdir, tmp_path / "run")
+    theirs = {"image_processor_type": "Qwen2VLImageProcessor", "max_pixels": 12845056, "own": 1}
+    (came / "model" / "preprocessor_config.json").write_text(json.dumps(theirs))
+    (came / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+    exporting.export(came, tmp_path / "out")
+    got = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert got["own"] == 1 and got["max_pixels"] == SPECS[kind].size ** 2
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
+        "repetition_penalty": 1.05
+    }
+
+
+def test_bfloat16(workdir, tmp_path):
+    model = exporting.export(workdir, tmp_path, dtype="bfloat16")
+    full, _ = checkpoint.load(workdir)
+    for name, leaf in leaves(hf.load_pretrained(tmp_path)).items():
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(leaf, leaves(full)[name].astype(jnp.bfloat16))
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "bit for bit" in exporting.check(model, tmp_path)[0]
+
+
+def test_the_check_sees_damage(workdir, exported, tmp_path):
+    model, _ = checkpoint.load(workdir)
+    lines = exporting.check(model, exported)
+    assert "bit for bit" in lines[0] and "transformers loads it" in lines[1]
+    broken = shutil.copytree(exported, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(UserError, match="other numbers"):
+        exporting.check(model, broken)
+
+
+def test_the_card(kind, workdir, exported):
+    (workdir / "metrics.jsonl").write_text('{"step": 2, "loss": 2.5, "lr": 1}\n{"step": 3, "loss": 1.25}\n')
+    micro = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    results = {
+        "request": {"benchmark": "events", "step": 3},
+        "controls": {"blind": {"rows": 8, "metrics": {"accuracy": {"micro": micro}}}},
+    }
+    folder = workdir / "evaluate" / "events-3"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    exporting.export(workdir, exported)
+    card = (exported / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "| loss at step 3 | 1.25 |" in card
+    assert "| events | blind | accuracy | 50.0 [25.0, 75.0] | 8 |" in card
+    assert "14 frames, evenly spaced" in card and ("position_ids" in card) == (kind == "tied")
+
+
+def test_mistakes_are_named(workdir, exported, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
+    for from_, to, step, named in (
+        (exported, tmp_path / "o", None, "no run in it"),
+        (workdir, tmp_path / "o", 2, "no checkpoint of step 2"),
+        (workdir, tmp_path / "taken", None, "something else"),
+    ):
+        with pytest.raises(UserError, match=named):
+            exporting.export(from_, to, step=step)
+    assert not (tmp_path / "o").exists()
+    command = [sys.executable, "-m", "vpjax.export", "--out=o"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and "--workdir is missing" in done.stderr

@@ -1,0 +1,173 @@
+"""Two processes with four devices each are one with eight: numbers, checkpoints, signals, accidents."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from tests.commands.test_train import compile_once, everything, small  # noqa: F401 (a fixture)
+from vpjax import distributed as processes
+from vpjax import train
+from vpjax.models.sharding import make_mesh, shardings
+from vpjax.training import checkpoint
+from vpjax.types import UserError
+
+ROOT = Path(__file__).parents[2]
+STEPS = 10
+CHANGES = {"steps": STEPS, "data.heldout": "", "mesh.data": 2, "mesh.fsdp": -1, "optim.lr": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+def config(folder):
+    return small(str(folder / "cache"), **CHANGES)
+
+
+def launch(folder, accident):
+    """The run in ``folder / "two"`` through launch/local.sh: (exit code, stdout, stderr)."""
+    recipe, python = folder / "recipe.py", folder / "python"
+    recipe.write_text(
+        "from tests.commands.test_processes import Path, config\n\n"
+        f"def get_config():\n    return config(Path({str(folder)!r}))\n"
+    )
+    python.write_text(
+        '#!/bin/sh\n[ "$1" = -c ] || { shift 2; set -- -m tests.commands.process "$@"; }\n'
+        f'{sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    env = os.environ | dict(
+        PYTHON=str(python),
+        ACCIDENT=accident,
+        XLA_FLAGS="--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
+    )
+    command = [ROOT / "launch" / "local.sh", "2", "--config", recipe, f"--workdir={folder / 'two'}"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def stopped(folder):
+    """A run of two processes after SIGTERM to the second one: (its last step, what it printed)."""
+    code, out, err = launch(folder, "1:3:SIGTERM")
+    assert code == 0, err
+    return int(re.search(rf"SIGTERM: saved step (\d+) of {STEPS}", out).group(1)), out
+
+
+@pytest.fixture(scope="module")
+def state(folder, stopped):
+    """The whole state of ``stopped`` by its checkpoint, before the run goes on."""
+    return everything(folder / "two", stopped[0])
+
+
+@pytest.fixture(scope="module")
+def killed(folder, state):
+    """The same command after that; the second process is killed: (exit code, stderr)."""
+    code, _, err = launch(folder, "1:3:SIGKILL")
+    return code, err
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_signal_to_one_process_saves_all_at_one_step(folder, stopped):
+    step, out = stopped
+    assert 3 <= step < STEPS
+    assert out.count("saved step") == out.count(f"step 1/{STEPS}") == 1  # process 0 alone speaks
+    manager = checkpoint.Manager(folder / "two", keep=None)
+    assert manager.steps()[-1] == step
+    manager.close()
+    assert [line["step"] for line in metrics(folder / "two")][:step] == list(range(1, step + 1))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_their_checkpoint_is_read_on_other_devices(folder, state, stopped, devices):
+    mesh = make_mesh(dict(data=1, fsdp=devices, tensor=1), jax.devices()[:devices])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state["params"])
+    where = shardings(shapes, mesh)
+    like = {path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[path]) for path, x in shapes.items()}
+    manager = checkpoint.Manager(folder / "two", keep=None)
+    params = manager.restore(stopped[0], {"params": like})["params"]
+    manager.close()
+    chex.assert_trees_all_equal(params, state["params"])
+    kernel = params["decoder.layers.q.kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape)[1] == kernel.shape[1] // devices
+
+
+def test_a_killed_process_ends_the_others_with_a_reason(killed):
+    """The launcher's reason; the process that is left has said its own, or JAX, which may notice first."""
+    code, err = killed
+    assert code and "a process failed: the others end now" in err
+
+
+def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, killed, capsys):
+    """After two processes were stopped and killed, one with 8 devices finishes their run, as one that nothing
+    stopped does. Losses of order 7: 1e-5 of them is a few roundings, grown over the steps."""
+    train.train(config(folder), folder / "two")
+    assert "goes on after step" in capsys.readouterr().out
+    train.train(config(folder), folder / "one")
+    two, one = metrics(folder / "two"), metrics(folder / "one")
+    assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, STEPS + 1))
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def join(**given):
+    with flagsaver.flagsaver(**given):
+        flags.FLAGS.mark_as_parsed()
+        processes.join()
+
+
+def test_devices_that_share_rows_belong_to_one_process():
+    def mesh(tensor):
+        devices = [types.SimpleNamespace(process_index=i // 2) for i in range(8)]
+        shape = 1, 8 // tensor, tensor
+        return types.SimpleNamespace(devices=np.reshape(devices, shape), shape={"tensor": tensor})
+
+    processes.check_mesh(mesh(1))
+    processes.check_mesh(mesh(2))
+    with pytest.raises(UserError, match="config.mesh.tensor=4 spans processes"):
+        processes.check_mesh(mesh(4))
+
+
+def test_one_of_one_is_alone():
+    join(coordinator="nowhere:1", processes=1, process=0)
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(processes=2), "belong together"),
+        (dict(coordinator="h:1", processes=2, process=2), "--process=2 is not below --processes=2"),
+        (dict(coordinator="h", processes=2, process=1), "--coordinator=h: give HOST:PORT"),
+    ],
+)
+def test_flags_that_name_no_process(given, message):
+    with pytest.raises(UserError, match=message):
+        join(**given)
+
+
+def test_a_coordinator_that_cannot_be_reached():
+    with socket.socket() as taken:  # bound and not listening: nothing answers there
+        taken.bind(("localhost", 0))
+        address = f"localhost:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"--coordinator={address} cannot be reached within .*=1 s"):
+            join(coordinator=address, processes=2, process=1, join_timeout=1)

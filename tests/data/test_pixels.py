@@ -1,0 +1,121 @@
+"""How frames look: resized, upright, and as they reach the vision tower."""
+
+import av
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from tests.videos import greys, quarters, read, write
+from vpjax.data.video import Sampling, probe, read_frames, read_image, resize
+from vpjax.models.patches import patchify
+
+ONE = 1 << 16
+TURNS = {  # the display matrix a, b, c, d takes the point (x, y) to (a x + c y, b x + d y), y pointing down
+    "as it is": ((ONE, 0, 0, ONE), lambda x: x),
+    "a quarter clockwise": ((0, ONE, -ONE, 0), lambda x: np.rot90(x, -1)),
+    "upside down": ((-ONE, 0, 0, -ONE), lambda x: np.rot90(x, 2)),
+    "a quarter counterclockwise": ((0, -ONE, ONE, 0), lambda x: np.rot90(x)),
+    "mirrored": ((-ONE, 0, 0, ONE), np.fliplr),
+    "mirrored and turned": ((0, ONE, ONE, 0), lambda x: x.transpose(1, 0, 2)),
+}
+
+
+@pytest.mark.parametrize(("matrix", "turn"), TURNS.values(), ids=TURNS)
+def test_rotation_is_respected(tmp_path, matrix, turn):
+    a, b, c, d = matrix
+    frames = quarters(16, 24)[None]
+    plain = read(write(tmp_path / "plain.mp4", frames), frames=1).frames[0]
+    path = write(tmp_path / "turned.mp4", frames, matrix=(a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    expected = turn(plain)
+    video = read(path, frames=1, size=expected.shape[:2])
+    np.testing.assert_array_equal(video.frames[0], expected)
+    assert (probe(path).height, probe(path).width) == expected.shape[:2]
+    own = read_frames(path, Sampling(frames=1), factor=16, min_pixels=1, max_pixels=10**6)
+    assert own.frames.shape[1:] == expected.shape
+
+
+@pytest.mark.parametrize(
+    ("of", "to"),
+    [
+        ((60, 80), (28, 56)),
+        ((28, 56), (84, 112)),
+        ((40, 200), (112, 28)),
+        ((57, 43), (56, 56)),
+        ((9, 9), (84, 84)),
+    ],
+)
+def test_resize_is_antialiased_bicubic_in_float(of, to):
+    # Black and white only: the kernel overshoots at every edge, where clipping early would show.
+    frame = np.random.default_rng(0).integers(0, 2, (*of, 3)).astype(np.uint8) * 255
+    channels = torch.from_numpy(frame).permute(2, 0, 1)[None].double()
+    exact = torch.nn.functional.interpolate(channels, size=to, mode="bicubic", antialias=True)
+    exact = exact.clamp(0, 255)[0].permute(1, 2, 0).numpy()
+    # Rounding costs half a step.
+    assert np.abs(resize(frame, to) - exact).max() < 0.5 + 1e-3
+
+
+def test_an_unchanged_size_changes_no_pixel():
+    frame = np.random.default_rng(0).integers(0, 256, (28, 56, 3), np.uint8)
+    np.testing.assert_array_equal(resize(frame, (28, 56)), frame)
+
+
+def test_size_is_chosen_by_the_budget(tmp_path):
+    path = write(tmp_path / "a.mp4", greys(2, (64, 96)))
+    video = read_frames(path, Sampling(frames=2), min_pixels=56 * 56, max_pixels=56 * 84)
+    assert video.frames.shape == (2, 56, 84, 3) and video.frames.dtype == np.uint8
+    video = read_frames(path, Sampling(frames=2), factor=32, min_pixels=1, max_pixels=10**6)
+    assert video.frames.shape == (2, 64, 96, 3)
+
+
+def test_pixels_reach_the_tower_as_the_image_processor_gives_them(tmp_path):
+    """From the file: decoded here by plain PyAV and handed to Hugging Face, and by vpjax."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 56, 84, 3), np.uint8)
+    path = write(tmp_path / "a.mp4", noise)
+    with av.open(str(path)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    processor = transformers.Qwen2VLImageProcessor()  # 56 x 84 lies within its budget: not resized
+    kw = dict(patch=14, merge=2, temporal=2, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
+    video = read_frames(path, Sampling(frames=6))
+    ours = np.asarray(patchify(video.frames[None], **kw))[0].reshape(3, 24, 3, 2, 14, 14)
+    for place, frame in enumerate(frames):
+        theirs = processor(frame, return_tensors="np")["pixel_values"].reshape(24, 3, 2, 14, 14)
+        slot, half = divmod(place, 2)
+        np.testing.assert_allclose(ours[slot, :, :, half], theirs[:, :, half], rtol=0, atol=1e-6)
+
+
+def test_an_image_is_two_equal_frames(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    video = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(video.frames, [pixels, pixels])
+    assert video.times.tolist() == [0, 0]
+    assert read_image(tmp_path / "a.png", size=(28, 28)).frames.shape == (2, 28, 28, 3)
+
+
+def test_an_image_stands_upright(tmp_path):
+    pixels = quarters(28, 56)
+    image = Image.fromarray(pixels)
+    tags = image.getexif()
+    tags[0x0112] = 6  # orientation: to be shown turned a quarter clockwise
+    image.save(tmp_path / "a.png", exif=tags)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").frames[0], np.rot90(pixels, -1))
+
+
+def test_side_data_that_pyav_cannot_read_does_not_hide_the_rotation(tmp_path):
+    # Motion JPEG with EXIF tags, as cameras write it, is such a case; one picture of it makes a video.
+    pixels = quarters(28, 56)
+    image = Image.fromarray(pixels)
+    tags = image.getexif()
+    tags[0x0112] = 6
+    image.save(tmp_path / "a.mjpeg", format="jpeg", quality=95, exif=tags)
+    video = read_frames(tmp_path / "a.mjpeg", Sampling(frames=1), size=(112, 56))
+    assert np.abs(video.frames[0].astype(int) - np.rot90(pixels, -1)).max() < 4
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA"])
+def test_images_of_any_mode_become_rgb(tmp_path, mode):
+    image = Image.new("RGB", (28, 28), (51, 51, 51)).convert(mode)
+    image.save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png", size=(28, 28)).frames == 51).all()

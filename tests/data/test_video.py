@@ -1,0 +1,408 @@
+"""Which frames of a file come, when they are shown, and what is said of files that cannot be read."""
+
+import fractions
+import re
+import zlib
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.videos import SIZE, greys, noisy, quarters, read, seen, write, write_sound
+from vpjax.data import decode as decode_module
+from vpjax.data import video as module
+from vpjax.data.video import Sampling, VideoInfo, probe, read_frames, read_image, seconds_per_slot
+from vpjax.files import write_whole
+from vpjax.types import UserError
+
+MILLISECONDS = fractions.Fraction(1, 1000)
+
+
+@pytest.fixture
+def no_second_try(monkeypatch):
+    """A file whose packets do not tell its frames is decoded twice; here they must tell."""
+    monkeypatch.setattr(module, "frame_index", None)
+
+
+OPEN_GROUPS = "open-gop=1:bframes=3:b-adapt=0:scenecut=0:keyint=12:min-keyint=12"
+FORMATS = {
+    "mp4": dict(name="a.mp4"),
+    "mp4 in fragments": dict(name="a.mp4", muxer={"movflags": "frag_keyframe+empty_moov"}),
+    "matroska": dict(name="a.mkv"),
+    "webm": dict(name="a.webm", codec="libvpx-vp9"),
+    "transport stream": dict(name="a.ts"),
+    "avi": dict(name="a.avi", codec="mpeg4", bf="2", b="4M"),
+    "avi without b-frames": dict(name="a.avi", codec="mpeg4", bf="0", b="4M"),
+    "avi with h.264": dict(name="a.avi"),
+    "open groups": dict(name="a.mp4", **{"x264-params": OPEN_GROUPS}),
+    "bare h.264": dict(name="a.h264"),
+}
+
+
+@pytest.mark.parametrize("how", FORMATS.values(), ids=FORMATS)
+def test_as_many_frames_as_there_are_are_those_frames(tmp_path, monkeypatch, how):
+    how = dict(how)
+    if how["name"] != "a.h264":  # which has no timestamps at all
+        monkeypatch.setattr(module, "frame_index", None)
+    path = write(tmp_path / how.pop("name"), greys(30), **how)
+    video = read(path, frames=30)
+    assert seen(video) == list(range(30))
+    # Matroska rounds to 1 ms, a transport stream to 1/90000 s.
+    np.testing.assert_allclose(video.times, np.arange(30) / 25, rtol=0, atol=5.1e-4)
+    info = probe(path)
+    assert (info.height, info.width, info.frames) == (*SIZE, 30)
+    assert info.duration == pytest.approx(1.2, abs=1e-3)
+    assert info.fps == pytest.approx(25, abs=0.03)
+
+
+def on_screen(times, moment):
+    """The last frame that begins at or before a moment."""
+    return max(i for i, time in enumerate(times) if time <= moment)
+
+
+IRREGULAR = (0, 40, 60, 300, 310, 330, 800, 1000, 1010, 1400, 1900, 1950)  # ms
+
+
+@pytest.fixture(scope="module")
+def irregular(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("vfr") / "a.mp4", greys(12), IRREGULAR, tick=MILLISECONDS)
+
+
+def test_variable_rate_is_respected(irregular):
+    video = read(irregular, frames=12)
+    assert seen(video) == list(range(12))
+    np.testing.assert_allclose(video.times, np.array(IRREGULAR) / 1000, rtol=0, atol=1e-9)
+    assert probe(irregular).frames == 12
+
+
+@pytest.mark.parametrize("fps", [1.0, 2.0, 4.0, 7.0])
+def test_at_a_rate_the_frame_on_screen_comes(irregular, fps):
+    times = np.array(IRREGULAR) / 1000
+    expected = [on_screen(times, k / fps) for k in range(100) if k / fps < probe(irregular).duration]
+    expected += expected[-1:] * (len(expected) % 2)
+    video = read(irregular, fps=fps)
+    assert seen(video) == expected
+    np.testing.assert_allclose(video.times, times[expected], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("frames", [2, 4, 6, 8])
+def test_uniform_frames_are_those_on_screen(irregular, frames):
+    duration = probe(irregular).duration
+    expected = [on_screen(np.array(IRREGULAR) / 1000, k * duration / frames) for k in range(frames)]
+    assert seen(read(irregular, frames=frames)) == expected
+
+
+def test_an_odd_count_repeats_the_last_frame(tmp_path):
+    path = write(tmp_path / "a.mp4", greys(9))
+    assert seen(read(path, frames=9)) == [*range(9), 8]
+    video = read(path, frames=3)
+    assert seen(video) == [0, 3, 6, 6]
+    np.testing.assert_allclose(video.times, [0, 0.12, 0.24, 0.24], rtol=0, atol=1e-9)
+    assert seconds_per_slot(video.times) == pytest.approx(0.24)
+    assert seen(read(path, frames=1)) == [0, 0]
+    assert seen(read(path, frames=100)) == [*range(9), 8]
+
+
+def test_a_clip_of_one_frame(tmp_path):
+    path = write(tmp_path / "a.mp4", greys(1))
+    for sampling in (dict(frames=4), dict(fps=1.0), dict(fps=100.0)):
+        video = read(path, **sampling)
+        assert set(seen(video)) == {0} and not video.times.any()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+def test_rounded_times_lose_no_frame(tmp_path, name):
+    # 1/30 s is no whole number of milliseconds: in Matroska frame 1 begins early, at 33 ms, frame 2 late, at
+    # 67 ms. AVI counts in frames, where only floats round.
+    path = write(tmp_path / name, greys(30), rate=30, codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
+    assert seen(read(path, fps=30.0)) == list(range(30))
+    assert seen(read(path, fps=15.0)) == [*range(0, 30, 2), 28]
+    assert seen(read(path, fps=10.0)) == list(range(0, 30, 3))
+    assert seen(read(path, frames=15, start=0.0, end=0.5)) == [*range(15), 14]
+    for frames in (2, 6, 10):
+        assert seen(read(path, frames=frames)) == list(range(0, 30, 30 // frames))
+
+
+def test_a_rate_stops_at_max_frames(tmp_path):
+    path = write(tmp_path / "a.mp4", greys(24), rate=24)
+    assert seen(read(path, fps=12.0, max_frames=12)) == list(range(0, 24, 2))
+    assert seen(read(path, fps=12.0, max_frames=6)) == seen(read(path, frames=6)) == list(range(0, 24, 4))
+
+
+def test_a_span_is_in_seconds_of_the_clip(tmp_path):
+    path = write(tmp_path / "a.mp4", greys(30), rate=10)
+    video = read(path, frames=4, start=1.0, end=1.8)
+    assert seen(video) == [10, 12, 14, 16]
+    np.testing.assert_allclose(video.times, [1.0, 1.2, 1.4, 1.6], rtol=0, atol=1e-9)
+    assert seen(read(path, fps=5.0, start=2.5)) == [25, 27, 29, 29]
+    assert seen(read(path, frames=2, end=0.2)) == [0, 1]
+    assert seen(read(path, frames=8, start=1.05, end=1.15)) == [10, 11]  # 10 is still on screen at 1.05 s
+    assert seen(read(path, frames=2, start=2.9, end=3.05)) == [29, 29]  # an end rounded up by half a frame
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm"])
+@pytest.mark.parametrize("open_groups", [False, True])
+def test_seeking_gives_what_decoding_all_gives(tmp_path, monkeypatch, no_second_try, name, open_groups):
+    if name.endswith("webm"):
+        how = dict(codec="libvpx-vp9", deadline="realtime")
+    else:
+        how = {"x264-params": OPEN_GROUPS} if open_groups else {}
+    noise = np.random.default_rng(0).integers(0, 256, (150, *SIZE, 3), np.uint8)
+    path = write(tmp_path / name, noise, **how)
+    everything = read(path, frames=150)
+    assert len(everything.frames) == 150
+    for sampling in (dict(frames=10), dict(fps=1.3), dict(frames=4, start=4.0, end=4.5)):
+        monkeypatch.setattr(decode_module, "SEEK_GAIN", 10**9)
+        decoded = read(path, **sampling)
+        monkeypatch.setattr(decode_module, "SEEK_GAIN", 1)
+        sought = read(path, **sampling)
+        np.testing.assert_array_equal(sought.frames, decoded.frames)
+        np.testing.assert_array_equal(sought.times, decoded.times)
+        places = np.searchsorted(everything.times, sought.times)
+        np.testing.assert_array_equal(sought.frames, everything.frames[places])
+
+
+def test_an_edit_list_hides_frames(tmp_path, no_second_try):
+    # Frames 0 to 4 are there to decode from, but the file says that it begins after them.
+    path = write(tmp_path / "a.mp4", greys(30), range(-5, 25), muxer={"avoid_negative_ts": "disabled"})
+    video = read(path, frames=30)
+    assert seen(video) == [*range(5, 30), 29]
+    np.testing.assert_allclose(video.times[:25], np.arange(25) / 25, rtol=0, atol=1e-9)
+    assert probe(path).frames == 25
+
+
+@pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
+def test_frames_before_the_first_keyframe_are_not_counted(tmp_path, no_second_try, name):
+    """As in a clip that was cut out of a film without encoding it again."""
+    whole = write(tmp_path / "a.mp4", greys(30), **{"x264-params": OPEN_GROUPS})
+    with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        second = [place for place, packet in enumerate(packets) if packet.is_keyframe][1]
+        assert packets[second + 1].pts < packets[second].pts  # shown before, refers to what is not there
+        for packet in packets[second:]:
+            packet.stream = stream
+            target.mux(packet)
+    assert seen(read(tmp_path / name, frames=30)) == list(range(12, 30))
+    assert probe(tmp_path / name).frames == 18
+
+
+def test_seconds_per_slot():
+    assert seconds_per_slot(np.arange(8) / 4) == pytest.approx(0.5)
+    assert seconds_per_slot(np.array([1.0, 1.5, 2.0, 2.0])) == pytest.approx(1.0)  # the last one is repeated
+    assert seconds_per_slot(np.array([0.0, 0.0, 1.0, 1.0, 2.0, 3.0])) == pytest.approx(1.2)
+    assert seconds_per_slot(np.arange(9) / 3, temporal=3) == pytest.approx(1.0)
+    assert seconds_per_slot(np.zeros(2)) == 0
+
+
+# Bad input
+
+
+def damaged(path):
+    """Bytes overwritten in the middle of the pictures."""
+    content = bytearray(write(path, noisy(60), muxer={"movflags": "faststart"}).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = np.random.default_rng(1).bytes(3000)
+    path.write_bytes(content)
+
+
+def cut(path, share, **how):
+    content = write(path, noisy(60), **how).read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def cut_between(path):
+    """Some packets are whole, the others are gone."""
+    write(path, noisy(60), muxer=FASTSTART)
+    with av.open(str(path)) as file:
+        places = sorted(packet.pos for packet in file.demux(video=0) if packet.size)
+    path.write_bytes(path.read_bytes()[: places[40]])
+
+
+FASTSTART = {"movflags": "faststart"}
+BAD = {
+    "missing": ("a.mp4", lambda path: None, "no such file"),
+    "a folder": ("a.mp4", lambda path: path.mkdir(), "no such file|is a folder|directory"),
+    "empty": ("a.mp4", lambda path: path.touch(), ""),
+    "text": ("a.mp4", lambda path: path.write_text("not a video\n" * 99), ""),
+    "text called text": ("a.txt", lambda path: path.write_text("not a video\n" * 99), ""),
+    "sound only": ("a.mp4", write_sound, "no video stream"),
+    "sound called sound": ("a.mp2", write_sound, "no video stream"),
+    "index lost": ("a.mp4", lambda path: cut(path, 0.7), ""),
+    "first half": ("a.mp4", lambda path: cut(path, 0.5, muxer=FASTSTART), "cut short"),
+    "last frame cut": ("a.mp4", lambda path: cut(path, 0.99, muxer=FASTSTART), "cut short"),
+    "cut between two frames": ("a.mp4", cut_between, "cut short"),
+    "matroska, first half": ("a.mkv", lambda path: cut(path, 0.5), "cut short"),
+    "webm, first half": ("a.webm", lambda path: cut(path, 0.5, codec="libvpx"), "cut short"),
+    "avi, first half": ("a.avi", lambda path: cut(path, 0.5, codec="mpeg4"), ""),
+    "header only": ("a.mp4", lambda path: cut(path, 0.02, muxer=FASTSTART), ""),
+    "damaged": ("a.mp4", damaged, ""),
+    "too slim": ("a.mkv", lambda path: write(path, greys(2, (16, 3232)), codec="mpeg4"), "aspect ratio"),
+}
+
+
+@pytest.mark.parametrize(("name", "make", "reason"), BAD.values(), ids=BAD)
+def test_bad_files_are_named_in_one_line(tmp_path, capfd, name, make, reason):
+    path = tmp_path / name
+    make(path)
+    with pytest.raises(UserError) as error:
+        read_frames(path, Sampling(fps=100.0))
+    line = str(error.value)
+    assert line.startswith(f"{path}: ") and "\n" not in line
+    assert re.search(reason, line), line
+    assert len(line) > len(str(path)) + 10
+    assert capfd.readouterr() == ("", ""), "FFmpeg speaks past us"
+
+
+def test_a_picture_of_an_album_is_no_video(tmp_path):
+    write_sound(tmp_path / "a.mp3", codec="libmp3lame", sample="s16p")
+    Image.fromarray(quarters(8, 8)).save(tmp_path / "a.png")
+    picture = (tmp_path / "a.png").read_bytes()
+    # An ID3 tag of version 2.3: its sizes are big-endian, that of the whole in 7 bits a byte.
+    frame = b"\0image/png\0\3\0" + picture
+    frame = b"APIC" + len(frame).to_bytes(4, "big") + b"\0\0" + frame
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    content = b"ID3\3\0\0" + size + frame + (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(content)
+    with av.open(str(tmp_path / "a.mp3")) as file:
+        assert len(file.streams.video) == 1
+    with pytest.raises(UserError, match="a.mp3: .*no video stream"):
+        probe(tmp_path / "a.mp3")
+
+
+def test_absurd_dimensions_are_refused(tmp_path):
+    path = write(tmp_path / "a.mp4", greys(2, (32, 96)))
+    assert probe(path, max_side=96).width == 96
+    for work in (probe, lambda path, max_side: read_frames(path, Sampling(frames=2), max_side=max_side)):
+        with pytest.raises(UserError, match="a.mp4: 96 x 32 .* 95 .*max_side"):
+            work(path, max_side=95)
+    Image.new("RGB", (96, 32)).save(tmp_path / "a.png")
+    for work in (probe, read_image):
+        with pytest.raises(UserError, match="a.png: 96 x 32 .* 95 .*max_side"):
+            work(tmp_path / "a.png", max_side=95)
+    header = b"IHDR" + (30000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    header = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + bytes(4) + b"IDAT" + bytes(99))
+    with pytest.raises(UserError, match="bomb.png: .*900000000 pixels"):
+        read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(1.2, 1.5), (-1.0, 0.5), (0.5, 0.5), (0.8, 0.2), (0.0, 2.0), (0.0, -1.0), (float("nan"), 1.0)],
+)
+def test_a_span_outside_the_clip_is_named(tmp_path, start, end):
+    path = write(tmp_path / "a.mp4", greys(25))
+    with pytest.raises(UserError, match=re.escape(f"a.mp4: the span {start:g} to {end:g} s")):
+        read(path, frames=4, start=start, end=end)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        dict(frames=4, fps=1.0),
+        dict(frames=0),
+        dict(frames=-2),
+        dict(fps=0.0),
+        dict(fps=-1.0),
+        dict(fps=float("nan")),
+        dict(fps=float("inf")),
+        dict(fps=1.0, max_frames=0),
+    ],
+)
+def test_bad_sampling_is_refused(wrong):
+    with pytest.raises(UserError, match="sampling"):
+        Sampling(**wrong)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_bad_images_are_named_in_one_line(tmp_path, name):
+    path = tmp_path / name
+    Image.fromarray(noisy(1)[0]).save(path)
+    content = path.read_bytes()
+    for broken in (b"", b"no image at all", content[:20], content[: len(content) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError) as error:
+            read_image(path)
+        assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="none.png: no such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(UserError, match="slim.png: aspect ratio"):
+        Image.new("RGB", (1005, 5)).save(tmp_path / "slim.png")
+        read_image(tmp_path / "slim.png")
+
+
+# Where videos live, and folders of images.
+
+
+def moved(path, folder="memory://videos"):
+    """A copy of a file on another file system, which fsspec reaches."""
+    url = f"{folder}/{path.name}"
+    write_whole(url, path.read_bytes())
+    return url
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.h264"])
+def test_a_video_elsewhere_is_the_same(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(decode_module, "SEEK_GAIN", 1)
+    path = write(tmp_path / name, greys(40), codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
+    url = moved(path)
+    assert probe(url) == probe(path)
+    ours, theirs = (read(place, frames=4, start=0.4) for place in (url, path))
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+    np.testing.assert_array_equal(ours.times, theirs.times)
+
+
+def test_what_is_wrong_elsewhere_is_named(tmp_path):
+    with pytest.raises(UserError, match="memory://videos/none.mp4: no such file"):
+        probe("memory://videos/none.mp4")
+    path = write(tmp_path / "cut.mp4", greys(40))
+    path.write_bytes(path.read_bytes()[:-700])
+    reasons = []
+    for place in (path, moved(path)):
+        with pytest.raises(UserError) as error:
+            read(place, frames=4)
+        reasons.append(str(error.value).partition("cut.mp4: ")[2])
+    assert reasons[0] == reasons[1] != ""
+    Image.fromarray(noisy(1)[0]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        read_image(moved(tmp_path / "a.png")).frames, read_image(tmp_path / "a.png").frames
+    )
+
+
+@pytest.fixture(params=["local", "elsewhere"])
+def folder(request, tmp_path):
+    """Twelve images in a folder, with other files between them."""
+    for number, pixels in enumerate(greys(12)):
+        Image.fromarray(pixels).save(tmp_path / f"{number + 1}.png")  # 10.png comes after 9.png
+    (tmp_path / "3.txt").write_text("no image")
+    if request.param == "local":
+        return tmp_path
+    for path in tmp_path.iterdir():
+        moved(path, "memory://images")
+    return "memory://images"
+
+
+def test_a_folder_of_images_is_a_video(folder):
+    assert probe(folder) == VideoInfo(SIZE[1], SIZE[0], 1.2, pytest.approx(10), 12)
+    video = read(folder, frames=12)
+    assert seen(video) == list(range(12)) and video.frame_seconds == pytest.approx(0.1)
+    np.testing.assert_allclose(video.times, np.arange(12) / 10, rtol=0, atol=1e-12)
+    assert seen(read(folder, frames=4)) == [0, 3, 6, 9]
+    assert seen(read(folder, fps=5.0, start=0.6, end=1.2)) == [6, 8, 10, 10]
+
+
+def test_folders_that_are_no_video_are_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder without images"):
+        probe(tmp_path)
+    with pytest.raises(UserError, match="is a folder"):
+        read_image(tmp_path)
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png")
+    Image.new("RGB", (400, 300)).save(tmp_path / "2.png")
+    with pytest.raises(UserError, match="2.png: 400 x 300 pixels, the frames before it 40 x 30"):
+        read_frames(tmp_path, Sampling(frames=2))
+    (tmp_path / "2.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="2.png: is damaged or no image"):
+        read_frames(tmp_path, Sampling(frames=2))

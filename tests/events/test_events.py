@@ -1,0 +1,284 @@
+"""The event clips: the grammar and back, what the decoder shows, what gives an event away, the cache."""
+
+import collections
+import dataclasses
+import itertools
+import re
+
+import numpy as np
+import pytest
+
+from vpjax.data.clips import read_clips
+from vpjax.data.video import Sampling, read_frames
+from vpjax.events import clips as events
+from vpjax.events import text as event_text
+from vpjax.events.clips import EventSpec, describe, event_of, make, sentences
+from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, draw, encode
+from vpjax.types import UserError
+
+SPEC = EventSpec()
+LOOK = dict(size=SPEC.size, frames=SPEC.frames, noise=SPEC.noise)
+MIXED = EventSpec(choice=1, order=1, grounding=1)
+
+
+def drawn(scene, **changes):
+    return draw(dataclasses.replace(scene, **changes), **LOOK).astype(np.float32)
+
+
+def clips_of(spec, count, split="train"):
+    return [describe(spec, split, index)[0] for index in range(count)]
+
+
+def test_every_caption_names_its_event():
+    for (pattern, way), kind in itertools.product(event_text.CAPTIONS, EVENTS):
+        for colour, shape, direction in itertools.product(COLOURS, SHAPES, DIRECTIONS):
+            said = event_text.PHRASES[kind][way]
+            caption = pattern.format(colour=colour, shape=shape, direction=direction, event=said)
+            assert event_of(caption) == kind and said in caption
+    assert set(event_text.PHRASES) == set(event_text.WORDS) == set(EVENTS)
+
+
+def test_an_event_is_named_by_whole_words_and_alone():
+    words = [word for line in event_text.WORDS.values() for word in line.split()]
+    assert len(set(words)) == len(words)
+    assert event_of("It SPINS!") == "spin"
+    assert event_of("A red square moves left.") is None
+    assert event_of("a springboard, outgrown and unsplit") is None
+    assert event_of("it spins or it grows") is None
+    assert event_of("it spins and rotates") == "spin"
+
+
+def test_captions_begin_so_that_one_phrase_is_right():
+    # Up to the event, captions that say it in different ways already differ.
+    words = dict(colour="red", shape="cross", direction="left", event="")
+    starts = [(pattern.partition("{event}")[0].format(**words), way) for pattern, way in event_text.CAPTIONS]
+    for (one, way), (other, other_way) in itertools.combinations(starts, 2):
+        assert way == other_way or not (one.startswith(other) or other.startswith(one))
+
+
+def test_tokenizer_sentences_hold_the_grammar():
+    words = {word for text in sentences(SPEC) for word in re.findall(r"\w+", text)}
+    said = [
+        *itertools.chain(*event_text.PHRASES.values()),
+        *COLOURS,
+        *SHAPES,
+        *DIRECTIONS,
+        *event_text.QUESTIONS,
+        *event_text.LETTERS,
+    ]
+    assert {word for text in said for word in re.findall(r"\w+", text)} <= words
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+def test_the_decoder_shows_every_event(kind, tmp_path):
+    """A file keeps at least three quarters of the change that an event is, in each frame of its span and in
+    no other, also where it lasts one frame."""
+    place = EVENTS.index(kind)
+    for split, length in itertools.product(("train", "unseen"), range(len(SPEC.lengths))):
+        clip, scene = describe(SPEC, split, place + len(EVENTS) * length)
+        assert clip.extra["event"] == kind and clip.extra["length"] == SPEC.lengths[length]
+        path = tmp_path / f"{split}{length}.mp4"
+        path.write_bytes(encode(drawn(scene).astype(np.uint8), fps=SPEC.fps, crf=SPEC.crf))
+        video = read_frames(path, Sampling(frames=SPEC.frames), size=(SPEC.size, SPEC.size))
+        np.testing.assert_allclose(video.times, np.arange(SPEC.frames) / SPEC.fps, atol=1e-6)
+        quiet = drawn(scene, events=())
+        change, kept = drawn(scene) - quiet, video.frames - quiet
+        ((start, end),) = clip.spans
+        inside = (video.times >= start - 1e-6) & (video.times < end - 1e-6)
+        assert inside.sum() == clip.extra["length"]
+        for frame in np.flatnonzero(inside):
+            assert np.sum(kept[frame] * change[frame]) > 0.75 * np.sum(change[frame] ** 2)
+        assert not change[~inside].any()
+        assert np.abs(kept[~inside]).mean() < 4  # grey levels; the noise alone is 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_events_look_different_from_one_another(shape):
+    scene = dataclasses.replace(describe(SPEC, "train", 0)[1], shape=shape, flickers=())
+    pictures = {kind: drawn(scene, events=(Event(kind, 4, 1),))[4] for kind in EVENTS}
+    pictures["nothing"] = drawn(scene, events=())[4]
+    for one, other in itertools.combinations(pictures, 2):
+        changed = (np.abs(pictures[one] - pictures[other]).max(-1) > 40).sum()
+        assert changed > 25, (one, other)  # pixels
+
+
+def test_nothing_but_the_video_tells_the_event():
+    """Pearson's chi-square of the event against all else that a clip says: within four deviations."""
+    clips = clips_of(SPEC, 4800)
+    assert set(collections.Counter(clip.extra["event"] for clip in clips).values()) == {600}
+    cells = collections.Counter((clip.extra["event"], clip.extra["length"]) for clip in clips)
+    assert set(cells.values()) == {200} and len(cells) == len(EVENTS) * len(SPEC.lengths)
+    for what in (
+        lambda clip: clip.question,
+        lambda clip: clip.extra["colour"],
+        lambda clip: clip.extra["direction"],
+        lambda clip: clip.extra["flicker"],
+        lambda clip: (clip.answer.split()[0], clip.extra["colour"]),
+        lambda clip: round(clip.spans[0][0] * SPEC.fps),
+    ):
+        seen = sorted({what(clip) for clip in clips})
+        table = np.zeros((len(EVENTS), len(seen)))
+        for clip in clips:
+            table[EVENTS.index(clip.extra["event"]), seen.index(what(clip))] += 1
+        expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
+        freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
+        assert np.sum((table - expected) ** 2 / expected) < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_a_prior_ties_the_colour_to_the_event():
+    told = collections.defaultdict(set)
+    for clip in clips_of(EventSpec(prior=1.0), 240):
+        told[clip.extra["event"]].add(clip.extra["colour"])
+    assert all(len(colours) == 1 for colours in told.values())
+    half = clips_of(EventSpec(prior=0.5), 2400)
+    share = np.mean([{clip.extra["colour"]} == told[clip.extra["event"]] for clip in half])
+    assert abs(share - (0.5 + 0.5 / len(COLOURS))) < 0.04
+
+
+def test_unseen_pairs_are_unseen():
+    pairs = {
+        split: {(clip.extra["event"], clip.extra["shape"]) for clip in clips_of(MIXED, 480, split)}
+        for split in events.SPLITS
+    }
+    assert pairs["train"] == pairs["heldout"] and len(pairs["train"]) == 16
+    assert pairs["unseen"] == set(itertools.product(EVENTS, SHAPES)) - pairs["train"]
+
+
+def test_splits_and_seeds_draw_other_scenes():
+    scenes = [describe(SPEC, split, 0)[1] for split in events.SPLITS] + [
+        describe(EventSpec(seed=1), "train", 0)[1]
+    ]
+    assert len({scene.noise for scene in scenes}) == len(scenes)
+
+
+def test_pairs_differ_only_in_the_event():
+    spec = dataclasses.replace(MIXED, paired=True, grounding=0.0)
+    met = set()
+    for place in range(48):
+        (one, scene), (other, other_scene) = (describe(spec, "heldout", 2 * place + i) for i in (0, 1))
+        met.add(one.task)
+        assert one.extra["event"] != other.extra["event"]
+        assert one.answer != other.answer
+        same = ("question", "task", "choices", "spans")
+        assert all(getattr(one, field) == getattr(other, field) for field in same)
+        assert one.extra | dict(event="") == other.extra | dict(event="")
+        assert dataclasses.replace(scene, events=()) == dataclasses.replace(other_scene, events=())
+        changed = (drawn(scene) != drawn(other_scene)).any((1, 2, 3))
+        during = {frame for event in scene.events for frame in range(SPEC.frames)[event.frames]}
+        assert set(np.flatnonzero(changed)) == during
+    assert met == {"caption", "choice", "order"}
+
+
+def test_tasks_are_asked_and_answered():
+    clips = [describe(MIXED, "train", index) for index in range(1200)]
+    count = collections.Counter(clip.task for clip, _ in clips)
+    assert all(abs(count[task] - 300) < 60 for task in event_text.TASKS)  # four deviations of 15
+    letters = collections.Counter()
+    for clip, scene in clips:
+        kinds = [event.kind for event in scene.events]
+        assert [keyword.lemma for keyword in clip.keywords] == kinds and kinds[0] == clip.extra["event"]
+        assert [keyword.spans for keyword in clip.keywords] == [(span,) for span in clip.spans]
+        assert all(keyword.text in clip.answer + clip.question for keyword in clip.keywords)
+        assert all(event_of(keyword.text) == keyword.lemma for keyword in clip.keywords)
+        match clip.task:
+            case "choice":
+                letter, right = re.fullmatch(r"\(([A-D])\) (.*)", clip.answer).groups()
+                letters[letter] += 1
+                assert clip.choices["ABCD".index(letter)] == right and event_of(right) == kinds[0]
+                assert len({event_of(choice) for choice in clip.choices}) == 4
+                assert all(f"({x}) {c}" in clip.question for x, c in zip("ABCD", clip.choices, strict=True))
+            case "order":
+                assert len(set(kinds)) == 2 and clip.spans[0][1] + 2 / MIXED.fps <= clip.spans[1][0]
+                assert event_of(clip.answer) == kinds[0]
+            case "grounding":
+                told = [float(number) for number in re.findall(r"\d+\.\d+", clip.answer)]
+                assert np.allclose(told, clip.spans[0], atol=0.0051)
+            case "caption":
+                assert event_of(clip.answer) == kinds[0] and clip.keywords[0].text in clip.answer
+    assert min(letters.values()) > 40
+    edges = [(e.start, e.start + e.length) for _, scene in clips for e in scene.events]
+    assert min(start for start, _ in edges) == 2 and max(end for _, end in edges) == MIXED.frames - 2
+
+
+def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
+    whole = make(SPEC, tmp_path / "a", {"train": 9, "heldout": 2}, progress=False)
+    assert {split: len(read_clips(file)) for split, file in whole.items()} == {"train": 9, "heldout": 2}
+    videos = sorted((tmp_path / "a").rglob("*.mp4"))
+    assert len(videos) == 11
+
+    # Killed in the fifth clip: no list of clips, no half-written file.
+    encoded = []
+
+    def until_the_fifth(frames, **how):
+        encoded.append(1)
+        if len(encoded) >= 5:
+            raise KeyboardInterrupt
+        return encode(frames, **how)
+
+    monkeypatch.setattr(events, "encode", until_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        make(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+    left = [path for path in (tmp_path / "b").rglob("*") if path.is_file()]
+    assert len(left) == 4 and all(path.suffix == ".mp4" for path in left)
+
+    # The same command again makes what is missing, and the same bytes as the run that was not killed.
+    encoded.clear()
+    monkeypatch.setattr(events, "encode", lambda *a, **how: encoded.append(1) or encode(*a, **how))
+    again = make(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+    assert len(encoded) == 5
+    files = {file.relative_to(tmp_path / "b"): file for file in (tmp_path / "b").rglob("*") if file.is_file()}
+    assert again["train"] in files.values() and len(files) == 10
+    assert all((tmp_path / "a" / name).read_bytes() == file.read_bytes() for name, file in files.items())
+
+    # And once more nothing at all; more clips add to those there are.
+    make(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+    assert len(encoded) == 5
+    more = make(SPEC, tmp_path / "b", {"train": 12}, progress=False)
+    assert len(encoded) == 8
+    assert more["train"].read_bytes().startswith(again["train"].read_bytes())
+
+
+def test_another_spec_has_another_folder():
+    keys = {EventSpec(**change).key for change in ({}, dict(seed=1), dict(noise=1.0), dict(order=0.5))}
+    assert len(keys) == 4
+    assert EventSpec(lengths=[1, 2, 4]).key == SPEC.key  # as a config that was read back has it
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(size=57),
+        dict(seed=-1),
+        dict(frames=12),
+        dict(lengths=()),
+        dict(lengths=(0, 1)),
+        dict(fps=0),
+        dict(radius=(0.2, 0.1)),
+        dict(noise=-1.0),
+        dict(flicker=1.5),
+        dict(crf=60),
+        dict(prior=2.0),
+        dict(paired=True, prior=0.5),
+        dict(choice=-1.0),
+        dict(caption=0.0),
+    ],
+    ids=str,
+)
+def test_specs_that_cannot_be_drawn_are_refused(wrong):
+    with pytest.raises(
+        UserError, match="events: no task" if "caption" in wrong else rf"events\.{next(iter(wrong))} "
+    ):
+        EventSpec(**wrong)
+
+
+def test_other_sizes_can_be_drawn():
+    spec = EventSpec(size=28, frames=8, lengths=(1,), fps=4)
+    _, scene = describe(dataclasses.replace(spec, order=1.0, caption=0.0), "train", 0)
+    assert draw(scene, size=28, frames=8, noise=0.0).shape == (8, 28, 28, 3)
+    assert [event.start for event in scene.events] == [2, 5]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file.*cannot be written"):
+        make(SPEC, tmp_path / "file", {"train": 1}, progress=False)

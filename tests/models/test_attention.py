@@ -1,0 +1,124 @@
+"""The back ends of attention are one function: values and gradients on ragged layouts, on a mesh or not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import joint
+from vpjax.models import attention
+from vpjax.models.attention import KeyValues, Layout, attend
+from vpjax.models.sharding import in_use, make_mesh, replicated
+
+# Ragged on purpose: no length is a multiple of the kernel's blocks, and no block begins where a part does.
+LAYOUTS = [Layout(100, 1, 37), Layout(131, 3, 50), Layout(140, 1, 0)]
+
+
+def inputs(layout, heads=4, kv_heads=2, width=16, rows=2):
+    rng = np.random.default_rng(0)
+    count = layout.prefix + layout.groups * layout.suffix
+    q, k, v, weight = (
+        jnp.asarray(rng.standard_normal((rows, count, n, width)), jnp.float32)
+        for n in (heads, kv_heads, kv_heads, heads)
+    )
+    lengths = np.linspace(layout.prefix, layout.prefix // 3, rows, dtype=int)
+    valid = np.arange(layout.prefix) < lengths[:, None]
+    real = np.concatenate([valid, np.ones((rows, count - layout.prefix), bool)], axis=1)
+    return q, k, v, valid, weight * real[:, :, None, None], real
+
+
+def by_hand(q, k, v, valid, layout):
+    """Attention in float64 by the picture in ops/attention.py, a row and a head at a time."""
+    count, prefix = q.shape[1], layout.prefix
+    i, j = np.indices((count, count))
+    group = np.where(np.arange(count) < prefix, -1, (np.arange(count) - prefix) // max(layout.suffix, 1))
+    out = np.zeros(q.shape)
+    for b in range(len(q)):
+        seen = (j <= i) & ((j < prefix) | (group[i] == group[j]))
+        seen &= (i < prefix) | (j >= prefix) | np.pad(valid[b], (0, count - prefix))[j]
+        for n in range(q.shape[2]):
+            head = n * k.shape[2] // q.shape[2]
+            x = np.float64(q[b, :, n]) @ np.float64(k[b, :, head]).T / np.sqrt(q.shape[-1])
+            x = np.where(seen, np.exp(x - x.max(axis=1, keepdims=True)), 0)
+            out[b, :, n] = x / x.sum(axis=1, keepdims=True) @ np.float64(v[b, :, head])
+    return out
+
+
+def attended(name, layout, q, k, v, valid):
+    if name == "cudnn":  # as it stands, but for the kernel itself, which needs a GPU
+        return attention._attend_cudnn(q, KeyValues(k, v), layout, valid, "xla")
+    with attention.backend(name):
+        return attend(q, KeyValues(k, v), layout, valid)
+
+
+def values_and_gradients(name, layout, q, k, v, valid, weight):
+    def loss(q, k, v):
+        out = attended(name, layout, q, k, v, valid)
+        return (out * weight).sum(), out
+
+    gradients, out = jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+    return out, *gradients
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_attention_is_what_the_picture_says(layout):
+    q, k, v, valid, _, real = inputs(layout)
+    ours = attended("xla", layout, q, k, v, valid)
+    np.testing.assert_allclose(ours[real], by_hand(q, k, v, valid, layout)[real], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_back_ends_are_equal(name, layout):
+    """In float32, values and gradients of order 1 to 10: 2e-5 is some roundings of sums over 150 keys."""
+    q, k, v, valid, weight, real = inputs(layout)
+    ours = values_and_gradients(name, layout, q, k, v, valid, weight)
+    theirs = values_and_gradients("xla", layout, q, k, v, valid, weight)
+    np.testing.assert_allclose(ours[0][real], theirs[0][real], rtol=0, atol=2e-5)
+    for x, y in zip(ours[1:], theirs[1:], strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
+
+
+def test_splash_on_a_mesh_is_splash():
+    """Each device has its rows and heads, and gives what one device gives for them."""
+    layout = LAYOUTS[0]
+    q, k, v, valid, weight, _ = inputs(layout, rows=4)
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+
+    def run(*arguments):
+        with in_use(mesh):
+            return values_and_gradients("splash", layout, *arguments)
+
+    split = jax.jit(run)(*jax.device_put((q, k, v, valid, weight), replicated(mesh)))
+    whole = values_and_gradients("splash", layout, q, k, v, valid, weight)
+    for x, y in zip(split, whole, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+def test_the_platform_chooses(monkeypatch):
+    chosen = {}
+    for platform in ("cpu", "tpu", "gpu"):
+        monkeypatch.setattr(attention, "platform", lambda platform=platform: platform)
+        chosen[platform] = [attention.backend_of(jnp.dtype(x)) for x in ("float32", "bfloat16")]
+    assert chosen == {"cpu": ["xla"] * 2, "tpu": ["splash"] * 2, "gpu": ["xla", "cudnn"]}
+    with attention.backend("xla"):
+        assert attention.backend_of(jnp.dtype("bfloat16")) == "xla"
+
+
+def test_the_mesh_says_the_platform():
+    assert attention.platform() == jax.default_backend()
+    with in_use(joint.ONE):
+        assert attention.platform() == joint.ONE.devices.flat[0].platform
+
+
+def test_splash_holds_no_scores():
+    """No array of tokens x tokens is in its program, nor in its kernel's."""
+    layout, tokens = Layout(1024, 1, 0), 1024
+    q, k, v, valid, _, _ = inputs(layout, rows=1)
+
+    def largest(name):
+        return joint.largest(jax.make_jaxpr(functools.partial(attended, name, layout))(q, k, v, valid).jaxpr)
+
+    assert largest("splash") < tokens**2 <= largest("xla")

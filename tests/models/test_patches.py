@@ -1,0 +1,116 @@
+"""Sizes and patches against the image and video processors of Hugging Face."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
+from transformers.utils import is_torchvision_available
+
+from vpjax.models.patches import interpolation, patchify, smart_resize
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def split(patches, patch, temporal=2):
+    """[..., X] -> [..., channel, frame, row, column]."""
+    return np.asarray(patches).reshape(*patches.shape[:-1], 3, temporal, patch, patch)
+
+
+@pytest.mark.parametrize("factor", [28, 32])
+@pytest.mark.parametrize("budget", [(56 * 56, 112 * 112), (100 * 28 * 28, 768 * 28 * 28), (56 * 56, 10**7)])
+def test_sizes_are_those_of_hugging_face(factor, budget):
+    sides = np.exp(np.random.default_rng(0).uniform(np.log(10), np.log(2000), (300, 2))).astype(int)
+    low, high = budget
+    for h, w in sides.tolist():
+        expected = reference.smart_resize(h, w, factor, low, high)
+        assert smart_resize(h, w, factor=factor, min_pixels=low, max_pixels=high) == expected, (h, w)
+
+
+@pytest.mark.parametrize("frames", [2, 6, 64])
+def test_sizes_of_qwen3_videos_are_those_of_a_frame(frames):
+    """Its processor has a budget for all frames: ours is that of one. They part only below 32 pixels a side,
+    which it first enlarges to 32."""
+    from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as of_video
+
+    sides = np.exp(np.random.default_rng(0).uniform(np.log(32), np.log(2000), (300, 2))).astype(int)
+    low, high = 128 * 32 * 32, 768 * 32 * 32
+    for h, w in sides.tolist():
+        expected = of_video(frames, h, w, factor=32, min_pixels=frames * low, max_pixels=frames * high)
+        assert smart_resize(h, w, factor=32, min_pixels=low, max_pixels=high) == expected, (h, w)
+
+
+def test_sizes_by_hand():
+    # 12.86 and 22.86 units of 28; shrunk by sqrt(360 * 640 / 300**2) = 1.6, to 8.04 and 14.29, rounded down;
+    # 0.71 units grown by sqrt(56**2 / 20**2) = 2.8, rounded up.
+    assert smart_resize(360, 640, min_pixels=56 * 56, max_pixels=10**6) == (13 * 28, 23 * 28)
+    assert smart_resize(360, 640, min_pixels=56 * 56, max_pixels=300 * 300) == (8 * 28, 14 * 28)
+    assert smart_resize(20, 20, min_pixels=56 * 56, max_pixels=10**6) == (2 * 28, 2 * 28)
+
+
+def test_too_slim_is_an_error():
+    smart_resize(10, 2000, min_pixels=56 * 56, max_pixels=10**6)
+    with pytest.raises(ValueError, match="2001 x 10 .* 200"):
+        smart_resize(2001, 10, min_pixels=56 * 56, max_pixels=10**6)
+
+
+@pytest.mark.parametrize(
+    ("patch", "merge", "size"),
+    [(14, 2, (56, 84)), (14, 2, (84, 56)), (16, 2, (32, 96)), (4, 3, (24, 12))],
+)
+def test_patches_are_those_of_the_image_processor(patch, merge, size):
+    # The processor of images fills a temporal patch with one image twice: the frames of a slot are compared
+    # one by one.
+    frames = pixels(2, 4, *size)
+    processor = transformers.Qwen2VLImageProcessor(
+        patch_size=patch, merge_size=merge, do_resize=False, image_mean=MEAN, image_std=STD
+    )
+    kw = dict(patch=patch, merge=merge, temporal=2, mean=MEAN, std=STD)
+    ours = split(jax.jit(lambda x: patchify(x, **kw))(frames), patch)
+    assert ours.dtype == np.float32
+    for b, f in np.ndindex(2, 4):
+        theirs = split(processor(frames[b, f], return_tensors="np")["pixel_values"], patch)
+        np.testing.assert_allclose(ours[b, f // 2, :, :, f % 2], theirs[:, :, f % 2], rtol=0, atol=1e-6)
+
+
+def test_patches_are_those_of_the_video_processor():
+    if not is_torchvision_available():
+        pytest.skip("the video processors of transformers need torchvision, which is not installed")
+    frames = pixels(6, 56, 84)
+    processor = transformers.Qwen2VLVideoProcessor(do_resize=False, image_mean=MEAN, image_std=STD)
+    theirs = processor([frames], do_sample_frames=False, return_tensors="np")["pixel_values_videos"]
+    ours = patchify(frames[None], patch=14, merge=2, temporal=2, mean=MEAN, std=STD)
+    np.testing.assert_allclose(ours[0].reshape(-1, ours.shape[-1]), theirs, rtol=0, atol=1e-6)
+
+
+def test_patches_by_hand():
+    """Where one pixel goes, with more frames per slot than the reference ever has."""
+    frames = np.zeros((1, 6, 24, 36, 3), np.uint8)
+    frames[0, 4, 13, 22, 1] = 255
+    ours = split(patchify(frames, patch=6, merge=2, temporal=3, mean=(0, 0, 0), std=(1, 1, 1)), 6, temporal=3)
+    # Frame 4 is frame 1 of slot 1. Row 13 lies in patch row 2, column 22 in patch column 3: patch (0, 1) of
+    # unit (1, 1) of 2 x 3 units, and in it pixel (1, 4).
+    assert np.argwhere(ours).tolist() == [[0, 1, (1 * 3 + 1) * 4 + 1, 1, 1, 1, 4]]
+    assert ours.max() == 1
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (7, 7), (6, 10), (20, 4), (48, 48)])
+def test_interpolation_of_a_table_is_that_of_torch(grid):
+    table = np.random.default_rng(0).standard_normal((7, 7, 5)).astype(np.float32)
+    rows, columns = (interpolation(count, 7) for count in grid)
+    exact = torch.nn.functional.interpolate(
+        torch.tensor(table).permute(2, 0, 1)[None].double(), size=grid, mode="bilinear", align_corners=True
+    )
+    ours = np.einsum("rh,cw,hwd->drc", rows, columns, table)
+    np.testing.assert_allclose(ours, exact[0], atol=1e-5)  # places of up to 6 in float32
+
+
+def test_interpolation_by_hand():
+    assert interpolation(1, 3).tolist() == [[1, 0, 0]]
+    assert interpolation(2, 3).tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert interpolation(5, 3)[1].tolist() == [0.5, 0.5, 0]

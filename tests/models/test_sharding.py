@@ -1,0 +1,168 @@
+"""Every parameter has its place on a mesh, mistakes are named, and devices change nothing but rounding."""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AbstractMesh
+
+from configs import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
+from tests import joint, tiny
+from vpjax.models.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
+from vpjax.models.vlm import VLMConfig, abstract_model, leaves
+from vpjax.training.sft import init_heads
+from vpjax.types import UserError
+
+
+def mesh_of(data, fsdp, tensor, *, real=True):
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    if not real:  # shapes of a mesh whose devices are not here
+        return AbstractMesh(tuple(sizes.values()), AXES)
+    return make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
+
+
+@functools.cache
+def qwen():
+    return leaves(abstract_model(VLMConfig.from_hf(sft_qwen2_5_vl_7b.SIZES)))
+
+
+@functools.cache
+def qwen3():
+    return leaves(abstract_model(VLMConfig.from_hf(sft_qwen3_vl_8b.SIZES)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [((1, -1, 1), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, 4, 1), (2, 4, 1)), ((2, 4, -1), (2, 4, 1))],
+)
+def test_mesh_sizes(sizes, shape):
+    assert tuple(make_mesh(dict(zip(AXES, sizes, strict=True))).shape.values()) == shape
+
+
+@pytest.mark.parametrize("sizes", [(1, 3, 1), (1, -1, 3), (-1, -1, 1), (0, -1, 1), (2, 2, 1), (-2, -4, 1)])
+def test_meshes_that_do_not_fit(sizes):
+    with pytest.raises(UserError, match=f"config.mesh: data={sizes[0]}, fsdp={sizes[1]}, .* 8 devices"):
+        make_mesh(dict(zip(AXES, sizes, strict=True)))
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((2, -1, 1), (2, 4, 1)), ((4, 1, 2), (4, 1, 2))])
+def test_slices_lie_along_data(sizes, expected, monkeypatch):
+    """On two slices of four TPU chips each: what a step moves within fsdp and tensor stays inside a slice."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    topology = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2)
+    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), topology.devices)
+    assert tuple(mesh.shape.values()) == expected
+    half = expected[0] // 2
+    for part in (mesh.devices[:half], mesh.devices[half:]):
+        assert len({device.slice_index for device in part.flat}) == 1
+    with pytest.raises(
+        UserError, match="config.mesh.data=1 must be a multiple of 2, the number of TPU slices"
+    ):
+        make_mesh(dict(data=1, fsdp=-1, tensor=1), topology.devices)
+
+
+@pytest.mark.parametrize(("model", "billions"), [(qwen, 8.29), (qwen3, 8.77)])
+@pytest.mark.parametrize("sizes", [(1, 64, 1), (4, 16, 1), (2, 8, 4), (1, 1, 4)])
+def test_billions_of_parameters_fit(sizes, model, billions):
+    """Every parameter divides, and a device holds its share: all but norms and biases are split."""
+    mesh, held, whole = mesh_of(*sizes, real=False), 0, 0
+    for path, x in model().items():
+        spec = spec_of(path, x.shape, mesh)
+        size = math.prod(x.shape)
+        held += size // math.prod(mesh.shape[axis] for axis in spec if axis)
+        whole += size
+    assert whole == pytest.approx(billions * 1e9, rel=1e-3)  # as their model cards say
+    assert whole / held > 0.98 * sizes[1] * (1 if sizes[2] == 1 else 0.9 * sizes[2])
+
+
+def test_the_table_covers_parameters_and_nothing_else():
+    """No parameter without a row, or with two, and no row without a parameter."""
+    other = leaves(abstract_model(VLMConfig.from_hf(tiny.MODELS["deep"])))
+    params = leaves(joint.model()) | other | init_heads(joint.config(), 32, jax.random.key(0))
+    used = set()
+    for path in params:
+        rows = [row for row, (pattern, _) in enumerate(TABLE) if re.fullmatch(pattern, path)]
+        assert len(rows) == 1, path
+        used |= set(rows)
+    assert used == set(range(len(TABLE)))
+
+
+def test_an_unknown_parameter_stops():
+    with pytest.raises(ValueError, match="no row for decoder.layers.router.kernel"):
+        spec_of("decoder.layers.router.kernel", (4, 32, 8), joint.ONE)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "message"),
+    [
+        (
+            "decoder.embed",
+            (127, 32),
+            r"config.mesh.tensor=2 does not divide 127, .* decoder.embed \(127, 32\)",
+        ),
+        (
+            "decoder.layers.down.kernel",
+            (4, 64, 30),
+            "config.mesh.fsdp=4 does not divide 30, .*layers.down.kernel",
+        ),
+    ],
+)
+def test_dimensions_that_do_not_divide(path, shape, message):
+    with pytest.raises(UserError, match=message):
+        shardings({path: jax.ShapeDtypeStruct(shape, np.float32)}, mesh_of(1, 4, 2))
+
+
+def test_rows_that_do_not_divide():
+    with pytest.raises(UserError, match=r"config.batch = 8 rows .* data \* fsdp = 3"):
+        put_batch(joint.batch(), mesh_of(1, 3, 1))
+    with pytest.raises(UserError, match=r"config.batch / config.accumulate = 4 rows .* data \* fsdp = 8"):
+        joint.setup(joint.config(batch=8, accumulate=2), mesh=mesh_of(1, 8, 1))
+
+
+DESCENT = optax.sgd(1.0, momentum=0.9)  # its first update is the gradient
+
+
+@functools.cache
+def one_device_step():
+    return joint.compiled(joint.config(), joint.batch(16), tx=DESCENT)
+
+
+@functools.cache
+def one_device():
+    return joint.take(*one_device_step())
+
+
+@pytest.mark.parametrize(("sizes", "accumulate"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 2, 4), 1)])
+def test_one_device_is_eight(sizes, accumulate, capfd):
+    """Losses and gradients; the latter of order 1, so 2e-6 is a few roundings of a float32 sum. And nothing
+    is moved by copying it whole to every device, of which XLA warns."""
+    mesh = mesh_of(*sizes)
+    state, step, batch = joint.compiled(
+        joint.config(accumulate=accumulate), joint.batch(16), mesh=mesh, tx=DESCENT
+    )
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    kernel = state.params["decoder.layers.q.kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (4, 32 // sizes[1], 32 // sizes[2])
+    # No device computes all rows: each holds little more than its part of what one alone does.
+    held, whole = (s.memory_analysis().temp_size_in_bytes for s in (step, one_device_step()[1]))
+    assert held < 1.3 * whole / (sizes[0] * sizes[1])
+    before, after, metrics = joint.take(state, step, batch)
+    one_before, one_after, one_metrics = one_device()
+    assert metrics == pytest.approx(one_metrics, rel=1e-5, abs=1e-6)
+    for path, x in one_before.params.items():
+        expected = x - one_after.params[path]
+        scale = max(1.0, np.abs(expected).max())
+        ours = before.params[path] - after.params[path]
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * scale, err_msg=path)
+    # The state comes out where it went in: the same compiled step takes it, and refuses any other.
+    again, _ = step(step(state, batch)[0], batch)
+    assert again.step == 2
+    with pytest.raises(ValueError, match="sharding"):
+        step(dataclasses.replace(again, params=jax.device_put(again.params, jax.devices()[0])), batch)

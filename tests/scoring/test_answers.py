@@ -1,0 +1,114 @@
+"""Answers as models write them, and what each one chooses, by hand."""
+
+import pytest
+
+from vpjax.scoring.answers import choice_of, final, options_in, span_of, unlettered
+
+OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
+
+
+@pytest.mark.parametrize(
+    "text, chosen",
+    [
+        ("B", 1),
+        ("(B)", 1),
+        ("B.", 1),
+        ("b", None),  # a letter is a capital
+        ("B. jumping", 1),
+        ("B) something else", 1),
+        ("**C**", 2),
+        ("A. jumping", 0),  # the letter counts, as in every public harness
+        ("The answer is (D).", 3),
+        ("Answer: C", 2),
+        ("At first I thought the answer is A, but the answer is B", 1),
+        ("E", None),  # no such option
+        ("", None),
+        ("I cannot tell.", None),
+        ("Jumping.", 1),
+        ("The person is jumping.", 1),
+        ("It shows a man who is running fast.", 2),  # and not option A, which stands in it
+        ("running or jumping", 0),  # begins with one
+        ("either jumping, or running", None),
+        ("A or B", None),
+        ("A man is there.", None),  # an article is no letter
+        ("I would say B here", 1),
+        ("<think>A? Or B? The answer is A.</think>\n<answer>D</answer>", 3),
+        ("<think>A? Or B?</think> C", 2),
+        ("<think>Surely B. But", None),
+        ("<answer>B", 1),  # cut before the tag was closed
+    ],
+)
+def test_a_choice(text, chosen):
+    assert choice_of(text, OPTIONS) == chosen
+
+
+@pytest.mark.parametrize(
+    "text, chosen",
+    [
+        ("yes", 0),
+        ("Yes, the man says no.", 0),
+        ("No. He is not.", 1),
+        ("Nothing is known", None),
+        ("I think yes", 0),
+    ],
+)
+def test_yes_or_no(text, chosen):
+    assert choice_of(text, ("yes", "no")) == chosen
+
+
+@pytest.mark.parametrize("kind, marks", [("Caption", "AB"), ("Option", "12"), ("Sentence", "AB")])
+def test_labelled_options(kind, marks):
+    options = [f"{kind} {marks[0]}: The car slows down.", f"{kind} {marks[1]}: The car speeds up."]
+    for place, option in enumerate(options):
+        label, _, sentence = option.partition(": ")
+        said = (
+            option,
+            label,
+            f"{label}.",
+            sentence,
+            f"It is {label.lower()}",
+            f"({marks[place]})",
+            marks[place],
+        )
+        assert [choice_of(text, options) for text in said] == [place] * len(said)
+    assert choice_of(f"{kind} {marks[0]} and {kind} {marks[1]}", options) is None
+
+
+def test_options_in_a_question():
+    assert options_in("What?\nA. one\nB. two, or more\nC. three") == ("one", "two, or more", "three")
+    # Commas inside options, and a letter out of turn (as VRU-Accident has them).
+    assert options_in("A. wet, cold road, B. grade D. road, C. none") == (
+        "wet, cold road",
+        "grade D. road",
+        "none",
+    )
+    assert options_in("(A) x (B) y") == ("x", "y") and options_in("No options.") == ()
+    assert (
+        unlettered("B. two") == "two"
+        and unlettered("(C) three") == "three"
+        and unlettered("A man") == "A man"
+    )
+
+
+@pytest.mark.parametrize(
+    "text, span",
+    [
+        ("From 2.50 to 7.0 seconds.", (2.5, 7.0)),
+        ("2.5s - 7s", (2.5, 7.0)),
+        ("It happens between 3 and 5 seconds.", (3, 5)),
+        ("from 1 to 2, no: from 3.5 to 4", (3.5, 4)),
+        ("01:05 to 01:10.5", (65, 70.5)),
+        ("1:00:01 to 1:00:02", (3601, 3602)),
+        ("start: 4.0 seconds; end: 6", (4, 6)),
+        ("<think>1 to 2</think><answer>3 to 4</answer>", (3, 4)),
+        ("7 to 2", None),
+        ("at 3 seconds", None),
+        ("never", None),
+    ],
+)
+def test_a_span(text, span):
+    assert span_of(text) == span
+
+
+def test_final():
+    assert final("<think>a</think> b ") == "b" and final("<answer>x</answer><answer>y</answer>") == "y"

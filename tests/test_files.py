@@ -1,0 +1,98 @@
+"""Local paths and URLs behave alike; memory:// stands for what lives elsewhere."""
+
+import sys
+import time
+
+import fsspec
+import pytest
+
+from tests.videos import greys, write
+from vpjax import files as storage
+from vpjax.data import index
+from vpjax.data.index import sources_of
+from vpjax.types import UserError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    if request.param == "local":
+        yield str(tmp_path)
+    else:
+        yield f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").store.clear()
+
+
+def test_files_are_written_read_and_listed(root):
+    file = storage.join(root, "sub/a.txt")
+    assert not storage.exists(file)
+    with storage.open_file(file, "wb") as out:
+        out.write(b"abc")
+    storage.write_whole(storage.join(root, "sub/b.txt"), b"de")
+    with storage.open_file(file) as text:
+        assert text.read() == b"abc"
+    assert sorted(storage.names_in(storage.folder_of(file))) == ["a.txt", "b.txt"]
+    assert storage.exists(file) and storage.is_folder(storage.join(root, "sub"))
+    assert not storage.is_folder(file) and not storage.exists(storage.join(root, "none"))
+
+
+def test_a_stamp_tells_that_a_file_changed(root):
+    file = storage.join(root, "a.txt")
+    storage.write_whole(file, b"abc")
+    before = storage.stamp(file)
+    assert before == storage.stamp(file) and before[0] == 3 and before[1] > 1e18  # ns since 1970
+    time.sleep(0.02)
+    storage.write_whole(file, b"xyz")
+    assert storage.stamp(file) != before and storage.stamp(file)[0] == 3
+    with pytest.raises(FileNotFoundError):
+        storage.stamp(storage.join(root, "none"))
+
+
+def test_what_only_local_files_serve(root):
+    file = storage.join(root, "sub/a.bin")
+    with storage.written(file) as part:
+        part.write_bytes(b"abc")
+        assert not storage.exists(file)
+    with storage.fetched(file) as copy:
+        assert copy.read_bytes() == b"abc" and copy.name == "a.bin"
+    with pytest.raises(RuntimeError), storage.written(file) as part:
+        part.write_bytes(b"half")
+        raise RuntimeError
+    with storage.open_file(file) as kept:
+        assert kept.read() == b"abc"
+    assert storage.names_in(storage.folder_of(file)) == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    "root, path, joined",
+    [
+        ("/data", "a.mp4", "/data/a.mp4"),
+        ("/data", "/b/a.mp4", "/b/a.mp4"),
+        ("", "a.mp4", "a.mp4"),
+        ("/data", "gs://b/a.mp4", "gs://b/a.mp4"),
+        ("gs://b/data/", "x/a.mp4", "gs://b/data/x/a.mp4"),
+        ("gs://b", "s3://c/a.mp4", "s3://c/a.mp4"),
+        ("gs://b", "/mnt/a.mp4", "/mnt/a.mp4"),
+    ],
+)
+def test_join(root, path, joined):
+    assert storage.join(root, path) == joined
+
+
+def test_missing_extras_are_named(monkeypatch):
+    for module, url, extra in (("gcsfs", "gs://b/a", "gcs"), ("s3fs", "s3://b/a", "s3")):
+        monkeypatch.setitem(sys.modules, module, None)  # not installed
+        with pytest.raises(UserError, match=rf"{url}: .* pip install 'vpjax\[{extra}\]'"):
+            storage.exists(url)
+    with pytest.raises(UserError, match="nowhere:// is no place"):
+        storage.open_file("nowhere://a")
+
+
+def test_videos_elsewhere_are_indexed_and_probed_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", greys(8))
+    urls = [f"memory://index/{name}" for name in ("a.mp4", "none.mp4")]
+    storage.write_whole(urls[0], path.read_bytes())
+    local, there, none = sources_of([str(path), *urls], tmp_path, 8192).values()
+    assert (there.media, there.size, there.info) == ("video", local.size, local.info) and there.modified
+    assert none.info is None and "memory://index/none.mp4: " in none.fault
+    monkeypatch.setattr(index, "probe", None)  # what has not changed is not looked at again
+    assert sources_of([str(path), *urls], tmp_path, 8192)[urls[0]] == there

@@ -1,0 +1,147 @@
+"""Checkpoints: restored bit for bit, complete or not there."""
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vpjax.training import checkpoint
+from vpjax.types import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIG = {"seed": 0, "optim": {"lr": 1e-3, "freeze": ()}}
+
+
+def state(step: int, size: int = 1000):
+    """A pytree like a run's state, of the types that a run has; everything in it depends on ``step``."""
+    rng = np.random.default_rng(step)
+    return {
+        "step": jnp.int32(step),
+        "params": {"decoder.layers.q.kernel": jnp.asarray(rng.normal(size=size), jnp.float32)},
+        "frozen": {"vision.patch_embed.kernel": jnp.asarray(rng.normal(size=size), jnp.bfloat16)},
+    }
+
+
+@pytest.fixture
+def open_manager(tmp_path):
+    managers = []
+
+    def open_manager(keep=2):
+        managers.append(checkpoint.Manager(tmp_path, keep=keep))
+        return managers[-1]
+
+    yield open_manager
+    for manager in managers:
+        manager.close()
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def test_restore_is_the_identity(open_manager):
+    manager = open_manager()
+    manager.save(3, state(3), CONFIG)
+    manager.wait()
+    assert open_manager().steps() == [3]
+    restored = open_manager().restore(3, abstract(state(0)))
+    chex.assert_trees_all_equal(restored, state(3))
+    chex.assert_trees_all_equal_dtypes(restored, state(3))
+
+
+def test_a_saved_state_may_be_donated_at_once(open_manager):
+    manager = open_manager()
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    live = state(1, size=1_000_000)
+    manager.save(1, live, CONFIG)
+    for _ in range(5):
+        live = overwrite(live)
+    manager.wait()
+    chex.assert_trees_all_equal(manager.restore(1, abstract(live)), state(1, size=1_000_000))
+
+
+def test_the_newest_are_kept(open_manager, tmp_path):
+    manager = open_manager(keep=2)
+    for step in (1, 2, 3):
+        manager.save(step, state(step), CONFIG)
+    manager.wait()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+
+
+def test_restore_onto_another_mesh(open_manager):
+    manager = open_manager()
+    manager.save(1, state(1), CONFIG)
+    manager.wait()
+    mesh = jax.make_mesh((jax.device_count(),), ("fsdp",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split if x.ndim else whole), state(0)
+    )
+    restored = manager.restore(1, like)
+    chex.assert_trees_all_equal(restored, state(1))
+    assert restored["params"]["decoder.layers.q.kernel"].sharding == split
+
+
+def test_an_unfinished_checkpoint_does_not_count(open_manager, tmp_path):
+    manager = open_manager()
+    manager.save(1, state(1), CONFIG)
+    manager.wait()
+    # What a process leaves that is killed while it writes step 2: the temporary name, part of the files.
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", left)
+    shutil.rmtree(left / "state" / "d")
+    again = open_manager()
+    assert again.steps() == [1]
+    again.save(2, state(2), CONFIG)
+    again.wait()
+    assert not left.exists()
+    chex.assert_trees_all_equal(again.restore(2, abstract(state(0))), state(2))
+
+
+def test_a_killed_process_leaves_only_complete_checkpoints(open_manager, tmp_path):
+    """Killed at an unknown moment of writing: what is there afterwards restores to exactly what was saved."""
+    child = """
+        import os
+        import sys
+        from tests.training.test_checkpoint import CONFIG, checkpoint, state
+        manager = checkpoint.Manager(sys.argv[1], keep=9)
+        manager.save(1, state(1, 2_000_000), CONFIG)
+        manager.wait()
+        manager.save(2, state(2, 2_000_000), CONFIG)
+        os.kill(os.getpid(), 9)
+    """
+    code = subprocess.run([sys.executable, "-c", textwrap.dedent(child), str(tmp_path)], cwd=ROOT).returncode
+    assert code == -signal.SIGKILL
+    manager = open_manager()
+    assert manager.steps() in ([1], [1, 2])
+    for step in manager.steps():
+        chex.assert_trees_all_equal(
+            manager.restore(step, abstract(state(0, 2_000_000))), state(step, 2_000_000)
+        )
+
+
+def test_a_full_disk_is_one_line_and_no_checkpoint(open_manager, tmp_path):
+    manager = open_manager()
+    manager.save(1, state(1), CONFIG)
+    manager.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Stands for a disk that fills up: a file larger than this cannot be written.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path}.*could not be written") as error:
+            manager.save(2, state(2, 1_000_000), CONFIG)
+            manager.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(error.value)
+    assert open_manager().steps() == [1]

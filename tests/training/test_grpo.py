@@ -1,0 +1,395 @@
+"""The GRPO step: shared prefixes, micro-batches, iterations, branches; on a small model of its own."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import joint, tiny
+from vpjax.models.generate import Completions, generate, next_position
+from vpjax.models.sharding import in_use, make_mesh, put_batch
+from vpjax.models.vlm import gather_slots, leaves, rebuild
+from vpjax.training import grpo, policy
+from vpjax.training.losses import token_logprobs
+from vpjax.training.state import create_state, state_shardings
+
+EOS = (7, 8, 9)
+ROWS, GROUPS, DEGRADED, LENGTH = 8, 4, 2, 5
+SGD = optax.sgd(1.0)  # so that the parameters move by the gradient
+
+
+def config(**fields):
+    c = joint.config(method="grpo", batch=ROWS)
+    c.grpo.groups, c.grpo.degraded, c.grpo.max_new = GROUPS, DEGRADED, LENGTH
+    with c.unlocked():
+        for name, value in fields.items():
+            *sections, field = name.split("__")
+            setattr(functools.reduce(getattr, sections, c), field, value)
+    return c
+
+
+class Judge:
+    """Rewards the share of a completion's tokens with an id below 64, times ``weight``."""
+
+    host_scores = {}
+
+    def __init__(self, weight=1.0):
+        self.weights = {"small": weight}
+
+    def score(self, batch, tokens, mask):
+        return {"small": self.recall(batch, tokens, mask)}
+
+    def recall(self, batch, tokens, mask):
+        return ((tokens < 64) & mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+
+
+class HostJudge(Judge):
+    """The same rewards, computed on the host."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.fails = fails
+        self.host_scores = {"small": self.own}
+
+    def score(self, batch, tokens, mask):
+        return {}
+
+    def own(self, batch, said):
+        tokens, mask = np.asarray(said.tokens), np.asarray(said.mask)
+        share = ((tokens < 64) & mask).sum(-1) / np.maximum(mask.sum(-1), 1)
+        return np.full_like(share, np.inf) if self.fails else share.astype(np.float32)
+
+
+def wide():
+    """Wide kernels, so that what is said depends on the video."""
+    m = joint.model()
+    return rebuild(m, {path: 2 * x if path.endswith("kernel") else x for path, x in leaves(m).items()})
+
+
+def setup(c, m, *, mesh=joint.ONE, judge=None):
+    """(state, parts of the step, the step) of a model, with plain gradient descent."""
+    state, optimizer, _ = create_state(leaves(m), c, mesh)
+    optimizer = optimizer._replace(tx=SGD)
+    state = dataclasses.replace(state, opt=SGD.init(state.params))
+    where = state_shardings(SGD, state, mesh)
+    state = jax.device_put(state, where)
+    judge = judge or Judge()
+    step = grpo.make_step(m, c, optimizer, where, judge=judge, eos=EOS)
+    return state, grpo.Parts(m, c, optimizer, judge, EOS), step
+
+
+def compiled(function, *args):
+    """Compiling is what these tests wait for, and tiny matrices gain nothing from it."""
+    return jax.jit(function).lower(*args).compile({"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def learner(mesh=joint.ONE, rows=ROWS, **fields):
+    """``learn(batch, said) -> gradient by path, metrics, told``: one step on given completions."""
+    state, parts, _ = setup(config(**fields), joint.model(), mesh=mesh)
+
+    def step(state, batch, said):
+        with in_use(mesh):
+            features = parts.model_of(state.params, {}).encode(batch.frames)
+            return parts.learn(state, batch, said, features, {})
+
+    some = jax.tree.map(lambda x: x[:rows], (joint.batch(ROWS), completions()))
+    program = compiled(step, state, put_batch(some[0], mesh), some[1])
+
+    def learn(batch, said):
+        after, metrics, told = program(state, put_batch(batch, mesh), said)
+        gradient = {path: np.asarray(x) - np.asarray(after.params[path]) for path, x in state.params.items()}
+        return gradient, {name: float(x) for name, x in metrics.items()}, told
+
+    return learn
+
+
+def assert_close(gradient, wanted, tolerance):
+    """Every element within ``tolerance`` of its leaf's largest, and of 1e-3 where that is smaller."""
+    for path, x in gradient.items():
+        spread = max(np.abs(wanted[path]).max(), 1e-3)
+        np.testing.assert_allclose(x, wanted[path], rtol=0, atol=tolerance * spread, err_msg=path)
+
+
+def stepped(c, batch):
+    """(state before, after, metrics, told) of one whole step, compiled as above."""
+    state, _, step = setup(c, wide())
+    before = jax.tree.map(np.array, state)
+    b = put_batch(batch, joint.ONE)
+    step = step.lower(state, b).compile({"xla_backend_optimization_level": 0})
+    after, metrics, told = step(state, b)
+    return before, after, {name: float(x) for name, x in metrics.items()}, told
+
+
+def completions(seed=0, branches=2):
+    """Random ones; an eighth of the tokens end one."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 128, (ROWS, branches, GROUPS, LENGTH), dtype=np.int32)
+    tokens[rng.random(tokens.shape) < 1 / 8] = EOS[0]
+    mask = np.cumsum(np.isin(tokens, EOS), -1) - np.isin(tokens, EOS) == 0
+    mask[:, 1:, DEGRADED:] = False
+    return Completions(tokens * mask, mask, np.zeros(tokens.shape, np.float32))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return joint.batch(ROWS)
+
+
+@pytest.fixture(scope="module")
+def said():
+    return completions()
+
+
+@pytest.fixture(scope="module")
+def plain(batch, said):
+    return learner(grpo__relative__kind="none")(batch, said)
+
+
+@pytest.fixture(scope="module")
+def rolled(batch):
+    """What the compiled step says and does."""
+    return stepped(config(), batch)[1:]
+
+
+def test_a_step_rolls_out_both_videos(batch, rolled):
+    """G completions of V and Gd of V~; none of V~ where a clip has none (the last row); each ends at a stop
+    token."""
+    after, metrics, told = rolled
+    mask = np.asarray(told.said.mask)
+    assert int(after.step) == 1 and metrics["nonfinite"] == 0
+    assert mask.shape == (ROWS, 2, GROUPS, LENGTH)
+    assert mask[:, 0, :, 0].all() and mask[:-1, 1, :DEGRADED, 0].all()
+    assert not mask[:, 1, DEGRADED:].any() and not mask[-1, 1].any()
+    stop = np.isin(told.said.tokens, EOS) & mask
+    assert (stop.sum(-1) <= 1).all() and not (stop[..., :-1] & mask[..., 1:]).any()
+    np.testing.assert_array_equal(np.isnan(told.total), ~mask.any(-1))
+    assert metrics["completions/mean_length"] == pytest.approx(mask[:, 0].sum(-1).mean())
+    assert metrics["tokens"] == 2 * batch.prompt_valid.sum() + mask.sum()
+    assert metrics["reward"] == pytest.approx(np.nanmean(told.total[:, 0]))
+    assert metrics["reward_degraded"] == pytest.approx(np.nanmean(told.total[:, 1]))
+
+
+def test_the_first_ratio_is_one(rolled):
+    """The loss of dapo is then minus the token mean of the advantages, and nothing is clipped."""
+    _, metrics, told = rolled
+    assert metrics["clip_ratio/region_mean"] == 0
+    count = np.asarray(told.said.mask[:, 0]).sum(-1)
+    mean = (np.asarray(told.advantages)[:, 0] * count).sum() / count.sum()
+    # Sums of some 150 advantages of about 1 in float32.
+    assert metrics["loss"] == pytest.approx(-mean, abs=1e-5)
+
+
+def test_sampling_and_training_see_the_same_probabilities(batch, rolled):
+    """Of every token, the temperature included; top-p and top-k shape what is drawn only."""
+    shaped = config(grpo__temperature=0.7, grpo__top_p=0.8, grpo__top_k=50)
+    for metrics in (rolled[1], stepped(shaped, batch)[2]):
+        assert 0 < metrics["sampling/logp_difference/max"] < 1e-4
+
+
+def test_branches_are_the_video_and_its_gather(batch):
+    """With one token to choose from, both branches say what greedy decoding says of V and of V~."""
+    state, parts, _ = setup(config(grpo__top_k=1), wide())
+    said, features = compiled(parts.roll, state, batch)(state, batch)
+    greedy = functools.partial(generate, wide(), batch, jax.random.key(0), max_new=LENGTH, eos=EOS)
+    other = gather_slots(features, batch.source)
+    for branch, seen in enumerate((features, other)):
+        wanted = greedy(features=seen)
+        rows = slice(None) if branch == 0 else slice(0, -1)  # the last has no V~
+        for group in range((GROUPS, DEGRADED)[branch]):
+            np.testing.assert_array_equal(said.tokens[rows, branch, group], wanted.tokens[rows, 0])
+    assert (said.tokens[:-1, 0, 0] != said.tokens[:-1, 1, 0]).any()
+
+
+def test_the_shared_prefix_equals_repeated_prompts(batch, said, plain):
+    """The gradient of G completions after one prompt is that of G rows with a prompt each."""
+    gradient, metrics, told = plain
+    rows = jax.tree.map(lambda x: np.repeat(x, GROUPS, axis=0), dataclasses.replace(batch, video_end=0))
+    rows = dataclasses.replace(rows, video_end=batch.video_end)
+    tokens, mask = (x[:, 0].reshape(-1, LENGTH) for x in (said.tokens, said.mask))
+    merit = np.asarray(told.advantages)[:, 0].reshape(-1, 1, 1)
+    place = np.asarray(next_position(rows))[:, None] + np.arange(LENGTH)
+    prompt = rows.prompt.shape[1]
+    positions = np.concatenate([rows.positions[:, :, :prompt], np.repeat(place[:, None], 3, 1)], axis=2)
+    rows = dataclasses.replace(rows, suffix=tokens, positions=positions)
+
+    def loss(m):
+        hidden = m.hidden(m.encode(rows.frames), rows)
+        logprobs = token_logprobs(hidden.last, hidden.suffix, m.unembed, tokens[:, None], chunk=LENGTH)
+        ratio = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
+        return -jnp.where(mask[:, None], ratio * merit, 0.0).sum() / mask.sum()
+
+    value, wanted = compiled(jax.value_and_grad(loss), joint.model())(joint.model())
+    assert metrics["loss"] == pytest.approx(float(value), abs=1e-5)
+    assert_close(gradient, leaves(wanted), 1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_micro_batches_add_up(batch, said, plain, count):
+    gradient, metrics, _ = learner(grpo__relative__kind="none", accumulate=count)(batch, said)
+    assert_close(gradient, plain[0], 1e-5)  # float32 sums in another order
+    chex.assert_trees_all_close(metrics, plain[1], rtol=1e-4, atol=1e-6)
+
+
+def test_likelihoods_on_the_degraded_video_in_micro_batches(batch, said):
+    one, two = (learner(grpo__relative__kind="likelihood", accumulate=count)(batch, said) for count in (1, 2))
+    assert_close(one[0], two[0], 1e-5)
+    assert one[1]["rel/logp_gap"] == pytest.approx(two[1]["rel/logp_gap"], rel=1e-4)
+
+
+def test_nothing_is_learned_from_equal_rewards(batch, said):
+    same = said._replace(tokens=np.where(said.mask, said.tokens | 64, 0))
+    gradient, metrics, _ = learner(grpo__relative__kind="none")(batch, same)
+    assert metrics["frac_reward_zero_std"] == 1.0 and metrics["grad_norm"] == 0.0
+    assert not any(x.any() for x in gradient.values())
+
+
+def test_the_degraded_rollouts_are_not_trained_on(batch, said, plain):
+    """Other words on V~ change no gradient where the relative reward is none, unless they are trained on."""
+    other = said._replace(tokens=np.where(np.arange(2)[:, None, None] == 1, said.tokens ^ 64, said.tokens))
+    chex.assert_trees_all_equal(learner(grpo__relative__kind="none")(batch, other)[0], plain[0])
+    learn = learner(grpo__relative__kind="none", grpo__train_on_degraded=True)
+    (both, _, told), (changed, _, _) = learn(batch, said), learn(batch, other)
+    assert told.advantages.shape[1] == 2 and not np.isnan(told.advantages).any()
+    assert max(np.abs(both[path] - changed[path]).max() for path in both) > 1e-3
+    assert max(np.abs(both[path] - plain[0][path]).max() for path in both) > 1e-3
+
+
+def test_padding_rows_count_for_nothing(batch, said, plain):
+    """A batch whose last half is padding gives the gradient and the rewards of its first half."""
+    empty = np.arange(ROWS) >= ROWS // 2
+    masked = dataclasses.replace(
+        batch,
+        clip=np.where(empty, -1, batch.clip),
+        prompt_valid=batch.prompt_valid & ~empty[:, None],
+    )
+    quiet = said._replace(mask=said.mask & ~empty[:, None, None, None])
+    half = jax.tree.map(lambda x: x[: ROWS // 2], (batch, said))
+    got = learner(grpo__relative__kind="none")(masked, quiet)
+    wanted = learner(grpo__relative__kind="none", rows=ROWS // 2, batch=ROWS // 2)(*half)
+    assert_close(got[0], wanted[0], 1e-5)
+    for name in ("reward", "reward_std", "reward_degraded", "rel/gap", "frac_reward_zero_std", "loss"):
+        assert got[1][name] == pytest.approx(wanted[1][name], abs=1e-6), name
+
+
+def test_a_second_iteration_clips(batch, said):
+    """Two updates on the same rollouts are two steps of gradient descent on the clipped loss, the second
+    with the ratio to the first forward."""
+    c = config(grpo__num_iterations=2, grpo__relative__kind="none")
+    twice, metrics, told = learner(grpo__num_iterations=2, grpo__relative__kind="none")(batch, said)
+    assert metrics["clip_ratio/region_mean"] > 0.05
+    state, parts, _ = setup(c, joint.model())
+    rows = grpo.Rows(
+        batch, said.tokens[:, :1], said.mask[:, :1], told.advantages[..., None], None, None, None
+    )
+
+    def loss(params, old):
+        logprobs = parts.logprobs(parts.model_of(params, {}), rows)
+        args = (logprobs[:, 0], old, rows.mask[:, 0], rows.advantages[:, 0], None)
+        return policy.policy_loss(*args, c.grpo).loss / rows.mask.sum(), logprobs[:, 0]
+
+    def both(params):
+        first, old = jax.grad(loss, has_aux=True)(params, None)
+        second, _ = jax.grad(loss, has_aux=True)(jax.tree.map(jnp.subtract, params, first), old)
+        return jax.tree.map(jnp.add, first, second)
+
+    # Rounding after the first update decides for some tokens on which side of the clip they fall.
+    assert_close(twice, compiled(both, state.params)(state.params), 1e-3)
+
+
+def test_a_reference_stays(batch):
+    """The first policy is its reference, so the KL begins at 0; the policy moves away and the reference
+    does not."""
+    before, after, metrics, _ = stepped(config(grpo__beta=0.1), batch)
+    chex.assert_trees_all_equal(jax.tree.map(np.array, after.reference), before.params)
+    assert metrics["kl"] == pytest.approx(0, abs=1e-9)
+    assert metrics["grad_norm"] > 0
+    assert not setup(config(), joint.model())[0].reference
+
+
+def test_rewards_on_the_host(batch, rolled):
+    """They make the same step as on the device; where one fails, the update is skipped and counted."""
+    judge = HostJudge()
+    state, _, step = setup(config(), wide(), judge=judge)
+    after, _, told = step(state, put_batch(batch, joint.ONE))
+    np.testing.assert_array_equal(told.said.tokens, rolled[2].said.tokens)
+    # Compiled in two parts and with XLA's optimizations.
+    chex.assert_trees_all_close(after.params, rolled[0].params, atol=1e-4)
+    judge.fails, before = True, jax.tree.map(np.array, after.params)
+    failed, metrics, _ = step(after, put_batch(batch, joint.ONE))
+    assert metrics["nonfinite"] == 1 and int(failed.skipped) == 1 and int(failed.step) == 2
+    chex.assert_trees_all_equal(jax.tree.map(np.array, failed.params), before)
+
+
+def test_a_reward_that_fails_and_weighs_nothing(batch):
+    """The update is skipped all the same: what is only logged is not lost in silence."""
+    judge = HostJudge(fails=True)
+    judge.weights = {"small": 0.0}
+    state, _, step = setup(config(), wide(), judge=judge)
+    _, metrics, told = step(state, put_batch(batch, joint.ONE))
+    assert metrics["nonfinite"] == 1
+    np.testing.assert_array_equal(told.clip, batch.clip)
+
+
+def test_the_gap_of_the_same_video_is_nothing(batch):
+    """Where V~ is V, its likelihoods are those that were sampled from; where it is not, they differ."""
+    same = dataclasses.replace(batch, source=np.tile(np.arange(5, dtype=np.int32), (ROWS, 1)))
+    state, parts, _ = setup(config(grpo__relative__kind="token"), wide())
+
+    def gap(state, batch):
+        said, features = parts.roll(state, batch)
+        total = jnp.zeros(said.mask.shape[:3])
+        evidence = parts.evidence(state, batch, said, total, features)
+        return jnp.where(evidence.mask, jnp.abs(evidence.gap), 0.0).max()
+
+    gap = compiled(gap, state, batch)
+    assert gap(state, same) < 1e-4 < 0.1 < gap(state, batch)
+
+
+def test_text_alone():
+    """Clips without a video have no V~, whatever the kind: nothing is rolled out on it, and they train."""
+    text = tiny.batch([tiny.Row(before=b) for b in range(2, 2 + ROWS)], suffix=LENGTH)
+    before, after, metrics, told = stepped(config(), text)
+    mask = np.asarray(told.said.mask)
+    assert mask[:, 0, :, 0].all() and not mask[:, 1].any()
+    assert metrics["rel/clips"] == metrics["nonfinite"] == 0 and metrics["reward_std"] > 0
+    assert not np.array_equal(before.params["decoder.embed"], after.params["decoder.embed"])
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_devices_agree(batch, said, plain, sizes):
+    """The same gradient on one device and on eight, for given completions."""
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    gradient, metrics, _ = learner(mesh=mesh, grpo__relative__kind="none")(batch, said)
+    assert_close(gradient, plain[0], 1e-5)
+    assert metrics["loss"] == pytest.approx(plain[1]["loss"], abs=1e-5)
+
+
+def test_logits_of_all_completions_never_exist(batch):
+    """With a chunk of one token, no array that ends in the vocabulary holds more than one token of each."""
+    state, _, step = setup(config(loss__chunk=1), joint.model())
+    jaxpr = jax.make_jaxpr(step)(state, batch)
+    shapes = {out.aval.shape for out in _outputs(jaxpr.jaxpr)}
+    vocabulary = joint.MODEL.decoder.vocab
+    scores = [shape for shape in shapes if shape and shape[-1] == vocabulary and len(shape) > 2]
+    assert scores and max(int(np.prod(shape)) for shape in scores) <= 2 * ROWS * GROUPS * vocabulary
+
+
+def _outputs(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield from eqn.outvars
+        for part in joint.inner(eqn):
+            yield from _outputs(part)
+
+
+def test_tokens_that_spell_a_keyword():
+    tokens = np.array([[[5, 1, 2, 3, 1, 2, 9], [2, 3, 3, 0, 0, 1, 1]]])
+    keywords = np.array([[[1, 2, -1], [3, -1, -1], [-1, -1, -1], [9, -1, -1]]])
+    wanted = np.array([[True, True, True, False]])
+    got = grpo.spelled(tokens, keywords, wanted)
+    np.testing.assert_array_equal(got[0].astype(int), [[0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0]])

@@ -1,0 +1,75 @@
+"""Configs: values that no run can have, and work directories that belong to one run."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from vpjax.training import config as settings
+from vpjax.types import UserError
+
+RECIPES = [
+    path.stem
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
+    if path.stem not in ("__init__", "base")
+]
+
+
+def recipe(name="sft"):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_pass(name):
+    settings.check(recipe(name))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("steps", 0),
+        ("accumulate", 5),
+        ("dtype", "float16"),
+        ("checkpoint_every", 0),
+        ("keep", 0),
+        ("optim.lr_multipliers", (("vision.*",),)),
+        ("optim.freeze", (1,)),
+        ("contrast.layer", 0.0),
+        ("contrast.tau_range", (0.1, 0.5)),
+        ("contrast.tau_range", (0.5, 0.01)),
+        ("contrast.negatives", ("batch,degraded",)),
+        ("loss.chunk", 0),
+        ("data.replacement", "none"),
+        ("data.instructions", {"chioce": "Answer."}),
+        ("method", "dpo"),
+        ("grpo.groups", 1),
+        ("grpo.degraded", 0),
+        ("grpo.relative.kind", "gates"),
+        ("grpo.temperature", 0.0),
+        ("grpo.num_iterations", 0),
+    ],
+)
+def test_impossible_values_are_named(field, value):
+    config = recipe()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as error:
+        settings.check(config)
+    assert f"config.{field}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+    settings.check_workdir(tmp_path, recipe())  # an empty one is anybody's
+    settings.write(tmp_path, recipe())
+    settings.check_workdir(tmp_path, recipe())
+
+    other = recipe()
+    other.log_every, other.mesh.data, other.data.cache = 7, 2, "elsewhere"  # changes no number
+    settings.check_workdir(tmp_path, other)
+
+    other.seed, other.optim.freeze = 1, ("vision.*",)
+    with pytest.raises(UserError) as error:
+        settings.check_workdir(tmp_path, other)
+    assert "(optim.freeze is ['vision.*'], there []; seed is 1, there 0)" in str(error.value)
+    assert str(tmp_path / "config.json") in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,134 @@
+"""Completions of prompts: prefill and a while-loop with a cache, in one compiled call.
+
+The G completions of a prompt read one prefix cache. The loop ends when the last completion has ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vpjax.models.sharding import split_logits, split_vocabulary
+from vpjax.models.vision import Features
+from vpjax.models.vlm import VideoLM
+from vpjax.types import Array, Batch
+
+
+class Completions(NamedTuple):
+    """G completions of each prompt, 0 where ``mask`` is False.
+
+    tokens i32[B, G, C]; mask bool[B, G, C]: True up to and with the stop token; logprobs f32[B, G, C]:
+    of each token under the tempered distribution (greedy: temperature 1) before top-k and top-p cut it.
+    """
+
+    tokens: Array
+    mask: Array
+    logprobs: Array
+
+
+class _Loop(NamedTuple):
+    """What the decode loop carries. step: tokens chosen of each completion; the cache lacks the last one."""
+
+    step: Array
+    done_BG: Array
+    cache: tuple[Array, ...]
+    out: Completions
+
+
+@functools.partial(jax.jit, static_argnames=("max_new", "eos", "groups", "temperature", "top_p", "top_k"))
+def generate(
+    model: VideoLM,
+    batch: Batch,
+    key: Array,
+    *,
+    max_new: int,
+    eos: tuple[int, ...],
+    features: Features | None = None,
+    groups: int = 1,
+    wanted: Array | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> Completions:
+    """Complete the prompts of ``batch``, whose suffix is not read.
+
+    max_new: C, tokens of a completion at most. eos: tokens that end one. features: of ``model.encode``;
+    default: of the batch's frames. groups: G. wanted: bool[B, G], completions that are asked for; the others
+    give nothing, as does a row without a prompt. temperature: 0 is greedy. top_p, top_k: the set that is
+    sampled from, after the temperature (1 and 0: all tokens); top_k first, as in transformers. A completion
+    depends on ``key``, its row's number and its own, not on the other rows.
+    """
+    if features is None and batch.frames.shape[1]:
+        features = model.encode(batch.frames)
+    rows = len(batch.prompt)
+    next_B = next_position(batch)
+    keys_BG = _fold(_fold(key, jnp.arange(rows))[:, None], jnp.arange(groups))
+    unembed_OD = split_vocabulary(model.unembed)
+
+    def choose(state: _Loop, h_BGD: Array) -> _Loop:
+        """The next token of each completion, whose last fed token has the hidden state ``h``."""
+        # Not as an einsum, which would put the larger operand first: half as fast for one row on a CPU.
+        logits_BGO = split_logits(jnp.matmul(h_BGD, unembed_OD.T, preferred_element_type=jnp.float32))
+        if temperature:
+            logits_BGO = logits_BGO / temperature
+            draw = functools.partial(sample, top_p=top_p, top_k=top_k)
+            token_BG = jax.vmap(jax.vmap(draw))(_fold(keys_BG, state.step), logits_BGO)
+        else:
+            token_BG = jnp.argmax(logits_BGO, axis=-1).astype(jnp.int32)
+        chosen_BG = jnp.take_along_axis(logits_BGO, token_BG[..., None], axis=-1)[..., 0]
+        logprob_BG = chosen_BG - jax.nn.logsumexp(logits_BGO, axis=-1)
+        running_BG = ~state.done_BG
+        new = Completions(token_BG, running_BG, logprob_BG)
+        out = jax.tree.map(lambda full, x: full.at[:, :, state.step].set(x * running_BG), state.out, new)
+        done_BG = state.done_BG | jnp.isin(token_BG, jnp.array(eos, jnp.int32))
+        return _Loop(state.step + 1, done_BG, state.cache, out)
+
+    def advance(state: _Loop) -> _Loop:
+        fed = state.step - 1
+        token_BG = state.out.tokens[:, :, fed]
+        position_B3 = jnp.tile((next_B + fed)[:, None], (1, 3))
+        h_BGD, cache = model.decode(token_BG, position_B3, fed, batch.prompt_valid, prefix, state.cache)
+        return choose(state._replace(cache=cache), h_BGD)
+
+    last_BD, prefix = model.prefill(features, batch)
+    shape = (rows, groups, max_new)
+    empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
+    done_BG = jnp.tile(~batch.prompt_valid.any(axis=1)[:, None], (1, groups))
+    done_BG = done_BG if wanted is None else done_BG | ~wanted
+    start = _Loop(jnp.int32(0), done_BG, model.suffix_cache(*shape), empty)
+    first = choose(start, jnp.tile(last_BD[:, None], (1, groups, 1)))
+    return jax.lax.while_loop(lambda s: (s.step < max_new) & ~s.done_BG.all(), advance, first).out
+
+
+def next_position(batch: Batch) -> Array:
+    """The position i32[B] of a completion's first token: one after the prompt's last token; where that is
+    visual, after the largest of its axes."""
+    last_B31 = jnp.maximum(batch.prompt_valid.sum(axis=1) - 1, 0)[:, None, None]
+    prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
+    return jnp.take_along_axis(prompt_B3P, last_B31, axis=2).max(axis=(1, 2)) + 1
+
+
+def completed(batch: Batch, tokens_BGC: Array) -> Batch:
+    """``batch`` with the completions i32[B, G, C] as its suffix, at the positions after its prompts."""
+    place_BC = next_position(batch)[:, None] + jnp.arange(tokens_BGC.shape[2])
+    prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
+    positions = jnp.concatenate([prompt_B3P, jnp.tile(place_BC[:, None], (1, 3, 1))], axis=2)
+    return dataclasses.replace(batch, suffix=tokens_BGC, positions=positions)
+
+
+def sample(key: Array, logits_O: Array, top_p: float, top_k: int) -> Array:
+    """A token i32[] drawn from the softmax of ``logits``, cut to the ``top_k`` likeliest tokens (0: all) and
+    then to the fewest that hold ``top_p`` of what is left; of equally likely ones the lower ids stay."""
+    if not top_k and top_p >= 1.0:
+        return jax.random.categorical(key, logits_O).astype(jnp.int32)
+    likeliest, tokens = jax.lax.top_k(logits_O, min(top_k or logits_O.size, logits_O.size))
+    share = jax.nn.softmax(likeliest)
+    kept = (jnp.cumsum(share) - share < top_p).at[0].set(True)
+    return tokens[jax.random.categorical(key, jnp.where(kept, likeliest, -jnp.inf))]
+
+
+_fold = jnp.vectorize(jax.random.fold_in)
