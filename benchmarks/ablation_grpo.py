@@ -36,8 +36,7 @@ from vpjax.evaluation import heldout
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
 from vpjax.scoring.judge import Judge
-from vpjax.training import config as settings
-from vpjax.training import grpo
+from vpjax.training import grpo, run_config
 from vpjax.training.relative import NEEDS
 from vpjax.training.setup import initial_params, prepare_model, read_split
 from vpjax.training.state import create_state
@@ -123,7 +122,7 @@ def main() -> None:
         vars(args).update(QUICK)
 
     config = configure({}, 0, args)
-    settings.check(config)
+    run_config.check(config)
     clips = read_split(config, "train", "events")
     asked = read_split(config, "heldout", "events")
     with tempfile.TemporaryDirectory() as folder:

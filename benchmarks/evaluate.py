@@ -28,13 +28,12 @@ from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import prepare
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import ask
-from vpjax.evaluation.run import ROOM, as_asked
+from vpjax.evaluation.run import ROOM, without_answer
 from vpjax.events.clips import event_of, make
 from vpjax.models.generate import generate
 from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM
-from vpjax.training import checkpoint
-from vpjax.training import config as settings
+from vpjax.training import checkpoint, run_config
 from vpjax.training import setup as start
 from vpjax.types import Batch
 
@@ -95,15 +94,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
 
-    config = ConfigDict(json.loads((args.workdir / settings.FILE).read_text()))
-    cfg = ConfigDict(settings.SHOWN | config.data.to_dict() | ROOM | dict(replacement="none", pool="key"))
-    file = make(start.event_spec(config), cache_folder(cfg), {"heldout": args.clips})["heldout"]
-    clips = [as_asked(clip) for clip in read_clips(file)]
+    config = ConfigDict(json.loads((args.workdir / run_config.FILE).read_text()))
+    data_config = ConfigDict(
+        run_config.HF_VIDEO_DEFAULTS | config.data.to_dict() | ROOM | dict(replacement="none", pool="key")
+    )
+    file = make(start.event_spec(config), cache_folder(data_config), {"heldout": args.clips})["heldout"]
+    clips = [without_answer(clip) for clip in read_clips(file)]
     with tempfile.TemporaryDirectory() as folder:
         exporting.export(args.workdir, Path(folder), dtype="float32")
         theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         model, text = checkpoint.load(folder)
-    plan, _ = prepare(clips, text, model.config, cfg, seed=0, batch_size=args.batch)
+    plan, _ = prepare(clips, text, model.config, data_config, seed=0, batch_size=args.batch)
     batches = [plan(step).batch for step in range(plan.plan.steps_per_epoch)]
     inputs = [torch_inputs(model, batch) for batch in batches]
     ours, other = jax_run(model, text, batches), torch_run(theirs, text, inputs)
@@ -118,7 +119,7 @@ def main() -> None:
     seconds = medians({"vpjax": ours, "transformers": other}, rounds=args.rounds, warmup=1)
 
     def from_files() -> None:
-        asked = ask(model, text, clips, cfg, controls=["none"], batch_size=args.batch, max_new=NEW)
+        asked = ask(model, text, clips, data_config, controls=["none"], batch_size=args.batch, max_new=NEW)
         assert not [answer.fault for answer in asked if answer.fault]
 
     whole = medians({"whole": from_files}, rounds=args.rounds, warmup=1)["whole"]

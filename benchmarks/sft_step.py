@@ -138,11 +138,11 @@ def jax_runs(folder: str, rows: int) -> tuple[dict, Batch, VideoLM]:
     batch = put_batch(make_batch(model, rows), mesh)
 
     def real(weight):
-        cfg = copy.deepcopy(config)
-        cfg.contrast.weight = weight
-        params = leaves(model) | sft.init_heads(cfg, model.config.decoder.hidden, jax.random.key(0))
-        state, optimizer, where = create_state(params, cfg, mesh)
-        return state, sft.make_step(model, cfg, optimizer, where)
+        data_config = copy.deepcopy(config)
+        data_config.contrast.weight = weight
+        params = leaves(model) | sft.init_heads(data_config, model.config.decoder.hidden, jax.random.key(0))
+        state, optimizer, where = create_state(params, data_config, mesh)
+        return state, sft.make_step(model, data_config, optimizer, where)
 
     def other(loss):
         params = leaves(model) | sft.init_heads(config, model.config.decoder.hidden, jax.random.key(0))

@@ -11,8 +11,7 @@ from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
 from vpjax.models import hf
 from vpjax.models.vlm import leaves
-from vpjax.training import checkpoint
-from vpjax.training import config as settings
+from vpjax.training import checkpoint, run_config
 from vpjax.training.state import State
 
 SPEC = events.EventSpec(frames=14, size=56)
@@ -43,7 +42,7 @@ def make_run(folder, *, clips=10, seed=0, spec=SPEC, kind="tied"):
     )
     config.model = raw
     config.events = ConfigDict(dataclasses.asdict(spec) | dict(train=0, heldout=clips, unseen=0))
-    settings.write(folder, config)
+    run_config.write(folder, config)
     tiny.torch_model(raw, seed).save_pretrained(model)
     params = leaves(hf.load_pretrained(model))
     for file in ("model.safetensors", "generation_config.json"):

@@ -113,7 +113,7 @@ def held_signals() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Callable[[int], str]]:
+def stop_signal() -> Iterator[Callable[[int], str]]:
     """``asked(step)``: the signal that asks for an end ("": none), at the same step in all processes. To be
     called once for every step, in order.
 

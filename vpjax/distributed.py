@@ -80,7 +80,7 @@ def check_mesh(mesh: Mesh) -> None:
         )
 
 
-def in_turn(make: Callable[[], T]) -> T:
+def process_zero_first(make: Callable[[], T]) -> T:
     """``make()`` in process 0 and, when it has left its files on the disk, in the others."""
     first = jax.process_index() == 0
     made = make() if first else None

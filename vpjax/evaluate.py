@@ -22,8 +22,8 @@ from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import CONTROLS
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.page import write_page
-from vpjax.evaluation.results import told
-from vpjax.training import config as settings
+from vpjax.evaluation.results import format_results
+from vpjax.training import run_config
 from vpjax.types import UserError
 
 MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")
@@ -42,7 +42,7 @@ NEW = flags.DEFINE_integer("max_new_tokens", None, "Tokens of an answer at most;
 FRAMES = flags.DEFINE_integer("frames", None, "Frames a video, evenly spaced; default: as in training.", 1)
 FPS = flags.DEFINE_float("fps", None, "Frames a second, in place of --frames.", 0.0)
 PIXELS = flags.DEFINE_integer("max_pixels", None, "Of a frame after resizing.", 1)
-DTYPE = flags.DEFINE_enum("dtype", None, settings.DTYPES, "Of the weights; default: as in training.")
+DTYPE = flags.DEFINE_enum("dtype", None, run_config.DTYPES, "Of the weights; default: as in training.")
 FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that share a copy of the weights.", 1)
 flags.adopt_module_key_flags(cli)
 
@@ -61,7 +61,9 @@ def main() -> int:
     if FRAMES.value or FPS.value:
         shown |= dict(frames=FRAMES.value or 0, fps=FPS.value or 0.0)
     if PIXELS.value:
-        shown |= dict(max_pixels=PIXELS.value, min_pixels=min(settings.SHOWN["min_pixels"], PIXELS.value))
+        shown |= dict(
+            max_pixels=PIXELS.value, min_pixels=min(run_config.HF_VIDEO_DEFAULTS["min_pixels"], PIXELS.value)
+        )
     wanted = evaluation.Evaluation(
         model=Path(MODEL.value),
         benchmark=BENCHMARK.value,
@@ -82,7 +84,7 @@ def main() -> int:
     )
     out, results, clips, answers = evaluation.run(wanted, say)
     write_page(out / "results.html", results, clips, answers)
-    say(told(results), "", f"in {out}: results.html, results.json, predictions.jsonl")
+    say(format_results(results), "", f"in {out}: results.html, results.json, predictions.jsonl")
     return cli.OK
 
 

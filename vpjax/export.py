@@ -10,12 +10,12 @@ from pathlib import Path
 from absl import flags
 
 from vpjax import cli, exporting
-from vpjax.training import config as settings
+from vpjax.training import run_config
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.")
 OUT = flags.DEFINE_string("out", None, "Folder to write.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", 0)
-DTYPE = flags.DEFINE_enum("dtype", None, settings.DTYPES, "Of the weights; default: as in the checkpoint.")
+DTYPE = flags.DEFINE_enum("dtype", None, run_config.DTYPES, "Of the weights; default: as in the checkpoint.")
 CHECK = flags.DEFINE_bool("check", False, "Load the folder back and compare logits, with transformers' too.")
 flags.adopt_module_key_flags(cli)
 

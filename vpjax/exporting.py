@@ -20,8 +20,7 @@ from vpjax.models import hf
 from vpjax.models.names import FAMILIES
 from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM, leaves
-from vpjax.training import checkpoint
-from vpjax.training import config as settings
+from vpjax.training import checkpoint, run_config
 from vpjax.types import Batch, UserError
 
 IMAGE, VIDEO = "preprocessor_config.json", "video_preprocessor_config.json"
@@ -40,12 +39,12 @@ def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | No
     training-only heads stay behind. UserError for a folder that is no run, or an ``out`` that has other files
     than an earlier export.
     """
-    if not (workdir / checkpoint.MODEL).is_dir() or not (workdir / settings.FILE).is_file():
+    if not (workdir / checkpoint.MODEL).is_dir() or not (workdir / run_config.FILE).is_file():
         raise UserError(f"--workdir={workdir}: no run in it; give the folder that vpjax.train wrote")
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise UserError(f"--out={out}: has files of something else in it; give another folder")
     model, text = checkpoint.load(workdir, step=step, dtype=dtype)
-    config = ConfigDict(json.loads((workdir / settings.FILE).read_text()))
+    config = ConfigDict(json.loads((workdir / run_config.FILE).read_text()))
     hf.save_pretrained(model, out, like=workdir / checkpoint.MODEL)
     if not (out / "generation_config.json").exists():
         _write(out / "generation_config.json", generation_config(text))

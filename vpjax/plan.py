@@ -19,7 +19,7 @@ from absl import flags
 from vpjax import cli
 from vpjax.models.sharding import make_mesh, row_parts
 from vpjax.planning import Clips, find_devices, fit, largest, plan_step, read_model, report, with_batch
-from vpjax.training import config as settings
+from vpjax.training import run_config
 from vpjax.types import UserError
 
 CONFIG = cli.define_config()
@@ -38,7 +38,7 @@ flags.adopt_module_key_flags(cli)
 def main() -> int:
     cli.require(TOPOLOGY)
     config = CONFIG.value
-    settings.check(config)
+    run_config.check(config)
     chip, devices = find_devices(TOPOLOGY.value)
     mesh = make_mesh(config.mesh, devices)
     model = read_model(config)

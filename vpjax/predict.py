@@ -30,8 +30,7 @@ from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Media
 from vpjax.data.video import IMAGES, MAX_SIDE, Sampling, Video, read_frames, read_image
 from vpjax.models.generate import generate
-from vpjax.training import checkpoint
-from vpjax.training import config as settings
+from vpjax.training import checkpoint, run_config
 
 MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")
 VIDEO = flags.DEFINE_string("video", None, "Video or image file.")
@@ -110,7 +109,7 @@ def main() -> int:
 
 def look(path: str, media: Media, factor: int) -> Video:
     """The frames of a file. What the flags leave open is as the model's run saw its videos."""
-    data = settings.data_of(Path(MODEL.value))
+    data = run_config.data_of(Path(MODEL.value))
     most = PIXELS.value or data.max_pixels
     size = dict(min_pixels=min(data.min_pixels, most), max_pixels=most, factor=factor)
     size["max_side"] = SIDE.value or data.get("max_side", MAX_SIDE)

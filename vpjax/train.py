@@ -38,9 +38,8 @@ from vpjax.models.attention import backend
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VLMConfig, abstract_model
 from vpjax.scoring.judge import Judge
-from vpjax.training import checkpoint, grpo, sft
-from vpjax.training import config as settings
-from vpjax.training.grpo import Told
+from vpjax.training import checkpoint, grpo, run_config, sft
+from vpjax.training.grpo import JudgedRollouts
 from vpjax.training.report import Writer, draw_curves, no_spread, page
 from vpjax.training.setup import initial_params, prepare_model, read_split
 from vpjax.training.state import State, create_state
@@ -81,9 +80,9 @@ def train(config: ConfigDict, workdir: Path) -> None:
     UserError for a mistake in the config, in the files that it names or in the work directory, before any
     training; later for too many unreadable clips or skipped updates.
     """
-    settings.check(config)
-    settings.check_workdir(workdir, config)
-    clips, asked, unseen, model_config, text = processes.in_turn(lambda: prepare(config, workdir))
+    run_config.check(config)
+    run_config.check_workdir(workdir, config)
+    clips, asked, unseen, model_config, text = processes.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
         if step < config.steps:
@@ -138,10 +137,10 @@ def fit(
         make, complete = functools.partial(grpo.make_step, judge=judge, eos=text.stops), judge.with_references
     step = make(abstract_model(model_config), config, optimizer, layout)
     if jax.process_index() == 0:
-        settings.write(workdir, config)
+        run_config.write(workdir, config)
 
     report = Report(config, workdir, start, int(state.skipped), clips, text, judge)
-    with contextlib.closing(loader), contextlib.closing(report), cli.stop_requests() as asked:
+    with contextlib.closing(loader), contextlib.closing(report), cli.stop_signal() as asked:
         batches = report.waited_for((batch.clip, put_batch(complete(batch), mesh)) for batch in loader)
         end, signal = loop(step, state, batches, report, manager, config, start, asked)
         manager.wait()
@@ -162,7 +161,7 @@ def loop(
     asked: Callable[[int], str],
 ) -> tuple[int, str]:
     """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved,
-    and the signal that ended it (``cli.stop_requests``).
+    and the signal that ended it (``cli.stop_signal``).
 
     step: state, batch -> state, metrics and, of GRPO, the rollouts. What it tells is read when the next step
     is under way, so that the devices do not wait for the host.
@@ -224,7 +223,7 @@ class Report:
         clips: np.ndarray,
         faults: list[str],
         metrics: dict[str, Array],
-        rollouts: Told | None = None,
+        rollouts: JudgedRollouts | None = None,
     ) -> None:
         """Report a step, its clips by number, what went wrong in it, its metrics and its rollouts. UserError
         when too many updates have been skipped."""
@@ -241,7 +240,7 @@ class Report:
             say(f"step {step}/{self.config.steps}  {_losses(metrics)}  {self._speed(step, seconds)}")
             self.since, self.last, self.waited, self.tokens = time.perf_counter(), step, 0.0, 0.0
 
-    def _rollouts(self, step: int, metrics: dict[str, float], told: Told) -> None:
+    def _rollouts(self, step: int, metrics: dict[str, float], told: JudgedRollouts) -> None:
         """Now and then a page of samples; a line when no reward of any recent step has told completions
         apart."""
         self.flat = self.flat + 1 if metrics["frac_reward_zero_std"] == 1.0 else 0
@@ -297,10 +296,10 @@ def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Seq
     if first:
         say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
     file = workdir / HELDOUT
-    if clips and not processes.in_turn(file.exists):
+    if clips and not processes.process_zero_first(file.exists):
         mesh = make_mesh(config.mesh)
         model, text = checkpoint.load(workdir, mesh=mesh, dtype=config.dtype)
-        evaluate = functools.partial(heldout.evaluate, model, text, cfg=config.data, mesh=mesh)
+        evaluate = functools.partial(heldout.evaluate, model, text, data_config=config.data, mesh=mesh)
         with backend(config.attention):
             result = evaluate(clips)
             other = evaluate(unseen, controls=("none",)) if unseen else None

@@ -25,8 +25,7 @@ from vpjax.data.video import Sampling, read_frames
 from vpjax.models.generate import generate
 from vpjax.models.hf import load_pretrained
 from vpjax.models.vlm import leaves
-from vpjax.training import checkpoint
-from vpjax.training import config as settings
+from vpjax.training import checkpoint, run_config
 from vpjax.training.state import State
 from vpjax.types import UserError
 
@@ -138,7 +137,7 @@ def test_a_work_directory_sees_as_it_was_trained(folder, video, tmp_path):
     shutil.copytree(folder, tmp_path / checkpoint.MODEL, ignore=shutil.ignore_patterns("*.safetensors"))
     data = dict(frames=4, fps=0.0, min_pixels=28 * 28, max_pixels=56 * 56)
     config = dict(data=data)
-    settings.write(tmp_path, ConfigDict(config))
+    run_config.write(tmp_path, ConfigDict(config))
     manager = checkpoint.Manager(tmp_path, keep=1)
     zero = jax.numpy.int32(0)
     manager.save(3, State(zero, leaves(model), {}, {"count": zero}, zero), config)

@@ -93,10 +93,10 @@ def load(text, tmp_path):
     )
 
     def make(clips, *, seed=3, batch_size=4, start_step=0, processes=(0, 1), **fields):
-        cfg = ConfigDict(defaults | fields)
+        data_config = ConfigDict(defaults | fields)
         place = dict(process_index=processes[0], process_count=processes[1])
         loader = make_loader(
-            clips, text, config, cfg, seed=seed, batch_size=batch_size, start_step=start_step, **place
+            clips, text, config, data_config, seed=seed, batch_size=batch_size, start_step=start_step, **place
         )
         loaders.append(loader)
         return loader

@@ -125,17 +125,17 @@ def test_an_image_has_no_time(text, config3):
 
 
 def test_a_bucket_has_room_for_every_time(text, config3):
-    cfg = SimpleNamespace(max_prompt=99, max_answer=99, length_multiple=1)
+    data_config = SimpleNamespace(max_prompt=99, max_answer=99, length_multiple=1)
     tokens = tokenize(clip_of(), text)
-    bucket = bucket_for(tokens, (8, 32, 64), 20.0, config3, cfg)
+    bucket = bucket_for(tokens, (8, 32, 64), 20.0, config3, data_config)
     for start, spare in ((10.0, 0), (0.0, 4), (9.2, 3)):  # one token less for each time below 10
         video = dataclasses.replace(video_of(8, 32, 64), times=start + np.arange(8) / 8)
         row = training_row(tokens, video, config3)
         assert bucket.prompt - len(row.prompt) == bucket.video_end - 1 - row.visual[-1] == spare
         assert collate([row], bucket, config3).video_end == bucket.video_end
-    cfg.max_prompt = bucket.prompt - 1
+    data_config.max_prompt = bucket.prompt - 1
     with pytest.raises(UserError, match="prompt above"):
-        bucket_for(tokens, (8, 32, 64), 20.0, config3, cfg)
+        bucket_for(tokens, (8, 32, 64), 20.0, config3, data_config)
 
 
 def test_a_tokenizer_that_merges_digits_cannot_write_times(text, config3):

@@ -16,10 +16,10 @@ from vpjax.data.video import Sampling, read_frames
 from vpjax.evaluation import ask as asking
 from vpjax.evaluation import predictions
 from vpjax.evaluation import run as evaluation
-from vpjax.evaluation.ask import NO_KEY, Key
+from vpjax.evaluation.ask import NO_KEY, Query
 from vpjax.evaluation.benchmarks import answers_to, read_benchmark
 from vpjax.evaluation.page import write_page
-from vpjax.evaluation.results import told
+from vpjax.evaluation.results import format_results
 from vpjax.models.generate import generate
 from vpjax.training import checkpoint
 from vpjax.types import UserError
@@ -105,7 +105,7 @@ def test_answers_are_the_models(workdir, whole):
         )
         batch = collate([row], bucket_of([row]), model.config)
         out = generate(model, batch, jax.random.key(0), max_new=6, eos=text.stops)
-        assert said[Key(clip.id, "none")] == text.decode(
+        assert said[Query(clip.id, "none")] == text.decode(
             np.asarray(out.tokens)[0, 0][np.asarray(out.mask)[0, 0]]
         )
         scores = []
@@ -117,8 +117,8 @@ def test_answers_are_the_models(workdir, whole):
             states = np.concatenate([hidden.last[0][None], hidden.suffix[0, 0][:-1]])
             logits = states.astype(np.float64) @ np.asarray(model.unembed, np.float64).T
             scores.append(sum(x[i] - np.logaddexp.reduce(x) for x, i in zip(logits, ids, strict=True)))
-        assert said[Key(clip.id, "none", True)] == answers_to(clip)[int(np.argmax(scores))]
-    assert len({said[Key(clip.id, "blind")] for clip in clips}) <= len({clip.question for clip in clips})
+        assert said[Query(clip.id, "none", True)] == answers_to(clip)[int(np.argmax(scores))]
+    assert len({said[Query(clip.id, "blind")] for clip in clips}) <= len({clip.question for clip in clips})
 
 
 def test_results_hold_what_is_on_disk(whole):
@@ -138,7 +138,7 @@ def test_results_hold_what_is_on_disk(whole):
         "key",
         "random",
     }
-    lines = told(results).splitlines()
+    lines = format_results(results).splitlines()
     assert "chance is 12.5" in lines[0] and "1 frame" in lines[1] and lines[2].startswith("none ")
 
 
@@ -156,11 +156,13 @@ def test_split_over_devices(workdir, whole, tmp_path):
     """The tests' eight devices answered above; one device gives the same."""
     assert len(jax.devices()) == 8
     model, text = checkpoint.load(workdir)
-    cfg = evaluation.ConfigDict(
-        evaluation.settings.SHOWN | evaluation.settings.data_of(workdir).to_dict() | evaluation.ROOM
+    data_config = evaluation.ConfigDict(
+        evaluation.run_config.HF_VIDEO_DEFAULTS
+        | evaluation.run_config.data_of(workdir).to_dict()
+        | evaluation.ROOM
     )
-    asked = [evaluation.as_asked(clip) for clip in whole[2]]
-    alone = asking.ask(model, text, asked, cfg, controls=("none", "key"), batch_size=4, max_new=6)
+    asked = [evaluation.without_answer(clip) for clip in whole[2]]
+    alone = asking.ask(model, text, asked, data_config, controls=("none", "key"), batch_size=4, max_new=6)
     said = {answer.key: answer for answer in whole[3]}
     alone = list(alone)
     assert len(alone) == 2 * CLIPS and all(said[answer.key] == answer for answer in alone)
@@ -174,7 +176,7 @@ def test_did_it_help(workdir, other, whole, tmp_path):
         r["controls"]["none, ranked"]["metrics"]["accuracy"]["micro"]["mean"] for r in (results, whole[1])
     ]
     assert gain["metrics"]["accuracy"]["mean"] == pytest.approx(means[0] - means[1])
-    assert f"minus {workdir}" in told(results)
+    assert f"minus {workdir}" in format_results(results)
     for wrong, named in (
         (tmp_path / "none.json", "No such file"),
         (tmp_path / "request.json", "not a results"),
@@ -204,7 +206,7 @@ def test_missing_videos(workdir, whole, tmp_path, missing):
         "broken.mp4" in reason for reason in results["unusable"]
     )
     assert [x["rows"] for x in results["controls"].values()] == [8 if missing == "apart" else 10] * 2
-    assert told(results).count("1 rows") == 2  # a reason each
+    assert format_results(results).count("1 rows") == 2  # a reason each
     before = contents(tmp_path / "out")
     evaluate(workdir, tmp_path / "out", **options)
     assert contents(tmp_path / "out") == before

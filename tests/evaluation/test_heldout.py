@@ -35,13 +35,13 @@ class Setting:
     model: VideoLM
     text: Text
     clips: list
-    cfg: object
+    data_config: object
 
     def evaluate(self, **options):
-        return heldout.evaluate(self.model, self.text, self.clips, self.cfg, batch_size=4, **options)
+        return heldout.evaluate(self.model, self.text, self.clips, self.data_config, batch_size=4, **options)
 
     def loader(self):
-        return make_loader(self.clips, self.text, self.model.config, self.cfg, seed=0, batch_size=4)
+        return make_loader(self.clips, self.text, self.model.config, self.data_config, seed=0, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,10 @@ def made(tmp_path_factory):
     raw = tiny.MODELS["tied"] | dict(image_token_id=text.image_pad, video_token_id=text.video_pad)
     raw["text_config"] = raw["text_config"] | dict(vocab_size=400)
     raw["vision_config"] = raw["vision_config"] | dict(tokens_per_second=4)
-    cfg = base.get_config().data
-    cfg.cache, cfg.frames, cfg.max_pixels = str(folder), SPEC.frames, SPEC.size**2
+    data_config = base.get_config().data
+    data_config.cache, data_config.frames, data_config.max_pixels = str(folder), SPEC.frames, SPEC.size**2
     clips = read_clips(events.make(SPEC, folder, {"heldout": CLIPS}, progress=False)["heldout"])
-    return Setting(load_pretrained(tiny.write_checkpoint(folder, raw)), text, clips, cfg)
+    return Setting(load_pretrained(tiny.write_checkpoint(folder, raw)), text, clips, data_config)
 
 
 @pytest.fixture
@@ -179,8 +179,8 @@ def test_what_is_left_out_is_counted(setting, tmp_path):
     setting.clips = setting.clips[:6]
     setting.clips[1] = dataclasses.replace(setting.clips[1], video=str(tmp_path / "broken.mp4"))
     setting.clips[2] = dataclasses.replace(setting.clips[2], answer="A red square.")
-    setting.cfg = setting.cfg.copy_and_resolve_references()
-    setting.cfg.max_fault_share = 0.5
+    setting.data_config = setting.data_config.copy_and_resolve_references()
+    setting.data_config.max_fault_share = 0.5
     result = setting.evaluate(controls=("none", "blind"))
     used = [clip.id for n, clip in enumerate(setting.clips) if n not in (1, 2)]
     assert sorted(answer.clip for answer in result.answers) == sorted(2 * used)

@@ -119,7 +119,7 @@ BY_HAND = [
     ("choice", LETTER, "<answer>A</answer> B", 1.0),
     ("choice", LETTER, "<think>A", 0.0),
     ("choice", BALL, "A", np.nan),
-    # Wanted: 2 to 6.
+    # ClipReference: 2 to 6.
     ("span_iou", GROUND, "From 4 to 8 seconds", 2 / 6),
     ("span_iou", GROUND, "0 to 1, no: 2.0s - 6.00s", 1.0),
     ("span_iou", GROUND, "0:02 until 0:00:06", 1.0),
@@ -129,7 +129,7 @@ BY_HAND = [
     ("span_iou", GROUND, "2, 6", 1.0),
     ("span_iou", GROUND, "between 3 secs and 5", 0.5),
     ("span_iou", GROUND, "2 or 6", 0.0),
-    # Wanted: 5.2 to 10.4 and 12 to 18.5, in all 11.7.
+    # ClipReference: 5.2 to 10.4 and 12 to 18.5, in all 11.7.
     ("evidence_iou", PROOF, "C<glue>[(5.2, 10.4)]</glue>", 5.2 / 11.7),
     ("evidence_iou", PROOF, "12 to 14 and 13 to 18.5", 6.5 / 11.7),
     ("evidence_iou", PROOF, "<answer>C</answer><glue>(5.2, 10.4), (12, 18.5), (20, 31.7)</glue>", 0.5),

@@ -80,7 +80,7 @@ def setup(c, m, *, mesh=joint.ONE, judge=None):
     state = jax.device_put(state, where)
     judge = judge or Judge()
     step = grpo.make_step(m, c, optimizer, where, judge=judge, eos=EOS)
-    return state, grpo.Parts(m, c, optimizer, judge, EOS), step
+    return state, grpo.GRPOStep(m, c, optimizer, judge, EOS), step
 
 
 def compiled(function, *args):

@@ -16,10 +16,10 @@ from vpjax.data.video import Video
 VERSION = 1  # raised whenever decoding or resizing gives other pixels than before
 
 
-def cache_folder(cfg: ConfigDict) -> Path:
-    """Where a run keeps what it need not make again. cfg: the fields ``data`` of configs/base.py."""
+def cache_folder(data_config: ConfigDict) -> Path:
+    """Where a run keeps what it need not make again. data_config: the fields ``data`` of configs/base.py."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cfg.cache or Path(home, "vpjax")).expanduser()
+    return Path(data_config.cache or Path(home, "vpjax")).expanduser()
 
 
 class FrameCache:

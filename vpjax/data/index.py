@@ -65,21 +65,26 @@ class Index:
 
 
 def build_index(
-    clips: Sequence[Clip], text: Text, config: VLMConfig, cfg: ConfigDict, sampling: Sampling, cache: Path
+    clips: Sequence[Clip],
+    text: Text,
+    config: VLMConfig,
+    data_config: ConfigDict,
+    sampling: Sampling,
+    cache: Path,
 ) -> Index:
     """Probe every file, tokenize every clip, give each its bucket and reject those that are too long.
 
-    cfg: ``data`` of configs/base.py. A clip whose file cannot be used stays, with its fault, in the bucket it
+    data_config: ``data`` of configs/base.py. A clip whose file cannot be used stays, with its fault, in the bucket it
     would have at the size that most clips have: it becomes a masked row, and where all files are of one size
     the order of the others is what it would be without the fault.
     """
-    probed = sources_of(sorted({clip.video for clip in clips}), cache, cfg.max_side)
+    probed = sources_of(sorted({clip.video for clip in clips}), cache, data_config.max_side)
     sources, shapes = [], []
     for clip in clips:
         source, shape = probed[clip.video], None
         if not source.fault:
             try:
-                shape = frame_shape(source, config, cfg, sampling, clip.start, clip.end)
+                shape = frame_shape(source, config, data_config, sampling, clip.start, clip.end)
             except ValueError as error:
                 source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
         sources.append(source)
@@ -93,9 +98,13 @@ def build_index(
     for number, (clip, source, shape) in enumerate(zip(clips, sources, shapes, strict=True)):
         try:
             tokens = tokenize(
-                clip, text, media=source.media, keywords=cfg.keywords, keyword_tokens=cfg.keyword_tokens
+                clip,
+                text,
+                media=source.media,
+                keywords=data_config.keywords,
+                keyword_tokens=data_config.keyword_tokens,
             )
-            bucket = bucket_for(tokens, shape or common[0][0], longest, config, cfg)
+            bucket = bucket_for(tokens, shape or common[0][0], longest, config, data_config)
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
         else:
@@ -109,7 +118,7 @@ def build_index(
 def frame_shape(
     source: Source,
     config: VLMConfig,
-    cfg: ConfigDict,
+    data_config: ConfigDict,
     sampling: Sampling,
     start: float | None = None,
     end: float | None = None,
@@ -120,7 +129,7 @@ def frame_shape(
         return 0, 0, 0
     info = source.info
     factor = config.vision.patch * config.vision.merge
-    limits = dict(min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
+    limits = dict(min_pixels=data_config.min_pixels, max_pixels=data_config.max_pixels)
     height, width = smart_resize(info.height, info.width, factor=factor, **limits)
     if source.media == "image":
         return round_up(1, config.vision.temporal), height, width
@@ -135,7 +144,7 @@ def frame_shape(
 
 
 def bucket_for(
-    tokens: Tokens, shape: tuple[int, int, int], longest: float, config: VLMConfig, cfg: ConfigDict
+    tokens: Tokens, shape: tuple[int, int, int], longest: float, config: VLMConfig, data_config: ConfigDict
 ) -> Bucket:
     """The bucket of a clip with frames of ``shape``. longest: seconds of the longest video, so that there is
     room for every time that may be written. UserError where its tokens are too many."""
@@ -144,16 +153,16 @@ def bucket_for(
     grid = (frames // config.vision.temporal, height // unit, width // unit)
     whole = with_media(tokens.prompt, grid, np.full(grid[0], longest), config, tokens.stamps)
     place = np.flatnonzero(is_visual(whole, (config.image_token, config.video_token)))
-    if len(whole) > cfg.max_prompt:
-        raise UserError(f"prompt above {cfg.max_prompt} tokens (data.max_prompt)")
-    if len(tokens.answer) > cfg.max_answer:
-        raise UserError(f"answer above {cfg.max_answer} tokens (data.max_answer)")
+    if len(whole) > data_config.max_prompt:
+        raise UserError(f"prompt above {data_config.max_prompt} tokens (data.max_prompt)")
+    if len(tokens.answer) > data_config.max_answer:
+        raise UserError(f"answer above {data_config.max_answer} tokens (data.max_answer)")
     return Bucket(
         frames=frames,
         height=height,
         width=width,
-        prompt=round_up(len(whole), cfg.length_multiple),
-        suffix=round_up(len(tokens.answer), cfg.length_multiple),
+        prompt=round_up(len(whole), data_config.length_multiple),
+        suffix=round_up(len(tokens.answer), data_config.length_multiple),
         video_end=int(place[-1]) + 1 if len(place) else 0,
     )
 

@@ -224,7 +224,7 @@ def make_loader(
     clips: Sequence[Clip],
     text: Text,
     config: VLMConfig,
-    cfg: ConfigDict,
+    data_config: ConfigDict,
     *,
     seed: int,
     batch_size: int,
@@ -237,48 +237,50 @@ def make_loader(
         clips,
         text,
         config,
-        cfg,
+        data_config,
         seed=seed,
         batch_size=batch_size,
         process_index=process_index,
         process_count=process_count,
     )
-    return Loader(make, index, step=start_step, workers=cfg.workers, max_fault_share=cfg.max_fault_share)
+    return Loader(
+        make, index, step=start_step, workers=data_config.workers, max_fault_share=data_config.max_fault_share
+    )
 
 
 def prepare(
     clips: Sequence[Clip],
     text: Text,
     config: VLMConfig,
-    cfg: ConfigDict,
+    data_config: ConfigDict,
     *,
     seed: int,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> tuple[MakeBatch, Index]:
-    """What makes the batch of any step, and which clips it uses. cfg: the fields ``data`` of configs/base.py.
+    """What makes the batch of any step, and which clips it uses. data_config: the fields ``data`` of configs/base.py.
     batch_size: rows over all processes, of which process p makes the p-th part. UserError where the config
     contradicts itself or no clip can be used."""
-    if bool(cfg.frames) == bool(cfg.fps):
+    if bool(data_config.frames) == bool(data_config.fps):
         raise UserError(
-            f"data.frames={cfg.frames} and data.fps={cfg.fps}: give one of them, and 0 for the other"
+            f"data.frames={data_config.frames} and data.fps={data_config.fps}: give one of them, and 0 for the other"
         )
     if batch_size % process_count:
         raise UserError(f"batch={batch_size} does not divide by {process_count} processes")
     for field, allowed in (("replacement", ("key", "random", "none")), ("pool", ("key", "random"))):
-        if cfg[field] not in allowed:
-            raise UserError(f"data.{field}={cfg[field]!r}: choose one of {', '.join(allowed)}")
+        if data_config[field] not in allowed:
+            raise UserError(f"data.{field}={data_config[field]!r}: choose one of {', '.join(allowed)}")
     if (text.image_pad, text.video_pad) != (config.image_token, config.video_token):
         raise UserError(
             f"the tokenizer's image and video tokens are {text.image_pad} and {text.video_pad}, the model's "
             f"{config.image_token} and {config.video_token}: they do not belong together"
         )
-    if cfg.tfio_python:
-        tfio.worker(cfg.tfio_python)  # one that cannot serve is no fault of a clip
-    folder = cache_folder(cfg)
-    sampling = Sampling.of(cfg)
-    index = build_index(clips, text, config, cfg, sampling, folder)
+    if data_config.tfio_python:
+        tfio.worker(data_config.tfio_python)  # one that cannot serve is no fault of a clip
+    folder = cache_folder(data_config)
+    sampling = Sampling.of(data_config)
+    index = build_index(clips, text, config, data_config, sampling, folder)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):
         groups.setdefault(entry.bucket, []).append(number)
@@ -289,10 +291,10 @@ def prepare(
         entries=index.entries,
         config=config,
         sampling=sampling,
-        max_side=cfg.max_side,
-        tfio_python=cfg.tfio_python,
-        cache=FrameCache(folder / "frames", int(cfg.cache_gb * 1e9)),
+        max_side=data_config.max_side,
+        tfio_python=data_config.tfio_python,
+        cache=FrameCache(folder / "frames", int(data_config.cache_gb * 1e9)),
         mine=slice(process_index * rows, (process_index + 1) * rows),
-        how=dict(replacement=cfg.replacement, pool=cfg.pool, widen=cfg.widen),
+        how=dict(replacement=data_config.replacement, pool=data_config.pool, widen=data_config.widen),
     )
     return make, index

@@ -55,10 +55,10 @@ class Sampling:
             raise UserError(f"frame sampling: max_frames is {self.max_frames}; set it to 1 or more")
 
     @classmethod
-    def of(cls, cfg: ConfigDict) -> Sampling:
+    def of(cls, data_config: ConfigDict) -> Sampling:
         """By the fields ``data`` of configs/base.py, and ``max_frames`` where they have it."""
-        most = cfg.get("max_frames", cls.max_frames)
-        return cls(frames=cfg.frames or None, fps=cfg.fps or None, max_frames=most)
+        most = data_config.get("max_frames", cls.max_frames)
+        return cls(frames=data_config.frames or None, fps=data_config.fps or None, max_frames=most)
 
 
 @dataclasses.dataclass(frozen=True)

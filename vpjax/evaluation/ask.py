@@ -34,7 +34,7 @@ CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 NO_KEY = "no key frames that can be replaced"
 
 
-class Key(NamedTuple):
+class Query(NamedTuple):
     """One asking. ranked: the answer is not written freely but the likeliest of those that are given."""
 
     clip: str
@@ -42,10 +42,10 @@ class Key(NamedTuple):
     ranked: bool = False
 
 
-class Said(NamedTuple):
+class Prediction(NamedTuple):
     """The answer, or why there is none."""
 
-    key: Key
+    key: Query
     text: str = ""
     fault: str = ""
 
@@ -53,7 +53,7 @@ class Said(NamedTuple):
 class View(NamedTuple):
     """What a batch of rows is shown: the features of V, of which ``source`` i32[B, S] makes another video; or
     neither. clips: those that each row asks about, none where it is padding, several where their prompts are
-    equal. there: which rows have this control. ways: of being asked, see Key."""
+    equal. there: which rows have this control. ways: of being asked, see Query."""
 
     clips: list[list[Clip]]
     control: str
@@ -93,7 +93,7 @@ def ask(
     model: VideoLM,
     text: Text,
     clips: Sequence[Clip],
-    cfg: ConfigDict,
+    data_config: ConfigDict,
     *,
     controls: Sequence[str],
     batch_size: int,
@@ -101,29 +101,29 @@ def ask(
     seed: int = 0,
     mesh: Mesh | None = None,
     given: Mapping[str, Sequence[str]] | None = None,
-    done: Collection[Key] = (),
-) -> Iterator[Said]:
+    done: Collection[Query] = (),
+) -> Iterator[Prediction]:
     """The greedy answer about each clip under each control, or why there is none.
 
-    cfg: the fields ``data`` of configs/base.py; V~ replaces the key slots whatever its ``replacement`` says.
+    data_config: the fields ``data`` of configs/base.py; V~ replaces the key slots whatever its ``replacement`` says.
     batch_size: rows at a time, rounded up to the devices that share them. max_new: tokens of an answer at
     most. seed: of the order, of random and shuffle. given: answers to each clip, by its id, of which the
-    likeliest is told as well. done: what is not told again. Which clips share a batch, and the order, do not
-    depend on it: what is told in two goes is what one tells, bit for bit. UserError where no clip can be
+    likeliest is given as well. done: what is not given again. Which clips share a batch, and the order, do not
+    depend on it: two goes give what one gives, bit for bit. UserError where no clip can be
     asked about.
     """
     given = given or {}
     batch_size = round_up(batch_size, row_parts(mesh))
-    cfg = ConfigDict(cfg.to_dict() | dict(replacement="key", pool="key"))
-    make, index = prepare(clips, text, model.config, cfg, seed=seed, batch_size=batch_size)
+    data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
+    make, index = prepare(clips, text, model.config, data_config, seed=seed, batch_size=batch_size)
     faults = {name: reason for reason, names in index.rejected.items() for name in names}
     faults |= {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
     ways = (False, True) if given else (False,)
     run = programs(mesh, max_new, text.stops)
-    answer = _answerer(model, text, run, mesh, given, cfg.length_multiple)
+    answer = _answerer(model, text, run, mesh, given, data_config.length_multiple)
 
-    def missing(row: Sequence[Clip], control: str, way: bool) -> list[Key]:
-        keys = [Key(clip.id, control, way) for clip in row if clip.id not in faults]
+    def missing(row: Sequence[Clip], control: str, way: bool) -> list[Query]:
+        keys = [Query(clip.id, control, way) for clip in row if clip.id not in faults]
         return [key for key in keys if key not in done and (not way or key.clip in given)]
 
     def with_video() -> Iterator[View]:
@@ -137,7 +137,7 @@ def ask(
             for step, some in rows.items()
             if any(missing(row, control, way) for row in some for control in shown for way in ways)
         ]
-        with contextlib.closing(read_ahead(make, steps, cfg.workers)) as elements:
+        with contextlib.closing(read_ahead(make, steps, data_config.workers)) as elements:
             for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
                 faults.update(element.faults)
                 batch = put_whole(element.batch, mesh)
@@ -154,7 +154,9 @@ def ask(
             by_question[clip.question].append(clip)
         free = [by_question[question] for question in sorted(by_question)]
         for way, rows in zip(ways, (free, [[clip] for clip in usable]), strict=False):
-            for some, batch in _text_batches(rows, text, model.config, cfg.length_multiple, batch_size):
+            for some, batch in _text_batches(
+                rows, text, model.config, data_config.length_multiple, batch_size
+            ):
                 there_B = batch.clip >= 0
                 yield View(some, "blind", (way,), put_whole(batch, mesh), None, None, there_B)
 
@@ -164,12 +166,15 @@ def ask(
             asked = any(some and there for some, there in zip(keys, view.there, strict=True))
             texts = answer(view, way) if asked else []
             for row, some in enumerate(keys):
-                yield from (Said(k, texts[row]) if view.there[row] else Said(k, fault=NO_KEY) for k in some)
+                yield from (
+                    Prediction(k, texts[row]) if view.there[row] else Prediction(k, fault=NO_KEY)
+                    for k in some
+                )
     for clip in clips:
         if clip.id in faults:
             ways_of = ways if clip.id in given else ways[:1]
-            keys = [Key(clip.id, control, way) for control in controls for way in ways_of]
-            yield from (Said(key, fault=faults[clip.id]) for key in keys if key not in done)
+            keys = [Query(clip.id, control, way) for control in controls for way in ways_of]
+            yield from (Prediction(key, fault=faults[clip.id]) for key in keys if key not in done)
 
 
 def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

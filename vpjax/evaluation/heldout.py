@@ -130,7 +130,7 @@ def evaluate(
     model: VideoLM,
     text: Text,
     clips: Sequence[Clip],
-    cfg: ConfigDict,
+    data_config: ConfigDict,
     *,
     controls: Sequence[str] = CONTROLS,
     batch_size: int = 64,
@@ -139,16 +139,18 @@ def evaluate(
 ) -> Evaluation:
     """Ask the model about each clip under each control and see whether it names the event.
 
-    clips: asked about are those whose own answer names the event in ``extra``. cfg: the fields ``data`` of
+    clips: asked about are those whose own answer names the event in ``extra``. data_config: the fields ``data`` of
     configs/base.py; V~ replaces the key slots whatever its ``replacement`` says. seed: of random and shuffle.
     mesh: that the model is on; every process reads all clips, and all devices share the work.
     An answer is cut at the length of the longest true one. UserError where no clip has an event.
     """
     asked = {clip.id: clip for clip in with_events(clips)}
-    longest = round_up(max(len(text.answer(clip.answer)) for clip in asked.values()), cfg.length_multiple)
+    longest = round_up(
+        max(len(text.answer(clip.answer)) for clip in asked.values()), data_config.length_multiple
+    )
     how = dict(controls=controls, batch_size=batch_size, max_new=longest, seed=seed, mesh=mesh)
     answers, faults = [], {}
-    for (clip, control, _), said, fault in ask(model, text, list(asked.values()), cfg, **how):
+    for (clip, control, _), said, fault in ask(model, text, list(asked.values()), data_config, **how):
         if not fault:
             extra = asked[clip].extra
             answers.append(Answer(clip, control, extra["event"], extra["length"], said))

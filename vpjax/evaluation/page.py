@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vpjax.data.video import IMAGES, Sampling, read_frames, read_image
-from vpjax.evaluation.ask import Said
+from vpjax.evaluation.ask import Prediction
 from vpjax.evaluation.results import interval, label, per_cent, remarks
 from vpjax.files import write_whole
 from vpjax.types import Clip, UserError
@@ -24,7 +24,7 @@ STRIP, PIXELS = 16, 112 * 112  # frames of a sample and pixels of each at most
 
 
 def write_page(
-    path: Path, results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Said]
+    path: Path, results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Prediction]
 ) -> None:
     """Write ``results`` of these clips and answers as ``path``. A sample's video that cannot be read leaves
     its row without frames."""
@@ -46,7 +46,7 @@ def write_page(
 
 
 def _samples(
-    results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Said], first: str
+    results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Prediction], first: str
 ) -> list[dict[str, Any]]:
     """Rows that came out wrong under the control ``first``, evenly spread, then some that came out right."""
     score = {(row["id"], row["control"]): next(iter(row["values"].values())) for row in results["rows"]}

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from vpjax.evaluation.ask import Key, Said
+from vpjax.evaluation.ask import Prediction, Query
 from vpjax.types import UserError
 
 
@@ -18,13 +18,13 @@ class Predictions:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self.known: dict[Key, Said] = {}
+        self.known: dict[Query, Prediction] = {}
         whole = self.path.read_bytes() if self.path.exists() else b""
         whole = whole[: whole.rfind(b"\n") + 1]
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 row = json.loads(line)
-                said = Said(Key(row["id"], row["control"], row["ranked"]), row["text"], row["fault"])
+                said = Prediction(Query(row["id"], row["control"], row["ranked"]), row["text"], row["fault"])
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{self.path}, line {number}: not an answer ({error}): remove the file"
@@ -33,7 +33,7 @@ class Predictions:
         self._file = open(self.path, "ab")
         self._file.truncate(len(whole))
 
-    def append(self, said: Said) -> None:
+    def append(self, said: Prediction) -> None:
         clip, control, ranked = said.key
         row = {"id": clip, "control": control, "ranked": ranked, "text": said.text, "fault": said.fault}
         self._file.write(json.dumps(row).encode() + b"\n")

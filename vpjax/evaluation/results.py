@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpjax.evaluation.ask import NO_KEY, Key, Said
+from vpjax.evaluation.ask import NO_KEY, Prediction, Query
 from vpjax.evaluation.benchmarks import REPORTED, Benchmark, answers_to
 from vpjax.evaluation.bootstrap import Scored, difference, summary
 from vpjax.types import Clip, UserError
@@ -16,7 +16,7 @@ from vpjax.types import Clip, UserError
 GROUPS = 8  # a table has a column for each of so many groups at most
 
 
-def label(key: Key) -> str:
+def label(key: Query) -> str:
     return f"{key.control}, ranked" if key.ranked else key.control
 
 
@@ -24,7 +24,7 @@ def make_results(
     request: Mapping[str, Any],
     benchmark: Benchmark,
     clips: Sequence[Clip],
-    answers: Iterable[Said],
+    answers: Iterable[Prediction],
     unasked: Mapping[str, int],
     *,
     missing: str,
@@ -93,7 +93,7 @@ def _by_control(results: Mapping[str, Any]) -> dict[str, list[Scored]]:
     return rows
 
 
-def told(results: Mapping[str, Any]) -> str:
+def format_results(results: Mapping[str, Any]) -> str:
     """The results as tables for a terminal, in per cent."""
     controls = {name: x for name, x in results["controls"].items() if x["rows"]}
     first = next(iter(controls.values()))

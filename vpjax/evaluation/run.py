@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax.data.cache import cache_folder
-from vpjax.evaluation.ask import NO_KEY, Key, Said, ask
+from vpjax.evaluation.ask import NO_KEY, Prediction, Query, ask
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.predictions import Predictions
 from vpjax.evaluation.results import compare, make_results
@@ -25,8 +25,7 @@ from vpjax.files import write_whole
 from vpjax.models.sharding import make_mesh
 from vpjax.models.vlm import VideoLM
 from vpjax.scoring.metrics import caption, meteor_lacks
-from vpjax.training import checkpoint
-from vpjax.training import config as settings
+from vpjax.training import checkpoint, run_config
 from vpjax.training import setup as start
 from vpjax.types import Clip, Keyword, UserError
 
@@ -75,15 +74,19 @@ class Evaluation:
     dtype: str | None = None
 
 
-def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any], list[Clip], list[Said]]:
+def run(
+    e: Evaluation, say: Callable[[str], None]
+) -> tuple[Path, dict[str, Any], list[Clip], list[Prediction]]:
     """Ask what has not been asked, score, and write ``RESULTS``: the folder, the results, the clips and the
     answers. UserError for a mistake in the request, the data or the model."""
-    run_config = _run_config(e.model)
-    cfg = ConfigDict(settings.SHOWN | settings.data_of(e.model).to_dict() | ROOM | e.shown)
-    data = e.data or event_file(e, run_config, cfg)
+    trained_with = _trained_with(e.model)
+    data_config = ConfigDict(
+        run_config.HF_VIDEO_DEFAULTS | run_config.data_of(e.model).to_dict() | ROOM | e.shown
+    )
+    data = e.data or event_file(e, trained_with, data_config)
     every, unasked = read_benchmark(e.benchmark, data, e.videos)
     if e.benchmark in OWN:
-        instructions = run_config.get("data", {}).get("instructions", {})
+        instructions = trained_with.get("data", {}).get("instructions", {})
         every = [start.instructed(clip, instructions) for clip in every]
     clips = every
     if e.limit and e.limit < len(every):
@@ -93,7 +96,7 @@ def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]
 
     step = _newest(e.model) if e.step is None else e.step
     mesh = make_mesh(dict(data=-1, fsdp=e.fsdp, tensor=1))
-    dtype = e.dtype or run_config.get("dtype") if step is not None else e.dtype
+    dtype = e.dtype or trained_with.get("dtype") if step is not None else e.dtype
     model, text = checkpoint.load(e.model, step=step, mesh=mesh, dtype=dtype)
     benchmark = BENCHMARKS[e.benchmark]
     request = {
@@ -103,7 +106,9 @@ def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]
         "step": step,
         "weights": fingerprint(model),
         "dtype": str(model.decoder.embed.dtype),
-        "shown": {field: cfg[field] for field in ("frames", "fps", "max_frames", "min_pixels", "max_pixels")},
+        "shown": {
+            field: data_config[field] for field in ("frames", "fps", "max_frames", "min_pixels", "max_pixels")
+        },
         "new_tokens": e.new_tokens or benchmark.new_tokens,
     }
     out = e.out or default_out(e, step)
@@ -116,8 +121,8 @@ def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]
         for said in ask(
             model,
             text,
-            [as_asked(clip) for clip in clips],
-            cfg,
+            [without_answer(clip) for clip in clips],
+            data_config,
             controls=e.controls,
             batch_size=e.batch,
             max_new=request["new_tokens"],
@@ -129,7 +134,7 @@ def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]
             if said != predictions.known.get(said.key):
                 predictions.append(said)
     answers = [
-        predictions.known[Key(clip.id, control, ranked)]
+        predictions.known[Query(clip.id, control, ranked)]
         for control in e.controls
         for ranked in (False, True)
         for clip in clips
@@ -141,22 +146,22 @@ def run(e: Evaluation, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]
     return out, results, clips, answers
 
 
-def _run_config(folder: Path) -> dict[str, Any]:
+def _trained_with(folder: Path) -> dict[str, Any]:
     """The config of the run whose work directory ``folder`` is; {} for a Hugging Face folder."""
-    path = folder / settings.FILE
+    path = folder / run_config.FILE
     return json.loads(path.read_text()) if (folder / checkpoint.MODEL).is_dir() and path.is_file() else {}
 
 
-def event_file(e: Evaluation, run_config: dict[str, Any], cfg: ConfigDict) -> Path:
+def event_file(e: Evaluation, trained_with: dict[str, Any], data_config: ConfigDict) -> Path:
     """The held-out event clips of the run, made if need be."""
     if e.benchmark != "events":
         raise UserError(f"--data is missing: the annotations of {e.benchmark}, a file or a folder")
-    if "events" not in run_config:
+    if "events" not in trained_with:
         raise UserError(f"--data is missing: {e.model} is no run on event clips, so name a file of them")
-    config = ConfigDict(run_config)
-    return events.make(start.event_spec(config), cache_folder(cfg), {"heldout": config.events.heldout})[
-        "heldout"
-    ]
+    config = ConfigDict(trained_with)
+    return events.make(
+        start.event_spec(config), cache_folder(data_config), {"heldout": config.events.heldout}
+    )["heldout"]
 
 
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
@@ -173,7 +178,7 @@ def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
         say(f"{len(gone)} of {len(rows)} videos are missing, with {count} of {len(clips)} rows: {some}")
 
 
-def as_asked(clip: Clip) -> Clip:
+def without_answer(clip: Clip) -> Clip:
     """The clip without its answer; its key frames are those of its keywords or, where these have no spans,
     its own."""
     keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()

@@ -34,7 +34,7 @@ class Kind(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class ReferenceKeyword:
     """A keyword that the reference says: its forms; the word of the answer part with which it is first said;
     whether V~ lacks it."""
 
@@ -44,7 +44,7 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class ClipReference:
     """What one clip asks. keywords: None where the answer does not say it or its lemma came before; own:
     the words of the answer and of all the clip's keywords; known: those of all known ones."""
 
@@ -52,7 +52,7 @@ class Wanted:
     words: tuple[bytes, ...]
     choice: int
     choices: int
-    keywords: tuple[Asked | None, ...]
+    keywords: tuple[ReferenceKeyword | None, ...]
     own: frozenset[bytes]
     known: frozenset[bytes]
     spans: tuple[tuple[float, float], ...]
@@ -63,11 +63,11 @@ class Wanted:
         return words.content(self.words)
 
     @property
-    def asked(self) -> list[Asked]:
+    def asked(self) -> list[ReferenceKeyword]:
         return [keyword for keyword in self.keywords if keyword]
 
 
-def wanted_of(clip: Clip, *, keywords: int, known: frozenset[bytes] = frozenset()) -> Wanted:
+def clip_reference(clip: Clip, *, keywords: int, known: frozenset[bytes] = frozenset()) -> ClipReference:
     """Read a clip with its first J = ``keywords`` keywords. known: the words of all known keywords. UserError
     where the clip lacks what its task needs."""
     answer = host_answer_part(host_ascii(clip.answer))
@@ -99,10 +99,10 @@ def wanted_of(clip: Clip, *, keywords: int, known: frozenset[bytes] = frozenset(
         if len(asked) == keywords:
             continue
         place = None if keyword.lemma in lemmas else host_place(said, forms)
-        asked.append(None if place is None else Asked(forms, place, bool(keyword.spans)))
+        asked.append(None if place is None else ReferenceKeyword(forms, place, bool(keyword.spans)))
         if place is not None:
             lemmas.add(keyword.lemma)
-    return Wanted(
+    return ClipReference(
         kind=kind,
         words=tuple(said),
         choice=choice,
@@ -133,7 +133,7 @@ def sizes_of(clips: Iterable[Clip], *, keywords: int, words: int = 1024) -> Size
     names the clip where a reference has more than ``words`` words or lacks what its task needs."""
     most, known = dict(words=1, forms=1, form_words=1, spans=1, boxes=1), set()
     for clip in clips:
-        wanted = wanted_of(clip, keywords=keywords)
+        wanted = clip_reference(clip, keywords=keywords)
         if len(wanted.words) > words:
             raise UserError(
                 f"clip {clip.id}: the answer has {len(wanted.words)} words, of which rewards hold {words}; "
@@ -145,7 +145,7 @@ def sizes_of(clips: Iterable[Clip], *, keywords: int, words: int = 1024) -> Size
     return Sizes(keywords=keywords, known=frozenset(known), **most)
 
 
-def _widths(wanted: Wanted) -> dict[str, int]:
+def _widths(wanted: ClipReference) -> dict[str, int]:
     forms = [keyword.forms for keyword in wanted.asked]
     return dict(
         words=len(wanted.words),
@@ -203,7 +203,7 @@ def references(clips: Sequence[Clip | None], sizes: Sizes) -> References:
     )
     for row, clip in enumerate(clips):
         if clip is not None:
-            wanted = wanted_of(clip, keywords=s.keywords, known=s.known)
+            wanted = clip_reference(clip, keywords=s.keywords, known=s.known)
             for name, least in _widths(wanted).items():
                 if least > getattr(s, name):
                     raise UserError(
@@ -219,7 +219,7 @@ def _known_prints(known: frozenset[bytes]) -> np.ndarray:
     return np.sort(np.array([words.host_fingerprint(word) for word in known], np.uint32))
 
 
-def _fill(out: References, row: int, wanted: Wanted) -> None:
+def _fill(out: References, row: int, wanted: ClipReference) -> None:
     def prints(some):
         return [words.host_fingerprint(word) for word in some]
 

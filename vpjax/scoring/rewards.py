@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpjax.scoring import keywords, spans, texts, words
-from vpjax.scoring.references import Kind, References, Sizes, Wanted, wanted_of
+from vpjax.scoring.references import ClipReference, Kind, References, Sizes, clip_reference
 from vpjax.scoring.texts import ByteTable, Reading
 from vpjax.types import Array, Clip, UserError
 
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     place: Array | list[int | None]
     named: Array | list[bool]
     stray: Array | frozenset[bytes]
-    wanted: References | Wanted
+    wanted: References | ClipReference
     limits: Limits
     most: tuple[int, int] = (0, 0)
 
@@ -240,7 +240,7 @@ def host_score(
     check_names(names)
     if "overlong" in names and (lengths is None or limits is None):
         raise UserError("reward 'overlong' needs the completions' lengths in tokens and their limits")
-    wanted = [clip and wanted_of(clip, keywords=sizes.keywords, known=sizes.known) for clip in clips]
+    wanted = [clip and clip_reference(clip, keywords=sizes.keywords, known=sizes.known) for clip in clips]
     out = {name: np.full((len(clips), len(completions[0])), np.nan, np.float32) for name in names}
     for b, g in np.ndindex(len(clips), len(completions[0])):
         if wanted[b]:
@@ -251,7 +251,7 @@ def host_score(
     return out
 
 
-def host_case(text: str, wanted: Wanted, length: int, limits: Limits | None) -> Case:
+def host_case(text: str, wanted: ClipReference, length: int, limits: Limits | None) -> Case:
     said = texts.host_read(text, length)
     found = words.host_words_of(said.answer)
     place = [keywords.host_place(found, keyword.forms) for keyword in wanted.asked]

@@ -52,7 +52,7 @@ class Judge(Protocol):
     weights: Mapping[str, float]
 
 
-class Told(NamedTuple):
+class JudgedRollouts(NamedTuple):
     """Rollouts as they were judged, for people to read. said: Completions [B, R, G, C]; rewards: by name,
     f32[B, R, G]; total: their weighted sum, NaN where nothing was asked for; advantages f32[B, R, G]: means
     over tokens; clip i32[B]: see ``Batch``."""
@@ -86,7 +86,7 @@ def make_step(
     *,
     judge: Judge,
     eos: tuple[int, ...],
-) -> Callable[[State, Batch], tuple[State, dict[str, Array], Told]]:
+) -> Callable[[State, Batch], tuple[State, dict[str, Array], JudgedRollouts]]:
     """``step(state, batch) -> state, metrics (f32 scalars), told``, the state donated.
 
     model: arrays or shapes. shardings: of the state, from ``state.create_state``. eos: tokens that end a
@@ -96,7 +96,7 @@ def make_step(
     mesh = None if shardings is None else shardings.step.mesh
     if mesh is not None:
         check_rows(config.batch // config.accumulate, mesh, "config.batch / config.accumulate")
-    parts = Parts(model, config, optimizer, judge, eos)
+    parts = GRPOStep(model, config, optimizer, judge, eos)
 
     def roll(state, batch):
         with in_use(mesh), backend(config.attention):
@@ -122,7 +122,7 @@ def make_step(
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class GRPOStep:
     """The step's parts, all of them pure."""
 
     model: VideoLM
@@ -161,7 +161,7 @@ class Parts:
 
     def learn(
         self, state: State, batch: Batch, said: Completions, features: Any, own: dict[str, Array]
-    ) -> tuple[State, dict[str, Array], Told]:
+    ) -> tuple[State, dict[str, Array], JudgedRollouts]:
         """Judge the completions and learn from them. own: the host's rewards f32[B, R, G]."""
         options = self.config.grpo
         scores = _each(self.judge.score, batch, said) | own
@@ -193,7 +193,7 @@ class Parts:
         metrics |= _rollout_metrics(said, ended, scores, total)
         metrics["tokens"] = batch.prompt_valid.sum() * said.mask.shape[1] + said.mask.sum()
         mean_BRG = jnp.where(rows.mask, merit, 0.0).sum(-1) / jnp.maximum(rows.mask.sum(-1), 1)
-        told = Told(said, scores, total, mean_BRG, batch.clip)
+        told = JudgedRollouts(said, scores, total, mean_BRG, batch.clip)
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, told
 
     def evidence(

@@ -15,7 +15,7 @@ from tensorboardX import SummaryWriter
 
 from vpjax.data.text import Text
 from vpjax.files import write_whole
-from vpjax.training.grpo import Told
+from vpjax.training.grpo import JudgedRollouts
 from vpjax.types import Clip
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
@@ -99,7 +99,7 @@ def _draw(panel: Axes, name: str, steps: np.ndarray, values: np.ndarray, window:
     panel.plot(steps, means, color=faint.get_color(), linewidth=1.6, label=name)
 
 
-def page(told: Told, clips: Sequence[Clip | None], text: Text, *, most: int = 8) -> str:
+def page(told: JudgedRollouts, clips: Sequence[Clip | None], text: Text, *, most: int = 8) -> str:
     """Rollouts of the first ``most`` clips as Markdown: question, reference, and each completion with its
     rewards, on both videos. told: NumPy arrays."""
     names = list(told.rewards)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vpjax.training import config as settings
+from vpjax.training import run_config
 from vpjax.types import UserError
 
 RECIPES = [
@@ -21,7 +21,7 @@ def recipe(name="sft"):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_pass(name):
-    settings.check(recipe(name))
+    run_config.check(recipe(name))
 
 
 @pytest.mark.parametrize(
@@ -53,23 +53,23 @@ def test_impossible_values_are_named(field, value):
     config = recipe()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as error:
-        settings.check(config)
+        run_config.check(config)
     assert f"config.{field}" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
-    settings.check_workdir(tmp_path, recipe())  # an empty one is anybody's
-    settings.write(tmp_path, recipe())
-    settings.check_workdir(tmp_path, recipe())
+    run_config.check_workdir(tmp_path, recipe())  # an empty one is anybody's
+    run_config.write(tmp_path, recipe())
+    run_config.check_workdir(tmp_path, recipe())
 
     other = recipe()
     other.log_every, other.mesh.data, other.data.cache = 7, 2, "elsewhere"  # changes no number
-    settings.check_workdir(tmp_path, other)
+    run_config.check_workdir(tmp_path, other)
 
     other.seed, other.optim.freeze = 1, ("vision.*",)
     with pytest.raises(UserError) as error:
-        settings.check_workdir(tmp_path, other)
+        run_config.check_workdir(tmp_path, other)
     assert "(optim.freeze is ['vision.*'], there []; seed is 1, there 0)" in str(error.value)
     assert str(tmp_path / "config.json") in str(error.value)
     assert "\n" not in str(error.value)

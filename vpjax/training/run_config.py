@@ -34,7 +34,7 @@ METHODS = ("sft", "grpo")
 DTYPES = ("float32", "bfloat16")
 # How the model of a Hugging Face folder is shown videos: at Qwen2.5-VL's own 2 frames per second, in no more
 # frames than make about 25,000 tokens of the largest size.
-SHOWN = dict(
+HF_VIDEO_DEFAULTS = dict(
     frames=0,
     fps=2.0,
     max_frames=64,
@@ -165,10 +165,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 def data_of(folder: Path) -> ConfigDict:
     """The fields ``data`` of configs/base.py by which the model in ``folder`` is shown videos: those of its
-    run or, for a Hugging Face folder, SHOWN."""
+    run or, for a Hugging Face folder, HF_VIDEO_DEFAULTS."""
     path = folder / FILE
     run = json.loads(path.read_text()) if path.is_file() else {}
-    return ConfigDict(run.get("data", SHOWN))  # a Hugging Face config.json has none
+    return ConfigDict(run.get("data", HF_VIDEO_DEFAULTS))  # a Hugging Face config.json has none
 
 
 def write(workdir: Path, config: ConfigDict) -> None:
