@@ -6,7 +6,9 @@ setup(
     description="Post-training of video language models in JAX: SFT with a joint contrastive loss, and GRPO.",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["vpjax", "vpjax.*"]),
+    # The recipes are a part of the package, so that --config takes their names without a checkout.
+    packages=[*find_packages(include=["vpjax", "vpjax.*"]), "vpjax.recipes"],
+    package_dir={"vpjax.recipes": "configs"},
     package_data={"vpjax": ["*/*.html"]},
     install_requires=[
         "absl-py>=2.5",
@@ -45,6 +47,7 @@ setup(
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
         "test": [
             "chex>=0.1.92",
+            "mypy>=2.3",
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "rouge-score>=0.1.2",

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment, keep
-from configs import grpo as recipe
+from vpjax.recipes import grpo as recipe
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.evaluation import heldout

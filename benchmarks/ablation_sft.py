@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment, keep
-from configs import sft as recipe
+from vpjax.recipes import sft as recipe
 from vpjax.building import scorers
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.pipeline import make_loader

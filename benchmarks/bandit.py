@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.timing import keep
-from configs import base
+from vpjax.recipes import base
 from vpjax.training.relative import KINDS, Evidence, advantages, relative
 
 GROUP, DEGRADED, TOKENS, EVENT = 8, 4, 8, 3  # G, rollouts on V~, C, and the place of the event's word

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.sft_step import END, SIDE, START, VIDEO, VOCAB, write_model
 from benchmarks.timing import environment, keep, medians
-from configs import base
+from vpjax.recipes import base
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Video
 from vpjax.models.generate import generate

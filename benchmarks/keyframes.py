@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.timing import environment, keep
-from configs import sft as recipe
+from vpjax.recipes import sft as recipe
 from vpjax.building.scorers import Scorer, Spans, motion_scorer, product, runs, span_scorer
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.keyframes import slots_of

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.timing import environment, keep
-from configs import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
+from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from vpjax import planning
 from vpjax.models.sharding import make_mesh
 

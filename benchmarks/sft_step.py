@@ -21,7 +21,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.timing import environment, keep, medians
-from configs import base
+from vpjax.recipes import base
 from vpjax.data.rows import Tokens, bucket_of, collate, training_row
 from vpjax.data.video import Video
 from vpjax.models.attention import Layout

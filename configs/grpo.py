@@ -8,7 +8,7 @@ Expected: the event named in .95 of 768 held-out clips (from .93), and in .88 of
 event (from .76).
 """
 
-from configs import sft
+from vpjax.recipes import sft
 
 
 def get_config():

@@ -9,7 +9,7 @@ in their order, and its overlap with the reference.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each). Not measured yet: no accelerator has run it.
 """
 
-from configs import sft_qwen2_5_vl_7b
+from vpjax.recipes import sft_qwen2_5_vl_7b
 
 
 def get_config():

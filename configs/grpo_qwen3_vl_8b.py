@@ -8,7 +8,7 @@ configs/grpo_qwen2_5_vl_7b.py does, with its rewards and sizes.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each). Not measured yet: no accelerator has run it.
 """
 
-from configs import grpo_qwen2_5_vl_7b, sft_qwen3_vl_8b
+from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen3_vl_8b
 
 
 def get_config():

@@ -13,7 +13,7 @@ the same tags in other words.
 Hardware and cost: the authors used 8 GPUs. Not measured yet here: no accelerator has run it.
 """
 
-from configs import base
+from vpjax.recipes import base
 
 THINK = "First think about the video between <think> and </think>, then answer between <answer> and </answer>"
 

@@ -8,7 +8,7 @@ Expected: the event named in .94, .93 and .95 of 768 held-out clips for events o
 eight by chance), .14 where the event's frames are replaced.
 """
 
-from configs import base
+from vpjax.recipes import base
 
 
 def get_config():

@@ -9,7 +9,7 @@ Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and opt
 them. Not measured yet: no accelerator has run it.
 """
 
-from configs import base
+from vpjax.recipes import base
 
 # What of its config.json gives shapes.
 SIZES = dict(

@@ -10,7 +10,7 @@ Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and opt
 them. Not measured yet: no accelerator has run it.
 """
 
-from configs import sft_qwen2_5_vl_7b
+from vpjax.recipes import sft_qwen2_5_vl_7b
 
 # What of its config.json gives shapes.
 SIZES = dict(

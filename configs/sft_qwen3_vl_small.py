@@ -6,7 +6,7 @@ Hardware and cost: 2 CPU cores, 8 to 10 minutes, 2 GB of memory, 1.2 GB of cache
 Expected: the event named in .76 of 768 held-out clips (.79 by configs/sft.py in 400 steps, .94 in its 800).
 """
 
-from configs import sft
+from vpjax.recipes import sft
 
 
 def get_config():

@@ -1,21 +1,35 @@
-"""Eight virtual CPU devices for every test, and tiny checkpoints written once per session."""
+"""Eight virtual CPU devices for every test, programs compiled once, and tiny checkpoints written once."""
 
 import os
+import sys
+from pathlib import Path
+
+import pytest
 
 # Read when jax and transformers are first imported, so set before any test module is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Many tests, and the commands that they start, compile the same programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import pytest  # noqa: E402
 
-from tests import tiny  # noqa: E402
+@pytest.fixture(scope="module", autouse=True)
+def no_program_outlives_its_file():
+    """A process may hold 65,530 memory maps, and every compiled program takes some: those of all files would
+    be too many."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """``checkpoint(name)``: the folder of the tiny model ``tiny.MODELS[name]``, which no test may change."""
+    from tests import tiny  # brings torch, which most tests do without
+
     folders = {}
 
     def folder(name):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from configs import base
+from vpjax.recipes import base
 from tests import tiny
 from vpjax.models.decoder import DecoderConfig
 from vpjax.models.rope import section_axes

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 from ml_collections import ConfigDict
 
-from configs import base
+from vpjax.recipes import base
 from tests import tiny
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import base
+from vpjax.recipes import base
 
 ROOT = Path(__file__).parents[1]
 FILES = {str(path.relative_to(ROOT / "vpjax")): path for path in sorted((ROOT / "vpjax").rglob("*.py"))}
@@ -112,7 +112,7 @@ def test_event_fields_are_the_spec():
 
 @pytest.mark.parametrize("recipe", [p.stem for p in sorted((ROOT / "configs").glob("[!_]*.py"))])
 def test_recipes_only_set_known_fields(recipe):
-    config = importlib.import_module(f"configs.{recipe}").get_config()
+    config = importlib.import_module(f"vpjax.recipes.{recipe}").get_config()
     known = base.get_config()
     assert set(config) == set(known)
     for section in set(known) - {"model"}:

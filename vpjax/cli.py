@@ -1,24 +1,26 @@
-"""What the verbs share: the door through which they are called, the config flag, and signals."""
+"""What the commands share: how they are called, how they end, the config flag, and signals."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import errno
-import os
+import importlib.resources
 import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from absl import app, flags
+from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
-from vpjax import distributed as processes
+from vpjax import distributed
 from vpjax.types import UserError
 
 OK, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -32,62 +34,130 @@ SURROUNDINGS = (
     errno.ENOTDIR,
     errno.EEXIST,
 )
+RECIPES = "vpjax.recipes"  # the package that the folder configs/ is installed as
 
 
-def run(main: Callable[[], int | None], before: Callable[[], None] = lambda: None) -> NoReturn:
-    """Parse the flags, call ``before`` and ``main``, and exit with what ``main`` returns (None: 0).
+class Parser(argparse.ArgumentParser):
+    """argparse with errors as ``UserError`` and flags in full."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags")
+
+    def add_config(self) -> None:
+        """Add ``--config``, which ``parse_config`` reads together with its overrides."""
+        self.add_argument("--config", required=True, metavar="FILE", help="config file, or a recipe's name")
+        self.add_argument("--config.FIELD", metavar="VALUE", help="overrides a field of the config")
+
+    def parse_config(self) -> tuple[argparse.Namespace, ConfigDict]:
+        """The flags, and the config with its overrides. UserError for a file or a field that is not there,
+        or a value of another type."""
+        arguments, rest = self.parse_known_args()
+        file = config_file(arguments.config)
+        # ml_collections tells a missing field, or one inside a plain value, without its whole name.
+        check_overrides(rest, file, arguments.config)
+        values, command_line = flags.FlagValues(), ["", f"--config={file}", *rest]
+        holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command_line)
+        try:
+            unexpected = values(command_line)[1:]
+        except flags.Error as error:
+            raise UserError(" ".join(str(error).split())) from error
+        if unexpected:
+            raise UserError(f"unexpected argument {unexpected[0]!r}: values are given as --flag=value")
+        return arguments, holder.value
+
+
+def at_least(least: float) -> Callable[[str], Any]:
+    """The type of a flag: a number of the type of ``least``, and no less."""
+
+    def number(text: str) -> Any:
+        value = type(least)(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least:g}")
+        return value
+
+    number.__name__ = type(least).__name__
+    return number
+
+
+def comma_list(text: str) -> list[str]:
+    """The type of a flag: names with commas between them."""
+    return [name for name in text.split(",") if name]
+
+
+def config_file(name: str) -> str:
+    """The file that ``--config`` names: a path, or the name of a recipe that vpjax ships. UserError where
+    there is neither."""
+    if Path(name).is_file():
+        return name
+    shipped = importlib.resources.files(RECIPES)
+    recipes = sorted(Path(file.name).stem for file in shipped.iterdir() if file.name.endswith(".py"))
+    recipes = [recipe for recipe in recipes if recipe not in ("__init__", "base")]
+    if name in recipes:
+        return str(shipped / f"{name}.py")
+    raise UserError(f"--config: there is no file {name!r}, and no such recipe: {', '.join(recipes)}")
+
+
+def check_overrides(arguments: Sequence[str], file: str, name: str) -> None:
+    """UserError where an argument such as ``--config.optim.lr=1`` names a field that ``file`` lacks."""
+    config = runpy.run_path(file)["get_config"]()
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if not flag.startswith("--config."):
+            continue
+        node = config
+        for field in flag.split(".")[1:]:
+            known = node.keys() if isinstance(node, ConfigDict) else ()
+            if field not in known:
+                close = difflib.get_close_matches(field, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise UserError(f"{flag}: {name} has no such field{hint}")
+            node = node[field]
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call ``main`` and exit.
 
     A mistake of the user, in the flags, as ``UserError`` or on the disk, is one line on stderr and exit code
-    2; anything else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them
+    2. Anything else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them
     through, the exit code is 130.
     """
-    app.define_help_flags()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _parse(sys.argv)
-        before()
-        code = main() or OK
+        main()
+        code = OK
     except UserError as error:
-        code = _tell(f"error: {error}", MISTAKE)
+        code = _report(f"error: {error}", MISTAKE)
     except OSError as error:
         if error.errno not in SURROUNDINGS:
             raise
-        code = _tell(f"error: {error.filename or 'writing'}: {error.strerror}", MISTAKE)
+        code = _report(f"error: {error.filename or 'writing'}: {error.strerror}", MISTAKE)
     except KeyboardInterrupt:
-        code = _tell("interrupted", INTERRUPTED)
+        code = _report("interrupted", INTERRUPTED)
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
-        code = _tell(processes.explain(error), DEFECT)
-    processes.leave(code)
+        code = _report(distributed.explain(error), DEFECT)
+    distributed.leave(code)
 
 
-def _tell(line: str, code: int) -> int:
+def _report(line: str, code: int) -> int:
     print(line, file=sys.stderr)
     return code
 
 
-def define_config() -> flags.FlagHolder[ConfigDict]:
-    """The required flag ``--config FILE``; ``--config.field=value`` overrides a field of it."""
-    # Without a default: ml_collections would read that file, and the overrides, while modules are imported.
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "Config file; --config.field=value overrides a field."
-    )
-    flags.mark_flag_as_required("config")
-    return holder
-
-
-def require(*holders: flags.FlagHolder[Any]) -> None:
-    """UserError for the first of these flags that has no value."""
-    for flag in holders:
-        if not flag.value:
-            raise UserError(f"--{flag.name} is missing; --help lists the flags")
-
-
-def config_name() -> str:
-    """The config file's name without folder and suffix: ``sft`` of ``configs/sft.py``."""
-    return os.path.splitext(os.path.basename(config_flags.get_config_filename(flags.FLAGS["config"])))[0]
+def say(*lines: str) -> None:
+    """Print lines, once for all processes."""
+    if jax.process_index() == 0:
+        for line in lines:
+            print(line, flush=True)
 
 
 @contextlib.contextmanager
@@ -114,8 +184,8 @@ def held_signals() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], str]]:
-    """``asked(step)``: the signal that asks for an end ("": none), at the same step in all processes. To be
-    called once for every step, in order.
+    """``received(step)``: the signal that asks for an end ("": none), at the same step in all processes. To
+    be called once for every step, in order.
 
     Among several processes JAX takes SIGTERM as the notice of a preemption: it tells the others, and agrees
     with them on a step that none has passed. Ctrl-C acts as SIGTERM there.
@@ -129,36 +199,3 @@ def stop_signal() -> Iterator[Callable[[int], str]]:
         yield lambda step: "SIGTERM" if multihost_utils.reached_preemption_sync_point(step) else ""
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _parse(argv: list[str]) -> None:
-    if "config" in flags.FLAGS:
-        _check_config(argv)
-    try:
-        rest = flags.FLAGS(argv)[1:]
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}: values are given as --flag=value")
-
-
-def _check_config(argv: list[str]) -> None:
-    """UserError if the config file or an overridden field of it does not exist: ml_collections raises
-    OSError, AttributeError or KeyError for these, and without the field's whole name."""
-    only = flags.FlagValues()
-    flags.DEFINE_string("config", None, "", flag_values=only)
-    only(argv, known_only=True)
-    if only.config is None:
-        return
-    if not os.path.isfile(only.config):
-        raise UserError(f"--config: there is no file {only.config!r}")
-    config = runpy.run_path(only.config)["get_config"]()
-    for name in (arg.lstrip("-").partition("=")[0] for arg in argv):
-        node, path = config, name.split(".")
-        for field in path[1:] if path[0] == "config" else ():
-            known = node.keys() if isinstance(node, ConfigDict) else ()
-            if field not in known:
-                close = difflib.get_close_matches(field, known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise UserError(f"--{name}: {only.config} has no such field{hint}")
-            node = node[field]

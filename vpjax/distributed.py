@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import jax
-from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -22,29 +21,26 @@ from vpjax.types import UserError
 
 T = TypeVar("T")
 
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells it.")
-PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, likewise.", 1)
-PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0, likewise.", 0)
-TIMEOUT = flags.DEFINE_integer("join_timeout", 300, "Seconds to wait for the other processes.", 1)
 
+def join(coordinator: str | None, processes: int | None, process: int | None, timeout: int = 300) -> None:
+    """Make this process one of those that its arguments or the cluster name; before anything else of JAX.
 
-def join() -> None:
-    """Make this process one of those that the flags or the cluster name; before anything else of JAX.
-
-    UserError where the flags do not name one, or where process 0 cannot be reached in time.
+    coordinator: HOST:PORT of process 0. processes: how many there are. process: which of them this is, from
+    0. timeout: seconds to wait for the others. UserError where only some of the three are given, or where
+    process 0 cannot be reached in time.
     """
-    told = COORDINATOR.value, PROCESSES.value, PROCESS.value
-    if any(value is not None for value in told):
-        if None in told:
+    given = coordinator, processes, process
+    if given != (None, None, None):
+        if coordinator is None or processes is None or process is None:
             raise UserError("--coordinator, --processes and --process belong together: give all three")
-        if PROCESS.value >= PROCESSES.value:
-            raise UserError(f"--process={PROCESS.value} is not below --processes={PROCESSES.value}")
-        if PROCESSES.value == 1:
+        if process >= processes:
+            raise UserError(f"--process={process} is not below --processes={processes}")
+        if processes == 1:
             return
-        if PROCESS.value:  # JAX itself would abort
-            _reach(COORDINATOR.value, TIMEOUT.value)
+        if process:  # JAX itself would abort
+            _reach(coordinator, timeout)
     try:
-        jax.distributed.initialize(*told, initialization_timeout=TIMEOUT.value)
+        jax.distributed.initialize(*given, initialization_timeout=timeout)
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
             raise UserError(f"the processes of this cluster cannot be joined: {error}") from error

@@ -2,8 +2,8 @@
 
     python -m vpjax.predict --model DIR --video FILE --prompt TEXT [--json]
 
-Without ``--video`` the prompt is all that it sees. Answers go to stdout, remarks to stderr. ``--json`` prints
-one object instead; with ``--num_samples`` above 1 its first four fields are lists of one entry per sample:
+Without ``--video`` the prompt is all that it sees. Answers go to stdout, notes to stderr. ``--json`` prints
+one object instead. With ``--num_samples`` above 1 its first four fields are lists of one entry per sample:
 
     text         the answer
     token_ids    its tokens, with the one that ended it
@@ -16,110 +16,201 @@ one object instead; with ``--num_samples`` above 1 its first four fields are lis
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
+from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.text import Media
+from vpjax.data.text import Text
 from vpjax.data.video import IMAGES, MAX_SIDE, Sampling, Video, read_frames, read_image
 from vpjax.models.generate import generate
+from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
 
-MODEL = flags.DEFINE_string("model", None, "Work directory of a run, or Hugging Face folder.")
-VIDEO = flags.DEFINE_string("video", None, "Video or image file.")
-PROMPT = flags.DEFINE_string("prompt", None, "What to ask.")
-MAX_NEW = flags.DEFINE_integer("max_new_tokens", 128, "Tokens of an answer, at most.", 1)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of the sampling; 0: greedy.", 0.0)
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the fewest tokens that hold this share.", 0.0, 1.0)
-TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from this many likeliest tokens; 0: from all.", 0)
-SAMPLES = flags.DEFINE_integer("num_samples", 1, "Answers; all read one cache of the prompt.", 1)
-FRAMES = flags.DEFINE_integer("frames", None, "Frames to look at, evenly spaced.", 1)
-FPS = flags.DEFINE_float("fps", None, "Frames to look at per second, in place of --frames.")
-PIXELS = flags.DEFINE_integer("max_pixels", None, "Of a frame after resizing.", 1)
-SIDE = flags.DEFINE_integer("max_side", None, "A file with more pixels a side is refused.", 1)
-SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
-JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
-flags.adopt_module_key_flags(cli)
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model to ask. data_config: how it is shown videos, the fields ``data`` of configs/base.py."""
+
+    model: VideoLM
+    text: Text
+    data_config: ConfigDict
 
 
-def main() -> int:
-    cli.require(MODEL, PROMPT)
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One answer. token_ids: with the one that ended it. logprobs: of these, at the temperature and before
+    top-k and top-p. cut: whether ``max_new_tokens`` ended it."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    cut: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The samples of one prompt. frame_times: seconds, of the frames that the model saw. grid: slots, rows
+    and columns of their patches; None without a video. notes: what is to be known about the video. timings:
+    seconds to read the video, compile and generate."""
+
+    samples: list[Sample]
+    frame_times: list[float]
+    grid: tuple[int, int, int] | None
+    notes: tuple[str, ...]
+    timings: dict[str, float]
+
+    @property
+    def text(self) -> str:
+        """The first sample's."""
+        return self.samples[0].text
+
+
+def load(folder: str | os.PathLike) -> LoadedModel:
+    """The model of a run's work directory or of a Hugging Face folder. UserError where it is neither."""
+    model, text = checkpoint.load(folder)
+    return LoadedModel(model, text, run_config.data_of(Path(folder)))
+
+
+def ask(
+    loaded: LoadedModel,
+    prompt: str,
+    video: str | os.PathLike | None = None,
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    num_samples: int = 1,
+    frames: int | None = None,
+    fps: float | None = None,
+    max_pixels: int | None = None,
+    max_side: int | None = None,
+    seed: int = 0,
+) -> Answer:
+    """Ask about a video or image file, or without one.
+
+    temperature: 0 is greedy. top_p, top_k: the set that is sampled from; 1 and 0: all tokens. num_samples:
+    all read one cache of the prompt. frames, fps, max_pixels, max_side: how the video is shown; None: as the
+    model's run saw its videos. UserError for a file that cannot be used.
+    """
+    model, text = loaded.model, loaded.text
     times = [time.perf_counter()]
-    model, text = checkpoint.load(MODEL.value)
-    times.append(time.perf_counter())
-
-    vision, media, video, grid = model.config.vision, None, None, None
-    if VIDEO.value:
-        media = "image" if Path(VIDEO.value).suffix.lower() in IMAGES else "video"
-        video = look(VIDEO.value, media, vision.factor)
-        frames, height, width, _ = video.frames.shape
-        grid = frames // vision.temporal, height // vision.patch, width // vision.patch
-    row = prompt_row(text.chat(PROMPT.value, media), video, model.config, stamps=text.stamps)
-    arguments = model, collate([row], bucket_of([row]), model.config), jax.random.key(SEED.value)
+    vision, media, shown, grid = model.config.vision, None, None, None
+    if video is not None:
+        media = "image" if Path(video).suffix.lower() in IMAGES else "video"
+        shown = _read(loaded, video, media == "image", frames, fps, max_pixels, max_side)
+        count, height, width, _ = shown.frames.shape
+        grid = count // vision.temporal, height // vision.patch, width // vision.patch
+    row = prompt_row(text.chat(prompt, media), shown, model.config, stamps=text.stamps)
+    arguments = model, collate([row], bucket_of([row]), model.config), jax.random.key(seed)
     times.append(time.perf_counter())
 
     compiled = generate.lower(
         *arguments,
-        max_new=MAX_NEW.value,
+        max_new=max_new_tokens,
         eos=text.stops,
-        groups=SAMPLES.value,
-        temperature=TEMPERATURE.value,
-        top_p=TOP_P.value,
-        top_k=TOP_K.value,
+        groups=num_samples,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
     ).compile()
     times.append(time.perf_counter())
     tokens, mask, logprobs = (np.asarray(x)[0] for x in compiled(*arguments))
     times.append(time.perf_counter())
-
     samples = [
-        {
-            "text": text.decode(ids[valid]),
-            "token_ids": ids[valid].tolist(),
-            "logprobs": scores[valid].tolist(),
-            "cut": int(ids[valid][-1]) not in text.stops,
-        }
+        Sample(
+            text=text.decode(ids[valid]),
+            token_ids=ids[valid].tolist(),
+            logprobs=scores[valid].tolist(),
+            cut=int(ids[valid][-1]) not in text.stops,
+        )
         for ids, valid, scores in zip(tokens, mask, logprobs, strict=True)
     ]
-    for remark in row.notes:
-        print(f"note: {VIDEO.value}: {remark}", file=sys.stderr)
-    if cut := sum(sample["cut"] for sample in samples):
-        print(f"note: --max_new_tokens={MAX_NEW.value} cut {cut} of {len(samples)} answers", file=sys.stderr)
-    if JSON.value:
-        several = {name: [sample[name] for sample in samples] for name in samples[0]}
-        record = {
-            **(several if len(samples) > 1 else samples[0]),
-            "frame_times": [] if video is None else video.times.tolist(),
-            "grid": grid,
-            "timings": dict(
-                zip(("load", "video", "compile", "generate"), np.diff(times).tolist(), strict=True)
-            ),
-        }
-        print(json.dumps(record))
-    else:
-        print(*(sample["text"] for sample in samples), sep="\n")
-    return cli.OK
+    return Answer(
+        samples,
+        frame_times=[] if shown is None else shown.times.tolist(),
+        grid=grid,
+        notes=row.notes,
+        timings=dict(zip(("video", "compile", "generate"), np.diff(times).tolist(), strict=True)),
+    )
 
 
-def look(path: str, media: Media, factor: int) -> Video:
-    """The frames of a file. What the flags leave open is as the model's run saw its videos."""
-    data = run_config.data_of(Path(MODEL.value))
-    most = PIXELS.value or data.max_pixels
-    size = dict(min_pixels=min(data.min_pixels, most), max_pixels=most, factor=factor)
-    size["max_side"] = SIDE.value or data.get("max_side", MAX_SIDE)
-    if media == "image":
+def _read(
+    loaded: LoadedModel,
+    path: str | os.PathLike,
+    is_image: bool,
+    frames: int | None,
+    fps: float | None,
+    max_pixels: int | None,
+    max_side: int | None,
+) -> Video:
+    """The frames of a file."""
+    data = loaded.data_config
+    most = max_pixels or data.max_pixels
+    size = dict(
+        min_pixels=min(data.min_pixels, most),
+        max_pixels=most,
+        factor=loaded.model.config.vision.factor,
+        max_side=max_side or data.get("max_side", MAX_SIDE),
+    )
+    if is_image:
         return read_image(path, **size)
-    if FRAMES.value is not None or FPS.value is not None:
-        sampling = Sampling(FRAMES.value, FPS.value)
-    else:
-        sampling = Sampling.of(data)
+    sampling = Sampling.of(data) if frames is None and fps is None else Sampling(frames, fps)
     return read_frames(path, sampling, **size)
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    number = cli.at_least
+    parser.add_argument("--model", required=True, help="work directory of a run, or Hugging Face folder")
+    parser.add_argument("--video", help="video or image file")
+    parser.add_argument("--prompt", required=True, help="what to ask")
+    parser.add_argument("--max_new_tokens", type=number(1), default=128, help="of an answer, at most")
+    parser.add_argument("--temperature", type=number(0.0), default=0.0, help="of the sampling; 0: greedy")
+    parser.add_argument(
+        "--top_p", type=number(0.0), default=1.0, help="sample from the fewest tokens of this share"
+    )
+    parser.add_argument(
+        "--top_k", type=number(0), default=0, help="sample from so many likeliest tokens; 0: all"
+    )
+    parser.add_argument("--num_samples", type=number(1), default=1, help="answers; all read one cache")
+    parser.add_argument("--frames", type=number(1), help="frames to look at, evenly spaced")
+    parser.add_argument("--fps", type=float, help="frames to look at per second, in place of --frames")
+    parser.add_argument("--max_pixels", type=number(1), help="of a frame after resizing")
+    parser.add_argument("--max_side", type=number(1), help="a file with more pixels a side is refused")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    flags = vars(parser.parse_args())
+    as_json, folder, prompt = flags.pop("json"), flags.pop("model"), flags.pop("prompt")
+
+    start = time.perf_counter()
+    loaded = load(folder)
+    timings = {"load": time.perf_counter() - start}
+    answer = ask(loaded, prompt, **flags)
+
+    samples = answer.samples
+    for note in answer.notes:
+        print(f"note: {flags['video']}: {note}", file=sys.stderr)
+    if cut := sum(sample.cut for sample in samples):
+        limit = f"--max_new_tokens={flags['max_new_tokens']}"
+        print(f"note: {limit} cut {cut} of {len(samples)} answers", file=sys.stderr)
+    if not as_json:
+        print(*(sample.text for sample in samples), sep="\n")
+        return
+    record = dataclasses.asdict(samples[0])
+    if len(samples) > 1:
+        record = {name: [getattr(sample, name) for sample in samples] for name in record}
+    about_video = {"frame_times": answer.frame_times, "grid": answer.grid}
+    print(json.dumps(record | about_video | {"timings": timings | answer.timings}))
 
 
 if __name__ == "__main__":

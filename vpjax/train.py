@@ -1,54 +1,46 @@
-"""Train: ``python -m vpjax.train --config configs/sft.py [--config.field=value ...] [--workdir DIR]``.
+"""Train: ``python -m vpjax.train --config sft [--config.field=value ...] [--workdir DIR]``.
 
-The same command again goes on where the run was stopped, bit for bit; a finished run tells its result again.
+The same command again goes on where the run was stopped, bit for bit. A finished run prints its result again.
 
-    <workdir>/config.json     the run's config             <workdir>/model/        see checkpoint.py
-    <workdir>/metrics.jsonl   one JSON line per step       <workdir>/checkpoints/  see checkpoint.py
+    <workdir>/config.json     the run's config             <workdir>/model/        see training/checkpoint.py
+    <workdir>/metrics.jsonl   one JSON line per step       <workdir>/checkpoints/  see training/checkpoint.py
     <workdir>/tensorboard/    the same numbers             <workdir>/curves.png    the same, drawn at the end
-    <workdir>/rollouts/       GRPO: sample rollouts, judged, as Markdown
-    <workdir>/heldout.json    answers on held-out clips, at the end
+    <workdir>/rollouts/       GRPO: sample rollouts with their rewards, as Markdown
+    <workdir>/evaluate/       answers about held-out clips, at the end, as vpjax.evaluate writes them
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import json
-import math
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax import cli
-from vpjax import distributed as processes
-from vpjax.data.pipeline import make_loader
+from vpjax import cli, distributed
+from vpjax.cli import say
+from vpjax.data.pipeline import Loader, make_loader
 from vpjax.data.text import Text
-from vpjax.evaluation import heldout
-from vpjax.files import write_whole
-from vpjax.models.attention import backend
+from vpjax.evaluation import run as evaluation
+from vpjax.evaluation.ask import CONTROLS
+from vpjax.evaluation.results import format_results
+from vpjax.models.config import VLMConfig
 from vpjax.models.sharding import make_mesh, put_batch
-from vpjax.models.vlm import VLMConfig, abstract_model
+from vpjax.models.vlm import abstract_model
 from vpjax.scoring.judge import Judge
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.grpo import JudgedRollouts
 from vpjax.training.report import Writer, draw_curves, no_spread, page
-from vpjax.training.setup import initial_params, prepare_model, read_split
-from vpjax.training.state import State, create_state
+from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
+from vpjax.training.state import create_state
 from vpjax.types import Array, Batch, Clip, UserError
-
-CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/ and the config's name.")
-flags.adopt_module_key_flags(cli)
-flags.adopt_module_key_flags(processes)
 
 CURVES = {
     "loss": ("loss", "loss/lm"),
@@ -63,43 +55,57 @@ CURVES = {
     "learning rate": ("lr",),
     "gradient norm": ("grad_norm",),
 }
-HELDOUT = "heldout.json"
+SHOWN_LOSSES = {
+    "loss": "loss",
+    "lm": "loss/lm",
+    "contrast": "loss/contrast",
+    "gap": "contrast/gap",
+    "reward": "reward",
+    "on V~": "reward_degraded",
+}
 
 
-def main() -> int:
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_config()
+    parser.add_argument("--workdir", help="folder of the run; default: runs/ and the config's name")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster tells it")
+    parser.add_argument("--processes", type=cli.at_least(1), help="how many there are, likewise")
+    parser.add_argument("--process", type=cli.at_least(0), help="which of them this is, from 0, likewise")
+    parser.add_argument("--join_timeout", type=cli.at_least(1), default=300, help="seconds to wait for them")
+    arguments, config = parser.parse_config()
+    distributed.join(arguments.coordinator, arguments.processes, arguments.process, arguments.join_timeout)
     try:
-        train(CONFIG.value, Path(WORKDIR.value or f"runs/{cli.config_name()}"))
-    except KeyboardInterrupt:  # not in the loop, which holds signals back
+        train(config, arguments.workdir or f"runs/{Path(arguments.config).stem}")
+    except KeyboardInterrupt:  # the training loop itself holds signals back
         say("stopped outside of the training loop; the same command goes on")
-    return cli.OK
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
     """Run ``config`` in ``workdir`` from where it stands to its end, or to a signal.
 
     UserError for a mistake in the config, in the files that it names or in the work directory, before any
     training; later for too many unreadable clips or skipped updates.
     """
+    workdir = Path(workdir)
     run_config.check(config)
     run_config.check_workdir(workdir, config)
-    clips, asked, unseen, model_config, text = processes.process_zero_first(lambda: prepare(config, workdir))
+    clips, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
         if step < config.steps:
             step = fit(config, workdir, manager, step, clips, model_config, text)
     if step == config.steps:
-        finish(config, workdir, asked, unseen)
+        finish(config, workdir)
 
 
-def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[Clip], list[Clip], VLMConfig, Text]:
-    """The clips to train on, to be asked about and of unseen pairs, and the model; built-in clips and the
-    run's model/ folder are made once."""
+def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], VLMConfig, Text]:
+    """The clips to train on, and the model's sizes and tokenizer. Built-in clips and the run's model/ folder
+    are made once. UserError, too, for held-out clips that could not be evaluated when the run ends."""
     clips = read_split(config, "train", config.data.train)
-    asked = read_split(config, "heldout", config.data.heldout)[: config.eval_clips]
-    if asked:
-        heldout.with_events(asked)  # or a UserError, now and not when the training is done
-    unseen = read_split(config, "unseen", "events") if config.data.heldout == "events" else []
-    return clips, asked, unseen, *prepare_model(config, workdir, clips)
+    for split in heldout_splits(config):
+        evaluation.read_clips(heldout_request(config, workdir, split))
+    return clips, *prepare_model(config, workdir, clips)
 
 
 def fit(
@@ -111,9 +117,9 @@ def fit(
     model_config: VLMConfig,
     text: Text,
 ) -> int:
-    """Train from after step ``start`` on; the step after which the run was left, which is on the disk."""
+    """The training loop, from after step ``start`` on. Returns the last step, which is on the disk."""
     mesh = make_mesh(config.mesh)
-    processes.check_mesh(mesh)
+    distributed.check_mesh(mesh)
     loader = make_loader(
         clips,
         text,
@@ -127,65 +133,52 @@ def fit(
     )
     say(*loader.summary())
     params = initial_params(config, model_config, mesh, only_shapes=start > 0)
-    state, optimizer, layout = create_state(params, config, mesh)
+    state, optimizer, shardings = create_state(params, config, mesh)
     if start:
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
-    make, complete, judge = sft.make_step, lambda batch: batch, None
+    model = abstract_model(model_config)
+    judge = None
     if config.method == "grpo":
         judge = Judge(config, text, clips)
-        make, complete = functools.partial(grpo.make_step, judge=judge, eos=text.stops), judge.with_references
-    step = make(abstract_model(model_config), config, optimizer, layout)
+        train_step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=text.stops)
+    else:
+        train_step = sft.make_step(model, config, optimizer, shardings)
     if jax.process_index() == 0:
         run_config.write(workdir, config)
 
-    report = Report(config, workdir, start, int(state.skipped), clips, text, judge)
-    with contextlib.closing(loader), contextlib.closing(report), cli.stop_signal() as asked:
-        batches = report.waited_for((batch.clip, put_batch(complete(batch), mesh)) for batch in loader)
-        end, signal = loop(step, state, batches, report, manager, config, start, asked)
+    report = Report(config, workdir, start, int(state.skipped), clips, text)
+    with contextlib.closing(loader), contextlib.closing(report), cli.stop_signal() as received:
+        pending = None  # what a step gave, reported while the next one runs: devices do not wait for the host
+        for step in range(start + 1, config.steps + 1):
+            batch = report.next_batch(loader)
+            numbers = batch.clip
+            if judge:
+                batch = judge.with_references(batch)
+            state, metrics, *rollouts = train_step(state, put_batch(batch, mesh))
+            faults = judge.take_faults() if judge else []
+
+            if pending:
+                report(*pending)
+            pending = step, numbers, faults, metrics, *rollouts
+
+            signal = received(step)
+            is_last = bool(signal) or step == config.steps
+            if is_last or step % config.checkpoint_every == 0:
+                report(*pending)
+                pending = None
+                manager.save(step, state, config.to_dict())
+            if is_last:
+                break
         manager.wait()
     say(*loader.summary()[1:])
     if signal:
-        say(f"{signal}: saved step {end} of {config.steps} in {workdir}; the same command goes on")
-    return end
-
-
-def loop(
-    step: Callable[[State, Batch], tuple],
-    state: State,
-    batches: Iterable[tuple[np.ndarray, Batch]],
-    report: Report,
-    manager: checkpoint.Manager,
-    config: ConfigDict,
-    start: int,
-    asked: Callable[[int], str],
-) -> tuple[int, str]:
-    """The training loop: next batch, step, report, checkpoint when due. The last step, which is being saved,
-    and the signal that ended it (``cli.stop_signal``).
-
-    step: state, batch -> state, metrics and, of GRPO, the rollouts. What it tells is read when the next step
-    is under way, so that the devices do not wait for the host.
-    """
-    late = None
-    for number, (clips, batch) in zip(range(start + 1, config.steps + 1), batches, strict=False):
-        state, *told = step(state, batch)
-        faults = report.take_faults()
-        if late:
-            report(*late)
-        late = number, clips, faults, *told
-        signal = asked(number)
-        last = signal or number == config.steps
-        if last or number % config.checkpoint_every == 0:
-            report(*late)
-            late = None
-            manager.save(number, state, config.to_dict())
-        if last:
-            break
-    return number, signal
+        say(f"{signal}: saved step {step} of {config.steps} in {workdir}; the same command goes on")
+    return step
 
 
 class Report:
-    """What a run tells while it trains: every step's metrics to the work directory, now and then a line."""
+    """What a run reports while it trains: every step's metrics in the work directory, now and then a line."""
 
     def __init__(
         self,
@@ -195,80 +188,85 @@ class Report:
         skipped: int,
         clips: Sequence[Clip],
         text: Text,
-        judge: Judge | None,
     ):
-        """skipped: updates that the run has skipped so far. clips: all of them, by number. judge: of GRPO."""
-        self.config, self.clips, self.skipped = config, clips, skipped
-        self.text, self.judge = text, judge
+        """skipped: updates that the run has skipped so far. clips: all of them, by number."""
+        self.config, self.clips, self.text, self.skipped = config, clips, text, skipped
         self.writer = Writer(workdir, start) if jax.process_index() == 0 else None
-        self.first, self.last = start + 1, start
-        self.since, self.waited, self.tokens = time.perf_counter(), 0.0, 0.0
-        self.flat = 0  # steps in a row in which no prompt's completions differed in reward
+        self.first_step = start + 1
+        self.steps_without_spread = 0  # in a row: no prompt's completions differed in reward
+        self._start_interval(start)
 
-    def waited_for(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """``batches``, counting the time that each takes to come as waiting."""
-        while True:
-            before = time.perf_counter()
-            batch = next(batches)
-            self.waited += time.perf_counter() - before
-            yield batch
+    def _start_interval(self, step: int) -> None:
+        """Count time and tokens from here to the next line."""
+        self.interval_step, self.interval_start = step, time.perf_counter()
+        self.seconds_waiting, self.tokens = 0.0, 0.0
 
-    def take_faults(self) -> list[str]:
-        """What went wrong in rewards of the user's own since this was last asked."""
-        return self.judge.take_faults() if self.judge else []
+    def next_batch(self, loader: Loader) -> Batch:
+        """The next batch; the time that it takes to come counts as waiting."""
+        before = time.perf_counter()
+        batch = next(loader)
+        self.seconds_waiting += time.perf_counter() - before
+        return batch
 
     def __call__(
         self,
         step: int,
-        clips: np.ndarray,
+        numbers: np.ndarray,
         faults: list[str],
         metrics: dict[str, Array],
         rollouts: JudgedRollouts | None = None,
     ) -> None:
-        """Report a step, its clips by number, what went wrong in it, its metrics and its rollouts. UserError
-        when too many updates have been skipped."""
-        metrics = {name: float(x) for name, x in metrics.items()}
+        """Report a step: the numbers of its clips, what went wrong in rewards of the user's own, its metrics
+        and its rollouts. UserError when too many updates have been skipped."""
+        values = {name: float(x) for name, x in metrics.items()}
         if self.writer:
-            self.writer.write(step, metrics)
-        if metrics["nonfinite"]:
-            self._skip(step, clips, faults)
-        self.tokens += metrics["tokens"]
+            self.writer.write(step, values)
+        if values["nonfinite"]:
+            self._count_skipped(step, numbers, faults)
+        self.tokens += values["tokens"]
         if rollouts is not None:
-            self._rollouts(step, metrics, rollouts)
-        if step in (self.first, self.config.steps) or step % self.config.log_every == 0:
-            seconds = time.perf_counter() - self.since
-            say(f"step {step}/{self.config.steps}  {_losses(metrics)}  {self._speed(step, seconds)}")
-            self.since, self.last, self.waited, self.tokens = time.perf_counter(), step, 0.0, 0.0
+            self._show_rollouts(step, values, rollouts)
+        if step in (self.first_step, self.config.steps) or step % self.config.log_every == 0:
+            losses = "  ".join(
+                f"{name} {values[key]:.3f}" for name, key in SHOWN_LOSSES.items() if key in values
+            )
+            say(f"step {step}/{self.config.steps}  {losses}  {self._speed(step)}")
+            self._start_interval(step)
 
-    def _rollouts(self, step: int, metrics: dict[str, float], told: JudgedRollouts) -> None:
-        """Now and then a page of samples; a line when no reward of any recent step has told completions
+    def _show_rollouts(self, step: int, metrics: dict[str, float], rollouts: JudgedRollouts) -> None:
+        """Now and then a page of samples, and a line when no reward of any recent step told completions
         apart."""
-        self.flat = self.flat + 1 if metrics["frac_reward_zero_std"] == 1.0 else 0
-        if self.flat and self.flat % self.config.log_every == 0:
-            say(f"step {step}: for {self.flat} steps {no_spread(metrics, list(told.rewards))}")
-        if step == self.first or step % self.config.grpo.show_every == 0:
-            told = multihost_utils.process_allgather(told, tiled=True)
+        if metrics["frac_reward_zero_std"] == 1.0:
+            self.steps_without_spread += 1
+        else:
+            self.steps_without_spread = 0
+        if self.steps_without_spread and self.steps_without_spread % self.config.log_every == 0:
+            reason = no_spread(metrics, list(rollouts.rewards))
+            say(f"step {step}: for {self.steps_without_spread} steps {reason}")
+        if step == self.first_step or step % self.config.grpo.show_every == 0:
+            rollouts = multihost_utils.process_allgather(rollouts, tiled=True)
             if self.writer:
-                asked = [self.clips[number] if number >= 0 else None for number in told.clip]
-                self.writer.page("rollouts", step, page(told, asked, self.text))
+                clips = [self.clips[number] if number >= 0 else None for number in rollouts.clip]
+                self.writer.page("rollouts", step, page(rollouts, clips, self.text))
 
-    def _skip(self, step: int, clips: np.ndarray, faults: list[str]) -> None:
+    def _count_skipped(self, step: int, numbers: np.ndarray, faults: list[str]) -> None:
         self.skipped += 1
-        ids = ", ".join(self.clips[clip].id for clip in clips if clip >= 0)
-        why = "; ".join(faults) or "loss or gradient not finite"
-        what = f"step {step}: {why}, update skipped; its clips: {ids}"
+        ids = ", ".join(self.clips[number].id for number in numbers if number >= 0)
+        reason = "; ".join(faults) or "loss or gradient not finite"
+        line = f"step {step}: {reason}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
-            raise UserError(f"{what}; that makes {self.skipped}, more than config.max_nonfinite")
-        say(what)
+            raise UserError(f"{line}; that makes {self.skipped}, more than config.max_nonfinite")
+        say(line)
 
-    def _speed(self, step: int, seconds: float) -> str:
-        if step == self.first:
+    def _speed(self, step: int) -> str:
+        seconds = time.perf_counter() - self.interval_start
+        if step == self.first_step:
             return f"{seconds:.0f} s with compiling"
-        rate = (step - self.last) / seconds
+        rate = (step - self.interval_step) / seconds
         return (
             f"{rate:.2f} steps/s  {self.tokens / seconds:,.0f} tokens/s  "
             f"{tqdm.format_interval((self.config.steps - step) / rate)} left  "
-            f"{self.waited / seconds:.0%} waiting for data"
+            f"{self.seconds_waiting / seconds:.0%} waiting for data"
         )
 
     def close(self) -> None:
@@ -276,55 +274,39 @@ class Report:
             self.writer.close()
 
 
-def _losses(metrics: dict[str, float]) -> str:
-    shown = {
-        "loss": "loss",
-        "lm": "loss/lm",
-        "contrast": "loss/contrast",
-        "gap": "contrast/gap",
-        "reward": "reward",
-        "on V~": "reward_degraded",
-    }
-    return "  ".join(f"{name} {metrics[key]:.3f}" for name, key in shown.items() if key in metrics)
-
-
-def finish(config: ConfigDict, workdir: Path, clips: Sequence[Clip], unseen: Sequence[Clip]) -> None:
-    """Draw the curves of a finished run and tell its held-out result, which is computed once.
-
-    clips: asked about under every control. unseen: of pairs of shape and event that training did not have."""
-    first = jax.process_index() == 0
-    if first:
-        say(f"{workdir}: finished, {config.steps} steps; curves in {draw_curves(workdir, CURVES)}")
-    file = workdir / HELDOUT
-    if clips and not processes.process_zero_first(file.exists):
-        mesh = make_mesh(config.mesh)
-        model, text = checkpoint.load(workdir, mesh=mesh, dtype=config.dtype)
-        evaluate = functools.partial(heldout.evaluate, model, text, data_config=config.data, mesh=mesh)
-        with backend(config.attention):
-            result = evaluate(clips)
-            other = evaluate(unseen, controls=("none",)) if unseen else None
-        record = {
-            "metrics": {name: x for name, x in result.metrics().items() if math.isfinite(x)},
-            "left_out": result.left_out,
-            "answers": [dataclasses.asdict(answer) for answer in result.answers],
-            "unseen": [dataclasses.asdict(answer) for answer in other.answers] if other else [],
-        }
-        if first:
-            write_whole(file, (json.dumps(record, indent=1) + "\n").encode())
-    if not clips or not first:
-        return
-    record = json.loads(file.read_text())
-    answers, others = (tuple(heldout.Answer(**x) for x in record[part]) for part in ("answers", "unseen"))
-    say(str(heldout.Evaluation(answers, record["left_out"])))
-    if others:
-        say("", f"unseen pairs of shape and event, whole video: {heldout.score(others)}")
-
-
-def say(*lines: str) -> None:
+def finish(config: ConfigDict, workdir: Path) -> None:
+    """Draw the curves of a finished run, and evaluate it on held-out clips, which is done once."""
     if jax.process_index() == 0:
-        for line in lines:
-            print(line, flush=True)
+        curves = draw_curves(workdir, CURVES)
+        say(f"{workdir}: finished, {config.steps} steps; curves in {curves}")
+    for split in heldout_splits(config):
+        request = heldout_request(config, workdir, split)
+        file = request.out / evaluation.RESULTS
+        if not distributed.process_zero_first(file.exists):
+            evaluation.run(request, say, writes=jax.process_index() == 0)
+        if jax.process_index() == 0:
+            say("", f"{split} clips: {format_results(json.loads(file.read_text()))}")
+
+
+def heldout_splits(config: ConfigDict) -> list[str]:
+    """The splits that are evaluated when the run ends: unseen pairs of shape and event are built in."""
+    if not config.data.heldout:
+        return []
+    return ["heldout", "unseen"] if config.data.heldout == "events" else ["heldout"]
+
+
+def heldout_request(config: ConfigDict, workdir: Path, split: str) -> evaluation.Request:
+    """What is asked about the clips of a split: the same as ``vpjax.evaluate --benchmark events`` would."""
+    return evaluation.Request(
+        model=workdir,
+        benchmark="events",
+        data=Path(split_file(config, split, config.data.heldout)),
+        videos=Path(config.data.videos) if config.data.videos else None,
+        out=workdir / "evaluate" / f"{split}-{config.steps}",
+        controls=CONTROLS if split == "heldout" else ("none",),
+        limit=config.eval_clips,
+    )
 
 
 if __name__ == "__main__":
-    cli.run(main, before=processes.join)
+    cli.run(main)

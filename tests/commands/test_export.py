@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen2_5_size
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as qwen3_size
 
-from configs import base
+from vpjax.recipes import base
 from tests import runs, tiny
 from vpjax import exporting, predict
 from vpjax.data.rows import bucket_of, collate, prompt_row

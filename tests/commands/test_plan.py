@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
+from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from tests import joint
 from tests.models.test_sharding import mesh_of
 from vpjax import planning

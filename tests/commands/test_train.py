@@ -15,7 +15,7 @@ import pytest
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 
-from configs import sft as recipe
+from vpjax.recipes import sft as recipe
 from vpjax import cli, train
 from vpjax.models.vlm import leaves
 from vpjax.training import checkpoint

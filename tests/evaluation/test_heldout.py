@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
+from vpjax.recipes import base
 from tests import tiny
 from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import make_loader

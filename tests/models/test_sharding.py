@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
-from configs import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
+from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from tests import joint, tiny
 from vpjax.models.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves

@@ -16,7 +16,7 @@ RECIPES = [
 
 
 def recipe(name="sft"):
-    return importlib.import_module(f"configs.{name}").get_config()
+    return importlib.import_module(f"vpjax.recipes.{name}").get_config()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -25,14 +25,20 @@ from vpjax.training import checkpoint, sft
 from vpjax.types import Clip, UserError
 
 
+def split_file(config: ConfigDict, split: str, source: str) -> str:
+    """The file of clips that ``source`` names; "events": the built-in ones of a split, made if need be."""
+    if source != "events":
+        return source
+    made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
+    return str(made[split])
+
+
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
-    """The clips of a file, or the built-in ones of a split, made if need be, with the instructions of their
-    tasks; [] without a source."""
-    if source == "events":
-        made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
-        clips = read_clips(made[split])
-    else:
-        clips = read_clips(source, config.data.videos) if source else []
+    """The clips of a split, with the instructions of their tasks; [] without a source."""
+    if not source:
+        return []
+    videos = "" if source == "events" else config.data.videos
+    clips = read_clips(split_file(config, split, source), videos)
     return [instructed(clip, config.data.instructions) for clip in clips]
 
 
