@@ -29,12 +29,12 @@ from ml_collections import ConfigDict
 
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment, keep
-from vpjax.recipes import grpo as recipe
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.evaluation import heldout
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
+from vpjax.recipes import grpo as recipe
 from vpjax.scoring.judge import Judge
 from vpjax.training import grpo, run_config
 from vpjax.training.relative import NEEDS

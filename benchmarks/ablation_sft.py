@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from benchmarks.repeats import repeat, table
 from benchmarks.timing import environment, keep
-from vpjax.recipes import sft as recipe
 from vpjax.building import scorers
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.pipeline import make_loader
@@ -37,6 +36,7 @@ from vpjax.data.video import Sampling, read_frames
 from vpjax.evaluation import heldout
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
+from vpjax.recipes import sft as recipe
 from vpjax.training import sft
 from vpjax.training.setup import initial_params, prepare_model, read_split
 from vpjax.training.state import create_state

@@ -28,7 +28,6 @@ import torch
 
 from benchmarks.sft_step import END, SIDE, START, VIDEO, VOCAB, write_model
 from benchmarks.timing import environment, keep, medians
-from vpjax.recipes import base
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Video
 from vpjax.models.generate import generate
@@ -36,6 +35,7 @@ from vpjax.models.hf import load_pretrained
 from vpjax.models.patches import patchify
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, leaves, rebuild
+from vpjax.recipes import base
 from vpjax.training import grpo
 from vpjax.training.losses import token_logprobs
 from vpjax.training.policy import denominator, policy_loss

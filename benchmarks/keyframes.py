@@ -21,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.timing import environment, keep
-from vpjax.recipes import sft as recipe
 from vpjax.building.scorers import Scorer, Spans, motion_scorer, product, runs, span_scorer
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.keyframes import slots_of
 from vpjax.data.video import Sampling, Video, read_frames
+from vpjax.recipes import sft as recipe
 from vpjax.training import checkpoint
 from vpjax.training.setup import read_split
 from vpjax.types import Clip

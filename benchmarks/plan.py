@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 from benchmarks.timing import environment, keep
-from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from vpjax import planning
 from vpjax.models.sharding import make_mesh
+from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 
 SMALL, LARGE = "v5e:8x8", "v5p:2x4x4"  # chips of 16 and 95 GiB
 ROWS = (  # recipe, topology, layers (None: all)

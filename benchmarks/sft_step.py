@@ -21,7 +21,6 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.timing import environment, keep, medians
-from vpjax.recipes import base
 from vpjax.data.rows import Tokens, bucket_of, collate, training_row
 from vpjax.data.video import Video
 from vpjax.models.attention import Layout
@@ -29,6 +28,7 @@ from vpjax.models.hf import load_pretrained
 from vpjax.models.patches import patchify
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, leaves, rebuild
+from vpjax.recipes import base
 from vpjax.training import sft
 from vpjax.training.losses import causal_lm, contrastive, pool_slots, token_logprobs, windows_of
 from vpjax.training.state import create_state

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vpjax.recipes import base
 from tests import tiny
 from vpjax.models.decoder import DecoderConfig
 from vpjax.models.rope import section_axes
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vision import VisionConfig
 from vpjax.models.vlm import VideoLM, VLMConfig, leaves
+from vpjax.recipes import base
 from vpjax.training.sft import init_heads, make_step
 from vpjax.training.state import create_state, state_shardings
 

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 from ml_collections import ConfigDict
 
-from vpjax.recipes import base
 from tests import tiny
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
 from vpjax.models import hf
 from vpjax.models.vlm import leaves
+from vpjax.recipes import base
 from vpjax.training import checkpoint, run_config
 from vpjax.training.state import State
 

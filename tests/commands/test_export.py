@@ -20,7 +20,6 @@ from transformers.models.qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as qwen2_5_size
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as qwen3_size
 
-from vpjax.recipes import base
 from tests import runs, tiny
 from vpjax import exporting, predict
 from vpjax.data.rows import bucket_of, collate, prompt_row
@@ -31,6 +30,7 @@ from vpjax.models import hf
 from vpjax.models.config import VLMConfig
 from vpjax.models.patches import smart_resize
 from vpjax.models.vlm import abstract_model, leaves
+from vpjax.recipes import base
 from vpjax.training import checkpoint
 from vpjax.types import UserError
 

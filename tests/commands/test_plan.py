@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from tests import joint
 from tests.models.test_sharding import mesh_of
 from vpjax import planning
 from vpjax.hlo import Collective, flops
 from vpjax.models.sharding import replicated
+from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from vpjax.types import UserError
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ import pytest
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 
-from vpjax.recipes import sft as recipe
 from vpjax import cli, train
 from vpjax.models.vlm import leaves
+from vpjax.recipes import sft as recipe
 from vpjax.training import checkpoint
 from vpjax.types import UserError
 

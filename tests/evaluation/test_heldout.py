@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from vpjax.recipes import base
 from tests import tiny
 from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import make_loader
@@ -19,6 +18,7 @@ from vpjax.events import clips as events
 from vpjax.models.generate import Completions, generate
 from vpjax.models.hf import load_pretrained
 from vpjax.models.vlm import VideoLM, gather_slots
+from vpjax.recipes import base
 from vpjax.types import UserError
 
 CLIPS = 18  # the first with events of every length

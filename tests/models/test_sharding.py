@@ -12,10 +12,10 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
-from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from tests import joint, tiny
 from vpjax.models.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves
+from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from vpjax.training.sft import init_heads
 from vpjax.types import UserError
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vpjax.recipes import base
 from tests.training.evidence import SEEDS, TOLERANCE, case, close, options, plain, shaped
+from vpjax.recipes import base
 from vpjax.training import relative as rel
 from vpjax.training.relative import KINDS, NEEDS, Evidence, advantages, relative
 
