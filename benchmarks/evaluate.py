@@ -22,14 +22,14 @@ from ml_collections import ConfigDict
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.timing import environment, keep, medians
-from vpjax import exporting
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import prepare
 from vpjax.data.text import Text
-from vpjax.evaluation.ask import ask
+from vpjax.evaluation.ask import predict_clips
 from vpjax.evaluation.run import ROOM, without_answer
 from vpjax.events.clips import event_of, make
+from vpjax.export import export
 from vpjax.models.generate import generate
 from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM
@@ -101,7 +101,7 @@ def main() -> None:
     file = make(start.event_spec(config), cache_folder(data_config), {"heldout": args.clips})["heldout"]
     clips = [without_answer(clip) for clip in read_clips(file)]
     with tempfile.TemporaryDirectory() as folder:
-        exporting.export(args.workdir, Path(folder), dtype="float32")
+        export(args.workdir, Path(folder), dtype="float32")
         theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         model, text = checkpoint.load(folder)
     plan, _ = prepare(clips, text, model.config, data_config, seed=0, batch_size=args.batch)
@@ -119,7 +119,7 @@ def main() -> None:
     seconds = medians({"vpjax": ours, "transformers": other}, rounds=args.rounds, warmup=1)
 
     def from_files() -> None:
-        asked = ask(model, text, clips, data_config, controls=["none"], batch_size=args.batch, max_new=NEW)
+        asked = predict_clips(model, text, clips, data_config, controls=["none"], batch_size=args.batch, max_new=NEW)
         assert not [answer.fault for answer in asked if answer.fault]
 
     whole = medians({"whole": from_files}, rounds=args.rounds, warmup=1)["whole"]

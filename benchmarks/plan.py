@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.timing import environment, keep
-from vpjax import planning
+from vpjax import plan as planning
 from vpjax.models.sharding import make_mesh
 from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
-    clips = planning.Clips()
+    clips = planning.StepPlannedClips()
     lines = [
         "# Plans",
         "",
@@ -57,7 +57,7 @@ def main() -> None:
         made = planning.plan_step(config, planning.read_model(config), mesh, clips)
         sent = sum(one.sent * one.times for one in made.collectives)
         cells = [
-            f"{recipe.__name__.removeprefix('configs.')}{f', {layers} layers' if layers else ''}",
+            f"{recipe.__name__.removeprefix('vpjax.recipes.')}{f', {layers} layers' if layers else ''}",
             topology,
             tuple(mesh.shape.values()),
             config.batch,
@@ -79,7 +79,7 @@ def main() -> None:
     keep(lines, args.out)
 
 
-def decoding(made: planning.Plan, tokens: int) -> str:
+def decoding(made: planning.StepPlan, tokens: int) -> str:
     """What moves in the decode loop for one token. The weights of a layer would be some 400 MiB."""
     inside = [one for one in made.collectives if one.loops and one.loops[0] == tokens]
     sent = sum(one.sent * one.times for one in inside) / tokens

@@ -66,8 +66,8 @@ def _reach(address: str, seconds: float) -> None:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """UserError where devices that share a batch's rows belong to several processes: each reads clips of its
-    own."""
+    """UserError where devices that share rows of a batch belong to several processes, each of which reads
+    clips of its own."""
     tensor = mesh.shape["tensor"]
     if any(len({device.process_index for device in row}) > 1 for row in mesh.devices.reshape(-1, tensor)):
         raise UserError(
@@ -77,15 +77,17 @@ def check_mesh(mesh: Mesh) -> None:
 
 
 def process_zero_first(make: Callable[[], T]) -> T:
-    """``make()`` in process 0 and, when it has left its files on the disk, in the others."""
-    first = jax.process_index() == 0
-    made = make() if first else None
+    """``make()`` in process 0 and then, when its files are on the disk, in the others."""
+    if jax.process_index() == 0:
+        made = make()
+        multihost_utils.sync_global_devices("process 0 is done")
+        return made
     multihost_utils.sync_global_devices("process 0 is done")
-    return made if first else make()
+    return make()
 
 
 def explain(error: Exception) -> str:
-    """What to say about an error that is a process's own, or that of another one which it has lost."""
+    """The message for an error of this process, or for the loss of another one."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return (
             f"error: process {jax.process_index()}: a computation of all processes failed: has another one "
@@ -95,9 +97,9 @@ def explain(error: Exception) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """``sys.exit(code)``; among several processes a failure ends at once, and theirs follows.
+    """Exit with ``code``. Among several processes a failure exits at once, and so ends the others.
 
-    (At an orderly exit JAX waits for the others, and they would wait for this one in a computation.)
+    (At an orderly exit JAX waits for the others, while they wait for this one in a computation.)
     """
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()

@@ -1,33 +1,287 @@
 """Write a run's model as a Hugging Face folder, which transformers, vLLM, SGLang and lmms-eval load:
 
-python -m vpjax.export --workdir DIR --out DIR [--step N] [--dtype bfloat16] [--check]
+    python -m vpjax.export --workdir DIR --out DIR [--step N] [--dtype bfloat16] [--check]
+
+The folder has weights, config, tokenizer, processors and a model card.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
-from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
 
-from vpjax import cli, exporting
-from vpjax.training import run_config
+from vpjax import cli
+from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.text import Text
+from vpjax.data.video import Sampling, Video
+from vpjax.evaluation.results import interval
+from vpjax.models import hf
+from vpjax.models.names import FAMILIES
+from vpjax.models.patches import patchify
+from vpjax.models.vlm import VideoLM, leaves
+from vpjax.training import checkpoint, run_config
+from vpjax.types import Batch, UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a run.")
-OUT = flags.DEFINE_string("out", None, "Folder to write.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", 0)
-DTYPE = flags.DEFINE_enum("dtype", None, run_config.DTYPES, "Of the weights; default: as in the checkpoint.")
-CHECK = flags.DEFINE_bool("check", False, "Load the folder back and compare logits, with transformers' too.")
-flags.adopt_module_key_flags(cli)
+IMAGE_PROCESSOR, VIDEO_PROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
+POSITIONS = (
+    "Text after a video continues at its largest position + 1, as in Qwen's own code, transformers 4 and "
+    "vLLM: these agree with the training.",
+    "transformers 5 restarts lower, at the video's first position + its longer side, so its answers about "
+    "videos can differ: hand its forward the `position_ids` of the rule above.",
+)
 
 
-def main() -> int:
-    cli.require(WORKDIR, OUT)
-    out = Path(OUT.value)
-    model = exporting.export(Path(WORKDIR.value), out, step=STEP.value, dtype=DTYPE.value)
+def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | None = None) -> VideoLM:
+    """Write the model of a run to ``out``, which ``transformers`` loads; the model as it was written.
+
+    step: of the checkpoint; None: the newest. dtype: of the weights; None: as the checkpoint has them. The
+    training-only heads stay behind. UserError for a folder that is no run, or an ``out`` that has other files
+    than an earlier export.
+    """
+    if not (workdir / checkpoint.MODEL).is_dir() or not (workdir / run_config.FILE).is_file():
+        raise UserError(f"--workdir={workdir}: no run in it; give the folder that vpjax.train wrote")
+    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise UserError(f"--out={out}: has files of something else in it; give another folder")
+    model, text = checkpoint.load(workdir, step=step, dtype=dtype)
+    config = ConfigDict(json.loads((workdir / run_config.FILE).read_text()))
+    hf.save_pretrained(model, out, like=workdir / checkpoint.MODEL)
+    if not (out / "generation_config.json").exists():
+        _write_json(out / "generation_config.json", generation_config(text))
+    for name, processor in ((IMAGE_PROCESSOR, image_processor), (VIDEO_PROCESSOR, video_processor)):
+        defaults, sizes = processor(model, config.data)
+        if (out / name).exists():
+            defaults = json.loads((out / name).read_text())
+        _write_json(out / name, defaults | sizes)
+    (out / "README.md").write_text(model_card(workdir, config, model, step))
+    return model
+
+
+def generation_config(text: Text) -> dict[str, Any]:
+    return {"do_sample": False, "eos_token_id": list(text.stops), "pad_token_id": text.pad}
+
+
+def image_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The image processor's config without the sizes of images, and these: those of the run's frames."""
+    defaults = _processor(model) | {"image_processor_type": "Qwen2VLImageProcessor"}
+    return defaults, _frame_sizes(data_config)
+
+
+def video_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The video processor's config without the sizes of videos, and these, as the run saw its videos."""
+    family = FAMILIES[model.config.family]
+    defaults = _processor(model) | {
+        "video_processor_type": family.video_processor,
+        "do_sample_frames": True,
+    }
+    if data_config.frames:
+        defaults["num_frames"] = data_config.frames
+    else:
+        defaults["fps"] = data_config.fps
+    sizes = _frame_sizes(data_config)
+    if family.whole_video and data_config.frames:
+        edges = sizes["size"]
+        sizes = {"size": {edge: data_config.frames * pixels for edge, pixels in edges.items()}}
+    elif family.whole_video:  # the number of frames is not known, so only the upper limit can be given
+        limit = Sampling.max_frames * data_config.max_pixels
+        sizes = {
+            "size": sizes["size"] | {"longest_edge": limit},
+            "cap_pixels_per_frame": True,
+            "max_video_tokens": data_config.max_pixels // model.config.vision.factor**2,
+        }
+    return defaults, sizes
+
+
+def _processor(model: VideoLM) -> dict[str, Any]:
+    """What the processors of images and of videos have in common."""
+    vision = model.config.vision
+    return {
+        "processor_class": FAMILIES[model.config.family].processor,
+        "patch_size": vision.patch,
+        "temporal_patch_size": vision.temporal,
+        "merge_size": vision.merge,
+        "image_mean": list(vision.pixel_mean),
+        "image_std": list(vision.pixel_std),
+    }
+
+
+def _frame_sizes(data_config: ConfigDict) -> dict[str, Any]:
+    least, most = data_config.min_pixels, data_config.max_pixels
+    return {
+        "min_pixels": least,
+        "max_pixels": most,
+        "size": {"shortest_edge": least, "longest_edge": most},
+    }
+
+
+def model_card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | None) -> str:
+    """README.md: what the model is, how it was trained, and what was measured."""
+    manager = checkpoint.Manager(workdir, keep=None)
+    step = step or max(manager.steps())
+    manager.close()
+    data = config.data
+    if data.frames:
+        sampling = f"{data.frames} frames, evenly spaced"
+    else:
+        sampling = f"{data.fps:g} frames a second"
+    size = sum(math.prod(leaf.shape) for leaf in leaves(model).values()) / 1e6
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: video-text-to-text",
+        "tags: [video, vpjax]",
+        "---",
+        "",
+        f"# {workdir.resolve().name}, step {step}",
+        "",
+        f"A {model.config.family} of {size:,.1f} M parameters, post-trained with vpjax (VideoPerceiver, "
+        "arXiv 2511.18823).",
+        "",
+        "## Training",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| start | {config.get('init_from') or 'random weights'} |",
+        f"| method | {config.get('method', 'sft')} |",
+        f"| data | {data.train} |",
+        f"| steps | {step} of {config.steps}, {config.batch} clips each |",
+        f"| videos | {sampling}, {data.min_pixels} to {data.max_pixels} pixels a frame |",
+        f"| optimizer | AdamW, learning rate {config.optim.lr:g}, {config.dtype} |",
+    ]
+    lines += [f"| {name} at step {step} | {value:.4g} |" for name, value in _metrics(workdir, step).items()]
+    measured = _measured(workdir, step)
+    if measured:
+        lines += [
+            "",
+            "## Measured",
+            "",
+            "| benchmark | shown | metric | % [95 % interval] | rows |",
+            "|---|---|---|---|---|",
+        ]
+        lines += measured
+    if model.config.tokens_per_second is not None:  # without time positions, all runtimes agree
+        lines += ["", "## Positions after a video", "", *POSITIONS]
+    return "\n".join([*lines, ""])
+
+
+def _metrics(workdir: Path, step: int) -> dict[str, float]:
+    """The losses of the run's last line at or before ``step``."""
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    earlier = [line for line in lines if line["step"] <= step]
+    if not earlier:
+        return {}
+    return {name: x for name, x in earlier[-1].items() if name.startswith("loss") and isinstance(x, float)}
+
+
+def _measured(workdir: Path, step: int) -> list[str]:
+    """A row for every evaluation of this step that lies in the work directory."""
+    rows = []
+    for file in sorted(workdir.glob("evaluate/*/results.json")):
+        results = json.loads(file.read_text())
+        for control, x in results["controls"].items():
+            if results["request"]["step"] == step and x["rows"]:
+                metric, scores = next(iter(x["metrics"].items()))
+                name = results["request"]["benchmark"]
+                rows.append(f"| {name} | {control} | {metric} | {interval(scores['micro'])} | {x['rows']} |")
+    return rows
+
+
+def check_export(model: VideoLM, out: Path) -> list[str]:
+    """Read ``out`` back and compare weights and logits with ``model``, and with transformers where torch is
+    installed. Returns a line for each comparison. UserError where they differ."""
+    loaded, text = hf.load_pretrained(out), Text.load(out)
+    for (name, a), b in zip(leaves(model).items(), leaves(loaded).values(), strict=True):
+        if not np.array_equal(np.asarray(a), np.asarray(b)):
+            raise UserError(f"{out}: {name} was read back with other numbers; export again")
+    batch = noise_batch(loaded, text)
+    if not np.array_equal(_logits(loaded, batch), _logits(model, batch)):
+        raise UserError(f"{out}: read back, the model gives other logits; export again")
+    lines = [f"read back: the same {len(leaves(model))} parameters and logits, bit for bit"]
+    try:
+        import torch
+    except ImportError:
+        return [*lines, "transformers was not asked: torch is not installed"]
+    # In float32, whatever the weights' type: bfloat16 would round differently here and there.
+    ours = _logits(hf.load_pretrained(out, dtype=jnp.float32), batch)
+    apart = float(np.abs(_torch_logits(torch, loaded, batch, out) - ours).max() / ours.std())
+    if not apart <= 1e-3:
+        raise UserError(f"{out}: transformers' logits are {apart:.1g} of their spread apart from ours")
+    return [*lines, f"transformers loads it; its logits are within {apart:.1g} of their spread"]
+
+
+def noise_batch(model: VideoLM, text: Text) -> Batch:
+    """A question about a small video of noise."""
+    vision = model.config.vision
+    side = 2 * vision.patch * vision.merge
+    noise = np.random.default_rng(0).integers(0, 256, (4 * vision.temporal, side, side, 3), np.uint8)
+    video = Video(noise, np.arange(len(noise)) / 2, 0.5)
+    row = prompt_row(text.chat("What happens in the video?"), video, model.config, stamps=text.stamps)
+    return collate([row], bucket_of([row]), model.config)
+
+
+def _logits(model: VideoLM, batch: Batch) -> np.ndarray:
+    """f32[O] of the first token of the answer."""
+    last_BD, _ = jax.jit(lambda m, b: m.prefill(m.encode(b.frames), b))(model, batch)
+    return np.asarray(last_BD[0].astype(jnp.float32) @ model.unembed.T.astype(jnp.float32))
+
+
+def _torch_logits(torch: Any, model: VideoLM, batch: Batch, folder: Path) -> np.ndarray:
+    """The logits f32[O] of transformers, given our pixels and positions."""
+    from transformers import AutoModelForImageTextToText
+
+    theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    vision = model.config.vision
+    patches = patchify(
+        batch.frames,
+        patch=vision.patch,
+        merge=vision.merge,
+        temporal=vision.temporal,
+        mean=vision.pixel_mean,
+        std=vision.pixel_std,
+    )
+    ids = torch.tensor(batch.prompt).long()
+    frames, height, width = batch.frames.shape[1:4]
+    grid = frames // vision.temporal, height // vision.patch, width // vision.patch
+    with torch.no_grad():
+        out = theirs(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=torch.tensor(batch.positions[:, :, : ids.shape[1]]).long().transpose(0, 1),
+            pixel_values_videos=torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1])),
+            video_grid_thw=torch.tensor([grid]),
+            mm_token_type_ids=2 * (ids == model.config.video_token).long(),
+        )
+    return out.logits[0, -1].numpy()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def main() -> None:
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="work directory of a run")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--step", type=cli.at_least(0), help="checkpoint; default: the newest")
+    parser.add_argument(
+        "--dtype", choices=run_config.DTYPES, help="of the weights; default: as in the checkpoint"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="load the folder back and compare logits, with transformers' too"
+    )
+    flags = parser.parse_args()
+    out = Path(flags.out)
+    model = export(Path(flags.workdir), out, step=flags.step, dtype=flags.dtype)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
-    if CHECK.value:
-        print(*exporting.check(model, out), sep="\n")
-    return cli.OK
+    if flags.check:
+        print(*check_export(model, out), sep="\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.text import Text
+from vpjax.data.text import Media, Text
 from vpjax.data.video import IMAGES, MAX_SIDE, Sampling, Video, read_frames, read_image
 from vpjax.models.generate import generate
 from vpjax.models.vlm import VideoLM
@@ -74,7 +73,7 @@ class Answer:
         return self.samples[0].text
 
 
-def load(folder: str | os.PathLike) -> LoadedModel:
+def load(folder: str | Path) -> LoadedModel:
     """The model of a run's work directory or of a Hugging Face folder. UserError where it is neither."""
     model, text = checkpoint.load(folder)
     return LoadedModel(model, text, run_config.data_of(Path(folder)))
@@ -83,7 +82,7 @@ def load(folder: str | os.PathLike) -> LoadedModel:
 def ask(
     loaded: LoadedModel,
     prompt: str,
-    video: str | os.PathLike | None = None,
+    video: str | Path | None = None,
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -104,7 +103,10 @@ def ask(
     """
     model, text = loaded.model, loaded.text
     times = [time.perf_counter()]
-    vision, media, shown, grid = model.config.vision, None, None, None
+    vision = model.config.vision
+    media: Media | None = None
+    shown: Video | None = None
+    grid: tuple[int, int, int] | None = None
     if video is not None:
         media = "image" if Path(video).suffix.lower() in IMAGES else "video"
         shown = _read(loaded, video, media == "image", frames, fps, max_pixels, max_side)
@@ -146,7 +148,7 @@ def ask(
 
 def _read(
     loaded: LoadedModel,
-    path: str | os.PathLike,
+    path: str | Path,
     is_image: bool,
     frames: int | None,
     fps: float | None,

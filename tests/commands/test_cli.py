@@ -1,13 +1,13 @@
-"""The command line of a verb: every mistake is one line on stderr, exit code 2, no traceback."""
+"""The command line: a mistake is one line on stderr, exit code 2, no traceback."""
 
 import errno
 import os
 import signal
 
 import pytest
-from absl.testing import flagsaver
 
-from vpjax import cli, train
+from tests.commands.call import call as call_main
+from vpjax import cli
 from vpjax.types import UserError
 
 RECIPE = """
@@ -19,26 +19,27 @@ def get_config():
 
 
 @pytest.fixture
-def call(tmp_path, monkeypatch, capfd):
-    """Call the training verb with ``work(config, workdir)`` in place of training: (code, stdout, stderr)."""
+def call(tmp_path, monkeypatch):
+    """Call a command with a config, which does ``work(config, workdir)``: (code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.py").write_text(RECIPE)
-    before = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments, work=lambda config, workdir: print(config.steps, config.negatives, workdir)):
-        monkeypatch.setattr(train, "train", work)
-        monkeypatch.setattr("sys.argv", ["train", *arguments])
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit:
-            cli.run(train.main)
-        return exit.value.code, *capfd.readouterr()
+        def main():
+            parser = cli.Parser("A command.")
+            parser.add_config()
+            parser.add_argument("--workdir", help="a folder")
+            flags, config = parser.parse_config()
+            work(config, flags.workdir)
 
-    yield call
-    signal.signal(signal.SIGTERM, before)
+        return call_main(main, *arguments)
+
+    return call
 
 
-def test_overrides_and_default_workdir(call):
+def test_overrides(call):
     code, out, err = call("--config", "recipe.py", "--config.steps=3")
-    assert (code, out, err) == (0, "3 ('batch', 'windows') runs/recipe\n", "")
+    assert (code, out, err) == (0, "3 ('batch', 'windows') None\n", "")
     code, out, _ = call("--config=recipe.py", "--config.negatives=('degraded',)", "--workdir=here")
     assert (code, out) == (0, "10 ('degraded',) here\n")
 
@@ -53,9 +54,9 @@ def test_overrides_and_default_workdir(call):
         (["--config=recipe.py", "--config.steps=many"], ["--config.steps=many"]),
         (["--config=recipe.py", "--config.steps=1.5"], ["--config.steps=1.5"]),
         (["--config=recipe.py", "--config.optim=1"], ["--config.optim=1"]),
-        (["--config=missing.py"], ["missing.py"]),
+        (["--config=missing.py"], ["missing.py", "sft, "]),
         (["--config=missing.py", "--config.steps=1"], ["missing.py"]),
-        (["--config.steps=1"], ["config.steps"]),
+        (["--config.steps=1"], ["--config"]),
         ([], ["--config"]),
         (["--config=recipe.py", "--nope"], ["nope"]),
         (["--config=recipe.py", "more"], ["'more'"]),
@@ -105,7 +106,7 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_training_unless_held(call, number):
+def test_a_signal_ends_a_command_unless_it_is_held(call, number):
     done = []
 
     def work(config, workdir):
@@ -115,14 +116,8 @@ def test_signals_end_training_unless_held(call, number):
         os.kill(os.getpid(), number)
         done.append("not reached")
 
-    code, out, err = call("--config=recipe.py", work=work)
-    assert (code, out.count("\n"), err) == (0, 1, "") and out.startswith("stopped outside")
+    assert call("--config=recipe.py", work=work) == (130, "", "interrupted\n")
     assert done == [[number.name]]
-
-
-def test_signals_end_other_verbs(call, monkeypatch):
-    monkeypatch.setattr(train, "main", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert call("--config=recipe.py") == (130, "", "interrupted\n")
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -130,3 +125,21 @@ def test_a_second_signal_is_not_held():
     with pytest.raises(KeyboardInterrupt), cli.held_signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_help_is_no_mistake(call):
+    code, out, err = call("--help")
+    assert (code, err) == (0, "") and "A command." in out and "--config FILE" in out and "--workdir" in out
+
+
+def test_a_shipped_recipe_goes_by_its_name(call):
+    code, out, _ = call("--config=sft", "--config.steps=7", work=lambda config, _: print(config.steps))
+    assert (code, out) == (0, "7\n")
+
+
+@pytest.mark.parametrize("text", ["0", "x", "-1"])
+def test_numbers_have_a_least_value(text):
+    parser = cli.Parser("A command.")
+    parser.add_argument("--count", type=cli.at_least(1))
+    with pytest.raises(UserError, match="--count"):
+        parser.parse_args([f"--count={text}"])

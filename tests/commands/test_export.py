@@ -21,7 +21,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as qwen3_size
 
 from tests import runs, tiny
-from vpjax import exporting, predict
+from vpjax import export as exporting
+from vpjax import predict
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
@@ -142,7 +143,7 @@ def test_videos_get_the_size_that_they_had(kind, side, frames, fps):
     model = abstract_model(VLMConfig.from_hf(tiny.MODELS[kind]))
     data = base.get_config().data
     data.frames, data.fps, data.min_pixels, data.max_pixels = frames, fps, 96 * 96, 256 * 256
-    limits = exporting.processors(model, data)[1][1]
+    limits = exporting.video_processor(model, data)[1]
     size, factor = limits["size"], model.config.vision.factor
     if kind == "tied":
         theirs = qwen2_5_size(*side, factor, size["shortest_edge"], size["longest_edge"])
@@ -182,12 +183,12 @@ def test_bfloat16(workdir, tmp_path):
         assert leaf.dtype == jnp.bfloat16
         np.testing.assert_array_equal(leaf, leaves(full)[name].astype(jnp.bfloat16))
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
-    assert "bit for bit" in exporting.check(model, tmp_path)[0]
+    assert "bit for bit" in exporting.check_export(model, tmp_path)[0]
 
 
 def test_the_check_sees_damage(workdir, exported, tmp_path):
     model, _ = checkpoint.load(workdir)
-    lines = exporting.check(model, exported)
+    lines = exporting.check_export(model, exported)
     assert "bit for bit" in lines[0] and "transformers loads it" in lines[1]
     broken = shutil.copytree(exported, tmp_path / "broken")
     weights = broken / "model.safetensors"
@@ -195,7 +196,7 @@ def test_the_check_sees_damage(workdir, exported, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(UserError, match="other numbers"):
-        exporting.check(model, broken)
+        exporting.check_export(model, broken)
 
 
 def test_the_card(kind, workdir, exported):

@@ -1,7 +1,5 @@
 """The plan of a run: what its step is and takes, what to change where it does not fit, and mistakes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -11,8 +9,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests import joint
+from tests.commands.call import call
 from tests.models.test_sharding import mesh_of
-from vpjax import planning
+from vpjax import plan
 from vpjax.hlo import Collective, flops
 from vpjax.models.sharding import replicated
 from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
@@ -29,12 +28,12 @@ def test_the_work_of_a_7b_step(method):
     backward; GRPO rolls out on V and V~ before, and encodes V again to train the merger. What that leaves out
     (attention's scores and the merger) is below 15 % of it at this length."""
     config = RECIPES[method].get_config()
-    model, mesh = planning.read_model(config), mesh_of(1, 8, 1)
+    model, mesh = plan.read_model(config), mesh_of(1, 8, 1)
     config.contrast.weight = 0.0
     config.attention = "xla"
-    clips = planning.Clips(4.0, 1280, 720, text=64, answer=128)
-    bucket = planning.bucket_of(config, model, clips)
-    step, *shapes = planning.prepare(config, model, mesh, clips)
+    clips = plan.PlannedClips(4.0, 1280, 720, text=64, answer=128)
+    bucket = plan.planned_bucket(config, model, clips)
+    step, *shapes = plan.abstract_step(config, model, mesh, clips)
     c, v = model.decoder, model.vision
     layer = (
         2 * c.hidden * c.heads * c.head_dim
@@ -44,8 +43,8 @@ def test_the_work_of_a_7b_step(method):
     tower = v.depth * (4 * v.hidden**2 + 3 * v.hidden * v.intermediate)
     patches = bucket.frames // 2 * bucket.height * bucket.width // 14**2
     options = config.grpo
-    said = 128 if method == "sft" else options.groups * options.max_new
-    forward = 2 * (c.layers * layer * (bucket.prompt + said) + c.vocab * c.hidden * said)
+    completions = 128 if method == "sft" else options.groups * options.max_new
+    forward = 2 * (c.layers * layer * (bucket.prompt + completions) + c.vocab * c.hidden * completions)
     forwards, encodings = {"sft": (4, 1), "grpo": (4 + 2, 2)}[method]
     expected = config.batch * (forwards * forward + encodings * 2 * tower * patches)
     ours = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=options.max_new)
@@ -63,36 +62,33 @@ def test_memory_of_a_program(monkeypatch):
     step = jax.jit(
         lambda state, batch: state + batch @ (batch.T @ state), donate_argnums=0, out_shardings=split
     )
-    monkeypatch.setattr(
-        planning,
-        "prepare",
-        lambda *_: (step, shape, jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=replicated(mesh))),
-    )
-    made = planning.plan_step(joint.config(), None, mesh, None)
-    assert made.arguments == 2**23 + 64 * 64 * 4
-    assert made.flops == 2 * (2 * 64 * 64 * 2**18) / 8
-    assert made.needed >= made.arguments + made.temporaries
-    assert planning.fit(made, planning.CHIPS["v5e"]) and planning.fit(made, None)
+    batch = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=replicated(mesh))
+    monkeypatch.setattr(plan, "abstract_step", lambda *_: (step, shape, batch))
+    compiled = plan.plan_step(joint.config(), None, mesh, None)
+    assert compiled.arguments == 2**23 + 64 * 64 * 4
+    assert compiled.flops == 2 * (2 * 64 * 64 * 2**18) / 8
+    assert compiled.needed >= compiled.arguments + compiled.temporaries
+    assert plan.fits(compiled, plan.CHIPS["v5e"]) and plan.fits(compiled, None)
 
 
-def test_what_does_not_fit_is_told_with_what_helps():
-    config, chip, mesh = joint.config(batch=32), planning.CHIPS["v5e"], mesh_of(2, 2, 2)
-    big = planning.Plan(10 * GIB, 6 * GIB, 17 * GIB, 1e15, (Collective("all-gather", 0, GIB, (3,)),), 1.0)
+def test_what_does_not_fit_is_printed_with_what_helps():
+    config, chip, mesh = joint.config(batch=32), plan.CHIPS["v5e"], mesh_of(2, 2, 2)
+    big = plan.StepPlan(10 * GIB, 6 * GIB, 17 * GIB, 1e15, (Collective("all-gather", 0, GIB, (3,)),), 1.0)
     assert (
-        not planning.fit(big, chip)
-        and planning.fit(big, planning.CHIPS["v5p"])
-        and not planning.fit(planning.Plan(over="x"), chip)
+        not plan.fits(big, chip)
+        and plan.fits(big, plan.CHIPS["v5p"])
+        and not plan.fits(plan.StepPlan(over="x"), chip)
     )
-    told = planning.report(big, config, chip, mesh, "v5e:2x4")
+    printed = plan.report(big, config, chip, mesh, "v5e:2x4")
     for part in ("in all 17.00 GiB of 16 GiB", "1000.00 TFLOP", "3.00 GiB sent by a chip in 3 calls"):
-        assert part in told
+        assert part in printed
     # 1e15 operations at 197e12 a second; 3 GiB at 100e9 bytes a second.
-    assert "estimated step time   5.08 to 5.11 s at published peak rates" in told
+    assert "estimated step time   5.08 to 5.11 s at published peak rates" in printed
     for change in ("remat=True", "mesh.data=1", "accumulate=8", "moments_dtype=bfloat16", "max_pixels"):
-        assert change in told
-    assert "does not fit" not in planning.report(big, config, planning.CHIPS["v5p"], mesh, "v5p:2x2x2")
-    assert "Used 20G of 15.75G hbm: does not fit" in planning.report(
-        planning.Plan(over="Used 20G of 15.75G hbm"), config, chip, mesh, "v5e:2x4"
+        assert change in printed
+    assert "does not fit" not in plan.report(big, config, plan.CHIPS["v5p"], mesh, "v5p:2x2x2")
+    assert "Used 20G of 15.75G hbm: does not fit" in plan.report(
+        plan.StepPlan(over="Used 20G of 15.75G hbm"), config, chip, mesh, "v5e:2x4"
     )
 
 
@@ -104,7 +100,7 @@ def test_the_largest_batch(limit):
         tried.append(batch)
         return batch <= limit
 
-    assert planning.largest(fits, 8) == limit // 8 * 8
+    assert plan.largest(fits, 8) == limit // 8 * 8
     assert len(tried) == len(set(tried)) <= 16
 
 
@@ -113,39 +109,38 @@ def test_unknown_topologies(topology):
     with pytest.raises(
         UserError, match=f"--topology={topology} is not known; .*v5e:.*8x8.*v5p:.*v6e:.*cpu:N"
     ):
-        planning.find_devices(topology)
+        plan.find_devices(topology)
 
 
 def test_more_virtual_devices_than_there_are():
-    chip, devices = planning.find_devices("cpu:4")
+    chip, devices = plan.find_devices("cpu:4")
     assert chip is None and len(devices) == 4
     with pytest.raises(UserError, match="cpu:64: this process has 8 devices"):
-        planning.find_devices("cpu:64")
+        plan.find_devices("cpu:64")
 
 
 def test_a_model_that_is_not_there():
     config = sft_qwen2_5_vl_7b.get_config()
-    assert planning.read_model(config).decoder.layers == 28
+    assert plan.read_model(config).decoder.layers == 28
     config.model = {}
     with pytest.raises(UserError, match="config.init_from: /path/to/.* has no config.json"):
-        planning.read_model(config)
+        plan.read_model(config)
 
 
 def test_clips_that_are_too_long():
     config = sft_qwen2_5_vl_7b.get_config()
     with pytest.raises(UserError, match=r"prompt above 16384 tokens \(data.max_prompt\)"):
-        planning.bucket_of(config, planning.read_model(config), planning.Clips(600.0, 1280, 720, 64, 128))
+        plan.planned_bucket(config, plan.read_model(config), plan.PlannedClips(600.0, 1280, 720, 64, 128))
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "arguments, message",
     [
-        ([], "error: --topology is missing"),
+        ([], "error: the following arguments are required: --topology"),
         (["--topology=cpu:8", "--video=720p"], "error: --video=720p: give width x height"),
         (["--topology=v9:8x8"], "error: --topology=v9:8x8 is not known; known are v5e:"),
     ],
 )
-def test_flags_that_are_wrong(given, message):
-    command = [sys.executable, "-m", "vpjax.plan", "--config=configs/sft_qwen2_5_vl_7b.py", *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(message)
+def test_flags_that_are_wrong(arguments, message):
+    code, out, err = call(plan.main, "--config=sft_qwen2_5_vl_7b", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith(message)

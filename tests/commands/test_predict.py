@@ -1,42 +1,37 @@
-"""The verb ``predict`` prints what the model says of the frames that it reports; mistakes are one line."""
+"""``load``, ``ask`` and the command ``predict``: answers are the model's, about the frames that they report."""
 
-import contextlib
-import io
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import av
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from ml_collections import ConfigDict
 from PIL import Image
 
 from tests import tiny
-from vpjax import predict
+from tests.commands.call import call
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.data.video import Sampling, read_frames
 from vpjax.models.generate import generate
-from vpjax.models.hf import load_pretrained
 from vpjax.models.vlm import leaves
+from vpjax.predict import ask, load, main
 from vpjax.training import checkpoint, run_config
 from vpjax.training.state import State
 from vpjax.types import UserError
 
+pytestmark = pytest.mark.slow
 PROMPT = "What happens?"
 FPS, FRAMES = 8, 9
-COMMAND = [sys.executable, "-m", "vpjax.predict"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A Hugging Face folder of a model that says something else of each video."""
+    """A Hugging Face folder of a model that answers differently about each video."""
     folder = tmp_path_factory.mktemp("model")
     train_tokenizer([PROMPT, "It spins and then it vanishes."] * 3, folder, 300)
     text = Text.load(folder)
@@ -60,26 +55,14 @@ def video(tmp_path_factory):
     return path
 
 
-def run(**options):
-    """What ``predict`` prints: (stdout, stderr)."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    out, err = io.StringIO(), io.StringIO()
-    with flagsaver.flagsaver(**options), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert predict.main() == 0
-    return out.getvalue(), err.getvalue()
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load(folder)
 
 
-def record(**options):
-    out, _ = run(json=True, max_new_tokens=6, **options)
-    assert out.count("\n") == 1
-    return json.loads(out)
-
-
-def expected(folder, media, video, **options):
-    """The completions of one prompt, without ``predict``."""
-    model, text = load_pretrained(folder), Text.load(folder)
+def expected(loaded, media, video, **options):
+    """The completions of one prompt, without ``ask``."""
+    model, text = loaded.model, loaded.text
     row = prompt_row(text.chat(PROMPT, media), video, model.config)
     batch = collate([row], bucket_of([row]), model.config)
     key = jax.random.key(options.pop("seed", 0))
@@ -87,16 +70,17 @@ def expected(folder, media, video, **options):
     return jax.tree.map(lambda x: np.asarray(x)[0], out), text
 
 
-def test_json_is_the_model_on_the_reported_frames(folder, video):
-    """The command itself: nothing but the object on stdout, whatever libraries have to say."""
+def test_json_is_the_model_on_the_reported_frames(loaded, folder, video):
+    """The command itself: nothing but the object on stdout, whatever libraries print."""
     flags = f"--model {folder} --video {video} --frames 5 --max_new_tokens 6 --json --prompt".split()
-    done = subprocess.run([*COMMAND, *flags, PROMPT], capture_output=True, text=True)
+    command = [sys.executable, "-m", "vpjax.predict", *flags, PROMPT]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout)
     # Five frames of nine, those on screen as each fifth begins; the last once more, for a slot holds two.
     np.testing.assert_allclose(got["frame_times"], np.array([0, 1, 3, 5, 7, 7]) / FPS, atol=1e-6)
     assert got["grid"] == [3, 4, 6]
-    out, text = expected(folder, "video", read_frames(video, Sampling(frames=5)))
+    out, text = expected(loaded, "video", read_frames(video, Sampling(frames=5)))
     ids = out.tokens[0][out.mask[0]]
     assert got["token_ids"] == ids.tolist() and got["text"] == text.decode(ids)
     np.testing.assert_allclose(got["logprobs"], out.logprobs[0][out.mask[0]], atol=1e-5)
@@ -104,49 +88,51 @@ def test_json_is_the_model_on_the_reported_frames(folder, video):
     assert set(got["timings"]) == {"load", "video", "compile", "generate"}
 
 
-def test_samples(folder, video):
+def test_samples(loaded, video):
     sampling = dict(temperature=2.0, top_k=50, seed=7)
-    got = record(model=folder, video=video, prompt=PROMPT, fps=2.0, num_samples=3, **sampling)
-    np.testing.assert_allclose(got["frame_times"], np.array([0, 4, 8, 8]) / FPS, atol=1e-6)
-    out, text = expected(folder, "video", read_frames(video, Sampling(fps=2.0)), groups=3, **sampling)
-    assert got["token_ids"] == [ids[mask].tolist() for ids, mask in zip(out.tokens, out.mask, strict=True)]
-    assert [len(x) for x in got["logprobs"]] == [len(x) for x in got["token_ids"]]
-    assert len(set(got["text"])) > 1 and len(got["cut"]) == 3
+    answer = ask(loaded, PROMPT, video, fps=2.0, num_samples=3, max_new_tokens=6, **sampling)
+    np.testing.assert_allclose(answer.frame_times, np.array([0, 4, 8, 8]) / FPS, atol=1e-6)
+    out, text = expected(loaded, "video", read_frames(video, Sampling(fps=2.0)), groups=3, **sampling)
+    for sample, ids, mask in zip(answer.samples, out.tokens, out.mask, strict=True):
+        assert sample.token_ids == ids[mask].tolist() and len(sample.logprobs) == mask.sum()
+    assert len({sample.text for sample in answer.samples}) > 1
 
 
-def test_without_a_video_and_with_an_image(folder, tmp_path):
-    text_only = record(model=folder, prompt=PROMPT)
-    assert (text_only["frame_times"], text_only["grid"]) == ([], None)
-    out, _ = expected(folder, None, None)
-    assert text_only["token_ids"] == out.tokens[0][out.mask[0]].tolist()
+def test_without_a_video_and_with_an_image(loaded, tmp_path):
+    text_only = ask(loaded, PROMPT, max_new_tokens=6)
+    assert (text_only.frame_times, text_only.grid) == ([], None)
+    out, _ = expected(loaded, None, None)
+    assert text_only.samples[0].token_ids == out.tokens[0][out.mask[0]].tolist()
     pixels = np.random.default_rng(0).integers(0, 256, (56, 112, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    image = record(model=folder, prompt=PROMPT, video=tmp_path / "image.png", max_pixels=28 * 56)
-    assert (image["frame_times"], image["grid"]) == ([0, 0], [1, 2, 4])
+    image = ask(loaded, PROMPT, tmp_path / "image.png", max_pixels=28 * 56, max_new_tokens=6)
+    assert (image.frame_times, image.grid) == ([0, 0], (1, 2, 4))
 
 
-def test_plain_output_is_the_answers(folder, video):
-    out, err = run(max_new_tokens=6, model=folder, video=video, prompt=PROMPT, frames=5)
-    said, text = expected(folder, "video", read_frames(video, Sampling(frames=5)))
-    assert out == text.decode(said.tokens[0][said.mask[0]]) + "\n"
-    assert said.mask.all() and "--max_new_tokens=6 cut 1 of 1" in err
+def test_plain_output_is_the_answers(loaded, folder, video):
+    options = dict(max_new_tokens=6, model=folder, video=video, prompt=PROMPT)
+    code, out, err = call(main, frames=5, **options)
+    completions, text = expected(loaded, "video", read_frames(video, Sampling(frames=5)))
+    assert (code, out) == (0, text.decode(completions.tokens[0][completions.mask[0]]) + "\n")
+    assert completions.mask.all() and "--max_new_tokens=6 cut 1 of 1" in err
+    _, out, _ = call(main, "--json", fps=2.0, num_samples=2, **options)
+    assert all(len(json.loads(out)[name]) == 2 for name in ("text", "token_ids", "logprobs", "cut"))
 
 
-def test_a_work_directory_sees_as_it_was_trained(folder, video, tmp_path):
-    model = load_pretrained(folder)
+def test_a_work_directory_sees_as_it_was_trained(loaded, folder, video, tmp_path):
     shutil.copytree(folder, tmp_path / checkpoint.MODEL, ignore=shutil.ignore_patterns("*.safetensors"))
     data = dict(frames=4, fps=0.0, min_pixels=28 * 28, max_pixels=56 * 56)
     config = dict(data=data)
     run_config.write(tmp_path, ConfigDict(config))
     manager = checkpoint.Manager(tmp_path, keep=1)
     zero = jax.numpy.int32(0)
-    manager.save(3, State(zero, leaves(model), {}, {"count": zero}, zero), config)
+    manager.save(3, State(zero, leaves(loaded.model), {}, {"count": zero}, zero), config)
     manager.wait()
     manager.close()
-    got = record(model=tmp_path, video=video, prompt=PROMPT)
-    assert len(got["frame_times"]) == 4 and got["grid"] == [2, 2, 4]
-    out, _ = expected(folder, "video", read_frames(video, Sampling(frames=4), max_pixels=56 * 56))
-    assert got["token_ids"] == out.tokens[0][out.mask[0]].tolist()
+    answer = ask(load(tmp_path), PROMPT, video, max_new_tokens=6)
+    assert len(answer.frame_times) == 4 and answer.grid == (2, 2, 4)
+    out, _ = expected(loaded, "video", read_frames(video, Sampling(frames=4), max_pixels=56 * 56))
+    assert answer.samples[0].token_ids == out.tokens[0][out.mask[0]].tolist()
 
 
 def other_model(folder):
@@ -179,12 +165,13 @@ def test_bad_models_are_named(folder, tmp_path, damage, named):
     broken = shutil.copytree(folder, tmp_path / "broken")
     damage(broken)
     with pytest.raises(UserError) as error:
-        run(model=broken, prompt=PROMPT)
+        load(broken)
     assert "\n" not in str(error.value)
     assert all(name in str(error.value) for name in (str(broken), *named)), error.value
 
 
 def test_bad_requests_are_named(folder, video, tmp_path):
+    """One line on stderr, exit code 2."""
     (tmp_path / "text.mp4").write_text("not a video")
     for options, named in (
         (dict(prompt=PROMPT), ["--model"]),
@@ -194,18 +181,8 @@ def test_bad_requests_are_named(folder, video, tmp_path):
         (dict(model=folder, prompt=PROMPT, video=video, max_side=50), ["clip.mp4", "max_side"]),
         (dict(model=folder, prompt=PROMPT, video=video, frames=2, fps=1.0), ["frames", "fps"]),
         (dict(model=folder, prompt="<|video_pad|>"), ["<|video_pad|>"]),
+        (dict(model=folder, prompt=PROMPT, max_new_tokens=0), ["--max_new_tokens", "0 is below 1"]),
     ):
-        with pytest.raises(UserError) as error:
-            run(**options)
-        assert "\n" not in str(error.value)
-        assert all(name in str(error.value) for name in named), error.value
-
-
-def test_a_mistake_is_one_line_and_exit_code_2(folder):
-    done = subprocess.run(
-        [*COMMAND, "--model", folder, "--prompt", PROMPT, "--video", "none.mp4"],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "none.mp4" in done.stderr
+        code, out, err = call(main, **options)
+        assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ")
+        assert all(name in err for name in named), err
