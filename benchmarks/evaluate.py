@@ -28,7 +28,8 @@ from vpjax.data.pipeline import prepare
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import predict_clips
 from vpjax.evaluation.run import ROOM, without_answer
-from vpjax.events.clips import event_of, make
+from vpjax.events.clips import make_event_clips
+from vpjax.events.text import event_of
 from vpjax.export import export
 from vpjax.models.generate import generate
 from vpjax.models.patches import patchify
@@ -98,7 +99,7 @@ def main() -> None:
     data_config = ConfigDict(
         run_config.HF_VIDEO_DEFAULTS | config.data.to_dict() | ROOM | dict(replacement="none", pool="key")
     )
-    file = make(start.event_spec(config), cache_folder(data_config), {"heldout": args.clips})["heldout"]
+    file = make_event_clips(start.event_spec(config), cache_folder(data_config), {"heldout": args.clips})["heldout"]
     clips = [without_answer(clip) for clip in read_clips(file)]
     with tempfile.TemporaryDirectory() as folder:
         export(args.workdir, Path(folder), dtype="float32")

@@ -21,7 +21,7 @@ def make_run(folder, *, clips=10, seed=0, spec=SPEC, kind="tied"):
     """The work directory ``folder``, its checkpoint after 3 steps, with ``clips`` held-out clips; wide random
     weights of the model ``kind``, drawn with ``seed``. Clips and frames are kept beside it."""
     model = folder / checkpoint.MODEL
-    train_tokenizer(events.sentences(spec), model, 400)
+    train_tokenizer(events.tokenizer_sentences(spec), model, 400)
     text = Text.load(model)
     raw = tiny.MODELS[kind] | dict(
         image_token_id=text.image_pad,

@@ -23,20 +23,20 @@ def root(request, tmp_path):
 
 
 def test_files_are_written_read_and_listed(root):
-    file = storage.join(root, "sub/a.txt")
+    file = storage.join_path(root, "sub/a.txt")
     assert not storage.exists(file)
     with storage.open_file(file, "wb") as out:
         out.write(b"abc")
-    storage.write_whole(storage.join(root, "sub/b.txt"), b"de")
+    storage.write_whole(storage.join_path(root, "sub/b.txt"), b"de")
     with storage.open_file(file) as text:
         assert text.read() == b"abc"
     assert sorted(storage.names_in(storage.folder_of(file))) == ["a.txt", "b.txt"]
-    assert storage.exists(file) and storage.is_folder(storage.join(root, "sub"))
-    assert not storage.is_folder(file) and not storage.exists(storage.join(root, "none"))
+    assert storage.exists(file) and storage.is_folder(storage.join_path(root, "sub"))
+    assert not storage.is_folder(file) and not storage.exists(storage.join_path(root, "none"))
 
 
 def test_a_stamp_tells_that_a_file_changed(root):
-    file = storage.join(root, "a.txt")
+    file = storage.join_path(root, "a.txt")
     storage.write_whole(file, b"abc")
     before = storage.stamp(file)
     assert before == storage.stamp(file) and before[0] == 3 and before[1] > 1e18  # ns since 1970
@@ -44,11 +44,11 @@ def test_a_stamp_tells_that_a_file_changed(root):
     storage.write_whole(file, b"xyz")
     assert storage.stamp(file) != before and storage.stamp(file)[0] == 3
     with pytest.raises(FileNotFoundError):
-        storage.stamp(storage.join(root, "none"))
+        storage.stamp(storage.join_path(root, "none"))
 
 
 def test_what_only_local_files_serve(root):
-    file = storage.join(root, "sub/a.bin")
+    file = storage.join_path(root, "sub/a.bin")
     with storage.written(file) as part:
         part.write_bytes(b"abc")
         assert not storage.exists(file)
@@ -75,7 +75,7 @@ def test_what_only_local_files_serve(root):
     ],
 )
 def test_join(root, path, joined):
-    assert storage.join(root, path) == joined
+    assert storage.join_path(root, path) == joined
 
 
 def test_missing_extras_are_named(monkeypatch):

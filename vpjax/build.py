@@ -33,7 +33,7 @@ from vpjax.building.examine import SCORERS, Options
 from vpjax.building.keywords import load_extractor
 from vpjax.building.parts import is_whole, make_part, parts_of, read_part
 from vpjax.data.clips import write_clips
-from vpjax.files import exists, folder_of, is_remote, join, open_file, write_whole
+from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
 from vpjax.types import Clip, UserError
 
 Job = tuple[list[Item], Options, str]  # what make_part takes
@@ -85,11 +85,11 @@ def main() -> int:
         "keywords": load_extractor(options.spacy, options.keywords).describe(),
         "key frames": " x ".join(options.scorers) + " (span: where there are annotated spans)",
     }
-    folder = join(OUT.value, "parts")
+    folder = join_path(OUT.value, "parts")
     claim(folder, annotations.items, options, about["keywords"])
     with worker_processes() as pool:
         numbered = enumerate(parts_of(annotations.items))
-        parts = {join(folder, f"{number:05d}.jsonl"): places for number, places in numbered}
+        parts = {join_path(folder, f"{number:05d}.jsonl"): places for number, places in numbered}
         jobs = [
             ([annotations.items[place] for place in places], options, file)
             for file, places in parts.items()
@@ -168,7 +168,7 @@ def claim(folder: str, items: Sequence[Item], options: Options, keywords: str) -
         "options": dataclasses.asdict(options),
         "keywords": keywords,
     }
-    record, file = json.dumps(made_from, indent=1), join(folder, "made_from.json")
+    record, file = json.dumps(made_from, indent=1), join_path(folder, "made_from.json")
     if not exists(file):
         write_whole(file, record.encode())
         return
@@ -234,18 +234,18 @@ def write(
     """Write all of a data set's files, the clips last. UserError where too much was skipped: then they are
     not written."""
     left = [dict(place=item.place, reason=item.skipped) for item in items if item.skipped]
-    write_whole(join(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in left).encode())
-    write_whole(join(out, "report.html"), report.page(summary, items, sheets, about).encode())
+    write_whole(join_path(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in left).encode())
+    write_whole(join_path(out, "report.html"), report.page(summary, items, sheets, about).encode())
     manifest = dict(about=about, options=dataclasses.asdict(options), counts=dataclasses.asdict(summary))
-    write_whole(join(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    write_whole(join_path(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
     print(
         f"{summary.rows} rows, {summary.questions} questions = {summary.clips} clips "
         f"({summary.degraded} with V~) + {summary.questions - summary.clips} skipped; "
-        f"look at {join(out, 'report.html')}"
+        f"look at {join_path(out, 'report.html')}"
     )
     check_skipped(summary)
     clips = [from_folder(item.clip, out) for item in items if item.clip]
-    write_clips(join(out, "clips.array_record" if ARRAY_RECORD.value else "clips.jsonl"), clips)
+    write_clips(join_path(out, "clips.array_record" if ARRAY_RECORD.value else "clips.jsonl"), clips)
 
 
 def from_folder(clip: Clip, out: str) -> Clip:

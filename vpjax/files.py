@@ -24,7 +24,7 @@ def is_remote(path: str | os.PathLike) -> bool:
     return bool(URL.match(os.fspath(path)))
 
 
-def join(root: str | os.PathLike, path: str | os.PathLike) -> str:
+def join_path(root: str | os.PathLike, path: str | os.PathLike) -> str:
     """``path`` as seen from the folder ``root``; itself where it is absolute or a URL."""
     root, path = os.fspath(root), os.fspath(path)
     if is_remote(path) or not is_remote(root):

@@ -252,7 +252,7 @@ def test_favor_and_dream(tmp_path):
 
 
 def test_event_clips(tmp_path):
-    made = events.make(events.EventSpec(), tmp_path, {"heldout": 9}, progress=False)["heldout"]
+    made = events.make_event_clips(events.EventSpec(), tmp_path, {"heldout": 9}, progress=False)["heldout"]
     clips, _ = read("events", made)
     assert groups(clips) == ["1 frame"] * 8 + ["2 frames"] and all(Path(c.video).exists() for c in clips)
     for clip in clips:

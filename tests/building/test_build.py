@@ -20,7 +20,7 @@ from vpjax.building.annotations import Item
 from vpjax.building.examine import MISSING, UNREADABLE, Options, caption_of, examine
 from vpjax.building.parts import is_whole, make_part, parts_of, read_part
 from vpjax.data.clips import read_clips
-from vpjax.events.clips import EventSpec, make
+from vpjax.events.clips import EventSpec, make_event_clips
 from vpjax.types import Clip, Keyword
 
 ROOT = Path(__file__).parents[2]
@@ -242,7 +242,7 @@ def build(*arguments, code=0):
 
 def test_a_build_from_end_to_end_which_goes_on(tmp_path):
     spec = EventSpec(frames=16, noise=1.0, flicker=0.0)
-    file = make(spec, tmp_path, {"train": 6}, progress=False)["train"]
+    file = make_event_clips(spec, tmp_path, {"train": 6}, progress=False)["train"]
     truth = read_clips(file)
     rows = [
         {

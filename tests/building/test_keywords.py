@@ -18,7 +18,8 @@ import spacy
 from spacy.training import Example
 
 from vpjax.building.keywords import load_extractor
-from vpjax.events.clips import EVENTS, EventSpec, describe
+from vpjax.events.clips import EventSpec, describe
+from vpjax.events.drawing import EVENTS
 from vpjax.types import Keyword, UserError
 
 CAPTIONS = [json.loads(line) for line in (Path(__file__).parent / "captions.jsonl").open(encoding="utf-8")]

@@ -1,19 +1,13 @@
-"""An exported run is a model folder of transformers, and says there what it says here."""
+"""An exported run is a model folder of transformers, which gives the same answers."""
 
-import contextlib
 import dataclasses
-import io
 import json
 import shutil
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from absl import flags
-from absl.testing import flagsaver
 from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl import Qwen2VLImageProcessor
@@ -21,21 +15,22 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as qwen3_size
 
 from tests import runs, tiny
+from tests.commands.call import call
 from vpjax import export as exporting
-from vpjax import predict
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
 from vpjax.events import clips as events
 from vpjax.models import hf
 from vpjax.models.config import VLMConfig
 from vpjax.models.patches import smart_resize
 from vpjax.models.vlm import abstract_model, leaves
+from vpjax.predict import ask, load
 from vpjax.recipes import base
 from vpjax.training import checkpoint
 from vpjax.types import UserError
 
 STEPS = 12
+pytestmark = pytest.mark.slow
 QUESTION = "What does the shape do?"
 
 
@@ -60,53 +55,45 @@ def exported(workdir):
 
 @pytest.fixture(scope="module")
 def clip(kind, workdir):
-    file = events.make(SPECS[kind], workdir.parent, {"heldout": 1}, progress=False)["heldout"]
+    file = events.make_event_clips(SPECS[kind], workdir.parent, {"heldout": 1}, progress=False)["heldout"]
     return str(file.parent / json.loads(file.read_text())["video"])
 
 
-def predicted(**options):
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    out = io.StringIO()
-    with flagsaver.flagsaver(json=True, max_new_tokens=STEPS, prompt=QUESTION, **options):
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-            assert predict.main() == 0
-    return json.loads(out.getvalue())
-
-
-def test_transformers_says_the_same(kind, workdir, exported, clip):
-    """On the same frames, at the positions of training: each token that vpjax.predict writes is the best of
+def test_transformers_answers_the_same(kind, workdir, exported, clip):
+    """On the same frames, at the positions of training: each token of an answer is the best of
     transformers' logits after those before it."""
     family, size = tiny.MODELS[kind]["model_type"], SPECS[kind].size
-    seen = dict(video=clip, frames=runs.SPEC.frames, max_pixels=size**2)
-    said = predicted(model=str(exported), **seen)
-    assert said["text"] == predicted(model=str(workdir), **seen)["text"] and len(said["token_ids"]) > 2
+    options = dict(frames=runs.SPEC.frames, max_pixels=size**2, max_new_tokens=STEPS)
+    loaded = load(exported)
+    answer = ask(loaded, QUESTION, clip, **options)
+    tokens = answer.samples[0].token_ids
+    assert answer.text == ask(load(workdir), QUESTION, clip, **options).text and len(tokens) > 2
 
     theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
     assert type(theirs) is tiny.FAMILIES[family].model and theirs.dtype == torch.float32
-    config, text = hf.read_config(exported), Text.load(exported)
+    model_config, text = loaded.model.config, loaded.text
     video = read_frames(clip, Sampling(frames=runs.SPEC.frames), size=(size, size))
-    row = prompt_row(text.chat(QUESTION), video, config, stamps=text.stamps)
-    batch = collate([row], bucket_of([row], suffix=STEPS), config)
-    tokens, length = said["token_ids"], len(row.prompt)
+    row = prompt_row(text.chat(QUESTION), video, model_config, stamps=text.stamps)
+    batch = collate([row], bucket_of([row], suffix=STEPS), model_config)
+    length = len(row.prompt)
     places = torch.tensor(batch.positions).long().transpose(0, 1)
     with torch.no_grad():
         prefill = theirs(
             input_ids=torch.tensor(row.prompt[None]).long(),
             position_ids=places[:, :, :length],
-            mm_token_type_ids=torch.tensor(2 * (row.prompt[None] == config.video_token)).long(),
+            mm_token_type_ids=torch.tensor(2 * (row.prompt[None] == model_config.video_token)).long(),
             pixel_values_videos=tiny.patches(video.frames, family),
             video_grid_thw=torch.tensor([[runs.SPEC.frames // 2, 4, 4]]),
             use_cache=True,
         )
-        steps = theirs(  # apart, for the random model also says <|video_pad|>
+        steps = theirs(  # apart, for the random model also writes <|video_pad|>
             input_ids=torch.tensor([tokens[:-1]]),
             position_ids=places[:, :, length : length + len(tokens) - 1],
             past_key_values=prefill.past_key_values,
         )
     logits = torch.cat([prefill.logits[0, -1:], steps.logits[0]])
     assert logits.argmax(-1).tolist() == tokens
-    assert AutoTokenizer.from_pretrained(exported).decode(tokens, skip_special_tokens=True) == said["text"]
+    assert AutoTokenizer.from_pretrained(exported).decode(tokens, skip_special_tokens=True) == answer.text
     assert (
         theirs.generation_config.eos_token_id == list(text.stops) and not theirs.generation_config.do_sample
     )
@@ -164,11 +151,11 @@ def test_videos_get_the_size_that_they_had(kind, side, frames, fps):
 
 def test_files_that_came_with_the_model_travel_on(kind, workdir, tmp_path):
     """Those of config.init: kept, but for the sizes that the run saw."""
-    came = shutil.copytree(workdir, tmp_path / "run")
+    run = shutil.copytree(workdir, tmp_path / "run")
     theirs = {"image_processor_type": "Qwen2VLImageProcessor", "max_pixels": 12845056, "own": 1}
-    (came / "model" / "preprocessor_config.json").write_text(json.dumps(theirs))
-    (came / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
-    exporting.export(came, tmp_path / "out")
+    (run / "model" / "preprocessor_config.json").write_text(json.dumps(theirs))
+    (run / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+    exporting.export(run, tmp_path / "out")
     got = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert got["own"] == 1 and got["max_pixels"] == SPECS[kind].size ** 2
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
@@ -219,14 +206,13 @@ def test_the_card(kind, workdir, exported):
 def test_mistakes_are_named(workdir, exported, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").touch()
-    for from_, to, step, named in (
+    for source, target, step, message in (
         (exported, tmp_path / "o", None, "no run in it"),
         (workdir, tmp_path / "o", 2, "no checkpoint of step 2"),
         (workdir, tmp_path / "taken", None, "something else"),
     ):
-        with pytest.raises(UserError, match=named):
-            exporting.export(from_, to, step=step)
+        with pytest.raises(UserError, match=message):
+            exporting.export(source, target, step=step)
     assert not (tmp_path / "o").exists()
-    command = [sys.executable, "-m", "vpjax.export", "--out=o"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "") and "--workdir is missing" in done.stderr
+    code, out, err = call(exporting.main, "--out=o")
+    assert (code, out) == (2, "") and "--workdir" in err

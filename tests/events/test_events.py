@@ -12,7 +12,7 @@ from vpjax.data.clips import read_clips
 from vpjax.data.video import Sampling, read_frames
 from vpjax.events import clips as events
 from vpjax.events import text as event_text
-from vpjax.events.clips import EventSpec, describe, event_of, make, sentences
+from vpjax.events.clips import EventSpec, describe, event_of, make_event_clips, tokenizer_sentences
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, draw, encode
 from vpjax.types import UserError
 
@@ -35,11 +35,11 @@ def test_every_caption_names_its_event():
             said = event_text.PHRASES[kind][way]
             caption = pattern.format(colour=colour, shape=shape, direction=direction, event=said)
             assert event_of(caption) == kind and said in caption
-    assert set(event_text.PHRASES) == set(event_text.WORDS) == set(EVENTS)
+    assert set(event_text.PHRASES) == set(event_text.EVENT_WORDS) == set(EVENTS)
 
 
 def test_an_event_is_named_by_whole_words_and_alone():
-    words = [word for line in event_text.WORDS.values() for word in line.split()]
+    words = [word for line in event_text.EVENT_WORDS.values() for word in line.split()]
     assert len(set(words)) == len(words)
     assert event_of("It SPINS!") == "spin"
     assert event_of("A red square moves left.") is None
@@ -57,14 +57,14 @@ def test_captions_begin_so_that_one_phrase_is_right():
 
 
 def test_tokenizer_sentences_hold_the_grammar():
-    words = {word for text in sentences(SPEC) for word in re.findall(r"\w+", text)}
+    words = {word for text in tokenizer_sentences(SPEC) for word in re.findall(r"\w+", text)}
     said = [
         *itertools.chain(*event_text.PHRASES.values()),
         *COLOURS,
         *SHAPES,
         *DIRECTIONS,
         *event_text.QUESTIONS,
-        *event_text.LETTERS,
+        *event_text.OPTION_LETTERS,
     ]
     assert {word for text in said for word in re.findall(r"\w+", text)} <= words
 
@@ -172,7 +172,7 @@ def test_pairs_differ_only_in_the_event():
 def test_tasks_are_asked_and_answered():
     clips = [describe(MIXED, "train", index) for index in range(1200)]
     count = collections.Counter(clip.task for clip, _ in clips)
-    assert all(abs(count[task] - 300) < 60 for task in event_text.TASKS)  # four deviations of 15
+    assert all(abs(count[task] - 300) < 60 for task in event_text.EVENT_TASKS)  # four deviations of 15
     letters = collections.Counter()
     for clip, scene in clips:
         kinds = [event.kind for event in scene.events]
@@ -201,7 +201,7 @@ def test_tasks_are_asked_and_answered():
 
 
 def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
-    whole = make(SPEC, tmp_path / "a", {"train": 9, "heldout": 2}, progress=False)
+    whole = make_event_clips(SPEC, tmp_path / "a", {"train": 9, "heldout": 2}, progress=False)
     assert {split: len(read_clips(file)) for split, file in whole.items()} == {"train": 9, "heldout": 2}
     videos = sorted((tmp_path / "a").rglob("*.mp4"))
     assert len(videos) == 11
@@ -217,23 +217,23 @@ def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(events, "encode", until_the_fifth)
     with pytest.raises(KeyboardInterrupt):
-        make(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+        make_event_clips(SPEC, tmp_path / "b", {"train": 9}, progress=False)
     left = [path for path in (tmp_path / "b").rglob("*") if path.is_file()]
     assert len(left) == 4 and all(path.suffix == ".mp4" for path in left)
 
     # The same command again makes what is missing, and the same bytes as the run that was not killed.
     encoded.clear()
     monkeypatch.setattr(events, "encode", lambda *a, **how: encoded.append(1) or encode(*a, **how))
-    again = make(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+    again = make_event_clips(SPEC, tmp_path / "b", {"train": 9}, progress=False)
     assert len(encoded) == 5
     files = {file.relative_to(tmp_path / "b"): file for file in (tmp_path / "b").rglob("*") if file.is_file()}
     assert again["train"] in files.values() and len(files) == 10
     assert all((tmp_path / "a" / name).read_bytes() == file.read_bytes() for name, file in files.items())
 
     # And once more nothing at all; more clips add to those there are.
-    make(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+    make_event_clips(SPEC, tmp_path / "b", {"train": 9}, progress=False)
     assert len(encoded) == 5
-    more = make(SPEC, tmp_path / "b", {"train": 12}, progress=False)
+    more = make_event_clips(SPEC, tmp_path / "b", {"train": 12}, progress=False)
     assert len(encoded) == 8
     assert more["train"].read_bytes().startswith(again["train"].read_bytes())
 
@@ -281,4 +281,4 @@ def test_other_sizes_can_be_drawn():
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file.*cannot be written"):
-        make(SPEC, tmp_path / "file", {"train": 1}, progress=False)
+        make_event_clips(SPEC, tmp_path / "file", {"train": 1}, progress=False)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vpjax.data.text import Text, train_tokenizer
-from vpjax.events.clips import EventSpec, describe, sentences
+from vpjax.events.clips import EventSpec, describe, tokenizer_sentences
 from vpjax.scoring.references import references, sizes_of
 from vpjax.scoring.rewards import REWARDS, host_score, limits_of, score
 from vpjax.scoring.texts import byte_table
@@ -158,7 +158,7 @@ class Scorer:
 
 
 def event_texts():
-    return list(itertools.islice(sentences(SPEC), 2000))
+    return list(itertools.islice(tokenizer_sentences(SPEC), 2000))
 
 
 def odd_texts():

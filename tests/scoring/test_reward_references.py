@@ -8,7 +8,7 @@ import pytest
 
 from tests.scoring.said import clip, seen
 from vpjax.data.text import Text, train_tokenizer
-from vpjax.events.text import WORDS
+from vpjax.events.text import EVENT_WORDS
 from vpjax.scoring.forms import forms_of
 from vpjax.scoring.references import Kind, references, sizes_of
 from vpjax.scoring.rewards import check_names, host_score, limits_of
@@ -36,7 +36,7 @@ CAPTION = clip("A man runs and falls", keywords=seen(("runs", "run"), ("falls", 
         ("pick up", "picked up", "pick|up picks|up picked|up picking|up"),
         ("take sip", "takes a sip", "takes|a|sip took|a|sip taken|a|sip taking|a|sip take|sip took|sip"),
         ("turn", "turns around", "turn turns turned turning turns|around"),
-        ("spin", "rotates", WORDS["spin"]),
+        ("spin", "rotates", EVENT_WORDS["spin"]),
     ],
 )
 def test_forms(lemma, text, forms):

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from vpjax.data.clips import ARRAY_RECORD, FIELDS, box_of, clip_of, part_of, records, span_of
+from vpjax.data.clips import (
+    ARRAY_RECORD_SUFFIXES,
+    FIELDS,
+    parse_box,
+    parse_clip,
+    parse_part,
+    parse_span,
+    read_records,
+)
 from vpjax.files import exists, is_folder, open_file
 from vpjax.types import Clip, UserError
 
@@ -83,8 +91,8 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
 
 def rows_of(path: str | Path) -> Iterator[tuple[str, Any]]:
     """The rows of a file, each with its place; a ValueError in place of one that is no JSON."""
-    if str(path).endswith(ARRAY_RECORD):
-        yield from ((f"record {number}", parsed(record)) for number, record in records(path))
+    if str(path).endswith(ARRAY_RECORD_SUFFIXES):
+        yield from ((f"record {number}", parsed(record)) for number, record in read_records(path))
         return
     if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such annotation file")
@@ -269,7 +277,7 @@ def messages(row: Row) -> Iterator[Item]:
                 medium = medium.get(f"{kind}_file")
             media += medium if isinstance(medium, list) else [] if medium is None else [medium]
         turns.append((role, "\n".join(texts)))
-    yield from dialogue(row, turns, media, tagged=False, **part_of(part), extra=rest(row, "dataset", "task"))
+    yield from dialogue(row, turns, media, tagged=False, **parse_part(part), extra=rest(row, "dataset", "task"))
 
 
 def spoken(row: Row) -> list[Any]:
@@ -309,7 +317,7 @@ def next_gqa(row: Row) -> Iterator[Item]:
         field(row, "question"),
         listed(row, "options"),
         field(row, "answer"),
-        spans=tuple(span_of(span) for span in listed(row, "glue")),
+        spans=tuple(parse_span(span) for span in listed(row, "glue")),
     )
 
 
@@ -351,7 +359,7 @@ def sentences(row: Row, *, grounding: bool = False) -> Iterator[Item]:
     video = field(row, "video")
     for number, (text, span) in enumerate(zip(texts, spans, strict=True), 1):
         try:
-            start, end = span_of(span)
+            start, end = parse_span(span)
             sentence = field({"sentence": text}, "sentence").strip()
             if grounding:
                 question = f"From when to when: {sentence}" if sentence else ""
@@ -381,13 +389,13 @@ def got10k(row: Row) -> Iterator[Item]:
         question=TRACK.format(name, boxes[0], len(boxes)),
         answer=str(boxes),
         task="tracking",
-        boxes=tuple(map(box_of, boxes)),
+        boxes=tuple(map(parse_box, boxes)),
     )
 
 
 def native(row: Row) -> Iterator[Item]:
     """vpjax's own clips."""
-    yield keep(**vars(clip_of(row)))
+    yield keep(**vars(parse_clip(row)))
 
 
 class Format(NamedTuple):

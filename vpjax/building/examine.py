@@ -25,12 +25,12 @@ from vpjax.data.video import (
     Sampling,
     Video,
     VideoInfo,
-    part_of,
     probe,
     probe_image,
     read_frames,
+    resolve_part,
 )
-from vpjax.files import exists, join
+from vpjax.files import exists, join_path
 from vpjax.types import Clip, Keyword, UserError
 
 Span = tuple[float, float]
@@ -153,7 +153,7 @@ def without_clip(item: Item, error: Rejected) -> Item:
 def file_of(video: str, root: str) -> tuple[str, VideoInfo]:
     """The path of a video, whose annotation may leave its suffix out, and what it holds. Rejected where there
     is none or it cannot be read."""
-    path = join(root, video)
+    path = join_path(root, video)
     suffixes = ("",) if PurePosixPath(video).suffix else ("", *SUFFIXES)
     found = next((path + suffix for suffix in suffixes if exists(path + suffix)), None)
     if found is None:
@@ -261,7 +261,7 @@ def cut(span: Span, info: VideoInfo, notes: list[str]) -> Span | None:
 
 def share_of(keywords: Sequence[Keyword], clip: Clip, info: VideoInfo) -> float:
     """The share of a clip that is key frames of some keyword."""
-    first, last = part_of(info.duration, 1 / info.fps, clip.start, clip.end)
+    first, last = resolve_part(info.duration, 1 / info.fps, clip.start, clip.end)
     moments = np.linspace(first, last, 1000, endpoint=False)
     shown = np.zeros(len(moments), bool)
     for start, end in (span for keyword in keywords for span in keyword.spans):

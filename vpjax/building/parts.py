@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from vpjax.building.annotations import Item
 from vpjax.building.examine import MISSING, UNREADABLE, Options, examine
-from vpjax.data.clips import clip_of
+from vpjax.data.clips import parse_clip
 from vpjax.files import exists, open_file, write_whole
 
 ITEMS = 32  # of a part, about
@@ -55,7 +55,7 @@ def is_whole(file: str) -> bool:
 
 
 def item_of(record: dict) -> Item:
-    clip = record["clip"] and clip_of(record["clip"])
+    clip = record["clip"] and parse_clip(record["clip"])
     return Item(record["place"], clip, record["skipped"], tuple(record["notes"]))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from vpjax.building.annotations import Item
 from vpjax.building.examine import NO_VTILDE, Examined, Options, examine, is_image
 from vpjax.data.keyframes import identity, slots_of, source_of
-from vpjax.data.video import Sampling, Video, part_of, probe, read_frames, read_image
+from vpjax.data.video import Sampling, Video, probe, read_frames, read_image, resolve_part
 from vpjax.types import Clip
 
 Span = tuple[float, float]
@@ -173,7 +173,7 @@ def strip_of(clip: Clip) -> tuple[Video, float, float]:
     if is_image(clip.video):
         return read_image(clip.video), 0.0, 1.0
     info = probe(clip.video)
-    first, last = part_of(info.duration, 1 / info.fps, clip.start, clip.end)
+    first, last = resolve_part(info.duration, 1 / info.fps, clip.start, clip.end)
     video = read_frames(clip.video, Sampling(frames=STRIP), start=clip.start, end=clip.end)
     return video, first, last
 

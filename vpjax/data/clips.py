@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpjax.files import exists, fetched, folder_of, is_folder, join, open_file, write_whole, written
+from vpjax.files import exists, fetched, folder_of, is_folder, join_path, open_file, write_whole, written
 from vpjax.types import Clip, Keyword, UserError
 
-ARRAY_RECORD = (".array_record", ".arrayrecord")
+ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
 FIELDS = {field.name for field in dataclasses.fields(Clip)}
 
 
@@ -22,15 +22,15 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
     reason."""
     root = videos or folder_of(path)
     clips, lines = [], {}
-    for number, record in records(path):
+    for number, record in read_records(path):
         try:
-            clip = clip_of(json.loads(record))
-        except ValueError as error:  # of json, of UTF-8 and of clip_of
+            clip = parse_clip(json.loads(record))
+        except ValueError as error:  # of json, of UTF-8 and of parse_clip
             raise UserError(f"{path}, line {number}: {error}") from error
         if clip.id in lines:
             raise UserError(f"{path}, line {number}: id {clip.id!r} stands in line {lines[clip.id]} too")
         lines[clip.id] = number
-        clips.append(dataclasses.replace(clip, video=join(root, clip.video)) if clip.video else clip)
+        clips.append(dataclasses.replace(clip, video=join_path(root, clip.video)) if clip.video else clip)
     if not clips:
         raise UserError(f"{path}: no clips in this file")
     return clips
@@ -39,7 +39,7 @@ def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
 def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
     """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are; the file appears whole."""
     records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
-    if not str(path).endswith(ARRAY_RECORD):
+    if not str(path).endswith(ARRAY_RECORD_SUFFIXES):
         write_whole(path, b"".join(record + b"\n" for record in records))
         return
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -51,11 +51,11 @@ def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
         writer.close()
 
 
-def records(path: str | Path) -> Iterator[tuple[int, bytes]]:
+def read_records(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """The records of a file of clips and their numbers from 1 (lines in ``.jsonl``), not yet parsed."""
     if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such file of clips")
-    if not str(path).endswith(ARRAY_RECORD):
+    if not str(path).endswith(ARRAY_RECORD_SUFFIXES):
         with open_file(path) as file:
             yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
         return
@@ -70,7 +70,7 @@ def records(path: str | Path) -> Iterator[tuple[int, bytes]]:
             raise UserError(f"{path}: not a whole ArrayRecord file: {error}") from error
 
 
-def clip_of(record: Any) -> Clip:
+def parse_clip(record: Any) -> Clip:
     """A Clip from its JSON object. ValueError naming the field that is wrong."""
     if not isinstance(record, dict):
         raise ValueError("a clip is a JSON object")
@@ -86,8 +86,8 @@ def clip_of(record: Any) -> Clip:
         spans=_spans(record),
         task=_string(record, "task", "caption"),
         choices=tuple(str(choice) for choice in _list(record, "choices")),
-        boxes=tuple(box_of(box) for box in _list(record, "boxes")),
-        **part_of(record),
+        boxes=tuple(parse_box(box) for box in _list(record, "boxes")),
+        **parse_part(record),
         extra=record.get("extra", {}),
     )
 
@@ -114,10 +114,10 @@ def _list(record: dict[str, Any], field: str) -> list[Any]:
 
 
 def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:
-    return tuple(span_of(span) for span in _list(record, "spans"))
+    return tuple(parse_span(span) for span in _list(record, "spans"))
 
 
-def span_of(span: Any) -> tuple[float, float]:
+def parse_span(span: Any) -> tuple[float, float]:
     """(start, end) in seconds from its JSON list. ValueError where it is none."""
     if not (isinstance(span, list) and len(span) == 2 and all(isinstance(x, int | float) for x in span)):
         raise ValueError(f"span {span!r} is not [start, end] in seconds")
@@ -127,7 +127,7 @@ def span_of(span: Any) -> tuple[float, float]:
     return start, end
 
 
-def box_of(box: Any) -> tuple[float, float, float, float]:
+def parse_box(box: Any) -> tuple[float, float, float, float]:
     """(x0, y0, x1, y1) in shares of width and height from its JSON list. ValueError where it is none."""
     if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
         raise ValueError(f"box {box!r} is not [x0, y0, x1, y1]")
@@ -137,7 +137,7 @@ def box_of(box: Any) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def part_of(record: dict[str, Any]) -> dict[str, float | None]:
+def parse_part(record: dict[str, Any]) -> dict[str, float | None]:
     """``start`` and ``end`` of a JSON object, in seconds or None. ValueError where they are no part of a
     video."""
     start, end = part = record.get("start"), record.get("end")

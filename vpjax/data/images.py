@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from vpjax.data.decode import FrameIndex, Problem, check_size
-from vpjax.files import join, names_in, open_file
+from vpjax.files import join_path, names_in, open_file
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as an image
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, of broken files
@@ -58,7 +58,7 @@ def folder_index(folder: str | Path) -> tuple[FrameIndex, list[str]]:
         keyframe=places,
         entry=places,
     )
-    return index, [join(folder, name) for name in names]
+    return index, [join_path(folder, name) for name in names]
 
 
 def folder_frames(files: Sequence[str], max_side: int) -> Iterator[np.ndarray]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
 from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
-from vpjax.data.video import IMAGES, Sampling, VideoInfo, part_of, probe, probe_image
+from vpjax.data.video import IMAGES, Sampling, VideoInfo, probe, probe_image, resolve_part
 from vpjax.files import stamp, write_whole
 from vpjax.models.patches import smart_resize
 from vpjax.types import Bucket, Clip, UserError
@@ -133,7 +133,7 @@ def frame_shape(
     height, width = smart_resize(info.height, info.width, factor=factor, **limits)
     if source.media == "image":
         return round_up(1, config.vision.temporal), height, width
-    first, last = part_of(info.duration, 1 / info.fps, start, end)
+    first, last = resolve_part(info.duration, 1 / info.fps, start, end)
     if sampling.frames:
         frames = sampling.frames
     else:

@@ -159,7 +159,7 @@ def seconds_per_slot(times: np.ndarray, temporal: int = 2) -> float:
     return temporal * float(times[-1] - times[0]) / max(len(times) - 1, 1)
 
 
-def part_of(
+def resolve_part(
     duration: float, frame_seconds: float, start: float | None, end: float | None
 ) -> tuple[float, float]:
     """The part of a video from ``start`` to ``end`` (None: its own), all in seconds; either may lie outside
@@ -184,7 +184,7 @@ def _choose(index: FrameIndex, sampling: Sampling, start: float | None, end: flo
     """The frames i64[F] of a video, F even, ascending."""
     times, frame_seconds = index.times, index.duration / len(index.times)
     try:
-        first, last = part_of(index.duration, frame_seconds, start, end)
+        first, last = resolve_part(index.duration, frame_seconds, start, end)
     except ValueError as error:
         raise Problem(error) from error
     # A timestamp is rounded to ticks: a moment that close before a frame means that frame.

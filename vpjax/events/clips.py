@@ -20,13 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, draw, encode
-from vpjax.events.text import TASKS, dialogue, event_of
+from vpjax.events.text import EVENT_TASKS, event_of, make_dialogue
 from vpjax.files import write_whole
 from vpjax.types import Clip, Keyword, UserError
 
-__all__ = ["EVENTS", "EventSpec", "describe", "event_of", "make", "sentences"]
+__all__ = ["EVENTS", "EventSpec", "describe", "event_of", "make_event_clips", "tokenizer_sentences"]
 
-VERSION = 1  # goes up whenever the same spec gives other clips
+EVENT_CLIPS_VERSION = 1  # goes up whenever the same spec gives other clips
 SPLITS = ("train", "heldout", "unseen")
 MARGIN = 2  # frames without an event: at least so many at either end and between two events
 FOLDER = 1000  # clips per folder
@@ -84,26 +84,26 @@ class EventSpec:
                 "False where events.prior is set: a pair has one colour",
                 not (self.paired and self.prior),
             ),
-            **{task: ("at least 0", share >= 0) for task, share in zip(TASKS, self.shares, strict=True)},
+            **{task: ("at least 0", share >= 0) for task, share in zip(EVENT_TASKS, self.shares, strict=True)},
         }
         for field, (rule, kept) in wanted.items():
             if not kept:
                 raise UserError(f"events.{field} is {getattr(self, field)} and must be {rule}")
         if not sum(self.shares):
-            raise UserError(f"events: no task; one of {', '.join(TASKS)} must be above 0")
+            raise UserError(f"events: no task; one of {', '.join(EVENT_TASKS)} must be above 0")
 
     @property
     def shares(self) -> tuple[float, ...]:
-        return tuple(getattr(self, task) for task in TASKS)
+        return tuple(getattr(self, task) for task in EVENT_TASKS)
 
     @property
     def key(self) -> str:
         """The name of the folder that holds these clips and no others."""
-        text = json.dumps([VERSION, dataclasses.asdict(self)], sort_keys=True)
+        text = json.dumps([EVENT_CLIPS_VERSION, dataclasses.asdict(self)], sort_keys=True)
         return f"events-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def make(
+def make_event_clips(
     spec: EventSpec, folder: str | Path, splits: Mapping[str, int], *, progress: bool = True
 ) -> dict[str, Path]:
     """Write the clips that ``folder`` does not hold yet: split -> its file of Clips, one JSON line each.
@@ -117,13 +117,13 @@ def make(
     try:
         for split, file in files.items():
             if not file.exists():
-                make_split(spec, split, splits[split], file, progress)
+                make_event_split(spec, split, splits[split], file, progress)
     except OSError as error:
         raise UserError(f"{home}: event clips cannot be written: {error.strerror or error}") from error
     return files
 
 
-def make_split(spec: EventSpec, split: str, count: int, file: Path, progress: bool) -> None:
+def make_event_split(spec: EventSpec, split: str, count: int, file: Path, progress: bool) -> None:
     def line(index: int) -> str:
         clip, scene = describe(spec, split, index)
         video = file.parent / clip.video
@@ -147,7 +147,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     """The clip at ``index`` of a split, its video's path relative to the split's file, and what it shows."""
     place = index // 2 if spec.paired else index
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), place])
-    task = TASKS[rng.choice(len(TASKS), p=np.array(spec.shares) / sum(spec.shares))]
+    task = EVENT_TASKS[rng.choice(len(EVENT_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
     kind = EVENTS[place % len(EVENTS)]
     shape = pick(rng, [shape for shape in SHAPES if (split == "unseen") == left_out(kind, shape)])
     # Of an order clip the second event, of a pair the other clip's, of a choice a wrong option.
@@ -173,7 +173,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     )
     spans = tuple((e.start / spec.fps, (e.start + e.length) / spec.fps) for e in scene.events)
     words = dict(colour=colour, shape=shape, direction=scene.direction)
-    said = dialogue(task, kinds, spans, words, rng)
+    said = make_dialogue(task, kinds, spans, words, rng)
     clip = Clip(
         id=f"{split}-{index:06d}",
         video=f"{split}/{index // FOLDER:03d}/{index:06d}.mp4",
@@ -213,10 +213,10 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[rng.integers(len(options))]
 
 
-def sentences(spec: EventSpec) -> Iterator[str]:
+def tokenizer_sentences(spec: EventSpec) -> Iterator[str]:
     """Questions and answers of every task, whatever their shares, to train a tokenizer on."""
-    for task in TASKS:
-        alone = dataclasses.replace(spec, **{other: float(other == task) for other in TASKS})
+    for task in EVENT_TASKS:
+        alone = dataclasses.replace(spec, **{other: float(other == task) for other in EVENT_TASKS})
         for index in range(SENTENCES):
             clip, _ = describe(alone, "train", index)
             yield clip.question

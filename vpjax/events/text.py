@@ -20,7 +20,7 @@ PHRASES = {
     "split": ("splits in two", "breaks apart"),
     "spin": ("spins", "rotates"),
 }
-WORDS = {
+EVENT_WORDS = {
     "flash": "flash flashes flashed flashing blink blinks blinked blinking",
     "jump": "jump jumps jumped jumping hop hops hopped hopping",
     "flip": "flip flips flipped flipping change changes changed changing",
@@ -30,9 +30,9 @@ WORDS = {
     "split": "split splits splitting break breaks broke broken breaking",
     "spin": "spin spins spun spinning rotate rotates rotated rotating",
 }
-KIND = {word: kind for kind, words in WORDS.items() for word in words.split()}
+KIND_OF_WORD = {word: kind for kind, words in EVENT_WORDS.items() for word in words.split()}
 
-TASKS = ("caption", "choice", "order", "grounding")
+EVENT_TASKS = ("caption", "choice", "order", "grounding")
 QUESTIONS = ("Describe the video.", "What happens in the video?", "What does the shape do?")
 # A caption and the way in which it says the event. Its first words already tell which, so that a model that
 # saw the event has one right word for it.
@@ -42,12 +42,12 @@ CAPTIONS = (
     ("Moving {direction}, a {colour} {shape} briefly {event}.", 1),
     ("While it drifts {direction}, the {colour} {shape} {event}.", 1),
 )
-CHOICE = "What does the shape do?"
-LETTERS = "ABCD"
-ORDER = "Which comes first: it {} or it {}?"
-ORDERED = "First it {event}."
-GROUNDING = "When is it that the {shape} {event}?"
-GROUNDED = "From {:.2f} to {:.2f} seconds."
+CHOICE_QUESTION = "What does the shape do?"
+OPTION_LETTERS = "ABCD"
+ORDER_QUESTION = "Which comes first: it {} or it {}?"
+ORDER_ANSWER = "First it {event}."
+GROUNDING_QUESTION = "When is it that the {shape} {event}?"
+GROUNDING_ANSWER = "From {:.2f} to {:.2f} seconds."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Dialogue:
     choices: tuple[str, ...] = ()
 
 
-def dialogue(
+def make_dialogue(
     task: str,
     kinds: Sequence[str],
     spans: Sequence[tuple[float, float]],
@@ -77,16 +77,16 @@ def dialogue(
     match task:
         case "choice":
             rest = [other for other in PHRASES if other not in kinds]
-            options = rng.permutation([first, second, *rng.choice(rest, len(LETTERS) - 2, replace=False)])
-            lettered = {k: f"({letter}) {said[k]}" for letter, k in zip(LETTERS, options, strict=True)}
+            options = rng.permutation([first, second, *rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)])
+            lettered = {k: f"({letter}) {said[k]}" for letter, k in zip(OPTION_LETTERS, options, strict=True)}
             choices = tuple(said[option] for option in options)
-            return Dialogue(" ".join([CHOICE, *lettered.values()]), lettered[kind], (said[kind],), choices)
+            return Dialogue(" ".join([CHOICE_QUESTION, *lettered.values()]), lettered[kind], (said[kind],), choices)
         case "order":
-            question = ORDER.format(*(said[k] for k in rng.permutation([first, second])))
-            return Dialogue(question, ORDERED.format(event=said[kind]), tuple(said[k] for k in kinds))
+            question = ORDER_QUESTION.format(*(said[k] for k in rng.permutation([first, second])))
+            return Dialogue(question, ORDER_ANSWER.format(event=said[kind]), tuple(said[k] for k in kinds))
         case "grounding":
-            question = GROUNDING.format(event=said[kind], **words)
-            return Dialogue(question, GROUNDED.format(*spans[0]), (said[kind],))
+            question = GROUNDING_QUESTION.format(event=said[kind], **words)
+            return Dialogue(question, GROUNDING_ANSWER.format(*spans[0]), (said[kind],))
     pattern, way = CAPTIONS[rng.integers(len(CAPTIONS))]
     phrase = PHRASES[kind][way]
     question = QUESTIONS[rng.integers(len(QUESTIONS))]
@@ -95,13 +95,13 @@ def dialogue(
 
 def event_of(text: str) -> str | None:
     """The one kind of event that ``text`` names by any of its words; None where it names none or several."""
-    kinds = {KIND[word] for word in re.findall(r"[a-z]+", text.lower()) if word in KIND}
+    kinds = {KIND_OF_WORD[word] for word in re.findall(r"[a-z]+", text.lower()) if word in KIND_OF_WORD}
     return kinds.pop() if len(kinds) == 1 else None
 
 
-def retellings(caption: str) -> tuple[str, ...]:
+def caption_variants(caption: str) -> tuple[str, ...]:
     """A caption of one event as it would be of each event, in the order of PHRASES and said in the same way;
-    itself one of them. ValueError where it says no event as ``dialogue`` does."""
+    itself one of them. ValueError where it says no event as ``make_dialogue`` does."""
     for phrases in PHRASES.values():
         for way, phrase in enumerate(phrases):
             if phrase in caption:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vpjax.events.text import WORDS
+from vpjax.events.text import EVENT_WORDS
 from vpjax.scoring.texts import host_ascii
 from vpjax.scoring.words import host_words_of
 from vpjax.types import Keyword
@@ -40,7 +40,7 @@ def forms_of(keyword: Keyword) -> frozenset[Form]:
     text, lemma = (tuple(host_words_of(host_ascii(said))) for said in (keyword.text, keyword.lemma))
     heads = inflected(lemma[0].decode()) if lemma else set()
     endings = {lemma[1:]} | ({text[1:]} if len(lemma) > 1 and heads & {*text[:1]} else set())
-    synonyms = {(word.encode(),) for word in WORDS.get(keyword.lemma, "").split()}
+    synonyms = {(word.encode(),) for word in EVENT_WORDS.get(keyword.lemma, "").split()}
     return frozenset({text} | {(head, *ending) for head in heads for ending in endings} | synonyms) - {()}
 
 

@@ -29,7 +29,7 @@ def split_file(config: ConfigDict, split: str, source: str) -> str:
     """The file of clips that ``source`` names; "events": the built-in ones of a split, made if need be."""
     if source != "events":
         return source
-    made = events.make(event_spec(config), cache_folder(config.data), {split: config.events[split]})
+    made = events.make_event_clips(event_spec(config), cache_folder(config.data), {split: config.events[split]})
     return str(made[split])
 
 
@@ -82,7 +82,7 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     """Train the tokenizer of a model from scratch and write its config.json with the tokenizer's ids."""
     texts = (text for clip in clips for text in (clip.question, clip.answer))
     if config.data.train == "events":
-        texts = events.sentences(event_spec(config))
+        texts = events.tokenizer_sentences(event_spec(config))
     model = config.model.to_dict()
     train_tokenizer(texts, folder, model["text_config"]["vocab_size"])
     text = Text.load(folder)
