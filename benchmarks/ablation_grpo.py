@@ -27,18 +27,19 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.repeats import repeat, table
+from benchmarks.repeats import CHANCE, accuracies, repeat, table
 from benchmarks.timing import environment, keep
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
-from vpjax.evaluation import heldout
+from vpjax.evaluation.benchmarks import read_benchmark
+from vpjax.evaluation.run import evaluate_model
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
 from vpjax.recipes import grpo as recipe
 from vpjax.scoring.judge import Judge
 from vpjax.training import grpo, run_config
 from vpjax.training.relative import NEEDS
-from vpjax.training.setup import initial_params, prepare_model, read_split
+from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
 from vpjax.training.state import create_state
 from vpjax.types import Clip
 
@@ -80,7 +81,7 @@ def configure(row: dict, seed: int, args: argparse.Namespace) -> ConfigDict:
 def run(
     config: ConfigDict, steps: int, clips: list[Clip], asked: list[Clip], model_config: VLMConfig, text: Text
 ) -> dict:
-    """Train for ``steps`` and evaluate; metrics of ``heldout`` and of the steps, and seconds per step."""
+    """Train for ``steps`` and evaluate; ``accuracies`` and metrics of the steps, and seconds per step."""
     mesh, model = make_mesh(config.mesh), abstract_model(model_config)
     loader = make_loader(clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch)
     state, optimizer, where = create_state(initial_params(config, model_config, mesh), config, mesh)
@@ -92,10 +93,8 @@ def run(
         told.append({name: float(x) for name, x in metrics.items()})
         marks.append(time.perf_counter())
     loader.close()
-    result = heldout.evaluate(
-        rebuild(model, state.params | state.frozen), text, asked, config.data, controls=CONTROLS
-    )
-    record = result.metrics()
+    trained = rebuild(model, state.params | state.frozen)
+    record = accuracies(evaluate_model(trained, text, asked, "events", config.data, controls=CONTROLS))
     if told:
         late = told[-max(1, len(told) // 5) :]
         record |= {name: statistics.mean(one[name] for one in late) for name in told[0]}
@@ -124,7 +123,7 @@ def main() -> None:
     config = configure({}, 0, args)
     run_config.check(config)
     clips = read_split(config, "train", "events")
-    asked = read_split(config, "heldout", "events")
+    asked, _ = read_benchmark("events", split_file(config, "heldout", "events"))
     with tempfile.TemporaryDirectory() as folder:
         # Seeds share programs: compile each once.
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
@@ -145,7 +144,7 @@ def main() -> None:
         f"on V and, where the kind needs them, {recipe.get_config().grpo.degraded} on V~; rewards "
         f"{dict(config.grpo.rewards)}; "
         f"{args.clips} clips to train on, {len(asked)} held-out; {len(args.seeds)} seeds; share of clips "
-        f"whose event is named, chance {heldout.CHANCE:.3f}",
+        f"whose event is named, chance {CHANCE:.3f}",
         "",
         *table(results, COLUMNS, PLAIN),
     ]

@@ -26,19 +26,20 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from benchmarks.repeats import repeat, table
+from benchmarks.repeats import CHANCE, accuracies, repeat, table
 from benchmarks.timing import environment, keep
 from vpjax.building import scorers
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.pipeline import make_loader
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
-from vpjax.evaluation import heldout
+from vpjax.evaluation.benchmarks import read_benchmark
+from vpjax.evaluation.run import evaluate_model
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
 from vpjax.recipes import sft as recipe
 from vpjax.training import sft
-from vpjax.training.setup import initial_params, prepare_model, read_split
+from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
 from vpjax.training.state import create_state
 from vpjax.types import Clip
 
@@ -127,7 +128,7 @@ def main() -> None:
         vars(args).update(QUICK)
     config = configure({}, 0, args)
     clips = read_split(config, "train", "events")
-    asked = read_split(config, "heldout", "events")
+    asked, _ = read_benchmark("events", split_file(config, "heldout", "events"))
     with tempfile.TemporaryDirectory() as folder:
         # Rows and seeds share programs: compile each once.
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
@@ -147,8 +148,8 @@ def main() -> None:
             model, costs = train(configure(row, seed, args), mine, model_config, text)
             if name == PLAIN:
                 plain[seed] = model
-            result = heldout.evaluate(model, text, asked, config.data, controls=CONTROLS)
-            return result.metrics() | costs | overlap
+            result = evaluate_model(model, text, asked, "events", config.data, controls=CONTROLS)
+            return accuracies(result) | costs | overlap
 
         log = args.out.with_suffix(".jsonl") if args.out else None
         results = repeat(args.rows, args.seeds, f"{config} {ROWS}", one, log)
@@ -158,7 +159,7 @@ def main() -> None:
         "",
         environment("jax", "flax", "optax"),
         f"{args.steps} steps of {config.batch} clips, {args.clips} to train on, {len(asked)} held-out, "
-        f"{len(args.seeds)} seeds; share of clips whose event is named, chance {heldout.CHANCE:.3f}",
+        f"{len(args.seeds)} seeds; share of clips whose event is named, chance {CHANCE:.3f}",
         *(
             f"{name}: they overlap the true ones in {statistics.mean(overlaps):.0%} of clips."
             for name, runs in results.items()

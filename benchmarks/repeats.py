@@ -9,9 +9,13 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from vpjax.events.clips import EVENTS
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
-MAIN = "event/none"  # of the metrics of ``heldout``, the one that is told as runs finish and compared
+MAIN = "event/none"  # of ``accuracies``, the one that is told as runs finish and compared
+CHANCE = 1 / len(EVENTS)
 
 
 def repeat(
@@ -39,6 +43,17 @@ def repeat(
             results.setdefault(row, []).append(record)
             print(f"seed {seed}, {row}: {record[MAIN]:.3f}", file=sys.stderr, flush=True)
     return results
+
+
+def accuracies(results: dict[str, Any]) -> dict[str, float]:
+    """``event/<control>`` and ``event/<control>/<frames>`` of the results of an evaluation on event clips."""
+    metrics = {}
+    for control, scores in results["controls"].items():
+        accuracy = scores["metrics"]["accuracy"]
+        metrics[f"event/{control}"] = accuracy["micro"]["mean"]
+        for group, score in accuracy["groups"].items():
+            metrics[f"event/{control}/{group.split()[0]}"] = score["mean"]
+    return metrics
 
 
 def interval(values: Sequence[float]) -> str:

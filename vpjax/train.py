@@ -104,7 +104,10 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], VLMConfig, T
     are made once. UserError, too, for held-out clips that could not be evaluated when the run ends."""
     clips = read_split(config, "train", config.data.train)
     for split in heldout_splits(config):
-        evaluation.read_clips(heldout_request(config, workdir, split))
+        try:
+            evaluation.requested_clips(heldout_request(config, workdir, split))
+        except UserError as error:
+            raise UserError(f"{error}; set data.heldout to '' for no evaluation") from error
     return clips, *prepare_model(config, workdir, clips)
 
 
@@ -283,7 +286,7 @@ def finish(config: ConfigDict, workdir: Path) -> None:
         request = heldout_request(config, workdir, split)
         file = request.out / evaluation.RESULTS
         if not distributed.process_zero_first(file.exists):
-            evaluation.run(request, say, writes=jax.process_index() == 0)
+            evaluation.evaluate(request, say, writes=jax.process_index() == 0)
         if jax.process_index() == 0:
             say("", f"{split} clips: {format_results(json.loads(file.read_text()))}")
 
@@ -297,14 +300,16 @@ def heldout_splits(config: ConfigDict) -> list[str]:
 
 def heldout_request(config: ConfigDict, workdir: Path, split: str) -> evaluation.Request:
     """What is asked about the clips of a split: the same as ``vpjax.evaluate --benchmark events`` would."""
+    videos = config.data.videos if config.data.heldout != "events" else ""
     return evaluation.Request(
         model=workdir,
         benchmark="events",
-        data=Path(split_file(config, split, config.data.heldout)),
-        videos=Path(config.data.videos) if config.data.videos else None,
+        data=split_file(config, split, config.data.heldout),
+        videos=videos or None,
         out=workdir / "evaluate" / f"{split}-{config.steps}",
         controls=CONTROLS if split == "heldout" else ("none",),
         limit=config.eval_clips,
+        mesh=config.mesh,
     )
 
 

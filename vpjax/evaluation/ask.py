@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax.data import keyframes
-from vpjax.data.pipeline import prepare, read_ahead
+from vpjax.data.pipeline import make_batch_maker, read_ahead
 from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, round_up
 from vpjax.data.text import Text
 from vpjax.evaluation.likelihood import answer_logprobs, pad_answers
@@ -45,7 +45,7 @@ class Query(NamedTuple):
 class Prediction(NamedTuple):
     """The answer, or why there is none."""
 
-    key: Query
+    query: Query
     text: str = ""
     fault: str = ""
 
@@ -89,7 +89,7 @@ def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> Programs:
     return Programs(on_mesh(mesh, encode, rows=True), on_mesh(mesh, write), on_mesh(mesh, rank))
 
 
-def ask(
+def predict_clips(
     model: VideoLM,
     text: Text,
     clips: Sequence[Clip],
@@ -100,22 +100,22 @@ def ask(
     max_new: int,
     seed: int = 0,
     mesh: Mesh | None = None,
-    given: Mapping[str, Sequence[str]] | None = None,
+    candidates: Mapping[str, Sequence[str]] | None = None,
     done: Collection[Query] = (),
 ) -> Iterator[Prediction]:
     """The greedy answer about each clip under each control, or why there is none.
 
     data_config: the fields ``data`` of configs/base.py; V~ replaces the key slots whatever its ``replacement`` says.
     batch_size: rows at a time, rounded up to the devices that share them. max_new: tokens of an answer at
-    most. seed: of the order, of random and shuffle. given: answers to each clip, by its id, of which the
+    most. seed: of the order, of random and shuffle. candidates: answers to each clip, by its id, of which the
     likeliest is given as well. done: what is not given again. Which clips share a batch, and the order, do not
     depend on it: two goes give what one gives, bit for bit. UserError where no clip can be
     asked about.
     """
-    given = given or {}
+    given = candidates or {}
     batch_size = round_up(batch_size, row_parts(mesh))
     data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
-    make, index = prepare(clips, text, model.config, data_config, seed=seed, batch_size=batch_size)
+    make, index = make_batch_maker(clips, text, model.config, data_config, seed=seed, batch_size=batch_size)
     faults = {name: reason for reason, names in index.rejected.items() for name in names}
     faults |= {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
     ways = (False, True) if given else (False,)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from vpjax.data.clips import clip_of
-from vpjax.events.text import retellings
+from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, parse_clip, read_records
+from vpjax.events.text import caption_variants, event_of
+from vpjax.files import exists, folder_of, is_folder, join_path, names_in, open_file
 from vpjax.scoring.answers import choice_of, options_in, unlettered
 from vpjax.scoring.metrics import (
     Score,
@@ -33,6 +35,7 @@ REPORTED = "VideoChat-R1 (Qwen2.5-VL-7B), arXiv 2504.06958"
 LETTERS = string.ascii_uppercase
 LETTER = "Answer with only the option's letter."
 HIDDEN = "its answer is hidden (a test split)"
+NO_EVENT = "no event to name"
 VRU = "Describe the traffic scene in detail: the surroundings, the road users, the accident and its cause."
 WHEN = (
     'When does "{}" happen in the video? Answer with its start and end in seconds: from ... to ... seconds.'
@@ -53,8 +56,10 @@ Reader = Callable[[Record], Iterator[Clip | str]]
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """score: what an answer is worth. new_tokens: an answer's room. folders: where below the videos' root a
-    file may lie, ``{file}`` being the annotation file's name. published: metric -> per cent, by ``REPORTED``.
+    """read: yields the Clips of a record. score: what an answer is worth. new_tokens: of an answer at most.
+    folders: where below the videos' root a file may lie, ``{file}`` being the annotation file's name.
+    published: metric -> per cent, by ``REPORTED``. second_group: the field of ``Clip.extra`` by which scores
+    are grouped as well.
     """
 
     read: Reader
@@ -62,66 +67,78 @@ class Benchmark:
     new_tokens: int
     folders: tuple[str, ...] = ("", "video", "videos")
     published: dict[str, float] = dataclasses.field(default_factory=dict)
+    second_group: str | None = None
 
 
-def read_benchmark(name: str, data: Path, videos: Path | None) -> tuple[list[Clip], Counter[str]]:
-    """The Clips of a benchmark's file, or of a folder of its files, and why how many rows are not asked.
+def read_benchmark(
+    name: str, data: str | os.PathLike, videos: str | os.PathLike | None = None
+) -> tuple[list[Clip], Counter[str]]:
+    """The Clips of a benchmark's file, or of a folder of its files, and how many rows are left out for which
+    reason.
 
     videos: the root of the videos; default: beside the annotations. UserError for a row that is not as
     published, a question without options, an answer that is none of them, or an id that comes twice."""
     benchmark = BENCHMARKS[name]
-    root = videos or (data if data.is_dir() else data.parent)
-    clips, places, unasked = [], {}, Counter()
+    root = videos or (data if is_folder(data) else folder_of(data))
+    clips, places = [], {}
+    left_out: Counter[str] = Counter()
     for record in _records(data):
         try:
             for clip in benchmark.read(record):
                 if isinstance(clip, str):
-                    unasked[clip] += 1
+                    left_out[clip] += 1
                     continue
                 if clip.task == "choice":
                     _check_choices(clip)
                 if clip.id in places:
                     raise ValueError(f"id {clip.id!r} stands at {places[clip.id]} too")
                 places[clip.id] = record.place
-                folders = [root / folder.format(file=record.file) for folder in benchmark.folders]
+                folders = [join_path(root, folder.format(file=record.file)) for folder in benchmark.folders]
                 clips.append(dataclasses.replace(clip, video=_found(folders, clip.video)))
         except KeyError as error:
             raise UserError(f"{record.place}: no field {error}: not a row of {name}") from error
         except (TypeError, AttributeError, IndexError, ValueError) as error:
             raise UserError(f"{record.place}: not a row of {name}: {error}") from error
     if not clips:
-        raise UserError(
-            f"{data}: no row to ask about" + "".join(f"; {n}: {why}" for why, n in unasked.items())
-        )
-    return clips, unasked
+        reasons = "".join(f"; {count}: {reason}" for reason, count in left_out.items())
+        raise UserError(f"{data}: no row to ask about{reasons}")
+    return clips, left_out
 
 
-def _records(data: Path) -> Iterator[Record]:
-    files = sorted(data.glob("*.json*")) if data.is_dir() else [data]
-    if not files:
-        raise UserError(f"{data}: no .json or .jsonl file in this folder")
+def _records(data: str | os.PathLike) -> Iterator[Record]:
+    """The records of a file, or of the files of a folder."""
+    files = [os.fspath(data)]
+    if is_folder(data):
+        files = [join_path(data, name) for name in sorted(names_in(data)) if ".json" in name]
+        if not files:
+            raise UserError(f"{data}: no .json or .jsonl file in this folder")
     for file in files:
-        if file.suffix not in (".json", ".jsonl"):
+        suffix = PurePath(file).suffix
+        if suffix not in (".json", ".jsonl", *ARRAY_RECORD_SUFFIXES):
             raise UserError(f"{file}: give .json or .jsonl (of a data set of Hugging Face: its to_json)")
         try:
-            # Bytes: as text, lines would also end at U+2028, which JSON may hold.
-            lines = file.read_bytes().splitlines() if file.suffix == ".jsonl" else [file.read_bytes()]
-            values = [json.loads(line) for line in lines if line.strip()]
+            if suffix == ".json":
+                with open_file(file) as opened:
+                    whole = json.load(opened)
+            else:
+                whole = [json.loads(line) for _, line in read_records(file)]
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from error
         except ValueError as error:
             raise UserError(f"{file}: not JSON: {error}") from error
-        whole = values[0] if file.suffix == ".json" else values
         entries = whole.items() if isinstance(whole, dict) else enumerate(whole, 1)
         for key, row in entries:
-            yield Record(file.stem, f"{file}, row {key}", str(key), row)
+            yield Record(PurePath(file).stem, f"{file}, row {key}", str(key), row)
 
 
 def answers_to(clip: Clip) -> tuple[str, ...]:
     """The answers that the clip's question leaves to choose from, written as its own answer is; () where it
     asks for more than a choice."""
     if clip.task == "caption" and "event" in clip.extra:
-        return retellings(clip.answer)
+        try:
+            return caption_variants(clip.answer)
+        except ValueError:  # a caption in words of the user's own
+            return ()
     letters = LETTERS[: len(clip.choices)]
     if clip.answer in letters:
         return tuple(letters)
@@ -137,10 +154,12 @@ def _check_choices(clip: Clip) -> None:
         raise ValueError(f"{clip.id}: its answer {clip.answer!r} is none of {list(clip.choices)}")
 
 
-def _found(folders: Iterable[Path], video: str) -> str:
+def _found(folders: Sequence[str], video: str) -> str:
     """The video's path in the first folder that has it; in the first of all where none does."""
-    paths = [str(folder / video) for folder in folders]
-    return next((path for path in paths if Path(path).exists()), paths[0])
+    if not video:  # a question without one
+        return ""
+    paths = [join_path(folder, video) for folder in folders]
+    return next((path for path in paths if exists(path)), paths[0])
 
 
 def lettered(question: str, options: Sequence[str], suffix: str = LETTER) -> str:
@@ -293,15 +312,23 @@ def dream_1k(record: Record) -> Iterator[Clip]:
 
 def own_clips(record: Record) -> Iterator[Clip]:
     """vpjax's own format; grouped by ``extra.group``, else by task."""
-    clip = clip_of(record.row)
+    clip = parse_clip(record.row)
     yield dataclasses.replace(clip, extra={"group": clip.task, **clip.extra})
 
 
-def event_clips(record: Record) -> Iterator[Clip]:
-    """The built-in event clips, grouped by how long the event lasts; other tasks than captions by task."""
-    clip = clip_of(record.row)
-    length = clip.extra["length"]
-    group = f"{length} frame{'s' * (length > 1)}" if clip.task == "caption" else clip.task
+def event_clips(record: Record) -> Iterator[Clip | str]:
+    """The built-in event clips, or others with an event in ``extra``, grouped by how many frames the event
+    lasts; other tasks than captions by task. A clip whose answer should name its event and does not is left
+    out."""
+    clip = parse_clip(record.row)
+    event, length = clip.extra.get("event"), clip.extra.get("length")
+    names_event = clip.task in ("choice", "grounding") or event_of(clip.answer) == event
+    if event is None or length is None or not names_event:
+        yield NO_EVENT
+        return
+    group = clip.task
+    if clip.task == "caption":
+        group = "1 frame" if length == 1 else f"{length} frames"
     yield dataclasses.replace(clip, extra={**clip.extra, "group": group})
 
 
@@ -341,6 +368,6 @@ BENCHMARKS = {
     "charades-sta": Benchmark(charades_sta, span_found, 64, published={"mIoU": 60.8, "R@0.5": 71.7}),
     "favor-bench": Benchmark(favor, choice_made, 128),
     "dream-1k": Benchmark(dream_1k, described_events, 512),
-    "events": Benchmark(event_clips, event_named, 64),
+    "events": Benchmark(event_clips, event_named, 64, second_group="event"),
     "clips": Benchmark(own_clips, task_score, 512),
 }

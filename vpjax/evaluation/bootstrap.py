@@ -13,7 +13,9 @@ LEVEL = 0.95
 
 
 class Scored(NamedTuple):
-    """An answer's row: values by metric, each from 0 to 1. readable: whether the answer could be read."""
+    """The score of one prediction. video: of the clips that share one only their mean is independent. group,
+    second_group: by which means are taken too; no second group: "". readable: whether the answer could be
+    read. values: by metric, each from 0 to 1."""
 
     id: str
     video: str
@@ -21,30 +23,33 @@ class Scored(NamedTuple):
     control: str
     readable: bool
     values: dict[str, float]
+    second_group: str = ""
 
 
 def summary(rows: Sequence[Scored]) -> dict[str, Any]:
     """The means of one control's rows, ready for JSON:
 
     rows, videos: how many. readable: share. metrics: name -> micro, the mean over rows; macro, the mean over
-    groups; groups, name -> the mean of its rows. Each is {"mean", "low", "high"}, the groups with "rows" too.
+    groups; groups and, where rows have them, second_groups: name -> the mean of its rows. Each is {"mean",
+    "low", "high"}, the groups with "rows" too.
     """
-    groups, videos, group, video = _codes(rows)
-    counts_VG = _totals(np.ones(len(rows)), video, group, len(videos), len(groups))
+    videos, video = _codes([row.video for row in rows])
+    groups, group = _codes([row.group for row in rows])
+    second_groups, second_group = _codes([row.second_group for row in rows])
     weights_RV = _weights(len(videos))
     metrics = {}
     for name in rows[0].values:
         values = np.array([row.values[name] for row in rows])
-        sums_VG = _totals(values, video, group, len(videos), len(groups))
-        per_group = [
-            _estimate(sums_VG[:, [g]], counts_VG[:, [g]], weights_RV) | {"rows": int(counts_VG[:, g].sum())}
-            for g in range(len(groups))
-        ]
+        sums_VG, counts_VG = _totals(values, video, group)
+        total_V1, count_V1 = sums_VG.sum(1, keepdims=True), counts_VG.sum(1, keepdims=True)
         metrics[name] = {
-            "micro": _estimate(sums_VG.sum(1, keepdims=True), counts_VG.sum(1, keepdims=True), weights_RV),
+            "micro": _estimate(total_V1, count_V1, weights_RV),
             "macro": _estimate(sums_VG, counts_VG, weights_RV),
-            "groups": dict(zip(groups, per_group, strict=True)),
+            "groups": _by_group(groups, sums_VG, counts_VG, weights_RV),
         }
+        if any(second_groups):
+            totals = _totals(values, video, second_group)
+            metrics[name]["second_groups"] = _by_group(second_groups, *totals, weights_RV)
     return {
         "rows": len(rows),
         "videos": len(videos),
@@ -56,34 +61,44 @@ def summary(rows: Sequence[Scored]) -> dict[str, Any]:
 def difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, Any]:
     """Ours minus theirs over the rows, of one control, that both have: rows, videos, unmatched, and metrics:
     name -> {"mean", "low", "high"} of the mean over rows. None of a metric that only one side has."""
-    other = {row.id: row for row in theirs}
-    pairs = [(row, other[row.id]) for row in ours if row.id in other]
+    theirs_by_id = {row.id: row for row in theirs}
+    pairs = [(row, theirs_by_id[row.id]) for row in ours if row.id in theirs_by_id]
     unmatched = len(ours) + len(theirs) - 2 * len(pairs)
     if not pairs:
         return {"rows": 0, "videos": 0, "unmatched": unmatched, "metrics": {}}
-    _, videos, _, video = _codes([row for row, _ in pairs])
-    counts_V1 = _totals(np.ones(len(pairs)), video, 0 * video, len(videos), 1)
+    videos, video = _codes([row.video for row, _ in pairs])
     weights_RV = _weights(len(videos))
     metrics = {}
     for name in pairs[0][0].values:
         if name in pairs[0][1].values:
             gains = np.array([a.values[name] - b.values[name] for a, b in pairs])
-            sums_V1 = _totals(gains, video, 0 * video, len(videos), 1)
-            metrics[name] = _estimate(sums_V1, counts_V1, weights_RV)
+            metrics[name] = _estimate(*_totals(gains, video, np.zeros_like(video)), weights_RV)
     return {"rows": len(pairs), "videos": len(videos), "unmatched": unmatched, "metrics": metrics}
 
 
-def _codes(rows: Sequence[Scored]) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
-    """The groups and the videos, sorted, and of each row the numbers of its group and of its video."""
-    groups, group = np.unique([row.group for row in rows], return_inverse=True)
-    videos, video = np.unique([row.video for row in rows], return_inverse=True)
-    return groups.tolist(), videos.tolist(), group, video
+def _codes(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The different names, sorted, and the place of each name among them."""
+    different, codes = np.unique(names, return_inverse=True)
+    return different.tolist(), codes
 
 
-def _totals(values: np.ndarray, video: np.ndarray, group: np.ndarray, videos: int, groups: int) -> np.ndarray:
-    """Sums f64[V, G] of the rows' values by video and group."""
-    cells = np.bincount(video * groups + group, values, minlength=videos * groups)
-    return cells.reshape(videos, groups)
+def _totals(values: np.ndarray, video: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sums and the counts f64[V, G] of the rows' values by video and group."""
+    shape = video.max() + 1, group.max() + 1
+    sums_VG, counts_VG = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums_VG, (video, group), values)
+    np.add.at(counts_VG, (video, group), 1)
+    return sums_VG, counts_VG
+
+
+def _by_group(
+    groups: Sequence[str], sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray
+) -> dict[str, dict[str, float | None]]:
+    return {
+        group: _estimate(sums_VG[:, [g]], counts_VG[:, [g]], weights_RV)
+        | {"rows": int(counts_VG[:, g].sum())}
+        for g, group in enumerate(groups)
+    }
 
 
 def _weights(videos: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,70 +18,80 @@ from vpjax.evaluation.results import interval, label, per_cent, remarks
 from vpjax.files import write_whole
 from vpjax.types import Clip, UserError
 
-TEMPLATE = Path(__file__).with_suffix(".html")
-SAMPLES = 6  # rows of either kind, right and wrong, under the first control
-STRIP, PIXELS = 16, 112 * 112  # frames of a sample and pixels of each at most
+PAGE_TEMPLATE = Path(__file__).with_suffix(".html")
+SAMPLE_ROWS = 6  # of either kind, right and wrong, under the first control
+SAMPLE_FRAMES, SAMPLE_PIXELS = 16, 112 * 112  # frames of a sample and pixels of each at most
 
 
 def write_page(
-    path: Path, results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Prediction]
+    path: Path, results: Mapping[str, Any], clips: Sequence[Clip], predictions: Iterable[Prediction]
 ) -> None:
-    """Write ``results`` of these clips and answers as ``path``. A sample's video that cannot be read leaves
-    its row without frames."""
+    """Write ``results`` of these clips as ``path``; predictions under other controls are not shown. A
+    sample's video that cannot be read leaves its row without frames."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= dict(per_cent=per_cent, interval=interval)
-    template = environment.from_string(TEMPLATE.read_text())
-    controls = {name: x for name, x in results["controls"].items() if x["rows"]}
-    first = next(iter(controls.values()))
+    template = environment.from_string(PAGE_TEMPLATE.read_text())
+    controls = {name: scores for name, scores in results["controls"].items() if scores["rows"]}
+    metrics = next(iter(controls.values()))["metrics"]
+    leading = next(iter(metrics))
     html = template.render(
         results=results,
         controls=controls,
-        metrics=list(first["metrics"]),
-        leading=next(iter(first["metrics"])),
-        groups=list(next(iter(first["metrics"].values()))["groups"]),
+        metrics=list(metrics),
+        leading=leading,
+        groupings={
+            name: list(metrics[leading][name])
+            for name in ("groups", "second_groups")
+            if name in metrics[leading]
+        },
         remarks=remarks(results),
-        samples=_samples(results, clips, answers, next(iter(controls))),
+        samples=_samples(results, clips, predictions, next(iter(controls))),
     )
     write_whole(path, html.encode())
 
 
 def _samples(
-    results: Mapping[str, Any], clips: Sequence[Clip], answers: Sequence[Prediction], first: str
+    results: Mapping[str, Any], clips: Sequence[Clip], predictions: Iterable[Prediction], first: str
 ) -> list[dict[str, Any]]:
-    """Rows that came out wrong under the control ``first``, evenly spread, then some that came out right."""
-    score = {(row["id"], row["control"]): next(iter(row["values"].values())) for row in results["rows"]}
-    asked = [clip for clip in clips if (clip.id, first) in score]
+    """Rows that came out wrong under the control ``first``, evenly spread, then rows that came out right."""
+    scores = {(row["id"], row["control"]): next(iter(row["values"].values())) for row in results["rows"]}
+    texts = {(prediction.query.clip, label(prediction.query)): prediction.text for prediction in predictions}
     samples = []
     for right in (False, True):
-        some = [clip for clip in asked if (score[clip.id, first] >= 0.5) == right]
-        for place in np.unique(np.linspace(0, len(some) - 1, SAMPLES).round().astype(int)) if some else ():
-            clip = some[place]
-            said = [
-                (label(x.key), x.text, score.get((clip.id, label(x.key))))
-                for x in answers
-                if x.key.clip == clip.id
+        rows = [
+            clip for clip in clips if (clip.id, first) in scores and (scores[clip.id, first] >= 0.5) == right
+        ]
+        count = min(SAMPLE_ROWS, len(rows))
+        for place in np.linspace(0, len(rows) - 1, count).round().astype(int):
+            clip = rows[place]
+            answers = [
+                (control, texts[clip.id, control], scores.get((clip.id, control)))
+                for control in results["controls"]
+                if (clip.id, control) in texts
             ]
-            samples.append({"clip": clip, "said": said, "frames": _strip(clip)})
+            samples.append({"clip": clip, "answers": answers, "frames": _frames(clip)})
     return samples
 
 
-def _strip(clip: Clip) -> list[tuple[str, float, bool]]:
+def _frames(clip: Clip) -> list[tuple[str, float, bool]]:
     """Frames of a clip as (data URL, seconds, whether a span of the clip holds it)."""
+    size = dict(max_pixels=SAMPLE_PIXELS, min_pixels=1, factor=2)
     try:
-        if Path(clip.video).suffix.lower() in IMAGES:
-            video = read_image(clip.video, max_pixels=PIXELS, min_pixels=1, factor=2)
-        elif clip.video:
-            part = dict(start=clip.start, end=clip.end, max_pixels=PIXELS, min_pixels=1, factor=2)
-            video = read_frames(clip.video, Sampling(frames=STRIP), **part)
-        else:
+        if not clip.video:
             return []
+        if Path(clip.video).suffix.lower() in IMAGES:
+            video = read_image(clip.video, **size)
+        else:
+            sampling = Sampling(frames=SAMPLE_FRAMES)
+            video = read_frames(clip.video, sampling, start=clip.start, end=clip.end, **size)
     except UserError:
         return []
     spans = [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
-    return [
-        (_jpeg(frame), float(at), any(start <= at + 1e-3 and at < end for start, end in spans))
-        for frame, at in zip(video.frames, video.times, strict=True)
-    ]
+    frames = []
+    for frame, seconds in zip(video.frames, video.times, strict=True):
+        in_span = any(start <= seconds + 1e-3 and seconds < end for start, end in spans)
+        frames.append((_jpeg(frame), float(seconds), in_span))
+    return frames
 
 
 def _jpeg(frame: np.ndarray) -> str:

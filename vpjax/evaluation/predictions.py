@@ -1,47 +1,61 @@
-"""Answers on disk, one JSON line each, as they come: what was answered once is never asked again."""
+"""Predictions on disk, one JSON line each, as they come: no query is answered twice."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
+from typing import IO
 
 from vpjax.evaluation.ask import Prediction, Query
 from vpjax.types import UserError
 
 
-class Predictions:
-    """The answers in a file, and a place to add more. known: what it holds, by what was asked.
+class Predictions(contextlib.AbstractContextManager):
+    """The predictions of a file, and the place to add more.
 
-    A line that a killed process left unfinished is dropped. UserError for a file that is none of ours.
+    known: all of them, by query. path: None: they are kept in memory alone, as they are before ``open``. A
+    line that a killed process left unfinished is dropped. UserError for a line that is no prediction.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike | None = None):
         self.known: dict[Query, Prediction] = {}
-        whole = self.path.read_bytes() if self.path.exists() else b""
-        whole = whole[: whole.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
+        self._path = Path(path) if path else None
+        self._file: IO[bytes] | None = None
+        content = b""
+        if self._path and self._path.exists():
+            content = self._path.read_bytes()
+        content = content[: content.rfind(b"\n") + 1]
+        self._size = len(content)
+        for number, line in enumerate(content.splitlines(), 1):
             try:
                 row = json.loads(line)
-                said = Prediction(Query(row["id"], row["control"], row["ranked"]), row["text"], row["fault"])
+                query = Query(row["id"], row["control"], row["ranked"])
+                self.known[query] = Prediction(query, row["text"], row["fault"])
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{self.path}, line {number}: not an answer ({error}): remove the file"
-                ) from error
-            self.known[said.key] = said
-        self._file = open(self.path, "ab")
-        self._file.truncate(len(whole))
+                raise UserError(f"{path}, line {number}: not an answer ({error}): remove the file") from error
 
-    def append(self, said: Prediction) -> None:
-        clip, control, ranked = said.key
-        row = {"id": clip, "control": control, "ranked": ranked, "text": said.text, "fault": said.fault}
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()  # to the system: it survives this process
-        self.known[said.key] = said
+    def open(self) -> None:
+        """Write to the file from here on."""
+        assert self._path
+        self._file = self._path.open("ab")
+        self._file.truncate(self._size)
 
-    def __enter__(self) -> Predictions:
-        return self
+    def append(self, prediction: Prediction) -> None:
+        query = prediction.query
+        self.known[query] = prediction
+        if self._file:
+            row = {
+                "id": query.clip,
+                "control": query.control,
+                "ranked": query.ranked,
+                "text": prediction.text,
+                "fault": prediction.fault,
+            }
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()  # to the system: it survives this process
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()

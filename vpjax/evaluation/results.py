@@ -14,32 +14,35 @@ from vpjax.evaluation.bootstrap import Scored, difference, summary
 from vpjax.types import Clip, UserError
 
 GROUPS = 8  # a table has a column for each of so many groups at most
+WITH_INTERVALS = 4  # and with their intervals for each of so many
 
 
-def label(key: Query) -> str:
-    return f"{key.control}, ranked" if key.ranked else key.control
+def label(query: Query) -> str:
+    return f"{query.control}, ranked" if query.ranked else query.control
 
 
 def make_results(
     request: Mapping[str, Any],
     benchmark: Benchmark,
     clips: Sequence[Clip],
-    answers: Iterable[Prediction],
-    unasked: Mapping[str, int],
+    predictions: Iterable[Prediction],
+    left_out: Mapping[str, int],
     *,
     missing: str,
 ) -> dict[str, Any]:
-    """The scores of ``answers`` in all, by control and row by row, ready for JSON; nothing in it depends on
-    when or in how many goes the answers came.
+    """The scores of ``predictions``: overall, by control and row by row, ready for JSON. Nothing in it
+    depends on when the predictions came.
 
-    missing: whether rows whose video cannot be used are kept ``apart`` or count as ``wrong``. UserError where
-    that leaves no row.
+    request: what was asked of which model, kept as it is. left_out: how many clips were not asked about, by
+    reason. missing: whether rows whose video cannot be used are kept ``apart`` or count as ``wrong``.
+    UserError where that leaves no row.
     """
-    by_id = {clip.id: clip for clip in clips}
+    clip_of_id = {clip.id: clip for clip in clips}
     rows: dict[str, list[Scored]] = {}
-    keyless, unusable = Counter(), {}
-    for key, text, fault in answers:
-        clip, name = by_id[key.clip], label(key)
+    keyless: Counter[str] = Counter()
+    unusable: dict[str, set[str]] = {}
+    for query, text, fault in predictions:
+        clip, name = clip_of_id[query.clip], label(query)
         rows.setdefault(name, [])
         if fault == NO_KEY:
             keyless[name] += 1
@@ -48,23 +51,33 @@ def make_results(
             unusable.setdefault(fault, set()).add(clip.id)
         if not fault or missing == "wrong":
             readable, values = benchmark.score(clip, text)
-            rows[name].append(Scored(clip.id, clip.video, clip.extra["group"], name, readable, values))
+            second_group = ""
+            if benchmark.second_group:
+                second_group = clip.extra[benchmark.second_group]
+            rows[name].append(
+                Scored(clip.id, clip.video, clip.extra["group"], name, readable, values, second_group)
+            )
     if not any(rows.values()):
         reasons = "; ".join(sorted(unusable)[:3])
         raise UserError(f"no row was answered: {reasons or 'no clip has key frames to replace'}")
-    options = [len(answers_to(clip)) for clip in clips]
+    candidates = [len(answers_to(clip)) for clip in clips]
+    chance = None
+    if all(candidates):
+        chance = sum(1 / count for count in candidates) / len(candidates)
+    controls = {}
+    for name, scored in rows.items():
+        controls[name] = summary(scored) if scored else {"rows": 0}
+        controls[name]["without_key_frames"] = keyless[name]
     return {
         "request": dict(request),
         "missing": missing,
-        "chance": sum(1 / n for n in options) / len(options) if all(options) else None,
+        "chance": chance,
         "published": {"by": REPORTED, "per_cent": benchmark.published} if benchmark.published else None,
-        "unasked": dict(sorted(unasked.items())),
+        "unasked": dict(sorted(left_out.items())),
         "unusable": {reason: len(ids) for reason, ids in sorted(unusable.items())},
-        "controls": {
-            name: (summary(some) if some else {"rows": 0}) | {"without_key_frames": keyless[name]}
-            for name, some in rows.items()
-        },
-        "rows": [row._asdict() for some in rows.values() for row in some],
+        "second_group": benchmark.second_group,
+        "controls": controls,
+        "rows": [row._asdict() for scored in rows.values() for row in scored],
     }
 
 
@@ -95,35 +108,54 @@ def _by_control(results: Mapping[str, Any]) -> dict[str, list[Scored]]:
 
 def format_results(results: Mapping[str, Any]) -> str:
     """The results as tables for a terminal, in per cent."""
-    controls = {name: x for name, x in results["controls"].items() if x["rows"]}
-    first = next(iter(controls.values()))
-    leading, *others = first["metrics"]
-    groups = list(first["metrics"][leading]["groups"])
-    shown = groups if 1 < len(groups) <= GROUPS else []
+    controls = {name: scores for name, scores in results["controls"].items() if scores["rows"]}
+    metrics = next(iter(controls.values()))["metrics"]
+    leading, *others = metrics
+    groups = list(metrics[leading]["groups"])
     chance = f"; chance is {per_cent(results['chance'])}" if results["chance"] else ""
-    head = [*shown, "all rows [95 % interval]", "mean of groups", "readable", "rows"]
-    table = [["", *head]]
-    for name, x in controls.items():
-        metric = x["metrics"][leading]
-        cells = [per_cent(metric["groups"][g]["mean"]) if g in metric["groups"] else "-" for g in shown]
-        cells += [interval(metric["micro"]), per_cent(metric["macro"]["mean"]), per_cent(x["readable"])]
-        table.append([name, *cells, str(x["rows"])])
+
+    listed = groups if 1 < len(groups) <= GROUPS else []
+    cell = group_mean if len(listed) > WITH_INTERVALS else group_interval
+    table = [["", *listed, "all rows [95 % interval]", "mean of groups", "readable", "rows"]]
+    for name, scores in controls.items():
+        metric = scores["metrics"][leading]
+        cells = [cell(metric["groups"].get(group)) for group in listed]
+        cells += [interval(metric["micro"]), per_cent(metric["macro"]["mean"]), per_cent(scores["readable"])]
+        table.append([name, *cells, str(scores["rows"])])
     lines = [
         f"{results['request']['benchmark']}: {leading} in per cent; intervals are over videos{chance}",
-        *columns(table),
+        *format_table(table),
     ]
     if others:
-        rows = [[name, *(interval(x["metrics"][m]["micro"]) for m in others)] for name, x in controls.items()]
-        lines += ["", *columns([["", *others], *rows])]
+        table = [["", *others]]
+        for name, scores in controls.items():
+            table.append([name, *(interval(scores["metrics"][metric]["micro"]) for metric in others)])
+        lines += ["", *format_table(table)]
     if len(groups) > GROUPS:
-        rows = [[g, *(_group(x, leading, g) for x in controls.values())] for g in groups]
-        lines += ["", *columns([["", *controls], *rows])]
-    lines += ["", *remarks(results)] if remarks(results) else []
+        table = [["", *controls]]
+        for group in groups:
+            of_controls = [scores["metrics"][leading]["groups"].get(group) for scores in controls.values()]
+            table.append([group, *(group_mean(estimate) for estimate in of_controls)])
+        lines += ["", *format_table(table)]
+    second_groups = list(metrics[leading].get("second_groups", ()))
+    if second_groups:
+        table = [[f"by {results['second_group']} (rows)", *controls]]
+        for group in second_groups:
+            of_controls = [
+                scores["metrics"][leading]["second_groups"].get(group) for scores in controls.values()
+            ]
+            table.append([group, *(group_mean(estimate) for estimate in of_controls)])
+        lines += ["", *format_table(table)]
+    if remarks(results):
+        lines += ["", *remarks(results)]
     if "against" in results:
         lines += ["", f"minus {results['against']['model']} on the same rows, in points [95 % interval]"]
         for name, gain in results["against"]["controls"].items():
-            cells = ", ".join(f"{m} {interval(x, sign=True)}" for m, x in gain["metrics"].items())
-            lines.append(f"{name}: {cells} on {gain['rows']} rows; {gain['unmatched']} rows on one side only")
+            gains = [f"{metric} {interval(x, sign=True)}" for metric, x in gain["metrics"].items()]
+            lines.append(
+                f"{name}: {', '.join(gains)} on {gain['rows']} rows; "
+                f"{gain['unmatched']} rows on one side only"
+            )
     return "\n".join(lines)
 
 
@@ -133,8 +165,8 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     if results["published"]:
         numbers = ", ".join(f"{metric} {x}" for metric, x in results["published"]["per_cent"].items())
         lines.append(f"{results['published']['by']}: {numbers}")
-    how = {"apart": "not counted", "wrong": "counted as wrong"}[results["missing"]]
-    lines += [f"{rows} rows {how}: {reason}" for reason, rows in results["unusable"].items()]
+    counted = {"apart": "not counted", "wrong": "counted as wrong"}[results["missing"]]
+    lines += [f"{rows} rows {counted}: {reason}" for reason, rows in results["unusable"].items()]
     lines += [f"{rows} rows not asked: {reason}" for reason, rows in results["unasked"].items()]
     for name, x in results["controls"].items():
         if x["without_key_frames"]:
@@ -147,25 +179,29 @@ def per_cent(share: float) -> str:
 
 
 def interval(estimate: Mapping[str, float | None], *, sign: bool = False) -> str:
-    """``62.1 [58.0, 66.3]``; without the interval where one video gives none."""
-    cells = [
-        None if x is None else f"{100 * x:{'+' * sign}.1f}"
-        for x in map(estimate.get, ("mean", "low", "high"))
-    ]
-    return cells[0] if cells[1] is None else f"{cells[0]} [{cells[1]}, {cells[2]}]"
+    """``62.1 [58.0, 66.3]``; without the interval where one video gives none. sign: ``+`` where positive."""
+    form = "+.1f" if sign else ".1f"
+    mean, low, high = (estimate[name] for name in ("mean", "low", "high"))
+    text = format(100 * mean, form)
+    if low is not None and high is not None:
+        text += f" [{format(100 * low, form)}, {format(100 * high, form)}]"
+    return text
 
 
-def _group(control: Mapping[str, Any], metric: str, group: str) -> str:
-    groups = control["metrics"][metric]["groups"]
-    return f"{per_cent(groups[group]['mean'])} ({groups[group]['rows']})" if group in groups else "-"
+def group_mean(estimate: Mapping[str, Any] | None) -> str:
+    """``62.1 (40)``: the mean of a group and its rows; ``-`` where it has none."""
+    return f"{per_cent(estimate['mean'])} ({estimate['rows']})" if estimate else "-"
 
 
-def columns(table: Sequence[Sequence[str]]) -> list[str]:
+def group_interval(estimate: Mapping[str, Any] | None) -> str:
+    return f"{interval(estimate)} ({estimate['rows']})" if estimate else "-"
+
+
+def format_table(table: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table, its first column to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in table
-    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for first, *others in table:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return lines

@@ -1,36 +1,39 @@
-"""One evaluation: a model, a benchmark's rows, answers on disk, results."""
+"""One evaluation: a model, a benchmark's clips, predictions and results on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vpjax.data.cache import cache_folder
-from vpjax.evaluation.ask import NO_KEY, Prediction, Query, ask
+from vpjax.data.text import Text
+from vpjax.evaluation.ask import NO_KEY, Query, predict_clips
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
+from vpjax.evaluation.page import write_page
 from vpjax.evaluation.predictions import Predictions
 from vpjax.evaluation.results import compare, make_results
-from vpjax.events import clips as events
-from vpjax.files import write_whole
+from vpjax.files import exists, write_whole
 from vpjax.models.sharding import make_mesh
 from vpjax.models.vlm import VideoLM
 from vpjax.scoring.metrics import caption, meteor_lacks
 from vpjax.training import checkpoint, run_config
-from vpjax.training import setup as start
+from vpjax.training.setup import instructed, split_file
 from vpjax.types import Clip, Keyword, UserError
 
-# What is asked about needs more room than what is trained on: long prompts, of few lengths (each is compiled
-# once), and spans of any number of events. Unusable videos are counted here.
+# Benchmarks need more room than training: long prompts, of few lengths (each is compiled once), and spans of
+# any number of events. Videos that cannot be used are counted in the results instead of ending the command.
 ROOM = dict(
     length_multiple=64,
     max_prompt=32768,
@@ -40,27 +43,31 @@ ROOM = dict(
     max_fault_share=1.0,
     widen=0,
 )
-SPAN = "event"  # stands for a span without a keyword, for the controls key and random
-OWN = ("events", "clips")  # asked with the instructions that the run was trained with
-REQUEST, PREDICTIONS, RESULTS = "request.json", "predictions.jsonl", "results.json"
+UNNAMED = "event"  # stands for the keyword of a span that has none, for the controls key and random
+OWN = ("events", "clips")  # benchmarks in vpjax's format, put with the instructions that the run trained with
+REQUEST, PREDICTIONS, RESULTS, PAGE = "request.json", "predictions.jsonl", "results.json", "results.html"
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """What is to be measured. model: a work directory, or a Hugging Face folder. data, videos: see
-    ``read_benchmark``; no data: the held-out clips of a run on event clips. step: of a work directory's
-    checkpoint; None: the newest. controls: some of ``asking.CONTROLS``, in that order. rank: whether the
-    answers that a question leaves to choose are ranked as well. limit: rows, evenly spread. missing: see
-    ``make_results``. batch: rows at a time. new_tokens: of an answer; None: as the benchmark has it. fsdp:
-    devices that share one copy of the weights. shown: fields ``data`` of configs/base.py that are to differ
-    from how the model was trained. dtype: of the weights; None: as in training, or as stored.
+class Request:
+    """What is to be measured.
+
+    model: a work directory or a Hugging Face folder. benchmark: a key of ``BENCHMARKS``. out: the folder of
+    the results; None: ``default_out``. data, videos: see ``read_benchmark``; without data the held-out clips
+    of a run on event clips. step: of a work directory's checkpoint; None: the newest. controls: some of
+    ``CONTROLS``, in that order. rank: whether the likeliest of a question's candidate answers is predicted as
+    well. limit: clips at most, evenly spread over all. missing: see ``make_results``. against: results.json
+    of another model to compare with. batch: clips at a time. new_tokens: of an answer at most; None: as the
+    benchmark has it. mesh: devices per axis, as ``config.mesh``. video_options: fields ``data`` of
+    configs/base.py that replace those of the training. dtype: of the weights; None: as in training, or as
+    stored.
     """
 
     model: Path
     benchmark: str
     out: Path | None = None
-    data: Path | None = None
-    videos: Path | None = None
+    data: str | os.PathLike | None = None
+    videos: str | os.PathLike | None = None
     step: int | None = None
     controls: Sequence[str] = ("none",)
     rank: bool = False
@@ -69,113 +76,200 @@ class Evaluation:
     against: Path | None = None
     batch: int = 32
     new_tokens: int | None = None
-    fsdp: int = 1
-    shown: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(data=-1, fsdp=1, tensor=1))
+    video_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
 
 
-def run(
-    e: Evaluation, say: Callable[[str], None]
-) -> tuple[Path, dict[str, Any], list[Clip], list[Prediction]]:
-    """Ask what has not been asked, score, and write ``RESULTS``: the folder, the results, the clips and the
-    answers. UserError for a mistake in the request, the data or the model."""
-    trained_with = _trained_with(e.model)
-    data_config = ConfigDict(
-        run_config.HF_VIDEO_DEFAULTS | run_config.data_of(e.model).to_dict() | ROOM | e.shown
-    )
-    data = e.data or event_file(e, trained_with, data_config)
-    every, unasked = read_benchmark(e.benchmark, data, e.videos)
-    if e.benchmark in OWN:
-        instructions = trained_with.get("data", {}).get("instructions", {})
-        every = [start.instructed(clip, instructions) for clip in every]
-    clips = every
-    if e.limit and e.limit < len(every):
-        unasked[f"beyond a limit of {e.limit}"] = len(every) - e.limit
-        clips = [every[i] for i in np.linspace(0, len(every) - 1, e.limit).round().astype(int)]
+def evaluate(
+    request: Request, say: Callable[[str], None], *, writes: bool = True
+) -> tuple[Path, dict[str, Any]]:
+    """Predict what has not been predicted yet, score it and write ``REQUEST``, ``PREDICTIONS``, ``RESULTS``
+    and ``PAGE``. Returns their folder and the results.
+
+    say: prints a line. writes: whether this process writes; of several processes, all of which compute, one
+    does. UserError for a mistake in the request, the data or the model.
+    """
+    every_clip, left_out = requested_clips(request)
+    clips = every_clip
+    if request.limit and request.limit < len(every_clip):
+        left_out[f"beyond a limit of {request.limit}"] = len(every_clip) - request.limit
+        places = np.linspace(0, len(every_clip) - 1, request.limit).round().astype(int)
+        clips = [every_clip[place] for place in places]
     check_videos(clips, say)
 
-    step = _newest(e.model) if e.step is None else e.step
-    mesh = make_mesh(dict(data=-1, fsdp=e.fsdp, tensor=1))
-    dtype = e.dtype or trained_with.get("dtype") if step is not None else e.dtype
-    model, text = checkpoint.load(e.model, step=step, mesh=mesh, dtype=dtype)
-    benchmark = BENCHMARKS[e.benchmark]
-    request = {
-        "benchmark": e.benchmark,
-        "rows": _digest(repr([(c.id, c.question, c.answer, c.video) for c in every])),
-        "model": str(e.model),
+    run = _run_of(request.model)
+    data_config = _data_config(request)
+    step = _newest(request.model) if request.step is None else request.step
+    mesh = make_mesh(request.mesh)
+    dtype = request.dtype
+    if dtype is None and step is not None:
+        dtype = run.get("dtype")
+    model, text = checkpoint.load(request.model, step=step, mesh=mesh, dtype=dtype)
+    benchmark = BENCHMARKS[request.benchmark]
+    new_tokens = request.new_tokens or benchmark.new_tokens
+    description = {
+        "benchmark": request.benchmark,
+        "rows": _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in every_clip])),
+        "model": str(request.model),
         "step": step,
         "weights": fingerprint(model),
         "dtype": str(model.decoder.embed.dtype),
         "shown": {
             field: data_config[field] for field in ("frames", "fps", "max_frames", "min_pixels", "max_pixels")
         },
-        "new_tokens": e.new_tokens or benchmark.new_tokens,
+        "new_tokens": new_tokens,
     }
-    out = e.out or default_out(e, step)
-    claim(out, request)
+    out = request.out or default_out(request, step)
+    check_request(out, description)
     if benchmark.score is caption and meteor_lacks():
         say(f"without METEOR: {meteor_lacks()}")
 
-    given = {clip.id: answers_to(clip) for clip in clips if e.rank and answers_to(clip)}
-    with Predictions(out / PREDICTIONS) as predictions:
-        for said in ask(
+    predictions = Predictions(out / PREDICTIONS)
+    multihost_utils.sync_global_devices("predictions are read")  # by every process, before one of them writes
+    if writes:
+        write_json(out / REQUEST, description)
+        predictions.open()
+    with predictions:
+        results = evaluate_model(
             model,
             text,
-            [without_answer(clip) for clip in clips],
+            clips,
+            request.benchmark,
             data_config,
-            controls=e.controls,
-            batch_size=e.batch,
-            max_new=request["new_tokens"],
+            controls=request.controls,
+            rank=request.rank,
+            batch_size=request.batch,
+            new_tokens=new_tokens,
             mesh=mesh,
-            given=given,
-            # What could not be asked about may have been mended since.
-            done={key for key, said in predictions.known.items() if said.fault in ("", NO_KEY)},
-        ):
-            if said != predictions.known.get(said.key):
-                predictions.append(said)
-    answers = [
-        predictions.known[Query(clip.id, control, ranked)]
-        for control in e.controls
+            predictions=predictions,
+            left_out=left_out,
+            missing=request.missing,
+            description=description,
+        )
+    if request.against:
+        results = compare(results, request.against)
+    if writes:
+        write_json(out / RESULTS, results)
+        write_page(out / PAGE, results, clips, predictions.known.values())
+    return out, results
+
+
+def evaluate_model(
+    model: VideoLM,
+    text: Text,
+    clips: Sequence[Clip],
+    benchmark: str,
+    data_config: ConfigDict,
+    *,
+    controls: Sequence[str] = ("none",),
+    rank: bool = False,
+    batch_size: int = 32,
+    new_tokens: int | None = None,
+    mesh: Mesh | None = None,
+    predictions: Predictions | None = None,
+    left_out: Mapping[str, int] | None = None,
+    missing: str = "apart",
+    description: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The results of a model in memory on a benchmark's clips, as ``make_results`` returns them.
+
+    clips: of ``read_benchmark``. data_config: the run's ``data``. mesh: that the model is on. predictions:
+    those known before, to which this adds. left_out, missing, description: see ``make_results``. Other
+    arguments: see ``Request``.
+    """
+    if predictions is None:
+        predictions = Predictions()
+    candidates = {}
+    if rank:
+        candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
+    new_predictions = predict_clips(
+        model,
+        text,
+        [without_answer(clip) for clip in clips],
+        data_config,
+        controls=controls,
+        batch_size=batch_size,
+        max_new=new_tokens or BENCHMARKS[benchmark].new_tokens,
+        mesh=mesh,
+        candidates=candidates,
+        # A video that could not be used may have been mended since.
+        done={query for query, known in predictions.known.items() if known.fault in ("", NO_KEY)},
+    )
+    for prediction in new_predictions:
+        if prediction != predictions.known.get(prediction.query):
+            predictions.append(prediction)
+    queries = [
+        Query(clip.id, control, ranked)
+        for control in controls
         for ranked in (False, True)
         for clip in clips
-        if not ranked or clip.id in given
+        if not ranked or clip.id in candidates
     ]
-    results = make_results(request, benchmark, clips, answers, unasked, missing=e.missing)
-    results = compare(results, e.against) if e.against else results
-    write_json(out / RESULTS, results)
-    return out, results, clips, answers
+    return make_results(
+        description or {"benchmark": benchmark},
+        BENCHMARKS[benchmark],
+        clips,
+        [predictions.known[query] for query in queries],
+        left_out or {},
+        missing=missing,
+    )
 
 
-def _trained_with(folder: Path) -> dict[str, Any]:
+def requested_clips(request: Request) -> tuple[list[Clip], Counter[str]]:
+    """The clips that a request is about, before its limit, and how many others are left out for which reason.
+    The model need not exist yet. UserError where there are none, or no such file."""
+    run = _run_of(request.model)
+    data = request.data
+    if data is None:
+        if request.benchmark != "events":
+            raise UserError(f"--data is missing: the annotations of {request.benchmark}, a file or a folder")
+        if "events" not in run:
+            raise UserError(
+                f"--data is missing: {request.model} is no run on event clips, so name a file of them"
+            )
+        data = split_file(ConfigDict(run), "heldout", "events")
+    clips, left_out = read_benchmark(request.benchmark, data, request.videos)
+    if request.benchmark in OWN:
+        instructions = run.get("data", {}).get("instructions", {})
+        clips = [instructed(clip, instructions) for clip in clips]
+    return clips, left_out
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
     """The config of the run whose work directory ``folder`` is; {} for a Hugging Face folder."""
     path = folder / run_config.FILE
-    return json.loads(path.read_text()) if (folder / checkpoint.MODEL).is_dir() and path.is_file() else {}
+    if (folder / checkpoint.MODEL).is_dir() and path.is_file():
+        return json.loads(path.read_text())
+    return {}
 
 
-def event_file(e: Evaluation, trained_with: dict[str, Any], data_config: ConfigDict) -> Path:
-    """The held-out event clips of the run, made if need be."""
-    if e.benchmark != "events":
-        raise UserError(f"--data is missing: the annotations of {e.benchmark}, a file or a folder")
-    if "events" not in trained_with:
-        raise UserError(f"--data is missing: {e.model} is no run on event clips, so name a file of them")
-    config = ConfigDict(trained_with)
-    return events.make(
-        start.event_spec(config), cache_folder(data_config), {"heldout": config.events.heldout}
-    )["heldout"]
+def _data_config(request: Request) -> ConfigDict:
+    """The fields ``data`` of configs/base.py with which clips are read."""
+    trained = run_config.data_of(request.model).to_dict()
+    fields = run_config.HF_VIDEO_DEFAULTS | trained | ROOM | request.video_options
+    if request.benchmark in OWN and "length_multiple" in trained:
+        fields["length_multiple"] = trained["length_multiple"]  # such clips are as short as those trained on
+    return ConfigDict(fields)
 
 
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
-    """Tell, before any work, which videos are not there. UserError where none is."""
-    rows = Counter(clip.video for clip in clips if clip.video)
-    gone = [video for video in rows if not Path(video).exists()]
-    if rows and len(gone) == len(rows):
+    """Tell, before any work, which videos are missing. UserError where all are."""
+    clips_of = Counter(clip.video for clip in clips if clip.video)
+    missing = [video for video in clips_of if not exists(video)]
+    if not missing:
+        return
+    if len(missing) == len(clips_of):
         raise UserError(
-            f"none of {len(rows)} videos is there, such as {gone[0]}: give their root as --videos"
+            f"none of {len(clips_of)} videos is there, such as {missing[0]}: give their root as --videos"
         )
-    if gone:
-        count = sum(rows[video] for video in gone)
-        some = ", ".join(gone[:5]) + ", ..." * (len(gone) > 5)
-        say(f"{len(gone)} of {len(rows)} videos are missing, with {count} of {len(clips)} rows: {some}")
+    count = sum(clips_of[video] for video in missing)
+    examples = ", ".join(missing[:5])
+    if len(missing) > 5:
+        examples += ", ..."
+    say(
+        f"{len(missing)} of {len(clips_of)} videos are missing, with {count} of {len(clips)} rows: {examples}"
+    )
 
 
 def without_answer(clip: Clip) -> Clip:
@@ -183,7 +277,7 @@ def without_answer(clip: Clip) -> Clip:
     its own."""
     keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()
     if not keywords and clip.spans:
-        keywords = (Keyword(SPAN, SPAN, clip.spans),)
+        keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
     return dataclasses.replace(clip, answer="", keywords=keywords)
 
 
@@ -214,23 +308,21 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def default_out(e: Evaluation, step: int | None) -> Path:
+def default_out(request: Request, step: int | None) -> Path:
     if step is not None:
-        return e.model / "evaluate" / f"{e.benchmark}-{step}"
-    return Path("runs", "evaluate", f"{e.model.resolve().name}-{e.benchmark}")
+        return request.model / "evaluate" / f"{request.benchmark}-{step}"
+    return Path("runs", "evaluate", f"{request.model.resolve().name}-{request.benchmark}")
 
 
-def claim(out: Path, request: dict[str, Any]) -> None:
-    """Make ``out`` the home of ``request``. UserError where it is that of another, naming what differs."""
+def check_request(out: Path, description: Mapping[str, Any]) -> None:
+    """UserError where ``out`` has the predictions of another request, naming the fields that differ."""
     path = out / REQUEST
-    if path.exists():
-        there = json.loads(path.read_text())
-        differ = [name for name in request if request[name] != there.get(name)]
-        if differ:
-            raise UserError(f"{out} has answers to another request ({', '.join(differ)}): give another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, request)
+    if not path.exists():
+        return
+    known = json.loads(path.read_text())
+    different = [name for name in description if description[name] != known.get(name)]
+    if different:
+        raise UserError(f"{out} has answers to another request ({', '.join(different)}): give another --out")
 
 
 def write_json(path: Path, value: Any) -> None:
