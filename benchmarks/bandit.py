@@ -1,12 +1,13 @@
-"""Which relative rewards change GRPO's advantages at all? A bandit that shows it before any model is trained.
+"""Which relative rewards change GRPO's advantages at all? A bandit answers this before any model is trained.
 
     python -m benchmarks.bandit [--picture FILE.png] [--out FILE.md]                       seconds
 
-A prompt is two numbers: a rollout names the event with probability p on V and q on V~. A completion has 8
-tokens; one of them is the event's word, with the log-probabilities that p and q give and some scatter, for
-phrasings differ in how well they can be guessed. The reward is 0/1 (the event was named) or graded (a
-caption's score: half of it the event, half the other words). Rewards, recall of the keyword and gaps go
-through vpjax/training/relative.py with the defaults of configs/base.py, as they do in training.
+A prompt is two numbers: a completion names the event with probability p on V and with q on V~. A completion
+has 8 tokens. One of them is the event's word; its log-probability gap follows from p and q, plus some noise,
+because phrasings differ in how well they can be guessed. The reward is 0/1 (the event was named) or graded
+(a caption's score: one half for the event, one half for the other words). Rewards, recall of the keyword and
+gaps go through vpjax/training/relative.py with the defaults of configs/base.py, as they do in training. The
+figure is explained in docs/method.md, section 3.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.timing import keep
+from benchmarks.timing import publish
 from vpjax.recipes import base
-from vpjax.training.relative import KINDS, Evidence, advantages, relative
+from vpjax.training.relative import RELATIVE_KINDS, Evidence, advantages, relative_term
 
-GROUP, DEGRADED, TOKENS, EVENT = 8, 4, 8, 3  # G, rollouts on V~, C, and the place of the event's word
-SCATTER = 0.5  # nats, of the gap between phrasings
+GROUP = 8  # G, completions on V
+DEGRADED = 4  # completions on V~
+TOKENS = 8  # C, tokens of a completion
+EVENT = 3  # index of the event's word among them
+NOISE = 0.5  # nats, standard deviation of the gap between phrasings
 REWARDS = ("0/1", "graded")
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-INK, QUIET, BLUE, ORANGE = "#22313f", "#8a949c", "#0072b2", "#e69f00"
-# Kinds with the colour and style of their curve and the height of its label.
+INK, GREY, BLUE, ORANGE = "#22313f", "#8a949c", "#0072b2", "#e69f00"
+# For each kind: colour and line style of its curve, and the height of its label.
 CURVES = {
     "gate": ("#d55e00", "-", 0.68),
     "token": ("#009e73", "-", 1.21),
@@ -41,23 +46,25 @@ CURVES = {
 
 
 def rollouts(key: jax.Array, p_B: jax.Array, q_B: jax.Array, reward: str) -> tuple[Evidence, jax.Array]:
-    """Evidence of prompts with success ``p`` on V and ``q`` on V~; which rollouts on V named the event."""
+    """Evidence for prompts with success ``p`` on V and ``q`` on V~, and which completions on V name the
+    event, bool[B, G]."""
     keys = jax.random.split(key, 5)
-    shape, degraded = (len(p_B), GROUP), (len(p_B), DEGRADED)
+    shape, degraded_shape = (len(p_B), GROUP), (len(p_B), DEGRADED)
     right = jax.random.bernoulli(keys[0], p_B[:, None], shape)
-    right_degraded = jax.random.bernoulli(keys[1], q_B[:, None], degraded)
+    right_degraded = jax.random.bernoulli(keys[1], q_B[:, None], degraded_shape)
 
-    def score(key, named):
-        other_words = jax.random.uniform(key, named.shape)
-        return named.astype(jnp.float32) if reward == "0/1" else (named + other_words) / 2
+    def score(key: jax.Array, named: jax.Array) -> jax.Array:
+        if reward == "0/1":
+            return named.astype(jnp.float32)
+        return (named + jax.random.uniform(key, named.shape)) / 2
 
     p, q = p_B[:, None], q_B[:, None]
     gap = jnp.where(right, jnp.log(p / q), jnp.log((1 - p) / (1 - q)))
-    gap += SCATTER * jax.random.normal(keys[2], shape)
+    gap += NOISE * jax.random.normal(keys[2], shape)
     event = jnp.arange(TOKENS) == EVENT
     evidence = Evidence(
         rewards=score(keys[3], right),
-        has=jnp.ones(len(p_B), bool),
+        has_degraded=jnp.ones(len(p_B), bool),
         degraded=score(keys[4], right_degraded),
         recall=right.astype(jnp.float32),
         degraded_recall=right_degraded.astype(jnp.float32),
@@ -68,101 +75,115 @@ def rollouts(key: jax.Array, p_B: jax.Array, q_B: jax.Array, reward: str) -> tup
     return evidence, right
 
 
-def shaped(evidence: Evidence, kind: str) -> jax.Array:
+def token_advantages(evidence: Evidence, kind: str) -> jax.Array:
     """Advantages f32[B, G, C] under group scaling."""
     options = base.get_config().grpo.relative
     options.kind = kind
-    a = advantages(evidence.rewards, relative(evidence, options), scale="group", eps=0.0)
-    return jnp.broadcast_to(a, evidence.mask.shape)
+    term = relative_term(evidence, options)
+    per_token = advantages(evidence.rewards, term, scale="group", eps=0.0)
+    return jnp.broadcast_to(per_token, (*evidence.rewards.shape, TOKENS))
 
 
 def changes(kind: str, reward: str, *, prompts: int = 4096, seed: int = 0) -> tuple[float, float]:
-    """How far the kind takes advantages from plain GRPO's, over p and q that are uniform in (0, 1): the norm
-    of the difference as a share of the plain ones' norm, and their correlation."""
+    """How much the kind changes advantages, over p and q that are uniform in (0, 1): the norm of the
+    difference to plain GRPO's advantages as a share of their norm, and the correlation of the two."""
     keys = jax.random.split(jax.random.key(seed), 3)
     p, q = (jax.random.uniform(key, (prompts,), minval=0.02, maxval=0.98) for key in keys[:2])
     evidence, _ = rollouts(keys[2], p, q, reward)
-    new, plain = shaped(evidence, kind), shaped(evidence, "none")
+    new, plain = token_advantages(evidence, kind), token_advantages(evidence, "none")
     share = jnp.linalg.norm((new - plain).ravel()) / jnp.linalg.norm(plain.ravel())
     return float(share), float(jnp.corrcoef(new.ravel(), plain.ravel())[0, 1])
 
 
 def push(kind: str, p: float, q_X: np.ndarray, reward: str, *, prompts: int = 8192) -> np.ndarray:
-    """The policy gradient on the log-odds of naming the event, over plain GRPO's, at each q: f32[X]."""
+    """The policy gradient on the log-odds of naming the event, divided by plain GRPO's, at each q: f32[X]."""
 
-    def mean(key, q):
+    def gradients(key_and_q: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        key, q = key_and_q
         evidence, right = rollouts(key, jnp.full(prompts, p), jnp.full(prompts, q), reward)
-        slope = right - p  # of the log-probability of what was said
-        return [(shaped(evidence, k)[..., EVENT] * slope).mean() for k in (kind, "none")]
+        slope = right - p  # of a completion's log-probability, by the log-odds
+        new = (token_advantages(evidence, kind)[..., EVENT] * slope).mean()
+        plain = (token_advantages(evidence, "none")[..., EVENT] * slope).mean()
+        return new, plain
 
-    new, plain = jax.lax.map(lambda x: mean(*x), (jax.random.split(jax.random.key(1), len(q_X)), q_X))
+    keys = jax.random.split(jax.random.key(1), len(q_X))
+    new, plain = jax.lax.map(gradients, (keys, q_X))
     return np.asarray(new / plain)
 
 
 def draw(path: Path) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
-    names = [*CURVES]
-    for reward, colour, shift in zip(REWARDS, (BLUE, ORANGE), (0.16, -0.16), strict=True):
-        for y, kind in enumerate(reversed(names)):
-            share, correlation = changes(kind, reward)
-            left.plot([0, share], [y + shift] * 2, color=colour, linewidth=2.2, solid_capstyle="butt")
-            none = share < 1e-4
-            left.plot(
-                share,
-                y + shift,
-                "o",
-                color=colour,
-                markersize=6.5,
-                markerfacecolor="white" if none else colour,
-            )
-            text = "cancels" if none else f"r = {correlation:.2f}"
-            left.text(share + 0.022, y + shift, text, fontsize=7.5, va="center", color=QUIET if none else INK)
-        left.plot([], [], "o-", color=colour, label=f"{reward} reward")
-    left.set(
-        yticks=range(len(names)), xlim=(-0.015, 0.78),
-        xlabel="change of the advantages, as a share of plain GRPO's (r: correlation)",
-    )  # fmt: skip
-    left.set_yticklabels(reversed(names))
-    left.legend(frameon=False, loc="lower right", fontsize=8.5)
-    left.set_title("What normalisation leaves of each kind", fontsize=10.5, loc="left", color=INK)
-
-    p, q = 0.5, np.linspace(0.02, 0.98, 49, dtype=np.float32)
-    right.axhline(1, color=QUIET, linewidth=1)
-    right.text(-0.48, 0.99, "plain GRPO", fontsize=8, color=QUIET, va="top")
-    for kind, (colour, style, height) in CURVES.items():
-        right.plot(p - q, push(kind, p, q, "graded"), style, color=colour, linewidth=2)
-        right.text(0.5, height, kind, fontsize=9, color=colour, va="center")
-    right.set(
-        xlabel=f"what the hidden frames are worth: p − q, at p = {p}", xlim=(-0.49, 0.49),
-        ylabel="push towards naming the event,\nover plain GRPO's",
-    )  # fmt: skip
-    right.set_title("Where each kind pushes (graded reward)", fontsize=10.5, loc="left", color=INK)
+    draw_changes(left)
+    draw_pushes(right)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK, labelsize=9)
     figure.savefig(path, dpi=120, facecolor="white")
 
 
+def draw_changes(axes: Axes) -> None:
+    """A line for each kind and reward, as long as the change of the advantages."""
+    names = list(reversed(CURVES))
+    for reward, colour, shift in (("0/1", BLUE, 0.16), ("graded", ORANGE, -0.16)):
+        for row, kind in enumerate(names):
+            share, correlation = changes(kind, reward)
+            height = row + shift
+            if share < 1e-4:
+                label, label_colour, fill = "cancels", GREY, "white"
+            else:
+                label, label_colour, fill = f"r = {correlation:.2f}", INK, colour
+            axes.plot([0, share], [height, height], color=colour, linewidth=2.2, solid_capstyle="butt")
+            axes.plot(share, height, "o", color=colour, markersize=6.5, markerfacecolor=fill)
+            axes.text(share + 0.022, height, label, fontsize=7.5, va="center", color=label_colour)
+        axes.plot([], [], "o-", color=colour, label=f"{reward} reward")
+    axes.set(
+        yticks=range(len(names)),
+        xlim=(-0.015, 0.78),
+        xlabel="change of the advantages, as a share of plain GRPO's (r: correlation)",
+    )
+    axes.set_yticklabels(names)
+    axes.legend(frameon=False, loc="lower right", fontsize=8.5)
+    axes.set_title("What normalisation leaves of each kind", fontsize=10.5, loc="left", color=INK)
+
+
+def draw_pushes(axes: Axes) -> None:
+    """A curve for each kind: ``push`` by the worth of the hidden frames."""
+    p, q = 0.5, np.linspace(0.02, 0.98, 49, dtype=np.float32)
+    axes.axhline(1, color=GREY, linewidth=1)
+    axes.text(-0.48, 0.99, "plain GRPO", fontsize=8, color=GREY, va="top")
+    for kind, (colour, style, height) in CURVES.items():
+        axes.plot(p - q, push(kind, p, q, "graded"), style, color=colour, linewidth=2)
+        axes.text(0.5, height, kind, fontsize=9, color=colour, va="center")
+    axes.set(
+        xlabel=f"what the hidden frames are worth: p − q, at p = {p}",
+        xlim=(-0.49, 0.49),
+        ylabel="push towards naming the event,\nover plain GRPO's",
+    )
+    axes.set_title("Where each kind pushes (graded reward)", fontsize=10.5, loc="left", color=INK)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--picture", type=Path, help="draw it to this file")
+    parser.add_argument("--picture", type=Path, help="draw the figure to this file")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
     lines = [
         "# Relative rewards on a bandit",
         "",
-        f"4096 prompts with p and q uniform in (0, 1), {GROUP} rollouts on V and {DEGRADED} on V~, group "
+        f"4096 prompts with p and q uniform in (0, 1), {GROUP} completions on V and {DEGRADED} on V~, group "
         "scaling. Change: norm of the difference to plain GRPO's advantages, over theirs; r: correlation.",
         "",
         "| kind | " + " | ".join(f"{reward}: change | r" for reward in REWARDS) + " |",
         "|---" * (1 + 2 * len(REWARDS)) + "|",
     ]
-    for kind in KINDS:
-        cells = [f"{x:.3f}" for reward in REWARDS for x in changes(kind, reward)]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    print("\n".join(lines))
-    keep(lines, args.out)
+    for kind in RELATIVE_KINDS:
+        cells = [kind]
+        for reward in REWARDS:
+            share, correlation = changes(kind, reward)
+            cells += [f"{share:.3f}", f"{correlation:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    publish(lines, args.out)
     if args.picture:
         draw(args.picture)
 

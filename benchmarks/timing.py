@@ -1,4 +1,4 @@
-"""Timing for the benchmarks: ratios of things that run in turns in one process, after warm-up."""
+"""Timing for the benchmarks: ratios of calls that take turns in one process, after a warm-up."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
-def medians(runs: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, float]:
-    """Median seconds of each call. The calls take turns, so that a noisy neighbour hits all of them alike;
-    each must return only when its work is done."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def medians(runs: Mapping[Name, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[Name, float]:
+    """Median seconds of each call. The calls take turns, so that load from other programs affects all of them
+    alike; each must return only when its work is done."""
+    seconds: dict[Name, list[float]] = {name: [] for name in runs}
     for turn in range(warmup + rounds):
         for name, run in runs.items():
             start = time.perf_counter()
@@ -25,13 +28,21 @@ def medians(runs: Mapping[str, Callable[[], object]], *, rounds: int, warmup: in
 
 
 def environment(*packages: str) -> str:
-    """The machine and the versions that a result was measured with, in one line."""
+    """The machine and the versions of a measurement, in one line."""
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"
 
 
+def publish(lines: Sequence[str], out: Path | None) -> None:
+    """Print a result and, if there is a path ``out``, write it there."""
+    print("\n".join(lines))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("\n".join(lines) + "\n")
+
+
+# Until every benchmark calls `publish`.
 def keep(lines: Sequence[str], out: Path | None) -> None:
-    """Write a result to the file that ``--out`` names, if it names one."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n".join(lines) + "\n")
