@@ -242,7 +242,7 @@ def build(*arguments, code=0):
 
 def test_a_build_from_end_to_end_which_goes_on(tmp_path):
     spec = EventSpec(frames=16, noise=1.0, flicker=0.0)
-    file = make_event_clips(spec, tmp_path, {"train": 6}, progress=False)["train"]
+    file = make_event_clips(spec, tmp_path, {"train": 6})["train"]
     truth = read_clips(file)
     rows = [
         {

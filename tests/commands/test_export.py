@@ -55,7 +55,7 @@ def exported(workdir):
 
 @pytest.fixture(scope="module")
 def clip(kind, workdir):
-    file = events.make_event_clips(SPECS[kind], workdir.parent, {"heldout": 1}, progress=False)["heldout"]
+    file = events.make_event_clips(SPECS[kind], workdir.parent, {"heldout": 1})["heldout"]
     return str(file.parent / json.loads(file.read_text())["video"])
 
 

@@ -47,14 +47,14 @@ class Setting:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("heldout")
-    train_tokenizer(events.sentences(SPEC), folder / "tokenizer", 400)
+    train_tokenizer(events.tokenizer_sentences(SPEC), folder / "tokenizer", 400)
     text = Text.load(folder / "tokenizer")
     raw = tiny.MODELS["tied"] | dict(image_token_id=text.image_pad, video_token_id=text.video_pad)
     raw["text_config"] = raw["text_config"] | dict(vocab_size=400)
     raw["vision_config"] = raw["vision_config"] | dict(tokens_per_second=4)
     data_config = base.get_config().data
     data_config.cache, data_config.frames, data_config.max_pixels = str(folder), SPEC.frames, SPEC.size**2
-    clips = read_clips(events.make(SPEC, folder, {"heldout": CLIPS}, progress=False)["heldout"])
+    clips = read_clips(events.make_event_clips(SPEC, folder, {"heldout": CLIPS})["heldout"])
     return Setting(load_pretrained(tiny.write_checkpoint(folder, raw)), text, clips, data_config)
 
 

@@ -12,8 +12,9 @@ from vpjax.data.clips import read_clips
 from vpjax.data.video import Sampling, read_frames
 from vpjax.events import clips as events
 from vpjax.events import text as event_text
-from vpjax.events.clips import EventSpec, describe, event_of, make_event_clips, tokenizer_sentences
+from vpjax.events.clips import EventSpec, describe, make_event_clips, tokenizer_sentences
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, draw, encode
+from vpjax.events.text import event_of
 from vpjax.types import UserError
 
 SPEC = EventSpec()
@@ -164,7 +165,7 @@ def test_pairs_differ_only_in_the_event():
         assert one.extra | dict(event="") == other.extra | dict(event="")
         assert dataclasses.replace(scene, events=()) == dataclasses.replace(other_scene, events=())
         changed = (drawn(scene) != drawn(other_scene)).any((1, 2, 3))
-        during = {frame for event in scene.events for frame in range(SPEC.frames)[event.frames]}
+        during = {frame for event in scene.events for frame in range(event.start, event.end)}
         assert set(np.flatnonzero(changed)) == during
     assert met == {"caption", "choice", "order"}
 
@@ -201,7 +202,7 @@ def test_tasks_are_asked_and_answered():
 
 
 def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
-    whole = make_event_clips(SPEC, tmp_path / "a", {"train": 9, "heldout": 2}, progress=False)
+    whole = make_event_clips(SPEC, tmp_path / "a", {"train": 9, "heldout": 2})
     assert {split: len(read_clips(file)) for split, file in whole.items()} == {"train": 9, "heldout": 2}
     videos = sorted((tmp_path / "a").rglob("*.mp4"))
     assert len(videos) == 11
@@ -217,23 +218,23 @@ def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(events, "encode", until_the_fifth)
     with pytest.raises(KeyboardInterrupt):
-        make_event_clips(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+        make_event_clips(SPEC, tmp_path / "b", {"train": 9})
     left = [path for path in (tmp_path / "b").rglob("*") if path.is_file()]
     assert len(left) == 4 and all(path.suffix == ".mp4" for path in left)
 
     # The same command again makes what is missing, and the same bytes as the run that was not killed.
     encoded.clear()
     monkeypatch.setattr(events, "encode", lambda *a, **how: encoded.append(1) or encode(*a, **how))
-    again = make_event_clips(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+    again = make_event_clips(SPEC, tmp_path / "b", {"train": 9})
     assert len(encoded) == 5
     files = {file.relative_to(tmp_path / "b"): file for file in (tmp_path / "b").rglob("*") if file.is_file()}
     assert again["train"] in files.values() and len(files) == 10
     assert all((tmp_path / "a" / name).read_bytes() == file.read_bytes() for name, file in files.items())
 
     # And once more nothing at all; more clips add to those there are.
-    make_event_clips(SPEC, tmp_path / "b", {"train": 9}, progress=False)
+    make_event_clips(SPEC, tmp_path / "b", {"train": 9})
     assert len(encoded) == 5
-    more = make_event_clips(SPEC, tmp_path / "b", {"train": 12}, progress=False)
+    more = make_event_clips(SPEC, tmp_path / "b", {"train": 12})
     assert len(encoded) == 8
     assert more["train"].read_bytes().startswith(again["train"].read_bytes())
 
@@ -281,4 +282,4 @@ def test_other_sizes_can_be_drawn():
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file.*cannot be written"):
-        make_event_clips(SPEC, tmp_path / "file", {"train": 1}, progress=False)
+        make_event_clips(SPEC, tmp_path / "file", {"train": 1})

@@ -1,4 +1,4 @@
-"""A scene of one moving shape -> pixels -> an H.264 file."""
+"""Draws a scene of one moving shape as pixels, and encodes them as an H.264 file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 EVENTS = ("flash", "jump", "flip", "shrink", "grow", "vanish", "split", "spin")
 SHAPES = ("square", "triangle", "cross")
-# Each colour's opposite, into which an event flips it, stands three places further on.
+# The colour three places further on is the opposite, to which the event ``flip`` changes.
 COLOURS = {
     "red": (225, 45, 45),
     "green": (40, 190, 60),
@@ -33,24 +33,24 @@ SPIN = {"square": np.pi / 4, "triangle": np.pi / 3, "cross": np.pi / 4}
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What happens to the shape, from frame ``start`` on, for ``length`` frames."""
+    """An event of the shape: from frame ``start`` on, for ``length`` frames."""
 
     kind: str
     start: int
     length: int
 
     @property
-    def frames(self) -> slice:
-        return slice(self.start, self.start + self.length)
+    def end(self) -> int:
+        return self.start + self.length
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A clip but for its size in pixels and its rate: all lengths are shares of the frame's size.
+    """All that a clip shows, independent of its size in pixels and its frame rate.
 
-    centre: (x, y) of the shape halfway through the clip. travel: the way it goes over the clip. background:
-    grey level 0-255. flickers: frames in which the whole picture's brightness is multiplied by ``flicker``.
-    noise: seed of the pixel noise.
+    All lengths are shares of the frame's size. centre: (x, y) of the shape halfway through the clip. travel:
+    the distance that the shape moves over the clip. background: grey level 0-255. flickers: frames in which
+    the whole picture's brightness is multiplied by ``flicker``. noise: seed of the pixel noise.
     """
 
     shape: str
@@ -67,55 +67,54 @@ class Scene:
 
 
 def draw(scene: Scene, *, size: int, frames: int, noise: float) -> np.ndarray:
-    """The clip's frames u8[F,h,w,3]. noise: standard deviation in grey levels."""
+    """The clip's frames u8[F,h,w,3], each ``size`` pixels square. noise: standard deviation in grey
+    levels."""
     step = np.array(DIRECTIONS[scene.direction])
-    centre = np.array(scene.centre) + np.outer(np.linspace(-0.5, 0.5, frames) * scene.travel, step)
-    radius = np.full(frames, scene.radius)
-    angle, gap, glow = np.zeros((3, frames), np.float32)
-    shown = np.ones(frames, np.float32)
-    colour = np.tile(np.array(COLOURS[scene.colour], np.float32), (frames, 1))
+    centre_F2 = np.array(scene.centre) + np.outer(np.linspace(-0.5, 0.5, frames) * scene.travel, step)
+    radius = np.full((frames, 1, 1), scene.radius)  # this and all below: one value for each frame
+    angle, gap, glow = np.zeros((3, frames, 1, 1), np.float32)
+    visible = np.ones((frames, 1, 1), np.float32)
+    colour = np.tile(np.array(COLOURS[scene.colour], np.float32), (frames, 1, 1, 1))
     for event in scene.events:
-        at = event.frames
+        during = slice(event.start, event.end)
         match event.kind:
             case "flash":
-                colour[at], glow[at] = WHITE, GLOW
+                colour[during], glow[during] = WHITE, GLOW
             case "jump":
-                aside = np.where(centre[at] > 0.5, -1, 1) * (step == 0)
-                centre[at] += JUMP * aside
+                centre_F2[during] += JUMP * np.where(centre_F2[during] > 0.5, -1, 1) * (step == 0)
             case "flip":
                 names = list(COLOURS)
-                colour[at] = COLOURS[names[(names.index(scene.colour) + 3) % len(names)]]
+                colour[during] = COLOURS[names[(names.index(scene.colour) + 3) % len(names)]]
             case "shrink":
-                radius[at] *= SHRINK
+                radius[during] *= SHRINK
             case "grow":
-                radius[at] *= GROW
+                radius[during] *= GROW
             case "vanish":
-                shown[at] = 0
+                visible[during] = 0
             case "split":
-                gap[at] = GAP * scene.radius
+                gap[during] = GAP * scene.radius
             case "spin":
-                angle[at] = SPIN[scene.shape]
-
-    def px(values: np.ndarray) -> np.ndarray:
-        return (np.asarray(values, np.float32) * size)[:, None, None]
+                angle[during] = SPIN[scene.shape]
 
     pixels = np.arange(size, dtype=np.float32) + 0.5
-    x = pixels - px(centre[:, 0])
-    y = pixels[:, None] - px(centre[:, 1])
-    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    u, v = np.abs(cos * x + sin * y), cos * y - sin * x  # every shape is its own mirror image in u
-    outside = distance(scene.shape, u - px(gap), v, px(radius))
-    outside = np.where(px(gap) > 0, np.maximum(outside, px(gap) - u), outside)
-    cover_FHW1 = np.clip(0.5 - outside, 0, 1)[..., None] * shown[:, None, None, None]
-    halo_FHW1 = np.clip(2 - np.hypot(x, y) / px(radius), 0, 1)[..., None] * glow[:, None, None, None]
-    picture = (scene.background + halo_FHW1) * (1 - cover_FHW1) + colour[:, None, None] * cover_FHW1
+    centre_x, centre_y = centre_F2.T[:, :, None, None].astype(np.float32) * size
+    radius, gap = radius.astype(np.float32) * size, gap * size
+    x, y = pixels - centre_x, pixels[:, None] - centre_y
+    u = np.abs(np.cos(angle) * x + np.sin(angle) * y)  # every shape is its own mirror image in u
+    v = np.cos(angle) * y - np.sin(angle) * x
+    outside = distance(scene.shape, u - gap, v, radius)
+    outside = np.where(gap > 0, np.maximum(outside, gap - u), outside)
+    cover_FHW1 = (np.clip(0.5 - outside, 0, 1) * visible)[..., None]
+    halo_FHW1 = (np.clip(2 - np.hypot(x, y) / radius, 0, 1) * glow)[..., None]
+    picture = (scene.background + halo_FHW1) * (1 - cover_FHW1) + colour * cover_FHW1
     picture[list(scene.flickers)] *= scene.flicker
     grain = np.random.default_rng(scene.noise).standard_normal((frames, size, size, 1), np.float32)
     return np.clip(picture + noise * grain, 0, 255).round().astype(np.uint8)
 
 
 def distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """How far (u, v) lies outside a shape, negative inside, in the unit of the arguments; v points down."""
+    """The distance of (u, v) from a shape's outline, negative inside, in the unit of the arguments; v points
+    down."""
     across, along = np.abs(u), np.abs(v)
     match shape:
         case "square":
@@ -131,7 +130,7 @@ def distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np
 
 
 def encode(frames_FHW3: np.ndarray, *, fps: int, crf: int) -> bytes:
-    """An mp4 file of u8 frames at a constant rate, the same bytes for the same frames. crf: H.264's quality,
+    """An mp4 file of u8 frames at a constant rate; the same frames give the same bytes. crf: H.264's quality,
     0 (lossless) to 51."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:

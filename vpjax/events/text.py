@@ -1,4 +1,4 @@
-"""The grammar of the event clips: event -> question and answer, and answer -> event."""
+"""The grammar of the event clips: from an event to a question and answer, and from an answer to the event."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Two ways to say each event, and the words by which an answer is known to name it. No word belongs to two
-# events, and none stands anywhere else in an answer.
+# Two phrases for each event, and the words by which an answer is recognised to name it. No word belongs to
+# two events, and none occurs anywhere else in an answer.
 PHRASES = {
     "flash": ("flashes", "blinks white"),
     "jump": ("jumps aside", "hops sideways"),
@@ -34,8 +34,8 @@ KIND_OF_WORD = {word: kind for kind, words in EVENT_WORDS.items() for word in wo
 
 EVENT_TASKS = ("caption", "choice", "order", "grounding")
 QUESTIONS = ("Describe the video.", "What happens in the video?", "What does the shape do?")
-# A caption and the way in which it says the event. Its first words already tell which, so that a model that
-# saw the event has one right word for it.
+# A caption, and which of the two phrases it uses for the event. The words before the event already determine
+# which, so that a model that saw the event has exactly one correct continuation.
 CAPTIONS = (
     ("A {colour} {shape} moves {direction} and suddenly {event}.", 0),
     ("The {colour} {shape} drifts {direction} and {event} for a moment.", 0),
@@ -52,7 +52,8 @@ GROUNDING_ANSWER = "From {:.2f} to {:.2f} seconds."
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """A question with its options, if it has any, its answer, and how the two say each event."""
+    """A question with its options, if it has any, its answer, and the phrases that name the events in
+    them."""
 
     question: str
     answer: str
@@ -67,43 +68,46 @@ def make_dialogue(
     words: Mapping[str, str],
     rng: np.random.Generator,
 ) -> Dialogue:
-    """Ask about the event ``kinds[0]``, which is seen in ``spans[0]``.
+    """A question about the event ``kinds[0]``, which happens in ``spans[0]``, and its answer.
 
     kinds: that event and another one: the second event of an order clip, else a wrong option. The question of
     a choice or an order is the same for both orders of the two. words: the shape, its colour and direction.
     """
-    kind, (first, second) = kinds[0], sorted(kinds)
-    said = {kind: phrases[0] for kind, phrases in PHRASES.items()}
+    phrase_of = {kind: phrases[0] for kind, phrases in PHRASES.items()}
+    phrase = phrase_of[kinds[0]]
     match task:
         case "choice":
-            rest = [other for other in PHRASES if other not in kinds]
-            options = rng.permutation([first, second, *rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)])
-            lettered = {k: f"({letter}) {said[k]}" for letter, k in zip(OPTION_LETTERS, options, strict=True)}
-            choices = tuple(said[option] for option in options)
-            return Dialogue(" ".join([CHOICE_QUESTION, *lettered.values()]), lettered[kind], (said[kind],), choices)
+            rest = [kind for kind in PHRASES if kind not in kinds]
+            wrong = rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)
+            options = rng.permutation([*sorted(kinds), *wrong])
+            choices = tuple(phrase_of[kind] for kind in options)
+            lettered = [f"({OPTION_LETTERS[i]}) {choice}" for i, choice in enumerate(choices)]
+            question = " ".join([CHOICE_QUESTION, *lettered])
+            return Dialogue(question, lettered[choices.index(phrase)], (phrase,), choices)
         case "order":
-            question = ORDER_QUESTION.format(*(said[k] for k in rng.permutation([first, second])))
-            return Dialogue(question, ORDER_ANSWER.format(event=said[kind]), tuple(said[k] for k in kinds))
+            question = ORDER_QUESTION.format(*(phrase_of[kind] for kind in rng.permutation(sorted(kinds))))
+            return Dialogue(question, ORDER_ANSWER.format(event=phrase), tuple(phrase_of[k] for k in kinds))
         case "grounding":
-            question = GROUNDING_QUESTION.format(event=said[kind], **words)
-            return Dialogue(question, GROUNDING_ANSWER.format(*spans[0]), (said[kind],))
-    pattern, way = CAPTIONS[rng.integers(len(CAPTIONS))]
-    phrase = PHRASES[kind][way]
+            question = GROUNDING_QUESTION.format(event=phrase, **words)
+            return Dialogue(question, GROUNDING_ANSWER.format(*spans[0]), (phrase,))
+    pattern, phrase_index = CAPTIONS[rng.integers(len(CAPTIONS))]
+    phrase = PHRASES[kinds[0]][phrase_index]
     question = QUESTIONS[rng.integers(len(QUESTIONS))]
     return Dialogue(question, pattern.format(event=phrase, **words), (phrase,))
 
 
 def event_of(text: str) -> str | None:
-    """The one kind of event that ``text`` names by any of its words; None where it names none or several."""
-    kinds = {KIND_OF_WORD[word] for word in re.findall(r"[a-z]+", text.lower()) if word in KIND_OF_WORD}
+    """The kind of event that ``text`` names by any of its words; None if it names none or several."""
+    kinds = {KIND_OF_WORD.get(word) for word in re.findall(r"[a-z]+", text.lower())} - {None}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def caption_variants(caption: str) -> tuple[str, ...]:
-    """A caption of one event as it would be of each event, in the order of PHRASES and said in the same way;
-    itself one of them. ValueError where it says no event as ``make_dialogue`` does."""
+    """A caption of one event, rewritten for each event in the order of PHRASES; one of them is the caption.
+
+    ValueError if the caption contains none of PHRASES."""
     for phrases in PHRASES.values():
-        for way, phrase in enumerate(phrases):
+        for i, phrase in enumerate(phrases):
             if phrase in caption:
-                return tuple(caption.replace(phrase, others[way]) for others in PHRASES.values())
+                return tuple(caption.replace(phrase, variant[i]) for variant in PHRASES.values())
     raise ValueError(f"no event of the grammar in {caption!r}")
