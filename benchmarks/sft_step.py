@@ -2,8 +2,8 @@
 
     python -m benchmarks.sft_step [--rounds N] [--batch B] [--layers L] [--out FILE]
 
-One run, the same weights and batch for all, calls in turns, medians of whole updates (forward, backward,
-AdamW).
+One process, with the same weights and batch for all; the calls take turns. The table has medians of whole
+updates (forward, backward, AdamW).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,39 +19,43 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from ml_collections import ConfigDict
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.timing import environment, keep, medians
+from benchmarks.timing import environment, medians, publish
 from vpjax.data.rows import Tokens, bucket_of, collate, training_row
 from vpjax.data.video import Video
 from vpjax.models.attention import Layout
+from vpjax.models.config import VisionConfig
 from vpjax.models.hf import load_pretrained
 from vpjax.models.patches import patchify
 from vpjax.models.sharding import make_mesh, put_batch
-from vpjax.models.vlm import VideoLM, leaves, rebuild
+from vpjax.models.vlm import Hidden, VideoLM, leaves, rebuild
 from vpjax.recipes import base
 from vpjax.training import sft
-from vpjax.training.losses import causal_lm, contrastive, pool_slots, token_logprobs, windows_of
-from vpjax.training.state import create_state
-from vpjax.types import Batch
+from vpjax.training.losses import causal_lm, contrastive, keyword_windows, pool_slots, token_logprobs
+from vpjax.training.state import HEADS_PREFIX, Optimizer, State, create_state, optimize
+from vpjax.types import Array, Batch
 
 VOCAB, START, END, VIDEO, IMAGE = 8192, 8180, 8181, 8182, 8183
 FRAMES, SIDE, QUESTION, ANSWER = 16, 112, 24, 24
 
+# What each step is.
 ROWS = {
-    "plain": "causal LM on V, logits of the answer only",
+    "plain": "language-model loss on V, logits of the answer only",
     "joint": "plain and contrast; V~ by gather, through half of the decoder, up to its last visual token",
-    "naive": "joint with V~ as a second full forward (its frames replaced, encoded and run to the end)",
+    "naive": "joint with V~ as a second full forward pass (frames replaced, encoded and run to the end)",
     "all logits": "plain with the logits of every token, as transformers computes them",
     "torch": "transformers (torch), the logits of every token",
     "torch, answer": "transformers (torch), logits_to_keep = the answer",
 }
+# Numerator, denominator, and what their ratio is.
 RATIOS = (
-    ("joint", "plain", "the joint loss costs (target: at most 1.5)"),
-    ("naive", "joint", "two full forwards cost, over the joint step"),
-    ("torch", "all logits", "like for like: transformers over vpjax (target: at least 1)"),
-    ("torch, answer", "plain", "the answer's logits only in both"),
-    ("torch", "plain", "by doing less: transformers as it comes over vpjax as it comes"),
+    ("joint", "plain", "cost of the joint loss (target: at most 1.5)"),
+    ("naive", "joint", "cost of two full forward passes, over the joint step"),
+    ("torch", "all logits", "the same work: transformers over vpjax (target: at least 1)"),
+    ("torch, answer", "plain", "the answer's logits only, in both"),
+    ("torch", "plain", "the defaults of both: transformers over vpjax"),
 )
 
 
@@ -74,25 +79,48 @@ def write_model(folder: str, layers: int) -> Qwen2_5_VLForConditionalGeneration:
     return model
 
 
-def make_batch(model: VideoLM, rows: int) -> Batch:
+def random_prompt(rng: np.random.Generator, frames: int, question: int) -> tuple[np.ndarray, Video]:
+    """A prompt of ``question`` random tokens with a placeholder after the fourth, and a random video."""
+    video = Video(
+        frames=rng.integers(0, 256, (frames, SIDE, SIDE, 3), dtype=np.uint8),
+        times=np.arange(frames) / 8,
+        frame_seconds=1 / 8,
+    )
+    tokens = rng.integers(2, START, question, dtype=np.int32)
+    return np.concatenate([tokens[:4], [START, VIDEO, END], tokens[4:]]).astype(np.int32), video
+
+
+def torch_videos(vision: VisionConfig, frames_BFhw3: np.ndarray) -> dict[str, torch.Tensor]:
+    """The videos of a batch as the arguments of a transformers model."""
+    patches = patchify(
+        frames_BFhw3,
+        patch=vision.patch,
+        merge=vision.merge,
+        temporal=vision.temporal,
+        mean=vision.pixel_mean,
+        std=vision.pixel_std,
+    )
+    rows, frames, height, width, _ = frames_BFhw3.shape
+    grid = [frames // vision.temporal, height // vision.patch, width // vision.patch]
+    return dict(
+        pixel_values_videos=torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1])),
+        video_grid_thw=torch.tensor([grid] * rows),
+    )
+
+
+def make_batch(model: VideoLM, size: int) -> Batch:
     rng = np.random.default_rng(0)
-
-    def row(index: int):
-        video = Video(
-            frames=rng.integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8),
-            times=np.arange(FRAMES) / 8,
-            frame_seconds=1 / 8,
-        )
-        question, answer = (rng.integers(2, START, n, dtype=np.int32) for n in (QUESTION, ANSWER))
-        prompt = np.concatenate([question[:4], [START, VIDEO, END], question[4:]]).astype(np.int32)
+    rows = []
+    for index in range(size):
+        prompt, video = random_prompt(rng, FRAMES, QUESTION)
+        answer = rng.integers(2, START, ANSWER, dtype=np.int32)
         tokens = Tokens(prompt, answer, answer[None, 4:6], np.array([index], np.int32), (((0.5, 1.0),),))
-        return training_row(tokens, video, model.config, clip=index)
-
-    many = [row(i) for i in range(rows)]
-    return collate(many, bucket_of(many), model.config)
+        rows.append(training_row(tokens, video, model.config, clip=index))
+    return collate(rows, bucket_of(rows), model.config)
 
 
-def all_logits(model: VideoLM, heads, batch: Batch) -> jax.Array:
+def all_logits(model: VideoLM, heads: dict[str, Array], batch: Batch) -> Array:
+    """The loss of ``plain``, computed from the logits of every token."""
     prompt, suffix = batch.prompt.shape[1], batch.suffix.shape[1]
     x, deep = model.embed_prompt(model.encode(batch.frames), batch.prompt, batch.visual)
     x = jnp.concatenate([x, model.embed_tokens(batch.suffix)], axis=1)
@@ -100,36 +128,47 @@ def all_logits(model: VideoLM, heads, batch: Batch) -> jax.Array:
     logits = (model.decoder.norm(h) @ model.unembed.T)[:, :-1]
     labels = jnp.concatenate([batch.prompt, batch.suffix], axis=1)[:, 1:]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # The prompt's losses are computed too and count for nothing.
     return losses[:, prompt - 1 :].mean() + 0 * losses[:, : prompt - 1].sum()
 
 
-def naive_joint(model: VideoLM, heads, batch: Batch, config) -> jax.Array:
+def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: ConfigDict) -> Array:
+    """The loss of ``joint`` with V~ as a second full forward pass."""
     slots = batch.frames.reshape(*batch.source.shape, -1, *batch.frames.shape[2:])
-    replaced = jax.vmap(lambda x, source: x[source])(slots, batch.source).reshape(batch.frames.shape)
+    replaced = jax.vmap(lambda frames, source: frames[source])(slots, batch.source)
     tap = sft.tap_layer(model, config)
-    clean, degraded = (model.hidden(model.encode(x), batch, tap=tap) for x in (batch.frames, replaced))
+    clean = model.hidden(model.encode(batch.frames), batch, tap=tap)
+    degraded = model.hidden(model.encode(replaced.reshape(batch.frames.shape)), batch, tap=tap)
 
-    def lm(hidden):
-        scores = token_logprobs(
+    def lm(hidden: Hidden) -> Array:
+        logprobs = token_logprobs(
             hidden.last, hidden.suffix, model.unembed, batch.suffix[:, None], chunk=config.loss.chunk
         )
-        total, count = causal_lm(scores[:, 0], batch.target)
+        total, count = causal_lm(logprobs[:, 0], batch.target)
         return total / count
 
-    def pooled(states, marked):
+    def pooled(states: Array, marked: Array) -> Array:
         return sft.project(heads, "visual", pool_slots(states, marked))
 
-    keywords = sft.keywords_of(model, heads, batch, config)
-    inside, exists = windows_of(batch.slots, batch.slot_valid)
+    keywords = sft.batch_keywords(model, heads, batch, config)
+    inside, exists = keyword_windows(batch.slots, batch.slot_valid)
     windows = pooled(clean.tap, inside.reshape(len(inside), -1, inside.shape[-1])).reshape(*exists.shape, -1)
-    z, other = pooled(clean.tap, batch.slots), pooled(degraded.tap, batch.slots)
-    tau = jnp.exp(heads[sft.LOG_TAU])
-    c = contrastive(z, other, windows, exists, keywords, keywords, tau)
-    # V~'s own loss is what a second full forward is run for elsewhere; without it the compiler drops half.
-    return lm(clean) + config.contrast.weight * c.loss / c.count + 0 * lm(degraded)
+    contrast = contrastive(
+        pooled(clean.tap, batch.slots),
+        pooled(degraded.tap, batch.slots),
+        windows,
+        exists,
+        keywords,
+        keywords,
+        jnp.exp(heads[sft.LOG_TAU]),
+    )
+    joint = lm(clean) + config.contrast.weight * contrast.loss / contrast.count
+    # A second full forward computes V~'s own loss as well; without it the compiler would drop half of it.
+    return joint + 0 * lm(degraded)
 
 
-def jax_runs(folder: str, rows: int) -> tuple[dict, Batch, VideoLM]:
+def jax_runs(folder: str, rows: int) -> tuple[dict[str, Callable[[], float]], Batch, VideoLM]:
+    """A call for each step of vpjax, their batch and their model."""
     config = base.get_config()
     config.steps = 1000
     config.data.keywords = 1
@@ -137,77 +176,78 @@ def jax_runs(folder: str, rows: int) -> tuple[dict, Batch, VideoLM]:
     model = load_pretrained(folder)
     batch = put_batch(make_batch(model, rows), mesh)
 
-    def real(weight):
-        data_config = copy.deepcopy(config)
-        data_config.contrast.weight = weight
-        params = leaves(model) | sft.init_heads(data_config, model.config.decoder.hidden, jax.random.key(0))
-        state, optimizer, where = create_state(params, data_config, mesh)
-        return state, sft.make_step(model, data_config, optimizer, where)
+    def start(config: ConfigDict) -> tuple[State, Optimizer, State]:
+        heads = sft.init_heads(config, model.config.decoder.hidden, jax.random.key(0))
+        return create_state(leaves(model) | heads, config, mesh)
 
-    def other(loss):
-        params = leaves(model) | sft.init_heads(config, model.config.decoder.hidden, jax.random.key(0))
-        state, optimizer, _ = create_state(params, config, mesh)
+    def shipped(weight: float) -> Callable[[], float]:
+        """The step of vpjax.training.sft."""
+        weighted = copy.deepcopy(config)
+        weighted.contrast.weight = weight
+        state, optimizer, shardings = start(weighted)
+        return runner(state, sft.make_step(model, weighted, optimizer, shardings))
 
-        @jax.jit
-        def step(state, batch):
-            def whole(params):
-                heads = {path: x for path, x in params.items() if path.startswith(sft.HEADS)}
-                return loss(rebuild(model, {p: x for p, x in params.items() if p not in heads}), heads, batch)
+    def simple(loss: Callable[[VideoLM, dict[str, Array], Batch], Array]) -> Callable[[], float]:
+        """A step of any loss, with the same optimizer."""
+        state, optimizer, _ = start(config)
 
-            value, gradient = jax.value_and_grad(whole)(state.params)
-            updates, opt = optimizer.tx.update(gradient, state.opt, state.params)
-            state.params, state.opt = optax.apply_updates(state.params, updates), opt
+        def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+            def loss_of(params: dict[str, Array]) -> Array:
+                heads = {path: x for path, x in params.items() if path.startswith(HEADS_PREFIX)}
+                rest = {path: x for path, x in params.items() if path not in heads}
+                return loss(rebuild(model, rest), heads, batch)
+
+            value, gradient = jax.value_and_grad(loss_of)(state.params)
+            state.params, state.opt = optimize(optimizer, state.params, state.opt, gradient)
             return state, {"loss": value}
 
-        return state, jax.jit(step, donate_argnums=0)
+        return runner(state, jax.jit(step, donate_argnums=0))
 
-    def runner(state, step):
-        box = [state]
-
-        def run():
-            box[0], metrics = step(box[0], batch)
+    def runner(
+        state: State, step: Callable[[State, Batch], tuple[State, dict[str, Array]]]
+    ) -> Callable[[], float]:
+        def run() -> float:
+            nonlocal state
+            state, metrics = step(state, batch)
             return float(metrics["loss"])
 
         return run
 
     runs = {
-        "plain": runner(*real(0.0)),
-        "joint": runner(*real(0.1)),
-        "naive": runner(*other(lambda m, h, b: naive_joint(m, h, b, config))),
-        "all logits": runner(*other(all_logits)),
+        "plain": shipped(0.0),
+        "joint": shipped(0.1),
+        "naive": simple(lambda model, heads, batch: naive_joint(model, heads, batch, config)),
+        "all logits": simple(all_logits),
     }
     return runs, batch, model
 
 
-def torch_runs(model: Qwen2_5_VLForConditionalGeneration, batch: Batch, ours: VideoLM) -> dict:
-    vision = ours.config.vision
-    patches = patchify(
-        batch.frames, patch=vision.patch, merge=vision.merge, temporal=vision.temporal,
-        mean=vision.pixel_mean, std=vision.pixel_std,
-    )  # fmt: skip
+def torch_runs(
+    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, vision: VisionConfig
+) -> dict[str, Callable[[], float]]:
+    """A call for each step of transformers."""
     ids = torch.tensor(np.concatenate([batch.prompt, batch.suffix], axis=1)).long()
-    side = SIDE // vision.patch
     inputs = dict(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        pixel_values_videos=torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1])),
-        video_grid_thw=torch.tensor([[FRAMES // vision.temporal, side, side]] * len(ids)),
+        **torch_videos(vision, np.asarray(batch.frames)),
         position_ids=torch.tensor(np.asarray(batch.positions)).permute(1, 0, 2).long(),
         mm_token_type_ids=2 * (ids == VIDEO).long(),
     )
     answer = ids[:, -ANSWER:]
 
-    def runner(keep: int):
-        mine = copy.deepcopy(model)
-        optimizer = torch.optim.AdamW(mine.parameters(), lr=1e-6, weight_decay=0.01)
+    def runner(logits_to_keep: int) -> Callable[[], float]:
+        """logits_to_keep: 0 keeps the logits of every token."""
+        trained = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-6, weight_decay=0.01)
 
-        def run():
-            logits = mine(**inputs, use_cache=False, logits_to_keep=keep).logits
-            scores = logits[:, -ANSWER - 1 : -1].float().flatten(0, 1)
-            loss = torch.nn.functional.cross_entropy(scores, answer.flatten())
+        def run() -> float:
+            logits = trained(**inputs, use_cache=False, logits_to_keep=logits_to_keep).logits
+            predicted = logits[:, -ANSWER - 1 : -1].float().flatten(0, 1)
+            loss = torch.nn.functional.cross_entropy(predicted, answer.flatten())
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(mine.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
             return loss.item()
 
@@ -225,13 +265,13 @@ def main() -> None:
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        theirs = write_model(folder, args.layers)
-        runs, batch, ours = jax_runs(folder, args.batch)
-    runs |= torch_runs(theirs, batch, ours)
-    first = {name: run() for name, run in runs.items()}
+        torch_model = write_model(folder, args.layers)
+        runs, batch, model = jax_runs(folder, args.batch)
+    runs |= torch_runs(torch_model, batch, model.config.vision)
+    first_loss = {name: run() for name, run in runs.items()}
     seconds = medians(runs, rounds=args.rounds)
 
-    size = sum(x.size for x in jax.tree.leaves(ours)) / 1e6
+    size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     lines = [
         "# SFT step",
         "",
@@ -242,14 +282,13 @@ def main() -> None:
         "",
         "| step | seconds | first loss | what it is |",
         "|---|---|---|---|",
-        *(f"| {name} | {seconds[name]:.3f} | {first[name]:.4f} | {ROWS[name]} |" for name in runs),
+        *(f"| {name} | {seconds[name]:.3f} | {first_loss[name]:.4f} | {ROWS[name]} |" for name in runs),
         "",
         "| ratio | | |",
         "|---|---|---|",
-        *(f"| {a} / {b} | {seconds[a] / seconds[b]:.2f} | {what} |" for a, b, what in RATIOS),
+        *(f"| {a} / {b} | {seconds[a] / seconds[b]:.2f} | {meaning} |" for a, b, meaning in RATIOS),
     ]
-    print("\n".join(lines))
-    keep(lines, args.out)
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ and themselves; SFT has G = 1, GRPO has G > 1, decoding is the same with a cache
       c2             111     ..   1.
                      111     ..   11
 
-Scores between completions are never computed. Rows of a causal prefix never see the padding to their right,
-so only suffix queries look at ``prompt_valid``; what stands in padded rows means nothing.
+Scores between completions are never computed. Tokens of the prefix never see the padding to their right, so
+only the queries of completions need ``prompt_valid``. The output at padded tokens means nothing.
 
-Whole sequences have three back ends, equal but in padded rows: ``xla`` everywhere, ``splash`` (Pallas) on TPU
-and ``cudnn`` on GPU. The latter two never hold the scores in memory.
+Whole sequences have three back ends, which agree except at padded tokens: ``xla`` everywhere, ``splash``
+(Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +38,8 @@ from jax.sharding import PartitionSpec as P
 
 from vpjax.types import Array, UserError
 
-BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: what the platform has
-BLOCK, LANES = 512, 128  # tokens that splash takes at once; what it takes is a multiple of the latter
+BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
+BLOCK, LANES = 512, 128  # splash: tokens in a block at most; a block is a multiple of LANES
 
 _backend = contextvars.ContextVar("attention", default="auto")
 
@@ -52,27 +54,27 @@ class Layout:
 
 
 class KeyValues(NamedTuple):
-    """Keys and values [..., K, H] of some tokens; stacked over layers on a leading axis, a cache."""
+    """Keys and values [..., K, H] of tokens. A cache has them for every layer, on a leading axis."""
 
-    k: Array
-    v: Array
+    k: jax.Array
+    v: jax.Array
 
 
-def _softmax(scores: Array, mask: Array | None) -> Array:
-    """Softmax over the last axis in float32; ``mask`` is True where a key is seen."""
+def _softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax over the last axis in float32; ``mask`` is True where a query sees a key."""
     scores = scores.astype(jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(scores, axis=-1)
 
 
-def _grouped(q: Array, kv_heads: int) -> Array:
+def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
     """Queries [..., N, H], scaled, as [..., K, N / K, H]."""
     *lead, heads, width = q.shape
     return (q * width**-0.5).reshape(*lead, kv_heads, heads // kv_heads, width)
 
 
-def attend_prefix(q_BPNH: Array, prefix: KeyValues) -> Array:
+def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues) -> jax.Array:
     """Causal attention of a prefix to itself: [B, P, N, H]."""
     q = _grouped(q_BPNH, prefix.k.shape[-2])
     causal = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
@@ -81,28 +83,27 @@ def attend_prefix(q_BPNH: Array, prefix: KeyValues) -> Array:
 
 
 def attend_suffix(
-    q_BGQNH: Array, prefix: KeyValues, suffix: KeyValues, prompt_valid_BP: Array, start: Array | int = 0
-) -> Array:
+    q_BGQNH: jax.Array, prefix: KeyValues, suffix: KeyValues, prompt_valid_BP: Array, start: Array | int = 0
+) -> jax.Array:
     """Attention of Q tokens of each completion to the prefix and to their own completion: [B, G, Q, N, H].
 
-    prefix: [B, P, K, H], shared by the G completions. suffix: [B, G, C, K, H]; query i stands at its index
-    ``start + i`` and sees the keys up to itself. Both parts share one softmax.
+    prefix: [B, P, K, H], shared by the G completions. suffix: [B, G, C, K, H]. Query i is token ``start + i``
+    of its completion and sees the keys up to that token. Both parts share one softmax.
     """
     q = _grouped(q_BGQNH, prefix.k.shape[-2])
-    own_QC = jnp.arange(suffix.k.shape[2]) <= start + jnp.arange(q.shape[2])[:, None]
-    seen = [
-        jnp.broadcast_to(m, (q.shape[0], *own_QC.shape[:1], m.shape[-1]))
-        for m in (prompt_valid_BP[:, None], own_QC)
-    ]
+    rows, queries, length = q.shape[0], q.shape[2], suffix.k.shape[2]
+    own_QC = jnp.arange(length) <= start + jnp.arange(queries)[:, None]
+    sees_prefix = jnp.broadcast_to(prompt_valid_BP[:, None], (rows, queries, prefix.k.shape[1]))
+    sees_own = jnp.broadcast_to(own_QC, (rows, queries, length))
+    mask = jnp.concatenate([sees_prefix, sees_own], axis=-1)[:, None, None, None]
     scores = [jnp.einsum("bgqkrh,bpkh->bgkrqp", q, prefix.k), jnp.einsum("bgqkrh,bgckh->bgkrqc", q, suffix.k)]
-    mask = jnp.concatenate(seen, axis=-1)[:, None, None, None]
     weights = _softmax(jnp.concatenate(scores, axis=-1), mask).astype(q.dtype)
     to_prefix, to_suffix = jnp.split(weights, [prefix.k.shape[1]], axis=-1)
     out = jnp.einsum("bgkrqp,bpkh->bgqkrh", to_prefix, prefix.v)
     return (out + jnp.einsum("bgkrqc,bgckh->bgqkrh", to_suffix, suffix.v)).reshape(q_BGQNH.shape)
 
 
-def attend(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> Array:
+def attend(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> jax.Array:
     """Attention of a whole sequence of ``layout`` to itself: [B, P + G * C, N, H]."""
     functions = {"xla": _attend_xla, "splash": _attend_splash, "cudnn": _attend_cudnn}
     return functions[backend_of(q_BTNH.dtype)](q_BTNH, kv, layout, prompt_valid_BP)
@@ -110,7 +111,7 @@ def attend(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array)
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within it, what is traced attends through this one of BACKENDS."""
+    """A context in which programs are traced with this back end, one of BACKENDS."""
     before = _backend.set(name)
     try:
         yield
@@ -119,20 +120,23 @@ def backend(name: str) -> Iterator[None]:
 
 
 def platform() -> str:
-    """Of the devices that what is traced will run on: of the mesh in use, or of the default device."""
+    """The platform for which a program is traced: that of the mesh in use, or of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def backend_of(dtype: jnp.dtype) -> str:
-    """The back end in force. cuDNN has no float32, which stays with XLA."""
+    """The back end in use for queries of ``dtype``."""
     if _backend.get() != "auto":
         return _backend.get()
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    return {"tpu": "splash", "gpu": "cudnn" if half else "xla"}.get(platform(), "xla")
+    if platform() == "tpu":
+        return "splash"
+    if platform() == "gpu" and dtype in (jnp.bfloat16, jnp.float16):  # cuDNN has no float32
+        return "cudnn"
+    return "xla"
 
 
-def _attend_xla(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> Array:
+def _attend_xla(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> jax.Array:
     prefix, (q, *own) = _split(q_BTNH, kv, layout)
     out = attend_prefix(q_BTNH[:, : layout.prefix], prefix)
     if not layout.suffix:
@@ -142,15 +146,19 @@ def _attend_xla(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: A
 
 
 def _attend_cudnn(
-    q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array, implementation: str = "cudnn"
-) -> Array:
-    """A causal call for the prefix, and one in which each completion has a copy of its prefix.
+    q_BTNH: jax.Array,
+    kv: KeyValues,
+    layout: Layout,
+    prompt_valid_BP: Array,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """A causal call for the prefix and a second one for the completions, each with a copy of its prefix.
 
-    Not merged by their log-sum-exps, of which JAX stops the gradient.
+    One prefix for all completions would need a merge by log-sum-exps, whose gradient JAX stops.
     """
     prefix, (q_BGCNH, *own) = _split(q_BTNH, kv, layout)
-    q_prefix = q_BTNH[:, : layout.prefix]
-    out = jax.nn.dot_product_attention(q_prefix, *prefix, is_causal=True, implementation=implementation)
+    kernel = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    out = kernel(q_BTNH[:, : layout.prefix], prefix.k, prefix.v, is_causal=True)
     if not layout.suffix:
         return out
     rows, groups, length = q_BGCNH.shape[:3]
@@ -158,18 +166,17 @@ def _attend_cudnn(
         jnp.concatenate([jnp.broadcast_to(x[:, None], (rows, groups, *x.shape[1:])), y], axis=2)
         for x, y in zip(prefix, own, strict=True)
     )
-    seen = [
-        jnp.broadcast_to(prompt_valid_BP[:, None, None], (rows, groups, length, layout.prefix)),
-        jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, groups, length, length)),
-    ]
-    flat = [x.reshape(rows * groups, *x.shape[2:]) for x in (q_BGCNH, keys, values)]
-    mask = jnp.concatenate(seen, axis=-1).reshape(rows * groups, 1, length, -1)
-    suffix = jax.nn.dot_product_attention(*flat, mask=mask, implementation=implementation)
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    sees_prefix = jnp.broadcast_to(prompt_valid_BP[:, None, None], (rows, groups, length, layout.prefix))
+    sees_own = jnp.broadcast_to(causal, (rows, groups, length, length))
+    mask = jnp.concatenate([sees_prefix, sees_own], axis=-1).reshape(rows * groups, 1, length, -1)
+    q, k, v = (x.reshape(rows * groups, *x.shape[2:]) for x in (q_BGCNH, keys, values))
+    suffix = kernel(q, k, v, mask=mask)
     return jnp.concatenate([out, suffix.reshape(rows, groups * length, *q_BTNH.shape[2:])], axis=1)
 
 
 class _LayoutMask(splash_mask._ComputableMask):  # the only masks that the kernel computes instead of loading
-    """The mask of a layout, padded to a whole number of blocks; what is added sees the prefix and itself."""
+    """The mask of a layout, padded to ``length`` tokens; the padding sees the prefix and itself."""
 
     def __init__(self, layout: Layout, length: int):
         prefix, suffix = np.int32(layout.prefix), np.int32(max(layout.suffix, 1))
@@ -188,16 +195,15 @@ class _LayoutMask(splash_mask._ComputableMask):  # the only masks that the kerne
         return hash(self.key)
 
 
-def _attend_splash(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> Array:
-    """One kernel over the whole sequence. A prompt's padding is a segment of its own, that nobody else sees.
-
-    The kernel runs on each device's rows and heads: under a mesh in use, whose axes ``sharding`` names.
-    """
+def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> jax.Array:
+    """One kernel over the whole sequence. The padding of a prompt is a segment of its own, which no other
+    token sees. With a mesh in use, the kernel runs on each device's rows and heads. UserError if the mesh
+    splits the heads unevenly."""
     count = q_BTNH.shape[1]
-    block = min(BLOCK, -(-count // LANES) * LANES)
-    extra = -count % block
+    block = min(BLOCK, math.ceil(count / LANES) * LANES)
+    extra = -count % block  # padding to whole blocks
     mask = _LayoutMask(layout, count + extra)
-    sizes = splash.BlockSizes(*[block] * 8)
+    sizes = splash.BlockSizes(block, block, block, block, block, block, block, block)
 
     def on_device(q, k, v, valid):
         segment = jnp.pad(valid, ((0, 0), (0, count + extra - layout.prefix)), constant_values=True)
@@ -223,15 +229,15 @@ def _attend_splash(q_BTNH: Array, kv: KeyValues, layout: Layout, prompt_valid_BP
     return on_device(q_BTNH, *kv, prompt_valid_BP)
 
 
-def _split(q_BTNH: Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[Array]]:
+def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[jax.Array]]:
     """The prefix's keys and values, and the queries, keys and values [B, G, C, ., H] of the completions."""
     p, groups = layout.prefix, (layout.groups, layout.suffix)
     own = [x[:, p:].reshape(x.shape[0], *groups, *x.shape[2:]) for x in (q_BTNH, *kv)]
     return KeyValues(kv.k[:, :p], kv.v[:, :p]), own
 
 
-def attend_blocks(q: Array, k: Array, v: Array, valid: Array | None = None) -> Array:
-    """Attention inside blocks, not causal: q, k, v [..., T, N, H]; ``valid`` bool[..., T] marks true keys."""
+def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+    """Attention inside blocks, not causal: q, k, v [..., T, N, H]; valid bool[..., T]: False at padding."""
     scores = jnp.einsum("...qnh,...knh->...nqk", q * q.shape[-1] ** -0.5, k)
     weights = _softmax(scores, None if valid is None else valid[..., None, None, :])
     return jnp.einsum("...nqk,...knh->...qnh", weights.astype(q.dtype), v)

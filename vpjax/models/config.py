@@ -19,8 +19,8 @@ from vpjax.types import UserError
 class VLMConfig:
     """Sizes and special tokens of a VideoLM.
 
-    tokens_per_second: of time positions; None: a slot's time stands in words before it, ``<0.2 seconds>``.
-    hf: its ``config.json``, kept to be written back unchanged.
+    tokens_per_second: time positions per second; None: the prompt gives the time of each slot in words,
+    ``<0.2 seconds>``. hf: the text of its ``config.json``, which is written back unchanged.
     """
 
     family: str
@@ -35,26 +35,26 @@ class VLMConfig:
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any]) -> VLMConfig:
-        """Read a ``config.json``: the spelling of the hub (``rope_scaling``, of Qwen2.5-VL flat) or that of
+        """Read a ``config.json`` in the spelling of the hub (``rope_scaling``; flat for Qwen2.5-VL) or of
         transformers 5 (``text_config``, ``rope_parameters``). UserError for a model that is not supported."""
         family = raw.get("model_type")
-        if family not in FAMILIES:
-            raise UserError(f"model_type {family!r} is not supported; supported: {', '.join(FAMILIES)}")
-        from transformers import AutoConfig  # seconds to import, and only wanted here
+        if family not in READERS:
+            raise UserError(f"model_type {family!r} is not supported; supported: {', '.join(READERS)}")
+        from transformers import AutoConfig  # takes seconds to import
 
-        kept = json.dumps(raw, sort_keys=True)
+        hf = json.dumps(raw, sort_keys=True)
         try:
-            parsed = AutoConfig.for_model(**json.loads(kept))  # it writes into what it is given
+            parsed = AutoConfig.for_model(**json.loads(hf))  # a copy, for AutoConfig changes its arguments
         except StrictDataclassError as error:
             raise UserError(" ".join(str(error).split())) from error
         return cls(
             family=family,
-            **FAMILIES[family](parsed),
+            **READERS[family](parsed),
             image_token=parsed.image_token_id,
             video_token=parsed.video_token_id,
             vision_start=parsed.vision_start_token_id,
             vision_end=parsed.vision_end_token_id,
-            hf=kept,
+            hf=hf,
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -63,19 +63,21 @@ class VLMConfig:
 
 
 def _qwen2_5_vl(parsed: Any) -> dict[str, Any]:
-    """The fields of VLMConfig in which ``Qwen2_5_VLConfig`` is special."""
+    """The fields of VLMConfig that differ between families, for ``Qwen2_5_VLConfig``."""
     vision, text = parsed.vision_config, parsed.text_config
     if text.use_sliding_window or vision.hidden_act != "silu" or text.hidden_act != "silu":
         raise UserError("sliding windows and activations other than silu are not supported")
     return dict(
-        decoder=_decoder(parsed, section_axes),
-        vision=_vision(parsed, window=vision.window_size, full_attention=tuple(vision.fullatt_block_indexes)),
+        decoder=_decoder_config(parsed, section_axes),
+        vision=_vision_config(
+            parsed, window=vision.window_size, full_attention=tuple(vision.fullatt_block_indexes)
+        ),
         tokens_per_second=float(vision.tokens_per_second),
     )
 
 
 def _qwen3_vl(parsed: Any) -> dict[str, Any]:
-    """The fields of VLMConfig in which ``Qwen3VLConfig`` is special."""
+    """The same for ``Qwen3VLConfig``."""
     vision, text = parsed.vision_config, parsed.text_config
     side, deep = math.isqrt(vision.num_position_embeddings), tuple(vision.deepstack_visual_indexes)
     if text.attention_bias or (text.hidden_act, vision.hidden_act) != ("silu", "gelu_pytorch_tanh"):
@@ -84,15 +86,16 @@ def _qwen3_vl(parsed: Any) -> dict[str, Any]:
         )
     if side**2 != vision.num_position_embeddings:
         raise UserError(f"num_position_embeddings {vision.num_position_embeddings} must be a square")
-    if list(deep) != sorted({*deep} & {*range(vision.depth)}) or len(deep) > text.num_hidden_layers:
+    ascending = list(deep) == sorted(set(deep)) and all(0 <= layer < vision.depth for layer in deep)
+    if not ascending or len(deep) > text.num_hidden_layers:
         raise UserError(
             f"deepstack_visual_indexes {list(deep)} must ascend below depth {vision.depth}, no more than "
             f"num_hidden_layers {text.num_hidden_layers}"
         )
     half = (0.5, 0.5, 0.5)
     return dict(
-        decoder=_decoder(parsed, interleaved_axes, qkv_bias=False, qk_norm=True),
-        vision=_vision(
+        decoder=_decoder_config(parsed, interleaved_axes, qkv_bias=False, qk_norm=True),
+        vision=_vision_config(
             parsed,
             window=0,
             full_attention=(),
@@ -108,7 +111,7 @@ def _qwen3_vl(parsed: Any) -> dict[str, Any]:
     )
 
 
-def _vision(parsed: Any, **special: Any) -> VisionConfig:
+def _vision_config(parsed: Any, **special: Any) -> VisionConfig:
     vision, width = parsed.vision_config, parsed.text_config.hidden_size
     if vision.rope_parameters["rope_theta"] != 10000:
         raise UserError("a rope_theta of the vision tower other than 10000 is not supported")
@@ -128,8 +131,8 @@ def _vision(parsed: Any, **special: Any) -> VisionConfig:
     )
 
 
-def _decoder(parsed: Any, axes: Any, **special: Any) -> DecoderConfig:
-    """axes: sections of the rotary embedding -> the axis of each pair of channels."""
+def _decoder_config(parsed: Any, axes: Any, **special: Any) -> DecoderConfig:
+    """axes: a function from the sections of the rotary embedding to the axis of each channel pair."""
     text = parsed.text_config
     rope = text.rope_parameters
     if rope.get("rope_type", "default") != "default" or "mrope_section" not in rope:
@@ -153,4 +156,4 @@ def _decoder(parsed: Any, axes: Any, **special: Any) -> DecoderConfig:
     )
 
 
-FAMILIES = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
+READERS = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}

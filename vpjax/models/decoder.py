@@ -1,8 +1,8 @@
 """The causal decoder: grouped-query attention with three-axis rotary positions.
 
 Layers are stacked and scanned, so compile time does not grow with depth and "the first l layers" is a slice.
-Sources: ``Qwen2_5_VLTextModel`` and ``Qwen3VLTextModel``; what tells them apart is in DecoderConfig, and
-visual features may be added after the first layers (DeepStack).
+Visual features may be added after the first layers (DeepStack). Sources: ``Qwen2_5_VLTextModel`` and
+``Qwen3VLTextModel`` of transformers, whose differences are fields of DecoderConfig.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from vpjax.models.sharding import split_heads, split_rows, split_width
 from vpjax.models.swiglu import swiglu
 from vpjax.types import Array
 
-Attention = Callable[[Array, KeyValues], tuple[Array, Any]]
+Attention = Callable[[jax.Array, KeyValues], tuple[jax.Array, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the decoder. rope_axes: the position axis of each pair of channels (``ops.rope.section_axes``,
+    """Sizes of the decoder. rope_axes: the position axis of each pair of channels (``rope.section_axes``,
     ``interleaved_axes``). qk_norm: RMSNorm of every head's queries and keys."""
 
     vocab: int
@@ -65,9 +65,11 @@ class Layer(nnx.Module):
         self.up = linear(hidden, config.intermediate, use_bias=False)
         self.down = linear(config.intermediate, hidden, use_bias=False)
 
-    def __call__(self, x_BTD: Array, angles_BTh: Array, attention: Attention) -> tuple[Array, Any]:
-        """One layer; ``attention`` maps rotated queries, keys and values to their mix and a by-product (a
-        cache)."""
+    def __call__(
+        self, x_BTD: jax.Array, angles_BTh: jax.Array, attention: Attention
+    ) -> tuple[jax.Array, Any]:
+        """Hidden states after the layer. ``attention`` maps rotated queries, keys and values to their mix and
+        a second result, such as a cache, which is returned too."""
         h = self.norm1(x_BTD)
         q, k, v = (f(h).reshape(*h.shape[:-1], -1, self.head_dim) for f in (self.q, self.k, self.v))
         if self.qk_norm:
@@ -95,29 +97,35 @@ class Decoder(nnx.Module):
                 std * jax.random.normal(rngs.params(), (config.vocab, config.hidden), dtype)
             )
 
-    @property
-    def unembed(self) -> Array:
-        """The output projection [O, D]."""
-        return self.embed[...] if self.config.tied else self.lm_head[...]
+    def embed_tokens(self, tokens: Array) -> jax.Array:
+        """Input embeddings [..., D] of token ids."""
+        # Each device looks up its columns of the table for all rows, then keeps its own rows.
+        return split_rows(split_width(self.embed[tokens]))
 
-    def angles(self, positions_B3T: Array) -> Array:
+    def empty_cache(self, *shape: int) -> KeyValues:
+        """A cache [L, *shape, K, H] of zeros."""
+        shape = (self.config.layers, *shape, self.config.kv_heads, self.config.head_dim)
+        return KeyValues(jnp.zeros(shape, self.embed.dtype), jnp.zeros(shape, self.embed.dtype))
+
+    def angles(self, positions_B3T: Array) -> jax.Array:
         """Rotary angles [B, T, H / 2] of three-axis positions."""
         return text_angles(positions_B3T, self.config.rope_axes, self.config.rope_theta)
 
     def run(
         self,
-        x_BTD: Array,
+        x_BTD: jax.Array,
         positions_B3T: Array,
         layout: Layout,
         prompt_valid_BP: Array,
         *,
-        deep: tuple[Array, ...] = (),
+        deep: tuple[jax.Array, ...] = (),
         layers: slice = slice(None),
         remat: bool = False,
-    ) -> Array:
-        """The hidden states [B, T, D] after some of the layers, before the final norm.
+    ) -> jax.Array:
+        """The hidden states [B, T, D] after ``layers``, before the final norm.
 
-        deep: [B, P, D] for each of the first of all layers, added after it to the first P tokens' states."""
+        deep: additions [B, P, D] to the states of the first P tokens, after the first, second, ... of all
+        layers. remat: recompute each layer in the backward pass."""
         angles = self.angles(positions_B3T)
 
         def layer(carry, block):
@@ -130,13 +138,13 @@ class Decoder(nnx.Module):
         return _through(layer, (x_BTD,), stack, deep[layers], remat=remat)[0]
 
     def prefill(
-        self, x_BPD: Array, positions_B3P: Array, deep: tuple[Array, ...] = ()
-    ) -> tuple[Array, KeyValues]:
-        """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]. deep: see
+        self, x_BPD: jax.Array, positions_B3P: Array, deep: tuple[jax.Array, ...] = ()
+    ) -> tuple[jax.Array, KeyValues]:
+        """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]. deep: as in
         ``run``."""
-        c, angles = self.config, self.angles(positions_B3P)
-        layout = Layout(x_BPD.shape[1], 1, 0)
-        valid_BP = jnp.ones(x_BPD.shape[:2], bool)  # nobody looks at what padding sees
+        rows, length = x_BPD.shape[:2]
+        angles, layout = self.angles(positions_B3P), Layout(length, 1, 0)
+        valid_BP = jnp.ones((rows, length), bool)  # the output at padding is not used
 
         def layer(carry, block_index):
             x, cache = carry
@@ -148,21 +156,20 @@ class Decoder(nnx.Module):
 
             return block(split_rows(x), angles, attention)
 
-        shape = (c.layers, *x_BPD.shape[:2], c.kv_heads, c.head_dim)
-        empty = KeyValues(*(jnp.zeros(shape, x_BPD.dtype) for _ in range(2)))
-        return _through(layer, (x_BPD, empty), (self.layers, jnp.arange(c.layers)), deep)
+        stack = self.layers, jnp.arange(self.config.layers)
+        return _through(layer, (x_BPD, self.empty_cache(rows, length)), stack, deep)
 
     def decode(
         self,
-        x_BGD: Array,
+        token_BG: Array,
         position_B3: Array,
         step: Array,
         prompt_valid_BP: Array,
         prefix: KeyValues,
         suffix: KeyValues,
-    ) -> tuple[Array, KeyValues]:
-        """One token of each of G completions: hidden states [B, G, D] before the final norm, and the suffix
-        cache [L, B, G, C, K, H] with this token written at ``step``."""
+    ) -> tuple[jax.Array, KeyValues]:
+        """Feed token number ``step`` of each of G completions: its hidden states [B, G, D] after the final
+        norm, and the suffix cache [L, B, G, C, K, H] with this token written."""
         angles = self.angles(position_B3[:, :, None])
 
         def layer(carry, block_prefix_index):
@@ -170,7 +177,7 @@ class Decoder(nnx.Module):
             block, prefix, index = block_prefix_index
 
             def attention(q_BGNH, kv_BGKH):
-                # Each device attends for its rows; projections see all rows and a part of the width.
+                # Attention is split by rows; the projections see all rows and a part of the width.
                 q_BGNH, kv_BGKH = jax.tree.map(split_heads, (q_BGNH, kv_BGKH))
                 written = jax.tree.map(
                     lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
@@ -183,25 +190,27 @@ class Decoder(nnx.Module):
             return (split_width(x), written), None
 
         index_L = jnp.arange(self.config.layers)
-        return jax.lax.scan(layer, (x_BGD, suffix), (self.layers, prefix, index_L))[0]
+        carry = self.embed_tokens(token_BG), suffix
+        (h_BGD, suffix), _ = jax.lax.scan(layer, carry, (self.layers, prefix, index_L))
+        return self.norm(h_BGD), suffix
 
 
 def _through(
-    layer: Callable, carry: tuple, stack: Any, deep: tuple[Array, ...], *, remat: bool = False
+    layer: Callable, carry: tuple, stack: Any, deep: tuple[jax.Array, ...], *, remat: bool = False
 ) -> tuple:
-    """``carry``, hidden states first, after ``layer(carry, part of the stack)`` of a whole stack of layers.
+    """The carry, hidden states first, after all layers of a stack, of which ``layer(carry, x)`` runs one.
 
-    The stack is split where the additions ``deep`` end: one scan over all layers would have to carry a
-    gradient of them all through each.
+    The first layers, to whose states ``deep`` is added, have a scan of their own: one scan over all layers
+    would carry a gradient of all additions through each layer.
     """
 
-    def plain(carry, part):
-        return layer(carry, part), None
+    def plain(carry, x):
+        return layer(carry, x), None
 
-    def adding(carry, part_added):
-        part, added_BPD = part_added
-        x, *rest = layer(carry, part)
-        return (x.at[:, : added_BPD.shape[1]].add(added_BPD), *rest), None
+    def adding(carry, x_added):
+        x, added_BPD = x_added
+        h, *rest = layer(carry, x)
+        return (h.at[:, : added_BPD.shape[1]].add(added_BPD), *rest), None
 
     if deep:
         first = jax.tree.map(lambda p: p[: len(deep)], stack)

@@ -1,6 +1,6 @@
 """Completions of prompts: prefill and a while-loop with a cache, in one compiled call.
 
-The G completions of a prompt read one prefix cache. The loop ends when the last completion has ended.
+The G completions of a prompt share one prefix cache. The loop ends when the last completion has ended.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.models.attention import KeyValues
 from vpjax.models.sharding import split_logits, split_vocabulary
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM
@@ -19,10 +20,10 @@ from vpjax.types import Array, Batch
 
 
 class Completions(NamedTuple):
-    """G completions of each prompt, 0 where ``mask`` is False.
+    """G completions of each prompt; arrays are 0 where ``mask`` is False.
 
-    tokens i32[B, G, C]; mask bool[B, G, C]: True up to and with the stop token; logprobs f32[B, G, C]:
-    of each token under the tempered distribution (greedy: temperature 1) before top-k and top-p cut it.
+    tokens i32[B, G, C]. mask bool[B, G, C]: True up to and including the stop token. logprobs f32[B, G, C]:
+    of each token at the sampling temperature (greedy: 1), before top-k and top-p.
     """
 
     tokens: Array
@@ -31,11 +32,11 @@ class Completions(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """What the decode loop carries. step: tokens chosen of each completion; the cache lacks the last one."""
+    """The carry of the decode loop. step: tokens chosen of each completion; the cache lacks the last one."""
 
-    step: Array
-    done_BG: Array
-    cache: tuple[Array, ...]
+    step: jax.Array
+    done_BG: jax.Array
+    cache: KeyValues
     out: Completions
 
 
@@ -49,18 +50,18 @@ def generate(
     eos: tuple[int, ...],
     features: Features | None = None,
     groups: int = 1,
-    wanted: Array | None = None,
+    requested: Array | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
 ) -> Completions:
     """Complete the prompts of ``batch``, whose suffix is not read.
 
-    max_new: C, tokens of a completion at most. eos: tokens that end one. features: of ``model.encode``;
-    default: of the batch's frames. groups: G. wanted: bool[B, G], completions that are asked for; the others
-    give nothing, as does a row without a prompt. temperature: 0 is greedy. top_p, top_k: the set that is
-    sampled from, after the temperature (1 and 0: all tokens); top_k first, as in transformers. A completion
-    depends on ``key``, its row's number and its own, not on the other rows.
+    max_new: C, the most tokens of a completion. eos: tokens that end a completion. features: from
+    ``model.encode``; default: of the batch's frames. groups: G. requested: bool[B, G]; other completions and
+    those of a row without a prompt are empty. temperature: 0 is greedy. top_p, top_k: the tokens that are
+    sampled from, after the temperature (1 and 0: all tokens); top_k first, as in transformers.
+    A completion depends on ``key``, on the index of its row and its index in the row, not on the other rows.
     """
     if features is None and batch.frames.shape[1]:
         features = model.encode(batch.frames)
@@ -70,8 +71,8 @@ def generate(
     unembed_OD = split_vocabulary(model.unembed)
 
     def choose(state: _Loop, h_BGD: Array) -> _Loop:
-        """The next token of each completion, whose last fed token has the hidden state ``h``."""
-        # Not as an einsum, which would put the larger operand first: half as fast for one row on a CPU.
+        """Choose the next token of each completion from ``h``, the hidden state of its last token."""
+        # An einsum would put the larger operand first, which is half as fast for one row on a CPU.
         logits_BGO = split_logits(jnp.matmul(h_BGD, unembed_OD.T, preferred_element_type=jnp.float32))
         if temperature:
             logits_BGO = logits_BGO / temperature
@@ -91,38 +92,41 @@ def generate(
         fed = state.step - 1
         token_BG = state.out.tokens[:, :, fed]
         position_B3 = jnp.tile((next_B + fed)[:, None], (1, 3))
-        h_BGD, cache = model.decode(token_BG, position_B3, fed, batch.prompt_valid, prefix, state.cache)
+        h_BGD, cache = model.decoder.decode(
+            token_BG, position_B3, fed, batch.prompt_valid, prefix, state.cache
+        )
         return choose(state._replace(cache=cache), h_BGD)
 
     last_BD, prefix = model.prefill(features, batch)
     shape = (rows, groups, max_new)
     empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
-    done_BG = jnp.tile(~batch.prompt_valid.any(axis=1)[:, None], (1, groups))
-    done_BG = done_BG if wanted is None else done_BG | ~wanted
-    start = _Loop(jnp.int32(0), done_BG, model.suffix_cache(*shape), empty)
+    done_BG = jnp.tile(~jnp.any(batch.prompt_valid, axis=1)[:, None], (1, groups))
+    if requested is not None:
+        done_BG |= ~requested
+    start = _Loop(jnp.int32(0), done_BG, model.decoder.empty_cache(*shape), empty)
     first = choose(start, jnp.tile(last_BD[:, None], (1, groups, 1)))
     return jax.lax.while_loop(lambda s: (s.step < max_new) & ~s.done_BG.all(), advance, first).out
 
 
-def next_position(batch: Batch) -> Array:
-    """The position i32[B] of a completion's first token: one after the prompt's last token; where that is
-    visual, after the largest of its axes."""
+def next_position(batch: Batch) -> jax.Array:
+    """The position i32[B] of a completion's first token: 1 + the position of the prompt's last token, for a
+    visual token on its largest axis."""
     last_B31 = jnp.maximum(batch.prompt_valid.sum(axis=1) - 1, 0)[:, None, None]
     prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
     return jnp.take_along_axis(prompt_B3P, last_B31, axis=2).max(axis=(1, 2)) + 1
 
 
 def completed(batch: Batch, tokens_BGC: Array) -> Batch:
-    """``batch`` with the completions i32[B, G, C] as its suffix, at the positions after its prompts."""
-    place_BC = next_position(batch)[:, None] + jnp.arange(tokens_BGC.shape[2])
+    """``batch`` with the completions i32[B, G, C] as its suffix and the positions after its prompts."""
+    suffix_BC = next_position(batch)[:, None] + jnp.arange(tokens_BGC.shape[2])
     prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
-    positions = jnp.concatenate([prompt_B3P, jnp.tile(place_BC[:, None], (1, 3, 1))], axis=2)
+    positions = jnp.concatenate([prompt_B3P, jnp.tile(suffix_BC[:, None], (1, 3, 1))], axis=2)
     return dataclasses.replace(batch, suffix=tokens_BGC, positions=positions)
 
 
-def sample(key: Array, logits_O: Array, top_p: float, top_k: int) -> Array:
+def sample(key: Array, logits_O: jax.Array, top_p: float, top_k: int) -> jax.Array:
     """A token i32[] drawn from the softmax of ``logits``, cut to the ``top_k`` likeliest tokens (0: all) and
-    then to the fewest that hold ``top_p`` of what is left; of equally likely ones the lower ids stay."""
+    then to the fewest whose share reaches ``top_p``; of equally likely tokens, those with lower ids stay."""
     if not top_k and top_p >= 1.0:
         return jax.random.categorical(key, logits_O).astype(jnp.int32)
     likeliest, tokens = jax.lax.top_k(logits_O, min(top_k or logits_O.size, logits_O.size))

@@ -27,20 +27,22 @@ from vpjax import files as storage
 from vpjax.models.config import VLMConfig
 from vpjax.models.names import FAMILIES
 from vpjax.models.sharding import shardings
+from vpjax.models.vision import VisionConfig
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
-from vpjax.types import Array, UserError
+from vpjax.types import UserError
 
-# What a folder holds beside config.json and weights, carried along as it is.
+# Files that are copied along with config.json and the weights.
 HF_FILES = "generation_config.json *token* vocab.* merges.txt chat_template* *processor_config.json".split()
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 PathLike = str | os.PathLike
-DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
+Files = dict[str, dict[str, tuple["Place", Any]]]  # file -> key of a tensor -> its place and type
+TENSOR_DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 
 
 class Tensor(NamedTuple):
-    """A tensor of a safetensors file: its key, type and shape as they stand there, a view of its bytes."""
+    """A tensor of a safetensors file: its key, type and shape in the header, and a view of its bytes."""
 
     file: str
     key: str
@@ -49,12 +51,14 @@ class Tensor(NamedTuple):
     data: np.ndarray
 
     def array(self) -> np.ndarray:
-        return self.data.view(DTYPES[self.dtype]).reshape(self.shape)
+        return self.data.view(TENSOR_DTYPES[self.dtype]).reshape(self.shape)
 
 
 class Place(NamedTuple):
-    """Where a tensor lives in our model. layer: index on the parameter's leading axis, None if not stacked.
-    shape: of the tensor in a checkpoint."""
+    """Where a tensor of a checkpoint belongs in our model.
+
+    path: of the parameter. layer: index on its leading axis, None if it is not stacked. shape: the tensor's.
+    """
 
     path: str
     layer: int | None
@@ -62,7 +66,7 @@ class Place(NamedTuple):
 
 
 def read_config(folder: PathLike) -> VLMConfig:
-    """The configuration in ``folder``/config.json. UserError where there is none that we can run."""
+    """The configuration in ``folder``/config.json. UserError if it is missing or not supported."""
     path = Path(folder) / "config.json"
     raw = _read_json(path)
     try:
@@ -74,12 +78,11 @@ def read_config(folder: PathLike) -> VLMConfig:
 def load_pretrained(folder: PathLike, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None) -> VideoLM:
     """Read a checkpoint folder of ``transformers``: ``config.json`` and safetensors, one file or an index.
 
-    mesh: every device is given its shard (``sharding.shardings``); default: all on the default device.
-    dtype: of all parameters; default: as in the files, for layers of a stack that differ the smallest type
-    that holds them all exactly. UserError, in one line, for a folder that does not hold this model whole.
+    mesh: every device receives its shard (``sharding.shardings``); default: all on the default device.
+    dtype: of all parameters; default: as in the files, or for a stack of layers with several types, the
+    smallest that holds them all exactly. UserError, in one line, if the folder does not hold the whole model.
     """
-    config = read_config(folder)
-    model = abstract_model(config)
+    model = abstract_model(read_config(folder))
     layout = None if mesh is None else shardings(leaves(model), mesh)
     sources = defaultdict(list)
     for tensor, place in _match(_read_tensors(Path(folder)), model, folder):
@@ -87,7 +90,7 @@ def load_pretrained(folder: PathLike, *, mesh: jax.sharding.Mesh | None = None, 
 
     params = {}
     for path, leaf in leaves(model).items():
-        kind = dtype or _promoted(DTYPES[tensor.dtype] for tensor, _ in sources[path])
+        kind = dtype or _promoted(TENSOR_DTYPES[tensor.dtype] for tensor, _ in sources[path])
         read = functools.partial(_shard, sources[path], leaf.shape, kind)
         if layout is None:
             params[path] = jax.device_put(read((slice(None),) * leaf.ndim))
@@ -100,18 +103,21 @@ def save_pretrained(model: VideoLM, folder: PathLike, *, like: PathLike | None =
     """Write a checkpoint folder that ``transformers`` loads; the inverse of ``load_pretrained``.
 
     like: a folder of the same architecture, such as the one that the model came from. Its tokenizer, chat
-    template, generation and processor files are carried along, and where it holds weights, the key, file and
-    type of every tensor are as there. Default: types as held, files of at most ``SHARD_BYTES``.
+    template, generation and processor files are copied. If it holds weights, every tensor keeps its key, file
+    and type. Default: the types of the model, in files of at most ``SHARD_BYTES``.
     All arrays must be addressable from this process. A file appears whole or not at all, config.json last.
     """
     folder, params, config = Path(folder), leaves(model), model.config.to_hf()
-    carried = [] if like is None else [file for pattern in HF_FILES for file in Path(like).glob(pattern)]
+    copied: list[Path] = []
+    if like is not None:
+        for pattern in HF_FILES:
+            copied += Path(like).glob(pattern)
     if like is not None and _weight_files(Path(like)):
-        files = defaultdict(dict)  # file -> key -> (place, dtype)
+        files: Files = defaultdict(dict)
         for tensor, place in _match(_read_tensors(Path(like)), model, like):
-            files[tensor.file][tensor.key] = place, DTYPES[tensor.dtype]
+            files[tensor.file][tensor.key] = place, TENSOR_DTYPES[tensor.dtype]
     else:
-        files = _plan(model)
+        files = _plan_files(model)
         _set_dtype(config, _promoted(leaf.dtype for leaf in params.values()))
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,10 +125,10 @@ def save_pretrained(model: VideoLM, folder: PathLike, *, like: PathLike | None =
     size = 0
     for file, members in files.items():
         size += _write_tensors(folder / file, params, members)
-    for source in carried:
+    for source in copied:
         if source.resolve() != (folder / source.name).resolve():
-            _write(folder / source.name, functools.partial(shutil.copyfile, source))
-    # Weights that an earlier save left here would be read beside these, or instead of them.
+            _write_file(folder / source.name, functools.partial(shutil.copyfile, source))
+    # Weights left by an earlier save would be read beside these, or instead of them.
     for stale in folder.glob("model*.safetensors*"):
         if stale.name not in files:
             stale.unlink()
@@ -133,21 +139,20 @@ def save_pretrained(model: VideoLM, folder: PathLike, *, like: PathLike | None =
 
 
 def _places(model: VideoLM) -> dict[str, Place]:
-    """The tensors of a checkpoint, by the names that we write; a stack's layers in their order."""
-    params, places = leaves(model), {}
-    for theirs, ours in FAMILIES[model.config.family].names:
-        if ours not in params:  # a tied model's lm_head
-            continue
-        stacked, shape = "{i}" in theirs, params[ours].shape
-        their_shape = _their_shape(model.config, ours, shape[stacked:])
-        for i in range(shape[0]) if stacked else (None,):
-            places[theirs.format(i=i)] = Place(ours, i, their_shape)
+    """The tensors of a checkpoint, by the names that we write; the layers of a stack in their order."""
+    params, vision, places = leaves(model), model.config.vision, {}
+    for theirs, ours in FAMILIES[model.config.family].names(params).items():
+        shape = params[ours].shape
+        if "{i}" in theirs:
+            for i in range(shape[0]):
+                places[theirs.format(i=i)] = Place(ours, i, _their_shape(vision, ours, shape[1:]))
+        else:
+            places[theirs] = Place(ours, None, _their_shape(vision, ours, shape))
     return places
 
 
-def _their_shape(config: VLMConfig, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in a checkpoint of one layer of our parameter."""
-    vision = config.vision
+def _their_shape(vision: VisionConfig, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in a checkpoint of one layer of our parameter at ``path``, whose shape is ``shape``."""
     if path == "vision.patch_embed.kernel":
         return shape[1], vision.channels, vision.temporal, vision.patch, vision.patch
     if path.endswith(".kernel"):
@@ -156,9 +161,11 @@ def _their_shape(config: VLMConfig, path: str, shape: tuple[int, ...]) -> tuple[
 
 
 def _turn(path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """torch's kernel (out, in...) as ours (in, out...) of ``shape``, or back: its own inverse. All others are
-    only reshaped. A view."""
-    return (x.reshape(len(x), -1).T if path.endswith(".kernel") else x).reshape(shape)
+    """A view of ``x`` with ``shape``: a kernel of torch (out, in...) as ours (in, out...), or the inverse.
+    Other parameters are only reshaped."""
+    if path.endswith(".kernel"):
+        x = x.reshape(len(x), -1).T
+    return x.reshape(shape)
 
 
 def _shard(sources: list[tuple[Tensor, Place]], shape: tuple, dtype: Any, index: tuple) -> np.ndarray:
@@ -167,45 +174,38 @@ def _shard(sources: list[tuple[Tensor, Place]], shape: tuple, dtype: Any, index:
     if not stacked:
         sources, shape, index = sources[:1], (1, *shape), (slice(None), *index)
     shard = np.empty([len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)], dtype)
-    for row, (tensor, place) in zip(shard, sources[index[0]], strict=True):
-        _copy(row, _turn(place.path, tensor.array(), shape[1:])[index[1:]])
+    for layer, (tensor, place) in zip(shard, sources[index[0]], strict=True):
+        _copy(layer, _turn(place.path, tensor.array(), shape[1:])[index[1:]])
     return shard if stacked else shard[0]
 
 
-def _tensor(params: dict[str, Array], place: Place, dtype: Any) -> np.ndarray:
-    """The tensor of a checkpoint at ``place``."""
-    x = params[place.path] if place.layer is None else params[place.path][place.layer]
-    tensor = np.empty(place.shape, dtype)
-    _copy(tensor, _turn(place.path, np.asarray(x), place.shape))
-    return tensor
-
-
 def _copy(to: np.ndarray, view: np.ndarray) -> None:
-    """Fill ``to``; from a transposed view in strips, which keep both sides in the cache: 3 times faster."""
+    """Fill ``to`` from a view. A transposed view is read in strips, for which both sides fit the processor's
+    cache: 3 times faster."""
     strip = to.shape[-1] if view.flags.c_contiguous else 64
     for at in range(0, to.shape[-1], strip):
         to[..., at : at + strip] = view[..., at : at + strip]
 
 
 def _promoted(dtypes: Iterable[Any]) -> Any:
-    """The smallest type that holds numbers of all these types exactly."""
+    """The smallest type that holds the numbers of all ``dtypes`` exactly."""
     return functools.reduce(jnp.promote_types, dtypes)
 
 
 def _match(tensors: list[Tensor], model: VideoLM, folder: PathLike) -> list[tuple[Tensor, Place]]:
-    """Every tensor of ``folder`` with its place, in the order of the name table. All that does not fit goes
-    into one UserError."""
-    family, config = FAMILIES[model.config.family], model.config
+    """The tensors of ``folder``, each with its place, in the order of the name table. One UserError lists
+    everything that does not fit."""
+    family, tied = FAMILIES[model.config.family], model.config.decoder.tied
     places, found = _places(model), defaultdict(list)
     for tensor in tensors:
-        found[_written(tensor.key, family.spellings)].append(tensor)
-    ours = {path: name for name, path in family.names}
-    embed, head = ours["decoder.embed"], ours["decoder.lm_head"]
-    if config.decoder.tied and head in found:  # allowed, as an equal copy
+        found[_canonical(tensor.key, family.spellings)].append(tensor)
+    embed, head = family.name_of("decoder.embed"), family.name_of("decoder.lm_head")
+    if tied and head in found:  # allowed if it is an equal copy
         places[head] = places[embed]
 
     faults = defaultdict(list)
-    if missing := [name for name in places if name not in found]:
+    missing = [name for name in places if name not in found]
+    if missing:
         faults["missing"] = missing
     for name, same in found.items():
         tensor, shape = same[0], places[name].shape if name in places else None
@@ -213,46 +213,47 @@ def _match(tensors: list[Tensor], model: VideoLM, folder: PathLike) -> list[tupl
             faults["unexpected"] += [tensor.key for tensor in same]
         elif len(same) > 1:
             faults["there more than once"].append(name)
-        elif tensor.dtype not in DTYPES:
-            faults[f"of a type {tensor.dtype} that is none of {', '.join(DTYPES)}"].append(tensor.key)
+        elif tensor.dtype not in TENSOR_DTYPES:
+            faults[f"of a type {tensor.dtype} that is none of {', '.join(TENSOR_DTYPES)}"].append(tensor.key)
         elif tensor.shape != shape:
             faults[f"of shape {tensor.shape} where config.json asks for {shape}"].append(tensor.key)
-    if not faults and head in places and config.decoder.tied and not _equal(found[head][0], found[embed][0]):
+    if not faults and tied and head in places and not _equal(found[head][0], found[embed][0]):
         faults[f"unequal to {embed}, though config.json ties them"].append(head)
     if faults:
-        lines = [f"{what}: {', '.join(_folded(names))}" for what, names in faults.items()]
+        lines = [f"{fault}: {', '.join(_folded(names))}" for fault, names in faults.items()]
         raise UserError(f"{folder}: weights do not fit config.json: {'; '.join(lines)}")
     return [(found[name][0], place) for name, place in places.items()]
 
 
-def _written(key: str, spellings: dict[str, str]) -> str:
+def _canonical(key: str, spellings: dict[str, str]) -> str:
     """``key`` in the spelling that we write."""
-    for read, written in spellings.items():
-        if key.startswith(read):
-            return written + key.removeprefix(read)
+    for prefix, written in spellings.items():
+        if key.startswith(prefix):
+            return written + key.removeprefix(prefix)
     return key
 
 
 def _folded(names: Iterable[str]) -> list[str]:
-    """Names that differ in their layer only, as one: ``model.layers.{0,1,2}.mlp.up_proj.weight``."""
-    layers = defaultdict(list)
+    """Names that differ only in their layer as one name: ``model.layers.{0,1,2}.mlp.up_proj.weight``."""
+    layers: dict[str, list[int]] = defaultdict(list)
     for name in names:
-        before, layer, after = re.fullmatch(r"(.*?)(?:\.(\d+)(\..*))?", name).groups()
-        layers[before, after].append(layer)
-    return [
-        f"{before}.{{{','.join(sorted(at, key=int))}}}{after}" if after else before
-        for (before, after), at in layers.items()
-    ]
+        parts = re.split(r"\.(\d+)\.", name, maxsplit=1)
+        if len(parts) == 1:
+            layers[name] = []
+        else:
+            before, layer, after = parts
+            layers[f"{before}.{{}}.{after}"].append(int(layer))
+    return [name.replace("{}", f"{{{','.join(map(str, sorted(at)))}}}") for name, at in layers.items()]
 
 
 def _equal(a: Tensor, b: Tensor, rows: int = 4096) -> bool:
-    """Whether two tensors hold the same numbers; some rows at a time, for they are large."""
+    """Whether two tensors hold the same numbers. They are large, so ``rows`` rows at a time are compared."""
     x, y = a.array(), b.array()
     return all(np.array_equal(x[i : i + rows], y[i : i + rows]) for i in range(0, len(x), rows))
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder, as ``transformers`` would choose them; none: []."""
+    """The safetensors files that ``transformers`` would read in a folder; [] if it has none."""
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
@@ -264,7 +265,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_tensors(folder: Path) -> list[Tensor]:
-    """The tensors of a checkpoint folder; nothing but the headers is read."""
+    """The tensors of a checkpoint folder, of which only the headers are read."""
     files = _weight_files(folder)
     if not files:
         raise UserError(f"{folder}: no {WEIGHTS} and no {INDEX}; give the folder of a downloaded checkpoint")
@@ -273,11 +274,11 @@ def _read_tensors(folder: Path) -> list[Tensor]:
 
 def _read_header(file: Path) -> list[Tensor]:
     try:
-        with safe_open(file, "numpy"):  # checks the header and that the file is as long as it says
+        with safe_open(file, "numpy"):  # checks the header and the length of the file
             pass
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: cannot be read ({error}); download it again") from error
-    # safe_open would copy a whole tensor to give us a part of its transpose; a view of the file does not.
+    # safe_open would copy a whole tensor to read a part of its transpose. A view of the file does not.
     data = np.memmap(file, np.uint8, "r")
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     header = json.loads(data[8:start].tobytes())
@@ -288,9 +289,10 @@ def _read_header(file: Path) -> list[Tensor]:
     ]
 
 
-def _plan(model: VideoLM) -> dict[str, dict[str, tuple[Place, Any]]]:
-    """Where to write the tensors of a model that follows no other folder: file -> key -> (place, dtype)."""
-    params, shards, size = leaves(model), [{}], 0
+def _plan_files(model: VideoLM) -> Files:
+    """The files of a model that is not written like another folder: at most ``SHARD_BYTES`` each."""
+    params, size = leaves(model), 0
+    shards: list[dict[str, tuple[Place, Any]]] = [{}]
     for name, place in _places(model).items():
         dtype = params[place.path].dtype
         size += math.prod(place.shape) * dtype.itemsize
@@ -304,7 +306,7 @@ def _plan(model: VideoLM) -> dict[str, dict[str, tuple[Place, Any]]]:
 
 
 def _set_dtype(config: dict[str, Any], dtype: Any) -> None:
-    """Make a ``config.json``, either spelling, name the type that the weights are written in."""
+    """Set the type of the weights in a ``config.json`` of either spelling."""
     config.pop("torch_dtype", None)
     config["dtype"] = jnp.dtype(dtype).name
     for part in config.values():
@@ -326,18 +328,22 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    _write(path, lambda part: part.write_text(text))
+    _write_file(path, lambda part: part.write_text(text))
 
 
-def _write_tensors(path: Path, params: dict[str, Array], members: dict[str, tuple[Place, Any]]) -> int:
-    """One file of weights; the bytes in its tensors."""
-    tensors = {key: _tensor(params, *member) for key, member in members.items()}
-    _write(path, functools.partial(save_file, tensors, metadata={"format": "pt"}))
+def _write_tensors(path: Path, params: dict[str, jax.Array], members: dict[str, tuple[Place, Any]]) -> int:
+    """Write one file of weights and return the bytes in its tensors."""
+    tensors = {}
+    for key, (place, dtype) in members.items():
+        x = params[place.path] if place.layer is None else params[place.path][place.layer]
+        tensors[key] = np.empty(place.shape, dtype)
+        _copy(tensors[key], _turn(place.path, np.asarray(x), place.shape))
+    _write_file(path, functools.partial(save_file, tensors, metadata={"format": "pt"}))
     return sum(x.nbytes for x in tensors.values())
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """``write`` a file that appears under its name only when it is whole."""
+def _write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` write a file, which appears at ``path`` only when it is complete."""
     try:
         with storage.written(path) as part:
             write(part)

@@ -3,6 +3,7 @@ decoder."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +18,7 @@ def frequencies(width: int, theta: float) -> np.ndarray:
 def vision_angles(
     rows_N: np.ndarray, columns_N: np.ndarray, width: int, theta: float = 10000.0
 ) -> np.ndarray:
-    """Angles f32[N, width / 2] of patches at the given rows and columns: half the channels for each axis.
+    """Angles f32[N, width / 2] of patches at the given rows and columns; each axis has half the channels.
 
     Source: ``Qwen2_5_VisionRotaryEmbedding`` of transformers.
     """
@@ -26,12 +27,12 @@ def vision_angles(
 
 
 def section_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
-    """The axis (0 time, 1 height, 2 width) that turns each channel pair: Qwen2.5-VL's contiguous sections."""
+    """The axis (0 time, 1 height, 2 width) of each channel pair: Qwen2.5-VL's contiguous sections."""
     return tuple(axis for axis, size in enumerate(sections) for _ in range(size))
 
 
 def interleaved_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
-    """The same for Qwen3-VL: the axes take turns, and where height and width are used up, time goes on.
+    """The same for Qwen3-VL: the axes alternate, and time takes all pairs after those of height and width.
 
     Source: ``Qwen3VLTextRotaryEmbedding.recomposition_frequencies`` of transformers.
     """
@@ -41,8 +42,8 @@ def interleaved_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axes.tolist())
 
 
-def text_angles(positions_B3T: Array, axes: tuple[int, ...], theta: float) -> Array:
-    """Angles f32[B, T, H / 2] of tokens at three-axis positions; ``axes`` names each channel pair's axis.
+def text_angles(positions_B3T: Array, axes: tuple[int, ...], theta: float) -> jax.Array:
+    """Angles f32[B, T, H / 2] of tokens at three-axis positions; ``axes``: of each channel pair.
 
     Source: multimodal rotary embedding of Qwen2-VL (arXiv 2409.12191, section 2.1).
     """
@@ -50,9 +51,8 @@ def text_angles(positions_B3T: Array, axes: tuple[int, ...], theta: float) -> Ar
     return jnp.swapaxes(chosen_BhT, 1, 2) * frequencies(2 * len(axes), theta)
 
 
-def rotate(x_TNH: Array, angles_Th: Array) -> Array:
-    """``x`` [..., T, N, H] turned by angles [..., T, H / 2], channel i paired with i + H / 2; float32
-    inside."""
+def rotate(x_TNH: jax.Array, angles_Th: Array) -> jax.Array:
+    """``x`` [..., T, N, H] rotated by angles [..., T, H / 2], channel i paired with i + H / 2, in float32."""
     cos, sin = jnp.cos(angles_Th)[..., None, :], jnp.sin(angles_Th)[..., None, :]
     a, b = jnp.split(x_TNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_TNH.dtype)

@@ -1,14 +1,13 @@
 """The gate of an MLP."""
 
 import jax
-
-from vpjax.types import Array
+from jax import Array
 
 
 @jax.custom_vjp
 def swiglu(gate: Array, up: Array) -> Array:
-    """silu(gate) * up. Its backward pass computes from these two again what it needs: to keep it costs more,
-    in memory and, on a CPU, in time. (jax.checkpoint would do the same, but no sharding crosses its edge.)"""
+    """silu(gate) * up. The backward pass computes silu again, which saves memory and, on a CPU, time.
+    (jax.checkpoint would do the same, but shardings do not propagate through it.)"""
     return jax.nn.silu(gate) * up
 
 
@@ -16,8 +15,8 @@ def _forward(gate: Array, up: Array) -> tuple[Array, tuple[Array, Array]]:
     return swiglu(gate, up), (gate, up)
 
 
-def _backward(kept: tuple[Array, Array], d: Array) -> tuple[Array, Array]:
-    gate, up = kept
+def _backward(saved: tuple[Array, Array], d: Array) -> tuple[Array, Array]:
+    gate, up = saved
     share = jax.nn.sigmoid(gate)
     return d * up * share * (1 + gate * (1 - share)), d * gate * share
 

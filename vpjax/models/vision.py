@@ -2,7 +2,7 @@
 
 Slots (temporal patches) never see one another, so the tower runs on a batch of slots and
 ``features(V~) == features(V)[source]`` holds exactly. Sources: ``Qwen2_5_VisionTransformerPretrainedModel``
-and ``Qwen3VLVisionModel``; what tells them apart is in VisionConfig.
+and ``Qwen3VLVisionModel`` of transformers, whose differences are fields of VisionConfig.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from vpjax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the tower and what its family does, the defaults being Qwen2.5-VL's.
+    """Sizes of the tower and the choices of its family; the defaults are Qwen2.5-VL's.
 
-    window: pixels, 0: no layer has windows; full_attention: indices of the layers without windows;
-    pixel_mean, pixel_std: statistics that frames in 0..1 are normalised with; layer_norm: LayerNorm in place
-    of RMSNorm; gated: an MLP of silu(gate) * up, else of gelu(up); patch_bias: of the patch embedding;
-    position_side: rows and columns of the table of learned positions, 0: none; deepstack: indices of the
-    layers whose states go to the decoder as well, ascending.
+    window: side in pixels, 0: no layer has windows. full_attention: indices of the layers without windows.
+    pixel_mean, pixel_std: normalise frames with values of 0 to 1. layer_norm: LayerNorm instead of RMSNorm.
+    gated: the MLP computes silu(gate) * up, else gelu(up). patch_bias: of the patch embedding.
+    position_side: rows and columns of the table of learned positions, 0: none. deepstack: indices of the
+    layers whose states go to the decoder too, ascending.
     """
 
     depth: int
@@ -62,22 +62,22 @@ class VisionConfig:
 
 
 class Features(NamedTuple):
-    """What the decoder is given of a video; every array is [..., M, D], M tokens of a slot.
+    """The visual features of a video; every array is [..., M, D], M tokens of a slot.
 
-    tokens: stand in the place of the visual tokens' embeddings. deep: one for each of the decoder's first
-    layers, added after it to the states of the visual tokens (DeepStack, arXiv 2406.04334); () without.
+    tokens: used as the embeddings of the visual tokens. deep: additions to the states of the visual tokens
+    after the first, second, ... decoder layer (DeepStack, arXiv 2406.04334); may be ().
     """
 
-    tokens: Array
-    deep: tuple[Array, ...]
+    tokens: jax.Array
+    deep: tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """How one slot's merged units are laid out for window attention.
+    """The order of a slot's merged units for attention in W windows, padded to equal size.
 
-    order i32[U]: the unit at each place, padding places repeat unit 0; valid bool[W, U / W]: True at real
-    units; inverse i32[units]: the place of each unit. W windows of equal, padded size.
+    order i32[U]: the unit at each place; padding repeats unit 0. valid bool[W, U / W]: False at padding.
+    inverse i32[units]: the place of each unit.
     """
 
     order: np.ndarray
@@ -87,23 +87,22 @@ class Windows:
 
 @functools.lru_cache
 def windows(rows: int, columns: int, side: int) -> Windows:
-    """Cut ``rows`` x ``columns`` merged units into windows of ``side`` x ``side``; those at the edge are cut
-    off."""
+    """Windows of ``side`` x ``side`` over ``rows`` x ``columns`` merged units, smaller at the edges."""
     units = np.arange(rows * columns).reshape(rows, columns)
     cuts = [
         units[r : r + side, c : c + side].ravel()
         for r in range(0, rows, side)
         for c in range(0, columns, side)
     ]
-    longest = max(map(len, cuts))
+    longest = max(len(cut) for cut in cuts)
     valid = np.array([np.arange(longest) < len(cut) for cut in cuts])
     order = np.concatenate([np.pad(cut, (0, longest - len(cut))) for cut in cuts])
     places = np.flatnonzero(valid)
     return Windows(order, valid, places[np.argsort(order[places])])
 
 
-def _norm(config: VisionConfig, width: int, **options) -> nnx.Module:
-    if config.layer_norm:
+def _norm_layer(model_config: VisionConfig, width: int, **options: Any) -> nnx.LayerNorm | nnx.RMSNorm:
+    if model_config.layer_norm:
         return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, **options)
     return nnx.RMSNorm(width, epsilon=1e-6, **options)
 
@@ -113,7 +112,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         linear = functools.partial(nnx.Linear, param_dtype=dtype, rngs=rngs)
-        norm = functools.partial(_norm, config, param_dtype=dtype, rngs=rngs)
+        norm = functools.partial(_norm_layer, config, param_dtype=dtype, rngs=rngs)
         hidden = config.hidden
         self.heads, self.gated = config.heads, config.gated
         self.norm1 = norm(hidden)
@@ -125,8 +124,10 @@ class Block(nnx.Module):
         self.up = linear(hidden, config.intermediate)
         self.down = linear(config.intermediate, hidden)
 
-    def __call__(self, x_XWTD: Array, angles_WTh: Array, valid_WT: Array | None, full: Array | bool) -> Array:
-        """One layer on X slots of W windows of T patches; ``full`` attends to the whole slot."""
+    def __call__(
+        self, x_XWTD: jax.Array, angles_WTh: Array, valid_WT: jax.Array | None, full: jax.Array
+    ) -> jax.Array:
+        """One layer on X slots of W windows of T patches. If ``full``, patches attend to their whole slot."""
         qkv = self.qkv(self.norm1(x_XWTD))
         q, k, v = (qkv[..., i, :].reshape(*x_XWTD.shape[:-1], self.heads, -1) for i in range(3))
         q, k = rotate(q, angles_WTh), rotate(k, angles_WTh)
@@ -135,8 +136,9 @@ class Block(nnx.Module):
             return attend_blocks(q, k, v, valid_WT)
 
         def whole(q, k, v):
-            flat = [x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (q, k, v)]
-            return attend_blocks(*flat, None if valid_WT is None else valid_WT.reshape(-1)).reshape(q.shape)
+            valid = None if valid_WT is None else valid_WT.reshape(-1)
+            flat_q, flat_k, flat_v = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (q, k, v))
+            return attend_blocks(flat_q, flat_k, flat_v, valid).reshape(q.shape)
 
         attended = window(q, k, v) if x_XWTD.shape[1] == 1 else jax.lax.cond(full, whole, window, q, k, v)
         x = x_XWTD + self.proj(attended.reshape(x_XWTD.shape))
@@ -146,17 +148,17 @@ class Block(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Each 2 x 2 unit of patches becomes one token of the decoder's width. norm_unit: the norm is of a whole
-    unit, not of each patch."""
+    """Each 2 x 2 unit of patches becomes one token of the decoder's width. norm_unit: normalise whole units,
+    not single patches."""
 
     def __init__(self, config: VisionConfig, *, norm_unit: bool = False, rngs: nnx.Rngs, dtype=jnp.float32):
         wide = config.hidden * config.merge**2
         self.norm_unit = norm_unit
-        self.norm = _norm(config, wide if norm_unit else config.hidden, param_dtype=dtype, rngs=rngs)
+        self.norm = _norm_layer(config, wide if norm_unit else config.hidden, param_dtype=dtype, rngs=rngs)
         self.fc1 = nnx.Linear(wide, wide, param_dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(wide, config.out_hidden, param_dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_XMUD: Array) -> Array:
+    def __call__(self, x_XMUD: jax.Array) -> jax.Array:
         """[X, M, patches of a unit, D] -> [X, M, decoder width]."""
         flat_shape = (*x_XMUD.shape[:2], -1)
         if self.norm_unit:
@@ -186,16 +188,16 @@ class VisionTower(nnx.Module):
                 lambda key: Merger(config, norm_unit=True, rngs=nnx.Rngs(key), dtype=dtype)
             )(jax.random.split(rngs.params(), len(c.deepstack)))
 
-    def learned_positions(self, grid: tuple[int, int]) -> Array:
+    def learned_positions(self, grid: tuple[int, int]) -> jax.Array:
         """The table of learned positions, bilinearly interpolated to ``grid``: [rows, columns, D]."""
         side = self.config.position_side
         rows, columns = (interpolation(count, side) for count in grid)
         table = self.positions[...].reshape(side, side, -1)
         return jnp.einsum("rh,cw,hwd->rcd", rows, columns, table).astype(table.dtype)
 
-    def __call__(self, patches_XNP: Array, grid: tuple[int, int], *, remat: bool = False) -> Features:
-        """patches [X, N, pixels of a patch] in merge-grouped order (``ops.patches.patchify``) of a frame of
-        ``grid`` = (rows, columns) patches -> features [X, M, decoder width]."""
+    def __call__(self, patches_XNP: jax.Array, grid: tuple[int, int], *, remat: bool = False) -> Features:
+        """Features [X, M, decoder width] of patches [X, N, pixels of a patch] in the order of
+        ``patches.patchify``. grid: rows, columns of patches. remat: recompute layers in the backward pass."""
         c = self.config
         unit = c.merge**2
         rows, columns = grid[0] // c.merge, grid[1] // c.merge
@@ -204,10 +206,9 @@ class VisionTower(nnx.Module):
         valid_WT = None if layout.valid.all() else jnp.asarray(layout.valid.repeat(unit, axis=1))
 
         def to_windows(x):  # [..., units, unit, D] -> [..., W, T, D]
-            picked = (
-                x if np.array_equal(layout.order, np.arange(rows * columns)) else x[..., layout.order, :, :]
-            )
-            return picked.reshape(*x.shape[:-3], count, places * unit, x.shape[-1])
+            if not np.array_equal(layout.order, np.arange(rows * columns)):
+                x = x[..., layout.order, :, :]
+            return x.reshape(*x.shape[:-3], count, places * unit, x.shape[-1])
 
         patch_rows, patch_columns = np.indices(grid).reshape(2, rows, c.merge, columns, c.merge)
         order = (patch_rows.transpose(0, 2, 1, 3).ravel(), patch_columns.transpose(0, 2, 1, 3).ravel())
@@ -225,15 +226,14 @@ class VisionTower(nnx.Module):
 
         full_L = np.isin(np.arange(c.depth), c.full_attention)
         body = jax.checkpoint(layer) if remat else layer
-        states = []  # after each layer of ``deepstack`` and after the last
+        states = []  # after each layer of ``deepstack`` and after the last layer
         for start, end in itertools.pairwise((0, *(i + 1 for i in c.deepstack), c.depth)):
             x_XWTD, _ = jax.lax.scan(body, x_XWTD, _cut((self.blocks, full_L), slice(start, end)))
             states.append(x_XWTD.reshape(x.shape[0], count * places, unit, -1)[:, layout.inverse])
-        *deep, last = states
-        deep = tuple(_cut(self.deepstack, i)(state) for i, state in enumerate(deep))
-        return Features(self.merger(last), deep)
+        deep = tuple(_cut(self.deepstack, i)(state) for i, state in enumerate(states[:-1]))
+        return Features(self.merger(states[-1]), deep)
 
 
 def _cut(stack: Any, at: slice | int) -> Any:
-    """Some of the layers of a stack, or one."""
+    """The layers ``at`` of a stack."""
     return jax.tree.map(lambda p: p[at], stack)

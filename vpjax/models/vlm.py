@@ -12,21 +12,20 @@ from vpjax.models.attention import KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
 from vpjax.models.patches import patchify
-from vpjax.models.sharding import split_rows, split_width
 from vpjax.models.vision import Features, VisionTower
 from vpjax.types import Array, Batch
 
 
 class Hidden(NamedTuple):
-    """Hidden states after the final norm that score completions, and those tapped at layer l.
+    """Hidden states after the final norm, which score completions, and those after layer l.
 
-    last [B, D]: at the prompt's last valid token, predicts each completion's first token;
-    suffix [B, G, C, D]; tap [B, V, D]: at the visual tokens, 0 where their slot is invalid, or None.
+    last [B, D]: at the prompt's last valid token, predicts the first token of each completion.
+    suffix [B, G, C, D]. tap [B, V, D]: after layer l at the visual tokens, 0 if their slot is invalid.
     """
 
-    last: Array
-    suffix: Array
-    tap: Array | None
+    last: jax.Array
+    suffix: jax.Array
+    tap: jax.Array | None
 
 
 def gather_slots(features: Features, source_BS: Array) -> Features:
@@ -34,7 +33,7 @@ def gather_slots(features: Features, source_BS: Array) -> Features:
     return jax.tree.map(lambda f: jax.vmap(lambda slots, source: slots[source])(f, source_BS), features)
 
 
-def leaves(model: Any) -> dict[str, Array]:
+def leaves(model: Any) -> dict[str, jax.Array]:
     """The parameters of a model by dotted path, such as ``decoder.layers.q.kernel``."""
     flat, _ = jax.tree_util.tree_flatten_with_path(model)
     return {".".join(key.name for key in path[:-1]): leaf for path, leaf in flat}
@@ -55,14 +54,9 @@ class VideoLM(nnx.Module):
         self.decoder = Decoder(config.decoder, rngs=rngs, dtype=dtype)
 
     @property
-    def unembed(self) -> Array:
+    def unembed(self) -> jax.Array:
         """The output projection [O, D]: logits are ``hidden @ unembed.T``."""
-        return self.decoder.unembed
-
-    def embed_tokens(self, tokens: Array) -> Array:
-        """Input embeddings [..., D] of token ids."""
-        # The table stays where it is: each device looks up its columns for all rows, then keeps its rows.
-        return split_rows(split_width(self.decoder.embed[tokens]))
+        return (self.decoder.embed if self.config.decoder.tied else self.decoder.lm_head)[...]
 
     def encode(self, frames_BFhw3: Array, *, remat: bool = False) -> Features:
         """Visual features [B, S, M, D] of uint8 frames, F a multiple of the temporal patch."""
@@ -77,10 +71,10 @@ class VideoLM(nnx.Module):
 
     def embed_prompt(
         self, features: Features | None, prompt_BP: Array, visual_BV: Array
-    ) -> tuple[Array, tuple[Array, ...]]:
-        """Input embeddings [B, P, D] of a prompt with the visual features in their places, and the additions
-        to the states after the first decoder layers, 0 outside those places."""
-        x_BPD = self.embed_tokens(prompt_BP)
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Input embeddings [B, P, D] of a prompt with the visual features at their tokens, and the additions
+        to the states after the first decoder layers, 0 at other tokens."""
+        x_BPD = self.decoder.embed_tokens(prompt_BP)
         if features is None:
             return x_BPD, ()
 
@@ -89,19 +83,19 @@ class VideoLM(nnx.Module):
             # An invalid slot's index is P, outside the prompt: dropped.
             return jax.vmap(lambda x, at, f: x.at[at].set(f, mode="drop"))(x_BPD, visual_BV, f_BVD)
 
-        nothing = jnp.zeros_like(x_BPD)
-        return placed(x_BPD, features.tokens), tuple(placed(nothing, f) for f in features.deep)
+        zeros = jnp.zeros_like(x_BPD)
+        return placed(x_BPD, features.tokens), tuple(placed(zeros, f) for f in features.deep)
 
     def hidden(
         self, features: Features | None, batch: Batch, *, tap: int | None = None, remat: bool = False
     ) -> Hidden:
-        """Hidden states of a batch whose ``suffix`` is [B, C] (one completion) or [B, G, C]; ``tap`` = l also
-        returns the states after the first l layers, what is added there included, at the visual tokens."""
+        """Hidden states of a batch whose ``suffix`` is [B, C] (one completion) or [B, G, C]. ``tap`` = l also
+        returns the states at the visual tokens after l layers and the additions there."""
         suffix_BGC = batch.suffix if batch.suffix.ndim == 3 else batch.suffix[:, None]
         rows, groups, length = suffix_BGC.shape
         prefix = batch.prompt.shape[1]
         layout = Layout(prefix, groups, length)
-        x_BXD = self.embed_tokens(suffix_BGC.reshape(rows, groups * length))
+        x_BXD = self.decoder.embed_tokens(suffix_BGC.reshape(rows, groups * length))
         x_BPD, deep = self.embed_prompt(features, batch.prompt, batch.visual)
         x_BTD = jnp.concatenate([x_BPD, x_BXD], axis=1)
         own = [batch.positions[:, :, prefix:]] * groups
@@ -120,55 +114,43 @@ class VideoLM(nnx.Module):
         last = _last(h_BTD[:, :prefix], batch.prompt_valid)
         return Hidden(last, h_BTD[:, prefix:].reshape(rows, groups, length, -1), tapped)
 
-    def visual_hidden(self, features: Features, batch: Batch, *, layers: int, remat: bool = False) -> Array:
-        """``hidden(..., tap=layers).tap`` [B, V, D] for less: only these layers run, and only over the prompt
-        up to its last visual token."""
+    def visual_hidden(
+        self, features: Features, batch: Batch, *, layers: int, remat: bool = False
+    ) -> jax.Array:
+        """``hidden(..., tap=layers).tap`` [B, V, D] at less cost: only these layers run, and only over the
+        prompt up to its last visual token."""
         end = batch.video_end
         visual = jnp.where(batch.visual < end, batch.visual, end)
         x_BPD, deep = self.embed_prompt(features, batch.prompt[:, :end], visual)
-        positions, valid, some = batch.positions[:, :, :end], batch.prompt_valid[:, :end], slice(0, layers)
-        h = self.decoder.run(x_BPD, positions, Layout(end, 1, 0), valid, deep=deep, layers=some, remat=remat)
-        return _at(h, visual)
+        h_BPD = self.decoder.run(
+            x_BPD,
+            batch.positions[:, :, :end],
+            Layout(end, 1, 0),
+            batch.prompt_valid[:, :end],
+            deep=deep,
+            layers=slice(0, layers),
+            remat=remat,
+        )
+        return _at(h_BPD, visual)
 
-    def prefill(self, features: Features | None, batch: Batch) -> tuple[Array, KeyValues]:
+    def prefill(self, features: Features | None, batch: Batch) -> tuple[jax.Array, KeyValues]:
         """The state [B, D] at the prompt's last valid token, and the prefix cache."""
         x_BPD, deep = self.embed_prompt(features, batch.prompt, batch.visual)
         h_BPD, cache = self.decoder.prefill(x_BPD, batch.positions[:, :, : batch.prompt.shape[1]], deep)
         return self.decoder.norm(_last(h_BPD, batch.prompt_valid)), cache
 
-    def suffix_cache(self, rows: int, groups: int, length: int) -> KeyValues:
-        """An empty cache [L, B, G, C, K, H] for completions."""
-        c = self.config.decoder
-        shape = (c.layers, rows, groups, length, c.kv_heads, c.head_dim)
-        return KeyValues(*(jnp.zeros(shape, self.decoder.embed.dtype) for _ in range(2)))
 
-    def decode(
-        self,
-        token_BG: Array,
-        position_B3: Array,
-        step: Array,
-        prompt_valid_BP: Array,
-        prefix: KeyValues,
-        suffix: KeyValues,
-    ) -> tuple[Array, KeyValues]:
-        """The state [B, G, D] after token number ``step`` of each completion was fed, and the suffix
-        cache."""
-        x_BGD = self.embed_tokens(token_BG)
-        h_BGD, suffix = self.decoder.decode(x_BGD, position_B3, step, prompt_valid_BP, prefix, suffix)
-        return self.decoder.norm(h_BGD), suffix
-
-
-def _at(h_BPD: Array, index_BV: Array) -> Array:
-    """``h`` at the given tokens, 0 where the index lies outside."""
+def _at(h_BPD: jax.Array, index_BV: Array) -> jax.Array:
+    """``h`` at the given tokens, 0 for an index outside ``h``."""
     return jnp.take_along_axis(h_BPD, index_BV[..., None], axis=1, mode="fill", fill_value=0)
 
 
-def _last(h_BPD: Array, valid_BP: Array) -> Array:
-    """``h`` at each row's last valid token; a row of padding alone gives its first."""
+def _last(h_BPD: jax.Array, valid_BP: Array) -> jax.Array:
+    """``h`` at each row's last valid token; for a row of only padding, at its first token."""
     last = jnp.maximum(valid_BP.sum(axis=1) - 1, 0)
     return jnp.take_along_axis(h_BPD, last[:, None, None], axis=1)[:, 0]
 
 
-def abstract_model(config: VLMConfig, dtype=jnp.float32) -> VideoLM:
-    """The model's shapes without its arrays."""
-    return jax.eval_shape(lambda: VideoLM(config, rngs=nnx.Rngs(0), dtype=dtype))
+def abstract_model(model_config: VLMConfig, dtype=jnp.float32) -> VideoLM:
+    """A model of shapes, without arrays."""
+    return jax.eval_shape(lambda: VideoLM(model_config, rngs=nnx.Rngs(0), dtype=dtype))
