@@ -1,6 +1,7 @@
 """A small model, its run's config and a batch with keywords, for tests of the losses' step."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -45,8 +46,18 @@ MODEL = VLMConfig(
 ONE = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
 
 
-def model(config=MODEL):
-    return VideoLM(config, rngs=nnx.Rngs(0))
+# Compiling is what these tests wait for, and tiny matrices gain nothing from an optimised program.
+FAST = {"xla_backend_optimization_level": 0}
+
+
+@functools.cache
+def _initialise(model_config):
+    return jax.jit(lambda: VideoLM(model_config, rngs=nnx.Rngs(0)), compiler_options=FAST)
+
+
+def model(model_config=MODEL):
+    """A model with arrays of its own, which a step may donate."""
+    return _initialise(model_config)()
 
 
 def config(**fields):
@@ -104,8 +115,7 @@ def compiled(c, b, *, mesh=ONE, **options):
     """(state, step, b on the mesh); the step is compiled, and takes no other bucket and no other sharding."""
     state, step = setup(c, mesh=mesh, **options)
     b = put_batch(b, mesh)
-    # Compiling is what these tests wait for, and tiny matrices gain nothing from it.
-    return state, step.lower(state, b).compile({"xla_backend_optimization_level": 0}), b
+    return state, step.lower(state, b).compile(FAST), b
 
 
 def run(c, b, **options):

@@ -18,7 +18,7 @@ from transformers import (
 
 from vpjax.types import Batch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny matrices gain nothing from more, and threads that wait cost much
 
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
 TEXT_IDS = 120  # below: ordinary tokens

@@ -1,4 +1,4 @@
-"""The back ends of attention are one function: values and gradients on ragged layouts, on a mesh or not."""
+"""The back ends of attention agree in values and gradients on ragged layouts, with and without a mesh."""
 
 import functools
 
@@ -14,13 +14,14 @@ from vpjax.models.sharding import in_use, make_mesh, replicated
 
 # Ragged on purpose: no length is a multiple of the kernel's blocks, and no block begins where a part does.
 LAYOUTS = [Layout(100, 1, 37), Layout(131, 3, 50), Layout(140, 1, 0)]
+pytestmark = pytest.mark.slow
 
 
-def inputs(layout, heads=4, kv_heads=2, width=16, rows=2):
+def inputs(layout, heads=4, kv_heads=2, width=16, rows=4):
     rng = np.random.default_rng(0)
     count = layout.prefix + layout.groups * layout.suffix
     q, k, v, weight = (
-        jnp.asarray(rng.standard_normal((rows, count, n, width)), jnp.float32)
+        rng.standard_normal((rows, count, n, width)).astype(np.float32)
         for n in (heads, kv_heads, kv_heads, heads)
     )
     lengths = np.linspace(layout.prefix, layout.prefix // 3, rows, dtype=int)
@@ -30,7 +31,7 @@ def inputs(layout, heads=4, kv_heads=2, width=16, rows=2):
 
 
 def by_hand(q, k, v, valid, layout):
-    """Attention in float64 by the picture in ops/attention.py, a row and a head at a time."""
+    """Attention in float64 by the picture in models/attention.py, a row and a head at a time."""
     count, prefix = q.shape[1], layout.prefix
     i, j = np.indices((count, count))
     group = np.where(np.arange(count) < prefix, -1, (np.arange(count) - prefix) // max(layout.suffix, 1))
@@ -47,7 +48,7 @@ def by_hand(q, k, v, valid, layout):
 
 
 def attended(name, layout, q, k, v, valid):
-    if name == "cudnn":  # as it stands, but for the kernel itself, which needs a GPU
+    if name == "cudnn":  # all but the kernel itself, which needs a GPU
         return attention._attend_cudnn(q, KeyValues(k, v), layout, valid, "xla")
     with attention.backend(name):
         return attend(q, KeyValues(k, v), layout, valid)
@@ -62,10 +63,18 @@ def values_and_gradients(name, layout, q, k, v, valid, weight):
     return out, *gradients
 
 
+@functools.cache
+def results(name, layout):
+    """``values_and_gradients`` of ``inputs(layout)`` as NumPy arrays."""
+    q, k, v, valid, weight, _ = inputs(layout)
+    program = jax.jit(functools.partial(values_and_gradients, name, layout), compiler_options=joint.FAST)
+    return jax.tree.map(np.asarray, program(q, k, v, valid, weight))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_attention_is_what_the_picture_says(layout):
     q, k, v, valid, _, real = inputs(layout)
-    ours = attended("xla", layout, q, k, v, valid)
+    ours = results("xla", layout)[0]
     np.testing.assert_allclose(ours[real], by_hand(q, k, v, valid, layout)[real], rtol=0, atol=2e-6)
 
 
@@ -73,26 +82,26 @@ def test_attention_is_what_the_picture_says(layout):
 @pytest.mark.parametrize("name", ["splash", "cudnn"])
 def test_back_ends_are_equal(name, layout):
     """In float32, values and gradients of order 1 to 10: 2e-5 is some roundings of sums over 150 keys."""
-    q, k, v, valid, weight, real = inputs(layout)
-    ours = values_and_gradients(name, layout, q, k, v, valid, weight)
-    theirs = values_and_gradients("xla", layout, q, k, v, valid, weight)
+    real = inputs(layout)[-1]
+    ours, theirs = results(name, layout), results("xla", layout)
     np.testing.assert_allclose(ours[0][real], theirs[0][real], rtol=0, atol=2e-5)
     for x, y in zip(ours[1:], theirs[1:], strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
 
 
 def test_splash_on_a_mesh_is_splash():
-    """Each device has its rows and heads, and gives what one device gives for them."""
+    """Each device computes its rows and heads, with the values that one device computes for them."""
     layout = LAYOUTS[0]
-    q, k, v, valid, weight, _ = inputs(layout, rows=4)
+    q, k, v, valid, weight, _ = inputs(layout)
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
 
     def run(*arguments):
         with in_use(mesh):
             return values_and_gradients("splash", layout, *arguments)
 
-    split = jax.jit(run)(*jax.device_put((q, k, v, valid, weight), replicated(mesh)))
-    whole = values_and_gradients("splash", layout, q, k, v, valid, weight)
+    program = jax.jit(run, compiler_options=joint.FAST)
+    split = program(*jax.device_put((q, k, v, valid, weight), replicated(mesh)))
+    whole = results("splash", layout)
     for x, y in zip(split, whole, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
 
@@ -107,7 +116,7 @@ def test_the_platform_chooses(monkeypatch):
         assert attention.backend_of(jnp.dtype("bfloat16")) == "xla"
 
 
-def test_the_mesh_says_the_platform():
+def test_the_platform_is_that_of_the_mesh():
     assert attention.platform() == jax.default_backend()
     with in_use(joint.ONE):
         assert attention.platform() == joint.ONE.devices.flat[0].platform
@@ -116,7 +125,7 @@ def test_the_mesh_says_the_platform():
 def test_splash_holds_no_scores():
     """No array of tokens x tokens is in its program, nor in its kernel's."""
     layout, tokens = Layout(1024, 1, 0), 1024
-    q, k, v, valid, _, _ = inputs(layout, rows=1)
+    q, k, v, valid, _, _ = inputs(layout)
 
     def largest(name):
         return joint.largest(jax.make_jaxpr(functools.partial(attended, name, layout))(q, k, v, valid).jaxpr)
