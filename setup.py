@@ -9,7 +9,7 @@ setup(
     # The recipes are a part of the package, so that --config takes their names without a checkout.
     packages=[*find_packages(include=["vpjax", "vpjax.*"]), "vpjax.recipes"],
     package_dir={"vpjax.recipes": "configs"},
-    package_data={"vpjax": ["*/*.html"]},
+    package_data={"": ["*.html", "*.jinja", "*.md", "*.toml", "*.txt"]},
     install_requires=[
         "absl-py>=2.5",
         "array_record>=0.8.6",

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -30,12 +31,7 @@ from vpjax.training import checkpoint, run_config
 from vpjax.types import Batch, UserError
 
 IMAGE_PROCESSOR, VIDEO_PROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
-POSITIONS = (
-    "Text after a video continues at its largest position + 1, as in Qwen's own code, transformers 4 and "
-    "vLLM: these agree with the training.",
-    "transformers 5 restarts lower, at the video's first position + its longer side, so its answers about "
-    "videos can differ: hand its forward the `position_ids` of the rule above.",
-)
+MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
 def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | None = None) -> VideoLM:
@@ -49,7 +45,7 @@ def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | No
         raise UserError(f"--workdir={workdir}: no run in it; give the folder that vpjax.train wrote")
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise UserError(f"--out={out}: has files of something else in it; give another folder")
-    model, text = checkpoint.load(workdir, step=step, dtype=dtype)
+    model, text = checkpoint.load_model(workdir, step=step, dtype=dtype)
     config = ConfigDict(json.loads((workdir / run_config.FILE).read_text()))
     hf.save_pretrained(model, out, like=workdir / checkpoint.MODEL)
     if not (out / "generation_config.json").exists():
@@ -125,49 +121,22 @@ def model_card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | No
     manager = checkpoint.Manager(workdir, keep=None)
     step = step or max(manager.steps())
     manager.close()
-    data = config.data
-    if data.frames:
-        sampling = f"{data.frames} frames, evenly spaced"
+    if config.data.frames:
+        sampling = f"{config.data.frames} frames, evenly spaced"
     else:
-        sampling = f"{data.fps:g} frames a second"
-    size = sum(math.prod(leaf.shape) for leaf in leaves(model).values()) / 1e6
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: video-text-to-text",
-        "tags: [video, vpjax]",
-        "---",
-        "",
-        f"# {workdir.resolve().name}, step {step}",
-        "",
-        f"A {model.config.family} of {size:,.1f} M parameters, post-trained with vpjax (VideoPerceiver, "
-        "arXiv 2511.18823).",
-        "",
-        "## Training",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| start | {config.get('init_from') or 'random weights'} |",
-        f"| method | {config.get('method', 'sft')} |",
-        f"| data | {data.train} |",
-        f"| steps | {step} of {config.steps}, {config.batch} clips each |",
-        f"| videos | {sampling}, {data.min_pixels} to {data.max_pixels} pixels a frame |",
-        f"| optimizer | AdamW, learning rate {config.optim.lr:g}, {config.dtype} |",
-    ]
-    lines += [f"| {name} at step {step} | {value:.4g} |" for name, value in _metrics(workdir, step).items()]
-    measured = _measured(workdir, step)
-    if measured:
-        lines += [
-            "",
-            "## Measured",
-            "",
-            "| benchmark | shown | metric | % [95 % interval] | rows |",
-            "|---|---|---|---|---|",
-        ]
-        lines += measured
-    if model.config.tokens_per_second is not None:  # without time positions, all runtimes agree
-        lines += ["", "## Positions after a video", "", *POSITIONS]
-    return "\n".join([*lines, ""])
+        sampling = f"{config.data.fps:g} frames a second"
+    template = jinja2.Template(MODEL_CARD.read_text(), trim_blocks=True, keep_trailing_newline=True)
+    return template.render(
+        name=workdir.resolve().name,
+        step=step,
+        family=model.config.family,
+        size=sum(math.prod(leaf.shape) for leaf in leaves(model).values()),
+        config=config,
+        sampling=sampling,
+        metrics=_metrics(workdir, step),
+        evaluations=_evaluations(workdir, step),
+        time_positions=model.config.tokens_per_second is not None,  # without them, all runtimes agree
+    )
 
 
 def _metrics(workdir: Path, step: int) -> dict[str, float]:
@@ -180,16 +149,18 @@ def _metrics(workdir: Path, step: int) -> dict[str, float]:
     return {name: x for name, x in earlier[-1].items() if name.startswith("loss") and isinstance(x, float)}
 
 
-def _measured(workdir: Path, step: int) -> list[str]:
+def _evaluations(workdir: Path, step: int) -> list[tuple[Any, ...]]:
     """A row for every evaluation of this step that lies in the work directory."""
     rows = []
     for file in sorted(workdir.glob("evaluate/*/results.json")):
         results = json.loads(file.read_text())
-        for control, x in results["controls"].items():
-            if results["request"]["step"] == step and x["rows"]:
-                metric, scores = next(iter(x["metrics"].items()))
-                name = results["request"]["benchmark"]
-                rows.append(f"| {name} | {control} | {metric} | {interval(scores['micro'])} | {x['rows']} |")
+        request = results["request"]
+        for control, scores in results["controls"].items():
+            if request["step"] == step and scores["rows"]:
+                metric, values = next(iter(scores["metrics"].items()))
+                rows.append(
+                    (request["benchmark"], control, metric, interval(values["micro"]), scores["rows"])
+                )
     return rows
 
 
@@ -228,8 +199,14 @@ def noise_batch(model: VideoLM, text: Text) -> Batch:
 
 def _logits(model: VideoLM, batch: Batch) -> np.ndarray:
     """f32[O] of the first token of the answer."""
-    last_BD, _ = jax.jit(lambda m, b: m.prefill(m.encode(b.frames), b))(model, batch)
-    return np.asarray(last_BD[0].astype(jnp.float32) @ model.unembed.T.astype(jnp.float32))
+    last_D = _last_state(model, batch)
+    return np.asarray(last_D.astype(jnp.float32) @ model.unembed.T.astype(jnp.float32))
+
+
+@jax.jit
+def _last_state(model: VideoLM, batch: Batch) -> jax.Array:
+    last_BD, _ = model.prefill(model.encode(batch.frames), batch)
+    return last_BD[0]
 
 
 def _torch_logits(torch: Any, model: VideoLM, batch: Batch, folder: Path) -> np.ndarray:

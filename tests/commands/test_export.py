@@ -165,7 +165,7 @@ def test_files_that_came_with_the_model_travel_on(kind, workdir, tmp_path):
 
 def test_bfloat16(workdir, tmp_path):
     model = exporting.export(workdir, tmp_path, dtype="bfloat16")
-    full, _ = checkpoint.load(workdir)
+    full, _ = checkpoint.load_model(workdir)
     for name, leaf in leaves(hf.load_pretrained(tmp_path)).items():
         assert leaf.dtype == jnp.bfloat16
         np.testing.assert_array_equal(leaf, leaves(full)[name].astype(jnp.bfloat16))
@@ -174,7 +174,7 @@ def test_bfloat16(workdir, tmp_path):
 
 
 def test_the_check_sees_damage(workdir, exported, tmp_path):
-    model, _ = checkpoint.load(workdir)
+    model, _ = checkpoint.load_model(workdir)
     lines = exporting.check_export(model, exported)
     assert "bit for bit" in lines[0] and "transformers loads it" in lines[1]
     broken = shutil.copytree(exported, tmp_path / "broken")

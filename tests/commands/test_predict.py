@@ -1,4 +1,4 @@
-"""``load``, ``ask`` and the command ``predict``: answers are the model's, about the frames that they report."""
+"""``load``, ``ask`` and the command ``predict``: they answer about the frames that they report."""
 
 import json
 import shutil
