@@ -2,9 +2,10 @@
 
     python -m benchmarks.evaluate --workdir runs/sft [--clips N] [--batch B] [--rounds N] [--out FILE]
 
-One run, the same weights, frames and batches, all batches in turns: encode, prefill, decode until every row
-has ended. Both are handed decoded frames; then vpjax alone goes from files to answers. transformers 5 places
-the text after a video lower than the training did: how often that changes an answer is told too.
+One process, with the same weights, frames and batches for both; the calls take turns. Each call encodes,
+prefills and decodes until every row has ended. Both start from decoded frames; vpjax is then measured once
+more from files to answers. transformers 5 gives the text after a video lower positions than training did, so
+the table also reports how often the answers differ.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import jax
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from benchmarks.timing import environment, keep, medians
+from benchmarks.sft_step import torch_videos
+from benchmarks.timing import environment, medians, publish
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
-from vpjax.data.pipeline import prepare
+from vpjax.data.pipeline import make_batch_maker
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import predict_clips
 from vpjax.evaluation.run import ROOM, without_answer
@@ -32,56 +34,55 @@ from vpjax.events.clips import make_event_clips
 from vpjax.events.text import event_of
 from vpjax.export import export
 from vpjax.models.generate import generate
-from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
-from vpjax.training import setup as start
+from vpjax.training.setup import event_spec
 from vpjax.types import Batch
 
-NEW = 32  # tokens of an answer at most; those about event clips end before
+NEW = 32  # most tokens of an answer; answers about event clips end earlier
 
 
 def jax_run(model: VideoLM, text: Text, batches: list[Batch]) -> Callable[[], list[str]]:
     def run() -> list[str]:
-        said = []
+        answers = []
         for batch in batches:
             out = generate(model, batch, jax.random.key(0), max_new=NEW, eos=text.stops)
             ids, masks = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
-            said += [text.decode(x[mask]) for x, mask in zip(ids, masks, strict=True)]
-        return said
+            answers += [text.decode(row[mask]) for row, mask in zip(ids, masks, strict=True)]
+        return answers
 
     return run
 
 
 def torch_inputs(model: VideoLM, batch: Batch) -> dict[str, torch.Tensor]:
-    """A batch as transformers' ``generate`` takes it, its prompts padded at the left."""
-    vision = model.config.vision
-    cut = dict(patch=vision.patch, merge=vision.merge, temporal=vision.temporal)
-    patches = patchify(batch.frames, **cut, mean=vision.pixel_mean, std=vision.pixel_std)
-    ids, mask = np.zeros(batch.prompt.shape, np.int64), np.zeros(batch.prompt.shape, np.int64)
+    """A batch as transformers' ``generate`` takes it: its prompts are padded on the left."""
+    ids = np.zeros(batch.prompt.shape, np.int64)
+    mask = np.zeros(batch.prompt.shape, np.int64)
     for row, (prompt, valid) in enumerate(zip(batch.prompt, batch.prompt_valid, strict=True)):
-        ids[row, len(valid) - valid.sum() :] = prompt[valid]
-        mask[row, len(valid) - valid.sum() :] = 1
-    frames, height, width = batch.frames.shape[1:4]
-    grid = [frames // vision.temporal, height // vision.patch, width // vision.patch]
+        start = len(valid) - valid.sum()
+        ids[row, start:] = prompt[valid]
+        mask[row, start:] = 1
+    seconds_per_slot = model.config.vision.temporal / 8  # event clips have 8 frames a second
     return dict(
         input_ids=torch.tensor(ids),
         attention_mask=torch.tensor(mask),
-        pixel_values_videos=torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1])),
-        video_grid_thw=torch.tensor([grid] * len(ids)),
-        second_per_grid_ts=torch.full((len(ids),), vision.temporal / 8),  # event clips have 8 frames a second
+        **torch_videos(model.config.vision, batch.frames),
+        second_per_grid_ts=torch.full((len(ids),), seconds_per_slot),
         mm_token_type_ids=torch.tensor(2 * (ids == model.config.video_token)),
     )
 
 
-def torch_run(theirs, text: Text, inputs: list[dict[str, torch.Tensor]]) -> Callable[[], list[str]]:
+def torch_run(
+    torch_model: PreTrainedModel, text: Text, inputs: list[dict[str, torch.Tensor]]
+) -> Callable[[], list[str]]:
     def run() -> list[str]:
-        said = []
-        for some in inputs:
-            theirs.model.rope_deltas = None
-            out = theirs.generate(**some, do_sample=False, max_new_tokens=NEW)
-            said += [text.decode(ids) for ids in out[:, some["input_ids"].shape[1] :].tolist()]
-        return said
+        answers = []
+        for batch in inputs:
+            torch_model.model.rope_deltas = None
+            out = torch_model.generate(**batch, do_sample=False, max_new_tokens=NEW)
+            prompt_length = batch["input_ids"].shape[1]
+            answers += [text.decode(ids) for ids in out[:, prompt_length:].tolist()]
+        return answers
 
     return run
 
@@ -99,31 +100,37 @@ def main() -> None:
     data_config = ConfigDict(
         run_config.HF_VIDEO_DEFAULTS | config.data.to_dict() | ROOM | dict(replacement="none", pool="key")
     )
-    file = make_event_clips(start.event_spec(config), cache_folder(data_config), {"heldout": args.clips})["heldout"]
+    file = make_event_clips(event_spec(config), cache_folder(data_config), {"heldout": args.clips})["heldout"]
     clips = [without_answer(clip) for clip in read_clips(file)]
     with tempfile.TemporaryDirectory() as folder:
         export(args.workdir, Path(folder), dtype="float32")
-        theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        model, text = checkpoint.load(folder)
-    plan, _ = prepare(clips, text, model.config, data_config, seed=0, batch_size=args.batch)
-    batches = [plan(step).batch for step in range(plan.plan.steps_per_epoch)]
+        torch_model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        model, text = checkpoint.load_model(folder)
+    maker, _ = make_batch_maker(clips, text, model.config, data_config, seed=0, batch_size=args.batch)
+    batches = [maker(step).batch for step in range(maker.plan.steps_per_epoch)]
     inputs = [torch_inputs(model, batch) for batch in batches]
-    ours, other = jax_run(model, text, batches), torch_run(theirs, text, inputs)
-    said = {"vpjax": ours(), "transformers": other()}
-    rows = [row for batch in batches for row in batch.clip]
-    true = [clips[row].extra["event"] if row >= 0 else "" for row in rows]
-    named = {
-        who: np.mean([event_of(x) == event for x, event in zip(texts, true, strict=True) if event])
-        for who, texts in said.items()
+    runs = {
+        "vpjax": jax_run(model, text, batches),
+        "transformers": torch_run(torch_model, text, inputs),
     }
-    equal = np.mean([a == b for a, b in zip(*said.values(), strict=True)])
-    seconds = medians({"vpjax": ours, "transformers": other}, rounds=args.rounds, warmup=1)
+    answers = {name: run() for name, run in runs.items()}
+    numbers = np.concatenate([batch.clip for batch in batches])
+    real = np.flatnonzero(numbers >= 0)  # rows that are not padding
+    events = [clips[numbers[row]].extra["event"] for row in real]
+    named = {}
+    for name, texts in answers.items():
+        found = [event_of(texts[row]) for row in real]
+        named[name] = np.mean([event == right for event, right in zip(found, events, strict=True)])
+    equal = np.mean([answers["vpjax"][row] == answers["transformers"][row] for row in real])
+    seconds = medians(runs, rounds=args.rounds, warmup=1)
 
     def from_files() -> None:
-        asked = predict_clips(model, text, clips, data_config, controls=["none"], batch_size=args.batch, max_new=NEW)
-        assert not [answer.fault for answer in asked if answer.fault]
+        predictions = predict_clips(
+            model, text, clips, data_config, controls=["none"], batch_size=args.batch, max_new=NEW
+        )
+        assert not any(prediction.fault for prediction in predictions)
 
-    whole = medians({"whole": from_files}, rounds=args.rounds, warmup=1)["whole"]
+    from_files_seconds = medians({"vpjax": from_files}, rounds=args.rounds, warmup=1)["vpjax"]
     frames, side = batches[0].frames.shape[1:3]
     size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     lines = [
@@ -133,19 +140,19 @@ def main() -> None:
         f"{size:.1f} M parameters, float32; {len(clips)} event clips of {frames} frames of {side} x {side}, "
         f"batches of {args.batch}, at most {NEW} new tokens; median of {args.rounds} rounds in turns",
         "",
-        "| | answers/s | over theirs |",
+        "| | answers/s | over transformers |",
         "|---|---|---|",
         *(
-            f"| {name} | {len(clips) / x:.1f} | {seconds['transformers'] / x:.2f} |"
-            for name, x in seconds.items()
+            f"| {name} | {len(clips) / seconds[name]:.1f} | {seconds['transformers'] / seconds[name]:.2f} |"
+            for name in runs
         ),
-        f"| vpjax, from files (frames cached) to answers | {len(clips) / whole:.1f} | |",
+        f"| vpjax, from files (frames cached) to answers | {len(clips) / from_files_seconds:.1f} | |",
         "",
-        f"{equal:.0%} of the answers are equal. The event is named in {named['vpjax']:.2f} of vpjax's and "
-        f"{named['transformers']:.2f} of transformers', which places the text after a video lower.",
+        f"{equal:.0%} of the answers are equal. The event is named in {named['vpjax']:.2f} of vpjax's "
+        f"answers and in {named['transformers']:.2f} of those of transformers, which gives the text after a "
+        "video lower positions.",
     ]
-    print("\n".join(lines))
-    keep(lines, args.out)
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

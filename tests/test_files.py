@@ -9,7 +9,7 @@ import pytest
 from tests.videos import greys, write
 from vpjax import files as storage
 from vpjax.data import index
-from vpjax.data.index import sources_of
+from vpjax.data.index import probe_sources
 from vpjax.types import UserError
 
 
@@ -91,8 +91,8 @@ def test_videos_elsewhere_are_indexed_and_probed_once(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", greys(8))
     urls = [f"memory://index/{name}" for name in ("a.mp4", "none.mp4")]
     storage.write_whole(urls[0], path.read_bytes())
-    local, there, none = sources_of([str(path), *urls], tmp_path, 8192).values()
+    local, there, none = probe_sources([str(path), *urls], tmp_path, 8192).values()
     assert (there.media, there.size, there.info) == ("video", local.size, local.info) and there.modified
     assert none.info is None and "memory://index/none.mp4: " in none.fault
     monkeypatch.setattr(index, "probe", None)  # what has not changed is not looked at again
-    assert sources_of([str(path), *urls], tmp_path, 8192)[urls[0]] == there
+    assert probe_sources([str(path), *urls], tmp_path, 8192)[urls[0]] == there

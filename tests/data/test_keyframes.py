@@ -112,7 +112,7 @@ def lengths(marked):
 def test_laws_of_the_random_control():
     moved_some = 0
     for marked, valid, rng in random_masks():
-        moved = kf.elsewhere(marked, valid, rng)
+        moved = kf.moved_mask(marked, valid, rng)
         assert moved.shape == marked.shape and not moved[:, valid:].any()
         if moved.any():
             moved_some += 1
@@ -126,8 +126,8 @@ def test_random_control_is_seeded_and_reaches_every_place():
     marked = mask("...xx.......")
     places = set()
     for seed in range(100):
-        moved = kf.elsewhere(marked, 12, np.random.default_rng(seed))
-        np.testing.assert_array_equal(moved, kf.elsewhere(marked, 12, np.random.default_rng(seed)))
+        moved = kf.moved_mask(marked, 12, np.random.default_rng(seed))
+        np.testing.assert_array_equal(moved, kf.moved_mask(marked, 12, np.random.default_rng(seed)))
         places.add(int(np.flatnonzero(moved[0])[0]))
         source = kf.random_source(marked, 12, np.random.default_rng(seed))
         np.testing.assert_array_equal(np.flatnonzero(source != np.arange(12)), np.flatnonzero(moved[0]))
@@ -135,7 +135,7 @@ def test_random_control_is_seeded_and_reaches_every_place():
 
 
 def test_no_room_means_no_control():
-    assert not kf.elsewhere(mask(".xxx.."), 6, np.random.default_rng(0)).any()
+    assert not kf.moved_mask(mask(".xxx.."), 6, np.random.default_rng(0)).any()
     assert kf.random_source(mask(".xxx.."), 6, np.random.default_rng(0)).tolist() == list(range(6))
 
 
@@ -155,5 +155,5 @@ def test_controls():
     shuffled = kf.shuffle_source(8, 6, np.random.default_rng(1))
     assert sorted(shuffled[:6].tolist()) == list(range(6)) and shuffled[6:].tolist() == [6, 7]
     assert shuffled[:6].tolist() != list(range(6))
-    for source in (kf.reverse_source(6, 0), kf.single_source(6, 0), kf.identity(6)):
+    for source in (kf.reverse_source(6, 0), kf.single_source(6, 0), kf.identity_source(6)):
         assert source.tolist() == list(range(6)) and source.dtype == np.int32

@@ -69,7 +69,7 @@ def load(text, tmp_path):
         image_token=text.image_pad,
         video_token=text.video_pad,
         tokens_per_second=4.0,
-        vision=SimpleNamespace(patch=14, merge=2, temporal=2),
+        vision=SimpleNamespace(factor=28, temporal=2),
     )
     defaults = dict(
         cache=str(tmp_path / "cache"),

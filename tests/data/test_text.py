@@ -11,8 +11,8 @@ import pytest
 
 from vpjax.data.index import bucket_for
 from vpjax.data.keyframes import runs_of
-from vpjax.data.positions import positions
-from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, training_row, unpad
+from vpjax.data.positions import is_visual, positions
+from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, training_row
 from vpjax.data.text import Text, tokenize, train_tokenizer
 from vpjax.data.video import Video
 from vpjax.types import Clip, Keyword, UserError
@@ -38,20 +38,27 @@ def config(text):
         image_token=text.image_pad,
         video_token=text.video_pad,
         tokens_per_second=4.0,
-        vision=SimpleNamespace(patch=14, merge=2, temporal=2),
+        vision=SimpleNamespace(factor=28, temporal=2),
     )
 
 
 @pytest.fixture(scope="module")
 def config3(config, text):
     """As of Qwen3-VL: a slot's time in words, patches of 16."""
-    own = dict(tokens_per_second=None, vision=SimpleNamespace(patch=16, merge=2, temporal=2))
+    own = dict(tokens_per_second=None, vision=SimpleNamespace(factor=32, temporal=2))
     return SimpleNamespace(**vars(config) | own, vision_start=text.vision_start, vision_end=text.vision_end)
 
 
 def video_of(frames=8, height=56, width=28, fps=8.0):
     pixels = np.random.default_rng(frames).integers(1, 256, (frames, height, width, 3), np.uint8)
     return Video(pixels, np.arange(frames) / fps, 1 / 8)
+
+
+def whole_prompt(text, question, slots, tokens_per_slot, media="video"):
+    """The prompt with one placeholder for each visual token."""
+    prompt = text.chat(question, media)
+    pads = is_visual(prompt, (text.image_pad, text.video_pad))
+    return np.repeat(prompt, np.where(pads, slots * tokens_per_slot, 1))
 
 
 def clip_of(answer=CAPTIONS[0], keyword="flashes", spans=((0.375, 0.5),)):
@@ -82,14 +89,14 @@ def test_known_words_are_single_tokens(text):
 
 
 def test_prompt_layout(text):
-    written = text.tokenizer.decode(text.prompt(QUESTION, slots=2, tokens_per_slot=3))
+    written = text.tokenizer.decode(whole_prompt(text, QUESTION, 2, 3))
     assert written == (
         "<|im_start|>user\n<|vision_start|>" + 6 * "<|video_pad|>" + f"<|vision_end|>{QUESTION}<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    image = text.tokenizer.decode(text.prompt(QUESTION, 1, 4, media="image"))
+    image = text.tokenizer.decode(whole_prompt(text, QUESTION, 1, 4, "image"))
     assert image.count("<|image_pad|>") == 4 and "<|video_pad|>" not in image
-    assert text.tokenizer.decode(text.prompt(QUESTION, media=None)) == (
+    assert text.tokenizer.decode(text.chat(QUESTION, None)) == (
         f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -121,7 +128,7 @@ def test_any_time_is_written_as_the_tokenizer_does(text, seconds):
 def test_an_image_has_no_time(text, config3):
     image = Video(np.repeat(video_of(1, 32, 64).frames, 2, 0), np.zeros(2))
     row = prompt_row(text.chat(QUESTION, "image"), image, config3, stamps=text.stamps)
-    np.testing.assert_array_equal(row.prompt, text.prompt(QUESTION, 1, 2, "image"))
+    np.testing.assert_array_equal(row.prompt, whole_prompt(text, QUESTION, 1, 2, "image"))
 
 
 def test_a_bucket_has_room_for_every_time(text, config3):
@@ -150,7 +157,7 @@ def test_another_chat_template_is_followed(text):
     tokenizer = copy.deepcopy(text.tokenizer)
     tokenizer.chat_template = "SYSTEM" + tokenizer.chat_template
     other = dataclasses.replace(text, tokenizer=tokenizer)
-    assert other.tokenizer.decode(other.prompt(QUESTION, 1, 1)).startswith("SYSTEM<|im_start|>user")
+    assert other.tokenizer.decode(other.chat(QUESTION)).startswith("SYSTEM<|im_start|>user")
 
 
 def test_a_question_that_holds_a_placeholder_is_refused(text):
@@ -304,29 +311,12 @@ def test_rows_that_do_not_fit_are_refused(text, config):
         bucket_of([row, encode(clip_of(), video_of(8, 28, 56), text, config)])
 
 
-def test_left_padded_input_is_normalised_at_the_door(text, config):
-    """Hugging Face's left- and right-padded rows give the same pairs, and the positions that it computes."""
-    prompts = [text.prompt(QUESTION, 2, 2), text.prompt(QUESTION + QUESTION, 2, 2)]
-    answers = [text.answer(c) for c in CAPTIONS[:2]]
-    rows = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
-    width = max(map(len, rows)) + 2
-    ids, mask, labels = (np.full((2, width), fill) for fill in (text.pad, 0, -100))
-    for side in (-1, 1):
-        ids[:], mask[:], labels[:] = text.pad, 0, -100
-        for i, row in enumerate(rows):
-            where = slice(0, len(row)) if side > 0 else slice(width - len(row), width)
-            ids[i, where], mask[i, where] = row, 1
-            labels[i, where] = np.concatenate([np.full(len(prompts[i]), -100), answers[i]])
-        for i, (prompt, answer) in enumerate(unpad(ids, mask, labels)):
-            np.testing.assert_array_equal(prompt, prompts[i])
-            np.testing.assert_array_equal(answer, answers[i])
-        assert [len(answer) for _, answer in unpad(ids, mask)] == [0, 0]
-    row = prompt_row(prompts[0], video_of(4), config)  # 4 frames of 56 x 28: the tokens are all there already
-    want = positions(prompts[0], (2, 2, 1), 0.25, 4.0, pads=(text.image_pad, text.video_pad))
-    np.testing.assert_array_equal(row.positions, want)
-    labels[0, mask[0].nonzero()[0][0]] = 5  # a target before the answer
-    with pytest.raises(UserError, match="row 0"):
-        unpad(ids, mask, labels)
+def test_a_prompt_with_all_of_its_visual_tokens_is_kept(text, config):
+    prompt = whole_prompt(text, QUESTION, slots=2, tokens_per_slot=2)
+    row = prompt_row(prompt, video_of(4), config)  # 4 frames of 56 x 28
+    np.testing.assert_array_equal(row.prompt, prompt)
+    expected = positions(prompt, (2, 2, 1), 0.25, 4.0, pads=(text.image_pad, text.video_pad))
+    np.testing.assert_array_equal(row.positions, expected)
 
 
 def test_importing_needs_neither_torch_nor_transformers():

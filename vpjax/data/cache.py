@@ -1,4 +1,4 @@
-"""Decoded frames on disk: what was decoded once is read back, up to a limit of bytes."""
+"""A cache of decoded frames on disk, limited in bytes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax.data.video import Video
+from vpjax.files import AnyPath
 
-VERSION = 1  # raised whenever decoding or resizing gives other pixels than before
+PIXELS_VERSION = 1  # increased whenever decoding or resizing gives other pixels than before
 
 
 def cache_folder(data_config: ConfigDict) -> Path:
-    """Where a run keeps what it need not make again. data_config: the fields ``data`` of configs/base.py."""
+    """The folder of a run's caches. data_config: the fields ``data`` of configs/base.py."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(data_config.cache or Path(home, "vpjax")).expanduser()
 
@@ -25,24 +26,24 @@ def cache_folder(data_config: ConfigDict) -> Path:
 class FrameCache:
     """Decoded videos by key, in a folder that several processes may share.
 
-    limit: bytes beyond which the entries that were used least recently go; 0: keep nothing.
+    limit: bytes, beyond which the least recently used entries are deleted; 0: keep nothing.
     """
 
-    def __init__(self, folder: str | Path, limit: int):
+    def __init__(self, folder: AnyPath, limit: int):
         self.folder = Path(folder)
         self.limit = limit
-        self.total: int | None = None  # bytes in the folder when they were last counted; None: never
-        self.unseen = 0  # bytes written by this process since then
+        self.total: int | None = None  # bytes in the folder at the last count; None: never counted
+        self.uncounted = 0  # bytes written by this process since then
 
     def key(self, *parts: object) -> str:
-        """The key of whatever decides the pixels: the file's identity, the sampling, the size."""
-        return hashlib.sha256(repr((VERSION, parts)).encode()).hexdigest()[:32]
+        """The key of all that determines the pixels: the file's identity, the sampling, the size."""
+        return hashlib.sha256(repr((PIXELS_VERSION, parts)).encode()).hexdigest()[:32]
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.frames"
 
     def get(self, key: str) -> Video | None:
-        """The decoded video, or None where it is not kept or not whole."""
+        """The decoded video, or None if it is not in the cache or not whole."""
         path = self.path(key)
         try:
             with open(path, "rb") as file:
@@ -54,12 +55,12 @@ class FrameCache:
         except (ValueError, IndexError):  # cut short
             path.unlink(missing_ok=True)
             return None
-        with contextlib.suppress(OSError):  # it may belong to another user, or be evicted by now
+        with contextlib.suppress(OSError):  # it may belong to another user, or have been evicted
             os.utime(path)
         return Video(frames, seconds[1:], float(seconds[0]))
 
     def put(self, key: str, video: Video) -> None:
-        """Keep a decoded video; it appears whole or not at all. OSError where it cannot be written."""
+        """Add a decoded video, which appears whole or not at all. OSError if it cannot be written."""
         if video.frames.nbytes > self.limit:
             return
         path = self.path(key)
@@ -75,16 +76,18 @@ class FrameCache:
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
-        self.unseen += video.frames.nbytes
-        # Others write too: the folder is counted anew now and then, not only when this process fills it.
-        if self.total is None or self.total + self.unseen > self.limit or self.unseen > self.limit // 16:
+        self.uncounted += video.frames.nbytes
+        # Other processes write too, so the folder is counted again now and then, not only when this one fills
+        # it.
+        is_full = self.total is None or self.total + self.uncounted > self.limit
+        if is_full or self.uncounted > self.limit // 16:
             self.evict()
 
     def evict(self) -> None:
-        """Delete the least recently used entries beyond the limit, and some more so that this stays rare."""
+        """Delete the least recently used entries, down to 90 % of the limit so that this is rarely needed."""
         entries = []
-        for path in self.folder.glob("*/*"):  # what killed processes left unfinished, too
-            with contextlib.suppress(FileNotFoundError):  # another process evicts as well
+        for path in self.folder.glob("*/*"):  # unfinished files of killed processes, too
+            with contextlib.suppress(FileNotFoundError):  # evicted by another process
                 status = path.stat()
                 entries.append((status.st_mtime_ns, status.st_size, path))
         total = sum(size for _, size, _ in entries)
@@ -94,4 +97,4 @@ class FrameCache:
                 total -= size
                 if total <= 0.9 * self.limit:
                     break
-        self.total, self.unseen = total, 0
+        self.total, self.uncounted = total, 0

@@ -1,4 +1,4 @@
-"""Clips in files: JSON lines or ArrayRecord, one clip a record."""
+"""Files of clips: JSON lines or ArrayRecord, one clip a record."""
 
 from __future__ import annotations
 
@@ -6,38 +6,51 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from vpjax.files import exists, fetched, folder_of, is_folder, join_path, open_file, write_whole, written
+from vpjax.files import (
+    AnyPath,
+    exists,
+    fetched,
+    folder_of,
+    is_folder,
+    join_path,
+    open_file,
+    write_whole,
+    written,
+)
 from vpjax.types import Clip, Keyword, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
 FIELDS = {field.name for field in dataclasses.fields(Clip)}
 
 
-def read_clips(path: str | Path, videos: str | Path = "") -> list[Clip]:
-    """Read a file of clips, ``.jsonl`` or ``.array_record``. Relative video paths start at ``videos``, by
-    default at the file's own folder. UserError for a broken record, with the file, its line and the
-    reason."""
+def read_clips(path: AnyPath, videos: AnyPath = "") -> list[Clip]:
+    """Read a file of clips, ``.jsonl`` or ``.array_record``.
+
+    Relative video paths start at ``videos``, by default at the file's own folder. UserError for a broken
+    record, with the file, its line and the reason."""
     root = videos or folder_of(path)
-    clips, lines = [], {}
+    clips: list[Clip] = []
+    line_of_id: dict[str, int] = {}
     for number, record in read_records(path):
         try:
             clip = parse_clip(json.loads(record))
         except ValueError as error:  # of json, of UTF-8 and of parse_clip
             raise UserError(f"{path}, line {number}: {error}") from error
-        if clip.id in lines:
-            raise UserError(f"{path}, line {number}: id {clip.id!r} stands in line {lines[clip.id]} too")
-        lines[clip.id] = number
+        if clip.id in line_of_id:
+            first = line_of_id[clip.id]
+            raise UserError(f"{path}, line {number}: id {clip.id!r} stands in line {first} too")
+        line_of_id[clip.id] = number
         clips.append(dataclasses.replace(clip, video=join_path(root, clip.video)) if clip.video else clip)
     if not clips:
         raise UserError(f"{path}: no clips in this file")
     return clips
 
 
-def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write clips as ``.jsonl`` or ``.array_record``, video paths as they are; the file appears whole."""
+def write_clips(path: AnyPath, clips: Iterable[Clip]) -> None:
+    """Write clips as ``.jsonl`` or ``.array_record``, video paths unchanged. The file appears when it is
+    whole."""
     records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
     if not str(path).endswith(ARRAY_RECORD_SUFFIXES):
         write_whole(path, b"".join(record + b"\n" for record in records))
@@ -51,13 +64,15 @@ def write_clips(path: str | Path, clips: Iterable[Clip]) -> None:
         writer.close()
 
 
-def read_records(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """The records of a file of clips and their numbers from 1 (lines in ``.jsonl``), not yet parsed."""
+def read_records(path: AnyPath) -> Iterator[tuple[int, bytes]]:
+    """The unparsed records of a file of clips, and their numbers from 1 (lines in ``.jsonl``)."""
     if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such file of clips")
     if not str(path).endswith(ARRAY_RECORD_SUFFIXES):
-        with open_file(path) as file:
-            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        with open_file(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, line
         return
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -82,7 +97,7 @@ def parse_clip(record: Any) -> Clip:
         video=_string(record, "video"),
         question=_string(record, "question"),
         answer=_string(record, "answer"),
-        keywords=tuple(_keyword(keyword) for keyword in _list(record, "keywords")),
+        keywords=tuple(_parse_keyword(keyword) for keyword in _list(record, "keywords")),
         spans=_spans(record),
         task=_string(record, "task", "caption"),
         choices=tuple(str(choice) for choice in _list(record, "choices")),
@@ -92,7 +107,7 @@ def parse_clip(record: Any) -> Clip:
     )
 
 
-def _keyword(record: Any) -> Keyword:
+def _parse_keyword(record: Any) -> Keyword:
     if not isinstance(record, dict):
         raise ValueError(f"keyword {record!r} is not an object with text, lemma and spans")
     return Keyword(_string(record, "text"), _string(record, "lemma"), _spans(record))
@@ -117,19 +132,24 @@ def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:
     return tuple(parse_span(span) for span in _list(record, "spans"))
 
 
+def _are_numbers(value: Any, count: int) -> bool:
+    """Whether a JSON value is a list of ``count`` numbers."""
+    return isinstance(value, list) and len(value) == count and all(isinstance(x, int | float) for x in value)
+
+
 def parse_span(span: Any) -> tuple[float, float]:
-    """(start, end) in seconds from its JSON list. ValueError where it is none."""
-    if not (isinstance(span, list) and len(span) == 2 and all(isinstance(x, int | float) for x in span)):
+    """(start, end) in seconds from its JSON list. ValueError if it is not a span."""
+    if not _are_numbers(span, 2):
         raise ValueError(f"span {span!r} is not [start, end] in seconds")
     start, end = map(float, span)
-    if not (math.isfinite(start) and math.isfinite(end) and start <= end):
+    if not -math.inf < start <= end < math.inf:
         raise ValueError(f"span {span!r} does not start before it ends")
     return start, end
 
 
 def parse_box(box: Any) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) in shares of width and height from its JSON list. ValueError where it is none."""
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)):
+    """(x0, y0, x1, y1) in shares of width and height from its JSON list. ValueError if it is not a box."""
+    if not _are_numbers(box, 4):
         raise ValueError(f"box {box!r} is not [x0, y0, x1, y1]")
     x0, y0, x1, y1 = map(float, box)
     if not (0 <= x0 <= x1 <= 1 and 0 <= y0 <= y1 <= 1):
@@ -138,13 +158,13 @@ def parse_box(box: Any) -> tuple[float, float, float, float]:
 
 
 def parse_part(record: dict[str, Any]) -> dict[str, float | None]:
-    """``start`` and ``end`` of a JSON object, in seconds or None. ValueError where they are no part of a
+    """``start`` and ``end`` of a JSON object, in seconds or None. ValueError if they are no part of a
     video."""
-    start, end = part = record.get("start"), record.get("end")
-    for name, value in zip(("start", "end"), part, strict=True):
-        seconds = isinstance(value, int | float) and math.isfinite(value) and value >= 0
-        if value is not None and not seconds:
-            raise ValueError(f"field {name!r} is {value!r}, not seconds of the video")
+    for field in ("start", "end"):
+        value = record.get(field)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ValueError(f"field {field!r} is {value!r}, not seconds of the video")
+    start, end = record.get("start"), record.get("end")
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"the part from {start or 0.0:g} to {end:g} s has no length")
     return dict(start=start, end=end)

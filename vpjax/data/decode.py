@@ -1,6 +1,6 @@
-"""A video file -> its frames, by PyAV: which there are, when they are shown, and their pixels.
+"""Video files by PyAV: an index of a file's frames with their presentation times, and the frames' pixels.
 
-What is wrong with a file is a ``Problem``, which does not name the file: ``video`` does.
+A file that cannot be used raises ``Problem``, without the file's name, which ``video`` adds.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from vpjax.files import is_remote, open_file
+from vpjax.files import AnyPath, is_remote, open_file
 
-FRAME_RATE = 25.0  # of files that do not say theirs
-SEEK_GAIN = 32  # frames that a seek must spare: it costs about as much as decoding this many
-THREADED = 640 * 360  # pixels of a frame from which decoding in several threads pays
+FRAME_RATE = 25.0  # of files that do not state theirs
+SEEK_GAIN = 32  # frames that a seek must save: it costs about as much as decoding so many
+THREADED = 640 * 360  # pixels of a frame, from which on decoding in several threads pays
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameIndex:
-    """The frames of a file in the order of presentation, N of them.
+    """The N frames of a file in the order of presentation.
 
-    times f64[N], duration, tick: seconds. pts i64[N]: how the decoder's frames are recognised, by their
-    timestamps in ticks or, if ``counted``, by their number. keyframe i64[N]: the last one at or before each
-    frame. entry i64[N]: the timestamp to seek for a keyframe; anything for other frames.
+    times f64[N], duration, tick: seconds. pts i64[N]: identifies the decoder's frames: their timestamps in
+    ticks or, if ``counted``, their number. keyframe i64[N]: the last keyframe at or before each frame. entry
+    i64[N]: the timestamp to seek for a keyframe; undefined for other frames.
     """
 
     times: np.ndarray
@@ -43,11 +43,11 @@ class FrameIndex:
 
 
 class Problem(Exception):
-    """What is wrong with a file, without its name."""
+    """The reason why a file cannot be used, without its name."""
 
 
-class Untrusted(Problem):
-    """A frame is not where the timestamps of the packets promise it."""
+class UntrustedTimestamps(Problem):
+    """The frames are not at the times that the packets' timestamps give."""
 
 
 def check_size(width: int, height: int, max_side: int) -> None:
@@ -56,13 +56,13 @@ def check_size(width: int, height: int, max_side: int) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path, max_side: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The file and its first video stream; cover art is none."""
+def opened(path: AnyPath, max_side: int) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """The file and its first video stream other than cover art."""
     with contextlib.ExitStack() as files:
         file = files.enter_context(open_file(path)) if is_remote(path) else str(path)
-        container = files.enter_context(av.open(file, metadata_errors="replace"))
+        container = files.enter_context(av.open(file, "r", metadata_errors="replace"))
         if container.format.name == "tty":
-            raise Problem("is a text file")  # which FFmpeg would show as on a terminal
+            raise Problem("is a text file")  # FFmpeg would render it as a terminal
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise Problem("has no video stream")
@@ -77,84 +77,98 @@ def opened(path: str | Path, max_side: int) -> Iterator[tuple[av.container.Input
         yield container, streams[0]
 
 
-def packet_index(path: str | Path, max_side: int) -> FrameIndex:
-    """From the timestamps of all packets: nothing is decoded."""
-    shown, entries, end, cut = {}, {}, 0.0, False  # shown: pts -> duration; entries: pts of keyframes -> dts
+def rate_and_tick(stream: av.VideoStream) -> tuple[float, float]:
+    """Frames per second, and the seconds of one tick of the timestamps."""
+    assert stream.time_base is not None, "every stream that is read has one"
+    return float(stream.average_rate or FRAME_RATE), float(stream.time_base)
+
+
+def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
+    """The index by the timestamps of all packets; nothing is decoded."""
+    durations: dict[int, int] = {}  # pts of each frame to be shown -> its duration in ticks
+    entries: dict[int, int] = {}  # pts of each keyframe -> dts
+    end, is_cut = 0.0, False
     with opened(path, max_side) as (container, stream):
-        rate, tick = float(stream.average_rate or FRAME_RATE), float(stream.time_base)
-        # These state their length and end early without complaint; it is that of their longest stream.
-        stated = container.format.name in ("matroska,webm", "flv") and container.duration
+        rate, tick = rate_and_tick(stream)
+        # FFmpeg does not report when files of these formats end early, but they state the duration of their
+        # longest stream.
+        stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
         expected = len(stream.index_entries)
-        for packet in container.demux(*(() if stated else (stream,))):
+        for packet in container.demux() if stated_ticks else container.demux(stream):
             if not packet.size:  # marks the end of a stream
                 continue
-            cut |= packet.is_corrupt
+            is_cut |= packet.is_corrupt
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index:
                 continue
             expected -= 1
             if packet.pts is None:
-                raise Untrusted("a packet has no presentation time")
+                raise UntrustedTimestamps("a packet has no presentation time")
             if packet.is_keyframe:
                 entries[packet.pts] = packet.pts if packet.dts is None else packet.dts
             if not packet.is_discard:
-                shown[packet.pts] = packet.duration or 0
-        # A last frame may not say how long it is.
-        promised = stated / av.time_base - 1.0 if stated else 0.0
-    if cut or expected > 0 or end < promised:
-        raise Problem(f"is cut short or damaged after {len(shown)} frames")
-    begin = min(entries, default=-math.inf)  # frames before it cannot be decoded: the clip was cut out here
-    pts = np.array(sorted(p for p in shown if p >= begin), np.int64)
+                durations[packet.pts] = packet.duration or 0
+    stated_end = stated_ticks / av.time_base - 1.0  # the last frame may not state its duration
+    if is_cut or expected > 0 or end < stated_end:
+        raise Problem(f"is cut short or damaged after {len(durations)} frames")
+    begin = min(
+        entries, default=-math.inf
+    )  # earlier frames cannot be decoded: the clip was cut out of a film here
+    pts = np.array(sorted(p for p in durations if p >= begin), np.int64)
     if not len(pts):
         raise Problem("has no decodable frame")
-    places = np.arange(len(pts))
+    numbers = np.arange(len(pts))
     return FrameIndex(
         times=(pts - pts[0]) * tick,
-        duration=float(pts[-1] - pts[0]) * tick + (shown[int(pts[-1])] * tick or 1 / rate),
+        duration=float(pts[-1] - pts[0]) * tick + (durations[int(pts[-1])] * tick or 1 / rate),
         tick=tick,
         pts=pts,
         counted=False,
-        keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(entries)), places, 0)),
+        keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(entries)), numbers, 0)),
         entry=np.array([entries.get(int(p), 0) for p in pts]),
     )
 
 
-def frame_index(path: str | Path, max_side: int) -> FrameIndex:
-    """By decoding the whole file: its frames' own timestamps where they ascend, else its frame rate."""
+def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
+    """The index by decoding the whole file: by its frames' timestamps if they ascend, else by its frame
+    rate."""
     with opened(path, max_side) as (container, stream):
-        stamps = [frame.pts for frame in container.decode(stream)]
-        rate, tick = float(stream.average_rate or FRAME_RATE), float(stream.time_base)
-    if not stamps:
+        pts = [frame.pts for frame in container.decode(stream)]
+        rate, tick = rate_and_tick(stream)
+    if not pts:
         raise Problem("has no decodable frame")
-    places = np.arange(len(stamps))
-    times = places / rate
-    if None not in stamps and np.all(np.diff(stamps) > 0):
-        times = (np.array(stamps) - stamps[0]) * tick
-    nowhere = np.zeros_like(places)
-    return FrameIndex(times, float(times[-1]) + 1 / rate, tick, places, True, keyframe=nowhere, entry=nowhere)
+    numbers = np.arange(len(pts))
+    times = numbers / rate
+    known = np.array([p for p in pts if p is not None])
+    if len(known) == len(pts) and np.all(np.diff(known) > 0):
+        times = (known - known[0]) * tick
+    none = np.zeros_like(numbers)  # no frame after the first is sought
+    return FrameIndex(times, float(times[-1]) + 1 / rate, tick, numbers, True, keyframe=none, entry=none)
 
 
-def decode(path: str | Path, index: FrameIndex, chosen: np.ndarray, max_side: int) -> Iterator[np.ndarray]:
-    """The chosen frames u8[h,w,3], ascending, upright; by seeking where that spares decoding."""
-    # One converter for all, in one thread: to set one up costs more than to convert a small frame.
+def decode_frames(
+    path: AnyPath, index: FrameIndex, chosen: np.ndarray, max_side: int
+) -> Iterator[np.ndarray]:
+    """The upright frames u8[h,w,3] at ``chosen``, which ascends; by seeking where that saves decoding."""
+    # One converter for all, in one thread: creating one costs more than converting a small frame.
     convert = VideoReformatter()
     with opened(path, max_side) as (container, stream):
         frames = enumerate(container.decode(stream))
-        following = 0  # the place of the frame that the decoder gives next
-        for place in chosen:
-            keyframe = index.keyframe[place]
+        following = 0  # number of the frame that the decoder gives next
+        for number in chosen:
+            keyframe = index.keyframe[number]
             if keyframe - following >= SEEK_GAIN:
                 container.seek(int(index.entry[keyframe]), stream=stream)
                 frames = enumerate(container.decode(stream))
             pts = None
             for count, frame in frames:
                 pts = count if index.counted else frame.pts
-                if pts is None or pts >= index.pts[place]:
+                if pts is None or pts >= index.pts[number]:
                     break
-            if pts != index.pts[place] or frame.is_corrupt:
-                raise Untrusted(f"the frame at {index.times[place]:.3f} s cannot be decoded")
-            following = place + 1
+            if pts != index.pts[number] or frame.is_corrupt:
+                raise UntrustedTimestamps(f"the frame at {index.times[number]:.3f} s cannot be decoded")
+            following = number + 1
             check_size(frame.width, frame.height, max_side)
             yield upright(convert.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame)
 
@@ -162,12 +176,12 @@ def decode(path: str | Path, index: FrameIndex, chosen: np.ndarray, max_side: in
 def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """The image u8[h,w,3] of a frame, turned or mirrored by its display matrix."""
     try:
-        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
-    except ValueError:  # PyAV reads none of a frame's side data where it does not know a kind of it, as EXIF
+        matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]  # PyAV's stub takes str
+    except ValueError:  # PyAV reads no side data of a frame if it does not know one kind of it, such as EXIF
         return np.rot90(image, round(frame.rotation / 90))
     if matrix is None:
         return image
-    # A point (x, y) is shown at (a x + c y, b x + d y); what matters is which of them is not 0, and its sign.
+    # A point (x, y) is shown at (a x + c y, b x + d y); only which of them is not 0, and its sign, matter.
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(int)
     if abs(b) > abs(a):
         image, a, d = image.transpose(1, 0, 2), c, b

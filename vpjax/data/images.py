@@ -1,38 +1,38 @@
-"""Images by Pillow: one, or a folder of them, which counts as a video."""
+"""Images, read by Pillow: a single one, or a folder of them, which counts as a video."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from vpjax.data.decode import FrameIndex, Problem, check_size
-from vpjax.files import join_path, names_in, open_file
+from vpjax.files import AnyPath, join_path, names_in, open_file
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as an image
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow's, of broken files
-FOLDER_FPS = 10.0  # of a folder of images, which does not say its rate: that of GOT-10k
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as images
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow, for broken files
+FOLDER_FPS = 10.0  # the rate of GOT-10k, for folders of images do not state theirs
 
 
-def image_size(path: str | Path, max_side: int) -> tuple[int, int]:
+def image_size(path: AnyPath, max_side: int) -> tuple[int, int]:
     """(height, width) in pixels, upright, without decoding."""
     with opened_image(path, max_side) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def image_pixels(path: str | Path, max_side: int) -> np.ndarray:
+def image_pixels(path: AnyPath, max_side: int) -> np.ndarray:
     """The pixels u8[h,w,3], upright by the image's EXIF tag."""
     with opened_image(path, max_side) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 @contextlib.contextmanager
-def opened_image(path: str | Path, max_side: int) -> Iterator[Image.Image]:
+def opened_image(path: AnyPath, max_side: int) -> Iterator[Image.Image]:
     try:
         with open_file(path) as file, Image.open(file) as image:
             check_size(image.width, image.height, max_side)
@@ -41,28 +41,28 @@ def opened_image(path: str | Path, max_side: int) -> Iterator[Image.Image]:
         raise Problem(f"is damaged or no image ({error})") from error
 
 
-def folder_index(folder: str | Path) -> tuple[FrameIndex, list[str]]:
-    """The frames of a folder of images, shown at FOLDER_FPS in the order of their names, in which numbers
-    count as numbers; and their files."""
+def folder_index(folder: AnyPath) -> tuple[FrameIndex, list[str]]:
+    """The frames of a folder of images, at FOLDER_FPS, and their files, both in the order of the file names,
+    with numbers in them compared as numbers."""
     names = [name for name in names_in(folder) if name.lower().endswith(IMAGES)]
     if not names:
         raise Problem("is a folder without images")
     names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    places = np.arange(len(names))
+    numbers = np.arange(len(names))
     index = FrameIndex(
-        times=places / FOLDER_FPS,
+        times=numbers / FOLDER_FPS,
         duration=len(names) / FOLDER_FPS,
         tick=0.0,
-        pts=places,
+        pts=numbers,
         counted=True,
-        keyframe=places,
-        entry=places,
+        keyframe=numbers,
+        entry=numbers,
     )
     return index, [join_path(folder, name) for name in names]
 
 
 def folder_frames(files: Sequence[str], max_side: int) -> Iterator[np.ndarray]:
-    """The frames u8[h,w,3] of some files of a folder, all of one size."""
+    """The frames u8[h,w,3] of image files. Problem if their sizes differ."""
     shape = None
     for file in files:
         try:

@@ -1,4 +1,4 @@
-"""Clips -> what a worker needs to make a row of each: its file, its tokens and its bucket, fixed once."""
+"""Indexes clips before training: the file, the tokens and the bucket that a worker needs to make each row."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file as it was when it was indexed. media: None where a clip has no file. size: in bytes.
-    modified: in ns. fault: why it cannot be used, or "".
+    """A file at the time of indexing. media: None for a clip without a file. size: in bytes. modified: in ns.
+    fault: why the file cannot be used, or "".
     """
 
     path: str
@@ -45,7 +45,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A clip that is used. number: its place among all clips. start, end: see Clip."""
+    """A clip that is used. number: its index among all clips. start, end: see Clip."""
 
     number: int
     id: str
@@ -58,7 +58,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """entries: the clips that are used, in their order. rejected: reason -> ids of clips that are not."""
+    """entries: the clips that are used, in order. rejected: reason -> ids of the clips that are not used."""
 
     entries: list[Entry]
     rejected: dict[str, list[str]]
@@ -67,24 +67,25 @@ class Index:
 def build_index(
     clips: Sequence[Clip],
     text: Text,
-    config: VLMConfig,
+    model_config: VLMConfig,
     data_config: ConfigDict,
     sampling: Sampling,
     cache: Path,
 ) -> Index:
-    """Probe every file, tokenize every clip, give each its bucket and reject those that are too long.
+    """Probe every file, tokenize every clip, assign its bucket and reject the clips that are too long.
 
-    data_config: ``data`` of configs/base.py. A clip whose file cannot be used stays, with its fault, in the bucket it
-    would have at the size that most clips have: it becomes a masked row, and where all files are of one size
-    the order of the others is what it would be without the fault.
+    data_config: ``data`` of configs/base.py. A clip whose file cannot be used is kept, with its fault, in the
+    bucket for frames of the most common shape, and becomes a masked row. If all files are of one size, the
+    order of the other clips is therefore the same as without the fault.
     """
-    probed = sources_of(sorted({clip.video for clip in clips}), cache, data_config.max_side)
-    sources, shapes = [], []
+    probed = probe_sources(sorted({clip.video for clip in clips}), cache, data_config.max_side)
+    sources: list[Source] = []
+    shapes: list[tuple[int, int, int] | None] = []
     for clip in clips:
         source, shape = probed[clip.video], None
         if not source.fault:
             try:
-                shape = frame_shape(source, config, data_config, sampling, clip.start, clip.end)
+                shape = frame_shape(source, model_config, data_config, sampling, clip.start, clip.end)
             except ValueError as error:
                 source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
         sources.append(source)
@@ -94,7 +95,8 @@ def build_index(
         raise UserError(f"none of {len(probed)} videos can be used; the first: {sources[0].fault}")
 
     longest = max((source.info.duration for source in probed.values() if source.info), default=0.0)
-    entries, rejected = [], {}
+    entries: list[Entry] = []
+    rejected: dict[str, list[str]] = {}
     for number, (clip, source, shape) in enumerate(zip(clips, sources, shapes, strict=True)):
         try:
             tokens = tokenize(
@@ -104,7 +106,7 @@ def build_index(
                 keywords=data_config.keywords,
                 keyword_tokens=data_config.keyword_tokens,
             )
-            bucket = bucket_for(tokens, shape or common[0][0], longest, config, data_config)
+            bucket = bucket_for(tokens, shape or common[0][0], longest, model_config, data_config)
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
         else:
@@ -117,42 +119,46 @@ def build_index(
 
 def frame_shape(
     source: Source,
-    config: VLMConfig,
+    model_config: VLMConfig,
     data_config: ConfigDict,
     sampling: Sampling,
     start: float | None = None,
     end: float | None = None,
 ) -> tuple[int, int, int]:
-    """(F, h, w) of the bucket of a file's part from ``start`` to ``end``. ValueError for an aspect ratio that
-    smart_resize refuses, and for a part that is not in the file."""
-    if source.media is None:
-        return 0, 0, 0
+    """(F, h, w) of the bucket for the part of a file from ``start`` to ``end``. ValueError for an aspect
+    ratio that smart_resize refuses, and for a part that is not inside the file."""
     info = source.info
-    factor = config.vision.patch * config.vision.merge
+    if info is None:  # no file
+        return 0, 0, 0
+    factor = model_config.vision.factor
     limits = dict(min_pixels=data_config.min_pixels, max_pixels=data_config.max_pixels)
     height, width = smart_resize(info.height, info.width, factor=factor, **limits)
     if source.media == "image":
-        return round_up(1, config.vision.temporal), height, width
+        return round_up(1, model_config.vision.temporal), height, width
     first, last = resolve_part(info.duration, 1 / info.fps, start, end)
-    if sampling.frames:
-        frames = sampling.frames
+    if sampling.fps is None:
+        frames = sampling.frames or 0
     else:
         frames = min(math.ceil((last - first) * sampling.fps), sampling.max_frames)
-        # Clips differ in length: steps of at most a quarter make few buckets out of many lengths.
+        # Clips differ in length: rounding up by at most a quarter makes few buckets out of many lengths.
         frames = round_up(frames, 2 ** max(0, frames.bit_length() - 3))
-    return round_up(frames, config.vision.temporal), height, width
+    return round_up(frames, model_config.vision.temporal), height, width
 
 
 def bucket_for(
-    tokens: Tokens, shape: tuple[int, int, int], longest: float, config: VLMConfig, data_config: ConfigDict
+    tokens: Tokens,
+    shape: tuple[int, int, int],
+    longest: float,
+    model_config: VLMConfig,
+    data_config: ConfigDict,
 ) -> Bucket:
     """The bucket of a clip with frames of ``shape``. longest: seconds of the longest video, so that there is
-    room for every time that may be written. UserError where its tokens are too many."""
+    room for any time in words. UserError if the clip has too many tokens."""
     frames, height, width = shape
-    unit = config.vision.patch * config.vision.merge
-    grid = (frames // config.vision.temporal, height // unit, width // unit)
-    whole = with_media(tokens.prompt, grid, np.full(grid[0], longest), config, tokens.stamps)
-    place = np.flatnonzero(is_visual(whole, (config.image_token, config.video_token)))
+    unit = model_config.vision.factor
+    grid = (frames // model_config.vision.temporal, height // unit, width // unit)
+    whole = with_media(tokens.prompt, grid, np.full(grid[0], longest), model_config, tokens.stamps)
+    visual = np.flatnonzero(is_visual(whole, (model_config.image_token, model_config.video_token)))
     if len(whole) > data_config.max_prompt:
         raise UserError(f"prompt above {data_config.max_prompt} tokens (data.max_prompt)")
     if len(tokens.answer) > data_config.max_answer:
@@ -163,17 +169,18 @@ def bucket_for(
         width=width,
         prompt=round_up(len(whole), data_config.length_multiple),
         suffix=round_up(len(tokens.answer), data_config.length_multiple),
-        video_end=int(place[-1]) + 1 if len(place) else 0,
+        video_end=int(visual[-1]) + 1 if len(visual) else 0,
     )
 
 
-def sources_of(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:
-    """Probe files in parallel, those that changed since an earlier run: what it learnt is in ``cache``."""
+def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:
+    """Probe files in parallel; ``cache`` keeps the results for files that have not changed by the next
+    run."""
     name = hashlib.sha256("\n".join([*paths, str(max_side)]).encode()).hexdigest()[:32]
-    kept = cache / "index" / f"{name}.json"
-    known = json.loads(kept.read_text()) if kept.is_file() else {}
+    file = cache / "index" / f"{name}.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
 
-    def look(path: str) -> Source:
+    def probe_source(path: str) -> Source:
         if not path:
             return Source(path, None)
         media: Media = "image" if Path(path).suffix.lower() in IMAGES else "video"
@@ -181,15 +188,17 @@ def sources_of(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, So
             size, modified = stamp(path)
             if known.get(path, [])[:2] == [size, modified]:
                 return Source(path, media, size, modified, VideoInfo(*known[path][2:]))
-            look_at = probe_image if media == "image" else probe
-            return Source(path, media, size, modified, look_at(path, max_side=max_side))
+            probe_file = probe_image if media == "image" else probe
+            return Source(path, media, size, modified, probe_file(path, max_side=max_side))
         except OSError as error:
             return Source(path, media, fault=f"{path}: {error.strerror or error}")
         except UserError as error:
             return Source(path, media, fault=str(error))
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        bar = tqdm(pool.map(look, paths), total=len(paths), desc="probing videos", unit="file", delay=2)
+        bar = tqdm(
+            pool.map(probe_source, paths), total=len(paths), desc="probing videos", unit="file", delay=2
+        )
         sources = dict(zip(paths, bar, strict=True))
     found = {
         path: [source.size, source.modified, *dataclasses.astuple(source.info)]
@@ -197,5 +206,5 @@ def sources_of(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, So
         if source.info is not None
     }
     if found != known:
-        write_whole(kept, json.dumps(found).encode())
+        write_whole(file, json.dumps(found).encode())
     return sources

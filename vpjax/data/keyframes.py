@@ -1,8 +1,8 @@
-"""Keyword -> key slots -> ``source``, the gather that makes V~ and every control out of V.
+"""Key slots, and the sources by which V~ and every control are made out of V (docs/method.md, section 1).
 
-A mask bool[J, S] says which slots show each keyword; a source i32[S] says which slot of V each slot of the
-other video shows. Only the first ``slot_count`` of the S slots are part of the clip: the rest stay where they
-are.
+A mask bool[J, S] marks the slots that show each keyword. A source i32[S] gives, for each slot of the other
+video, the slot of V that it shows. Only the first ``slot_count`` of the S slots belong to the clip; the rest
+never change.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-EDGE = 1e-3  # seconds by which a span and a frame may disagree on where the frame begins
-KEEP = 0.5  # with less than this share of its slots kept there is no V~
+EDGE = 1e-3  # seconds by which a span and a frame may disagree about the time at which the frame begins
+KEEP = 0.5  # share of the slots that V~ must keep; otherwise there is no V~
 KEEP_WIDENED = 0.7  # share that must be kept for a run to be widened
 TRIES = 32  # random placements before a clip counts as too full for the control
 
@@ -20,17 +20,17 @@ TRIES = 32  # random placements before a clip counts as too full for the control
 def slots_of(
     spans: Sequence[tuple[float, float]], times: np.ndarray, frame_seconds: float, temporal: int = 2
 ) -> np.ndarray:
-    """The slots bool[S] with a frame that shows one of ``spans``; all False where they fall between frames.
+    """The slots bool[S] with a frame that shows one of ``spans``; all False if the spans fall between frames.
 
     spans: (start, end) in seconds. times: f64[F] presentation times, F a multiple of ``temporal``.
-    frame_seconds: how long the file shows one frame; sampled frames may lie farther apart.
+    frame_seconds: duration of one frame in the file; sampled frames may lie farther apart.
     """
     edge = min(EDGE, frame_seconds / 4)
-    seen = np.zeros(len(times), bool)
+    marked = np.zeros(len(times), bool)
     for start, end in spans:
         end = max(end, start + 2 * edge)  # a single moment is on screen too
-        seen |= (start <= times + frame_seconds - edge) & (end > times + edge)
-    return seen.reshape(-1, temporal).any(1)
+        marked |= (start <= times + frame_seconds - edge) & (end > times + edge)
+    return np.any(marked.reshape(-1, temporal), axis=1)
 
 
 def runs_of(marked: np.ndarray) -> list[tuple[int, int]]:
@@ -40,8 +40,8 @@ def runs_of(marked: np.ndarray) -> list[tuple[int, int]]:
 
 
 def widened(marked: np.ndarray, by: int) -> np.ndarray:
-    """The runs of bool[S] grown by up to ``by`` slots at either end, as long as 70 % of the slots stay
-    unmarked; never smaller than they are. For spans that are known only roughly."""
+    """The mask bool[S] with its runs grown by up to ``by`` slots at either end, while KEEP_WIDENED of the
+    slots stay unmarked. For spans that are known only roughly."""
     for _ in range(by):
         wider = marked | np.append(marked[1:], False) | np.append(False, marked[:-1])
         if np.mean(~wider) < KEEP_WIDENED:
@@ -50,33 +50,38 @@ def widened(marked: np.ndarray, by: int) -> np.ndarray:
     return marked
 
 
-def identity(slots: int) -> np.ndarray:
+def identity_source(slots: int) -> np.ndarray:
     """The source i32[S] of V itself."""
     return np.arange(slots, dtype=np.int32)
 
 
 def source_of(mask_JS: np.ndarray, slot_count: int) -> np.ndarray:
     """The source i32[S] of V~: each run of marked slots shows the unmarked slots beside it, half from each
-    side, at the clip's edge all from the only side there is (METHOD section 1). The identity (no V~) where
-    nothing is marked or less than half of the clip would be kept."""
-    marked = mask_JS[:, :slot_count].any(0)
-    source = identity(mask_JS.shape[1])
+    side, or all from one side at the clip's edge (docs/method.md, section 1). The identity (no V~) if nothing
+    is marked or less than KEEP of the clip would remain."""
+    marked = np.any(mask_JS[:, :slot_count], axis=0)
+    source = identity_source(mask_JS.shape[1])
     if np.sum(~marked) < KEEP * slot_count:
         return source
     for first, end in runs_of(marked):
-        before, after = first - 1, end
-        middle = first if before < 0 else end if after == slot_count else (first + end + 1) // 2
-        source[first:middle] = before
-        source[middle:end] = after
+        middle = (first + end + 1) // 2
+        if first == 0:
+            middle = 0
+        elif end == slot_count:
+            middle = end
+        source[first:middle] = first - 1
+        source[middle:end] = end
     return source
 
 
-def elsewhere(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -> np.ndarray:
-    """The random control of a mask: bool[J, S] with the runs of its union moved, at their length, to places
-    of the clip that the mask leaves free and where they do not touch one another. All False where none are
-    found."""
-    union = mask_JS[:, :slot_count].any(0)
-    runs = sorted(runs_of(union), key=lambda run: run[0] - run[1])  # the longest first: it has fewest places
+def moved_mask(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -> np.ndarray:
+    """The random control of a mask: bool[J, S] with the runs of its union moved, at their length, to random
+    slots of the clip that the mask leaves free, not adjacent to one another. All False if there is no
+    room."""
+    union = np.any(mask_JS[:, :slot_count], axis=0)
+    runs = sorted(
+        runs_of(union), key=lambda run: run[0] - run[1]
+    )  # the longest, which fits in fewest places, first
     for _ in range(TRIES):
         moved = np.zeros_like(mask_JS)
         taken = union.copy()
@@ -94,20 +99,25 @@ def elsewhere(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) ->
 
 
 def random_source(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -> np.ndarray:
-    """``source_of`` for runs of the same lengths elsewhere: shows what freezing frames does by itself."""
-    return source_of(elsewhere(mask_JS, slot_count, rng), slot_count)
+    """``source_of`` for runs of the same lengths in other places: the effect of frozen frames alone."""
+    return source_of(moved_mask(mask_JS, slot_count, rng), slot_count)
 
 
 def shuffle_source(slots: int, slot_count: int, rng: np.random.Generator) -> np.ndarray:
     """The source i32[S] of the clip with its slots in random order."""
-    return np.append(rng.permutation(slot_count), np.arange(slot_count, slots)).astype(np.int32)
+    return _padded_source(rng.permutation(slot_count), slots)
 
 
 def reverse_source(slots: int, slot_count: int) -> np.ndarray:
     """The source i32[S] of the clip with its slots in reverse order."""
-    return np.append(np.arange(slot_count)[::-1], np.arange(slot_count, slots)).astype(np.int32)
+    return _padded_source(np.arange(slot_count)[::-1], slots)
 
 
 def single_source(slots: int, slot_count: int) -> np.ndarray:
-    """The source i32[S] of the clip with its middle slot shown throughout."""
-    return np.where(np.arange(slots) < slot_count, slot_count // 2, np.arange(slots)).astype(np.int32)
+    """The source i32[S] of the clip that shows its middle slot throughout."""
+    return _padded_source(np.full(slot_count, slot_count // 2), slots)
+
+
+def _padded_source(source: np.ndarray, slots: int) -> np.ndarray:
+    """A source of the clip's slots, extended to all slots."""
+    return np.append(source, np.arange(len(source), slots)).astype(np.int32)

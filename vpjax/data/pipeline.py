@@ -1,8 +1,8 @@
-"""Clips -> Batches through grain: buckets, order, workers, processes, faults.
+"""Batches of clips through grain: buckets, order, workers, processes, faults.
 
-The batch of a step is a pure function of (clips, seed, step): the data state of a run is one integer, and a
-loader started at step k yields what an uninterrupted one yields from k on, on any number of workers and
-processes.
+The batch of a step is a pure function of (clips, seed, step). The data state of a run is therefore one
+integer, and a loader started at step k yields what an uninterrupted one yields from k on, with any number of
+workers and processes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from vpjax.data import tfio
 from vpjax.data.cache import FrameCache, cache_folder
 from vpjax.data.index import Entry, Index, build_index
-from vpjax.data.rows import Row, collate, masked_row, training_row
+from vpjax.data.rows import Row, collate, masked_row, round_up, training_row
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, Video, read_frames, read_image
 from vpjax.types import Batch, Bucket, Clip, UserError
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 FOREVER = 1 << 40  # steps: a loader has no end
 
 
-class Plan:
-    """Which entries make up the batch of each step.
+class EpochPlan:
+    """The entries in the batch of each step.
 
-    In every epoch each entry comes once: the entries of each bucket are permuted and cut into batches, what
-    is left over becomes a batch with masked rows, and the batches of all buckets are permuted.
+    In every epoch each entry comes once: the entries of each bucket are permuted and cut into batches, of
+    which the last is filled up with masked rows, and the batches of all buckets are permuted.
     """
 
     def __init__(self, groups: Sequence[np.ndarray], batch_size: int, seed: int):
@@ -48,25 +48,26 @@ class Plan:
 
     def rows(self, step: int) -> np.ndarray:
         """The entries i64[batch_size] of a step, all of one bucket; -1: a masked row, never the first."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        latest = self._latest
-        if latest[0] != epoch:
-            latest = self._latest = epoch, self.epoch(epoch)
-        return latest[1][at]
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        latest_epoch, batches = self._latest
+        if latest_epoch != epoch:
+            batches = self.epoch(epoch)
+            self._latest = epoch, batches
+        return batches[step_in_epoch]
 
     def epoch(self, epoch: int) -> np.ndarray:
         """The entries i64[steps_per_epoch, batch_size] of an epoch."""
         rng = np.random.default_rng((self.seed, epoch))
         batches = []
         for group in self.groups:
-            order = np.full(-(-len(group) // self.batch_size) * self.batch_size, -1)
+            order = np.full(round_up(len(group), self.batch_size), -1)
             order[: len(group)] = rng.permutation(group)
             batches.append(order.reshape(-1, self.batch_size))
         return rng.permutation(np.concatenate(batches))
 
 
 class Element(NamedTuple):
-    """What a worker hands over: a batch and what happened on the way, as (id, reason) pairs."""
+    """A batch, and the faults and remarks that came up while it was made, as (id, reason) pairs."""
 
     batch: Batch
     faults: list[tuple[str, str]]
@@ -74,65 +75,75 @@ class Element(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MakeBatch:
-    """step -> Element with the rows ``mine`` of its batch; runs in workers. how: goes to training_row."""
+class BatchMaker:
+    """Maps a step to the Element with the rows ``part`` of its batch; runs in workers. row_options: of
+    ``training_row``."""
 
-    plan: Plan
+    plan: EpochPlan
     entries: Sequence[Entry]
-    config: VLMConfig
+    model_config: VLMConfig
     sampling: Sampling
     max_side: int
     tfio_python: str
     cache: FrameCache
-    mine: slice
-    how: dict[str, Any]
+    part: slice
+    row_options: dict[str, Any]
 
     def __call__(self, step: int) -> Element:
-        wanted = self.plan.rows(step)
-        first = self.entries[wanted[0]]
-        rows, faults, notes = [], [], []
-        for number in wanted[self.mine]:
+        numbers = self.plan.rows(step)
+        first = self.entries[numbers[0]]
+        rows: list[Row] = []
+        faults: list[tuple[str, str]] = []
+        notes: list[tuple[str, str]] = []
+        for number in numbers[self.part]:
             row = masked_row(*first.tokens.keywords.shape)
             if number >= 0:
                 entry = self.entries[number]
                 try:
-                    row, remarks = self.row(entry, step // self.plan.steps_per_epoch)
-                    notes.extend((entry.id, note) for note in remarks)
+                    row = self.row(entry, step // self.plan.steps_per_epoch)
+                    notes.extend((entry.id, note) for note in row.notes)
                 except UserError as error:
                     faults.append((entry.id, str(error)))
             rows.append(row)
-        return Element(collate(rows, first.bucket, self.config), faults, notes)
+        return Element(collate(rows, first.bucket, self.model_config), faults, notes)
 
-    def row(self, entry: Entry, epoch: int) -> tuple[Row, tuple[str, ...]]:
-        """The row of a clip and what is to be noted about it. UserError where its video cannot be used."""
+    def row(self, entry: Entry, epoch: int) -> Row:
+        """The row of a clip. UserError if its video cannot be used."""
         if entry.source.fault:
             raise UserError(entry.source.fault)
-        video, remarks = self.video(entry) if entry.source.media is not None else (None, ())
+        video: Video | None = None
+        notes: tuple[str, ...] = ()
+        if entry.source.media is not None:
+            video, notes = self.video(entry)
+        seed = (self.plan.seed, epoch, entry.number)
         row = training_row(
-            entry.tokens,
-            video,
-            self.config,
-            seed=(self.plan.seed, epoch, entry.number),
-            clip=entry.number,
-            **self.how,
+            entry.tokens, video, self.model_config, seed=seed, clip=entry.number, **self.row_options
         )
-        return row, row.notes + remarks
+        return dataclasses.replace(row, notes=row.notes + notes)
 
     def video(self, entry: Entry) -> tuple[Video, tuple[str, ...]]:
-        source, bucket = entry.source, entry.bucket
-        # No more frames than the bucket holds, whatever length the file's header promised.
-        sampling = dataclasses.replace(self.sampling, max_frames=min(self.sampling.max_frames, bucket.frames))
-        size = (bucket.height, bucket.width)
+        """The frames of a clip, from the cache if they are there, and remarks."""
+        source, size = entry.source, (entry.bucket.height, entry.bucket.width)
+        # No more frames than the bucket holds, whatever duration the file's header gave.
+        max_frames = min(self.sampling.max_frames, entry.bucket.frames)
+        sampling = dataclasses.replace(self.sampling, max_frames=max_frames)
         part = dict(start=entry.start, end=entry.end)
         key = self.cache.key(source.path, source.size, source.modified, sampling, size, part)
-        kept = self.cache.get(key)
-        if kept is not None:
-            return kept, ()
+        video = self.cache.get(key)
+        if video is not None:
+            return video, ()
         if source.media == "image":
             video = read_image(source.path, size=size, max_side=self.max_side)
         else:
-            how = dict(max_side=self.max_side, tfio_python=self.tfio_python)
-            video = read_frames(source.path, sampling, size=size, **how, **part)
+            video = read_frames(
+                source.path,
+                sampling,
+                size=size,
+                start=entry.start,
+                end=entry.end,
+                max_side=self.max_side,
+                tfio_python=self.tfio_python,
+            )
         try:
             self.cache.put(key, video)
         except OSError as error:
@@ -141,23 +152,22 @@ class MakeBatch:
 
 
 class Loader:
-    """An endless iterator of Batches, and the counts of what went wrong on the way.
+    """An endless iterator of Batches, which counts the faults and remarks of this process's rows so far.
 
-    step: of the next batch; the whole state. faults: id -> why its video cannot be used; those rows are
-    masked. rejected: reason -> ids of clips that are not used at all. notes: remark -> ids of clips that it
-    is true of. faults and notes are those of this process's rows so far; faults found while indexing are
-    known from the start.
+    step: of the next batch; the whole state. faults: id -> why its video cannot be used; its rows are masked.
+    Faults found while indexing are known from the start. rejected: reason -> ids of clips that are not used
+    at all. notes: remark -> ids of the clips that it is about.
     """
 
-    def __init__(self, make: MakeBatch, index: Index, *, step: int, workers: int, max_fault_share: float):
+    def __init__(self, maker: BatchMaker, index: Index, data_config: ConfigDict, step: int):
         self.step = step
         self.faults = {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
         self.rejected = index.rejected
         self.notes: dict[str, set[str]] = {}
         self.clips = len(index.entries)
-        self.plan = make.plan
-        self.max_fault_share = max_fault_share
-        self._batches = read_ahead(make, range(step, FOREVER), workers)
+        self.plan = maker.plan
+        self.max_fault_share = data_config.max_fault_share
+        self._batches = read_ahead(maker, range(step, FOREVER), data_config.workers)
         self._stop_at_faults()
 
     @property
@@ -187,17 +197,19 @@ class Loader:
             )
 
     def summary(self) -> list[str]:
-        """What there is to say about the data so far, a line each."""
+        """Lines about the data so far: its size, rejected clips, remarks and faults."""
         size = self.plan.batch_size
         empty = self.steps_per_epoch * size - self.clips
         lines = [
             f"{self.clips} clips in {len(self.plan.groups)} buckets: {self.steps_per_epoch} batches of {size}"
             f" an epoch, {empty} of their rows empty"
         ]
-        for what, counts in (("rejected", self.rejected), ("noted", self.notes)):
+        for label, counts in (("rejected", self.rejected), ("noted", self.notes)):
             for reason, ids in sorted(counts.items()):
-                some = ", ".join(sorted(ids)[:3]) + ", ..." * (len(ids) > 3)
-                lines.append(f"{len(ids)} clips {what}: {reason} ({some})")
+                examples = ", ".join(sorted(ids)[:3])
+                if len(ids) > 3:
+                    examples += ", ..."
+                lines.append(f"{len(ids)} clips {label}: {reason} ({examples})")
         lines.extend(f"masked: {name}: {reason}" for name, reason in self.faults.items())
         return lines
 
@@ -206,12 +218,12 @@ class Loader:
         self._batches.close()
 
 
-def read_ahead(make: MakeBatch, steps: Sequence[int], workers: int) -> grain.DatasetIterator[Element]:
-    """The Elements of ``steps`` in their order, made by ``workers`` processes, or threads where there are 0.
-    To be closed."""
-    dataset = grain.MapDataset.source(steps).map(make)
+def read_ahead(maker: BatchMaker, steps: Sequence[int], workers: int) -> grain.DatasetIterator[Element]:
+    """The Elements of ``steps`` in order, made by ``workers`` processes, or by threads if there are 0. The
+    caller closes the iterator."""
+    dataset = grain.MapDataset.source(steps).map(maker)
     if workers == 0:
-        # Decoding leaves the interpreter's lock, so threads serve; each works on a batch of its own.
+        # Decoding releases the interpreter's lock, so threads suffice; each works on a batch of its own.
         threads = min(8, os.cpu_count() or 1)
         return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, prefetch_buffer_size=threads)))
     if not flags.FLAGS.is_parsed():
@@ -223,78 +235,67 @@ def read_ahead(make: MakeBatch, steps: Sequence[int], workers: int) -> grain.Dat
 def make_loader(
     clips: Sequence[Clip],
     text: Text,
-    config: VLMConfig,
+    model_config: VLMConfig,
     data_config: ConfigDict,
     *,
-    seed: int,
-    batch_size: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    **options: int,
 ) -> Loader:
-    """A Loader over clips, from ``start_step`` on; the rest as for ``prepare``."""
-    make, index = prepare(
-        clips,
-        text,
-        config,
-        data_config,
-        seed=seed,
-        batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    return Loader(
-        make, index, step=start_step, workers=data_config.workers, max_fault_share=data_config.max_fault_share
-    )
+    """A Loader over clips, from ``start_step`` on. options: seed, batch_size, process_index and process_count
+    of ``make_batch_maker``."""
+    maker, index = make_batch_maker(clips, text, model_config, data_config, **options)
+    return Loader(maker, index, data_config, start_step)
 
 
-def prepare(
+def make_batch_maker(
     clips: Sequence[Clip],
     text: Text,
-    config: VLMConfig,
+    model_config: VLMConfig,
     data_config: ConfigDict,
     *,
     seed: int,
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> tuple[MakeBatch, Index]:
-    """What makes the batch of any step, and which clips it uses. data_config: the fields ``data`` of configs/base.py.
-    batch_size: rows over all processes, of which process p makes the p-th part. UserError where the config
-    contradicts itself or no clip can be used."""
+) -> tuple[BatchMaker, Index]:
+    """The maker of the batch of any step, and the index of the clips that it uses.
+
+    data_config: the fields ``data`` of configs/base.py. batch_size: rows over all processes, of which process
+    p makes the p-th part. UserError if the config contradicts itself or no clip can be used."""
     if bool(data_config.frames) == bool(data_config.fps):
         raise UserError(
-            f"data.frames={data_config.frames} and data.fps={data_config.fps}: give one of them, and 0 for the other"
+            f"data.frames={data_config.frames} and data.fps={data_config.fps}: "
+            "give one of them, and 0 for the other"
         )
     if batch_size % process_count:
         raise UserError(f"batch={batch_size} does not divide by {process_count} processes")
     for field, allowed in (("replacement", ("key", "random", "none")), ("pool", ("key", "random"))):
         if data_config[field] not in allowed:
             raise UserError(f"data.{field}={data_config[field]!r}: choose one of {', '.join(allowed)}")
-    if (text.image_pad, text.video_pad) != (config.image_token, config.video_token):
+    if (text.image_pad, text.video_pad) != (model_config.image_token, model_config.video_token):
         raise UserError(
             f"the tokenizer's image and video tokens are {text.image_pad} and {text.video_pad}, the model's "
-            f"{config.image_token} and {config.video_token}: they do not belong together"
+            f"{model_config.image_token} and {model_config.video_token}: they do not belong together"
         )
     if data_config.tfio_python:
-        tfio.worker(data_config.tfio_python)  # one that cannot serve is no fault of a clip
+        tfio.worker(data_config.tfio_python)  # a Python that cannot serve is no fault of a clip
     folder = cache_folder(data_config)
     sampling = Sampling.of(data_config)
-    index = build_index(clips, text, config, data_config, sampling, folder)
+    index = build_index(clips, text, model_config, data_config, sampling, folder)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):
         groups.setdefault(entry.bucket, []).append(number)
     ordered = [np.array(groups[bucket]) for bucket in sorted(groups, key=dataclasses.astuple)]
     rows = batch_size // process_count
-    make = MakeBatch(
-        plan=Plan(ordered, batch_size, seed),
+    maker = BatchMaker(
+        plan=EpochPlan(ordered, batch_size, seed),
         entries=index.entries,
-        config=config,
+        model_config=model_config,
         sampling=sampling,
         max_side=data_config.max_side,
         tfio_python=data_config.tfio_python,
         cache=FrameCache(folder / "frames", int(data_config.cache_gb * 1e9)),
-        mine=slice(process_index * rows, (process_index + 1) * rows),
-        how=dict(replacement=data_config.replacement, pool=data_config.pool, widen=data_config.widen),
+        part=slice(process_index * rows, (process_index + 1) * rows),
+        row_options=dict(replacement=data_config.replacement, pool=data_config.pool, widen=data_config.widen),
     )
-    return make, index
+    return maker, index

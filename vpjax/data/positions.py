@@ -1,5 +1,4 @@
-"""Rotary positions of a prompt: one line for text, three axes for the visual tokens; and the time of a
-slot."""
+"""Rotary positions of a prompt, on three axes for the visual tokens, and the times of slots."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ Rule = Literal["qwen", "transformers5"]
 
 
 def is_visual(ids: np.ndarray, pads: tuple[int, int]) -> np.ndarray:
-    """bool[p]: which tokens stand for visual ones. pads: ids of the image and the video placeholder."""
+    """bool[p]: whether each token is visual. pads: ids of the image and the video placeholder."""
     return (ids == pads[0]) | (ids == pads[1])
 
 
@@ -27,12 +26,12 @@ def positions(
     """Time, height and width positions i32[3, p] of a prompt with at most one video or image.
 
     ids: i32[p], the prompt with one id per visual token. grid: (slots, rows, columns) of its visual tokens
-    after merging; None: text only. tokens_per_second: of time positions; None: the slots stand apart, each an
-    image of its own behind its time in words. pads: see ``is_visual``. rule: text after visual tokens
-    continues at the largest position so far + 1 (``qwen``: Qwen's own code, with which the weights were
-    trained) or at their first position + max(rows, columns) (``transformers5``: its
-    Qwen2_5_VLModel.get_rope_index; for comparison only); where slots stand apart, the two are one. ValueError
-    where the visual tokens are not one run, or one of each slot, that fills the grid.
+    after merging; None: text only. tokens_per_second: of time positions; None: each slot is an image of its
+    own that follows its time in words. pads: see ``is_visual``. rule: text after visual tokens continues at
+    the largest position so far + 1 (``qwen``: Qwen's own code, with which the weights were trained) or at
+    their first position + max(rows, columns) (``transformers5``: its Qwen2_5_VLModel.get_rope_index; for
+    comparison only); for separate slots the two are the same. ValueError if the visual tokens are not one
+    run, or one run of each slot, that fills the grid.
     """
     visual = np.flatnonzero(is_visual(ids, pads))
     out = np.tile(np.arange(len(ids), dtype=np.int32), (3, 1))
@@ -56,12 +55,14 @@ def positions(
 def time_ids(slots: int, seconds_per_slot: float, tokens_per_second: float) -> np.ndarray:
     """The time position i64[S] of each slot, the first at 0. Slots closer than one token share a position.
 
-    The slack keeps a slot that lies on a whole token there although measured times carry rounding."""
+    The slack keeps a slot at a whole token there, although measured times carry rounding errors."""
     return np.floor(np.arange(slots) * (seconds_per_slot * tokens_per_second) + 1e-4).astype(np.int64)
 
 
 def slot_seconds(times: np.ndarray, temporal: int) -> np.ndarray:
-    """When each slot is, f64[S] in seconds: between its first and its last frame, whose times are f64[F].
+    """The time of each slot, f64[S] in seconds: halfway between its first and its last frame of ``times``
+    f64[F].
 
-    To the microsecond: a time that lies halfway between two decimals is then rounded as if it were exact."""
+    Rounded to the microsecond, so that a time halfway between two decimals is later rounded as if it were
+    exact."""
     return times.reshape(-1, temporal)[:, [0, -1]].mean(axis=1).round(6)

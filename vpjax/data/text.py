@@ -1,7 +1,7 @@
-"""Clip -> token ids: the tokenizer, the chat template and where the visual tokens go.
+"""The tokens of a clip: the tokenizer, the chat template and the places of the visual tokens.
 
-transformers and tokenizers are imported where a tokenizer is loaded or trained: importing this module, as a
-data worker does that only sees token ids, stays quick.
+transformers and tokenizers are imported only to load or train a tokenizer, so that data workers, which need
+token ids alone, start quickly.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vpjax.data.positions import is_visual
+from vpjax.files import AnyPath
 from vpjax.types import Clip, UserError
 
 if TYPE_CHECKING:
@@ -51,17 +52,17 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}<|im_start|>assistant{{ "\\n" }}{%- endif -%}
 """
 
-# How Qwen2's tokenizer cuts text before merging: words with the space before them, single digits, the rest.
-WORDS = (
+# Qwen2's tokenizer splits text so before merging: words with the space before them, single digits, the rest.
+WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def train_tokenizer(texts: Iterable[str], folder: str | Path, vocab_size: int) -> None:
-    """Train a byte-level BPE on ``texts`` and save it, with Qwen's special tokens and chat layout, in
-    ``folder`` as a Hugging Face tokenizer of at most ``vocab_size`` tokens (at least 264: bytes and special
-    tokens)."""
+def train_tokenizer(texts: Iterable[str], folder: AnyPath, vocab_size: int) -> None:
+    """Train a byte-level BPE on ``texts`` and save it in ``folder`` as a Hugging Face tokenizer with Qwen's
+    special tokens and chat layout. vocab_size: the most tokens; at least 264, for bytes and special
+    tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
@@ -74,7 +75,7 @@ def train_tokenizer(texts: Iterable[str], folder: str | Path, vocab_size: int) -
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -99,9 +100,10 @@ def train_tokenizer(texts: Iterable[str], folder: str | Path, vocab_size: int) -
 
 @dataclasses.dataclass(frozen=True)
 class Stamps:
-    """How a tokenizer writes the time of a slot, ``<0.2 seconds>``: the ids of its pieces.
+    """The ids of all pieces of a slot's time in words, ``<0.2 seconds>``.
 
-    They travel in place of the tokenizer, for the times of a clip are known when its frames are read."""
+    Data workers, which learn a clip's times when they read its frames, get these in place of the
+    tokenizer."""
 
     pieces: Mapping[str, tuple[int, ...]]
 
@@ -113,8 +115,8 @@ class Stamps:
 class Text:
     """A tokenizer with its chat template, and the ids of the special tokens.
 
-    image_pad, video_pad: the placeholders of visual tokens. end: ``<|im_end|>``, which closes an answer.
-    pad: ``<|endoftext|>``; no mask is ever made by comparing with it.
+    image_pad, video_pad: the placeholders of visual tokens. end: ``<|im_end|>``, which closes an answer. pad:
+    ``<|endoftext|>``; masks are never made by comparing with it.
     """
 
     tokenizer: Any
@@ -126,18 +128,18 @@ class Text:
     pad: int
 
     @classmethod
-    def load(cls, folder: str | Path) -> Text:
-        """Read a Hugging Face tokenizer folder. UserError where it is not that of a Qwen video model."""
+    def load(cls, folder: AnyPath) -> Text:
+        """Read a Hugging Face tokenizer folder. UserError if it is not that of a Qwen video model."""
         from transformers import AutoTokenizer
 
         if not (Path(folder) / "tokenizer_config.json").is_file():
             raise UserError(f"{folder}: no tokenizer_config.json; give a Hugging Face model folder")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # tokenizers has no class of its own for a file that it cannot parse
+        except Exception as error:  # tokenizers raises no class of its own for a broken file
             raise UserError(f"{folder}: the tokenizer cannot be read: {error}") from error
-        ids = {token: tokenizer.get_vocab().get(token) for token in SPECIALS if token != "<|vision_pad|>"}
-        missing = [token for token, index in ids.items() if index is None]
+        ids: dict[str, int] = tokenizer.get_vocab()
+        missing = [token for token in SPECIALS if token not in ids and token != "<|vision_pad|>"]
         if missing:
             raise UserError(f"{folder}: the tokenizer lacks {', '.join(missing)}; use a Qwen video model's")
         if not tokenizer.chat_template:
@@ -158,36 +160,33 @@ class Text:
         return self.end, self.pad
 
     def chat(self, question: str, media: Media | None = "video") -> np.ndarray:
-        """The prompt i32[p] of one user turn, to the end of the assistant's header. Its video or image stands
-        before the question, as one placeholder. UserError where the question itself holds a placeholder."""
-        parts = [{"type": media}] * (media is not None) + [{"type": "text", "text": question}]
-        turn = [{"role": "user", "content": parts}]
-        written = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        ids = np.array(self.encode(written), np.int32)
+        """The prompt i32[p] of one user turn, to the end of the assistant's header, with one placeholder for
+        the video or image before the question. UserError if the question itself contains a placeholder."""
+        content = [{"type": "text", "text": question}]
+        if media is not None:
+            content.insert(0, {"type": media})
+        turn = [{"role": "user", "content": content}]
+        prompt = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        ids = np.array(self.encode(prompt), np.int32)
         found = is_visual(ids, (self.image_pad, self.video_pad)).sum()
-        if found != (media is not None):
-            raise UserError(f"{media or 'text'} prompt with {found} places for media: {written[:80]!r}")
+        if found != len(content) - 1:
+            raise UserError(f"{media or 'text'} prompt with {found} places for media: {prompt[:80]!r}")
         return ids
-
-    def prompt(
-        self, question: str, slots: int = 0, tokens_per_slot: int = 0, media: Media | None = "video"
-    ) -> np.ndarray:
-        """``chat`` with its placeholder repeated for each of ``slots * tokens_per_slot`` visual tokens."""
-        return expand(self.chat(question, media), slots * tokens_per_slot, (self.image_pad, self.video_pad))
 
     def answer(self, answer: str) -> np.ndarray:
         """i32[c]: the answer and the token that ends it."""
         return np.array([*self.encode(answer), self.end], np.int32)
 
     def keyword(self, keyword: str, answer: str) -> list[int]:
-        """The ids of a keyword's tokens as they stand in the answer, leading space included; of ``" " +
-        keyword`` where the answer does not say it (a letter that picks an option)."""
+        """The ids of a keyword's tokens as they stand in the answer, leading space included; those of ``" " +
+        keyword`` if the answer does not contain it (for example a letter that picks an option)."""
         places = self.places(keyword, answer)
         tokens = self.encode(answer)
         return [tokens[place] for place in places] or self.encode(" " + keyword)
 
     def places(self, keyword: str, answer: str) -> list[int]:
-        """Where in the answer's tokens a keyword's stand, leading space included; [] where it is not said."""
+        """The places of a keyword's tokens among the answer's, leading space included; [] if it is not
+        there."""
         start = answer.find(keyword)
         if start < 0:
             return []
@@ -197,7 +196,7 @@ class Text:
 
     @functools.cached_property
     def stamps(self) -> Stamps | None:
-        """How times are written; None for a tokenizer that merges digits, as Qwen's do not."""
+        """The pieces of times in words; None for a tokenizer that merges digits, which Qwen's do not."""
         pieces = ("<", *"0123456789.", " seconds>")
         stamps = Stamps({piece: tuple(self.encode(piece)) for piece in pieces})
         return stamps if stamps.write(9876543210.5) == self.encode("<9876543210.5 seconds>") else None
@@ -210,46 +209,43 @@ class Text:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def expand(prompt: np.ndarray, count: int, pads: tuple[int, int]) -> np.ndarray:
-    """``prompt`` with its media placeholder repeated ``count`` times."""
-    return np.repeat(prompt, np.where(is_visual(prompt, pads), count, 1))
-
-
 def with_media(
     prompt: np.ndarray,
     grid: tuple[int, int, int],
     seconds_S: np.ndarray,
-    config: VLMConfig,
+    model_config: VLMConfig,
     stamps: Stamps | None,
 ) -> np.ndarray:
     """``prompt`` with its placeholder repeated for the visual tokens of ``grid`` = (slots, rows, columns).
 
-    Where the model is told the time in words, every slot of a video stands behind its own of ``seconds_S``
-    and between its own vision_start and vision_end, in place of the one pair that the chat template writes.
-    UserError where ``stamps`` are wanted and missing. Source: ``Qwen3VLProcessor`` of transformers 4.57.
+    For a model that reads times in words, every slot of a video follows its time of ``seconds_S`` and stands
+    between its own vision_start and vision_end, in place of the one pair that the chat template writes.
+    UserError if such a model has no ``stamps``. Source: ``Qwen3VLProcessor`` of transformers 4.57.
     """
-    at = np.flatnonzero(prompt == config.video_token)
-    if config.tokens_per_second is not None or not len(at):
-        return expand(prompt, int(np.prod(grid)), (config.image_token, config.video_token))
+    at = np.flatnonzero(prompt == model_config.video_token)
+    if model_config.tokens_per_second is not None or not len(at):
+        visual = is_visual(prompt, (model_config.image_token, model_config.video_token))
+        return np.repeat(prompt, np.where(visual, np.prod(grid), 1))
     if stamps is None:
         raise UserError(
             "the model reads times digit by digit, which its tokenizer merges; use the model's own"
         )
     before, after = prompt[: at[0]], prompt[at[0] + 1 :]
-    if before[-1] == config.vision_start and after[0] == config.vision_end:
+    start, end = model_config.vision_start, model_config.vision_end
+    if before[-1] == start and after[0] == end:
         before, after = before[:-1], after[1:]
-    visual = [config.vision_start, *[config.video_token] * (grid[1] * grid[2]), config.vision_end]
-    slots = [stamps.write(seconds) + visual for seconds in seconds_S]
+    slot = [start, *[model_config.video_token] * (grid[1] * grid[2]), end]
+    slots = [stamps.write(seconds) + slot for seconds in seconds_S]
     return np.concatenate([before, *slots, after]).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """All of a clip that needs a tokenizer.
+    """The token ids of a clip, and what else its row is made of.
 
     prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
     padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; stamps: see ``with_media``; notes:
-    what was left out.
+    remarks on what was left out.
     """
 
     prompt: np.ndarray
@@ -277,7 +273,7 @@ def tokenize(
             notes.append(f"keyword of more than {keyword_tokens} tokens left out (data.keyword_tokens)")
             continue
         ids[j, : len(pieces)] = pieces
-        lemma[j] = zlib.crc32(keyword.lemma.encode()) & 0x7FFFFFFF  # the same in every process and run
+        lemma[j] = zlib.crc32(keyword.lemma.encode()) & 0x7FFFFFFF  # the same number in every process and run
         spans[j] = keyword.spans
     return Tokens(
         prompt=text.chat(clip.question, media),

@@ -1,9 +1,9 @@
-"""Decodes videos with tensorflow-io, as ``vpjax.data.tfio`` asks it to: run by a Python of its own, for
-tensorflow-io and a current JAX share no environment. Nothing of vpjax is imported here.
+"""Decodes videos with tensorflow-io for ``vpjax.data.tfio``. This script is run by a Python of its own,
+because tensorflow-io and a current JAX cannot share an environment, and imports nothing of vpjax.
 
-A JSON object a line, in and out. First, unasked, {"versions": TEXT} or {"missing": TEXT}; then for each
-{"path": FILE, "frames": [places], "into": FILE} either {"count": frames of the video, "shape": [F, h, w, 3]},
-the asked frames as bytes being in the file ``into``, or {"error": TEXT}.
+Input and output are one JSON object a line. The first output is {"versions": TEXT} or {"missing": TEXT}. For
+each input {"path": FILE, "frames": [numbers], "into": FILE} the frames are written to the file ``into`` as
+bytes, and the output is {"count": frames of the video, "shape": [F, h, w, 3]}, or {"error": TEXT}.
 """
 
 import ctypes
@@ -14,17 +14,17 @@ import sys
 FFMPEG = "libavformat.so.58"  # of FFmpeg 4, the newest that tensorflow-io 0.37 looks for
 
 
-def answer(message, out):
+def send(message, out):
     out.write(json.dumps(message) + "\n")
     out.flush()
 
 
-def load():
-    """(decode, versions); RuntimeError that says what is missing."""
+def load_decoder():
+    """The decoding function and the versions in words. RuntimeError naming what is missing."""
     try:
         import tensorflow
         import tensorflow_io
-    except Exception as error:  # a mismatch of versions raises whatever it runs into
+    except Exception as error:  # mismatched versions raise all kinds of errors
         raise RuntimeError(
             f"{type(error).__name__}: {error}; pip install -r requirements-tfio.txt"
         ) from error
@@ -44,25 +44,25 @@ def load():
 
 
 def main():
-    del sys.path[0]  # this folder: its names are none of TensorFlow's
+    del sys.path[0]  # this folder, whose modules TensorFlow must not import
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is none of the protocol
+    os.dup2(2, 1)  # what libraries print must not mix with the protocol
     try:
-        decode, versions = load()
+        decode, versions = load_decoder()
     except RuntimeError as error:
-        answer({"missing": str(error)}, out)
+        send({"missing": str(error)}, out)
         return
-    answer({"versions": versions}, out)
+    send({"versions": versions}, out)
     for line in sys.stdin:
-        wanted = json.loads(line)
+        request = json.loads(line)
         try:
-            frames = decode(wanted["path"])
-            places = [place for place in wanted["frames"] if place < len(frames)]
-            frames[places].tofile(wanted["into"])
-        except Exception as error:  # TensorFlow's, of files that it cannot read
-            answer({"error": " ".join(str(error).split())}, out)
+            frames = decode(request["path"])
+            numbers = [number for number in request["frames"] if number < len(frames)]
+            frames[numbers].tofile(request["into"])
+        except Exception as error:  # of TensorFlow, for files that it cannot read
+            send({"error": " ".join(str(error).split())}, out)
         else:
-            answer({"count": len(frames), "shape": [len(places), *frames.shape[1:]]}, out)
+            send({"count": len(frames), "shape": [len(numbers), *frames.shape[1:]]}, out)
 
 
 if __name__ == "__main__":
