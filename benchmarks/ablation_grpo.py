@@ -1,19 +1,19 @@
-"""Does a relative reward help? The GRPO rows of the method's evidence table, on the built-in event clips.
+"""Does a relative reward help? The GRPO rows of docs/method.md, section 5, on the built-in event clips.
 
     python -m benchmarks.ablation_grpo --quick                      about 10 minutes on 2 cores
-    python -m benchmarks.ablation_grpo --out FILE.md                about 40 minutes on quiet cores
+    python -m benchmarks.ablation_grpo --out FILE.md                about 40 minutes on 2 idle cores
 
-Every row goes on from the work directory of one SFT run (``--init``) with the recipe of configs/grpo.py, for
-fewer steps, on the same clips in the same order; only what its line says differs. The recipe's rewards are 0
-or 1, on which tgrpo cancels (``active`` 0). A start that has not learned all it can leaves room:
+Every row continues from the work directory of one SFT run (``--init``) with the recipe of configs/grpo.py,
+for fewer steps, on the same clips in the same order; only what its line names differs. The recipe's rewards
+are 0 or 1, on which tgrpo cancels (``active`` 0). A start that has not converged leaves room for a gain:
 
-    python -m vpjax.train --config configs/sft.py --config.steps=400 --workdir runs/sft400
+    python -m vpjax.train --config sft --config.steps=400 --workdir runs/sft400
 
 Cells are means over seeds with a 95 % interval (Student's t over seeds; for one seed there is none). Rewards,
 gap and active (the share of clips whose advantages the kind changes) are of the last fifth of the steps. The
 last column is the paired difference to plain GRPO, over events of all lengths.
-``--out`` also keeps each finished run in FILE.jsonl: the same command goes on where it was stopped, and
-several commands with other ``--seeds`` can share the work.
+``--out`` also appends each finished run to FILE.jsonl: the same command continues where it was stopped, and
+several commands with different ``--seeds`` can share the work.
 """
 
 from __future__ import annotations
@@ -22,21 +22,31 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.repeats import CHANCE, accuracies, repeat, table
-from benchmarks.timing import environment, keep
-from vpjax.data.pipeline import make_loader
+from benchmarks.repeats import (
+    CHANCE,
+    Record,
+    ablation_arguments,
+    accuracies,
+    median_gap,
+    repeat,
+    table,
+)
+from benchmarks.timing import environment, publish
+from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
 from vpjax.evaluation.benchmarks import read_benchmark
-from vpjax.evaluation.run import evaluate_model
+from vpjax.evaluation.run import Request, evaluate_model
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VLMConfig, abstract_model, rebuild
 from vpjax.recipes import grpo as recipe
-from vpjax.scoring.judge import Judge
+from vpjax.scoring.judge import ConfigJudge
 from vpjax.training import grpo, run_config
 from vpjax.training.relative import NEEDS
 from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
@@ -44,7 +54,8 @@ from vpjax.training.state import create_state
 from vpjax.types import Clip
 
 START, PLAIN = "SFT, where all start", "GRPO"
-ROWS = {
+# Each row and the config fields by which it differs.
+ROWS: dict[str, dict[str, Any]] = {
     START: {},
     PLAIN: {"grpo.relative.kind": "none"},
     "+ tgrpo": {"grpo.relative.kind": "tgrpo"},
@@ -55,7 +66,7 @@ ROWS = {
     "+ keyword_winrate": {"grpo.relative.kind": "keyword_winrate"},
 }
 QUICK = dict(steps=20, seeds=[0], clips=2048, heldout=120)
-CONTROLS = ("none", "key")
+REQUEST = Request("events", controls=("none", "key"))
 COLUMNS = {
     "1 frame": "event/none/1",
     "2": "event/none/2",
@@ -68,88 +79,90 @@ COLUMNS = {
 }
 
 
-def configure(row: dict, seed: int, args: argparse.Namespace) -> ConfigDict:
+def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
-    config.seed, config.steps, config.batch, config.init_from = seed, args.steps, args.batch, str(args.init)
-    config.events.train, config.events.heldout = args.clips, args.heldout
+    config.seed, config.steps, config.batch = seed, arguments.steps, arguments.batch
+    config.init_from = str(arguments.init)
+    config.events.train, config.events.heldout = arguments.clips, arguments.heldout
     config.update_from_flattened_dict(row)
     if "rollouts" not in NEEDS[config.grpo.relative.kind]:
-        config.grpo.degraded = 0  # as it would be run: what a kind does not need is not paid for
+        config.grpo.degraded = 0  # a kind that does not need them would not pay for them
     return config
 
 
 def run(
-    config: ConfigDict, steps: int, clips: list[Clip], asked: list[Clip], model_config: VLMConfig, text: Text
-) -> dict:
-    """Train for ``steps`` and evaluate; ``accuracies`` and metrics of the steps, and seconds per step."""
+    config: ConfigDict,
+    steps: int,
+    clips: Sequence[Clip],
+    heldout: Sequence[Clip],
+    model_config: VLMConfig,
+    text: Text,
+) -> Record:
+    """Train for ``steps`` and evaluate: ``accuracies``, metrics of the last fifth of the steps, and seconds
+    per step."""
     mesh, model = make_mesh(config.mesh), abstract_model(model_config)
-    loader = make_loader(clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch)
-    state, optimizer, where = create_state(initial_params(config, model_config, mesh), config, mesh)
-    judge = Judge(config, text, clips)
-    step = grpo.make_step(model, config, optimizer, where, judge=judge, eos=text.stops)
-    marks, told = [], []
+    maker, index = make_batch_maker(
+        clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch
+    )
+    loader = Loader(maker, index)
+    params = initial_params(config, model_config, mesh)
+    state, optimizer, shardings = create_state(params, config, mesh)
+    judge = ConfigJudge(config, text, clips)
+    step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=text.stops)
+    times = []
+    history = []
     for _ in range(steps):
         state, metrics, _ = step(state, put_batch(judge.with_references(next(loader)), mesh))
-        told.append({name: float(x) for name, x in metrics.items()})
-        marks.append(time.perf_counter())
+        history.append({name: float(x) for name, x in metrics.items()})
+        times.append(time.perf_counter())
     loader.close()
     trained = rebuild(model, state.params | state.frozen)
-    record = accuracies(evaluate_model(trained, text, asked, "events", config.data, controls=CONTROLS))
-    if told:
-        late = told[-max(1, len(told) // 5) :]
-        record |= {name: statistics.mean(one[name] for one in late) for name in told[0]}
-        gaps = [after - before for before, after in zip(marks, marks[1:], strict=False)]
-        record |= {"seconds per step": statistics.median(gaps), "skipped": float(state.skipped)}
+    record: Record = accuracies(evaluate_model(trained, text, heldout, REQUEST, config.data))
+    if history:
+        last = history[-max(1, len(history) // 5) :]
+        for name in history[0]:
+            record[name] = statistics.mean(metrics[name] for metrics in last)
+        record["seconds per step"] = median_gap(times)
+        record["skipped"] = float(state.skipped)
     return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=", ".join(f"{k}={v}" for k, v in QUICK.items()))
-    parser.add_argument(
-        "--init", type=Path, default=Path("runs/sft"), help="the work directory of an SFT run"
-    )
-    parser.add_argument("--steps", type=int, default=40)
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--init", type=Path, default=Path("runs/sft"), help="work directory of an SFT run")
     parser.add_argument("--batch", type=int, default=32, help="clips a step")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at most 5")
-    parser.add_argument("--clips", type=int, default=4096, help="to train on")
-    parser.add_argument("--heldout", type=int, default=240, help="to evaluate on")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    parser.add_argument("--out", type=Path, help="write the table to this file, and each run to FILE.jsonl")
-    args = parser.parse_args()
-    if args.quick:
-        vars(args).update(QUICK)
 
-    config = configure({}, 0, args)
+
+def main() -> None:
+    arguments = ablation_arguments(__doc__, list(ROWS), steps=40, quick=QUICK, add_more=add_flags)
+    config = configure({}, 0, arguments)
     run_config.check(config)
     clips = read_split(config, "train", "events")
-    asked, _ = read_benchmark("events", split_file(config, "heldout", "events"))
+    heldout, _ = read_benchmark("events", split_file(config, "heldout", "events"))
     with tempfile.TemporaryDirectory() as folder:
         # Seeds share programs: compile each once.
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         model_config, text = prepare_model(config, Path(folder), clips)
 
-        def one(name: str, seed: int) -> dict:
-            config = configure(ROWS[name], seed, args)
-            return run(config, 0 if name == START else args.steps, clips, asked, model_config, text)
+        def run_row(name: str, seed: int) -> Record:
+            steps = 0 if name == START else arguments.steps
+            return run(configure(ROWS[name], seed, arguments), steps, clips, heldout, model_config, text)
 
-        log = args.out.with_suffix(".jsonl") if args.out else None
-        results = repeat(args.rows, args.seeds, f"{config} {ROWS}", one, log)
+        log = arguments.out.with_suffix(".jsonl") if arguments.out else None
+        results = repeat(arguments.rows, arguments.seeds, f"{config} {ROWS}", run_row, log)
 
     lines = [
         "# GRPO ablation on event clips",
         "",
         environment("jax", "flax", "optax"),
-        f"{args.steps} steps of {config.batch} clips from {args.init.name}; {config.grpo.groups} completions "
-        f"on V and, where the kind needs them, {recipe.get_config().grpo.degraded} on V~; rewards "
-        f"{dict(config.grpo.rewards)}; "
-        f"{args.clips} clips to train on, {len(asked)} held-out; {len(args.seeds)} seeds; share of clips "
-        f"whose event is named, chance {CHANCE:.3f}",
+        f"{arguments.steps} steps of {config.batch} clips from {arguments.init.name}; {config.grpo.groups} "
+        "completions on V and, where the kind needs them, "
+        f"{recipe.get_config().grpo.degraded} on V~; rewards {dict(config.grpo.rewards)}; "
+        f"{arguments.clips} clips to train on, {len(heldout)} held-out; {len(arguments.seeds)} seeds; share "
+        f"of clips whose event is named, chance {CHANCE:.3f}",
         "",
         *table(results, COLUMNS, PLAIN),
     ]
-    print("\n".join(lines))
-    keep(lines, args.out)
+    publish(lines, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Does the degraded video help? The SFT rows of the method's evidence table, on the built-in event clips.
+"""Does the degraded video help? The SFT rows of docs/method.md, section 5, on the built-in event clips.
 
     python -m benchmarks.ablation_sft --quick                      about 10 minutes on 2 cores
     python -m benchmarks.ablation_sft --out FILE.md                about an hour
     python -m benchmarks.ablation_sft --steps 1500 --out FILE.md   at the plateau: hours (all estimated)
 
 Every row trains the model of configs/sft.py from the same initial weights, in the same data order, for the
-same steps; only what its line says differs. Cells are means over seeds with a 95 % interval (Student's t over
-seeds; for one seed there is none). The last column is the paired difference to "LM only", over events of all
-lengths.
-``--out`` also keeps each finished run in FILE.jsonl: the same command goes on where it was stopped, and
-several commands with other ``--seeds`` can share the work.
+same number of steps; only what its line names differs. Cells are means over seeds with a 95 % interval
+(Student's t over seeds; for one seed there is none). The last column is the paired difference to "LM only",
+over events of all lengths.
+``--out`` also appends each finished run to FILE.jsonl: the same command continues where it was stopped, and
+several commands with different ``--seeds`` can share the work.
 """
 
 from __future__ import annotations
@@ -19,44 +19,57 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from benchmarks.repeats import CHANCE, accuracies, repeat, table
-from benchmarks.timing import environment, keep
+from benchmarks.repeats import (
+    CHANCE,
+    Record,
+    ablation_arguments,
+    accuracies,
+    median_gap,
+    repeat,
+    table,
+)
+from benchmarks.timing import environment, publish
 from vpjax.building import scorers
 from vpjax.building.self_scorer import self_scorer
-from vpjax.data.pipeline import make_loader
+from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
 from vpjax.data.video import Sampling, read_frames
 from vpjax.evaluation.benchmarks import read_benchmark
-from vpjax.evaluation.run import evaluate_model
+from vpjax.evaluation.run import Request, evaluate_model
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
 from vpjax.recipes import sft as recipe
 from vpjax.training import sft
 from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
-from vpjax.training.state import create_state
+from vpjax.training.state import HEADS_PREFIX, create_state
 from vpjax.types import Clip
 
 PLAIN = "LM only"
-ROWS = {
+# Each row and the config fields by which it differs.
+ROWS: dict[str, dict[str, Any]] = {
     PLAIN: {"contrast.weight": 0.0},
     "+ contrast, in-batch negatives only": {"contrast.negatives": ("batch",)},
     "+ contrast with V~": {},
     "+ contrast, random slots replaced": {"data.replacement": "random"},
     "+ contrast, random slots replaced and pooled": {"data.replacement": "random", "data.pool": "random"},
-    "+ contrast with V~, key frames found by motion": {"found": "motion"},
-    "+ contrast with V~, key frames found by self": {
-        "found": "self"
-    },  # asks the LM-only model of the same seed
+    "+ contrast with V~, key frames found by motion": {},
+    "+ contrast with V~, key frames found by self": {},
+}
+# Rows whose key frames are found instead of known. "self" uses the LM-only model of the same seed.
+FOUND_BY = {
+    "+ contrast with V~, key frames found by motion": "motion",
+    "+ contrast with V~, key frames found by self": "self",
 }
 QUICK = dict(steps=160, seeds=[0], clips=2048, heldout=120)
-CONTROLS = ("none", "key", "random", "shuffle", "single", "blind")
+REQUEST = Request("events", controls=("none", "key", "random", "shuffle", "single", "blind"))
 COLUMNS = {
     "1 frame": "event/none/1",
     "2": "event/none/2",
@@ -70,106 +83,110 @@ COLUMNS = {
 }
 
 
-def found_by(scorer: scorers.Scorer, clips: Sequence[Clip], sampling: Sampling) -> tuple[list[Clip], int]:
-    """The clips with keyword spans found from the frames instead of known, and how many of these overlap the
-    true ones."""
-    found, hits = [], 0
+def find_key_frames(
+    scorer: scorers.Scorer, clips: Sequence[Clip], sampling: Sampling
+) -> tuple[list[Clip], float]:
+    """The clips with keyword spans that were found from the frames, and the share of keywords for which one
+    of these overlaps a true one."""
+    found = []
+    overlaps = []
     for clip in tqdm(clips, "key frames", unit="clip"):
         video = read_frames(clip.video, sampling, min_pixels=1, max_pixels=56 * 56)
         keywords = []
         for keyword in clip.keywords:
-            spans, _ = scorers.runs(scorer(video, clip, keyword), video.times)
+            spans, _ = scorers.key_runs(scorer(video, clip, keyword), video.times)
             keywords.append(dataclasses.replace(keyword, spans=spans))
-            hits += any(start < last and first < end for start, end in spans for first, last in keyword.spans)
+            overlaps.append(any(overlap(a, b) for a in spans for b in keyword.spans))
         found.append(dataclasses.replace(clip, keywords=tuple(keywords)))
-    return found, hits
+    return found, statistics.mean(overlaps)
 
 
-def configure(row: dict, seed: int, args: argparse.Namespace) -> ConfigDict:
+def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    return first[0] < second[1] and second[0] < first[1]
+
+
+def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
-    config.seed, config.steps = seed, args.steps
-    config.events.train, config.events.heldout = args.clips, args.heldout
-    config.update_from_flattened_dict({field: value for field, value in row.items() if field != "found"})
+    config.seed, config.steps = seed, arguments.steps
+    config.events.train, config.events.heldout = arguments.clips, arguments.heldout
+    config.update_from_flattened_dict(row)
     return config
 
 
 def train(
-    config: ConfigDict, clips: list[Clip], model_config: VLMConfig, text: Text
+    config: ConfigDict, clips: Sequence[Clip], model_config: VLMConfig, text: Text
 ) -> tuple[VideoLM, dict[str, float]]:
     """The trained model, the seconds per step and how many steps were skipped."""
     mesh = make_mesh(config.mesh)
-    loader = make_loader(clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch)
+    maker, index = make_batch_maker(
+        clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch
+    )
+    loader = Loader(maker, index)
     params = initial_params(config, model_config, mesh)
-    state, optimizer, where = create_state(params, config, mesh)
-    step = sft.make_step(abstract_model(model_config), config, optimizer, where)
-    marks = []
+    state, optimizer, shardings = create_state(params, config, mesh)
+    step = sft.make_step(abstract_model(model_config), config, optimizer, shardings)
+    times = []
     for _ in range(config.steps):
         state, metrics = step(state, put_batch(next(loader), mesh))
-        metrics["loss"].block_until_ready()
-        marks.append(time.perf_counter())
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter())
     loader.close()
-    trained = {path: x for path, x in (state.params | state.frozen).items() if not path.startswith(sft.HEADS)}
-    gaps = [after - before for before, after in zip(marks, marks[1:], strict=False)]
-    costs = {"seconds per step": statistics.median(gaps), "skipped": float(state.skipped)}
-    return rebuild(abstract_model(model_config), trained), costs
+    weights = state.params | state.frozen
+    weights = {path: x for path, x in weights.items() if not path.startswith(HEADS_PREFIX)}
+    costs = {"seconds per step": median_gap(times), "skipped": float(state.skipped)}
+    return rebuild(abstract_model(model_config), weights), costs
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=", ".join(f"{k}={v}" for k, v in QUICK.items()))
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="at most 5")
-    parser.add_argument("--clips", type=int, default=4096, help="to train on")
-    parser.add_argument("--heldout", type=int, default=240, help="to evaluate on")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="ROW")
-    parser.add_argument("--out", type=Path, help="write the table to this file, and each run to FILE.jsonl")
-    args = parser.parse_args()
-    if args.quick:
-        vars(args).update(QUICK)
-    config = configure({}, 0, args)
+    arguments = ablation_arguments(__doc__, list(ROWS), steps=240, quick=QUICK)
+    config = configure({}, 0, arguments)
     clips = read_split(config, "train", "events")
-    asked, _ = read_benchmark("events", split_file(config, "heldout", "events"))
+    heldout, _ = read_benchmark("events", split_file(config, "heldout", "events"))
     with tempfile.TemporaryDirectory() as folder:
         # Rows and seeds share programs: compile each once.
         jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         model_config, text = prepare_model(config, Path(folder), clips)
-        plain: dict[int, VideoLM] = {}  # the LM-only model of each seed, which the self scorer asks
+        plain_models: dict[int, VideoLM] = {}  # the LM-only model of each seed
 
-        def one(name: str, seed: int) -> dict:
-            row, mine, overlap = ROWS[name], clips, {}
-            if "found" in row:
-                scorer = scorers.motion_scorer
-                if row["found"] == "self":
-                    if seed not in plain:
-                        plain[seed] = train(configure(ROWS[PLAIN], seed, args), clips, model_config, text)[0]
-                    scorer = self_scorer(plain[seed], text)
-                mine, hits = found_by(scorer, clips, Sampling(config.data.frames))
-                overlap = {"overlap": hits / len(clips)}
-            model, costs = train(configure(row, seed, args), mine, model_config, text)
+        def plain_model(seed: int) -> VideoLM:
+            if seed not in plain_models:
+                plain_config = configure(ROWS[PLAIN], seed, arguments)
+                plain_models[seed], _ = train(plain_config, clips, model_config, text)
+            return plain_models[seed]
+
+        def run(name: str, seed: int) -> Record:
+            record: Record = {}
+            train_clips = clips
+            if name in FOUND_BY:
+                scorer: scorers.Scorer = scorers.motion_scorer
+                if FOUND_BY[name] == "self":
+                    scorer = self_scorer(plain_model(seed), text)
+                sampling = Sampling(config.data.frames)
+                train_clips, record["overlap"] = find_key_frames(scorer, clips, sampling)
+            model, costs = train(configure(ROWS[name], seed, arguments), train_clips, model_config, text)
             if name == PLAIN:
-                plain[seed] = model
-            result = evaluate_model(model, text, asked, "events", config.data, controls=CONTROLS)
-            return accuracies(result) | costs | overlap
+                plain_models[seed] = model
+            results = evaluate_model(model, text, heldout, REQUEST, config.data)
+            return record | accuracies(results) | costs
 
-        log = args.out.with_suffix(".jsonl") if args.out else None
-        results = repeat(args.rows, args.seeds, f"{config} {ROWS}", one, log)
+        log = arguments.out.with_suffix(".jsonl") if arguments.out else None
+        results = repeat(arguments.rows, arguments.seeds, f"{config} {ROWS} {FOUND_BY}", run, log)
 
+    overlap_lines = []
+    for name in results.keys() & FOUND_BY:
+        share = statistics.mean(record["overlap"] for record in results[name])
+        overlap_lines.append(f"{name}: the spans overlap the true ones for {share:.0%} of keywords.")
     lines = [
         "# SFT ablation on event clips",
         "",
         environment("jax", "flax", "optax"),
-        f"{args.steps} steps of {config.batch} clips, {args.clips} to train on, {len(asked)} held-out, "
-        f"{len(args.seeds)} seeds; share of clips whose event is named, chance {CHANCE:.3f}",
-        *(
-            f"{name}: they overlap the true ones in {statistics.mean(overlaps):.0%} of clips."
-            for name, runs in results.items()
-            if (overlaps := [run["overlap"] for run in runs if "overlap" in run])
-        ),
+        f"{arguments.steps} steps of {config.batch} clips, {arguments.clips} to train on, {len(heldout)} "
+        f"held-out, {len(arguments.seeds)} seeds; share of clips whose event is named, chance {CHANCE:.3f}",
+        *sorted(overlap_lines),
         "",
         *table(results, COLUMNS, PLAIN),
     ]
-    print("\n".join(lines))
-    keep(lines, args.out)
+    publish(lines, arguments.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Axes, as they stand in names such as ``h_BTD``:
 The project's words:
 
     V          the video of a clip, as its file shows it
-    V~         the degraded video: V with its key slots replaced by slots beside them, so that the event is missing
+    V~         the degraded video: V with its key slots replaced by neighbours, which hides the event
     slot       a temporal patch: two frames, which become M visual tokens
     key slots  the slots in which an event of the clip can be seen
     source     i32[S]: for each slot of V~ or of a control, the slot of V that it shows

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from vpjax.data import index as index_module
 from vpjax.data.cache import FrameCache
-from vpjax.data.pipeline import make_loader
+from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.types import Clip, Keyword, UserError
 
@@ -63,7 +63,7 @@ def clips(videos):
 
 @pytest.fixture
 def load(text, tmp_path):
-    """make_loader with small defaults; what is left open is closed."""
+    """A function that makes a Loader with small defaults, and closes it after the test."""
     loaders = []
     config = SimpleNamespace(
         image_token=text.image_pad,
@@ -95,9 +95,10 @@ def load(text, tmp_path):
     def make(clips, *, seed=3, batch_size=4, start_step=0, processes=(0, 1), **fields):
         data_config = ConfigDict(defaults | fields)
         place = dict(process_index=processes[0], process_count=processes[1])
-        loader = make_loader(
-            clips, text, config, data_config, seed=seed, batch_size=batch_size, start_step=start_step, **place
+        maker, index = make_batch_maker(
+            clips, text, config, data_config, seed=seed, batch_size=batch_size, **place
         )
+        loader = Loader(maker, index, start_step)
         loaders.append(loader)
         return loader
 
@@ -379,7 +380,7 @@ def test_configs_that_contradict_themselves_are_refused(load, clips, fields, mes
 def test_a_tokenizer_of_another_model_is_refused(load, clips, text):
     other = dataclasses.replace(text, video_pad=text.video_pad + 1)
     with pytest.raises(UserError, match="do not belong together"):
-        make_loader(
+        make_batch_maker(
             clips,
             other,
             SimpleNamespace(image_token=text.image_pad, video_token=text.video_pad),

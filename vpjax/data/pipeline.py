@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grain
 import numpy as np
@@ -76,18 +76,15 @@ class Element(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
-    """Maps a step to the Element with the rows ``part`` of its batch; runs in workers. row_options: of
-    ``training_row``."""
+    """Maps a step to the Element with the rows ``part`` of its batch; runs in workers. data_config: the
+    fields ``data`` of configs/base.py."""
 
     plan: EpochPlan
     entries: Sequence[Entry]
     model_config: VLMConfig
-    sampling: Sampling
-    max_side: int
-    tfio_python: str
+    data_config: ConfigDict
     cache: FrameCache
     part: slice
-    row_options: dict[str, Any]
 
     def __call__(self, step: int) -> Element:
         numbers = self.plan.rows(step)
@@ -115,9 +112,15 @@ class BatchMaker:
         notes: tuple[str, ...] = ()
         if entry.source.media is not None:
             video, notes = self.video(entry)
-        seed = (self.plan.seed, epoch, entry.number)
         row = training_row(
-            entry.tokens, video, self.model_config, seed=seed, clip=entry.number, **self.row_options
+            entry.tokens,
+            video,
+            self.model_config,
+            replacement=self.data_config.replacement,
+            pool=self.data_config.pool,
+            widen=self.data_config.widen,
+            seed=(self.plan.seed, epoch, entry.number),
+            clip=entry.number,
         )
         return dataclasses.replace(row, notes=row.notes + notes)
 
@@ -125,15 +128,15 @@ class BatchMaker:
         """The frames of a clip, from the cache if they are there, and remarks."""
         source, size = entry.source, (entry.bucket.height, entry.bucket.width)
         # No more frames than the bucket holds, whatever duration the file's header gave.
-        max_frames = min(self.sampling.max_frames, entry.bucket.frames)
-        sampling = dataclasses.replace(self.sampling, max_frames=max_frames)
+        sampling = Sampling.of(self.data_config)
+        sampling = dataclasses.replace(sampling, max_frames=min(sampling.max_frames, entry.bucket.frames))
         part = dict(start=entry.start, end=entry.end)
         key = self.cache.key(source.path, source.size, source.modified, sampling, size, part)
         video = self.cache.get(key)
         if video is not None:
             return video, ()
         if source.media == "image":
-            video = read_image(source.path, size=size, max_side=self.max_side)
+            video = read_image(source.path, size=size, max_side=self.data_config.max_side)
         else:
             video = read_frames(
                 source.path,
@@ -141,8 +144,8 @@ class BatchMaker:
                 size=size,
                 start=entry.start,
                 end=entry.end,
-                max_side=self.max_side,
-                tfio_python=self.tfio_python,
+                max_side=self.data_config.max_side,
+                tfio_python=self.data_config.tfio_python,
             )
         try:
             self.cache.put(key, video)
@@ -159,15 +162,15 @@ class Loader:
     at all. notes: remark -> ids of the clips that it is about.
     """
 
-    def __init__(self, maker: BatchMaker, index: Index, data_config: ConfigDict, step: int):
-        self.step = step
+    def __init__(self, maker: BatchMaker, index: Index, start_step: int = 0):
+        self.step = start_step
         self.faults = {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
         self.rejected = index.rejected
         self.notes: dict[str, set[str]] = {}
         self.clips = len(index.entries)
         self.plan = maker.plan
-        self.max_fault_share = data_config.max_fault_share
-        self._batches = read_ahead(maker, range(step, FOREVER), data_config.workers)
+        self.max_fault_share = maker.data_config.max_fault_share
+        self._batches = read_ahead(maker, range(start_step, FOREVER), maker.data_config.workers)
         self._stop_at_faults()
 
     @property
@@ -232,21 +235,6 @@ def read_ahead(maker: BatchMaker, steps: Sequence[int], workers: int) -> grain.D
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers)))
 
 
-def make_loader(
-    clips: Sequence[Clip],
-    text: Text,
-    model_config: VLMConfig,
-    data_config: ConfigDict,
-    *,
-    start_step: int = 0,
-    **options: int,
-) -> Loader:
-    """A Loader over clips, from ``start_step`` on. options: seed, batch_size, process_index and process_count
-    of ``make_batch_maker``."""
-    maker, index = make_batch_maker(clips, text, model_config, data_config, **options)
-    return Loader(maker, index, data_config, start_step)
-
-
 def make_batch_maker(
     clips: Sequence[Clip],
     text: Text,
@@ -258,7 +246,7 @@ def make_batch_maker(
     process_index: int = 0,
     process_count: int = 1,
 ) -> tuple[BatchMaker, Index]:
-    """The maker of the batch of any step, and the index of the clips that it uses.
+    """The maker of the batch of any step, and the index of its clips, from which a ``Loader`` is made.
 
     data_config: the fields ``data`` of configs/base.py. batch_size: rows over all processes, of which process
     p makes the p-th part. UserError if the config contradicts itself or no clip can be used."""
@@ -280,8 +268,7 @@ def make_batch_maker(
     if data_config.tfio_python:
         tfio.worker(data_config.tfio_python)  # a Python that cannot serve is no fault of a clip
     folder = cache_folder(data_config)
-    sampling = Sampling.of(data_config)
-    index = build_index(clips, text, model_config, data_config, sampling, folder)
+    index = build_index(clips, text, model_config, data_config, Sampling.of(data_config), folder)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):
         groups.setdefault(entry.bucket, []).append(number)
@@ -291,11 +278,8 @@ def make_batch_maker(
         plan=EpochPlan(ordered, batch_size, seed),
         entries=index.entries,
         model_config=model_config,
-        sampling=sampling,
-        max_side=data_config.max_side,
-        tfio_python=data_config.tfio_python,
+        data_config=data_config,
         cache=FrameCache(folder / "frames", int(data_config.cache_gb * 1e9)),
         part=slice(process_index * rows, (process_index + 1) * rows),
-        row_options=dict(replacement=data_config.replacement, pool=data_config.pool, widen=data_config.widen),
     )
     return maker, index
