@@ -1,10 +1,10 @@
-"""What generation costs: vpjax and transformers' ``generate`` (torch), the same weights, prompt and video.
+"""What generation costs: vpjax and transformers' ``generate`` (torch), with equal weights, prompt and video.
 
     python -m benchmarks.generate [--rounds N] [--new C] [--layers L] [--out FILE]
 
-One run, calls in turns, medians of whole calls: encode the video, prefill, decode C tokens without a stop;
-greedy for one completion, at temperature 1 for several. A call for one token tells the prefill (with the
-encoding) from the decoding.
+One process; the calls take turns. The table has medians of whole calls: encode the video, prefill, decode C
+tokens without a stop token. One completion is greedy, several are sampled at temperature 1. A call for one
+token measures the encoding and prefill alone.
 """
 
 from __future__ import annotations
@@ -13,64 +13,72 @@ import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import torch
 
-from benchmarks.sft_step import END, FRAMES, QUESTION, SIDE, START, VIDEO, write_model
-from benchmarks.timing import environment, keep, medians
+from benchmarks.sft_step import (
+    FRAMES,
+    QUESTION,
+    SIDE,
+    VIDEO,
+    random_prompt,
+    torch_videos,
+    write_model,
+)
+from benchmarks.timing import environment, medians, publish
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.video import Video
 from vpjax.models.generate import generate
 from vpjax.models.hf import load_pretrained
-from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM
 from vpjax.types import Batch
 
-COMPARED, GROUPS = (1, 8), (1, 2, 4, 8, 16)  # completions, against transformers and to see the cost grow
+COMPARED = (1, 8)  # completions of a prompt, for vpjax and transformers
+GROUPS = (1, 2, 4, 8, 16)  # the same, for vpjax alone
 
 
 def make_batch(model: VideoLM) -> Batch:
-    rng = np.random.default_rng(0)
-    video = Video(rng.integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8), np.arange(FRAMES) / 8, 1 / 8)
-    question = rng.integers(2, START, QUESTION, dtype=np.int32)
-    row = prompt_row(np.concatenate([question[:4], [START, VIDEO, END], question[4:]]), video, model.config)
+    prompt, video = random_prompt(np.random.default_rng(0), FRAMES, QUESTION)
+    row = prompt_row(prompt, video, model.config)
     return collate([row], bucket_of([row]), model.config)
 
 
 def jax_run(model: VideoLM, batch: Batch, groups: int, new: int) -> Callable[[], object]:
-    options = dict(max_new=new, eos=(), groups=groups, temperature=float(groups > 1))
-    return lambda: jax.block_until_ready(generate(model, batch, jax.random.key(0), **options))
+    temperature = 0.0 if groups == 1 else 1.0
 
-
-def torch_run(model, batch: Batch, ours: VideoLM, groups: int, new: int) -> Callable[[], object]:
-    vision = ours.config.vision
-    patches = patchify(
-        batch.frames,
-        patch=vision.patch,
-        merge=vision.merge,
-        temporal=vision.temporal,
-        mean=vision.pixel_mean,
-        std=vision.pixel_std,
-    )
-    ids = torch.tensor(batch.prompt).long()
-    side = SIDE // vision.patch
-    inputs = dict(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values_videos=torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1])),
-        video_grid_thw=torch.tensor([[FRAMES // vision.temporal, side, side]]),
-        mm_token_type_ids=2 * (ids == VIDEO).long(),
-    )
-    how = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0) if groups > 1 else dict(do_sample=False)
-
-    def run():
-        model.model.rope_deltas = None
-        out = model.generate(**inputs, **how, num_return_sequences=groups, max_new_tokens=new)
-        assert out.shape == (groups, ids.shape[1] + new)
+    def run() -> object:
+        out = generate(
+            model, batch, jax.random.key(0), max_new=new, eos=(), groups=groups, temperature=temperature
+        )
+        return jax.block_until_ready(out)
 
     return run
+
+
+def torch_run(torch_model: Any, inputs: dict[str, Any], groups: int, new: int) -> Callable[[], None]:
+    sampling: dict[str, Any] = dict(do_sample=False)
+    if groups > 1:
+        sampling = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+
+    def run() -> None:
+        torch_model.model.rope_deltas = None
+        out = torch_model.generate(**inputs, **sampling, num_return_sequences=groups, max_new_tokens=new)
+        assert out.shape == (groups, inputs["input_ids"].shape[1] + new)
+
+    return run
+
+
+def torch_inputs(model: VideoLM, batch: Batch) -> dict[str, Any]:
+    """A batch as the arguments of transformers' ``generate``."""
+    ids = torch.tensor(np.asarray(batch.prompt)).long()
+    return dict(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        **torch_videos(model.config.vision, np.asarray(batch.frames)),
+        mm_token_type_ids=2 * (ids == VIDEO).long(),
+    )
 
 
 def main() -> None:
@@ -82,28 +90,29 @@ def main() -> None:
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        theirs = write_model(folder, args.layers).eval()
-        ours = load_pretrained(folder)
-    theirs.generation_config.eos_token_id = None
-    batch = make_batch(ours)
-    runs = {("vpjax", g, n): jax_run(ours, batch, g, n) for g in GROUPS for n in (1, args.new)}
-    runs |= {
-        ("transformers", g, n): torch_run(theirs, batch, ours, g, n) for g in COMPARED for n in (1, args.new)
-    }
+        torch_model = write_model(folder, args.layers).eval()
+        model = load_pretrained(folder)
+    torch_model.generation_config.eos_token_id = None
+    batch = make_batch(model)
+    inputs = torch_inputs(model, batch)
+    runs: dict[tuple[str, int, int], Callable[[], object]] = {}
+    for new in (1, args.new):
+        for groups in GROUPS:
+            runs["vpjax", groups, new] = jax_run(model, batch, groups, new)
+        for groups in COMPARED:
+            runs["transformers", groups, new] = torch_run(torch_model, inputs, groups, new)
     seconds = medians(runs, rounds=args.rounds, warmup=1)
+    whole = {(name, groups): value for (name, groups, new), value in seconds.items() if new == args.new}
 
-    def whole(who: str, groups: int) -> float:
-        return seconds[who, groups, args.new]
-
-    def row(who: str, groups: int) -> str:
-        call, prefill = whole(who, groups), seconds[who, groups, 1]
+    def row(name: str, groups: int) -> str:
+        call, prefill = whole[name, groups], seconds[name, groups, 1]
         step = (call - prefill) / (args.new - 1)
         return (
-            f"| {groups} | {who} | {call:.2f} | {prefill:.3f} | {step * 1e3:.1f} | {groups / step:.0f} "
-            f"| {groups * args.new / call:.0f} | {whole('transformers', groups) / call:.2f} |"
+            f"| {groups} | {name} | {call:.2f} | {prefill:.3f} | {step * 1e3:.1f} | {groups / step:.0f} "
+            f"| {groups * args.new / call:.0f} | {whole['transformers', groups] / call:.2f} |"
         )
 
-    size = sum(x.size for x in jax.tree.leaves(ours)) / 1e6
+    size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     lines = [
         "# Generation",
         "",
@@ -111,20 +120,19 @@ def main() -> None:
         f"{size:.0f} M parameters, {args.layers} layers, float32; {FRAMES} frames of {SIDE} x {SIDE}; "
         f"prompt of {batch.prompt.shape[1]} tokens, {args.new} new; median of {args.rounds} calls in turns",
         "",
-        "| G | | call, s | prefill, s | decoding step, ms | decoded tokens/s | tokens/s | over theirs |",
+        "| G | | call, s | prefill, s | step, ms | decoded tokens/s | tokens/s | over transformers |",
         "|---|---|---|---|---|---|---|---|",
-        *(row(who, groups) for groups in COMPARED for who in ("transformers", "vpjax")),
+        *(row(name, groups) for groups in COMPARED for name in ("transformers", "vpjax")),
         "",
         "Target: at least 2 at G = 8. tokens/s is of whole calls. transformers encodes and prefills a prompt "
         "once per completion, vpjax once per prompt.",
         "",
         "| G | " + " | ".join(map(str, GROUPS)) + " |",
         "|---|" + "---|" * len(GROUPS),
-        "| vpjax, s | " + " | ".join(f"{whole('vpjax', g):.2f}" for g in GROUPS) + " |",
-        "| over G = 1 | " + " | ".join(f"{whole('vpjax', g) / whole('vpjax', 1):.2f}" for g in GROUPS) + " |",
+        "| vpjax, s | " + " | ".join(f"{whole['vpjax', g]:.2f}" for g in GROUPS) + " |",
+        "| over G = 1 | " + " | ".join(f"{whole['vpjax', g] / whole['vpjax', 1]:.2f}" for g in GROUPS) + " |",
     ]
-    print("\n".join(lines))
-    keep(lines, args.out)
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m benchmarks.grpo_step [--rounds N] [--layers L] [--out FILE]
 
-One run, the same weights, video and lengths for all, calls in turns, medians. A step rolls out G completions
-of one prompt with a video, rewards them and updates (forward, backward, AdamW); no completion stops early.
-"Repeated" is how TRL and Video-R1 do it: the video is encoded and the prompt prefilled for each rollout, and
-the update runs over G whole sequences. TRL itself takes no video: its GRPOTrainer is measured on text of the
-same lengths where it is installed (``pip install trl``), and left out where it is not.
+One process, with the same weights, video and lengths for all; the calls take turns, and tables have medians.
+A step samples G completions of one prompt with a video, rewards them and updates (forward, backward, AdamW);
+no completion stops early. "Repeated" is what TRL and Video-R1 do: the video is encoded and the prompt
+prefilled for each completion, and the update runs over G whole sequences. TRL itself takes no video: if it is
+installed (``pip install trl``), its GRPOTrainer is measured on text of the same lengths.
 """
 
 from __future__ import annotations
@@ -20,82 +20,99 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from ml_collections import ConfigDict
 
-from benchmarks.sft_step import END, SIDE, START, VIDEO, VOCAB, write_model
-from benchmarks.timing import environment, keep, medians
+from benchmarks.sft_step import (
+    SIDE,
+    START,
+    VIDEO,
+    VOCAB,
+    random_prompt,
+    torch_videos,
+    write_model,
+)
+from benchmarks.timing import environment, medians, publish
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.video import Video
-from vpjax.models.generate import generate
+from vpjax.models.generate import Completions, generate
 from vpjax.models.hf import load_pretrained
-from vpjax.models.patches import patchify
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, leaves, rebuild
 from vpjax.recipes import base
 from vpjax.training import grpo
 from vpjax.training.losses import token_logprobs
 from vpjax.training.policy import denominator, policy_loss
-from vpjax.training.relative import NOTHING, advantages
-from vpjax.training.state import create_state
-from vpjax.training.update import advance, optimize
-from vpjax.types import Batch
+from vpjax.training.relative import NO_TERM, advantages
+from vpjax.training.state import Optimizer, State, advance, create_state, optimize
+from vpjax.types import Array, Batch
 
-GROUPS, COMPARED = (1, 4, 8, 16), 8  # G; where torch and TRL are measured too
-FRAMES, QUESTION, NEW = 32, 24, 32  # 256 visual tokens and 27 others before 32 new ones
+GROUPS = (1, 4, 8, 16)  # G, completions of a prompt
+COMPARED = 8  # the G at which torch and TRL are measured too
+FRAMES, QUESTION, NEW = 32, 24, 32  # 256 visual tokens and 26 others, then 32 new ones
+
+Run = Callable[[], object]
 
 
 def make_batch(model: VideoLM, *, video: bool) -> Batch:
     """One prompt: a video and a question, or as many tokens of text."""
     rng = np.random.default_rng(0)
-    clip = Video(rng.integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8), np.arange(FRAMES) / 8, 1 / 8)
-    question = rng.integers(2, START, QUESTION, dtype=np.int32)
-    row = prompt_row(np.concatenate([question[:4], [START, VIDEO, END], question[4:]]), clip, model.config)
+    prompt, frames = random_prompt(rng, FRAMES, QUESTION)
+    row = prompt_row(prompt, frames, model.config)
     if not video:
         row = prompt_row(rng.integers(2, START, len(row.prompt), dtype=np.int32), None, model.config)
     return collate([row], bucket_of([row], suffix=NEW), model.config)
 
 
-def settings(groups: int):
-    c = base.get_config()
-    c.method, c.batch = "grpo", 1
-    c.grpo.groups, c.grpo.degraded, c.grpo.max_new, c.grpo.relative.kind = groups, 0, NEW, "none"
-    return c
+def configure(groups: int) -> ConfigDict:
+    config = base.get_config()
+    config.method = "grpo"
+    config.batch = 1
+    config.grpo.groups = groups
+    config.grpo.degraded = 0
+    config.grpo.max_new = NEW
+    config.grpo.relative.kind = "none"
+    return config
 
 
-class Odd:
-    """Judges completions by a reward that differs between them and costs nothing: the share of odd tokens."""
+class OddTokens:
+    """Rewards completions by their share of odd tokens, which differs between them and costs nothing."""
 
-    weights, host_scores = {"odd": 1.0}, {}
+    def __init__(self) -> None:
+        self.weights = {"odd": 1.0}
+        self.host_scores: dict[str, Any] = {}
 
-    def score(self, batch: Batch, tokens, mask) -> dict:
-        return {"odd": self.recall(batch, tokens, mask)}
+    def score(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
+        return {"odd": self.recall(batch, tokens_BXC, mask_BXC)}
 
-    def recall(self, batch: Batch, tokens, mask):
-        return (tokens % 2).mean(-1)
+    def recall(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
+        return jnp.mean(tokens_BXC % 2, axis=-1)
 
 
-def repeated_step(model: VideoLM, config, optimizer) -> Callable:
-    """vpjax's parts put together the usual way: each prompt stands in the batch G times."""
+def repeated_step(model: VideoLM, config: ConfigDict, optimizer: Optimizer) -> Callable[..., Any]:
+    """A GRPO step of vpjax's parts in which each prompt stands in the batch G times."""
     options = config.grpo
 
-    def step(state, batch: Batch):
-        rows = jax.tree.map(lambda x: jnp.repeat(x, options.groups, axis=0), batch)
-        said = roll(rebuild(model, state.params), rows, state.step, 1)
-        rewards = Odd().recall(rows, said.tokens, said.mask).reshape(-1, options.groups)
-        merit = advantages(rewards, NOTHING, scale=options.scale).reshape(-1, 1, 1)
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, Array], None]:
+        rows = repeat_rows(batch, options.groups)
+        completions = sample(rebuild(model, state.params), rows, state.step, 1)
+        rewards = OddTokens().recall(rows, completions.tokens, completions.mask)
+        rewards_BG = rewards.reshape(-1, options.groups)
+        advantages_B11 = advantages(rewards_BG, NO_TERM, scale=options.scale).reshape(-1, 1, 1)
 
-        def loss(params):
-            m = rebuild(model, params)
-            hidden = m.hidden(m.encode(rows.frames), dataclasses.replace(rows, suffix=said.tokens))
+        def loss(params: dict[str, Array]) -> Array:
+            current = rebuild(model, params)
+            features = current.encode(rows.frames)
+            hidden = current.hidden(features, dataclasses.replace(rows, suffix=completions.tokens))
             logprobs = token_logprobs(
-                hidden.last, hidden.suffix, m.unembed, said.tokens, chunk=config.loss.chunk
+                hidden.last, hidden.suffix, current.unembed, completions.tokens, chunk=config.loss.chunk
             )
-            sums = policy_loss(logprobs, None, said.mask, merit, None, options)
-            return sums.loss / denominator(said.mask, options)
+            sums = policy_loss(logprobs, None, completions.mask, advantages_B11, None, options)
+            return sums.loss / denominator(completions.mask, options)
 
         value, gradient = jax.value_and_grad(loss)(state.params)
         params, opt = optimize(optimizer, state.params, state.opt, gradient)
@@ -104,82 +121,87 @@ def repeated_step(model: VideoLM, config, optimizer) -> Callable:
     return jax.jit(step, donate_argnums=0)
 
 
-def roll(model: VideoLM, batch: Batch, step, groups: int):
+def repeat_rows(batch: Batch, count: int) -> Batch:
+    return jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
+
+
+def sample(model: VideoLM, batch: Batch, step: Array | int, groups: int) -> Completions:
     key = jax.random.fold_in(jax.random.key(0), step)
     return generate(model, batch, key, max_new=NEW, eos=(), groups=groups, temperature=1.0)
 
 
-def jax_runs(folder: str, who: str, groups: int, *, video: bool) -> tuple[dict, float]:
-    """Calls of the whole step and of its rollout alone, and the step's peak memory in MiB."""
-    model, config = load_pretrained(folder), settings(groups)
+def jax_runs(folder: str, name: str, groups: int, *, video: bool) -> tuple[dict[str, Run], float]:
+    """Calls of the whole step and of its sampling alone, and the step's peak memory in MiB. name: "vpjax" or
+    "repeated"."""
+    model, config = load_pretrained(folder), configure(groups)
     mesh = make_mesh(config.mesh)
     batch = put_batch(make_batch(model, video=video), mesh)
-    state, optimizer, where = create_state(leaves(model), config, mesh)
-    if who == "vpjax":
-        step = grpo.make_step(model, config, optimizer, where, judge=Odd(), eos=())
+    state, optimizer, shardings = create_state(leaves(model), config, mesh)
+    step: Any  # jitted, since all rewards are computed on the device
+    if name == "vpjax":
+        step = grpo.make_step(model, config, optimizer, shardings, judge=OddTokens(), eos=())
+        sampled_batch, sampled_groups = batch, groups
     else:
         step = repeated_step(model, config, optimizer)
-    step = step.lower(state, batch).compile()
-    memory = step.memory_analysis()
+        sampled_batch, sampled_groups = repeat_rows(batch, groups), 1
+    compiled = step.lower(state, batch).compile()
+    memory = compiled.memory_analysis()
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    rolled = batch, 0, groups
-    if who == "repeated":
-        rolled = jax.tree.map(lambda x: jnp.repeat(x, groups, axis=0), batch), 0, 1
-    box = [state]
 
-    def total():
-        box[0], metrics, _ = step(box[0], batch)
+    def total() -> float:
+        nonlocal state
+        state, metrics, _ = compiled(state, batch)
         return float(metrics["loss"])
 
-    def rollout():
-        jax.block_until_ready(roll(rebuild(model, box[0].params), *rolled))
+    def rollout() -> None:
+        jax.block_until_ready(sample(rebuild(model, state.params), sampled_batch, 0, sampled_groups))
 
     return {"total": total, "rollout": rollout}, peak / 2**20
 
 
-def torch_runs(model, ours: VideoLM, groups: int) -> dict:
+def torch_runs(torch_model: Any, model: VideoLM, groups: int) -> dict[str, Run]:
     """The rollout and the update of one prompt with ``groups`` copies of its video."""
-    batch, vision = make_batch(ours, video=True), ours.config.vision
-    patches = patchify(
-        batch.frames, patch=vision.patch, merge=vision.merge, temporal=vision.temporal,
-        mean=vision.pixel_mean, std=vision.pixel_std,
-    )  # fmt: skip
-    pixels = torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1]))
-    prompt = torch.tensor(batch.prompt).long()
-    side = SIDE // vision.patch
-    grid = torch.tensor([[FRAMES // vision.temporal, side, side]])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, weight_decay=0.01)
-    said = []
+    batch = make_batch(model, video=True)
+    prompt = torch.tensor(np.asarray(batch.prompt)).long()
+    video = torch_videos(model.config.vision, np.asarray(batch.frames))
+    optimizer = torch.optim.AdamW(torch_model.parameters(), lr=1e-6, weight_decay=0.01)
+    sequences = torch.zeros(0)
 
-    def inputs(ids, copies: int) -> dict:
+    def inputs(ids: torch.Tensor, copies: int) -> dict[str, torch.Tensor]:
         return dict(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values_videos=pixels.repeat(copies, 1),
-            video_grid_thw=grid.repeat(copies, 1),
+            pixel_values_videos=video["pixel_values_videos"].repeat(copies, 1),
+            video_grid_thw=video["video_grid_thw"].repeat(copies, 1),
             mm_token_type_ids=2 * (ids == VIDEO).long(),
         )
 
-    def rollout():
-        model.model.rope_deltas = None
-        how = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
-        said[:] = [
-            model.generate(**inputs(prompt, 1), **how, num_return_sequences=groups, max_new_tokens=NEW)
-        ]
+    def rollout() -> None:
+        nonlocal sequences
+        torch_model.model.rope_deltas = None
+        sequences = torch_model.generate(
+            **inputs(prompt, 1),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=groups,
+            max_new_tokens=NEW,
+        )
 
-    def update():
-        ids = said[0]
-        tokens = ids[:, -NEW:]
-        reward = (tokens % 2).float().mean(-1)
-        merit = (reward - reward.mean()) / (reward.std() + 1e-4)
-        model.model.rope_deltas = None
-        logits = model(**inputs(ids, groups), use_cache=False, logits_to_keep=NEW + 1).logits[:, :-1].float()
-        logprobs = torch.log_softmax(logits, -1).gather(-1, tokens[..., None])[..., 0]
-        loss = -(torch.exp(logprobs - logprobs.detach()) * merit[:, None]).mean()
+    def update() -> float:
+        tokens = sequences[:, -NEW:]
+        rewards = (tokens % 2).float().mean(-1)
+        advantage = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        torch_model.model.rope_deltas = None
+        out = torch_model(**inputs(sequences, groups), use_cache=False, logits_to_keep=NEW + 1)
+        logprobs = torch.log_softmax(out.logits[:, :-1].float(), -1)
+        logprobs = logprobs.gather(-1, tokens[..., None])[..., 0]
+        loss = -(torch.exp(logprobs - logprobs.detach()) * advantage[:, None]).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(torch_model.parameters(), 1.0)
         optimizer.step()
         return loss.item()
 
@@ -187,7 +209,7 @@ def torch_runs(model, ours: VideoLM, groups: int) -> dict:
 
 
 def trl_seconds(folder: str, groups: int, prompt: int, layers: int, rounds: int) -> float | None:
-    """Median seconds of a step of TRL's GRPOTrainer on prompts of text, the first left out; None where TRL is
+    """Median seconds of a step of TRL's GRPOTrainer on prompts of text, without the first one. None if TRL is
     not installed."""
     if importlib.util.find_spec("trl") is None:
         return None
@@ -196,26 +218,28 @@ def trl_seconds(folder: str, groups: int, prompt: int, layers: int, rounds: int)
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0")
+    vocabulary = {f"w{i}": i for i in range(VOCAB)}
+    word_level = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=word_level, eos_token="w1", pad_token="w0")
     config = Qwen2Config(
         vocab_size=VOCAB, hidden_size=512, intermediate_size=1408, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=None,
         eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     prompts = np.random.default_rng(0).integers(2, START, (rounds + 1, prompt))
-    seconds, lengths = [], set()
+    seconds: list[float] = []
+    lengths: set[int] = set()
 
     class Clock(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
+        def on_step_begin(self, *args: object, **kwargs: object) -> None:
             self.start = time.perf_counter()
 
-        def on_step_end(self, *args, **kwargs):
+        def on_step_end(self, *args: object, **kwargs: object) -> None:
             seconds.append(time.perf_counter() - self.start)
 
-    def odd(completion_ids, **others) -> list[float]:
-        lengths.update(map(len, completion_ids))
+    def odd(completion_ids: list[list[int]], **unused: object) -> list[float]:
+        lengths.update(len(ids) for ids in completion_ids)
         return [float(np.mean(np.array(ids) % 2)) for ids in completion_ids]
 
     trainer = GRPOTrainer(
@@ -237,20 +261,31 @@ def trl_seconds(folder: str, groups: int, prompt: int, layers: int, rounds: int)
     return statistics.median(seconds[1:])
 
 
-def report(seconds: dict, peak: dict, prompt: int, trl: float | None) -> list[str]:
-    """The tables; seconds by (who, G, part)."""
+def report(
+    seconds: dict[tuple[str, int, str], float],
+    peak: dict[tuple[str, int], float],
+    prompt: int,
+    trl: float | None,
+) -> list[str]:
+    """The tables. seconds: by name, G and part of the step. peak: MiB by name and G. prompt: tokens. trl:
+    seconds of its step."""
 
-    def row(who: str, groups: int) -> str:
-        total, rollout, update = (seconds[who, groups, part] for part in ("total", "rollout", "update"))
-        tokens = prompt + groups * NEW if who == "vpjax" else groups * (prompt + NEW)
-        held = f"{peak[who, groups]:.0f}" if (who, groups) in peak else ""
-        ahead = total / seconds["vpjax", groups, "total"]
-        cells = (groups, who, f"{total:.2f}", f"{rollout:.2f}", f"{update:.2f}", tokens, held, f"{ahead:.2f}")
-        return f"| {' | '.join(map(str, cells))} |"
+    def row(name: str, groups: int) -> str:
+        total = seconds[name, groups, "total"]
+        if name == "vpjax":
+            tokens = prompt + groups * NEW
+        else:
+            tokens = groups * (prompt + NEW)
+        memory = f"{peak[name, groups]:.0f}" if (name, groups) in peak else ""
+        return (
+            f"| {groups} | {name} | {total:.2f} | {seconds[name, groups, 'rollout']:.2f} "
+            f"| {seconds[name, groups, 'update']:.2f} | {tokens} | {memory} "
+            f"| {total / seconds['vpjax', groups, 'total']:.2f} |"
+        )
 
-    def growth(who: str) -> str:
-        first, *others = (seconds[who, groups, "total"] for groups in GROUPS)
-        return f"| {who} | 1 | {' | '.join(f'{one / first:.2f}' for one in others)} |"
+    def growth(name: str) -> str:
+        totals = [seconds[name, groups, "total"] for groups in GROUPS]
+        return f"| {name} | 1 | " + " | ".join(f"{total / totals[0]:.2f}" for total in totals[1:]) + " |"
 
     text = seconds["text", COMPARED, "total"]
     against = "TRL is not installed"
@@ -260,17 +295,18 @@ def report(seconds: dict, peak: dict, prompt: int, trl: float | None) -> list[st
     return [
         "| G | | step, s | rollout, s | update, s | tokens | peak, MiB | step over vpjax's |",
         "|---|---|---|---|---|---|---|---|",
-        *(row(who, groups) for groups in GROUPS for who in ("vpjax", "repeated")),
+        *(row(name, groups) for groups in GROUPS for name in ("vpjax", "repeated")),
         row("torch", COMPARED),
         "",
         f"Target: at least 3 at G = {COMPARED}. repeated: vpjax's parts, each prompt G times in the batch; "
-        "torch: transformers' `generate`, forward, backward and AdamW, likewise. Tokens go through the "
-        "decoder in the rollout and again in the update; the video is encoded once in each by vpjax, G times "
-        "by the others. Peak: of the compiled step, weights and optimizer included.",
+        "torch: transformers' `generate`, forward, backward and AdamW, also with repeated prompts. Tokens go "
+        "through the decoder in the rollout and again in the update; vpjax encodes the video once in each, "
+        "the others G times. Peak: memory of the compiled step, weights and optimizer included.",
         "",
         "| step over that at G = 1 | " + " | ".join(f"G = {groups}" for groups in GROUPS) + " |",
         "|---" * (1 + len(GROUPS)) + "|",
-        *map(growth, ("vpjax", "repeated")),
+        growth("vpjax"),
+        growth("repeated"),
         "",
         f"Target: at most 4 for vpjax at G = {GROUPS[-1]}.",
         "",
@@ -285,39 +321,43 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
 
-    runs, peak = {}, {}
+    runs: dict[tuple[str, int, str], Run] = {}
+    peak: dict[tuple[str, int], float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        theirs = write_model(folder, args.layers)
-        ours = load_pretrained(folder)
-        for who in ("vpjax", "repeated"):
+        torch_model = write_model(folder, args.layers)
+        model = load_pretrained(folder)
+        for name in ("vpjax", "repeated"):
             for groups in GROUPS:
-                calls, peak[who, groups] = jax_runs(folder, who, groups, video=True)
-                runs |= {(who, groups, part): call for part, call in calls.items()}
+                calls, peak[name, groups] = jax_runs(folder, name, groups, video=True)
+                runs |= {(name, groups, part): call for part, call in calls.items()}
         calls, _ = jax_runs(folder, "vpjax", COMPARED, video=False)
         runs["text", COMPARED, "total"] = calls["total"]
-        theirs.generation_config.eos_token_id = None
-        calls = torch_runs(theirs, ours, COMPARED)
+        torch_model.generation_config.eos_token_id = None
+        calls = torch_runs(torch_model, model, COMPARED)
         runs |= {("torch", COMPARED, part): call for part, call in calls.items()}
         seconds = medians(runs, rounds=args.rounds, warmup=1)
-        prompt = make_batch(ours, video=True).prompt.shape[1]
+        prompt = make_batch(model, video=True).prompt.shape[1]
         trl = trl_seconds(folder, COMPARED, prompt, args.layers, args.rounds)
 
-    for who, groups in peak:
-        seconds[who, groups, "update"] = seconds[who, groups, "total"] - seconds[who, groups, "rollout"]
-    seconds["torch", COMPARED, "total"] = sum(seconds["torch", COMPARED, p] for p in ("rollout", "update"))
-    size = sum(x.size for x in jax.tree.leaves(ours)) / 1e6
+    for name, groups in peak:
+        seconds[name, groups, "update"] = seconds[name, groups, "total"] - seconds[name, groups, "rollout"]
+    torch_parts = [seconds["torch", COMPARED, part] for part in ("rollout", "update")]
+    seconds["torch", COMPARED, "total"] = sum(torch_parts)
+    packages = ["jax", "flax", "transformers", "torch"]
+    if trl is not None:
+        packages.append("trl")
+    size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     lines = [
         "# GRPO step",
         "",
-        environment(*("jax", "flax", "transformers", "torch"), *(["trl"] if trl else [])),
+        environment(*packages),
         f"{size:.0f} M parameters, {args.layers} decoder layers, float32; one prompt per step: {FRAMES} "
         f"frames of {SIDE} x {SIDE}, {prompt} tokens, and {NEW} new ones per completion; median of "
         f"{args.rounds} steps in turns",
         "",
         *report(seconds, peak, prompt, trl),
     ]
-    print("\n".join(lines))
-    keep(lines, args.out)
+    publish(lines, args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the 7B and 8B recipes need on TPU slices, and what their depth costs to compile; no TPU is needed.
+"""What the 7B and 8B recipes need on TPU slices, and how depth affects compile time; no TPU is needed.
 
     pip install -e '.[tpu]' && python -m benchmarks.plan [--out FILE]
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.timing import environment, keep
+from benchmarks.timing import environment, write_result
 from vpjax import plan as planning
 from vpjax.models.sharding import make_mesh
 from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
-    clips = planning.StepPlannedClips()
+    clips = planning.PlannedClips()
     lines = [
         "# Plans",
         "",
@@ -45,45 +45,51 @@ def main() -> None:
         "| decode loop: sent, largest all-gather | compiled in s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    print(*lines, sep="\n", flush=True)
+    print("\n".join(lines), flush=True)
 
-    seconds = []
+    seconds: dict[int | None, float] = {}  # of compiling the first recipe, by number of layers
     for recipe, topology, layers in ROWS:
         config = recipe.get_config()
+        name = recipe.__name__.removeprefix("vpjax.recipes.")
         if layers:
             config.model.text_config.num_hidden_layers = layers
+            name += f", {layers} layers"
         chip, devices = planning.find_devices(topology)
+        assert chip is not None, topology
         mesh = make_mesh(config.mesh, devices)
-        made = planning.plan_step(config, planning.read_model(config), mesh, clips)
-        sent = sum(one.sent * one.times for one in made.collectives)
+        plan = planning.plan_step(config, planning.read_model(config), mesh, clips)
+        if layers not in seconds:
+            seconds[layers] = plan.seconds
+        sent = sum(collective.sent * collective.times for collective in plan.collectives)
+        needed = plan.over or f"{plan.needed / GIB:.2f}"
         cells = [
-            f"{recipe.__name__.removeprefix('vpjax.recipes.')}{f', {layers} layers' if layers else ''}",
+            name,
             topology,
-            tuple(mesh.shape.values()),
-            config.batch,
-            f"{made.arguments / GIB:.2f}",
-            f"{made.temporaries / GIB:.2f}",
-            f"{made.over or f'{made.needed / GIB:.2f}'} / {chip.memory:g}",
-            f"{made.flops / 1e12:.1f}",
+            str(tuple(mesh.shape.values())),
+            str(config.batch),
+            f"{plan.arguments / GIB:.2f}",
+            f"{plan.temporaries / GIB:.2f}",
+            f"{needed} / {chip.memory:g}",
+            f"{plan.flops / 1e12:.1f}",
             f"{sent / GIB:.1f}",
-            decoding(made, config.grpo.max_new) if config.method == "grpo" else "",
-            f"{made.seconds:.0f}",
+            decode_traffic(plan, config.grpo.max_new) if config.method == "grpo" else "",
+            f"{plan.seconds:.0f}",
         ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1], flush=True)
-        seconds.append(made.seconds)
-    lines.append(
-        f"\n28 layers compile in {seconds[0] / seconds[1]:.2f} times the time of 4 (target: at most 1.5)."
-    )
+    lines += [
+        "",
+        f"28 layers compile in {seconds[None] / seconds[4]:.2f} times the time of 4 (target: at most 1.5).",
+    ]
     print(lines[-1])
-    keep(lines, args.out)
+    write_result(lines, args.out)
 
 
-def decoding(made: planning.StepPlan, tokens: int) -> str:
-    """What moves in the decode loop for one token. The weights of a layer would be some 400 MiB."""
-    inside = [one for one in made.collectives if one.loops and one.loops[0] == tokens]
-    sent = sum(one.sent * one.times for one in inside) / tokens
-    gathered = max((one.result for one in inside if one.kind == "all-gather"), default=0)
+def decode_traffic(plan: planning.StepPlan, tokens: int) -> str:
+    """What is sent in the decode loop for one token. The weights of a layer would be some 400 MiB."""
+    collectives = [c for c in plan.collectives if c.loops and c.loops[0] == tokens]
+    sent = sum(c.sent * c.times for c in collectives) / tokens
+    gathered = max((c.result for c in collectives if c.kind == "all-gather"), default=0)
     return f"{sent / GIB:.2f}, {gathered / 2**20:.1f} MiB"
 
 

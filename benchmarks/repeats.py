@@ -1,46 +1,79 @@
-"""The same runs at several seeds: kept as they finish, told as means with intervals."""
+"""Ablations: runs of several rows at several seeds, logged as they finish, and their table."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from vpjax.events.clips import EVENTS
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by number of seeds
-MAIN = "event/none"  # of ``accuracies``, the one that is told as runs finish and compared
+Record = dict[str, Any]  # of a run: its row, its seed and its metrics
+MAIN = "event/none"  # the metric that is printed as runs finish and compared between rows
 CHANCE = 1 / len(EVENTS)
 
 
+def ablation_arguments(
+    description: str | None,
+    rows: Sequence[str],
+    *,
+    steps: int,
+    quick: Mapping[str, Any],
+    add_more: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+) -> argparse.Namespace:
+    """The flags of an ablation; ``--quick`` sets those in ``quick``. steps: the default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    values = ", ".join(f"{name}={value}" for name, value in quick.items())
+    parser.add_argument("--quick", action="store_true", help=values)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--clips", type=int, default=4096, help="clips to train on")
+    parser.add_argument("--heldout", type=int, default=240, help="clips to evaluate on")
+    parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows), metavar="ROW")
+    parser.add_argument("--out", type=Path, help="write the table to this file, and each run to FILE.jsonl")
+    add_more(parser)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(quick)
+    return arguments
+
+
 def repeat(
-    rows: Iterable[str],
-    seeds: Iterable[int],
+    rows: Sequence[str],
+    seeds: Sequence[int],
     setting: str,
-    run: Callable[[str, int], dict],
+    run: Callable[[str, int], Record],
     log: Path | None = None,
-) -> dict[str, list[dict]]:
-    """The records of ``run(row, seed)``, a list over seeds for each row. setting: what they have in
-    common. log: JSON lines, to which each finished run goes; one that is there with this setting is not run
-    again."""
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log and log.exists() else []
+) -> dict[str, list[Record]]:
+    """The records of ``run(row, seed)``: for each row a list over seeds.
+
+    setting: what the runs have in common. log: a file of JSON lines to which each finished run is appended; a
+    run that it holds with the same setting is not repeated.
+    """
+    finished: list[Record] = []
+    if log and log.exists():
+        finished = [json.loads(line) for line in log.read_text().splitlines()]
     digest = hashlib.sha256(setting.encode()).hexdigest()[:16]
-    rows, results = list(rows), {}
+    results: dict[str, list[Record]] = {row: [] for row in rows}
     for seed in seeds:
         for row in rows:
             key = {"row": row, "seed": seed, "setting": digest}
-            record = next((one for one in done if key.items() <= one.items()), None)
-            if record is None:
+            known = [record for record in finished if key.items() <= record.items()]
+            if known:
+                record = known[0]
+            else:
                 record = key | run(row, seed)
                 if log:
                     with log.open("a") as file:
                         file.write(json.dumps(record) + "\n")
-            results.setdefault(row, []).append(record)
+            results[row].append(record)
             print(f"seed {seed}, {row}: {record[MAIN]:.3f}", file=sys.stderr, flush=True)
     return results
 
@@ -56,28 +89,35 @@ def accuracies(results: dict[str, Any]) -> dict[str, float]:
     return metrics
 
 
+def median_gap(times: Sequence[float]) -> float:
+    """The median time from one entry to the next."""
+    return statistics.median(after - before for before, after in zip(times, times[1:], strict=False))
+
+
 def interval(values: Sequence[float]) -> str:
-    """Mean and half a 95 % interval over seeds (Student's t; none for one seed)."""
+    """Mean and half of a 95 % interval over seeds (Student's t); for one seed the value alone."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
     return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
-def table(results: dict[str, list[dict]], columns: dict[str, str], against: str) -> list[str]:
-    """A line per row: ``columns`` (metric by heading), seconds per step, and the paired difference to the row
-    ``against`` in accuracy over events of all lengths; a metric that a row lacks is left blank."""
+def table(results: Mapping[str, Sequence[Record]], columns: Mapping[str, str], baseline: str) -> list[str]:
+    """A line for each row: the ``columns`` (metrics by heading), seconds per step, and the paired difference
+    to the row ``baseline`` in accuracy over events of all lengths. Metrics that a row lacks stay blank."""
     lines = [
-        "| row | " + " | ".join(columns) + f" | s/step | all, minus {against} |",
+        "| row | " + " | ".join(columns) + f" | s/step | all, minus {baseline} |",
         "|---" * (len(columns) + 3) + "|",
     ]
-    plain = results.get(against, [])
+    baseline_runs = results.get(baseline, [])
     for name, runs in results.items():
-        cells = [
-            interval([one[metric] for one in runs]) if metric in runs[0] else ""
-            for metric in (*columns.values(), "seconds per step")
-        ]
-        pairs = zip(runs, plain, strict=False)
-        cells.append(interval([a[MAIN] - b[MAIN] for a, b in pairs]) if plain else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        cells = [name]
+        for metric in (*columns.values(), "seconds per step"):
+            if metric in runs[0]:
+                cells.append(interval([record[metric] for record in runs]))
+            else:
+                cells.append("")
+        differences = [a[MAIN] - b[MAIN] for a, b in zip(runs, baseline_runs, strict=False)]
+        cells.append(interval(differences) if differences else "")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -13,6 +13,7 @@ import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,9 @@ RATIOS = (
 )
 
 
-def write_model(folder: str, layers: int) -> Qwen2_5_VLForConditionalGeneration:
+def write_model(folder: str, layers: int) -> Any:
+    """Write a model of random weights and return it, as transformers' class. (Typed as Any, since the types
+    of its ``generate`` do not fit the class itself.)"""
     config = Qwen2_5_VLConfig(
         text_config=dict(
             vocab_size=VOCAB, hidden_size=512, intermediate_size=1408, num_hidden_layers=layers,
@@ -90,7 +93,7 @@ def random_prompt(rng: np.random.Generator, frames: int, question: int) -> tuple
     return np.concatenate([tokens[:4], [START, VIDEO, END], tokens[4:]]).astype(np.int32), video
 
 
-def torch_videos(vision: VisionConfig, frames_BFhw3: np.ndarray) -> dict[str, torch.Tensor]:
+def torch_videos(vision: VisionConfig, frames_BFhw3: Array) -> dict[str, torch.Tensor]:
     """The videos of a batch as the arguments of a transformers model."""
     patches = patchify(
         frames_BFhw3,
@@ -123,7 +126,7 @@ def all_logits(model: VideoLM, heads: dict[str, Array], batch: Batch) -> Array:
     """The loss of ``plain``, computed from the logits of every token."""
     prompt, suffix = batch.prompt.shape[1], batch.suffix.shape[1]
     x, deep = model.embed_prompt(model.encode(batch.frames), batch.prompt, batch.visual)
-    x = jnp.concatenate([x, model.embed_tokens(batch.suffix)], axis=1)
+    x = jnp.concatenate([x, model.decoder.embed_tokens(batch.suffix)], axis=1)
     h = model.decoder.run(x, batch.positions, Layout(prompt, 1, suffix), batch.prompt_valid, deep=deep)
     logits = (model.decoder.norm(h) @ model.unembed.T)[:, :-1]
     labels = jnp.concatenate([batch.prompt, batch.suffix], axis=1)[:, 1:]
@@ -147,7 +150,8 @@ def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: C
         total, count = causal_lm(logprobs[:, 0], batch.target)
         return total / count
 
-    def pooled(states: Array, marked: Array) -> Array:
+    def pooled(states: Array | None, marked: Array) -> Array:
+        assert states is not None  # the layer is tapped
         return sft.project(heads, "visual", pool_slots(states, marked))
 
     keywords = sft.batch_keywords(model, heads, batch, config)
@@ -162,7 +166,7 @@ def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: C
         keywords,
         jnp.exp(heads[sft.LOG_TAU]),
     )
-    joint = lm(clean) + config.contrast.weight * contrast.loss / contrast.count
+    joint = lm(clean) + config.contrast.weight * contrast.loss / contrast.keywords
     # A second full forward computes V~'s own loss as well; without it the compiler would drop half of it.
     return joint + 0 * lm(degraded)
 
@@ -222,9 +226,7 @@ def jax_runs(folder: str, rows: int) -> tuple[dict[str, Callable[[], float]], Ba
     return runs, batch, model
 
 
-def torch_runs(
-    model: Qwen2_5_VLForConditionalGeneration, batch: Batch, vision: VisionConfig
-) -> dict[str, Callable[[], float]]:
+def torch_runs(torch_model: Any, batch: Batch, vision: VisionConfig) -> dict[str, Callable[[], float]]:
     """A call for each step of transformers."""
     ids = torch.tensor(np.concatenate([batch.prompt, batch.suffix], axis=1)).long()
     inputs = dict(
@@ -238,7 +240,7 @@ def torch_runs(
 
     def runner(logits_to_keep: int) -> Callable[[], float]:
         """logits_to_keep: 0 keeps the logits of every token."""
-        trained = copy.deepcopy(model)
+        trained = copy.deepcopy(torch_model)
         optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-6, weight_decay=0.01)
 
         def run() -> float:

@@ -36,13 +36,10 @@ def environment(*packages: str) -> str:
 def publish(lines: Sequence[str], out: Path | None) -> None:
     """Print a result and, if there is a path ``out``, write it there."""
     print("\n".join(lines))
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text("\n".join(lines) + "\n")
+    write_result(lines, out)
 
 
-# Until every benchmark calls `publish`.
-def keep(lines: Sequence[str], out: Path | None) -> None:
+def write_result(lines: Sequence[str], out: Path | None) -> None:
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text("\n".join(lines) + "\n")
