@@ -7,7 +7,7 @@ import pytest
 
 from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, answers_to, read_benchmark
 from vpjax.events import clips as events
-from vpjax.scoring.answers import choice_of
+from vpjax.scoring.answers import parse_choice
 from vpjax.types import Clip, UserError
 
 # MotionBench: options inside the question; "NA" is a hidden answer.
@@ -127,7 +127,7 @@ def read(name, data, videos=None):
     for clip in clips:
         if clip.task == "choice":
             assert BENCHMARKS[name].score(clip, clip.answer).values["accuracy"] == 1
-            wrong = [c for i, c in enumerate(clip.choices) if i != choice_of(clip.answer, clip.choices)]
+            wrong = [c for i, c in enumerate(clip.choices) if i != parse_choice(clip.answer, clip.choices)]
             assert all(BENCHMARKS[name].score(clip, c) == (True, {"accuracy": 0}) for c in wrong)
     return clips, unasked
 
@@ -252,7 +252,7 @@ def test_favor_and_dream(tmp_path):
 
 
 def test_event_clips(tmp_path):
-    made = events.make_event_clips(events.EventSpec(), tmp_path, {"heldout": 9}, progress=False)["heldout"]
+    made = events.make_event_clips(events.EventSpec(), tmp_path, {"heldout": 9})["heldout"]
     clips, _ = read("events", made)
     assert groups(clips) == ["1 frame"] * 8 + ["2 frames"] and all(Path(c.video).exists() for c in clips)
     for clip in clips:

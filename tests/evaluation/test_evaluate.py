@@ -1,31 +1,35 @@
-"""An evaluation stopped and gone on with is the uninterrupted one, to the byte; what is wrong is named."""
+"""An evaluation that was stopped and started again is the uninterrupted one; mistakes are named."""
 
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 
+import chex
 import jax
 import numpy as np
 import pytest
 
+import vpjax.evaluate
 from tests import runs
+from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.video import Sampling, read_frames
-from vpjax.evaluation import ask as asking
-from vpjax.evaluation import predictions
+from vpjax.evaluation import ask
 from vpjax.evaluation import run as evaluation
-from vpjax.evaluation.ask import NO_KEY, Query
+from vpjax.evaluation.ask import CONTROLS, NO_KEY, Predictions, Query
 from vpjax.evaluation.benchmarks import answers_to, read_benchmark
-from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import format_results
-from vpjax.models.generate import generate
-from vpjax.training import checkpoint
+from vpjax.events.clips import make_event_clips
+from vpjax.models.generate import Completions, generate
+from vpjax.models.vlm import gather_slots
+from vpjax.training import checkpoint, run_config
 from vpjax.types import UserError
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 10
-CONTROLS = ("none", "key", "random", "shuffle", "blind")
+USED_CONTROLS = ("none", "key", "random", "shuffle", "blind")
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +38,39 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory, workdir):
+def other(workdir):
     return runs.make_run(workdir.parent / "other", clips=CLIPS, seed=1)
 
 
-def evaluate(workdir, out, said=None, **options):
-    options = dict(controls=CONTROLS, rank=True, batch=8, new_tokens=6) | options
-    wanted = evaluation.Evaluation(model=workdir, benchmark="events", out=out, **options)
-    return evaluation.run(wanted, (said if said is not None else []).append)
+@pytest.fixture(scope="module")
+def loaded(workdir):
+    """The model, its tokenizer, and the run's ``data``."""
+    return *checkpoint.load_model(workdir), run_config.data_of(workdir)
+
+
+def evaluate(workdir, out, lines=None, **options):
+    """The results. lines: takes what is printed."""
+    options = dict(controls=USED_CONTROLS, rank=True, batch=8, max_new_tokens=6) | options
+    request = evaluation.Request("events", model=workdir, out=out, **options)
+    return evaluation.evaluate(request, [].append if lines is None else lines.append)[1]
 
 
 @pytest.fixture(scope="module")
 def whole(workdir, tmp_path_factory):
-    """An uninterrupted evaluation: (folder, results, clips, answers)."""
-    return evaluate(workdir, tmp_path_factory.mktemp("whole"))
+    """The folder of an uninterrupted evaluation."""
+    folder = tmp_path_factory.mktemp("whole")
+    evaluate(workdir, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(workdir):
+    return evaluation.requested_clips(evaluation.Request("events", model=workdir))[0]
+
+
+@pytest.fixture(scope="module")
+def clips_file(clips):
+    return next(evaluation.Path(clips[0].video).parents[2].glob(f"heldout-{CLIPS}.jsonl"))
 
 
 def contents(folder):
@@ -55,212 +78,259 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("stop", [0, 3, 37])
-def test_stopped_and_gone_on_with_is_the_same_to_the_byte(workdir, whole, tmp_path, monkeypatch, stop):
-    append, count = predictions.Predictions.append, []
+def test_stopped_and_started_again_is_the_same_to_the_byte(workdir, whole, tmp_path, monkeypatch, stop):
+    append, appended = Predictions.append, []
 
-    def killed(self, said):
-        if len(count) == stop:
+    def killed(self, prediction):
+        if len(appended) == stop:
             raise KeyboardInterrupt
-        count.append(said)
-        append(self, said)
+        appended.append(prediction)
+        append(self, prediction)
 
-    monkeypatch.setattr(predictions.Predictions, "append", killed)
+    monkeypatch.setattr(Predictions, "append", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(workdir, tmp_path)
     with open(tmp_path / "predictions.jsonl", "ab") as file:
         file.write(b'{"id": "heldout-00')  # a line that was being written
-    monkeypatch.setattr(predictions.Predictions, "append", append)
+    monkeypatch.setattr(Predictions, "append", append)
     evaluate(workdir, tmp_path)
-    assert contents(tmp_path) == contents(whole[0])
+    assert contents(tmp_path) == contents(whole)
 
 
-def test_nothing_is_asked_twice(workdir, whole, monkeypatch):
-    """The same request again, and one for fewer rows and controls, run no model."""
-    before = contents(whole[0])
+def test_nothing_is_predicted_twice(workdir, whole, monkeypatch):
+    """The same request again, and one for fewer clips and controls, run no model; nor does one write that is
+    told not to."""
+    before = contents(whole)
 
     def never(*_, **__):
-        raise AssertionError("asked again")
+        raise AssertionError("predicted again")
 
-    monkeypatch.setattr(asking, "generate", never)
-    monkeypatch.setattr(asking, "answer_logprobs", never)
-    evaluate(workdir, whole[0])
-    assert contents(whole[0]) == before
-    evaluate(workdir, whole[0], controls=("none",), limit=4)
-    assert contents(whole[0])["predictions.jsonl"] == before["predictions.jsonl"]
-    evaluate(workdir, whole[0])
-    assert contents(whole[0]) == before
+    monkeypatch.setattr(ask, "generate", never)
+    monkeypatch.setattr(ask, "answer_logprobs", never)
+    request = evaluation.Request(
+        "events", model=workdir, out=whole, controls=("none",), limit=4, max_new_tokens=6
+    )
+    _, results = evaluation.evaluate(request, print, writes=False)
+    assert results["controls"]["none"]["rows"] == 4 and results["unasked"] == {"beyond a limit of 4": 6}
+    assert contents(whole) == before
+    evaluation.evaluate(request, print)
+    assert contents(whole)["predictions.jsonl"] == before["predictions.jsonl"]
+    evaluate(workdir, whole)
+    assert contents(whole) == before
 
 
-def test_answers_are_the_models(workdir, whole):
+@jax.jit
+def forced(model, batch):
+    """Hidden states of the last prompt token and of the answers' tokens."""
+    hidden = model.hidden(model.encode(batch.frames), batch)
+    return hidden.last, hidden.suffix
+
+
+def test_predictions_are_the_models(loaded, clips, whole):
     """Greedy generation of each clip alone, and the likeliest of eight captions by the log-probabilities that
     the decoder gives when it is made to say them."""
-    model, text = checkpoint.load(workdir)
-    _, _, clips, answers = whole
-    said = {answer.key: answer.text for answer in answers}
+    model, text, _ = loaded
+    predictions = Predictions(whole / "predictions.jsonl").known
     for clip in clips[:3]:
-        row = prompt_row(
-            text.chat(clip.question, "video"),
-            read_frames(clip.video, Sampling(frames=14), max_pixels=56**2, min_pixels=56**2),
-            model.config,
-        )
-        batch = collate([row], bucket_of([row]), model.config)
+        prompt = text.chat(clip.question, "video")
+        video = read_frames(clip.video, Sampling(frames=14), max_pixels=56**2, min_pixels=56**2)
+        row = prompt_row(prompt, video, model.config)
+        batch = collate([row], bucket_of([row], multiple=64), model.config)
         out = generate(model, batch, jax.random.key(0), max_new=6, eos=text.stops)
-        assert said[Query(clip.id, "none")] == text.decode(
-            np.asarray(out.tokens)[0, 0][np.asarray(out.mask)[0, 0]]
-        )
-        scores = []
-        for given in answers_to(clip):
-            ids = text.answer(given)
-            full = dataclasses.replace(row, suffix=ids)
-            batch = collate([full], bucket_of([full]), model.config)
-            hidden = model.hidden(model.encode(batch.frames), batch)
-            states = np.concatenate([hidden.last[0][None], hidden.suffix[0, 0][:-1]])
+        ids, valid = np.asarray(out.tokens)[0, 0], np.asarray(out.mask)[0, 0]
+        assert predictions[Query(clip.id, "none")].text == text.decode(ids[valid])
+        answers = [text.answer(candidate) for candidate in answers_to(clip)]
+        rows = [dataclasses.replace(row, suffix=ids) for ids in answers]
+        last, suffix = forced(model, collate(rows, bucket_of(rows, multiple=64), model.config))
+        logprobs = []
+        for number, ids in enumerate(answers):
+            states = np.concatenate([last[number][None], suffix[number, 0][: len(ids) - 1]])
             logits = states.astype(np.float64) @ np.asarray(model.unembed, np.float64).T
-            scores.append(sum(x[i] - np.logaddexp.reduce(x) for x, i in zip(logits, ids, strict=True)))
-        assert said[Query(clip.id, "none", True)] == answers_to(clip)[int(np.argmax(scores))]
-    assert len({said[Query(clip.id, "blind")] for clip in clips}) <= len({clip.question for clip in clips})
+            logprobs.append(sum(x[i] - np.logaddexp.reduce(x) for x, i in zip(logits, ids, strict=True)))
+        likeliest = answers_to(clip)[int(np.argmax(logprobs))]
+        assert predictions[Query(clip.id, "none", ranked=True)].text == likeliest
+    blind = {(clip.question, predictions[Query(clip.id, "blind")].text) for clip in clips}
+    assert len(blind) == len({clip.question for clip in clips})
+    texts = {
+        control: [predictions[Query(clip.id, control)].text for clip in clips]
+        for control in ("none", "shuffle")
+    }
+    assert texts["none"] != texts["shuffle"]
 
 
-def test_results_hold_what_is_on_disk(whole):
-    folder, results, clips, answers = whole
-    assert results == json.loads((folder / "results.json").read_text())
-    assert set(results["controls"]) == {name + end for name in CONTROLS for end in ("", ", ranked")}
+def test_results_hold_what_is_on_disk(workdir, whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert set(results["controls"]) == {name + end for name in USED_CONTROLS for end in ("", ", ranked")}
     assert results["chance"] == 1 / 8 and results["request"]["step"] == 3
     for name, scores in results["controls"].items():
         rows = [row for row in results["rows"] if row["control"] == name]
         assert len(rows) == scores["rows"] == CLIPS - scores["without_key_frames"]
-        assert scores["metrics"]["accuracy"]["micro"]["mean"] == np.mean(
-            [r["values"]["accuracy"] for r in rows]
-        )
+        mean = np.mean([row["values"]["accuracy"] for row in rows])
+        assert scores["metrics"]["accuracy"]["micro"]["mean"] == mean
     assert all(row["readable"] for row in results["rows"] if "ranked" in row["control"])
-    faults = [answer for answer in answers if answer.fault]
-    assert {answer.fault for answer in faults} <= {NO_KEY} and {a.key.control for a in faults} <= {
-        "key",
-        "random",
-    }
-    lines = format_results(results).splitlines()
-    assert "chance is 12.5" in lines[0] and "1 frame" in lines[1] and lines[2].startswith("none ")
+    predictions = Predictions(whole / "predictions.jsonl").known.values()
+    assert {x.control for x in predictions if x.fault} <= {"key", "random"}
+    assert {x.fault for x in predictions} <= {"", NO_KEY}
+    html = (whole / "results.html").read_text()
+    assert html.count("data:image/jpeg") >= 14 and 'class="key"' in html
 
 
-def test_a_page_shows_rows_and_frames(whole, tmp_path):
-    _, results, clips, answers = whole
-    hostile = [dataclasses.replace(clip, question="<script>") for clip in clips]
-    hostile[0] = dataclasses.replace(hostile[0], video="gone.mp4")
-    write_page(tmp_path / "results.html", results, hostile, answers)
-    html = (tmp_path / "results.html").read_text()
-    assert html.count("data:image/jpeg") >= 14 and 'class="key"' in html and "http" not in html
-    assert "<script" not in html and "&lt;script&gt;" in html
+@pytest.mark.parametrize("control", [control for control in CONTROLS if control != "blind"])
+def test_a_control_is_the_changed_video(loaded, batch_of_four, control):
+    """Gathering features is showing the slots of ``sources`` to the vision tower."""
+    model, batch = loaded[0], batch_of_four
+    source, _ = ask.sources(batch, control, seed=0)
+    slots = batch.frames.reshape(4, 7, 2, *batch.frames.shape[2:])
+    changed = np.stack([row[gather] for row, gather in zip(slots, source, strict=True)])
+    expected = ENCODE(model, changed.reshape(batch.frames.shape))
+    got = gather_slots(ENCODE(model, batch.frames), source)
+    chex.assert_trees_all_close(got, expected, atol=1e-6)
 
 
-def test_split_over_devices(workdir, whole, tmp_path):
-    """The tests' eight devices answered above; one device gives the same."""
+ENCODE = jax.jit(lambda model, frames: model.encode(frames))
+
+
+@pytest.fixture(scope="module")
+def batch_of_four(loaded, clips):
+    """With rows of padding."""
+    model, text, data_config = loaded
+    maker, index = make_batch_maker(clips, text, model.config, data_config, seed=0, batch_size=4)
+    loader = Loader(maker, index)
+    batches = [next(loader) for _ in range(loader.steps_per_epoch)]
+    loader.close()
+    return next(batch for batch in batches if (batch.clip < 0).any())
+
+
+def test_predictions_go_to_their_clips(loaded, workdir, monkeypatch):
+    """With a model that gives every other clip's true answer, and none without a video, the results hold what
+    is counted here from the clips."""
+    model, text, data_config = loaded
+    file = make_event_clips(runs.SPEC, workdir.parent, {"heldout": 18})["heldout"]
+    clips, _ = read_benchmark("events", file)
+    odd = clips[1::2]
+    truth = np.zeros((len(clips), 32), np.int32)
+    for number, clip in enumerate(clips):
+        ids = text.answer(clip.answer)
+        truth[number, : len(ids)] = ids
+
+    def oracle(model, batch, key, *, features=None, max_new, eos):
+        knows = (batch.clip % 2 == 1) & (features is not None)
+        tokens = np.where(knows[:, None], truth[batch.clip], 0)
+        return Completions(tokens[:, None], (tokens != 0)[:, None], None)
+
+    monkeypatch.setattr(ask, "generate", oracle)
+    predictions = Predictions()
+    request = evaluation.Request("events", controls=CONTROLS, batch=4)
+    results = evaluation.evaluate_model(model, text, clips, request, data_config, predictions=predictions)
+    for control in CONTROLS:
+        right = {
+            row["id"] for row in results["rows"] if row["control"] == control and row["values"]["accuracy"]
+        }
+        asked = {row["id"] for row in results["rows"] if row["control"] == control}
+        if control not in ("key", "random"):
+            assert asked == {clip.id for clip in clips}
+        assert right == ({clip.id for clip in odd} & asked if control != "blind" else set())
+        for clip in clips:
+            expected = clip.answer if clip.id in right else ""
+            assert predictions.known[Query(clip.id, control)].text == expected
+    accuracy = results["controls"]["none"]["metrics"]["accuracy"]
+    assert accuracy["micro"]["mean"] == 0.5
+    for group, key in (("groups", "group"), ("second_groups", "event")):
+        for name, mean in accuracy[group].items():
+            of_group = [clip for clip in clips if clip.extra[key] == name]
+            assert mean["rows"] == len(of_group)
+            assert mean["mean"] == sum(clip in odd for clip in of_group) / len(of_group)
+    assert list(accuracy["groups"]) == ["1 frame", "2 frames", "4 frames"]
+
+
+def test_split_over_devices(loaded, clips, whole):
+    """The tests' eight devices predicted above; one device gives the same."""
     assert len(jax.devices()) == 8
-    model, text = checkpoint.load(workdir)
-    data_config = evaluation.ConfigDict(
-        evaluation.run_config.HF_VIDEO_DEFAULTS
-        | evaluation.run_config.data_of(workdir).to_dict()
-        | evaluation.ROOM
-    )
-    asked = [evaluation.without_answer(clip) for clip in whole[2]]
-    alone = asking.ask(model, text, asked, data_config, controls=("none", "key"), batch_size=4, max_new=6)
-    said = {answer.key: answer for answer in whole[3]}
-    alone = list(alone)
-    assert len(alone) == 2 * CLIPS and all(said[answer.key] == answer for answer in alone)
+    model, text, _ = loaded
+    request = evaluation.Request("events", controls=("none", "key"), batch=4, max_new_tokens=6)
+    alone = Predictions()
+    evaluation.evaluate_model(model, text, clips, request, loaded[2], predictions=alone)
+    split = Predictions(whole / "predictions.jsonl").known
+    assert len(alone.known) == 2 * CLIPS
+    assert {query: split[query] for query in alone.known} == alone.known
 
 
-def test_did_it_help(workdir, other, whole, tmp_path):
-    _, results, _, _ = evaluate(other, tmp_path, against=whole[0] / "results.json")
+def test_against_other_results(workdir, other, whole, tmp_path):
+    results = evaluate(other, tmp_path, against=whole / "results.json")
     gain = results["against"]["controls"]["none, ranked"]
     assert gain["rows"] == CLIPS and gain["unmatched"] == 0
-    means = [
-        r["controls"]["none, ranked"]["metrics"]["accuracy"]["micro"]["mean"] for r in (results, whole[1])
-    ]
+    theirs = json.loads((whole / "results.json").read_text())
+    means = [x["controls"]["none, ranked"]["metrics"]["accuracy"]["micro"]["mean"] for x in (results, theirs)]
     assert gain["metrics"]["accuracy"]["mean"] == pytest.approx(means[0] - means[1])
     assert f"minus {workdir}" in format_results(results)
-    for wrong, named in (
-        (tmp_path / "none.json", "No such file"),
-        (tmp_path / "request.json", "not a results"),
-    ):
-        with pytest.raises(UserError, match=named):
-            evaluate(other, tmp_path, against=wrong)
+    with pytest.raises(UserError, match="not a results"):
+        evaluate(other, tmp_path, against=tmp_path / "request.json")
 
 
 @pytest.mark.parametrize("missing", ["apart", "wrong"])
-def test_missing_videos(workdir, whole, tmp_path, missing):
+def test_missing_videos(workdir, clips_file, tmp_path, missing):
     """One is not there, one cannot be decoded: told once, and kept apart or wrong under every control."""
-    lines = [json.loads(line) for line in _events(whole).read_text().splitlines()]
+    rows = [json.loads(line) for line in clips_file.read_text().splitlines()]
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    for line in lines:
-        line["video"] = str(_events(whole).parent / line["video"])
-    lines[0]["video"], lines[1]["video"] = "gone.mp4", "broken.mp4"
+    for row in rows:
+        row["video"] = str(clips_file.parent / row["video"])
+    rows[0]["video"], rows[1]["video"] = "gone.mp4", "broken.mp4"
     data = tmp_path / "clips.jsonl"
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    said, options = [], dict(data=data, missing=missing, rank=False, controls=("none", "blind"))
-    _, results, _, _ = evaluate(workdir, tmp_path / "out", said, **options)
-    assert (
-        len(said) == 1
-        and "1 of 10 videos are missing, with 1 of 10 rows" in said[0]
-        and "gone.mp4" in said[0]
-    )
-    assert sum(results["unusable"].values()) == 2 and any(
-        "broken.mp4" in reason for reason in results["unusable"]
-    )
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines, options = [], dict(data=data, missing=missing, rank=False, controls=("none", "blind"))
+    results = evaluate(workdir, tmp_path / "out", lines, **options)
+    assert len(lines) == 1 and "1 of 10 videos are missing, with 1 of 10 rows" in lines[0]
+    assert "gone.mp4" in lines[0]
+    assert sum(results["unusable"].values()) == 2
+    assert any("broken.mp4" in reason for reason in results["unusable"])
     assert [x["rows"] for x in results["controls"].values()] == [8 if missing == "apart" else 10] * 2
     assert format_results(results).count("1 rows") == 2  # a reason each
     before = contents(tmp_path / "out")
     evaluate(workdir, tmp_path / "out", **options)
     assert contents(tmp_path / "out") == before
     # One that can be decoded now is asked about, and nothing else is.
-    shutil.copy(lines[2]["video"], tmp_path / "broken.mp4")
-    _, results, _, _ = evaluate(workdir, tmp_path / "out", **options)
+    shutil.copy(rows[2]["video"], tmp_path / "broken.mp4")
+    results = evaluate(workdir, tmp_path / "out", **options)
     assert sum(results["unusable"].values()) == 1
     assert len(contents(tmp_path / "out")["predictions.jsonl"].splitlines()) == 2 * 10 + 2
 
 
-def _events(whole):
-    """The file of the event clips."""
-    return next((whole[2][0].video and evaluation.Path(whole[2][0].video).parents[2]).glob("heldout-*.jsonl"))
-
-
-def test_mistakes_are_named(workdir, other, whole, tmp_path):
-    for options, named in (
+def test_mistakes_are_named(workdir, other, whole, clips_file, tmp_path):
+    for options, message in (
         (dict(model=other), "another request .*weights"),
-        (dict(new_tokens=7), "another request .new_tokens."),
+        (dict(max_new_tokens=7), "another request .new_tokens."),
         (dict(step=2), "no checkpoint of step 2"),
-        (dict(data=tmp_path / "none.jsonl"), "No such file"),
+        (dict(data=tmp_path / "none.jsonl"), "no such file"),
         (dict(model=tmp_path / "none"), "no run on event clips"),
         (dict(benchmark="mlvu"), "--data is missing"),
     ):
-        wanted = dict(
-            model=workdir, benchmark="events", out=whole[0], controls=CONTROLS, rank=True, new_tokens=6
-        )
-        with pytest.raises(UserError, match=named):
-            evaluation.run(evaluation.Evaluation(**wanted | options), print)
-    clips = _events(whole).read_text().replace(".mp4", ".avi")
-    (tmp_path / "gone.jsonl").write_text(clips)
+        request = evaluation.Request("events", model=workdir, out=whole, max_new_tokens=6)
+        with pytest.raises(UserError, match=message):
+            evaluation.evaluate(dataclasses.replace(request, **options), print)
+    (tmp_path / "gone.jsonl").write_text(clips_file.read_text().replace(".mp4", ".avi"))
     with pytest.raises(UserError, match="none of 10 videos is there.*--videos"):
         evaluate(workdir, tmp_path / "o", data=tmp_path / "gone.jsonl")
-    (tmp_path / "o").mkdir()
-    (tmp_path / "o" / "predictions.jsonl").write_text("[]\n")
-    with pytest.raises(UserError, match="predictions.jsonl, line 1"):
-        evaluate(workdir, tmp_path / "o")
 
 
-def test_the_command(workdir, tmp_path):
-    command = [sys.executable, "-m", "vpjax.evaluate", f"--model={workdir}", "--benchmark=events"]
-    for flag, named in (("--benchmark=nil", "motionbench"), ("--controls=blinded", "choose some of none")):
-        done = subprocess.run([*command, flag], capture_output=True, text=True)
-        assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
-    some = ["--controls=blind,none", "--limit=3", "--max_new_tokens=4", f"--out={tmp_path}/o"]
-    done = subprocess.run([*command, *some], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (
-        "none " in done.stdout
-        and "7 rows not asked" in done.stdout
-        and (tmp_path / "o/results.html").exists()
+def test_the_command(workdir, tmp_path, monkeypatch, capsys):
+    def call(*flags):
+        monkeypatch.setattr(sys, "argv", ["evaluate", f"--model={workdir}", "--benchmark=events", *flags])
+        vpjax.evaluate.main()
+
+    for flag, message in (
+        ("--benchmark=nil", "motionbench"),
+        ("--controls=blinded", "choose some of none"),
+        ("--controls=", "choose some of none"),
+        ("--limit=0", "limit"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call(flag)
+    with pytest.raises(UserError, match="--frames and --fps"):
+        call("--frames=8", "--fps=2")
+    call(
+        "--controls=blind,none", "--limit=3", "--max_new_tokens=4", "--max_pixels=784", f"--out={tmp_path}/o"
     )
-
-
-def test_a_reader_is_found_by_name(whole):
-    clips, _ = read_benchmark("events", _events(whole), None)
-    assert [clip.id for clip in clips] == [clip.id for clip in whole[2]]
+    request = json.loads((tmp_path / "o/request.json").read_text())
+    assert request["shown"]["min_pixels"] == request["shown"]["max_pixels"] == 784
+    printed = capsys.readouterr().out
+    assert "\nnone " in printed and "7 rows not asked" in printed and (tmp_path / "o/results.html").exists()

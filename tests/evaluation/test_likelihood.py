@@ -3,13 +3,16 @@
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
 from tests.tiny import Row
-from vpjax.evaluation.likelihood import answer_logprobs, pad_answers
+from vpjax.evaluation.ask import answer_logprobs, pad_answers
 from vpjax.models.hf import load_pretrained
+
+pytestmark = pytest.mark.slow
 
 LENGTHS = ((4, 1, 3), (2, 4, 0))  # of three answers to each of two rows; the last one of the second is none
 # Sums of up to 4 log-probabilities in float32, each within 1e-5 of torch's (tests/test_generate.py).

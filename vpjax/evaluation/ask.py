@@ -9,10 +9,13 @@ import collections
 import contextlib
 import functools
 import itertools
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import IO, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -22,71 +25,114 @@ from vpjax.data import keyframes
 from vpjax.data.pipeline import make_batch_maker, read_ahead
 from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, round_up
 from vpjax.data.text import Text
-from vpjax.evaluation.likelihood import answer_logprobs, pad_answers
-from vpjax.models.generate import Completions, generate
+from vpjax.models.generate import completed, generate
 from vpjax.models.sharding import on_mesh, put_whole, row_parts
-from vpjax.models.vlm import VideoLM, VLMConfig, gather_slots
-from vpjax.types import Array, Batch, Clip
+from vpjax.models.vision import Features
+from vpjax.models.vlm import VideoLM, gather_slots
+from vpjax.training.losses import token_logprobs
+from vpjax.types import Array, Batch, Clip, UserError
 
-# What the model is shown. none: the clip; key: V~, the event's slots replaced by those beside them; random:
+# What the model sees. none: the clip; key: V~, the event's slots replaced by those beside them; random:
 # as many slots replaced elsewhere; single: the middle slot throughout; blind: no video, the question alone.
 CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 NO_KEY = "no key frames that can be replaced"
 
 
 class Query(NamedTuple):
-    """One asking. ranked: the answer is not written freely but the likeliest of those that are given."""
+    """A question about the clip ``id``. ranked: the likeliest of the clip's candidate answers is predicted,
+    instead of a greedy completion."""
 
-    clip: str
+    id: str
     control: str
     ranked: bool = False
 
 
 class Prediction(NamedTuple):
-    """The answer, or why there is none."""
+    """The predicted text of a query, or in ``fault`` the reason why there is none."""
 
-    query: Query
+    id: str
+    control: str
+    ranked: bool
     text: str = ""
     fault: str = ""
 
+    @property
+    def query(self) -> Query:
+        return Query(self.id, self.control, self.ranked)
 
-class View(NamedTuple):
-    """What a batch of rows is shown: the features of V, of which ``source`` i32[B, S] makes another video; or
-    neither. clips: those that each row asks about, none where it is padding, several where their prompts are
-    equal. there: which rows have this control. ways: of being asked, see Query."""
+
+class Predictions(contextlib.AbstractContextManager):
+    """The predictions of a file, one JSON line each, and the place to add more.
+
+    known: all of them, by query. path: None: they are kept in memory alone, as they are before ``open``. A
+    line that a killed process left unfinished is dropped. UserError for a line that is no prediction.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self.known: dict[Query, Prediction] = {}
+        self._path = path
+        self._file: IO[bytes] | None = None
+        content = path.read_bytes() if path and path.exists() else b""
+        self._size = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[: self._size].splitlines(), 1):
+            try:
+                prediction = Prediction(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}, line {number}: not an answer ({error}): remove the file") from error
+            self.known[prediction.query] = prediction
+
+    def open(self) -> None:
+        """Write to the file from here on."""
+        assert self._path
+        self._file = self._path.open("ab")
+        self._file.truncate(self._size)
+
+    def append(self, prediction: Prediction) -> None:
+        self.known[prediction.query] = prediction
+        if self._file:
+            self._file.write(json.dumps(prediction._asdict()).encode() + b"\n")
+            self._file.flush()  # to the system: it survives this process
+
+    def __exit__(self, *_: object) -> None:
+        if self._file:
+            self._file.close()
+
+
+class QueryBatch(NamedTuple):
+    """A batch of prompts under one control.
+
+    clips: those that each row asks about: none for padding, several where their prompts are equal. ranked:
+    the values of ``Query.ranked`` to predict. features: of V. source: the gather i32[B, S] of their slots
+    that makes the control's video. has_control: bool[B], whether the row's clip has this control.
+    """
 
     clips: list[list[Clip]]
     control: str
-    ways: tuple[bool, ...]
+    ranked: tuple[bool, ...]
     batch: Batch
     features: Any
-    source: Any
-    there: np.ndarray
-
-
-class Programs(NamedTuple):
-    """encode: model, frames -> the features of V. write, rank: model, batch, features, source (and given
-    answers) -> greedy Completions, and the place i32[B] of the likeliest."""
-
-    encode: Callable[..., Any]
-    write: Callable[..., Completions]
-    rank: Callable[..., Array]
+    source: Array | None
+    has_control: np.ndarray
 
 
 @functools.cache
-def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> Programs:
-    """Made once, so that whoever asks again finds them compiled."""
+def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> tuple[Callable[..., Any], ...]:
+    """Made once, so that they stay compiled: encode, from model and frames to the features of V; complete,
+    from model, batch, features and source to greedy Completions; rank, from the same and candidates to the
+    number i32[B] of the likeliest."""
 
-    def write(model, batch, features, source):
-        seen = gather_slots(features, source)
-        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=seen)
+    def encode(model, frames):
+        return model.encode(frames)
+
+    def complete(model, batch, features, source):
+        shown = gather_slots(features, source)
+        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=shown)
 
     def rank(model, batch, features, source, tokens_BGC, valid_BGC):
-        seen = gather_slots(features, source)
-        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=seen).argmax(1)
+        shown = gather_slots(features, source)
+        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=shown).argmax(1)
 
-    encode = jax.jit(lambda model, frames: model.encode(frames))
-    return Programs(on_mesh(mesh, encode, rows=True), on_mesh(mesh, write), on_mesh(mesh, rank))
+    return on_mesh(mesh, jax.jit(encode), rows=True), on_mesh(mesh, complete), on_mesh(mesh, rank)
 
 
 def predict_clips(
@@ -103,138 +149,166 @@ def predict_clips(
     candidates: Mapping[str, Sequence[str]] | None = None,
     done: Collection[Query] = (),
 ) -> Iterator[Prediction]:
-    """The greedy answer about each clip under each control, or why there is none.
+    """The prediction about each clip under each control, or why there is none.
 
-    data_config: the fields ``data`` of configs/base.py; V~ replaces the key slots whatever its ``replacement`` says.
-    batch_size: rows at a time, rounded up to the devices that share them. max_new: tokens of an answer at
-    most. seed: of the order, of random and shuffle. candidates: answers to each clip, by its id, of which the
-    likeliest is given as well. done: what is not given again. Which clips share a batch, and the order, do not
-    depend on it: two goes give what one gives, bit for bit. UserError where no clip can be
-    asked about.
+    data_config: the run's ``data``; V~ replaces the key slots whatever its ``replacement`` says. batch_size:
+    rows at a time, rounded up to the devices that share them. max_new: tokens of an answer at most. seed: of
+    the order, and of the controls random and shuffle. candidates: answers by clip id, the likeliest of which
+    is predicted as well. done: queries to leave out; the batches and their order do not depend on it, so that
+    two calls give what one gives, bit for bit. UserError where no clip can be used.
     """
-    given = candidates or {}
+    candidates = candidates or {}
+    candidate_ids = {id: [text.answer(answer) for answer in answers] for id, answers in candidates.items()}
+    groups = max((len(answers) for answers in candidates.values()), default=0)
+    length = max((len(ids) for answers in candidate_ids.values() for ids in answers), default=0)
+    length = round_up(length, data_config.length_multiple)
+
     batch_size = round_up(batch_size, row_parts(mesh))
     data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
-    make, index = make_batch_maker(clips, text, model.config, data_config, seed=seed, batch_size=batch_size)
-    faults = {name: reason for reason, names in index.rejected.items() for name in names}
+    maker, index = make_batch_maker(clips, text, model.config, data_config, seed=seed, batch_size=batch_size)
+    faults = {clip: reason for reason, rejected in index.rejected.items() for clip in rejected}
     faults |= {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
-    ways = (False, True) if given else (False,)
-    run = programs(mesh, max_new, text.stops)
-    answer = _answerer(model, text, run, mesh, given, data_config.length_multiple)
+    ranked_values = (False, True) if candidates else (False,)
+    video_controls = [control for control in controls if control != "blind"]
+    encode, complete, rank = programs(mesh, max_new, text.stops)
 
-    def missing(row: Sequence[Clip], control: str, way: bool) -> list[Query]:
-        keys = [Query(clip.id, control, way) for clip in row if clip.id not in faults]
-        return [key for key in keys if key not in done and (not way or key.clip in given)]
+    def pending(row: Sequence[Clip], control: str, ranked: bool) -> list[Query]:
+        """The queries about a row's clips that have no prediction yet."""
+        queries = [Query(clip.id, control, ranked) for clip in row if clip.id not in faults]
+        return [query for query in queries if query not in done and (not ranked or query.id in candidates)]
 
-    def with_video() -> Iterator[View]:
-        rows = {
-            step: [[clips[index.entries[n].number]] if n >= 0 else [] for n in make.plan.rows(step)]
-            for step in range(make.plan.steps_per_epoch)
-        }
-        shown = [control for control in controls if control != "blind"]
-        steps = [
-            step
-            for step, some in rows.items()
-            if any(missing(row, control, way) for row in some for control in shown for way in ways)
-        ]
-        with contextlib.closing(read_ahead(make, steps, data_config.workers)) as elements:
+    def video_batches() -> Iterator[QueryBatch]:
+        rows_of_step = {}
+        for step in range(maker.plan.steps_per_epoch):
+            rows = [[clips[index.entries[n].number]] if n >= 0 else [] for n in maker.plan.rows(step)]
+            modes = itertools.product(rows, video_controls, ranked_values)
+            if any(pending(*mode) for mode in modes):
+                rows_of_step[step] = rows
+        steps = list(rows_of_step)
+        with contextlib.closing(read_ahead(maker, steps, data_config.workers)) as elements:
             for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
                 faults.update(element.faults)
                 batch = put_whole(element.batch, mesh)
-                features = run.encode(model, batch.frames) if batch.frames.shape[1] else None
-                for control in shown:
-                    source_BS, there_B = sources(element.batch, control, seed)
-                    source = put_whole(source_BS, mesh)
-                    yield View(rows[step], control, ways, batch, features, source, there_B)
+                features = encode(model, batch.frames) if batch.frames.shape[1] else None
+                for control in video_controls:
+                    source, has_control = sources(element.batch, control, seed)
+                    source = put_whole(source, mesh)
+                    rows = rows_of_step[step]
+                    yield QueryBatch(rows, control, ranked_values, batch, features, source, has_control)
 
-    def without_video() -> Iterator[View]:
+    def blind_batches() -> Iterator[QueryBatch]:
         usable = [clip for clip in clips if clip.id not in faults]
         by_question = collections.defaultdict(list)
         for clip in usable:
             by_question[clip.question].append(clip)
-        free = [by_question[question] for question in sorted(by_question)]
-        for way, rows in zip(ways, (free, [[clip] for clip in usable]), strict=False):
-            for some, batch in _text_batches(
-                rows, text, model.config, data_config.length_multiple, batch_size
-            ):
-                there_B = batch.clip >= 0
-                yield View(some, "blind", (way,), put_whole(batch, mesh), None, None, there_B)
+        for ranked in ranked_values if usable else ():
+            # Equal questions have one completion, while candidates are each clip's own.
+            rows = [[clip] for clip in usable] if ranked else [by_question[q] for q in sorted(by_question)]
+            prompts = [prompt_row(text.chat(row[0].question, None), None, model.config) for row in rows]
+            bucket = bucket_of(prompts, multiple=data_config.length_multiple)
+            for first in range(0, len(rows), batch_size):
+                part = slice(first, first + batch_size)
+                empty = batch_size - len(rows[part])
+                batch = collate(prompts[part] + [masked_row()] * empty, bucket, model.config)
+                part_rows = [*rows[part], *[[]] * empty]
+                shared = put_whole(batch, mesh)
+                valid = np.asarray(batch.clip) >= 0
+                yield QueryBatch(part_rows, "blind", (ranked,), shared, None, None, valid)
 
-    for view in itertools.chain(with_video(), without_video() if "blind" in controls else ()):
-        for way in view.ways:
-            keys = [missing(row, view.control, way) for row in view.clips]
-            asked = any(some and there for some, there in zip(keys, view.there, strict=True))
-            texts = answer(view, way) if asked else []
-            for row, some in enumerate(keys):
-                yield from (
-                    Prediction(k, texts[row]) if view.there[row] else Prediction(k, fault=NO_KEY)
-                    for k in some
-                )
+    def texts(queries: QueryBatch, ranked: bool) -> list[str]:
+        """What is predicted for each row."""
+        inputs = model, queries.batch, queries.features, queries.source
+        if not ranked:
+            out = complete(*inputs)
+            ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
+            return [text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
+        names = [row[0].id if row else "" for row in queries.clips]
+        padded = pad_answers([candidate_ids.get(name, []) for name in names], groups, length)
+        best_B = np.asarray(rank(*inputs, *put_whole(padded, mesh)))
+        return [
+            candidates[name][best] if name in candidates else ""
+            for name, best in zip(names, best_B, strict=True)
+        ]
+
+    batches = video_batches()
+    if "blind" in controls:
+        batches = itertools.chain(batches, blind_batches())
+    for queries in batches:
+        for ranked in queries.ranked:
+            rows = [pending(row, queries.control, ranked) for row in queries.clips]
+            predicted: list[str] = []
+            if any(row for row, has_control in zip(rows, queries.has_control, strict=True) if has_control):
+                predicted = texts(queries, ranked)
+            for number, row in enumerate(rows):
+                for query in row:
+                    if queries.has_control[number]:
+                        yield Prediction(*query, predicted[number])
+                    else:
+                        yield Prediction(*query, fault=NO_KEY)
     for clip in clips:
         if clip.id in faults:
-            ways_of = ways if clip.id in given else ways[:1]
-            keys = [Query(clip.id, control, way) for control in controls for way in ways_of]
-            yield from (Prediction(key, fault=faults[clip.id]) for key in keys if key not in done)
+            for control, ranked in itertools.product(controls, ranked_values):
+                query = Query(clip.id, control, ranked)
+                if query not in done and (not ranked or clip.id in candidates):
+                    yield Prediction(*query, fault=faults[clip.id])
 
 
 def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The gather i32[B, S] that makes a control's video out of V, and the rows bool[B] that have it: those
     that hold a clip and, for ``key`` and ``random``, have a V~."""
-    slots = batch.source.shape[1]
-    same = keyframes.identity(slots)
-    out = np.tile(same, (len(batch.clip), 1))
-    for row, (number, valid, key) in enumerate(zip(batch.clip, batch.slot_valid, batch.source, strict=True)):
-        count, rng = int(valid.sum()), np.random.default_rng([seed, max(number, 0)])
+    key_BS, valid_BS, clip_B = (np.asarray(x) for x in (batch.source, batch.slot_valid, batch.clip))
+    identity = keyframes.identity_source(key_BS.shape[1])
+    source_BS = np.tile(identity, (len(clip_B), 1))
+    for row, number in enumerate(clip_B):
+        count = int(valid_BS[row].sum())
+        rng = np.random.default_rng([seed, max(number, 0)])
         match control:
             case "key":
-                out[row] = key
+                source_BS[row] = key_BS[row]
             case "random":
-                out[row] = keyframes.random_source((key != same)[None], count, rng)
+                source_BS[row] = keyframes.random_source((key_BS[row] != identity)[None], count, rng)
             case "shuffle":
-                out[row] = keyframes.shuffle_source(slots, count, rng)
+                source_BS[row] = keyframes.shuffle_source(len(identity), count, rng)
             case "reverse":
-                out[row] = keyframes.reverse_source(slots, count)
+                source_BS[row] = keyframes.reverse_source(len(identity), count)
             case "single":
-                out[row] = keyframes.single_source(slots, count)
-    changed = (out != same).any(axis=1) | (control not in ("key", "random"))
-    return out, changed & (batch.clip >= 0)
+                source_BS[row] = keyframes.single_source(len(identity), count)
+    has_control = clip_B >= 0
+    if control in ("key", "random"):
+        has_control &= (source_BS != identity).any(axis=1)
+    return source_BS, has_control
 
 
-def _answerer(
+def pad_answers(
+    answers: Sequence[Sequence[np.ndarray]], groups: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens i32[B, G, C] of each row's answers i32[c], and which of them are real, bool[B, G, C]."""
+    tokens_BGC = np.zeros((len(answers), groups, length), np.int32)
+    valid_BGC = np.zeros(tokens_BGC.shape, bool)
+    for row, of_row in enumerate(answers):
+        for number, ids in enumerate(of_row):
+            tokens_BGC[row, number, : len(ids)] = ids
+            valid_BGC[row, number, : len(ids)] = True
+    return tokens_BGC, valid_BGC
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def answer_logprobs(
     model: VideoLM,
-    text: Text,
-    run: Programs,
-    mesh: Mesh | None,
-    given: Mapping[str, Sequence[str]],
-    multiple: int,
-) -> Callable[[View, bool], list[str]]:
-    """``answer(view, ranked)``: what is said, row by row. Given answers are padded to a multiple."""
-    tokens = {clip: [text.answer(answer) for answer in some] for clip, some in given.items()}
-    groups = max((len(some) for some in tokens.values()), default=0)
-    length = round_up(max((len(ids) for some in tokens.values() for ids in some), default=0), multiple)
+    batch: Batch,
+    tokens_BGC: Array,
+    valid_BGC: Array,
+    *,
+    features: Features | None = None,
+    chunk: int = 128,
+) -> jax.Array:
+    """log p f32[B, G] of each whole answer after its row's prompt; -inf for one without tokens.
 
-    def answer(view: View, ranked: bool) -> list[str]:
-        shown = model, view.batch, view.features, view.source
-        if not ranked:
-            out = run.write(*shown)
-            ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
-            return [text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
-        rows = [tokens.get(row[0].id, []) if row else [] for row in view.clips]
-        best = np.asarray(run.rank(*shown, *(put_whole(x, mesh) for x in pad_answers(rows, groups, length))))
-        texts = [given.get(row[0].id, ()) if row else () for row in view.clips]
-        return [some[i] if some else "" for some, i in zip(texts, best, strict=True)]
-
-    return answer
-
-
-def _text_batches(
-    rows: Sequence[list[Clip]], text: Text, config: VLMConfig, multiple: int, batch_size: int
-) -> Iterator[tuple[list[list[Clip]], Batch]]:
-    """The questions of ``rows``, whose clips ask the same one, without a video, in batches of one shape."""
-    prompts = [prompt_row(text.chat(row[0].question, None), None, config) for row in rows]
-    bucket = bucket_of(prompts, multiple=multiple) if prompts else None
-    for first in range(0, len(rows), batch_size):
-        some = slice(first, first + batch_size)
-        empty = batch_size - len(rows[some])
-        batch = collate(prompts[some] + [masked_row()] * empty, bucket, config)
-        yield [*rows[some], *[[]] * empty], batch
+    features: of ``model.encode``; default: of the batch's frames. chunk: positions whose logits are held at
+    once. The batch's own suffix is not read."""
+    if features is None and batch.frames.shape[1]:
+        features = model.encode(batch.frames)
+    hidden = model.hidden(features, completed(batch, tokens_BGC))
+    logprobs = token_logprobs(hidden.last, hidden.suffix, model.unembed, tokens_BGC, chunk=chunk)
+    total_BG = jnp.where(valid_BGC, logprobs, 0.0).sum(-1)
+    return jnp.where(valid_BGC.any(-1), total_BG, -jnp.inf)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import string
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -19,24 +20,27 @@ from typing import Any, NamedTuple
 from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, parse_clip, read_records
 from vpjax.events.text import caption_variants, event_of
 from vpjax.files import exists, folder_of, is_folder, join_path, names_in, open_file
-from vpjax.scoring.answers import choice_of, options_in, unlettered
+from vpjax.scoring.answers import parse_choice, parse_options, without_letter
 from vpjax.scoring.metrics import (
-    Score,
-    caption,
-    choice_made,
-    described_events,
-    event_named,
-    span_found,
-    task_score,
+    AnswerScore,
+    score_by_task,
+    score_caption,
+    score_choice,
+    score_description,
+    score_event,
+    score_span,
 )
 from vpjax.types import Clip, UserError
 
 REPORTED = "VideoChat-R1 (Qwen2.5-VL-7B), arXiv 2504.06958"
-LETTERS = string.ascii_uppercase
-LETTER = "Answer with only the option's letter."
+ANSWER_LETTERS = string.ascii_uppercase
+BY_LETTER = "Answer with only the option's letter."
+AS_WRITTEN = "Answer with the one right option, as it is written."
 HIDDEN = "its answer is hidden (a test split)"
 NO_EVENT = "no event to name"
-VRU = "Describe the traffic scene in detail: the surroundings, the road users, the accident and its cause."
+DESCRIBE_SCENE = (
+    "Describe the traffic scene in detail: the surroundings, the road users, the accident and its cause."
+)
 WHEN = (
     'When does "{}" happen in the video? Answer with its start and end in seconds: from ... to ... seconds.'
 )
@@ -63,7 +67,7 @@ class Benchmark:
     """
 
     read: Reader
-    score: Callable[[Clip, str], Score]
+    score: Callable[[Clip, str], AnswerScore]
     new_tokens: int
     folders: tuple[str, ...] = ("", "video", "videos")
     published: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -80,7 +84,8 @@ def read_benchmark(
     published, a question without options, an answer that is none of them, or an id that comes twice."""
     benchmark = BENCHMARKS[name]
     root = videos or (data if is_folder(data) else folder_of(data))
-    clips, places = [], {}
+    clips: list[Clip] = []
+    places: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     for record in _records(data):
         try:
@@ -139,7 +144,7 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
             return caption_variants(clip.answer)
         except ValueError:  # a caption in words of the user's own
             return ()
-    letters = LETTERS[: len(clip.choices)]
+    letters = ANSWER_LETTERS[: len(clip.choices)]
     if clip.answer in letters:
         return tuple(letters)
     if clip.answer[:1] == "(":
@@ -150,7 +155,7 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
 def _check_choices(clip: Clip) -> None:
     if len(clip.choices) < 2 or not all(choice.strip() for choice in clip.choices):
         raise ValueError(f"{clip.id}: its options are {list(clip.choices)}; a choice has two or more")
-    if choice_of(clip.answer, clip.choices) is None:
+    if parse_choice(clip.answer, clip.choices) is None:
         raise ValueError(f"{clip.id}: its answer {clip.answer!r} is none of {list(clip.choices)}")
 
 
@@ -162,70 +167,71 @@ def _found(folders: Sequence[str], video: str) -> str:
     return next((path for path in paths if exists(path)), paths[0])
 
 
-def lettered(question: str, options: Sequence[str], suffix: str = LETTER) -> str:
-    return "\n".join([question, *(f"{LETTERS[i]}. {option}" for i, option in enumerate(options)), suffix])
+def with_letters(question: str, options: Sequence[str]) -> str:
+    """The question with its options, and the instruction to answer with a letter."""
+    lines = [f"{ANSWER_LETTERS[number]}. {option}" for number, option in enumerate(options)]
+    return "\n".join([question, *lines, BY_LETTER])
 
 
-def choice(
-    id: str, video: str, question: str, answer: Any, options: Iterable[str], group: str, **rest
-) -> Clip:
+def choice_clip(id: str, video: str, question: str, answer: str, options: Iterable[str], group: str) -> Clip:
     if not isinstance(answer, str):
         raise ValueError(f"{id}: its answer is {answer!r}")
-    return Clip(
-        id, video, question, answer, task="choice", choices=tuple(options), extra={"group": group}, **rest
-    )
+    extra = {"group": group}
+    return Clip(id, video, question, answer, task="choice", choices=tuple(options), extra=extra)
 
 
 def motionbench(record: Record) -> Iterator[Clip | str]:
     row = record.row
     for qa in row["qa"]:
-        question = f"{qa['question']}\n{LETTER}"
-        options = options_in(qa["question"])
+        question, options = f"{qa['question']}\n{BY_LETTER}", parse_options(qa["question"])
         if qa["answer"] == "NA":
             yield HIDDEN
         else:
-            yield choice(qa["uid"], row["video_path"], question, qa["answer"], options, row["question_type"])
+            group = row["question_type"]
+            yield choice_clip(qa["uid"], row["video_path"], question, qa["answer"], options, group)
 
 
 def vru_vqa(record: Record) -> Iterator[Clip]:
     for category, qa in record.row.items():
         # The options go to the model as they are: they hold commas.
-        question = f"{qa['question']}\n{qa['options']}"
-        id = f"{record.key}/{category}"
-        yield choice(id, record.key, question, qa["GT"], options_in(qa["options"]), category)
+        question, options = f"{qa['question']}\n{qa['options']}", parse_options(qa["options"])
+        yield choice_clip(f"{record.key}/{category}", record.key, question, qa["GT"], options, category)
 
 
 def vru_captions(record: Record) -> Iterator[Clip]:
-    yield Clip(record.key, f"{record.key}.mp4", VRU, record.row["gt"], extra={"group": "captions"})
+    extra = {"group": "captions"}
+    yield Clip(record.key, f"{record.key}.mp4", DESCRIBE_SCENE, record.row["gt"], extra=extra)
 
 
 def tempcompass(record: Record) -> Iterator[Clip]:
     """One file a task, named by it; either the published nesting {video: {aspect: [row]}} or flat rows."""
+    file = record.file.replace("-", "_")
+    tasks = [task for task in TEMPCOMPASS_SUFFIXES if task.replace("-", "_") in file]
+    if not tasks:
+        raise ValueError(f"its file is named after none of the tasks {', '.join(TEMPCOMPASS_SUFFIXES)}")
+    task = tasks[0]
+    rows: list[tuple[str, str, Any, dict[str, Any]]] = []
     if "video_id" in record.row:
         rows = [(record.row["video_id"], record.row["dim"], record.key, record.row)]
     else:
-        nested = record.row.items()
-        rows = [(record.key, aspect, n, row) for aspect, some in nested for n, row in enumerate(some, 1)]
-    task = next((t for t in TEMPCOMPASS if t.replace("-", "_") in record.file.replace("-", "_")), None)
-    if task is None:
-        raise ValueError(f"its file is named after none of the tasks {', '.join(TEMPCOMPASS)}")
-    for video, aspect, n, row in rows:
-        asked, answer = row["question"], row["answer"]
-        match task:
-            case "yes_no":
-                options = ("yes", "no")
-            case "caption_matching":
-                options = asked.split("\n")[1:]
-            case "captioning":  # scored by the option of its multiple-choice question that the caption holds
-                options, answer = options_in(row["mc_question"]), row["mc_answer"]
-            case _:
-                options = options_in(asked)
-        question = f"{asked}\n{TEMPCOMPASS[task]}".strip()
-        yield choice(f"{task}/{video}/{aspect}/{n}", f"{video}.mp4", question, answer, options, aspect)
+        for aspect, of_aspect in record.row.items():
+            rows += [(record.key, aspect, number, row) for number, row in enumerate(of_aspect, 1)]
+    for video, aspect, number, row in rows:
+        question, answer = row["question"], row["answer"]
+        options = parse_options(question)
+        if task == "yes_no":
+            options = ("yes", "no")
+        elif task == "caption_matching":
+            options = tuple(question.split("\n")[1:])
+        elif task == "captioning":  # scored by the option of its multiple-choice question that it holds
+            options, answer = parse_options(row["mc_question"]), row["mc_answer"]
+        question = f"{question}\n{TEMPCOMPASS_SUFFIXES[task]}".strip()
+        id = f"{task}/{video}/{aspect}/{number}"
+        yield choice_clip(id, f"{video}.mp4", question, answer, options, aspect)
 
 
-TEMPCOMPASS = {
-    "multi-choice": LETTER,
+TEMPCOMPASS_SUFFIXES = {
+    "multi-choice": BY_LETTER,
     "yes_no": "Answer yes or no.",
     "caption_matching": "Answer with the one that fits, as it is written.",
     "captioning": "",
@@ -236,9 +242,12 @@ def tvbench(record: Record) -> Iterator[Clip]:
     """One file a task, named by it."""
     row, task = record.row, record.file
     options = row["candidates"]
-    answer = LETTERS[options.index(row["answer"])]
-    id = f"{task}/{record.key}"
-    yield choice(id, row["video"], lettered(row["question"], options), answer, options, task, **_part(row))
+    question, answer = with_letters(row["question"], options), ANSWER_LETTERS[options.index(row["answer"])]
+    clip = choice_clip(f"{task}/{record.key}", row["video"], question, answer, options, task)
+    yield dataclasses.replace(clip, start=row.get("start"), end=row.get("end"))
+
+
+MVBENCH_FOLDERS = tomllib.loads(Path(__file__).with_name("mvbench_folders.toml").read_text())
 
 
 def mvbench(record: Record) -> Iterator[Clip]:
@@ -247,44 +256,34 @@ def mvbench(record: Record) -> Iterator[Clip]:
         yield dataclasses.replace(clip, video=f"{MVBENCH_FOLDERS[record.file]}/{clip.video}")
 
 
-def _part(row: dict[str, Any]) -> dict[str, float | None]:
-    """The part of its file that a row is about."""
-    return {"start": row.get("start"), "end": row.get("end")}
-
-
 def video_mme(record: Record) -> Iterator[Clip]:
     row = record.row
-    options = [unlettered(option) for option in row["options"]]
-    question = lettered(row["question"], options)
-    yield choice(
-        row["question_id"], f"{row['videoID']}.mp4", question, row["answer"], options, row["duration"]
-    )
+    options = [without_letter(option) for option in row["options"]]
+    question, video = with_letters(row["question"], options), f"{row['videoID']}.mp4"
+    yield choice_clip(row["question_id"], video, question, row["answer"], options, row["duration"])
 
 
 def mlvu(record: Record) -> Iterator[Clip]:
-    row = record.row
-    question, options = f"{row['question']}\n{LETTER}", options_in(row["question"])
-    id = f"{record.file}/{record.key}"
-    yield choice(id, row["video_name"], question, row["answer"], options, row["task_type"])
+    row, id = record.row, f"{record.file}/{record.key}"
+    question, options = f"{row['question']}\n{BY_LETTER}", parse_options(row["question"])
+    yield choice_clip(id, row["video_name"], question, row["answer"], options, row["task_type"])
 
 
 def longvideobench(record: Record) -> Iterator[Clip]:
     row = record.row
-    options = [option for option in (row[f"option{i}"] for i in range(5)) if option != "N/A"]
-    answer = LETTERS[row["correct_choice"]]
-    question = lettered(row["question"], options)
-    yield choice(row["id"], row["video_path"], question, answer, options, str(row["duration_group"]))
+    options = [row[f"option{i}"] for i in range(5) if row[f"option{i}"] != "N/A"]
+    question, answer = with_letters(row["question"], options), ANSWER_LETTERS[row["correct_choice"]]
+    yield choice_clip(row["id"], row["video_path"], question, answer, options, str(row["duration_group"]))
 
 
 def charades_sta(record: Record) -> Iterator[Clip]:
     row = record.row
     start, end = map(float, row["timestamp"])
-    video = row["video"] if Path(row["video"]).suffix else f"{row['video']}.mp4"
     yield Clip(
-        f"{record.file}/{record.key}",
-        video,
-        WHEN.format(row["caption"].strip().rstrip(".")),
-        f"From {start} to {end} seconds.",
+        id=f"{record.file}/{record.key}",
+        video=row["video"] if Path(row["video"]).suffix else f"{row['video']}.mp4",
+        question=WHEN.format(row["caption"].strip().rstrip(".")),
+        answer=f"From {start} to {end} seconds.",
         spans=((start, end),),
         task="grounding",
         extra={"group": "queries"},
@@ -292,22 +291,20 @@ def charades_sta(record: Record) -> Iterator[Clip]:
 
 
 def favor(record: Record) -> Iterator[Clip]:
-    row = record.row
-    for n, qa in enumerate(row["questions"], 1):
-        lines = [qa["question"], *qa["options"], "Answer with the one right option, as it is written."]
-        id = f"{row['video_name']}/{n}"
-        yield choice(
-            id, row["video_name"], "\n".join(lines), qa["correct_answer"], qa["options"], qa["task_type"]
-        )
+    video = record.row["video_name"]
+    for number, qa in enumerate(record.row["questions"], 1):
+        options, answer = qa["options"], qa["correct_answer"]
+        question = "\n".join([qa["question"], *options, AS_WRITTEN])
+        yield choice_clip(f"{video}/{number}", video, question, answer, options, qa["task_type"])
 
 
 def dream_1k(record: Record) -> Iterator[Clip]:
     row = record.row
-    if "placeholder" in row["video_file"]:
+    video, answer = row["video_file"], row["text"]["response"]
+    if "placeholder" in video:
         raise ValueError("its video_file is still a placeholder: put the video's path there")
     extra = {"group": row["dataset"], "events": row["extra_info"]["events"]}
-    question = "Describe the video in detail."
-    yield Clip(f"dream/{row['idx']}", row["video_file"], question, row["text"]["response"], extra=extra)
+    yield Clip(f"dream/{row['idx']}", video, "Describe the video in detail.", answer, extra=extra)
 
 
 def own_clips(record: Record) -> Iterator[Clip]:
@@ -332,42 +329,19 @@ def event_clips(record: Record) -> Iterator[Clip | str]:
     yield dataclasses.replace(clip, extra={**clip.extra, "group": group})
 
 
-MVBENCH_FOLDERS = {
-    "action_sequence": "star/Charades_v1_480",
-    "action_prediction": "star/Charades_v1_480",
-    "action_antonym": "ssv2_video",
-    "fine_grained_action": "Moments_in_Time_Raw/videos",
-    "unexpected_action": "FunQA_test/test",
-    "object_existence": "clevrer/video_validation",
-    "object_interaction": "star/Charades_v1_480",
-    "object_shuffle": "perception/videos",
-    "moving_direction": "clevrer/video_validation",
-    "action_localization": "sta/sta_video",
-    "scene_transition": "scene_qa/video",
-    "action_count": "perception/videos",
-    "moving_count": "clevrer/video_validation",
-    "moving_attribute": "clevrer/video_validation",
-    "state_change": "perception/videos",
-    "fine_grained_pose": "nturgbd",
-    "character_order": "perception/videos",
-    "egocentric_navigation": "vlnqa",
-    "episodic_reasoning": "tvqa/frames_fps3_hq",
-    "counterfactual_inference": "clevrer/video_validation",
-}
-
 BENCHMARKS = {
-    "motionbench": Benchmark(motionbench, choice_made, 32),
-    "vru-accident-vqa": Benchmark(vru_vqa, choice_made, 32),
-    "vru-accident-captions": Benchmark(vru_captions, caption, 512),
-    "tempcompass": Benchmark(tempcompass, choice_made, 128, published={"accuracy": 73.9}),
-    "mvbench": Benchmark(mvbench, choice_made, 32, published={"accuracy": 67.9}),
-    "tvbench": Benchmark(tvbench, choice_made, 32, ("{file}", "video/{file}", "")),
-    "video-mme": Benchmark(video_mme, choice_made, 32, ("data", "videos", "")),
-    "mlvu": Benchmark(mlvu, choice_made, 32, ("", "video", "video/{file}", "videos")),
-    "longvideobench": Benchmark(longvideobench, choice_made, 32, ("videos", ""), {"accuracy": 49.1}),
-    "charades-sta": Benchmark(charades_sta, span_found, 64, published={"mIoU": 60.8, "R@0.5": 71.7}),
-    "favor-bench": Benchmark(favor, choice_made, 128),
-    "dream-1k": Benchmark(dream_1k, described_events, 512),
-    "events": Benchmark(event_clips, event_named, 64, second_group="event"),
-    "clips": Benchmark(own_clips, task_score, 512),
+    "motionbench": Benchmark(motionbench, score_choice, 32),
+    "vru-accident-vqa": Benchmark(vru_vqa, score_choice, 32),
+    "vru-accident-captions": Benchmark(vru_captions, score_caption, 512),
+    "tempcompass": Benchmark(tempcompass, score_choice, 128, published={"accuracy": 73.9}),
+    "mvbench": Benchmark(mvbench, score_choice, 32, published={"accuracy": 67.9}),
+    "tvbench": Benchmark(tvbench, score_choice, 32, ("{file}", "video/{file}", "")),
+    "video-mme": Benchmark(video_mme, score_choice, 32, ("data", "videos", "")),
+    "mlvu": Benchmark(mlvu, score_choice, 32, ("", "video", "video/{file}", "videos")),
+    "longvideobench": Benchmark(longvideobench, score_choice, 32, ("videos", ""), {"accuracy": 49.1}),
+    "charades-sta": Benchmark(charades_sta, score_span, 64, published={"mIoU": 60.8, "R@0.5": 71.7}),
+    "favor-bench": Benchmark(favor, score_choice, 128),
+    "dream-1k": Benchmark(dream_1k, score_description, 512),
+    "events": Benchmark(event_clips, score_event, 64, second_group="event"),
+    "clips": Benchmark(own_clips, score_by_task, 512),
 }

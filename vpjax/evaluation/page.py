@@ -30,20 +30,16 @@ def write_page(
     sample's video that cannot be read leaves its row without frames."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= dict(per_cent=per_cent, interval=interval)
-    template = environment.from_string(PAGE_TEMPLATE.read_text())
     controls = {name: scores for name, scores in results["controls"].items() if scores["rows"]}
     metrics = next(iter(controls.values()))["metrics"]
     leading = next(iter(metrics))
-    html = template.render(
+    groupings = [name for name in ("groups", "second_groups") if name in metrics[leading]]
+    html = environment.from_string(PAGE_TEMPLATE.read_text()).render(
         results=results,
         controls=controls,
         metrics=list(metrics),
         leading=leading,
-        groupings={
-            name: list(metrics[leading][name])
-            for name in ("groups", "second_groups")
-            if name in metrics[leading]
-        },
+        groupings={name: list(metrics[leading][name]) for name in groupings},
         remarks=remarks(results),
         samples=_samples(results, clips, predictions, next(iter(controls))),
     )
@@ -55,14 +51,13 @@ def _samples(
 ) -> list[dict[str, Any]]:
     """Rows that came out wrong under the control ``first``, evenly spread, then rows that came out right."""
     scores = {(row["id"], row["control"]): next(iter(row["values"].values())) for row in results["rows"]}
-    texts = {(prediction.query.clip, label(prediction.query)): prediction.text for prediction in predictions}
+    texts = {(prediction.id, label(prediction)): prediction.text for prediction in predictions}
+    scored = [clip for clip in clips if (clip.id, first) in scores]
+    wrong = [clip for clip in scored if scores[clip.id, first] < 0.5]
+    right = [clip for clip in scored if scores[clip.id, first] >= 0.5]
     samples = []
-    for right in (False, True):
-        rows = [
-            clip for clip in clips if (clip.id, first) in scores and (scores[clip.id, first] >= 0.5) == right
-        ]
-        count = min(SAMPLE_ROWS, len(rows))
-        for place in np.linspace(0, len(rows) - 1, count).round().astype(int):
+    for rows in (wrong, right):
+        for place in np.linspace(0, len(rows) - 1, min(SAMPLE_ROWS, len(rows))).round().astype(int):
             clip = rows[place]
             answers = [
                 (control, texts[clip.id, control], scores.get((clip.id, control)))
@@ -75,26 +70,22 @@ def _samples(
 
 def _frames(clip: Clip) -> list[tuple[str, float, bool]]:
     """Frames of a clip as (data URL, seconds, whether a span of the clip holds it)."""
-    size = dict(max_pixels=SAMPLE_PIXELS, min_pixels=1, factor=2)
+    if not clip.video:
+        return []
+    size: dict[str, Any] = dict(max_pixels=SAMPLE_PIXELS, min_pixels=1, factor=2)
     try:
-        if not clip.video:
-            return []
         if Path(clip.video).suffix.lower() in IMAGES:
             video = read_image(clip.video, **size)
         else:
-            sampling = Sampling(frames=SAMPLE_FRAMES)
-            video = read_frames(clip.video, sampling, start=clip.start, end=clip.end, **size)
+            video = read_frames(clip.video, Sampling(SAMPLE_FRAMES), start=clip.start, end=clip.end, **size)
     except UserError:
         return []
     spans = [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
     frames = []
     for frame, seconds in zip(video.frames, video.times, strict=True):
         in_span = any(start <= seconds + 1e-3 and seconds < end for start, end in spans)
-        frames.append((_jpeg(frame), float(seconds), in_span))
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "JPEG", quality=85)
+        url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        frames.append((url, float(seconds), in_span))
     return frames
-
-
-def _jpeg(frame: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

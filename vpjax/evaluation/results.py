@@ -8,17 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpjax.evaluation.ask import NO_KEY, Prediction, Query
+from vpjax.evaluation.ask import NO_KEY, Prediction
 from vpjax.evaluation.benchmarks import REPORTED, Benchmark, answers_to
 from vpjax.evaluation.bootstrap import Scored, difference, summary
 from vpjax.types import Clip, UserError
 
-GROUPS = 8  # a table has a column for each of so many groups at most
-WITH_INTERVALS = 4  # and with their intervals for each of so many
+WITH_INTERVALS = 4  # groups at most whose table has intervals, and so room for few columns
 
 
-def label(query: Query) -> str:
-    return f"{query.control}, ranked" if query.ranked else query.control
+def label(prediction: Prediction) -> str:
+    return f"{prediction.control}, ranked" if prediction.ranked else prediction.control
 
 
 def make_results(
@@ -41,8 +40,8 @@ def make_results(
     rows: dict[str, list[Scored]] = {}
     keyless: Counter[str] = Counter()
     unusable: dict[str, set[str]] = {}
-    for query, text, fault in predictions:
-        clip, name = clip_of_id[query.clip], label(query)
+    for prediction in predictions:
+        clip, name, fault = clip_of_id[prediction.id], label(prediction), prediction.fault
         rows.setdefault(name, [])
         if fault == NO_KEY:
             keyless[name] += 1
@@ -50,7 +49,7 @@ def make_results(
         if fault:
             unusable.setdefault(fault, set()).add(clip.id)
         if not fault or missing == "wrong":
-            readable, values = benchmark.score(clip, text)
+            readable, values = benchmark.score(clip, prediction.text)
             second_group = ""
             if benchmark.second_group:
                 second_group = clip.extra[benchmark.second_group]
@@ -86,16 +85,15 @@ def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
     have. UserError where it is no such file or of another benchmark."""
     try:
         other = json.loads(path.read_text())
-        benchmarks = [x["request"]["benchmark"] for x in (results, other)]
+        model, benchmark = other["request"]["model"], other["request"]["benchmark"]
         theirs, ours = _by_control(other), _by_control(results)
     except OSError as error:
         raise UserError(f"--against={path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--against={path}: not a results.json of vpjax.evaluate") from error
-    if benchmarks[0] != benchmarks[1]:
-        raise UserError(f"--against={path}: it is of {benchmarks[1]}, not of {benchmarks[0]}")
-    gains = {name: difference(some, theirs[name]) for name, some in ours.items() if name in theirs}
-    model = other["request"]["model"]
+    if benchmark != results["request"]["benchmark"]:
+        raise UserError(f"--against={path}: it is of {benchmark}, not of {results['request']['benchmark']}")
+    gains = {name: difference(rows, theirs[name]) for name, rows in ours.items() if name in theirs}
     return {**results, "against": {"file": str(path), "model": model, "controls": gains}}
 
 
@@ -110,53 +108,50 @@ def format_results(results: Mapping[str, Any]) -> str:
     """The results as tables for a terminal, in per cent."""
     controls = {name: scores for name, scores in results["controls"].items() if scores["rows"]}
     metrics = next(iter(controls.values()))["metrics"]
-    leading, *others = metrics
-    groups = list(metrics[leading]["groups"])
-    chance = f"; chance is {per_cent(results['chance'])}" if results["chance"] else ""
-
-    listed = groups if 1 < len(groups) <= GROUPS else []
-    cell = group_mean if len(listed) > WITH_INTERVALS else group_interval
-    table = [["", *listed, "all rows [95 % interval]", "mean of groups", "readable", "rows"]]
+    leading = next(iter(metrics))
+    table = [["", *metrics, "mean of groups", "readable", "rows"]]
     for name, scores in controls.items():
-        metric = scores["metrics"][leading]
-        cells = [cell(metric["groups"].get(group)) for group in listed]
-        cells += [interval(metric["micro"]), per_cent(metric["macro"]["mean"]), per_cent(scores["readable"])]
-        table.append([name, *cells, str(scores["rows"])])
-    lines = [
-        f"{results['request']['benchmark']}: {leading} in per cent; intervals are over videos{chance}",
-        *format_table(table),
-    ]
-    if others:
-        table = [["", *others]]
-        for name, scores in controls.items():
-            table.append([name, *(interval(scores["metrics"][metric]["micro"]) for metric in others)])
-        lines += ["", *format_table(table)]
-    if len(groups) > GROUPS:
-        table = [["", *controls]]
-        for group in groups:
-            of_controls = [scores["metrics"][leading]["groups"].get(group) for scores in controls.values()]
-            table.append([group, *(group_mean(estimate) for estimate in of_controls)])
-        lines += ["", *format_table(table)]
-    second_groups = list(metrics[leading].get("second_groups", ()))
-    if second_groups:
-        table = [[f"by {results['second_group']} (rows)", *controls]]
-        for group in second_groups:
-            of_controls = [
-                scores["metrics"][leading]["second_groups"].get(group) for scores in controls.values()
-            ]
-            table.append([group, *(group_mean(estimate) for estimate in of_controls)])
-        lines += ["", *format_table(table)]
+        cells = [interval(scores["metrics"][metric]["micro"]) for metric in metrics]
+        macro = scores["metrics"][leading]["macro"]["mean"]
+        table.append([name, *cells, per_cent(macro), per_cent(scores["readable"]), str(scores["rows"])])
+    title = f"{results['request']['benchmark']}: per cent [95 % interval over videos]"
+    if results["chance"]:
+        title += f"; chance is {per_cent(results['chance'])}"
+    lines = [title, *format_table(table)]
+    for grouping, name in (("groups", "group"), ("second_groups", results["second_group"])):
+        if len(metrics[leading].get(grouping, ())) > 1:
+            means = {control: scores["metrics"][leading][grouping] for control, scores in controls.items()}
+            lines += ["", f"{leading} by {name} (rows)", *format_table(group_table(means))]
     if remarks(results):
         lines += ["", *remarks(results)]
     if "against" in results:
         lines += ["", f"minus {results['against']['model']} on the same rows, in points [95 % interval]"]
         for name, gain in results["against"]["controls"].items():
-            gains = [f"{metric} {interval(x, sign=True)}" for metric, x in gain["metrics"].items()]
+            gains = [f"{metric} {interval(mean, sign=True)}" for metric, mean in gain["metrics"].items()]
             lines.append(
                 f"{name}: {', '.join(gains)} on {gain['rows']} rows; "
                 f"{gain['unmatched']} rows on one side only"
             )
     return "\n".join(lines)
+
+
+def group_table(means: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of a table of means by control and group: a line for each control, and intervals, where the
+    groups are few; else a line for each group."""
+    groups = list(next(iter(means.values())))
+
+    def cell(control: str, group: str) -> str:
+        mean = means[control].get(group)
+        if mean is None:
+            return "-"
+        text = interval(mean) if len(groups) <= WITH_INTERVALS else per_cent(mean["mean"])
+        return f"{text} ({mean['rows']})"
+
+    if len(groups) <= WITH_INTERVALS:
+        lines = [[control, *(cell(control, group) for group in groups)] for control in means]
+        return [["", *groups], *lines]
+    lines = [[group, *(cell(control, group) for control in means)] for group in groups]
+    return [["", *means], *lines]
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
@@ -178,23 +173,13 @@ def per_cent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def interval(estimate: Mapping[str, float | None], *, sign: bool = False) -> str:
+def interval(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
     """``62.1 [58.0, 66.3]``; without the interval where one video gives none. sign: ``+`` where positive."""
     form = "+.1f" if sign else ".1f"
-    mean, low, high = (estimate[name] for name in ("mean", "low", "high"))
-    text = format(100 * mean, form)
-    if low is not None and high is not None:
-        text += f" [{format(100 * low, form)}, {format(100 * high, form)}]"
-    return text
-
-
-def group_mean(estimate: Mapping[str, Any] | None) -> str:
-    """``62.1 (40)``: the mean of a group and its rows; ``-`` where it has none."""
-    return f"{per_cent(estimate['mean'])} ({estimate['rows']})" if estimate else "-"
-
-
-def group_interval(estimate: Mapping[str, Any] | None) -> str:
-    return f"{interval(estimate)} ({estimate['rows']})" if estimate else "-"
+    text = format(100 * estimate["mean"], form)
+    if estimate["low"] is None:
+        return text
+    return f"{text} [{format(100 * estimate['low'], form)}, {format(100 * estimate['high'], form)}]"
 
 
 def format_table(table: Sequence[Sequence[str]]) -> list[str]:

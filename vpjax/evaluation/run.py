@@ -19,15 +19,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax.data.text import Text
-from vpjax.evaluation.ask import NO_KEY, Query, predict_clips
+from vpjax.evaluation.ask import NO_KEY, Predictions, Query, predict_clips
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.page import write_page
-from vpjax.evaluation.predictions import Predictions
 from vpjax.evaluation.results import compare, make_results
 from vpjax.files import exists, write_whole
+from vpjax.models.attention import backend
 from vpjax.models.sharding import make_mesh
 from vpjax.models.vlm import VideoLM
-from vpjax.scoring.metrics import caption, meteor_lacks
+from vpjax.scoring.metrics import missing_for_meteor, score_caption
 from vpjax.training import checkpoint, run_config
 from vpjax.training.setup import instructed, split_file
 from vpjax.types import Clip, Keyword, UserError
@@ -52,19 +52,19 @@ REQUEST, PREDICTIONS, RESULTS, PAGE = "request.json", "predictions.jsonl", "resu
 class Request:
     """What is to be measured.
 
-    model: a work directory or a Hugging Face folder. benchmark: a key of ``BENCHMARKS``. out: the folder of
+    benchmark: a key of ``BENCHMARKS``. model: a work directory or a Hugging Face folder. out: the folder of
     the results; None: ``default_out``. data, videos: see ``read_benchmark``; without data the held-out clips
     of a run on event clips. step: of a work directory's checkpoint; None: the newest. controls: some of
     ``CONTROLS``, in that order. rank: whether the likeliest of a question's candidate answers is predicted as
     well. limit: clips at most, evenly spread over all. missing: see ``make_results``. against: results.json
-    of another model to compare with. batch: clips at a time. new_tokens: of an answer at most; None: as the
+    of another model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: as the
     benchmark has it. mesh: devices per axis, as ``config.mesh``. video_options: fields ``data`` of
     configs/base.py that replace those of the training. dtype: of the weights; None: as in training, or as
     stored.
     """
 
-    model: Path
     benchmark: str
+    model: Path = Path()
     out: Path | None = None
     data: str | os.PathLike | None = None
     videos: str | os.PathLike | None = None
@@ -75,9 +75,9 @@ class Request:
     missing: str = "apart"
     against: Path | None = None
     batch: int = 32
-    new_tokens: int | None = None
+    max_new_tokens: int | None = None
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(data=-1, fsdp=1, tensor=1))
-    video_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    video_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
 
 
@@ -90,27 +90,25 @@ def evaluate(
     say: prints a line. writes: whether this process writes; of several processes, all of which compute, one
     does. UserError for a mistake in the request, the data or the model.
     """
-    every_clip, left_out = requested_clips(request)
-    clips = every_clip
-    if request.limit and request.limit < len(every_clip):
-        left_out[f"beyond a limit of {request.limit}"] = len(every_clip) - request.limit
-        places = np.linspace(0, len(every_clip) - 1, request.limit).round().astype(int)
-        clips = [every_clip[place] for place in places]
+    clips, left_out = requested_clips(request)
+    rows = _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in clips]))
+    if request.limit and request.limit < len(clips):
+        left_out[f"beyond a limit of {request.limit}"] = len(clips) - request.limit
+        places = np.linspace(0, len(clips) - 1, request.limit).round().astype(int)
+        clips = [clips[place] for place in places]
     check_videos(clips, say)
 
-    run = _run_of(request.model)
-    data_config = _data_config(request)
+    run, mesh = run_of(request.model), make_mesh(request.mesh)
+    data_config = ConfigDict(run_config.HF_VIDEO_DEFAULTS | run.get("data", {}) | request.video_options)
     step = _newest(request.model) if request.step is None else request.step
-    mesh = make_mesh(request.mesh)
     dtype = request.dtype
     if dtype is None and step is not None:
         dtype = run.get("dtype")
-    model, text = checkpoint.load(request.model, step=step, mesh=mesh, dtype=dtype)
+    model, text = checkpoint.load_model(request.model, step=step, mesh=mesh, dtype=dtype)
     benchmark = BENCHMARKS[request.benchmark]
-    new_tokens = request.new_tokens or benchmark.new_tokens
     description = {
         "benchmark": request.benchmark,
-        "rows": _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in every_clip])),
+        "rows": rows,
         "model": str(request.model),
         "step": step,
         "weights": fingerprint(model),
@@ -118,33 +116,28 @@ def evaluate(
         "shown": {
             field: data_config[field] for field in ("frames", "fps", "max_frames", "min_pixels", "max_pixels")
         },
-        "new_tokens": new_tokens,
+        "new_tokens": request.max_new_tokens or benchmark.new_tokens,
     }
     out = request.out or default_out(request, step)
     check_request(out, description)
-    if benchmark.score is caption and meteor_lacks():
-        say(f"without METEOR: {meteor_lacks()}")
+    if benchmark.score is score_caption and missing_for_meteor():
+        say(f"without METEOR: {missing_for_meteor()}")
 
     predictions = Predictions(out / PREDICTIONS)
     multihost_utils.sync_global_devices("predictions are read")  # by every process, before one of them writes
     if writes:
         write_json(out / REQUEST, description)
         predictions.open()
-    with predictions:
+    with predictions, backend(run.get("attention", "auto")):
         results = evaluate_model(
             model,
             text,
             clips,
-            request.benchmark,
+            request,
             data_config,
-            controls=request.controls,
-            rank=request.rank,
-            batch_size=request.batch,
-            new_tokens=new_tokens,
             mesh=mesh,
             predictions=predictions,
             left_out=left_out,
-            missing=request.missing,
             description=description,
         )
     if request.against:
@@ -159,67 +152,62 @@ def evaluate_model(
     model: VideoLM,
     text: Text,
     clips: Sequence[Clip],
-    benchmark: str,
+    request: Request,
     data_config: ConfigDict,
     *,
-    controls: Sequence[str] = ("none",),
-    rank: bool = False,
-    batch_size: int = 32,
-    new_tokens: int | None = None,
     mesh: Mesh | None = None,
     predictions: Predictions | None = None,
     left_out: Mapping[str, int] | None = None,
-    missing: str = "apart",
     description: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The results of a model in memory on a benchmark's clips, as ``make_results`` returns them.
 
-    clips: of ``read_benchmark``. data_config: the run's ``data``. mesh: that the model is on. predictions:
-    those known before, to which this adds. left_out, missing, description: see ``make_results``. Other
-    arguments: see ``Request``.
+    clips: of ``read_benchmark``. request: its benchmark, controls, rank, batch, max_new_tokens and missing
+    are read. data_config: the run's ``data``. mesh: that the model is on. predictions: those known before, to
+    which this adds. left_out, description: see ``make_results``.
     """
     if predictions is None:
         predictions = Predictions()
+    benchmark = BENCHMARKS[request.benchmark]
+    fields = data_config.to_dict() | ROOM
+    if request.benchmark in OWN:  # as short as what was trained on
+        fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
     candidates = {}
-    if rank:
+    if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
-    new_predictions = predict_clips(
+    for prediction in predict_clips(
         model,
         text,
         [without_answer(clip) for clip in clips],
-        data_config,
-        controls=controls,
-        batch_size=batch_size,
-        max_new=new_tokens or BENCHMARKS[benchmark].new_tokens,
+        ConfigDict(fields),
+        controls=request.controls,
+        batch_size=request.batch,
+        max_new=request.max_new_tokens or benchmark.new_tokens,
         mesh=mesh,
         candidates=candidates,
         # A video that could not be used may have been mended since.
         done={query for query, known in predictions.known.items() if known.fault in ("", NO_KEY)},
-    )
-    for prediction in new_predictions:
+    ):
         if prediction != predictions.known.get(prediction.query):
             predictions.append(prediction)
-    queries = [
-        Query(clip.id, control, ranked)
-        for control in controls
-        for ranked in (False, True)
-        for clip in clips
-        if not ranked or clip.id in candidates
-    ]
+    queries: list[Query] = []
+    for control in request.controls:
+        queries += [Query(clip.id, control) for clip in clips]
+        queries += [Query(clip, control, ranked=True) for clip in candidates]
     return make_results(
-        description or {"benchmark": benchmark},
-        BENCHMARKS[benchmark],
+        description or {"benchmark": request.benchmark},
+        benchmark,
         clips,
         [predictions.known[query] for query in queries],
         left_out or {},
-        missing=missing,
+        missing=request.missing,
     )
 
 
 def requested_clips(request: Request) -> tuple[list[Clip], Counter[str]]:
     """The clips that a request is about, before its limit, and how many others are left out for which reason.
     The model need not exist yet. UserError where there are none, or no such file."""
-    run = _run_of(request.model)
+    run = run_of(request.model)
     data = request.data
     if data is None:
         if request.benchmark != "events":
@@ -236,7 +224,7 @@ def requested_clips(request: Request) -> tuple[list[Clip], Counter[str]]:
     return clips, left_out
 
 
-def _run_of(folder: Path) -> dict[str, Any]:
+def run_of(folder: Path) -> dict[str, Any]:
     """The config of the run whose work directory ``folder`` is; {} for a Hugging Face folder."""
     path = folder / run_config.FILE
     if (folder / checkpoint.MODEL).is_dir() and path.is_file():
@@ -244,32 +232,18 @@ def _run_of(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _data_config(request: Request) -> ConfigDict:
-    """The fields ``data`` of configs/base.py with which clips are read."""
-    trained = run_config.data_of(request.model).to_dict()
-    fields = run_config.HF_VIDEO_DEFAULTS | trained | ROOM | request.video_options
-    if request.benchmark in OWN and "length_multiple" in trained:
-        fields["length_multiple"] = trained["length_multiple"]  # such clips are as short as those trained on
-    return ConfigDict(fields)
-
-
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
     """Tell, before any work, which videos are missing. UserError where all are."""
-    clips_of = Counter(clip.video for clip in clips if clip.video)
-    missing = [video for video in clips_of if not exists(video)]
-    if not missing:
-        return
-    if len(missing) == len(clips_of):
+    rows = Counter(clip.video for clip in clips if clip.video)
+    missing = [video for video in rows if not exists(video)]
+    if rows and len(missing) == len(rows):
         raise UserError(
-            f"none of {len(clips_of)} videos is there, such as {missing[0]}: give their root as --videos"
+            f"none of {len(rows)} videos is there, such as {missing[0]}: give their root as --videos"
         )
-    count = sum(clips_of[video] for video in missing)
-    examples = ", ".join(missing[:5])
-    if len(missing) > 5:
-        examples += ", ..."
-    say(
-        f"{len(missing)} of {len(clips_of)} videos are missing, with {count} of {len(clips)} rows: {examples}"
-    )
+    if missing:
+        count = sum(rows[video] for video in missing)
+        names = ", ".join(missing if len(missing) <= 5 else [*missing[:5], "..."])
+        say(f"{len(missing)} of {len(rows)} videos are missing, with {count} of {len(clips)} rows: {names}")
 
 
 def without_answer(clip: Clip) -> Clip:

@@ -1,0 +1,138 @@
+"""Predictions become the means that are counted here by hand, and tables and a page that hold them."""
+
+import dataclasses
+import json
+
+import pytest
+
+from vpjax.evaluation.ask import NO_KEY, Prediction
+from vpjax.evaluation.benchmarks import BENCHMARKS
+from vpjax.evaluation.page import write_page
+from vpjax.evaluation.results import compare, format_results, make_results
+from vpjax.types import Clip, UserError
+
+EVENTS = {"spin": "spins", "grow": "grows"}
+CLIPS = [
+    Clip(
+        id=f"c{number}",
+        video=f"v{number}.mp4",
+        question="<script>",
+        answer=f"The red circle {phrase}.",
+        extra={"event": event, "group": group},
+    )
+    for number, (event, phrase, group) in enumerate(
+        (event, phrase, group)
+        for group in ("1 frame", "1 frame", "2 frames")
+        for event, phrase in EVENTS.items()
+    )
+]
+RIGHT = [clip.answer for clip in CLIPS]
+# The last three name another event, two of them, and none.
+HALF_RIGHT = [*RIGHT[:3], "It spins.", "It spins and grows.", "It is red."]
+
+
+def predictions(control, texts):
+    return [Prediction(clip.id, control, False, text) for clip, text in zip(CLIPS, texts, strict=True)]
+
+
+def results(predictions, *, clips=CLIPS, missing="apart", left_out=None):
+    shown = {"frames": 8, "fps": 0.0, "max_frames": 8}
+    request = {"benchmark": "events", "model": "m", "step": 3, "weights": "w", "dtype": "float32"}
+    request |= {"shown": shown, "new_tokens": 8}
+    return make_results(request, BENCHMARKS["events"], clips, predictions, left_out or {}, missing=missing)
+
+
+@pytest.fixture
+def half_right():
+    """Controls: all clips with a video, one of them and five without key frames, and all without a video."""
+    keyless = [Prediction(clip.id, "key", False, fault=NO_KEY) for clip in CLIPS[1:]]
+    key = [Prediction("c0", "key", False, "It jumps."), *keyless]
+    every = [*predictions("none", HALF_RIGHT), *key, *predictions("blind", [""] * 6)]
+    return results(every, left_out={"no event to name": 2})
+
+
+def test_means_by_hand(half_right):
+    none, key, blind = (half_right["controls"][control] for control in ("none", "key", "blind"))
+    accuracy = none["metrics"]["accuracy"]
+    assert (none["rows"], none["videos"], none["readable"]) == (6, 6, 4 / 6)
+    assert accuracy["micro"]["mean"] == 3 / 6
+    assert {group: (x["mean"], x["rows"]) for group, x in accuracy["groups"].items()} == {
+        "1 frame": (3 / 4, 4),
+        "2 frames": (0, 2),
+    }
+    assert {event: (x["mean"], x["rows"]) for event, x in accuracy["second_groups"].items()} == {
+        "grow": (1 / 3, 3),
+        "spin": (2 / 3, 3),
+    }
+    assert (key["rows"], key["without_key_frames"], key["readable"]) == (1, 5, 1)
+    assert blind["readable"] == blind["metrics"]["accuracy"]["micro"]["mean"] == 0
+    assert half_right["chance"] == 1 / 8 and half_right["unasked"] == {"no event to name": 2}
+
+
+def test_tables(half_right):
+    lines = format_results(half_right).splitlines()
+    assert "events" in lines[0] and "chance is 12.5" in lines[0]
+    assert lines[1].split() == "accuracy mean of groups readable rows".split()
+    low, high = (
+        100 * half_right["controls"]["none"]["metrics"]["accuracy"]["micro"][end] for end in ("low", "high")
+    )
+    assert lines[2].split() == f"none 50.0 [{low:.1f}, {high:.1f}] 37.5 66.7 6".split()
+    assert lines[3].split() == "key 0.0 0.0 100.0 1".split()  # one video has no interval
+    by_group = lines.index("accuracy by group (rows)")
+    assert lines[by_group + 1].split() == "1 frame 2 frames".split()
+    assert lines[by_group + 2].startswith("none") and "75.0 [" in lines[by_group + 2]
+    assert "] (4)" in lines[by_group + 2] and lines[by_group + 3].split() == "key 0.0 (1) -".split()
+    by_event = lines.index("accuracy by event (rows)")
+    assert lines[by_event + 1].split() == ["grow", "spin"]
+    assert lines[-2:] == ["2 rows not asked: no event to name", f"5 rows not shown under key: {NO_KEY}"]
+
+
+def test_many_groups_are_lines_of_their_own():
+    """Without intervals, for which there would be no room."""
+    clips = [dataclasses.replace(clip, extra=clip.extra | {"group": f"group {clip.id}"}) for clip in CLIPS]
+    lines = format_results(results(predictions("none", HALF_RIGHT), clips=clips)).splitlines()
+    assert "group c0  100.0 (1)" in lines and "group c5    0.0 (1)" in lines
+
+
+@pytest.mark.parametrize(("missing", "rows"), [("apart", 5), ("wrong", 6)])
+def test_unusable_videos_are_counted(missing, rows):
+    faulty = [Prediction("c0", control, False, fault="v0.mp4: broken") for control in ("none", "blind")]
+    every = [*faulty, *predictions("none", RIGHT)[1:], *predictions("blind", RIGHT)[1:]]
+    got = results(every, missing=missing)
+    assert got["unusable"] == {"v0.mp4: broken": 1}
+    for scores in got["controls"].values():
+        assert scores["rows"] == rows
+        assert scores["metrics"]["accuracy"]["micro"]["mean"] == 5 / rows
+    counted = "not counted" if missing == "apart" else "counted as wrong"
+    assert f"1 rows {counted}: v0.mp4: broken" in format_results(got)
+    with pytest.raises(UserError, match="no row was answered: v0.mp4: broken"):
+        results(faulty[:1])
+
+
+def test_difference_to_other_results(tmp_path, half_right):
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(half_right))
+    got = compare(results(predictions("none", RIGHT)), file)
+    gain = got["against"]["controls"]["none"]
+    assert (gain["rows"], gain["unmatched"], gain["metrics"]["accuracy"]["mean"]) == (6, 0, 0.5)
+    lines = format_results(got).splitlines()
+    assert "minus m on the same rows, in points [95 % interval]" in lines and "accuracy +50.0 [+" in lines[-1]
+    for content, message in (
+        ("{}", "not a results.json"),
+        (json.dumps(half_right).replace('"events"', '"mlvu"'), "it is of mlvu, not of events"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            compare(half_right, file)
+    with pytest.raises(UserError, match="No such file"):
+        compare(half_right, tmp_path / "none.json")
+
+
+def test_a_page_holds_tables_and_rows(tmp_path, half_right):
+    """Both groupings, wrong and right rows, hostile text escaped; no frames of a missing video."""
+    other_request = [Prediction("c0", "reverse", False, "not of this request")]
+    write_page(tmp_path / "results.html", half_right, CLIPS, predictions("none", HALF_RIGHT) + other_request)
+    html = (tmp_path / "results.html").read_text()
+    assert "By group: accuracy" in html and "By event: accuracy" in html and html.count('"sample"') == 6
+    assert "http" not in html and "<script" not in html and "&lt;script&gt;" in html
+    assert "It spins and grows." in html and "not of this request" not in html and "data:image" not in html
