@@ -115,17 +115,17 @@ def _parse_keyword(record: Any) -> Keyword:
 
 def _string(record: dict[str, Any], field: str, default: str | None = None) -> str:
     value = record.get(field, default)
-    if not isinstance(value, str):
-        several = ": a clip has one video" if field == "video" and isinstance(value, list) else ""
-        raise ValueError(f"field {field!r} is {value!r}, not a string{several}")
-    return value
+    if isinstance(value, str):
+        return value
+    several = ": a clip has one video" if field == "video" and isinstance(value, list) else ""
+    raise ValueError(f"field {field!r} is {value!r}, not a string{several}")
 
 
 def _list(record: dict[str, Any], field: str) -> list[Any]:
     value = record.get(field, [])
-    if not isinstance(value, list):
-        raise ValueError(f"field {field!r} is {value!r}, not a list")
-    return value
+    if isinstance(value, list):
+        return value
+    raise ValueError(f"field {field!r} is {value!r}, not a list")
 
 
 def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:

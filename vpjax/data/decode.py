@@ -46,7 +46,7 @@ class Problem(Exception):
     """The reason why a file cannot be used, without its name."""
 
 
-class UntrustedTimestamps(Problem):
+class BadTimestamps(Problem):
     """The frames are not at the times that the packets' timestamps give."""
 
 
@@ -90,8 +90,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     end, is_cut = 0.0, False
     with opened(path, max_side) as (container, stream):
         rate, tick = rate_and_tick(stream)
-        # FFmpeg does not report when files of these formats end early, but they state the duration of their
-        # longest stream.
+        # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
         stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
         expected = len(stream.index_entries)
         for packet in container.demux() if stated_ticks else container.demux(stream):
@@ -104,7 +103,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
                 continue
             expected -= 1
             if packet.pts is None:
-                raise UntrustedTimestamps("a packet has no presentation time")
+                raise BadTimestamps("a packet has no presentation time")
             if packet.is_keyframe:
                 entries[packet.pts] = packet.pts if packet.dts is None else packet.dts
             if not packet.is_discard:
@@ -112,9 +111,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     stated_end = stated_ticks / av.time_base - 1.0  # the last frame may not state its duration
     if is_cut or expected > 0 or end < stated_end:
         raise Problem(f"is cut short or damaged after {len(durations)} frames")
-    begin = min(
-        entries, default=-math.inf
-    )  # earlier frames cannot be decoded: the clip was cut out of a film here
+    begin = min(entries, default=-math.inf)  # of a clip cut out of a film; earlier frames cannot be decoded
     pts = np.array(sorted(p for p in durations if p >= begin), np.int64)
     if not len(pts):
         raise Problem("has no decodable frame")
@@ -131,8 +128,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
 
 
 def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
-    """The index by decoding the whole file: by its frames' timestamps if they ascend, else by its frame
-    rate."""
+    """The index by decoding the whole file: its frames' timestamps if they ascend, else its frame rate."""
     with opened(path, max_side) as (container, stream):
         pts = [frame.pts for frame in container.decode(stream)]
         rate, tick = rate_and_tick(stream)
@@ -167,7 +163,7 @@ def decode_frames(
                 if pts is None or pts >= index.pts[number]:
                     break
             if pts != index.pts[number] or frame.is_corrupt:
-                raise UntrustedTimestamps(f"the frame at {index.times[number]:.3f} s cannot be decoded")
+                raise BadTimestamps(f"the frame at {index.times[number]:.3f} s cannot be decoded")
             following = number + 1
             check_size(frame.width, frame.height, max_side)
             yield upright(convert.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame)

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from vpjax.data.cache import cache_folder
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
 from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
     from vpjax.models.vlm import VLMConfig
 
 
+Shape = tuple[int, int, int]  # frames, height and width
+Part = tuple[float | None, float | None]  # start and end of a Clip
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A file at the time of indexing. media: None for a clip without a file. size: in bytes. modified: in ns.
-    fault: why the file cannot be used, or "".
-    """
+    fault: why the file cannot be used, or ""."""
 
     path: str
     media: Media | None
@@ -64,28 +68,23 @@ class Index:
     rejected: dict[str, list[str]]
 
 
-def build_index(
-    clips: Sequence[Clip],
-    text: Text,
-    model_config: VLMConfig,
-    data_config: ConfigDict,
-    sampling: Sampling,
-    cache: Path,
-) -> Index:
+def build_index(clips: Sequence[Clip], text: Text, model_config: VLMConfig, data_config: ConfigDict) -> Index:
     """Probe every file, tokenize every clip, assign its bucket and reject the clips that are too long.
 
     data_config: ``data`` of configs/base.py. A clip whose file cannot be used is kept, with its fault, in the
     bucket for frames of the most common shape, and becomes a masked row. If all files are of one size, the
     order of the other clips is therefore the same as without the fault.
     """
-    probed = probe_sources(sorted({clip.video for clip in clips}), cache, data_config.max_side)
+    probed = probe_sources(
+        sorted({clip.video for clip in clips}), cache_folder(data_config), data_config.max_side
+    )
     sources: list[Source] = []
-    shapes: list[tuple[int, int, int] | None] = []
+    shapes: list[Shape | None] = []
     for clip in clips:
         source, shape = probed[clip.video], None
         if not source.fault:
             try:
-                shape = frame_shape(source, model_config, data_config, sampling, clip.start, clip.end)
+                shape = frame_shape(source, model_config, data_config, (clip.start, clip.end))
             except ValueError as error:
                 source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
         sources.append(source)
@@ -97,15 +96,10 @@ def build_index(
     longest = max((source.info.duration for source in probed.values() if source.info), default=0.0)
     entries: list[Entry] = []
     rejected: dict[str, list[str]] = {}
+    keyword_sizes = dict(keywords=data_config.keywords, keyword_tokens=data_config.keyword_tokens)
     for number, (clip, source, shape) in enumerate(zip(clips, sources, shapes, strict=True)):
         try:
-            tokens = tokenize(
-                clip,
-                text,
-                media=source.media,
-                keywords=data_config.keywords,
-                keyword_tokens=data_config.keyword_tokens,
-            )
+            tokens = tokenize(clip, text, media=source.media, **keyword_sizes)
             bucket = bucket_for(tokens, shape or common[0][0], longest, model_config, data_config)
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
@@ -118,15 +112,10 @@ def build_index(
 
 
 def frame_shape(
-    source: Source,
-    model_config: VLMConfig,
-    data_config: ConfigDict,
-    sampling: Sampling,
-    start: float | None = None,
-    end: float | None = None,
-) -> tuple[int, int, int]:
-    """(F, h, w) of the bucket for the part of a file from ``start`` to ``end``. ValueError for an aspect
-    ratio that smart_resize refuses, and for a part that is not inside the file."""
+    source: Source, model_config: VLMConfig, data_config: ConfigDict, part: Part = (None, None)
+) -> Shape:
+    """The (F, h, w) of the bucket for the part (start, end) of a file. ValueError for an aspect ratio that
+    smart_resize refuses, and for a part that is not inside the file."""
     info = source.info
     if info is None:  # no file
         return 0, 0, 0
@@ -135,7 +124,8 @@ def frame_shape(
     height, width = smart_resize(info.height, info.width, factor=factor, **limits)
     if source.media == "image":
         return round_up(1, model_config.vision.temporal), height, width
-    first, last = resolve_part(info.duration, 1 / info.fps, start, end)
+    first, last = resolve_part(info.duration, 1 / info.fps, *part)
+    sampling = Sampling.of(data_config)
     if sampling.fps is None:
         frames = sampling.frames or 0
     else:
@@ -146,11 +136,7 @@ def frame_shape(
 
 
 def bucket_for(
-    tokens: Tokens,
-    shape: tuple[int, int, int],
-    longest: float,
-    model_config: VLMConfig,
-    data_config: ConfigDict,
+    tokens: Tokens, shape: Shape, longest: float, model_config: VLMConfig, data_config: ConfigDict
 ) -> Bucket:
     """The bucket of a clip with frames of ``shape``. longest: seconds of the longest video, so that there is
     room for any time in words. UserError if the clip has too many tokens."""
@@ -174,8 +160,7 @@ def bucket_for(
 
 
 def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:
-    """Probe files in parallel; ``cache`` keeps the results for files that have not changed by the next
-    run."""
+    """Probe files in parallel; ``cache`` keeps the results for later runs, for files that do not change."""
     name = hashlib.sha256("\n".join([*paths, str(max_side)]).encode()).hexdigest()[:32]
     file = cache / "index" / f"{name}.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
@@ -196,9 +181,8 @@ def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str,
             return Source(path, media, fault=str(error))
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        bar = tqdm(
-            pool.map(probe_source, paths), total=len(paths), desc="probing videos", unit="file", delay=2
-        )
+        probed = pool.map(probe_source, paths)
+        bar = tqdm(probed, total=len(paths), desc="probing videos", unit="file", delay=2)
         sources = dict(zip(paths, bar, strict=True))
     found = {
         path: [source.size, source.modified, *dataclasses.astuple(source.info)]

@@ -267,8 +267,7 @@ def make_batch_maker(
         )
     if data_config.tfio_python:
         tfio.worker(data_config.tfio_python)  # a Python that cannot serve is no fault of a clip
-    folder = cache_folder(data_config)
-    index = build_index(clips, text, model_config, data_config, Sampling.of(data_config), folder)
+    index = build_index(clips, text, model_config, data_config)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):
         groups.setdefault(entry.bucket, []).append(number)
@@ -279,7 +278,7 @@ def make_batch_maker(
         entries=index.entries,
         model_config=model_config,
         data_config=data_config,
-        cache=FrameCache(folder / "frames", int(data_config.cache_gb * 1e9)),
+        cache=FrameCache(cache_folder(data_config) / "frames", int(data_config.cache_gb * 1e9)),
         part=slice(process_index * rows, (process_index + 1) * rows),
     )
     return maker, index

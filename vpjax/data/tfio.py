@@ -10,23 +10,23 @@ import contextlib
 import functools
 import json
 import os
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 import numpy as np
 
-from vpjax.data.decode import FrameIndex, Problem, UntrustedTimestamps, opened, upright
+from vpjax.data.decode import BadTimestamps, FrameIndex, Problem, opened, upright
 from vpjax.events.drawing import encode
 from vpjax.files import AnyPath, fetched
 from vpjax.types import UserError
 
 WORKER = Path(__file__).with_name("tfio_worker.py")
 SHARED = "/dev/shm"  # files in memory, on systems that have them
-WIDTH_MULTIPLE = 16  # pixels: tensorflow-io 0.37.1 overruns its buffer at any other width
+WIDTH_STEP = 16  # pixels: tensorflow-io 0.37.1 overruns its buffer at any other width
 PROBE_SHAPE = (4, 48, 64, 3)  # of the clip that a worker decodes first: frames, height, width, channels
 
 
@@ -39,15 +39,11 @@ class Worker:
     def __init__(self, python: str):
         self.name = f"data.tfio_python={python}"
         self.lock = threading.Lock()
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         try:
             # The worker ends when this process does, which closes its input.
-            self.process = subprocess.Popen(
-                [python, str(WORKER)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+            self.process = Popen(
+                [python, str(WORKER)], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=environment
             )
         except OSError as error:
             raise UserError(f"{self.name}: cannot be run ({error.strerror})") from error
@@ -71,8 +67,7 @@ class Worker:
             raise UserError(f"{self.name}: {self.versions} finds {found} frames in a clip of {count}")
 
     def decode(self, path: Path, numbers: np.ndarray) -> tuple[int, np.ndarray]:
-        """The number of frames of a local file, and the frames u8[F,h,w,3] at ``numbers``. Problem if the
-        file cannot be decoded."""
+        """A local file's frame count, and its frames u8[F,h,w,3] at ``numbers``. Problem if it is broken."""
         folder = SHARED if os.path.isdir(SHARED) else None
         with tempfile.NamedTemporaryFile(dir=folder) as shared, self.lock:
             request = {"path": str(path), "frames": numbers.tolist(), "into": shared.name}
@@ -114,10 +109,8 @@ def decode_with_tfio(
     """The upright frames u8[h,w,3] at ``chosen``, as ``vpjax.data.decode.decode_frames``."""
     with opened(path, max_side) as (container, stream):
         width = stream.codec_context.width
-        if width % WIDTH_MULTIPLE:
-            raise Problem(
-                f"is {width} pixels wide; tensorflow-io needs a multiple of {WIDTH_MULTIPLE}: use PyAV"
-            )
+        if width % WIDTH_STEP:
+            raise Problem(f"is {width} pixels wide; tensorflow-io needs a multiple of {WIDTH_STEP}: use PyAV")
         first = next(container.decode(stream), None)
     with fetched(path) as file:
         try:
@@ -126,7 +119,7 @@ def decode_with_tfio(
             _worker.cache_clear()  # this file killed the worker: start another one for the next file
             raise
     if count != len(index.times):
-        raise UntrustedTimestamps(f"has {len(index.times)} frames, of which tensorflow-io decodes {count}")
+        raise BadTimestamps(f"has {len(index.times)} frames, of which tensorflow-io decodes {count}")
     if first is None:
         raise Problem("has no decodable frame")
     for frame in frames:

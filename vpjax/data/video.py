@@ -18,14 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from vpjax.data import tfio
-from vpjax.data.decode import (
-    FrameIndex,
-    Problem,
-    UntrustedTimestamps,
-    decode_frames,
-    frame_index,
-    packet_index,
-)
+from vpjax.data.decode import BadTimestamps, FrameIndex, Problem, decode_frames, frame_index, packet_index
 from vpjax.data.images import IMAGES as IMAGES
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
 from vpjax.files import AnyPath, exists, is_folder
@@ -70,8 +63,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """width, height: of the upright frames in pixels. duration: seconds. fps: the mean rate, frames /
-    duration."""
+    """width, height: of the upright frames in pixels. duration: seconds. fps: the mean frame rate."""
 
     width: int
     height: int
@@ -94,9 +86,7 @@ class Video:
 def probe(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
     """Size and timing of a video, from its packets and one decoded frame. UserError as ``read_frames``."""
     with _named_problems(path):
-        index, _, [(height, width, _)] = _read_chosen(
-            path, lambda index: np.zeros(1, int), np.shape, max_side
-        )
+        index, _, [(height, width, _)] = _read_chosen(path, lambda _: np.zeros(1, int), np.shape, max_side)
     count = len(index.times)
     return VideoInfo(width, height, index.duration, count / index.duration, count)
 
@@ -159,11 +149,8 @@ def probe_image(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
 
 
 def seconds_per_slot(times: np.ndarray, temporal: int = 2) -> float:
-    """Seconds from one slot to the next: ``temporal`` mean frame intervals, Hugging Face's
-    ``second_per_grid_ts``.
-
-    times: f64[F]; a repeated last frame counts once. 0 for an image.
-    """
+    """Seconds from one slot to the next, Hugging Face's ``second_per_grid_ts``: ``temporal`` mean frame
+    intervals of ``times`` f64[F], of which a repeated last one counts once; 0 for an image."""
     if len(times) > 1 and times[-1] == times[-2]:
         times = times[:-1]
     return temporal * float(times[-1] - times[0]) / max(len(times) - 1, 1)
@@ -185,9 +172,8 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frame.shape[:2] == tuple(size):
         return frame
     resized = []
-    for channel in frame.transpose(2, 0, 1).astype(
-        np.float32
-    ):  # Pillow would clip bytes after each of two passes
+    # As floats, for Pillow would clip bytes after each of its two passes.
+    for channel in frame.transpose(2, 0, 1).astype(np.float32):
         resized.append(np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BICUBIC)))
     return np.rint(np.stack(resized, axis=-1).clip(0, 255)).astype(np.uint8)
 
@@ -221,9 +207,8 @@ def _fit(
     """The frame resized to ``size``, or by ``smart_resize`` if that is None."""
     height, width, _ = frame.shape
     try:
-        size = size or smart_resize(
-            height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
-        )
+        if size is None:
+            size = smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
     except ValueError as error:
         raise Problem(error) from error
     return resize(frame, size)
@@ -249,8 +234,7 @@ def _read_chosen(
     max_side: int,
     tfio_python: str = "",
 ) -> tuple[FrameIndex, np.ndarray, list[Any]]:
-    """The index, the numbers i64[F] of the frames that ``choose`` returns for it, and these frames
-    converted."""
+    """The index, the frame numbers i64[F] that ``choose`` returns for it, and these frames converted."""
     files: list[str] = []
 
     def frames_at(index: FrameIndex, numbers: np.ndarray) -> Iterable[np.ndarray]:
@@ -271,5 +255,5 @@ def _read_chosen(
         return read(index)
     try:
         return read(packet_index(path, max_side))
-    except UntrustedTimestamps:
+    except BadTimestamps:
         return read(frame_index(path, max_side))
