@@ -2,16 +2,17 @@
 
 python -m vpjax.build --annotations FILE --videos DIR --out DIR [--scorer span,motion] [...]
 
-<out>/clips.jsonl    one clip a line, which vpjax.train takes as --config.data.train (or .array_record)
-<out>/skipped.jsonl  the questions that gave no clip: where they stand and why
+<out>/clips.jsonl    one clip a line, for vpjax.train as --config.data.train (or clips.array_record)
+<out>/skipped.jsonl  the questions that gave no clip: their places and the reasons
 <out>/report.html    counts, histograms and sample clips: look at it before you train
-<out>/manifest.json  what it was made from and with
-<out>/parts/         what was done so far: the same command again goes on, and tries again the videos that
-                     were missing or could not be read
+<out>/manifest.json  what it was made from, and how
+<out>/parts/         finished work: the same command again continues, and retries the videos that were
+                     missing or could not be read
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -23,7 +24,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
-from absl import flags
 from tqdm import tqdm
 
 from vpjax import cli
@@ -31,120 +31,86 @@ from vpjax.building import report
 from vpjax.building.annotations import FORMATS, Item, read_annotations
 from vpjax.building.examine import SCORERS, Options
 from vpjax.building.keywords import load_extractor
-from vpjax.building.parts import is_whole, make_part, parts_of, read_part
+from vpjax.building.parts import is_finished, make_part, parts_of, read_part
 from vpjax.data.clips import write_clips
 from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
 from vpjax.types import Clip, UserError
 
-Job = tuple[list[Item], Options, str]  # what make_part takes
-DEFAULTS = Options(videos="")
-
-ANNOTATIONS = flags.DEFINE_string("annotations", None, "Annotation file: .json, .jsonl or .array_record.")
-FORMAT = flags.DEFINE_string("format", "", f"Its format, one of {', '.join(FORMATS)}; '': as it looks.")
-VIDEOS = flags.DEFINE_string("videos", "", "Root of its relative paths; '': its own folder.")
-OUT = flags.DEFINE_string("out", None, "Folder of the data set.")
-ARRAY_RECORD = flags.DEFINE_bool("array_record", False, "Write clips.array_record in place of clips.jsonl.")
-SPACY = flags.DEFINE_string("spacy", "", "Trained spaCy pipeline, name or path; '': rules.")
-KEYWORDS = flags.DEFINE_string(
-    "keywords", "", "File of your own keywords, one a line, in place of all others."
-)
-SCORER = flags.DEFINE_list(
-    "scorer", list(DEFAULTS.scorers), f"How key frames are found: some of {', '.join(SCORERS)}, multiplied."
-)
-TEXT_MODEL = flags.DEFINE_string("text_model", "", "Folder of a SigLIP or CLIP model, for the scorer text.")
-MODEL = flags.DEFINE_string("model", "", "Work directory or Hugging Face folder, for the scorer self.")
-FPS = flags.DEFINE_float("fps", DEFAULTS.fps, "Frames per second that are looked at.", 0.0)
-MAX_FRAMES = flags.DEFINE_integer("max_frames", DEFAULTS.max_frames, "Of a clip; a longer one gets fewer.", 2)
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", DEFAULTS.max_pixels, "Of a frame that is looked at.", 1)
-CAP = flags.DEFINE_float(
-    "cap", DEFAULTS.cap, "Largest share of a clip that a keyword's frames are.", 0.0, 1.0
-)
-TFIO_PYTHON = flags.DEFINE_string(
-    "tfio_python", "", "A Python with tensorflow-io, to decode in place of PyAV."
-)
-WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", 1)
-RUNNER = flags.DEFINE_string("runner", "", "Apache Beam runner in place of local processes, as FlinkRunner.")
-BEAM = flags.DEFINE_multi_string("beam", [], "An option of Beam's own, as --beam=--flink_master=HOST:PORT.")
-SAMPLES = flags.DEFINE_integer("samples", 24, "Clips that the report shows.", 0)
-MAX_SKIPPED = flags.DEFINE_float(
-    "max_skipped_share", 0.1, "Of the questions; beyond it, no data set.", 0.0, 1.0
-)
-flags.adopt_module_key_flags(cli)
+Job = tuple[list[Item], Options, str]  # the arguments of make_part
 
 
-def main() -> int:
-    cli.require(ANNOTATIONS, OUT)
-    annotations = read_annotations(ANNOTATIONS.value, FORMAT.value)
-    options = options_of_flags()
-    questions = len(annotations.items)
-    print(f"{ANNOTATIONS.value}: {annotations.format}, {annotations.rows} rows, {questions} questions")
-    check_skipped(report.summarize(annotations.items, annotations.rows))
+def build(
+    annotations: str,
+    out: str,
+    options: Options | None = None,
+    *,
+    format: str = "",
+    array_record: bool = False,
+    workers: int | None = None,
+    runner: str = "",
+    beam: Sequence[str] = (),
+    samples: int = 24,
+    max_skipped_share: float = 0.1,
+) -> report.Summary:
+    """Make the data set ``out`` from a file of annotations and return its counts.
+
+    options: how clips are examined; without ``videos``, paths start at the folder of the annotations. format:
+    a name in FORMATS; "" detects it. workers: local processes, by default one per core. runner, beam: an
+    Apache Beam runner that replaces them, and Beam's own options. samples: clips that the report shows.
+    max_skipped_share: of the questions; if more are skipped, no clips are written. UserError then, for files
+    that cannot be used, and if ``out`` holds another build.
+    """
+    options = options or Options()
+    if not options.videos:
+        options = dataclasses.replace(options, videos=folder_of(annotations))
+    source = read_annotations(annotations, format)
+    print(f"{annotations}: {source.format}, {source.rows} rows, {len(source.items)} questions", flush=True)
+    check_skipped(report.summarize(source.items, source.rows), max_skipped_share)
     about = {
-        "annotations": f"{ANNOTATIONS.value} ({annotations.format})",
+        "annotations": f"{annotations} ({source.format})",
         "videos": options.videos,
         "keywords": load_extractor(options.spacy, options.keywords).describe(),
         "key frames": " x ".join(options.scorers) + " (span: where there are annotated spans)",
     }
-    folder = join_path(OUT.value, "parts")
-    claim(folder, annotations.items, options, about["keywords"])
-    with worker_processes() as pool:
-        numbered = enumerate(parts_of(annotations.items))
-        parts = {join_path(folder, f"{number:05d}.jsonl"): places for number, places in numbered}
-        jobs = [
-            ([annotations.items[place] for place in places], options, file)
-            for file, places in parts.items()
-            if not (exists(file) and is_whole(file))
-        ]
-        if RUNNER.value:
-            examine_on_beam(jobs)
+    claim_folder(out, source.items, options, about["keywords"])
+    parts = {}
+    for number, indices in enumerate(parts_of(source.items)):
+        parts[join_path(out, f"parts/{number:05d}.jsonl")] = indices
+    pending = [file for file in parts if not is_finished(file)]
+    jobs = [([source.items[n] for n in parts[file]], options, file) for file in pending]
+    with worker_processes(workers or os.cpu_count() or 1) as pool:
+        if runner:
+            run_on_beam(jobs, runner, beam)
         else:
-            examine_here(pool, jobs, sum(map(len, parts.values())))
-        items = list(annotations.items)
-        for file, places in parts.items():
-            for place, item in zip(places, read_part(file), strict=True):
-                items[place] = item
-        summary = report.summarize(items, annotations.rows)
-        sheets = sampled(pool, annotations.items, items, options)
-    write(OUT.value, items, summary, sheets, options, about)
-    return cli.OK
-
-
-def options_of_flags() -> Options:
-    """The options that the flags say. UserError for one that cannot be."""
-    unknown = set(SCORER.value) - set(SCORERS)
-    if unknown or not SCORER.value:
-        raise UserError(f"--scorer={','.join(SCORER.value)}: choose some of {', '.join(SCORERS)}")
-    for scorer, name, folder in (("text", "text_model", TEXT_MODEL.value), ("self", "model", MODEL.value)):
-        if scorer in SCORER.value and not folder:
-            raise UserError(f"--scorer={','.join(SCORER.value)} needs --{name}")
-    if not FPS.value:
-        raise UserError("--fps must be above 0")
-    keywords = ()
-    if KEYWORDS.value:
-        with open_file(KEYWORDS.value, "rb") as file:
-            keywords = tuple(line.strip() for line in file.read().decode().splitlines() if line.strip())
-        if not keywords:
-            raise UserError(f"--keywords={KEYWORDS.value}: no keywords in this file")
-    return Options(
-        videos=VIDEOS.value or folder_of(ANNOTATIONS.value),
-        spacy=SPACY.value,
-        keywords=keywords,
-        scorers=tuple(SCORER.value),
-        text_model=TEXT_MODEL.value,
-        model=MODEL.value,
-        fps=FPS.value,
-        max_frames=MAX_FRAMES.value,
-        max_pixels=MAX_PIXELS.value,
-        cap=CAP.value,
-        tfio_python=TFIO_PYTHON.value,
+            run_locally(pool, jobs, sum(len(indices) for indices in parts.values()))
+        items = list(source.items)
+        for file, indices in parts.items():
+            for n, item in zip(indices, read_part(file), strict=True):
+                items[n] = item
+        shown = [source.items[n] for n in report.choose_samples(items, samples)]
+        sheets = make_sheets(pool, shown, options)
+    summary = report.summarize(items, source.rows)
+    skipped = [dict(place=item.place, reason=item.skipped) for item in items if item.skipped]
+    write_whole(join_path(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in skipped).encode())
+    page = join_path(out, "report.html")
+    write_whole(page, report.render_report(summary, items, sheets, about).encode())
+    manifest = dict(about=about, options=dataclasses.asdict(options), counts=dataclasses.asdict(summary))
+    write_whole(join_path(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    print(
+        f"{summary.rows} rows, {summary.questions} questions = {summary.clips} clips "
+        f"({summary.degraded} with V~) + {len(skipped)} skipped; look at {page}"
     )
+    check_skipped(summary, max_skipped_share)
+    clips = [relative_to(item.clip, out) for item in items if item.clip]
+    write_clips(join_path(out, "clips.array_record" if array_record else "clips.jsonl"), clips)
+    return summary
 
 
 @contextlib.contextmanager
-def worker_processes() -> Iterator[Executor]:
-    """The local worker processes, started when they are first needed."""
+def worker_processes(count: int) -> Iterator[Executor]:
+    """Local worker processes, started when they are first needed."""
     context = get_context("spawn")  # JAX may run threads, which a fork would not survive
-    pool = ProcessPoolExecutor(WORKERS.value, context, initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(count, context, initializer=ignore_interrupts)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -161,99 +127,112 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def claim(folder: str, items: Sequence[Item], options: Options, keywords: str) -> None:
-    """Make ``folder`` that of this build. UserError where it is another one's."""
+def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: str) -> None:
+    """Record in ``out`` what this build is made from. UserError if another build is recorded there."""
     made_from = {
         "items": hashlib.sha256(repr(items).encode()).hexdigest(),
         "options": dataclasses.asdict(options),
         "keywords": keywords,
     }
-    record, file = json.dumps(made_from, indent=1), join_path(folder, "made_from.json")
+    record, file = json.dumps(made_from, indent=1), join_path(out, "parts/made_from.json")
     if not exists(file):
         write_whole(file, record.encode())
         return
     with open_file(file, "rb") as known:
-        theirs = json.load(known)
-    changed = [name for name, value in json.loads(record).items() if theirs.get(name) != value]
+        recorded = json.load(known)
+    changed = [name for name, value in json.loads(record).items() if recorded.get(name) != value]
     if changed:
-        what = "annotations" if "items" in changed else " and ".join(changed)
-        raise UserError(
-            f"--out={OUT.value} holds a build with other {what}: delete it or choose another folder"
-        )
+        names = "annotations" if "items" in changed else " and ".join(changed)
+        raise UserError(f"--out={out} holds a build with other {names}: delete it or choose another folder")
 
 
-def examine_here(pool: Executor, jobs: Sequence[Job], total: int) -> None:
-    """Make the parts in local processes. total: clips of all parts."""
-    done = {pool.submit(make_part, *job): len(job[0]) for job in jobs}
-    with tqdm(desc="clips", total=total, initial=total - sum(done.values()), unit="clip") as bar:
-        for future in as_completed(done):
+def run_locally(pool: Executor, jobs: Sequence[Job], total: int) -> None:
+    """Make the parts in local processes. total: the number of clips in all parts."""
+    clips = {pool.submit(make_part, *job): len(job[0]) for job in jobs}
+    with tqdm(desc="clips", total=total, initial=total - sum(clips.values()), unit="clip") as bar:
+        for future in as_completed(clips):
             future.result()
-            bar.update(done[future])
+            bar.update(clips[future])
 
 
-def examine_on_beam(jobs: Sequence[Job]) -> None:
+def run_on_beam(jobs: Sequence[Job], runner: str, beam_options: Sequence[str]) -> None:
     """Make the parts on an Apache Beam runner, whose workers must see the same files."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-        raise UserError(f"--runner={RUNNER.value} needs Apache Beam: pip install 'vpjax[beam]'") from error
-    options = PipelineOptions([f"--runner={RUNNER.value}", *BEAM.value])
-    with beam.Pipeline(options=options) as pipeline:
+        raise UserError(f"--runner={runner} needs Apache Beam: pip install 'vpjax[beam]'") from error
+    with beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *beam_options])) as pipeline:
         _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.MapTuple(make_part)
 
 
-def sampled(
-    pool: ProcessPoolExecutor, annotated: Sequence[Item], items: Sequence[Item], options: Options
-) -> list[report.Sheet]:
-    """The sheets of a report's sample clips."""
-    chosen = report.samples(items, SAMPLES.value)
-    sheets = pool.map(report.sheet_of, [annotated[place] for place in chosen], [options] * len(chosen))
-    return [sheet for sheet in tqdm(sheets, "report", total=len(chosen), unit="clip") if sheet is not None]
+def make_sheets(pool: Executor, items: Sequence[Item], options: Options) -> list[report.Sheet]:
+    sheets = pool.map(report.make_sheet, items, [options] * len(items))
+    return [sheet for sheet in tqdm(sheets, "report", total=len(items), unit="clip") if sheet is not None]
 
 
-def check_skipped(summary: report.Summary) -> None:
-    """UserError where more is skipped than --max_skipped_share allows, or all."""
+def check_skipped(summary: report.Summary, max_share: float) -> None:
+    """UserError if more than ``max_share`` of the questions are skipped, or all."""
     skipped = summary.questions - summary.clips
-    if skipped > MAX_SKIPPED.value * summary.questions or not summary.clips:
+    if skipped > max_share * summary.questions or not summary.clips:
         why = "; ".join(f"{reason.text} {reason.count} ({reason.examples[0]})" for reason in summary.skipped)
-        raise UserError(
-            f"{skipped} of {summary.questions} questions give no clip, where --max_skipped_share="
-            f"{MAX_SKIPPED.value:g} allows fewer: {why}"
-        )
+        allowed = f"--max_skipped_share={max_share:g} allows fewer"
+        raise UserError(f"{skipped} of {summary.questions} questions give no clip, where {allowed}: {why}")
 
 
-def write(
-    out: str,
-    items: Sequence[Item],
-    summary: report.Summary,
-    sheets: Sequence[report.Sheet],
-    options: Options,
-    about: dict[str, str],
-) -> None:
-    """Write all of a data set's files, the clips last. UserError where too much was skipped: then they are
-    not written."""
-    left = [dict(place=item.place, reason=item.skipped) for item in items if item.skipped]
-    write_whole(join_path(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in left).encode())
-    write_whole(join_path(out, "report.html"), report.page(summary, items, sheets, about).encode())
-    manifest = dict(about=about, options=dataclasses.asdict(options), counts=dataclasses.asdict(summary))
-    write_whole(join_path(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
-    print(
-        f"{summary.rows} rows, {summary.questions} questions = {summary.clips} clips "
-        f"({summary.degraded} with V~) + {summary.questions - summary.clips} skipped; "
-        f"look at {join_path(out, 'report.html')}"
-    )
-    check_skipped(summary)
-    clips = [from_folder(item.clip, out) for item in items if item.clip]
-    write_clips(join_path(out, "clips.array_record" if ARRAY_RECORD.value else "clips.jsonl"), clips)
-
-
-def from_folder(clip: Clip, out: str) -> Clip:
-    """A clip with its video's path as seen from the folder of the data set, so that both can be moved
-    together."""
+def relative_to(clip: Clip, out: str) -> Clip:
+    """The clip with its video's path relative to the data set, so that both can be moved together."""
     if not clip.video or is_remote(clip.video) or is_remote(out):
         return clip
     return dataclasses.replace(clip, video=os.path.relpath(clip.video, out))
+
+
+def read_keywords(file: str) -> tuple[str, ...]:
+    """The lines of a file of keywords. UserError if it has none."""
+    with open_file(file, "rb") as content:
+        lines = content.read().decode().splitlines()
+    keywords = tuple(line.strip() for line in lines if line.strip())
+    if not keywords:
+        raise UserError(f"--keywords={file}: no keywords in this file")
+    return keywords
+
+
+def share(text: str) -> float:
+    """The type of a flag: a number from 0 to 1."""
+    value = cli.at_least(0.0)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1")
+    return value
+
+
+def main() -> None:
+    parser, number, default = cli.Parser(__doc__), cli.at_least, Options()
+    add, formats, scorers = parser.add_argument, ", ".join(FORMATS), ", ".join(SCORERS)
+    add("--annotations", required=True, help="annotation file: .json, .jsonl or .array_record")
+    add("--format", default="", help=f"its format, one of {formats}; '': as detected")
+    add("--videos", default="", help="root of its relative paths; '': its own folder")
+    add("--out", required=True, help="folder of the data set")
+    add("--array_record", action="store_true", help="write clips.array_record in place of clips.jsonl")
+    add("--spacy", default="", help="trained spaCy pipeline, name or path; '': rules")
+    add("--keywords", default="", help="file of your own keywords, one a line, in place of all others")
+    add("--scorer", type=cli.comma_list, default=list(default.scorers), help=f"some of {scorers}, multiplied")
+    add("--text_model", default="", help="folder of a SigLIP or CLIP model, for the scorer text")
+    add("--model", default="", help="work directory or Hugging Face folder, for the scorer self")
+    add("--fps", type=number(0.0), default=default.fps, help="frames per second that are examined")
+    add("--max_frames", type=number(2), default=default.max_frames, help="of a clip; a longer one gets fewer")
+    add("--max_pixels", type=number(1), default=default.max_pixels, help="of a frame that is examined")
+    add("--cap", type=share, default=default.cap, help="largest share of a clip that a keyword's frames are")
+    add("--tfio_python", default="", help="a Python with tensorflow-io, to decode in place of PyAV")
+    add("--workers", type=number(1), default=os.cpu_count(), help="local processes")
+    add("--runner", default="", help="Apache Beam runner in place of local processes, such as FlinkRunner")
+    add("--beam", action="append", default=[], help="an option of Beam, as --beam=--flink_master=HOST:PORT")
+    add("--samples", type=number(0), default=24, help="clips that the report shows")
+    add("--max_skipped_share", type=share, default=0.1, help="of the questions; beyond it, no data set")
+    flags = vars(parser.parse_args())
+    flags["scorers"] = tuple(flags.pop("scorer"))
+    flags["keywords"] = read_keywords(flags["keywords"]) if flags["keywords"] else ()
+    options = Options(**{field.name: flags.pop(field.name) for field in dataclasses.fields(Options)})
+    build(options=options, **flags)
 
 
 if __name__ == "__main__":

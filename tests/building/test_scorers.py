@@ -4,12 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
-from vpjax.building.scorers import motion_scorer, product, runs, span_scorer, text_scorer
+from vpjax.building.scorers import key_runs, motion_scorer, product, span_scorer
 from vpjax.data.keyframes import slots_of
 from vpjax.data.video import Video
-from vpjax.types import Clip, Keyword, UserError
+from vpjax.types import Clip, Keyword
 
 FPS = 8
 KEYWORD = Keyword("tips over", "tip over")
@@ -35,8 +34,8 @@ def video(frames):
     return Video(frames, np.arange(len(frames)) / FPS, 1 / FPS)
 
 
-def spans_of(scorer, shown, clip=CLIP, **how):
-    return runs(scorer(shown, clip, clip.keywords[0]), shown.times, **how)[0]
+def spans_of(scorer, shown, clip=CLIP, **options):
+    return key_runs(scorer(shown, clip, clip.keywords[0]), shown.times, **options)[0]
 
 
 @pytest.mark.parametrize("length", [1, 2, 4])
@@ -64,7 +63,7 @@ def test_motion_finds_nothing_where_nothing_stands_out(kind):
     if kind == "cut":
         frames[8:] = another_scene(frames[8:])
     shown = video(frames)
-    assert runs(motion_scorer(shown, CLIP, KEYWORD), shown.times) == ((), 0.0)
+    assert key_runs(motion_scorer(shown, CLIP, KEYWORD), shown.times) == ((), 0.0)
 
 
 def annotated(*spans):
@@ -84,35 +83,28 @@ def test_annotated_spans_are_kept_or_narrowed():
 
 def test_runs_are_those_above_half_of_the_peak():
     times = np.arange(10) / 2
-    spans, confidence = runs(np.array([0, 0, 4, 5, 0, 1, 0, 0, 3, 0.0]), times)
+    spans, confidence = key_runs(np.array([0, 0, 4, 5, 0, 1, 0, 0, 3, 0.0]), times)
     assert spans == ((1.0, 2.0), (4.0, 4.5)) and confidence == pytest.approx(12 / 13)
     # Only their order and height above the rest count.
-    assert runs(7 + 3 * np.array([0, 0, 4, 5, 0, 1, 0, 0, 3, 0.0]), times)[0] == spans
-    assert runs(np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 1.0]), times) == (((4.5, 5.0),), 1.0)
-
-
-def test_runs_grow_and_join_inside_the_clip():
-    times = np.arange(10) / 2
-    scores = np.array([1, 0, 0, 1, 0, 1, 0, 0, 0, 0.0])
-    assert runs(scores, times, dilation=0.5)[0] == ((0.0, 3.5),)
-    assert runs(scores, times, dilation=0.25)[0] == ((0.0, 0.75), (1.25, 3.25))
+    assert key_runs(7 + 3 * np.array([0, 0, 4, 5, 0, 1, 0, 0, 3, 0.0]), times)[0] == spans
+    assert key_runs(np.array([0, 0, 0, 0, 0, 0, 0, 0, 0, 1.0]), times) == (((4.5, 5.0),), 1.0)
 
 
 def test_runs_keep_to_the_cap_and_to_what_stands_out():
     times = np.arange(10.0)
     scores = np.array([0, 5, 4, 3, 0, 0, 0, 0, 0, 0.0])
-    assert runs(scores, times, cap=0.3)[0] == ((1.0, 4.0),)
-    assert runs(scores, times, cap=0.2)[0] == ((1.0, 3.0),)
-    assert runs(np.array([0, 5, 5, 5, 0, 0, 0, 0, 0, 0.0]), times, cap=0.2) == ((), 0.0)  # which two?
-    assert runs(np.ones(10), times) == ((), 0.0)
+    assert key_runs(scores, times, cap=0.3)[0] == ((1.0, 4.0),)
+    assert key_runs(scores, times, cap=0.2)[0] == ((1.0, 3.0),)
+    assert key_runs(np.array([0, 5, 5, 5, 0, 0, 0, 0, 0, 0.0]), times, cap=0.2) == ((), 0.0)  # which two?
+    assert key_runs(np.ones(10), times) == ((), 0.0)
     noise = np.random.default_rng(0).normal(size=(200, 16))
-    assert np.mean([bool(runs(row, np.arange(16.0))[0]) for row in noise]) < 0.2
+    assert np.mean([bool(key_runs(row, np.arange(16.0))[0]) for row in noise]) < 0.2
 
 
 def test_a_frame_that_is_there_twice_counts_once():
     times = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 4.0])
-    assert runs(np.array([0, 0, 0, 0, 9, 9.0]), times)[0] == ((4.0, 5.0),)
-    assert runs(np.array([5.0, 5.0]), np.zeros(2)) == ((), 0.0)  # an image
+    assert key_runs(np.array([0, 0, 0, 0, 9, 9.0]), times)[0] == ((4.0, 5.0),)
+    assert key_runs(np.array([5.0, 5.0]), np.zeros(2)) == ((), 0.0)  # an image
 
 
 def test_runs_mark_the_slots_they_were_found_in():
@@ -121,76 +113,22 @@ def test_runs_mark_the_slots_they_were_found_in():
     for first in range(15):
         scores = np.zeros(16)
         scores[first] = 1
-        spans, _ = runs(scores, times)
+        spans, _ = key_runs(scores, times)
         assert np.flatnonzero(slots_of(spans, times, 1 / 29.97)).tolist() == [first // 2]
 
 
-def test_a_product_is_what_its_factors_agree_on():
+def test_a_product_is_high_where_its_factors_agree():
     shown = video(drifting())
-    one = lambda *_: np.array([0, 0, 8, 8, 0, 0, 0, 0] * 2, np.float32)  # noqa: E731
-    other = lambda *_: np.array([-1, -1, -1, 1, 1, -1, -1, -1] + [-1] * 8, np.float32)  # noqa: E731
-    assert np.flatnonzero(product(one, other)(shown, CLIP, KEYWORD)).tolist() == [3]
-    np.testing.assert_array_equal(product(one)(shown, CLIP, KEYWORD), one() / 8)
-    assert not product(one, lambda *_: np.zeros(16))(shown, CLIP, KEYWORD).any()
 
+    def first(*_):
+        return np.array([0, 0, 8, 8, 0, 0, 0, 0] * 2, np.float32)
 
-# The tiniest SigLIP and CLIP, with the tokenizer that the tests of text train.
+    def second(*_):
+        return np.array([-1, -1, -1, 1, 1, -1, -1, -1] + [-1] * 8, np.float32)
 
+    def silent(*_):
+        return np.zeros(16)
 
-def write_similarity_model(folder, kind):
-    import transformers
-
-    from vpjax.data.text import train_tokenizer
-
-    train_tokenizer([CLIP.answer, "tips over"], folder, 300)
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    tokens = dict(vocab_size=300, bos_token_id=1, eos_token_id=2, pad_token_id=0, max_position_embeddings=12)
-    vision = dict(image_size=28, patch_size=14)
-    family = {"siglip": "Siglip", "clip": "CLIP"}[kind]
-    text_width = dict(projection_size=16) if kind == "siglip" else {}
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(
-        text_config=sizes | tokens | text_width, vision_config=sizes | vision, projection_dim=16
-    )
-    model = getattr(transformers, f"{family}Model")(config).eval()
-    with torch.no_grad():
-        for weights in model.parameters():
-            weights.copy_(torch.randn_like(weights) * 0.3)
-    model.save_pretrained(folder)
-    images = getattr(transformers, f"{family}ImageProcessor")(
-        size={"height": 28, "width": 28}, do_center_crop=False
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, model_max_length=12)
-    getattr(transformers, f"{family}Processor")(images, tokenizer).save_pretrained(folder)
-    return model, images, tokenizer
-
-
-@pytest.mark.parametrize("kind", ["siglip", "clip"])
-def test_text_scores_are_contrasts_of_cosines(tmp_path, kind):
-    model, images, tokenizer = write_similarity_model(tmp_path, kind)
-    shown = video(np.random.default_rng(0).integers(0, 256, (40, 30, 50, 3), np.uint8))
-
-    def cosine(said):
-        tokens = tokenizer(said, padding="max_length", max_length=12, return_tensors="pt")
-        with torch.inference_mode():
-            out = model(
-                input_ids=tokens["input_ids"],
-                attention_mask=tokens["attention_mask"] if kind == "clip" else None,
-                pixel_values=images(images=list(shown.frames), return_tensors="pt")["pixel_values"],
-            )
-        return (out.image_embeds @ out.text_embeds.T)[:, 0].numpy()
-
-    expected = cosine("tips over") - cosine("A cup .")
-    expected = (expected - expected.mean()) / expected.std()
-    scorer = text_scorer(tmp_path)
-    np.testing.assert_allclose(scorer(shown, CLIP, KEYWORD), expected, atol=1e-3)  # of 1: float32 cosines
-    alone = cosine("tips over")
-    only = dataclasses.replace(CLIP, answer="tips over")
-    np.testing.assert_allclose(scorer(shown, only, KEYWORD), (alone - alone.mean()) / alone.std(), atol=1e-3)
-    still = dataclasses.replace(shown, frames=np.repeat(shown.frames[:1], 40, axis=0))
-    assert runs(scorer(still, CLIP, KEYWORD), still.times)[0] == ()
-
-
-def test_folders_that_compare_nothing_are_named(tmp_path, checkpoint):
-    with pytest.raises(UserError, match=f"{tmp_path}: no SigLIP or CLIP model can be read"):
-        text_scorer(tmp_path)
+    assert np.flatnonzero(product(first, second)(shown, CLIP, KEYWORD)).tolist() == [3]
+    np.testing.assert_array_equal(product(first)(shown, CLIP, KEYWORD), first() / 8)
+    assert not product(first, silent)(shown, CLIP, KEYWORD).any()

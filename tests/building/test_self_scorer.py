@@ -1,4 +1,4 @@
-"""The scorer that asks the model: against transformers on really replaced pixels, and worked by hand."""
+"""The scorer that queries the model: against transformers on replaced pixels, with scores worked by hand."""
 
 import copy
 import dataclasses
@@ -15,6 +15,7 @@ from vpjax.data.video import Video
 from vpjax.models.hf import load_pretrained
 from vpjax.types import Clip, Keyword
 
+pytestmark = pytest.mark.slow
 SLOTS = 5
 ANSWER = "A cup tips over and falls."
 KEYWORD = Keyword("tips over", "tip over")
@@ -28,7 +29,7 @@ VIDEO = Video(
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Ours, theirs and the tokenizer."""
+    """Our model, that of transformers, and the tokenizer."""
     folder = tmp_path_factory.mktemp("model")
     train_tokenizer([ANSWER, CLIP.question], folder, 400)
     text = Text.load(folder)
@@ -40,8 +41,8 @@ def models(tmp_path_factory):
 
 
 @torch.no_grad()
-def their_logprob(model, row, frames, answer, said):
-    """log p of the answer's tokens ``said``, by transformers."""
+def reference_logprob(model, row, frames, answer, places):
+    """log p of the answer's tokens at ``places``, by transformers."""
     ids = np.concatenate([row.prompt, answer])
     after = row.positions.max() + 1 + np.arange(len(answer))
     positions = np.concatenate([row.positions, np.repeat(after[None], 3, axis=0)], axis=1)
@@ -55,7 +56,7 @@ def their_logprob(model, row, frames, answer, said):
         video_grid_thw=torch.tensor([[len(frames) // 2, 4, 4]]),
     ).logits[0]
     logprobs = torch.log_softmax(logits[len(row.prompt) - 1 : -1], dim=-1)
-    return sum(float(logprobs[c, answer[c]]) for c in said)
+    return sum(float(logprobs[c, answer[c]]) for c in places)
 
 
 def replaced(*sources):
@@ -64,33 +65,33 @@ def replaced(*sources):
     return slots[list(sources)].reshape(VIDEO.frames.shape)
 
 
-@pytest.mark.parametrize("keyword", [KEYWORD, Keyword("unsaid", "unsaid")])
+@pytest.mark.parametrize("keyword", [KEYWORD, Keyword("absent", "absent")])
 def test_scores_are_drops_on_replaced_pixels(models, keyword):
-    ours, theirs, text = models
+    ours, reference, text = models
     row, answer = prompt_row(text.chat(CLIP.question), VIDEO, ours.config), text.answer(ANSWER)
-    said = [c for c in range(len(answer)) if text.decode(answer[c : c + 1]).strip() in ("tips", "over")]
-    assert text.decode(answer[said]) == " tips over"
+    places = [c for c in range(len(answer)) if text.decode(answer[c : c + 1]).strip() in ("tips", "over")]
+    assert text.decode(answer[places]) == " tips over"
     if keyword is not KEYWORD:  # the whole answer, its end included
-        said = range(len(answer))
+        places = range(len(answer))
 
     def drop(*sources):
         whole, degraded = VIDEO.frames, replaced(*sources)
-        return np.subtract(*(their_logprob(theirs, row, f, answer, said) for f in (whole, degraded)))
+        return np.subtract(*(reference_logprob(reference, row, f, answer, places) for f in (whole, degraded)))
 
-    one = [
+    single = [
         drop(1, 1, 2, 3, 4),
         drop(0, 0, 2, 3, 4),
         drop(0, 1, 1, 3, 4),
         drop(0, 1, 2, 2, 4),
         drop(0, 1, 2, 3, 3),
     ]
-    two = [drop(2, 2, 2, 3, 4), drop(0, 0, 3, 3, 4), drop(0, 1, 1, 4, 4), drop(0, 1, 2, 2, 2)]
+    double = [drop(2, 2, 2, 3, 4), drop(0, 0, 3, 3, 4), drop(0, 1, 1, 4, 4), drop(0, 1, 2, 2, 2)]
     expected = [
-        max(one[0], two[0] - one[1]),
-        max(one[1], two[0] - one[0], two[1] - one[2]),
-        max(one[2], two[1] - one[1], two[2] - one[3]),
-        max(one[3], two[2] - one[2], two[3] - one[4]),
-        max(one[4], two[3] - one[3]),
+        max(single[0], double[0] - single[1]),
+        max(single[1], double[0] - single[0], double[1] - single[2]),
+        max(single[2], double[1] - single[1], double[2] - single[3]),
+        max(single[3], double[2] - single[2], double[3] - single[4]),
+        max(single[4], double[3] - single[3]),
     ]
     scores = self_scorer.self_scorer(ours, text)(VIDEO, CLIP, keyword)
     assert scores.shape == (2 * SLOTS,) and np.std(expected) > 0.1
@@ -112,7 +113,7 @@ def test_the_video_is_encoded_once(models, monkeypatch):
     assert len(calls) == 1  # and the same program again
 
 
-def test_an_image_has_no_other_slot(models):
+def test_an_image_has_no_neighbouring_slot(models):
     ours, _, text = models
     image = Video(VIDEO.frames[:2], np.zeros(2))
     assert self_scorer.self_scorer(ours, text)(image, CLIP, KEYWORD).tolist() == [0.0, 0.0]

@@ -1,7 +1,7 @@
 """Annotation files that users already have -> Clips, by one small reader for each format.
 
-A row with several turns becomes one clip per turn; a row about several videos or images is rejected. Why
-something is left out is said as ``reason: detail``, so that it can be counted by reason.
+A row with several turns becomes one clip per turn; a row about several videos or images is rejected. The
+reason why something is left out has the form ``reason: detail``, so that it can be counted by reason.
 """
 
 from __future__ import annotations
@@ -12,42 +12,35 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
-from vpjax.data.clips import (
-    ARRAY_RECORD_SUFFIXES,
-    FIELDS,
-    parse_box,
-    parse_clip,
-    parse_part,
-    parse_span,
-    read_records,
-)
+from vpjax.data import clips
+from vpjax.data.clips import FIELDS, parse_box, parse_clip, parse_part, parse_span
 from vpjax.files import exists, is_folder, open_file
 from vpjax.types import Clip, UserError
 
-Row = dict[str, Any]
+JsonObject = dict[str, Any]
 
 TAG = re.compile(r"\s*<(?:video|image)>\s*")  # LLaVA-Video writes <image> for its videos, too
 ROLES = dict(human="user", user="user", gpt="assistant", assistant="assistant", system="system")
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-TRACK = (
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+TRACK_QUESTION = (
     "Track the {}, which begins at {}: give its box [x0, y0, x1, y1], in shares of width and height, "
     "at {} moments evenly spread over the video."
 )
-LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
+LETTER_ANSWER = re.compile(r"\(?([A-Z])\)?[.:]?")
 
 
 class Rejected(ValueError):
-    """A row that is whole, and yet not one clip: its text is ``reason: detail``."""
+    """A row that is whole but cannot be a clip. Its text is ``reason: detail``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """What became of one question of an annotation file.
+    """One question of an annotation file and its clip.
 
-    place: where it stands, such as ``row 3, question 2``. clip: None where ``skipped`` says why there is
-    none, as ``reason: detail``. notes: remarks about a clip that is kept, in the same form.
+    place: where the question is in the file, such as ``row 3, question 2``. clip: None if the question is
+    skipped. skipped: why, as ``reason: detail``. notes: remarks about a clip that is kept, in the same form.
     """
 
     place: str
@@ -55,10 +48,15 @@ class Item:
     skipped: str = ""
     notes: tuple[str, ...] = ()
 
+    @property
+    def video(self) -> str:
+        """The path of the clip's video or image; "" without one."""
+        return self.clip.video if self.clip is not None else ""
+
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """A file that was read. format: a name in FORMATS. rows: how many it has; each gave at least one item."""
+    """The content of a file. format: a name in FORMATS. rows: their number; each has at least one item."""
 
     format: str
     rows: int
@@ -69,52 +67,55 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
     """Read an annotation file: JSON, JSON lines or (of clips) ArrayRecord, with or without a byte order mark.
 
     format: a name in FORMATS; "" takes that of the first row that fits one. Paths of videos stay as they are
-    written; a clip has an id of its own even where the file gives none, or the same one twice. A broken row
-    is a skipped item. UserError where the file cannot be read at all or is in no known format.
+    written. Every clip gets an id of its own, even if the file gives none, or the same one twice. A broken
+    row is a skipped item. UserError if the file cannot be read at all or is in no known format.
     """
     if format and format not in FORMATS:
         raise UserError(f"--format={format}: choose one of {', '.join(FORMATS)}")
-    rows = list(rows_of(path))
+    rows = list(read_rows(path))
     if not rows:
         raise UserError(f"{path}: no rows in this file")
-    format = format or detect(path, [row for _, row in rows])
+    format = format or detect_format(path, [row for _, row in rows])
     items: list[Item] = []
     taken: set[str] = set()
     for place, row in rows:
-        found = items_of(row, FORMATS[format].read)
-        for number, item in enumerate(found, 1):
-            where = f"{place}, question {number}" if len(found) > 1 else place
+        row_items = items_of(row, FORMATS[format][0])
+        for number, item in enumerate(row_items, 1):
+            question = f"{place}, question {number}" if len(row_items) > 1 else place
             clip = item.clip and dataclasses.replace(item.clip, id=new_id(item.clip, taken))
-            items.append(dataclasses.replace(item, place=where, clip=clip))
+            items.append(dataclasses.replace(item, place=question, clip=clip))
     return Annotations(format, len(rows), tuple(items))
 
 
-def rows_of(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """The rows of a file, each with its place; a ValueError in place of one that is no JSON."""
-    if str(path).endswith(ARRAY_RECORD_SUFFIXES):
-        yield from ((f"record {number}", parsed(record)) for number, record in read_records(path))
+def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """The rows of a file, each with its place. A row that is no JSON is a ValueError."""
+    if str(path).endswith(clips.ARRAY_RECORD_SUFFIXES):
+        for number, record in clips.read_records(path):
+            yield f"record {number}", parse_json(record)
         return
     if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such annotation file")
     with open_file(path) as file:
         content = file.read().removeprefix(b"\xef\xbb\xbf")
-    whole = parsed(content)
+    whole = parse_json(content)
     if isinstance(whole, list):
-        yield from ((f"row {number}", row) for number, row in enumerate(whole, 1))
+        for number, row in enumerate(whole, 1):
+            yield f"row {number}", row
     elif isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values()):
-        # A table of videos; the name becomes a field like any other.
-        yield from ((f"video {name!r}", {"video": name} | row) for name, row in whole.items())
+        for name, row in whole.items():  # a table of videos, whose name becomes a field
+            yield f"video {name!r}", {"video": name} | row
     elif content.lstrip().startswith(b"["):
         raise UserError(f"{path}: {whole}")
     else:
-        lines = enumerate(content.splitlines(), 1)
-        yield from ((f"line {number}", parsed(line)) for number, line in lines if line.strip())
+        for number, line in enumerate(content.splitlines(), 1):
+            if line.strip():
+                yield f"line {number}", parse_json(line)
 
 
-def parsed(text: bytes) -> Any:
-    """A JSON value, or the ValueError that says why it is none."""
+def parse_json(text: bytes) -> Any:
+    """A JSON value; a ValueError with the reason if the text is no JSON."""
 
-    def distinct(pairs: list[tuple[str, Any]]) -> Row:
+    def distinct(pairs: list[tuple[str, Any]]) -> JsonObject:
         row = dict(pairs)
         if len(row) < len(pairs):
             raise ValueError("an object has the same key twice")
@@ -126,30 +127,33 @@ def parsed(text: bytes) -> Any:
         return ValueError(f"no JSON: {error}")
 
 
-def detect(path: str | Path, rows: Sequence[Any]) -> str:
+def detect_format(path: str | Path, rows: Sequence[Any]) -> str:
     """The format of the first row that fits one."""
     for row in rows:
-        for name, format in FORMATS.items():
-            if isinstance(row, dict) and format.fits(row):
-                return name
+        keys = row.keys() if isinstance(row, dict) else set()
+        for format, (_, alternatives) in FORMATS.items():
+            if format == "clips" and not keys <= FIELDS:
+                continue
+            if any(fields <= keys for fields in alternatives):
+                return format
     first = f"its first row has {', '.join(sorted(rows[0]))}" if isinstance(rows[0], dict) else short(rows[0])
     raise UserError(f"{path}: in no known format ({first}); --format takes one of {', '.join(FORMATS)}")
 
 
-def items_of(row: Any, read: Callable[[Row], Iterable[Item]]) -> list[Item]:
+def items_of(row: Any, read: Callable[[JsonObject], Iterable[Item]]) -> list[Item]:
     """The items of a row, at least one."""
     try:
         if isinstance(row, ValueError):
             raise row
         if not isinstance(row, dict):
             raise ValueError(f"{short(row)} is not a JSON object")
-        return list(read(row)) or [skip(Rejected("empty row: it asks nothing"))]
+        return list(read(row)) or [skipped_item(Rejected("empty row: it asks nothing"))]
     except ValueError as error:
-        return [skip(error)]
+        return [skipped_item(error)]
 
 
 def new_id(clip: Clip, taken: set[str]) -> str:
-    """The clip's id, or its video's name where it has none; with a number where that is taken already."""
+    """The clip's id or the name of its video, with a number if it is taken. Adds it to ``taken``."""
     stem = clip.id or PurePosixPath(clip.video).stem or "text"
     name, number = stem, 1
     while name in taken:
@@ -159,25 +163,30 @@ def new_id(clip: Clip, taken: set[str]) -> str:
     return name
 
 
-def skip(error: ValueError) -> Item:
+def skipped_item(error: ValueError) -> Item:
     return Item("", None, str(error) if isinstance(error, Rejected) else f"broken row: {error}")
 
 
-def keep(*notes: str, id: Any, question: str, answer: str, **fields: Any) -> Item:
-    """The item of a clip. Rejected where there is nothing to ask or to say."""
+def clip_item(*notes: str, id: Any, question: str, answer: str, **fields: Any) -> Item:
+    """The item of a clip. Rejected if its question or answer is empty."""
     question, answer = question.strip(), answer.strip()
-    if not (question and answer):
-        raise Rejected(f"empty {'answer' if question else 'question'}")
+    if not question or not answer:
+        raise Rejected("empty answer" if question else "empty question")
     name = "" if id is None else str(id)
     return Item("", Clip(id=name, question=question, answer=answer, **fields), notes=notes)
 
 
-def field(row: Row, name: str, kind: type = str) -> Any:
-    """A field of a row. ValueError where it is not of its kind."""
-    if not isinstance(value := row.get(name), kind):
-        says = f"is {short(value)}" if name in row else "is missing"
-        raise ValueError(f"field {name!r} {says}, not a {'string' if kind is str else kind.__name__}")
-    return value
+def field(row: JsonObject, name: str, kind: type = str) -> Any:
+    """A field of a row. ValueError if it is missing or not of its kind."""
+    value = row.get(name)
+    if isinstance(value, kind):
+        return value
+    found = f"is {short(value)}" if name in row else "is missing"
+    raise ValueError(f"field {name!r} {found}, not a {'string' if kind is str else kind.__name__}")
+
+
+def optional_list(row: JsonObject, name: str) -> list[Any]:
+    return [] if row.get(name) is None else field(row, name, list)
 
 
 def short(value: Any) -> str:
@@ -185,84 +194,88 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def media_of(row: Row) -> list[Any]:
-    """All that a row's own fields name as its videos and images."""
-    values = (row.get(name) or [] for name in ("video", "videos", "image", "images"))
-    return [path for value in values for path in (value if isinstance(value, list) else [value])]
+def as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [value]
 
 
-def only(media: Sequence[Any]) -> str:
-    """The path of a row's one video or image; "" where it has none."""
+def single_medium(media: Sequence[Any]) -> str:
+    """The path of a row's only video or image; "" if it has none."""
     if len(media) > 1:
         raise Rejected(f"several media: {len(media)} in one row")
-    if not all(isinstance(path, str) and path for path in media):
-        raise ValueError(f"{short(media[0])} is not the path of a video")
-    return media[0] if media else ""
+    path = media[0] if media else ""
+    if media and not (isinstance(path, str) and path):
+        raise ValueError(f"{short(path)} is not the path of a video")
+    return path
 
 
-def listed(row: Row, name: str) -> list[Any]:
-    """A list that a row need not have."""
-    return [] if row.get(name) is None else field(row, name, list)
+def media_of(row: JsonObject) -> list[Any]:
+    """All that the fields of a row name as its videos and images."""
+    media = []
+    for name in ("video", "videos", "image", "images"):
+        media += as_list(row.get(name) or None)
+    return media
 
 
-def rest(row: Row, *names: str) -> Row:
-    """Fields that go with a clip as they are."""
+def extra_fields(row: JsonObject, *names: str) -> JsonObject:
     return {name: row[name] for name in names if name in row}
 
 
-def dialogue(
-    row: Row, turns: Sequence[tuple[str, str]], media: Sequence[Any], *, tagged: bool, **fields: Any
+def dialogue_items(
+    row: JsonObject, turns: Sequence[tuple[str, str]], media: Sequence[Any], *, tagged: bool, **fields: Any
 ) -> Iterator[Item]:
-    """One item for each turn of a user and its answer; a later one is asked without those before it.
+    """One item for each question and its answer; those before it are not part of it.
 
-    turns: (role, text). Tags of media are taken out of the questions: the video comes first, which is noted
-    where its tag did not. tagged: whether there must be as many tags as media, or may be none.
+    turns: (role, text). Tags of media are removed from the questions: the video comes first, and a note says
+    so if its tag did not. tagged: whether there must be as many tags as media; if False, there may be none.
     """
-    video = only(media)
+    video = single_medium(media)
     tags = sum(len(TAG.findall(text)) for role, text in turns if role == "user")
     if tags != len(media) and (tagged or tags):
         raise ValueError(f"{tags} media tags for {len(media)} videos or images")
-    said = [(role, text) for role, text in turns if role != "system"]
-    if [role for role, _ in said] != ["user", "assistant"] * (len(said) // 2):
-        raise ValueError(f"the turns of its dialogue are {short([role for role, _ in said])}")
-    system = ("system message left out",) * (len(said) < len(turns))
-    for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=True):
+    spoken = [(role, text) for role, text in turns if role != "system"]
+    roles = [role for role, _ in spoken]
+    if roles != ["user", "assistant"] * (len(spoken) // 2):
+        raise ValueError(f"the turns of its dialogue are {short(roles)}")
+    for (_, question), (_, answer) in zip(spoken[::2], spoken[1::2], strict=True):
+        notes = ["system message left out"] if len(spoken) < len(turns) else []
         tag = TAG.search(question)
-        moved = ("media tag was not at the start",) * bool(tag and question[: tag.start()].strip())
+        if tag and question[: tag.start()].strip():
+            notes.append("media tag was not at the start")
         question = TAG.sub("\n", question)
         try:
-            yield keep(
-                *system, *moved, id=row.get("id"), video=video, question=question, answer=answer, **fields
-            )
+            yield clip_item(*notes, id=row.get("id"), video=video, question=question, answer=answer, **fields)
         except Rejected as error:
-            yield skip(error)
+            yield skipped_item(error)
 
 
 def role_of(turn: Any, name: str) -> str:
-    """Who says a turn, by its field ``name``."""
+    """The role of a turn's speaker, from its field ``name``."""
     role = turn.get(name) if isinstance(turn, dict) else None
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{short(turn)} is not said by one of {', '.join(ROLES)}")
     return ROLES[role]
 
 
-def conversations(row: Row) -> Iterator[Item]:
-    """LLaVA, LLaVA-Video and Qwen-VL's fine-tuning: as many media tags as media."""
-    turns = []
-    for turn in field(row, "conversations", list):
-        turns.append((role_of(turn, "from"), field(turn, "value")))
-    yield from dialogue(row, turns, media_of(row), tagged=True, extra=rest(row, "data_source"))
+def conversation_items(row: JsonObject) -> Iterator[Item]:
+    """LLaVA, LLaVA-Video and the fine-tuning format of Qwen-VL: as many media tags as media."""
+    turns = [(role_of(turn, "from"), field(turn, "value")) for turn in field(row, "conversations", list)]
+    extra = extra_fields(row, "data_source")
+    yield from dialogue_items(row, turns, media_of(row), tagged=True, extra=extra)
 
 
-def messages(row: Row) -> Iterator[Item]:
+def message_items(row: JsonObject) -> Iterator[Item]:
     """Tarsier (``reference`` is the target, a time of 0 or -1 the video's own) and TRL's conversations
     (messages, or prompt and completion)."""
-    turns, media, part = [], media_of(row), {}
-    for turn in spoken(row):
-        role, content, texts = role_of(turn, "role"), turn.get("content"), []
-        for piece in (
-            [dict(type="text", text=content)] if isinstance(content, str) else field(turn, "content", list)
-        ):
+    turns: list[tuple[str, str]] = []
+    media, part = media_of(row), dict[str, Any]()
+    for turn in message_turns(row):
+        role, texts = role_of(turn, "role"), []
+        pieces = [dict(type="text", text=turn.get("content"))]
+        if not isinstance(turn.get("content"), str):
+            pieces = field(turn, "content", list)
+        for piece in pieces:
             kind = piece.get("type") if isinstance(piece, dict) else None
             if kind == "text":
                 texts.append(field(piece, "reference" if piece.get("reference") else "text"))
@@ -273,84 +286,78 @@ def messages(row: Row) -> Iterator[Item]:
             medium = piece.get(kind)
             if isinstance(medium, dict):
                 times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
-                part |= {name: value for name, value in times.items() if value not in (None, 0, -1)}
+                part |= {name: time for name, time in times.items() if time not in (None, 0, -1)}
                 medium = medium.get(f"{kind}_file")
-            media += medium if isinstance(medium, list) else [] if medium is None else [medium]
+            media += as_list(medium)
         turns.append((role, "\n".join(texts)))
-    yield from dialogue(row, turns, media, tagged=False, **parse_part(part), extra=rest(row, "dataset", "task"))
+    fields = parse_part(part) | {"extra": extra_fields(row, "dataset", "task")}
+    yield from dialogue_items(row, turns, media, tagged=False, **fields)
 
 
-def spoken(row: Row) -> list[Any]:
-    """The turns of a row in Tarsier's or in either of TRL's forms."""
+def message_turns(row: JsonObject) -> list[Any]:
+    """The turns of a row in the form of Tarsier or in either of TRL's."""
     if "messages" in row:
         return field(row, "messages", list)
-    halves = []
+    turns: list[Any] = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
-        half = row.get(name)
-        halves += [dict(role=role, content=half)] if isinstance(half, str) else field(row, name, list)
-    return halves
+        if isinstance(row.get(name), str):
+            turns.append(dict(role=role, content=row[name]))
+        else:
+            turns += field(row, name, list)
+    return turns
 
 
-def video_r1(row: Row) -> Iterator[Item]:
-    """Video-R1 and EasyVideoR1: the answer is the reasoning (``process``), where there is one, and the
+def video_r1_items(row: JsonObject) -> Iterator[Item]:
+    """Video-R1 and EasyVideoR1: the answer is the reasoning (``process``), if there is any, and the
     solution."""
     solution = field(row, "solution" if "solution" in row else "answer")
     process = field(row, "process") if row.get("process") else ""
-    kind = row.get("problem_type", "")
-    yield choice(
+    yield choice_item(
         row.get("problem_id"),
-        only(media_of(row) or [field(row, "path")]),
+        single_medium(media_of(row) or [field(row, "path")]),
         TAG.sub("\n", field(row, "problem")),
-        listed(row, "options"),
+        optional_list(row, "options"),
         solution,
         answer=f"{process}\n{solution}",
-        task="choice" if kind == "multiple choice" else "caption",
-        extra=rest(row, "problem_type", "data_source"),
+        task="choice" if row.get("problem_type") == "multiple choice" else "caption",
+        extra=extra_fields(row, "problem_type", "data_source"),
     )
 
 
-def next_gqa(row: Row) -> Iterator[Item]:
+def next_gqa_items(row: JsonObject) -> Iterator[Item]:
     """NExT-GQA as VideoChat-R1 has it: a choice, with the spans of its evidence (``glue``)."""
-    yield choice(
+    yield choice_item(
         row.get("id"),
         field(row, "video"),
         field(row, "question"),
-        listed(row, "options"),
+        optional_list(row, "options"),
         field(row, "answer"),
-        spans=tuple(parse_span(span) for span in listed(row, "glue")),
+        spans=tuple(parse_span(span) for span in optional_list(row, "glue")),
     )
 
 
-def choice(
-    id: Any,
-    video: str,
-    question: str,
-    options: Sequence[Any],
-    solution: str,
-    *,
-    answer: str = "",
-    task: str = "choice",
-    **fields: Any,
+def choice_item(
+    id: Any, video: str, question: str, options: Sequence[Any], solution: str, **fields: Any
 ) -> Item:
-    """A question with its options in lines below it. Rejected where the solution is the letter of none."""
+    """A question with its options in lines below it. The answer is the solution unless ``fields`` has one.
+    Rejected if the solution is a letter of no option."""
     letter = letter_of(solution)
     if options and letter and ord(letter) - ord("A") >= len(options):
         raise Rejected(f"answer not among the options: {letter} of {len(options)}")
-    choices = tuple(map(str, options))
+    choices = tuple(str(option) for option in options)
     question = "\n".join([question.strip(), *choices])
-    return keep(
-        id=id, video=video, question=question, answer=answer or solution, task=task, choices=choices, **fields
-    )
+    fields = dict(answer=solution, task="choice") | fields
+    return clip_item(id=id, video=video, question=question, choices=choices, **fields)
 
 
 def letter_of(answer: str) -> str:
-    """The letter that an answer such as ``(C)`` or ``<answer>C</answer>`` is, or ""."""
-    inside = ANSWER.search(answer)
-    letter = LETTER.fullmatch((inside[1] if inside else answer).strip())
+    """The letter of an answer such as ``(C)`` or ``<answer>C</answer>``; "" if it is none."""
+    inside = ANSWER_TAG.search(answer)
+    letter = LETTER_ANSWER.fullmatch((inside[1] if inside else answer).strip())
     return letter[1] if letter else ""
 
 
-def sentences(row: Row, *, grounding: bool = False) -> Iterator[Item]:
+def sentence_items(row: JsonObject, *, grounding: bool) -> Iterator[Item]:
     """ActivityNet Captions, Charades-STA and YouCook2: what happens in each span or, for grounding, when each
     sentence happens."""
     texts, spans = field(row, "sentences", list), field(row, "timestamps", list)
@@ -361,62 +368,47 @@ def sentences(row: Row, *, grounding: bool = False) -> Iterator[Item]:
         try:
             start, end = parse_span(span)
             sentence = field({"sentence": text}, "sentence").strip()
+            fields = dict(id=f"{PurePosixPath(video).stem}-{number}", video=video, spans=((start, end),))
             if grounding:
                 question = f"From when to when: {sentence}" if sentence else ""
                 answer = f"From {start:.2f} to {end:.2f} seconds."
+                yield clip_item(question=question, answer=answer, task="grounding", **fields)
             else:
-                question, answer = f"What happens from {start:.2f} to {end:.2f} seconds?", sentence
-            yield keep(
-                id=f"{PurePosixPath(video).stem}-{number}",
-                video=video,
-                question=question,
-                answer=answer,
-                spans=((start, end),),
-                task="grounding" if grounding else "caption",
-            )
+                question = f"What happens from {start:.2f} to {end:.2f} seconds?"
+                yield clip_item(question=question, answer=sentence, **fields)
         except ValueError as error:
-            yield skip(error)
+            yield skipped_item(error)
 
 
-def got10k(row: Row) -> Iterator[Item]:
+def got10k_items(row: JsonObject) -> Iterator[Item]:
     """GOT-10k as VideoChat-R1 has it: a folder of frames, and boxes at evenly spread moments."""
     path, name, boxes = field(row, "path"), field(row, "object"), field(row, "gt", list)
     if not boxes:
         raise Rejected("empty answer")
-    yield keep(
+    yield clip_item(
         id=PurePosixPath(path).name,
         video=path,
-        question=TRACK.format(name, boxes[0], len(boxes)),
+        question=TRACK_QUESTION.format(name, boxes[0], len(boxes)),
         answer=str(boxes),
         task="tracking",
-        boxes=tuple(map(parse_box, boxes)),
+        boxes=tuple(parse_box(box) for box in boxes),
     )
 
 
-def native(row: Row) -> Iterator[Item]:
-    """vpjax's own clips."""
-    yield keep(**vars(parse_clip(row)))
+def vpjax_items(row: JsonObject) -> Iterator[Item]:
+    """The clips of vpjax itself."""
+    yield clip_item(**vars(parse_clip(row)))
 
 
-class Format(NamedTuple):
-    """fits: whether a row looks like it. read: a row's items; ValueError where it is broken."""
-
-    fits: Callable[[Row], bool]
-    read: Callable[[Row], Iterable[Item]]
-
-
-def has(*fields: str) -> Callable[[Row], bool]:
-    return lambda row: row.keys() >= set(fields)
-
-
-# In the order in which they are tried. ``grounding`` must be asked for: its files are those of ``captions``.
-FORMATS = {
-    "conversations": Format(has("conversations"), conversations),
-    "messages": Format(lambda row: has("messages")(row) or has("prompt", "completion")(row), messages),
-    "video-r1": Format(has("problem"), video_r1),
-    "next-gqa": Format(has("video", "question", "options", "answer"), next_gqa),
-    "captions": Format(has("timestamps", "sentences"), sentences),
-    "grounding": Format(lambda row: False, functools.partial(sentences, grounding=True)),
-    "got10k": Format(has("path", "object", "gt"), got10k),
-    "clips": Format(lambda row: {"id", "question", "answer"} <= row.keys() <= FIELDS, native),
+# Name -> (reader, sets of fields that tell the format), in the order in which they are tried. Files of
+# ``grounding`` look like ``captions``, so it must be requested. ``clips`` have no fields but those of a Clip.
+FORMATS: dict[str, tuple[Callable[[JsonObject], Iterable[Item]], list[set[str]]]] = {
+    "conversations": (conversation_items, [{"conversations"}]),
+    "messages": (message_items, [{"messages"}, {"prompt", "completion"}]),
+    "video-r1": (video_r1_items, [{"problem"}]),
+    "next-gqa": (next_gqa_items, [{"video", "question", "options", "answer"}]),
+    "captions": (functools.partial(sentence_items, grounding=False), [{"timestamps", "sentences"}]),
+    "grounding": (functools.partial(sentence_items, grounding=True), []),
+    "got10k": (got10k_items, [{"path", "object", "gt"}]),
+    "clips": (vpjax_items, [{"id", "question", "answer"}]),
 }

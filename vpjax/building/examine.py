@@ -1,6 +1,7 @@
-"""Clips as they were annotated -> clips with the key frames of their keywords (METHOD section 1).
+"""Annotated clips -> clips with the key frames of their keywords (docs/method.md, section 1).
 
-What cannot be used is skipped and what is used without a V~ is noted, each as ``reason: detail``.
+A clip that cannot be used is skipped, and one that is used without a V~ is noted, each with a text
+``reason: detail``.
 """
 
 from __future__ import annotations
@@ -14,9 +15,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vpjax.building.annotations import ANSWER, Item, Rejected, letter_of, short
+from vpjax.building.annotations import ANSWER_TAG, Item, Rejected, letter_of, short
 from vpjax.building.keywords import Extractor, load_extractor
-from vpjax.building.scorers import Scorer, motion_scorer, product, runs, span_scorer, text_scorer
+from vpjax.building.scorers import (
+    Scorer,
+    Span,
+    Spans,
+    key_runs,
+    motion_scorer,
+    product,
+    span_scorer,
+    text_scorer,
+)
 from vpjax.data import tfio
 from vpjax.data.keyframes import KEEP
 from vpjax.data.video import (
@@ -33,29 +43,28 @@ from vpjax.data.video import (
 from vpjax.files import exists, join_path
 from vpjax.types import Clip, Keyword, UserError
 
-Span = tuple[float, float]
-
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried where an annotation names a video without one
+SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried if an annotation names a video without one
 SCORERS = ("span", "motion", "text", "self")
-SELF_FRAMES = 64  # at most, for the scorer that asks a model again for each window of them
+SELF_FRAMES = 64  # at most, for the scorer that queries a model again for each window of them
 KEYWORD_BLIND = {"span", "motion"}  # score all keywords of a clip alike
-MISSING, UNREADABLE = "video missing", "video unreadable"  # reasons that are gone when the file is mended
+VIDEO_MISSING, UNREADABLE = "video missing", "video unreadable"  # reasons that end when the file is mended
 NO_VTILDE = "without V~"
-OPTION = re.compile(r"^\(?[A-Z][).:]\s*")  # the letter before an option
+OPTION_LETTER = re.compile(r"^\(?[A-Z][).:]\s*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How clips are examined. Everything here changes the data set that comes out.
+    """How clips are examined. Everything here changes the data set.
 
-    videos: the root of relative paths. spacy: name or path of a trained pipeline, "": rules. keywords: the
-    user's own list, which replaces what would be found. scorers: some of SCORERS, see ``tools``. text_model,
-    model: folders of a SigLIP or CLIP model (for ``text``) and of the model under training (for ``self``).
-    fps, max_frames, max_pixels: the frames that are looked at. cap: the largest share of them that a keyword
-    gets. tfio_python: see ``vpjax.data.tfio``; "": PyAV decodes.
+    videos: the folder that relative paths start at. spacy: name or path of a trained pipeline; "" uses rules.
+    keywords: the user's own list, which replaces the keywords that would be found. scorers: names in SCORERS,
+    which are multiplied. text_model, model: folders of a SigLIP or CLIP model (for the scorer ``text``) and
+    of the model under training (for ``self``). fps, max_frames, max_pixels: the frames that are examined.
+    cap: the largest share of them that are key frames of one keyword. tfio_python: see ``vpjax.data.tfio``;
+    "" decodes with PyAV. UserError for values that cannot be.
     """
 
-    videos: str
+    videos: str = ""
     spacy: str = ""
     keywords: tuple[str, ...] = ()
     scorers: tuple[str, ...] = ("span", "motion")
@@ -67,11 +76,22 @@ class Options:
     cap: float = 0.3
     tfio_python: str = ""
 
+    def __post_init__(self) -> None:
+        scorers = ",".join(self.scorers)
+        if not self.scorers or not set(self.scorers) <= set(SCORERS):
+            raise UserError(f"--scorer={scorers}: choose some of {', '.join(SCORERS)}")
+        if "text" in self.scorers and not self.text_model:
+            raise UserError(f"--scorer={scorers} needs --text_model")
+        if "self" in self.scorers and not self.model:
+            raise UserError(f"--scorer={scorers} needs --model")
+        if not self.fps > 0:
+            raise UserError("--fps must be above 0")
+
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-    """What became of an item. video: the frames that were looked at; None where none were. scores: of each
-    keyword f32[F]; None where its spans were given."""
+    """An item after its examination. video: the frames that were examined; None if none were. scores: f32[F]
+    for each keyword; None for one whose spans were given."""
 
     item: Item
     video: Video | None = None
@@ -79,8 +99,8 @@ class Examined:
 
 
 class Tools(NamedTuple):
-    """What finds keywords and key frames, and which frames it wants: their sampling, and the factor of which
-    their sides are multiples."""
+    """What finds keywords and key frames, and the frames that it needs: their sampling, and the factor that
+    their sides are multiples of."""
 
     extract: Extractor
     score: Scorer
@@ -89,54 +109,66 @@ class Tools(NamedTuple):
 
 
 @functools.cache
-def tools(options: Options) -> Tools:
-    """Made once per process. UserError where a model cannot be loaded.
+def load_tools(options: Options) -> Tools:
+    """Load the extractor and the scorers, once per process. UserError for a model that cannot be loaded.
 
-    Key frames are where all scorers agree (their product), ``span`` being asked about clips with annotated
-    spans only.
+    Key frames are where all scorers agree (their product). ``span`` scores only clips with annotated spans.
     """
     if options.tfio_python:
-        tfio.worker(options.tfio_python)  # one that cannot serve is no fault of a video
-    factor, most = FACTOR, options.max_frames
-    found, annotated = [], [span_scorer] if "span" in options.scorers else []
+        tfio.worker(options.tfio_python)  # if it cannot serve, that is no fault of a video
+    factor, max_frames = FACTOR, options.max_frames
+    scorers: list[Scorer] = []
     if "motion" in options.scorers:
-        found.append(motion_scorer)
+        scorers.append(motion_scorer)
     if "text" in options.scorers:
-        found.append(text_scorer(options.text_model))
+        scorers.append(text_scorer(options.text_model))
     if "self" in options.scorers:
-        from vpjax.building import self_scorer  # only where they are asked for: they bring the model
+        from vpjax.building.self_scorer import self_scorer  # imported here because it brings the model
         from vpjax.training import checkpoint
 
-        model, text = checkpoint.load(options.model)
-        found.append(self_scorer.self_scorer(model, text))
-        factor, most = model.config.vision.factor, min(most, SELF_FRAMES)
-    # Annotated spans are narrowed by motion already; where nothing moves in them, they are still right.
-    annotated += [scorer for scorer in found if not (annotated and scorer is motion_scorer)]
+        model, text = checkpoint.load_model(options.model)
+        scorers.append(self_scorer(model, text))
+        factor, max_frames = model.config.vision.factor, min(max_frames, SELF_FRAMES)
+    annotated_scorers = scorers
+    if "span" in options.scorers:
+        # The span scorer uses motion itself; if nothing moves in the spans, they are still right.
+        annotated_scorers = [span_scorer, *(scorer for scorer in scorers if scorer is not motion_scorer)]
 
-    def scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
-        some = annotated if clip.spans else found
-        return (some[0] if len(some) == 1 else product(*some))(video, clip, keyword)
+    def score(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
+        chosen = annotated_scorers if clip.spans else scorers
+        scorer = chosen[0] if len(chosen) == 1 else product(*chosen)
+        return scorer(video, clip, keyword)
 
-    extractor = load_extractor(options.spacy, options.keywords)
-    return Tools(extractor, scorer, Sampling(fps=options.fps, max_frames=most), factor)
+    sampling = Sampling(fps=options.fps, max_frames=max_frames)
+    return Tools(load_extractor(options.spacy, options.keywords), score, sampling, factor)
 
 
 def examine(items: Sequence[Item], options: Options) -> Iterator[Examined]:
-    """What becomes of items with clips of one and the same file, in their order. Nothing is decoded twice in
-    a row."""
-    video = items[0].clip.video
-    _, _, sampling, factor = tools(options)
+    """Examine items whose clips are all of the same file, in order. The frames of clips that show the same
+    part of it and follow one another are decoded once."""
+    video = items[0].video
+    tools = load_tools(options)
 
     @functools.lru_cache(1)
     def frames(start: float | None, end: float | None) -> Video:
-        how = dict(max_pixels=options.max_pixels, factor=factor, tfio_python=options.tfio_python)
-        return read_frames(path, sampling, start=start, end=end, **how)
+        return read_frames(
+            path,
+            tools.sampling,
+            max_pixels=options.max_pixels,
+            factor=tools.factor,
+            start=start,
+            end=end,
+            tfio_python=options.tfio_python,
+        )
 
-    try:
-        path, info = file_of(video, options.videos) if video else ("", None)
-    except Rejected as error:
-        yield from (Examined(without_clip(item, error)) for item in items)
-        return
+    path, info = "", None
+    if video:
+        try:
+            path, info = find_video(video, options.videos)
+        except Rejected as error:
+            for item in items:
+                yield Examined(without_clip(item, error))
+            return
     for item in items:
         try:
             yield with_key_frames(item, path, info, frames, options)
@@ -150,18 +182,20 @@ def without_clip(item: Item, error: Rejected) -> Item:
     return dataclasses.replace(item, clip=None, skipped=str(error), notes=())
 
 
-def file_of(video: str, root: str) -> tuple[str, VideoInfo]:
-    """The path of a video, whose annotation may leave its suffix out, and what it holds. Rejected where there
-    is none or it cannot be read."""
+def find_video(video: str, root: str) -> tuple[str, VideoInfo]:
+    """The path of a video, whose annotation may leave its suffix out, and its info. Rejected if there is none
+    or it cannot be read."""
     path = join_path(root, video)
     suffixes = ("",) if PurePosixPath(video).suffix else ("", *SUFFIXES)
-    found = next((path + suffix for suffix in suffixes if exists(path + suffix)), None)
-    if found is None:
-        raise Rejected(f"{MISSING}: {path}")
-    try:
-        return found, (probe_image if is_image(found) else probe)(found)
-    except UserError as error:
-        raise Rejected(f"{UNREADABLE}: {error}") from error
+    for suffix in suffixes:
+        file = path + suffix
+        if not exists(file):
+            continue
+        try:
+            return file, probe_image(file) if is_image(file) else probe(file)
+        except UserError as error:
+            raise Rejected(f"{UNREADABLE}: {error}") from error
+    raise Rejected(f"{VIDEO_MISSING}: {path}")
 
 
 def is_image(path: str) -> bool:
@@ -175,95 +209,104 @@ def with_key_frames(
     frames: Callable[[float | None, float | None], Video],
     options: Options,
 ) -> Examined:
-    """An item with its file, its keywords and their key frames. Rejected where its times are not in the file;
-    UserError where that cannot be decoded."""
+    """Add to an item its file, its keywords and their key frames.
+
+    frames: returns the frames from a start to an end. Rejected if the clip's times are not in the file;
+    UserError if the file cannot be decoded.
+    """
+    assert item.clip is not None
     clip = dataclasses.replace(item.clip, video=path)
     if info is None or is_image(path):
-        what = "text alone" if info is None else "image"
-        return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({what})")))
-    clip, notes = inside(clip, info)
-    extract, scorer, *_ = tools(options)
-    keywords = clip.keywords or tuple(extract(caption_of(clip)))
-    video, latest, scores, found, confidences = None, None, [], [], []
-    for keyword in keywords:
-        if keyword.spans:
-            scores.append(None)
-            found.append(keyword)
-            confidences.append(None)
-            continue
-        video = frames(clip.start, clip.end)
-        if latest is None or not KEYWORD_BLIND.issuperset(options.scorers):
-            latest = scorer(video, clip, keyword)
-        spans, confidence = runs(latest, video.times, cap=options.cap)
-        scores.append(latest)
-        # A run lasts as long as its last frame usually would, which the end of the file may cut short.
-        spans = tuple((start, min(end, info.duration)) for start, end in spans)
-        found.append(dataclasses.replace(keyword, spans=spans))
+        kind = "text alone" if info is None else "image"
+        return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({kind})")))
+    clip, notes = cut_times(clip, info)
+    tools = load_tools(options)
+    share_scores = KEYWORD_BLIND.issuperset(options.scorers)
+    video: Video | None = None
+    keywords: list[Keyword] = []
+    scores: list[np.ndarray | None] = []
+    confidences: list[float | None] = []
+    for keyword in clip.keywords or tools.extract(caption_of(clip)):
+        keyword_scores, confidence = None, None
+        if not keyword.spans:
+            if video is None or not share_scores:
+                video = frames(clip.start, clip.end)
+                latest = tools.score(video, clip, keyword)
+            keyword_scores = latest
+            spans, confidence = key_runs(latest, video.times, cap=options.cap)
+            # A run lasts as long as its last frame usually would, which the end of the file may cut short.
+            spans = tuple((start, min(end, info.duration)) for start, end in spans)
+            keyword = dataclasses.replace(keyword, spans=spans)
+        keywords.append(keyword)
+        scores.append(keyword_scores)
         confidences.append(confidence)
     if not keywords:
         notes.append(f"{NO_VTILDE} (no action in the caption): {short(caption_of(clip))}")
-    elif not any(keyword.spans for keyword in found):
+    elif not any(keyword.spans for keyword in keywords):
         notes.append(f"{NO_VTILDE} (no key frames found)")
-    elif share_of(found, clip, info) > 1 - KEEP:
+    elif key_share(keywords, clip, info) > 1 - KEEP:
         notes.append(f"{NO_VTILDE} (key frames are more than half of the clip)")
-    extra = clip.extra | ({"confidence": confidences} if any(score is not None for score in scores) else {})
-    clip = dataclasses.replace(clip, keywords=tuple(found), extra=extra)
+    clip = dataclasses.replace(clip, keywords=tuple(keywords))
+    if video is not None:
+        clip = dataclasses.replace(clip, extra=clip.extra | {"confidence": confidences})
     return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, *notes)), video, tuple(scores))
 
 
 def caption_of(clip: Clip) -> str:
-    """The text that says what happens: the answer, of a choice the option that it names, of grounding the
-    question."""
+    """The text that describes the event: for grounding the question, for a choice the option that the answer
+    names, else the answer."""
     if clip.task == "grounding":
         return clip.question
     letter = letter_of(clip.answer)
-    for place, option in enumerate(clip.choices):
-        if letter == chr(ord("A") + place):
-            return OPTION.sub("", option)
-    said = ANSWER.search(clip.answer)
-    return said[1] if said else clip.answer
+    place = ord(letter) - ord("A") if letter else len(clip.choices)
+    if place < len(clip.choices):
+        return OPTION_LETTER.sub("", clip.choices[place])
+    answer = ANSWER_TAG.search(clip.answer)
+    return answer[1] if answer else clip.answer
 
 
-def inside(clip: Clip, info: VideoInfo) -> tuple[Clip, list[str]]:
-    """A clip with its times cut to those of its file, and what there is to say about that. Rejected where
-    nothing is left of them."""
-    start, end, notes = clip.start, clip.end, []
-    if start is not None and start >= info.duration:
-        raise Rejected(f"part outside the video: it starts at {start:g} of {info.duration:g} s")
+def cut_times(clip: Clip, info: VideoInfo) -> tuple[Clip, list[str]]:
+    """Cut the times of a clip to those of its file.
+
+    Returns the clip, and notes about what was cut. Rejected if nothing is left of its part or of its spans.
+    """
+    end, notes = clip.end, []
+    if clip.start is not None and clip.start >= info.duration:
+        raise Rejected(f"part outside the video: it starts at {clip.start:g} of {info.duration:g} s")
     if end is not None and end > info.duration:
         notes.append(f"part cut at the end of the video: {end:g} of {info.duration:g} s")
         end = None
-    spans = [cut(span, info, notes) for span in clip.spans]
-    if spans and not any(spans):
+    spans = cut_spans(clip.spans, info, notes)
+    if clip.spans and not spans:
         raise Rejected(f"spans outside the video: {clip.spans} of {info.duration:g} s")
-    keywords = [
-        dataclasses.replace(
-            keyword, spans=tuple(filter(None, (cut(span, info, notes) for span in keyword.spans)))
-        )
-        for keyword in clip.keywords
-    ]
-    changes = dict(spans=tuple(filter(None, spans)), keywords=tuple(keywords), start=start, end=end)
-    return dataclasses.replace(clip, **changes), notes
+    keywords = []
+    for keyword in clip.keywords:
+        keywords.append(dataclasses.replace(keyword, spans=cut_spans(keyword.spans, info, notes)))
+    return dataclasses.replace(clip, end=end, spans=spans, keywords=tuple(keywords)), notes
 
 
-def cut(span: Span, info: VideoInfo, notes: list[str]) -> Span | None:
-    """A span's part inside its file, with remarks; None: there is none."""
-    start, end = max(span[0], 0.0), min(span[1], info.duration)
-    if start >= info.duration or end < start:
-        notes.append(f"span outside the video: {span} of {info.duration:g} s")
-        return None
-    if span[1] > info.duration + 1 / info.fps:
-        notes.append(f"span cut at the end of the video: {span} of {info.duration:g} s")
-    if start == end:
-        notes.append(f"span without length, taken as a moment: {span}")
-    return start, end
+def cut_spans(spans: Spans, info: VideoInfo, notes: list[str]) -> Spans:
+    """The parts of spans that are inside their file. Adds remarks to ``notes``."""
+    inside: list[Span] = []
+    for span in spans:
+        start, end = max(span[0], 0.0), min(span[1], info.duration)
+        if start >= info.duration or end < start:
+            notes.append(f"span outside the video: {span} of {info.duration:g} s")
+            continue
+        if span[1] > info.duration + 1 / info.fps:
+            notes.append(f"span cut at the end of the video: {span} of {info.duration:g} s")
+        if start == end:
+            notes.append(f"span without length, taken as a moment: {span}")
+        inside.append((start, end))
+    return tuple(inside)
 
 
-def share_of(keywords: Sequence[Keyword], clip: Clip, info: VideoInfo) -> float:
-    """The share of a clip that is key frames of some keyword."""
+def key_share(keywords: Sequence[Keyword], clip: Clip, info: VideoInfo) -> float:
+    """The share of a clip that is key frames of any keyword."""
     first, last = resolve_part(info.duration, 1 / info.fps, clip.start, clip.end)
     moments = np.linspace(first, last, 1000, endpoint=False)
-    shown = np.zeros(len(moments), bool)
-    for start, end in (span for keyword in keywords for span in keyword.spans):
-        shown |= (start <= moments) & (moments < end)
-    return float(shown.mean())
+    is_key = np.zeros(len(moments), bool)
+    for keyword in keywords:
+        for start, end in keyword.spans:
+            is_key |= (start <= moments) & (moments < end)
+    return float(is_key.mean())

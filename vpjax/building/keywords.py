@@ -1,10 +1,10 @@
-"""Caption -> event-action keywords, by spaCy (METHOD section 1).
+"""Caption -> event-action keywords, by spaCy (docs/method.md, section 1).
 
-A keyword is the verb of something that happens with its particle and its object, as they stand in the
-caption: "tips over", "opens the red door". Its lemma is the verb's with the particle: keywords of one lemma
-are never held against one another by the contrast, so an object is part of it only where the verb alone says
-nothing ("takes a sip"). With a trained pipeline the verbs come from its dependency parse, else from
-``verbs``: the fallback, which says so.
+A keyword is the verb of an event with its particle and its object, as they stand in the caption: "tips
+over", "opens the red door". Its lemma is the verb's with the particle. The contrastive loss never opposes
+keywords of the same lemma, so the object is part of the lemma only if the verb alone means nothing ("takes a
+sip"). With a trained pipeline the verbs come from its dependency parse. Without one the rules of ``verbs``
+are the fallback, which the extractor's description says.
 """
 
 from __future__ import annotations
@@ -13,105 +13,87 @@ import dataclasses
 import functools
 import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import spacy
 from spacy.language import Language
 from spacy.matcher import Matcher, PhraseMatcher
 from spacy.tokens import Doc, Span, Token
 
-from vpjax.building.verbs import CAUSATIVE, CHANGES, PARTICLES, PHRASE, RELATIVES, Tagger, words
+from vpjax.building.verbs import PHRASE, WORDS, Tagger
 from vpjax.types import Keyword, UserError
 
-# What goes on without anything happening, or is no sight.
-STATIC = words(
-    "be have seem look watch see stare gaze show feature depict contain include wear hold stand sit lie lean "
-    "rest remain stay wait await sleep live belong face surround like love enjoy want need know think feel "
-    "hear listen consist exist display represent use demonstrate explain describe discuss introduce present "
-    "narrate say mean hang let help lead keep observe get go come"
-)
-# What those do who film and cut: the picture changes, and nothing happens in it.
-CAMERA = words("film zoom pan record capture focus fade")
-SCREEN = words(
-    "camera video clip footage scene shot screen view frame film movie picture image photo text title "
-    "caption logo credit credits intro outro animation slideshow"
-)
-# Before another verb, which says what happens: "starts eating".
-ASPECT = words("begin start continue try attempt stop finish manage proceed pretend appear tend make fail")
-NEGATIONS = words("not n't never nobody nothing no without want need fail refuse plan hope wish")
-LIGHT = words("do make take have give perform")  # say nothing without their object
-MAX_WORDS = 6  # of a keyword: a longer one does without its object
-ENGLISH = 0.6  # share of a caption's words that a dictionary knows; names are left aside
+MAX_WORDS = 6  # of a keyword: a longer one is cut to its verb and particle
+ENGLISH = 0.6  # share of a caption's words that the dictionary must know; capitalised words are not counted
 
-_VERB, _PARTICLE, _NOUN = {"TAG": "VERB"}, {"TAG": "PART"}, {"TAG": "NOUN"}
-_ADVERB = {"TAG": "ADV", "OP": "?"}
-_OBJECT = [{"TAG": {"IN": ["DET", "NUM", "ADJ", "NOUN"]}, "OP": "*"}, _NOUN]
-ACTION = [
-    [_VERB],
-    [_VERB, _ADVERB, _PARTICLE],
-    [_VERB, *_OBJECT],
-    [_VERB, _PARTICLE, *_OBJECT],
-    [_VERB, *_OBJECT, _PARTICLE],
-    [_VERB, {"TAG": "PRON"}, _ADVERB, _PARTICLE],
-    [_VERB | {"LEMMA": {"IN": sorted(CHANGES)}}, {"TAG": "ADJ"}],
+Pattern = list[dict[str, Any]]
+_VERB: Pattern = [{"TAG": "VERB"}]
+_PARTICLE: Pattern = [{"TAG": "PART"}]
+_ADVERB: Pattern = [{"TAG": "ADV", "OP": "?"}]
+_OBJECT: Pattern = [{"TAG": {"IN": ["DET", "NUM", "ADJ", "NOUN"]}, "OP": "*"}, {"TAG": "NOUN"}]
+ACTION: list[Pattern] = [
+    _VERB,
+    _VERB + _ADVERB + _PARTICLE,
+    _VERB + _OBJECT,
+    _VERB + _PARTICLE + _OBJECT,
+    _VERB + _OBJECT + _PARTICLE,
+    [*_VERB, {"TAG": "PRON"}, *_ADVERB, *_PARTICLE],
+    [{"TAG": "VERB", "LEMMA": {"IN": sorted(WORDS.changes)}}, {"TAG": "ADJ"}],
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Extractor:
-    """caption -> its keywords, without spans, in their order; [] for a caption that has none or is not
-    English.
+    """Returns the keywords of a caption, without spans and in their order; [] if the caption has none or is
+    not English.
 
-    Made by ``load_extractor``, in other processes again: made_of are its arguments. find: Doc -> keywords.
-    backend: in words.
+    find: yields the keywords of a Doc. backend: a description of how they are found.
     """
 
-    made_of: tuple[str, tuple[str, ...]]
     nlp: Language
     find: Callable[[Doc], Iterable[Keyword]]
     backend: str
-
-    def __reduce__(self):
-        return load_extractor, self.made_of  # spaCy's pickled matchers forget options
 
     def __call__(self, caption: str) -> list[Keyword]:
         return list(dict.fromkeys(self.find(self.nlp(caption))))
 
     def describe(self) -> str:
-        """The backend and its versions, for a data set's record and for the user."""
+        """The backend and its versions."""
         return f"{self.backend}, spaCy {spacy.__version__}"
 
 
 def load_extractor(model: str = "", keep: Sequence[str] = ()) -> Extractor:
-    """An Extractor.
+    """Load an Extractor.
 
-    model: name or folder of a trained spaCy pipeline for English with a parser; "": by rules. keep: the
-    user's own keywords; where there are any, a caption's keywords are what it says of them, in any
-    inflection, and nothing else. UserError for a pipeline that is not installed or does not parse English.
+    model: name or folder of a trained spaCy pipeline for English with a parser; "" uses the rules. keep: the
+    user's own keywords. If there are any, a caption's keywords are those of them that it contains, in any
+    inflection, and no others. UserError for a pipeline that is not installed or does not parse English.
     """
-    made_of = model, tuple(keep)
     tables = f"spacy-lookups-data {importlib.metadata.version('spacy-lookups-data')}"
-    nlp = _trained(model) if model and not keep else spacy.blank("en")
     if keep:
+        nlp = spacy.blank("en")
         nlp.add_pipe("lemmatizer", config={"mode": "lookup"})
         nlp.initialize()
-        listed = PhraseMatcher(nlp.vocab, attr="LEMMA")
+        phrases = PhraseMatcher(nlp.vocab, attr="LEMMA")
         for phrase in keep:
-            listed.add(phrase, [nlp(phrase.lower())])
-        return Extractor(
-            made_of, nlp, functools.partial(_listed, listed), f"a list of {len(keep)} keywords, {tables}"
-        )
+            phrases.add(phrase, [nlp(phrase.lower())])
+        find = functools.partial(_find_listed, phrases)
+        return Extractor(nlp, find, f"a list of {len(keep)} keywords, {tables}")
     if model:
+        nlp = _load_pipeline(model)
         name = f"{nlp.meta['lang']}_{nlp.meta['name']} {nlp.meta['version']}"
-        return Extractor(made_of, nlp, functools.partial(_by_parse, Tagger()), f"dependency parse by {name}")
-    whole_words = [rule for rule in nlp.Defaults.infixes if "(?:-|" not in rule]  # "rear-ends" is one
-    nlp.tokenizer.infix_finditer = spacy.util.compile_infix_regex(whole_words).finditer
+        return Extractor(nlp, functools.partial(_find_by_parse, Tagger()), f"dependency parse by {name}")
+    nlp = spacy.blank("en")
+    infixes = [str(rule) for rule in nlp.Defaults.infixes or () if "(?:-|" not in str(rule)]
+    tokenizer: Any = nlp.tokenizer  # typed as a function
+    tokenizer.infix_finditer = spacy.util.compile_infix_regex(infixes).finditer  # "rear-ends" is one word
     actions = Matcher(nlp.vocab)
     actions.add("action", ACTION, greedy="LONGEST")
     backend = f"rules on word lists (the fallback, no trained pipeline being given), {tables}"
-    return Extractor(made_of, nlp, functools.partial(_by_rules, Tagger(), actions), backend)
+    return Extractor(nlp, functools.partial(_find_by_rules, Tagger(), actions), backend)
 
 
-def _trained(model: str) -> Language:
+def _load_pipeline(model: str) -> Language:
     try:
         nlp = spacy.load(model)
     except (OSError, ImportError, ValueError) as error:
@@ -124,9 +106,9 @@ def _trained(model: str) -> Language:
     return nlp
 
 
-def _listed(listed: PhraseMatcher, doc: Doc) -> Iterator[Keyword]:
-    """The user's keywords that a caption says, each with the lemma by which the user named it."""
-    for span in sorted(spacy.util.filter_spans(listed(doc, as_spans=True))):
+def _find_listed(phrases: PhraseMatcher, doc: Doc) -> Iterator[Keyword]:
+    """The user's keywords that a caption contains; the lemma is the keyword as the user wrote it."""
+    for span in sorted(spacy.util.filter_spans(phrases(doc, as_spans=True))):
         yield Keyword(span.text, span.label_)
 
 
@@ -135,58 +117,71 @@ def _is_english(tagger: Tagger, doc: Doc) -> bool:
     return sum(known) >= ENGLISH * len(known) if known else doc.text.isascii()
 
 
-def _happens(verb: Token, particle: str, thing: Token | None, subject: Token | None) -> bool:
-    """Whether a verb names an event: neither a state nor the camera's doing."""
+def _is_event(verb: Token, particle: str, thing: Token | None, subject: Token | None) -> bool:
+    """Whether a verb names an event: no state and no action of the camera. thing: the noun of its object."""
     lemma = verb.lemma_.lower()
-    filmed = subject is not None and subject.lower_ in SCREEN
-    turned = thing is not None and thing.lower_ == "camera"
-    return not (filmed or turned or lemma in CAMERA) and (lemma not in STATIC or bool(particle))
+    if lemma in WORDS.camera:
+        return False
+    if subject is not None and subject.lower_ in WORDS.screen:
+        return False
+    if thing is not None and thing.lower_ == "camera":
+        return False
+    return lemma not in WORDS.static or bool(particle)
 
 
-def _keyword(verb: Token, whole: Span, short: Span, particle: str, thing: Token | None) -> Keyword:
-    """whole: the keyword with its object, ``thing`` being its head; short: without."""
+def _make_keyword(verb: Token, whole: Span, short: Span, particle: str, thing: Token | None) -> Keyword:
+    """The keyword ``whole``, or ``short``, which leaves its object out, if that is too long. thing: the
+    object's noun."""
     lemma = verb.lemma_.lower()
     if particle:
         lemma += f" {particle}"
-    elif lemma in LIGHT and thing is not None:
+    elif lemma in WORDS.light and thing is not None:
         lemma += f" {thing.lower_}"
-    return Keyword((whole if len(whole) <= MAX_WORDS else short).text, lemma)
+    span = whole if len(whole) <= MAX_WORDS else short
+    return Keyword(span.text, lemma)
 
 
 # By rules
 
 
-def _by_rules(tagger: Tagger, actions: Matcher, doc: Doc) -> Iterator[Keyword]:
+def _find_by_rules(tagger: Tagger, actions: Matcher, doc: Doc) -> Iterator[Keyword]:
     if not _is_english(tagger, doc):
         return
     tagger(doc)
     for span in sorted(actions(doc, as_spans=True)):
-        verb, last = span[0], span[-1]
-        thing = next((token for token in reversed(span) if token.tag_ == "NOUN"), None)
-        beside = [
-            token for token in (*span[1:2], last) if token.tag_ == "PART" or token.tag_ == "ADJ" and not thing
-        ]
-        particle = beside[0].lower_ if beside else ""
-        if _leads(span) or _negated(verb) or not _happens(verb, particle, thing, _subject(verb)):
+        verb, thing, beside = span[0], None, None
+        for token in span:
+            if token.tag_ == "NOUN":
+                thing = token
+        for token in (*span[1:2], span[-1]):
+            is_result = token.tag_ == "ADJ" and thing is None
+            if beside is None and (token.tag_ == "PART" or is_result):
+                beside = token
+        particle = "" if beside is None else beside.lower_
+        if _leads_another(span) or _is_negated(verb):
             continue
-        short = doc[verb.i : beside[0].i + 1] if beside else doc[verb.i : verb.i + 1]
-        yield _keyword(verb, span, short, particle, thing)
+        if _is_event(verb, particle, thing, _subject(verb)):
+            short = doc[verb.i : (beside or verb).i + 1]
+            yield _make_keyword(verb, span, short, particle, thing)
 
 
-def _leads(span: Span) -> bool:
-    """Whether the verb at a span's start stands before another that says what happens."""
-    following = [token for token in span.doc[span.end : span.end + 3] if token.tag_ != "ADV"]
-    led = bool(following) and following[0].tag_ in {"VERB", "TO"}
-    return led and span[0].lemma_ in ASPECT
+def _leads_another(span: Span) -> bool:
+    """Whether the verb at a span's start leads another verb, which names the event."""
+    if span[0].lemma_ not in WORDS.aspect:
+        return False
+    for token in span.doc[span.end : span.end + 3]:
+        if token.tag_ != "ADV":
+            return token.tag_ in {"VERB", "TO"}
+    return False
 
 
-def _negated(verb: Token) -> bool:
-    """Whether "not" or the like stands before a verb, or before the one that leads it."""
+def _is_negated(verb: Token) -> bool:
+    """Whether "not" or the like stands before a verb, or before the verb that leads it."""
     for token in reversed(verb.doc[: verb.i]):
         if token.tag_ == "VERB":
-            led = token.lemma_ in ASPECT | CAUSATIVE
-            return token.lemma_ in NEGATIONS or (led and _negated(token))
-        if token.lower_ in NEGATIONS:
+            leads = token.lemma_ in WORDS.aspect | WORDS.causative
+            return token.lemma_ in WORDS.negations or (leads and _is_negated(token))
+        if token.lower_ in WORDS.negations:
             return True
         if token.tag_ in {"NOUN", "PUNCT", "CCONJ", "SCONJ"}:
             return False
@@ -194,76 +189,78 @@ def _negated(verb: Token) -> bool:
 
 
 def _subject(verb: Token) -> Token | None:
-    """The head of the noun phrase that does what a verb says: the one right before a participle, else the
-    nearest that begins a clause."""
+    """The head of a verb's subject: the noun right before a participle, else the nearest noun phrase that
+    begins a clause."""
     doc = verb.doc
+    is_participle = verb.lower_.endswith("ing")
     for i in range(verb.i - 1, -1, -1):
-        participle = doc[i + 1].tag_ == "VERB" and doc[i + 1].lower_.endswith("ing")
-        if doc[i].tag_ == "NOUN" and participle and verb.lower_.endswith("ing"):
-            return doc[i]
-        if doc[i].lower_ in RELATIVES and doc[i - 1].tag_ == "NOUN":
+        token, following = doc[i], doc[i + 1]
+        before_participle = following.tag_ == "VERB" and following.lower_.endswith("ing")
+        if token.tag_ == "NOUN" and before_participle and is_participle:
+            return token
+        if token.lower_ in WORDS.relatives and doc[i - 1].tag_ == "NOUN":
             return doc[i - 1]
-        if doc[i].tag_ in {"NOUN", "PRON"}:
+        if token.tag_ in {"NOUN", "PRON"}:
             start = i
             while start and doc[start - 1].tag_ in PHRASE:
                 start -= 1
             if not start or doc[start - 1].tag_ in {"PUNCT", "CCONJ", "SCONJ", "ADV", "SPACE"}:
-                return doc[i]
+                return token
     return None
 
 
 # By a dependency parse, in the labels of ClearNLP (spaCy's English pipelines) or of Universal Dependencies.
 
 
-def _by_parse(tagger: Tagger, doc: Doc) -> Iterator[Keyword]:
+def _find_by_parse(tagger: Tagger, doc: Doc) -> Iterator[Keyword]:
     if not _is_english(tagger, doc):
         return
     for verb in doc:
         if verb.pos_ != "VERB" or verb.dep_ in {"amod", "compound", "aux", "auxpass"}:
             continue
-        beside = next((token for token in verb.rights if _belongs(verb, token)), None)
-        things = [
-            *_children(verb, "dobj", "obj"),
-            *(_children(beside, "pobj", "obl") if beside is not None else ()),
-        ]
+        beside = next((token for token in verb.rights if _is_particle(verb, token)), None)
+        things = _children(verb, "dobj", "obj")
+        if beside is not None:
+            things += _children(beside, "pobj", "obl")
         thing = next((token for token in things if token.i > verb.i and token.pos_ != "PRON"), None)
-        particle = beside.lower_ if beside is not None else ""
-        led = any(child.pos_ == "VERB" for child in _children(verb, "xcomp", "ccomp"))
-        if led and verb.lemma_ in ASPECT or _denied(verb):
+        particle = "" if beside is None else beside.lower_
+        leads_verb = any(child.pos_ == "VERB" for child in _children(verb, "xcomp", "ccomp"))
+        if (leads_verb and verb.lemma_ in WORDS.aspect) or _is_denied(verb):
             continue
-        if not _happens(verb, particle, thing, _doer(verb)):
-            continue
-        short = doc[verb.i : (verb if beside is None else beside).i + 1]
-        end = max(short.end, thing.i + 1 if thing is not None else 0)
-        yield _keyword(verb, doc[verb.i : end], short, particle, thing)
+        if _is_event(verb, particle, thing, _parsed_subject(verb)):
+            short = doc[verb.i : (beside or verb).i + 1]
+            end = short.end if thing is None else max(short.end, thing.i + 1)
+            yield _make_keyword(verb, doc[verb.i : end], short, particle, thing)
 
 
 def _children(token: Token, *labels: str) -> list[Token]:
     return [child for child in token.children if child.dep_ in labels]
 
 
-def _belongs(verb: Token, token: Token) -> bool:
-    """Whether a dependent on a verb's right is its particle, or says into what something changes."""
+def _is_particle(verb: Token, token: Token) -> bool:
+    """Whether a dependent on a verb's right is its particle, or names the result of a change."""
     if token.dep_ == "acomp":
-        return verb.lemma_ in CHANGES
+        return verb.lemma_ in WORDS.changes
     if token.dep_ in {"prt", "compound:prt"}:
         return True
-    return token.lower_ in PARTICLES and token.dep_ in {"prep", "advmod", "advcl"}
+    return token.lower_ in WORDS.particles and token.dep_ in {"prep", "advmod", "advcl"}
 
 
-def _denied(verb: Token) -> bool:
-    """Whether a verb is negated, or governed by one that says that it does not happen."""
-    denied = any(child.dep_ == "neg" or child.lower_ in NEGATIONS for child in verb.children)
+def _is_denied(verb: Token) -> bool:
+    """Whether a verb is negated, or governed by one that means that it does not happen."""
+    if any(child.dep_ == "neg" or child.lower_ in WORDS.negations for child in verb.children):
+        return True
     head = verb.head
-    governed = verb.dep_ in {"xcomp", "ccomp", "pcomp"} and head is not verb
-    return denied or governed and (head.lower_ in NEGATIONS or head.lemma_ in NEGATIONS or _denied(head))
+    if verb.dep_ not in {"xcomp", "ccomp", "pcomp"} or head is verb:
+        return False
+    return head.lower_ in WORDS.negations or head.lemma_ in WORDS.negations or _is_denied(head)
 
 
-def _doer(verb: Token) -> Token | None:
-    """Who or what does, or suffers, what a verb says."""
+def _parsed_subject(verb: Token) -> Token | None:
+    """The subject of a verb, active or passive."""
     for child in _children(verb, "nsubj", "nsubjpass", "nsubj:pass"):
-        if child.lower_ not in RELATIVES:
+        if child.lower_ not in WORDS.relatives:
             return child
     if verb.dep_ in {"relcl", "acl", "acl:relcl"}:
         return verb.head
-    return _doer(verb.head) if verb.dep_ in {"conj", "xcomp", "advcl"} else None
+    return _parsed_subject(verb.head) if verb.dep_ in {"conj", "xcomp", "advcl"} else None

@@ -1,17 +1,18 @@
-"""A build in parts: each is a file that holds what became of some items, written whole by one worker.
+"""A build in parts: each is a file with the results of some items, written whole by one worker.
 
-A part that is made again is the same: a worker that dies or runs twice changes nothing, and a later run only
-looks anew at videos that could not be used.
+A part that is made again is the same, so a worker that dies or runs twice changes nothing. A later run only
+examines the videos again that could not be used.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 
 from vpjax.building.annotations import Item
-from vpjax.building.examine import MISSING, UNREADABLE, Options, examine
+from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Options, examine
 from vpjax.data.clips import parse_clip
 from vpjax.files import exists, open_file, write_whole
 
@@ -19,13 +20,16 @@ ITEMS = 32  # of a part, about
 
 
 def parts_of(items: Sequence[Item]) -> Iterator[list[int]]:
-    """The places of items with clips, those of one file next to one another, in lists of about ITEMS."""
-    files: dict[str, list[int]] = {}
+    """Split the items with clips into parts of about ITEMS.
+
+    Yields the indices of a part's items; those of one video follow one another.
+    """
+    videos: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         if item.clip is not None:
-            files.setdefault(item.clip.video, []).append(number)
+            videos.setdefault(item.video, []).append(number)
     part: list[int] = []
-    for numbers in files.values():
+    for numbers in videos.values():
         for first in range(0, len(numbers), ITEMS):
             part += numbers[first : first + ITEMS]
             if len(part) >= ITEMS:
@@ -36,43 +40,35 @@ def parts_of(items: Sequence[Item]) -> Iterator[list[int]]:
 
 
 def make_part(items: Sequence[Item], options: Options, file: str) -> None:
-    """Examine the items that ``file`` does not hold for good, and write it."""
-    known = read_part(file) if exists(file) else [None] * len(items)
-    for first, end in runs_of_one_file(items, [item is None or is_passing(item) for item in known]):
-        known[first:end] = (result.item for result in examine(items[first:end], options))
-    lines = (json.dumps(dataclasses.asdict(item)) + "\n" for item in known)
+    """Examine the items whose results ``file`` does not hold or that may change, and write it."""
+    results, pending = list(items), list(range(len(items)))
+    if exists(file):
+        results = read_part(file)
+        pending = [number for number, item in enumerate(results) if may_change(item)]
+    for _, numbers in itertools.groupby(pending, key=lambda number: items[number].video):
+        same_video = list(numbers)
+        examined = examine([items[number] for number in same_video], options)
+        for number, result in zip(same_video, examined, strict=True):
+            results[number] = result.item
+    lines = [json.dumps(dataclasses.asdict(item)) + "\n" for item in results]
     write_whole(file, "".join(lines).encode())
 
 
 def read_part(file: str) -> list[Item]:
+    items = []
     with open_file(file, "rb") as lines:
-        return [item_of(json.loads(line)) for line in lines]
+        for line in lines:
+            record = json.loads(line)
+            clip = record["clip"] and parse_clip(record["clip"])
+            items.append(Item(record["place"], clip, record["skipped"], tuple(record["notes"])))
+    return items
 
 
-def is_whole(file: str) -> bool:
-    """Whether there is nothing left to try in a part that was made."""
-    return not any(map(is_passing, read_part(file)))
+def is_finished(file: str) -> bool:
+    """Whether the part exists and none of its items may change."""
+    return exists(file) and not any(may_change(item) for item in read_part(file))
 
 
-def item_of(record: dict) -> Item:
-    clip = record["clip"] and parse_clip(record["clip"])
-    return Item(record["place"], clip, record["skipped"], tuple(record["notes"]))
-
-
-def is_passing(item: Item) -> bool:
-    """Whether another run may find that an item can be used after all."""
-    return item.skipped.startswith((MISSING, UNREADABLE))
-
-
-def runs_of_one_file(items: Sequence[Item], wanted: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """The runs (first, end) of wanted items whose clips are of one file."""
-    first = 0
-    for end in range(1, len(items) + 1):
-        if (
-            end == len(items)
-            or items[end].clip.video != items[first].clip.video
-            or wanted[end] != wanted[first]
-        ):
-            if wanted[first]:
-                yield first, end
-            first = end
+def may_change(item: Item) -> bool:
+    """Whether an item was skipped because of its video, which may be mended by the next run."""
+    return item.skipped.startswith((VIDEO_MISSING, UNREADABLE))

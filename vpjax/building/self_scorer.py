@@ -1,4 +1,4 @@
-"""Which frames a model needs to say a keyword: the scorer that asks the model under training."""
+"""Which frames a model needs to predict a keyword: the scorer that queries the model under training."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from vpjax.models.vlm import VideoLM, gather_slots
 from vpjax.training.losses import token_logprobs
 from vpjax.types import Array, Batch, Clip, Keyword
 
-LONGEST = 3  # slots of a window (ours)
-AT_ONCE = 16  # windows that go through the decoder together
-MULTIPLE = 16  # tokens that prompts and answers are padded to: few programs for many captions
+LONGEST_WINDOW = 3  # slots (chosen here: the paper gives no value)
+WINDOWS_AT_ONCE = 16  # that go through the decoder together
+MULTIPLE = 16  # of tokens: prompts and answers are padded to it, so that many captions share a program
 CHUNK = 128  # answer tokens whose logits are held at once
 
 
-def self_scorer(model: VideoLM, text: Text, *, longest: int = LONGEST) -> Scorer:
-    """The drop of log p(keyword | V), in nats, when frames are replaced by those beside them.
+def self_scorer(model: VideoLM, text: Text) -> Scorer:
+    """Score frames by the drop of log p(keyword | V), in nats, when they are replaced by their neighbours.
 
-    Every window of 1 to ``longest`` slots, at most half of the clip, is replaced once, as V~ replaces its key
-    slots. A slot's score is the largest further drop that comes of adding it to a window: where two slots
-    show the event, neither is missed while the other stands, and slots that only lie beside them add nothing.
-    Both frames of a slot have its score. Scored are the keyword's tokens in the answer, given the words
-    before them; the whole answer where it does not say the keyword.
+    Every window of 1 to LONGEST_WINDOW slots, at most half of the clip, is replaced once, in the way that V~
+    replaces its key slots. A slot's score is the largest additional drop that adding it to a window causes:
+    if two slots show the event, neither is missed while the other is visible, and slots that merely lie
+    beside them add nothing. Both frames of a slot have its score. The log-probability is that of the
+    keyword's tokens in the answer, given the words before them, or of the whole answer if it does not contain
+    the keyword.
     """
 
     def score(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
         row = prompt_row(text.chat(clip.question), video, model.config, stamps=text.stamps)
         row = dataclasses.replace(row, suffix=text.answer(clip.answer))
         slots = len(row.source)
-        windows = windows_of(slots, longest)
-        if not windows:  # a single slot: there is nothing to put in its place
+        windows = slot_windows(slots)
+        if not windows:  # a single slot has no neighbours
             return np.zeros(len(video.times), np.float32)
-        masks_WS = np.array(
-            [(first <= np.arange(slots)) & (np.arange(slots) < end) for first, end in windows]
-        )
-        sources = [source_of(mask[None], slots) for mask in masks_WS]
+        sources = [row.source]
+        for first, end in windows:
+            mask_S = (first <= np.arange(slots)) & (np.arange(slots) < end)
+            sources.append(source_of(mask_S[None], slots))
         batch = collate([row], bucket_of([row], multiple=MULTIPLE), model.config)
-        said = np.zeros(batch.suffix.shape[1], bool)
-        said[text.places(keyword.text, clip.answer) or slice(len(row.suffix))] = True
-        whole, *degraded = np.asarray(logprobs(model, batch, np.stack([row.source, *sources]), said))
+        scored = np.zeros(batch.suffix.shape[1], bool)
+        scored[text.places(keyword.text, clip.answer) or slice(len(row.suffix))] = True
+        whole, *degraded = np.asarray(keyword_logprobs(model, batch, np.stack(sources), scored))
         drops = dict(zip(windows, whole - np.array(degraded), strict=True))
         scores = np.full(slots, -np.inf, np.float32)
         for (first, end), drop in drops.items():
@@ -59,21 +60,24 @@ def self_scorer(model: VideoLM, text: Text, *, longest: int = LONGEST) -> Scorer
 
 
 @jax.jit
-def logprobs(model: VideoLM, batch: Batch, sources_WS: Array, said_C: Array) -> Array:
-    """log p f32[W] of the suffix tokens ``said`` of a batch of one row, whose video shows ``sources`` of its
-    slots. The video is encoded once."""
+def keyword_logprobs(model: VideoLM, batch: Batch, sources_WS: Array, scored_C: Array) -> jax.Array:
+    """The log-probability f32[W] of the suffix tokens ``scored_C`` of a batch of one row, for each of the
+    videos that ``sources_WS`` gathers from its slots. The video is encoded once."""
     features = model.encode(batch.frames)
 
-    def logprob(source_S):
+    def logprob(source_S: jax.Array) -> jax.Array:
         h = model.hidden(gather_slots(features, source_S[None]), batch)
-        each = token_logprobs(h.last, h.suffix, model.unembed, batch.suffix[:, None], chunk=CHUNK)
-        return jnp.where(said_C, each[0, 0], 0.0).sum()
+        logprobs = token_logprobs(h.last, h.suffix, model.unembed, batch.suffix[:, None], chunk=CHUNK)
+        return jnp.where(scored_C, logprobs[0, 0], 0.0).sum()
 
-    return jax.lax.map(logprob, sources_WS, batch_size=AT_ONCE)
+    return jax.lax.map(logprob, sources_WS, batch_size=WINDOWS_AT_ONCE)
 
 
-def windows_of(slots: int, longest: int) -> list[tuple[int, int]]:
-    """The windows, as (first slot, slot past its end): every run of up to ``longest`` slots that leaves
-    half of the clip or more."""
-    lengths = range(1, min(longest, slots // 2) + 1)
-    return [(first, first + length) for length in lengths for first in range(slots - length + 1)]
+def slot_windows(slots: int) -> list[tuple[int, int]]:
+    """All windows, as (first slot, slot past its end): every run of up to LONGEST_WINDOW slots that leaves at
+    least half of the clip."""
+    windows = []
+    for length in range(1, min(LONGEST_WINDOW, slots // 2) + 1):
+        for first in range(slots - length + 1):
+            windows.append((first, first + length))
+    return windows

@@ -1,12 +1,16 @@
-"""English words -> parts of speech without a trained pipeline: from WordNet's word lists (spacy-lookups-data)
-and a word's neighbours.
+"""Parts of speech without a trained pipeline, from WordNet's word lists (spacy-lookups-data) and a word's
+neighbours.
 
-Made for captions, and for what ``keywords`` asks of them: verbs, objects and particles. One pass from left to
-right; where a word can be a noun and a verb ("cheers"), its clause decides: whether the subject stands
-already and whether it still waits for its verb.
+Made for captions and for what ``keywords`` needs: verbs, objects and particles. The text is read once from
+left to right. Where a word can be a noun and a verb ("cheers"), its clause decides: whether there is a
+subject already, and whether that subject still has no verb.
 """
 
 from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 from spacy.lookups import load_lookups
 from spacy.tokens import Doc
@@ -14,62 +18,31 @@ from spacy.tokens import Doc
 from vpjax.types import UserError
 
 
-def words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
+def read_word_lists() -> SimpleNamespace:
+    """The lists of words.toml as attributes, each a frozenset of words."""
+    lists = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+    return SimpleNamespace(**{name: frozenset(words.split()) for name, words in lists.items()})
 
 
-# What a verb takes along: "tips over", "picks up". The second kind only at the end of a clause ("walks in").
-PARTICLES = words(
-    "up down off out away back over apart aside together around along forward forwards backward backwards "
-    "sideways open shut"
-)
-LATE_PARTICLES = words("in on through by past inside outside across")
-PREPOSITIONS = PARTICLES | words(
-    "in on through by past inside outside across at of from with without into onto to toward towards under "
-    "behind against near for between among above below beside like during within upon next"
-)
-DETERMINERS = words(
-    "a an the this these those his her its their my your our some each every both no another any all several "
-    "many few 's"
-)
-PRONOUNS = words(
-    "i you he she it we they who which that someone somebody something everyone everybody one nobody nothing "
-    "him them me us himself herself itself themselves"
-)
-PLURAL_WORDS = words("i you we they people both")
-CONJUNCTIONS = words("and or but then")
-SUBORDINATORS = words("while as when after before until because since if where once whereas")
-ADVERBS = words(
-    "not n't never just now twice once again briefly there here very too also right left still first soon"
-)
-BE, HAVE = words("be is are was were been being am 're"), words("has have had having")
-MODALS = words("do does did can could will would shall should may might must 'll ca wo")
-CLOSED = PREPOSITIONS | DETERMINERS | PRONOUNS | CONJUNCTIONS | SUBORDINATORS | ADVERBS | BE | HAVE | MODALS
-RELATIVES = words("who which that")
-STOPS = words(". ; : ! ?")
-PHRASE = frozenset({"DET", "NUM", "ADJ", "NOUN", "PRON"})
-HEADS = frozenset({"NOUN", "PRON"})
+WORDS = read_word_lists()
+PREPOSITIONS = WORDS.particles | WORDS.prepositions
+AUXILIARIES = WORDS.be | WORDS.have | WORDS.modals
+CLAUSE_WORDS = WORDS.conjunctions | WORDS.subordinators
+OBJECT_STARTS = WORDS.determiners | WORDS.pronouns
+CLOSED = PREPOSITIONS | OBJECT_STARTS | CLAUSE_WORDS | WORDS.adverbs | AUXILIARIES
 # Prepositions that belong to these verbs: "crashes into a tree".
-PHRASAL = {
-    "in": words("reel"),
-    "into": words("crash bump get"),
-    "on": words("turn switch put try"),
-}
-# Participles that say how something is, unless they have an object: "cars parked along the street".
-STATES = words("parked located named called dressed seated made based surrounded filled covered situated")
-CHANGES = words("get turn become go grow swing fall")  # the adjective after them says into what
-CAUSATIVE = words("make let see watch help hear feel have")
-UNCHANGED = words("hit cut put set let shut split spread hurt cast bet burst")  # the past is the base form
-
-
-TABLES = ("lemma_rules", "lemma_exc", "lemma_index", "lemma_lookup")
+PHRASAL = {"in": {"reel"}, "into": {"crash", "bump", "get"}, "on": {"turn", "switch", "put", "try"}}
+PHRASE = {"DET", "NUM", "ADJ", "NOUN", "PRON"}
+PHRASE_HEADS = {"NOUN", "PRON"}
+TABLES = ["lemma_rules", "lemma_exc", "lemma_index", "lemma_lookup"]
 
 
 class Tagger:
     """Sets ``tag_`` and ``lemma_`` of a Doc's tokens.
 
-    Tags are those of Universal Dependencies but for BE, HAVE and MODAL (auxiliaries), TO (before a verb) and
-    PART (a verb's particle). Of verbs only, the lemma is the dictionary form.
+    Tags are those of Universal Dependencies except BE, HAVE and MODAL (auxiliaries), TO (before a verb) and
+    PART (a verb's particle). The lemma of a verb is its dictionary form, that of any other word the word.
+    UserError if the word lists are not installed.
     """
 
     def __init__(self) -> None:
@@ -83,22 +56,31 @@ class Tagger:
         self.endings = {pos: [tuple(rule) for rule in rules[pos]] for pos in ("noun", "verb")}
 
     def lemmas(self, word: str, pos: str) -> list[str]:
-        """The dictionary forms of a word that is inflected, the likeliest first."""
+        """The dictionary forms of an inflected word, the likeliest first; [] if it is not inflected."""
         if word in self.irregular[pos]:
             return self.irregular[pos][word]
-        cut = [word[: -len(old)] + new for old, new in self.endings[pos] if word.endswith(old)]
-        stems = [stem for stem in cut if stem in self.words[pos]]
+        stems = []
+        for old, new in self.endings[pos]:
+            stem = word[: -len(old)] + new
+            if word.endswith(old) and stem in self.words[pos]:
+                stems.append(stem)
         return sorted(stems, key=lambda stem: stem != self.usual.get(word))  # "singing": sing, not singe
 
     def verb_forms(self, word: str) -> dict[str, str]:
         """The forms of a verb that ``word`` can be (base, s, ing, past), each with its lemma."""
         first, dash, word = word.rpartition("-")  # "rear-ends"
-        forms = {"base": word} if word in self.words["verb"] else {}
+        forms = {}
+        if word in self.words["verb"]:
+            forms["base"] = word
         lemmas = self.lemmas(word, "verb")
         if lemmas and not word.endswith("ss"):
-            ending = [form for form in ("ing", "s") if word.endswith(form)]
-            forms[ending[0] if ending else "past"] = lemmas[0]
-        if word in UNCHANGED:
+            form = "past"
+            if word.endswith("ing"):
+                form = "ing"
+            elif word.endswith("s"):
+                form = "s"
+            forms[form] = lemmas[0]
+        if word in WORDS.unchanged:
             forms["past"] = word
         return {form: first + dash + lemma for form, lemma in forms.items()}
 
@@ -106,17 +88,15 @@ class Tagger:
         return word in self.words["noun"] or bool(self.lemmas(word, "noun"))
 
     def is_plural(self, word: str) -> bool:
-        return word in PLURAL_WORDS or (
-            bool(self.lemmas(word, "noun")) and not word.endswith(("ss", "us", "is"))
-        )
+        if word in WORDS.plural_words:
+            return True
+        return bool(self.lemmas(word, "noun")) and not word.endswith(("ss", "us", "is"))
 
     def is_known(self, word: str) -> bool:
-        return (
-            word in CLOSED
-            or self.is_noun(word)
-            or bool(self.verb_forms(word))
-            or any(word in self.words[pos] for pos in ("adj", "adv"))
-        )
+        """Whether a dictionary has the word."""
+        if word in CLOSED or word in self.words["adj"] or word in self.words["adv"]:
+            return True
+        return self.is_noun(word) or bool(self.verb_forms(word))
 
     def __call__(self, doc: Doc) -> Doc:
         clause = _Clause(self, doc)
@@ -126,16 +106,17 @@ class Tagger:
 
 
 class _Clause:
-    """What is known of a clause, from left to right.
+    """What is known of a clause while its words are read from left to right.
 
-    last: the part of speech of the latest word, adverbs aside. waits: a subject stands that has no verb
-    yet; plural: it is several. subject: whether the phrase that is being read is one; joined: to another one,
-    by "and". bare: it is none, and has no determiner. several: it is plural itself. chain: the forms of the
-    verbs so far, in one of which another may follow after "and". verb: the lemma of the latest.
+    last: the part of speech of the latest word, adverbs aside. verb: the lemma of the latest verb.
+    chain: the forms of the clause's verbs; after "and" another verb may follow in one of them.
+    waits: whether there is a subject that has no verb yet. plural: whether that subject is plural.
+    Of the noun phrase that is being read: subject, whether it is a subject; joined, whether "and" joins it
+    to another one; bare, whether it is no subject and has no determiner; several, whether it is plural.
     """
 
     def __init__(self, tagger: Tagger, doc: Doc):
-        self.know, self.doc = tagger, doc
+        self.tagger, self.doc = tagger, doc
         self.last, self.verb = "START", ""
         self.waits = self.plural = self.subject = self.joined = self.bare = self.several = False
         self.chain: set[str] = set()
@@ -144,148 +125,183 @@ class _Clause:
         return self.doc[i].lower_ if i < len(self.doc) else ""
 
     def tag(self, i: int) -> tuple[str, str]:
-        """The part of speech of the next word, and its lemma if it is a verb."""
+        """The tag and the lemma of token ``i``, which must be the one after the last call's."""
         word = self.word(i)
-        forms = self.know.verb_forms(word)
+        forms = self.tagger.verb_forms(word)
         form = self.verb_form(i, word, forms)
-        pos = "VERB" if form else self.other(i, word)
+        pos, lemma = ("VERB", forms[form]) if form else (self.other_pos(i, word), word)
         if pos == "VERB":
-            # "a child wearing boots jumps": a participle leaves its subject waiting.
-            self.waits &= form == "ing" and self.last in HEADS
-            self.chain.add(form)
-            if self.last in {"BE", "HAVE", "MODAL"}:  # "is sneezing, then throws"
-                self.chain |= {"past", "base" if self.plural else "s"}
-            self.verb = forms[form]
+            self.add_verb(form, lemma)
         elif pos in PHRASE:
-            if self.last not in PHRASE:
-                self.subject = self.last in {"START", "PUNCT", "CCONJ", "SCONJ"}
-                self.bare = pos == "NOUN" and not self.subject
-                self.joined = self.waits and self.last == "CCONJ"  # "a dog and a cat fight"
-            self.several = self.know.is_plural(word)
-            if pos in HEADS and self.subject:
-                self.waits, self.plural = True, self.joined or self.several
-        elif pos == "SCONJ" or word in STOPS:
+            self.add_to_phrase(pos, word)
+        elif pos == "SCONJ" or word in WORDS.stops:
             self.waits, self.chain, self.verb = False, set(), ""
-        if word in RELATIVES and self.last == "NOUN":
+        if word in WORDS.relatives and self.last == "NOUN":
             self.waits, self.plural = True, self.several
         if pos not in {"ADV", "SPACE"}:
             self.last = pos
-        return pos, forms[form] if form else word
+        return pos, lemma
+
+    def add_verb(self, form: str, lemma: str) -> None:
+        # "a child wearing boots jumps": a participle leaves its subject waiting.
+        if form != "ing" or self.last not in PHRASE_HEADS:
+            self.waits = False
+        self.chain.add(form)
+        if self.last in {"BE", "HAVE", "MODAL"}:  # "is sneezing, then throws"
+            self.chain |= {"past", "base" if self.plural else "s"}
+        self.verb = lemma
+
+    def add_to_phrase(self, pos: str, word: str) -> None:
+        if self.last not in PHRASE:
+            self.subject = self.last in {"START", "PUNCT", "CCONJ", "SCONJ"}
+            self.bare = pos == "NOUN" and not self.subject
+            self.joined = self.waits and self.last == "CCONJ"  # "a dog and a cat fight"
+        self.several = self.tagger.is_plural(word)
+        if pos in PHRASE_HEADS and self.subject:
+            self.waits, self.plural = True, self.joined or self.several
 
     def verb_form(self, i: int, word: str, forms: dict[str, str]) -> str:
-        """The form in which a word is a verb here, or ""."""
+        """The one of ``forms`` in which the word is a verb here; "" if it is none."""
         after = self.word(i + 1)
-        has_object = after in DETERMINERS | PRONOUNS or (i + 1 < len(self.doc) and self.doc[i + 1].like_num)
-        if after == "of" and self.know.is_noun(word):  # "a shot of"
+        has_object = after in OBJECT_STARTS or (i + 1 < len(self.doc) and self.doc[i + 1].like_num)
+        if not forms or word in WORDS.be:
             return ""
-        if not forms or word in BE or (word in HAVE | MODALS and self.is_auxiliary(i)):
+        if after == "of" and self.tagger.is_noun(word):  # "a shot of"
             return ""
-        if word in (CLOSED | STATES) - HAVE - MODALS and not (self.waits and has_object):
+        if word in WORDS.have | WORDS.modals:
+            if self.is_auxiliary(i):
+                return ""
+        elif word in CLOSED | WORDS.states and not (self.waits and has_object):
             return ""  # "left" and "down" are verbs before an object only
-        wanted: tuple[str, ...] = ()
-        match self.last:
-            case "TO":
-                wanted = ("base",)
-            case "BE":
-                wanted = ("ing", "past")
-            case "HAVE":
-                wanted = ("past",)
-            case "MODAL":
-                wanted = ("base",)
-            case "NOUN" | "PRON":
-                wanted = ("ing",)
-                if self.waits:
-                    wanted += ("past", "base" if self.plural else "s")
-                elif self.verb in CAUSATIVE:
-                    wanted += ("base",)
-                elif after == "by":
-                    wanted += ("past",)
-            case "VERB" | "PART":
-                wanted = ("ing", "past") if self.verb == "get" else ("ing",)
-            case "ADP":
-                wanted = () if self.is_thing(i + 1) else ("ing",)
-            case "SCONJ":
-                wanted = () if self.is_thing(i + 1) else ("ing", "past")
-            case "START" | "PUNCT" | "CCONJ":
-                # "peppers" of "tomatoes, peppers and onions"
-                listed = self.bare and self.several and self.know.is_plural(word)
-                wanted = ("ing", *(() if listed else sorted(self.chain)))
-                # An order ("stir the soup"): a word that is no noun too, or has an object.
-                follows = self.last != "START" and "base" in self.chain and not self.bare
-                free = follows or has_object or after in PARTICLES or not self.know.is_noun(word)
-                if not free:
-                    wanted = tuple(form for form in wanted if form != "base")
-                elif not self.chain or "base" in self.chain:
-                    wanted += ("base",)
-        return next((form for form in wanted if form in forms), "")
+        for form in self.possible_forms(i, word, after, has_object):
+            if form in forms:
+                return form
+        return ""
 
-    def other(self, i: int, word: str) -> str:
+    def possible_forms(self, i: int, word: str, after: str, has_object: bool) -> list[str]:
+        """The forms in which a verb can stand at ``i``, the likeliest first."""
+        if self.last in {"TO", "MODAL"}:
+            return ["base"]
+        if self.last == "BE":
+            return ["ing", "past"]
+        if self.last == "HAVE":
+            return ["past"]
+        if self.last in PHRASE_HEADS:
+            if self.waits:
+                return ["ing", "past", "base" if self.plural else "s"]
+            if self.verb in WORDS.causative:
+                return ["ing", "base"]
+            return ["ing", "past"] if after == "by" else ["ing"]
+        if self.last in {"VERB", "PART"}:
+            return ["ing", "past"] if self.verb == "get" else ["ing"]
+        if self.last in {"ADP", "SCONJ"}:
+            if self.is_thing(i + 1):
+                return []
+            return ["ing"] if self.last == "ADP" else ["ing", "past"]
+        if self.last not in {"START", "PUNCT", "CCONJ"}:
+            return []
+        forms = ["ing"]
+        # Not for "peppers" of "tomatoes, peppers and onions".
+        if not (self.bare and self.several and self.tagger.is_plural(word)):
+            forms += sorted(self.chain)
+        # An order ("stir the soup") is a word that is not also a noun, or has an object.
+        follows = self.last != "START" and "base" in self.chain and not self.bare
+        is_order = has_object or after in WORDS.particles or not self.tagger.is_noun(word)
+        if not (follows or is_order):
+            return [form for form in forms if form != "base"]
+        if not self.chain or "base" in self.chain:
+            forms.append("base")
+        return forms
+
+    def other_pos(self, i: int, word: str) -> str:
         """The part of speech of a word that is no verb here."""
         after, token = self.word(i + 1), self.doc[i]
-        if token.is_space or token.is_punct:
-            return "SPACE" if token.is_space else "PUNCT"
-        for pos, closed in (("BE", BE), ("HAVE", HAVE), ("MODAL", MODALS), ("CCONJ", CONJUNCTIONS)):
-            if word in closed:
-                return pos
-        if word in SUBORDINATORS:
+        if token.is_space:
+            return "SPACE"
+        if token.is_punct:
+            return "PUNCT"
+        if word in WORDS.be:
+            return "BE"
+        if word in WORDS.have:
+            return "HAVE"
+        if word in WORDS.modals:
+            return "MODAL"
+        if word in WORDS.conjunctions:
+            return "CCONJ"
+        if word in WORDS.subordinators:
             return "SCONJ"
-        ranges = "from" in (self.word(k) for k in range(max(0, i - 3), i))  # "from branch to branch"
-        if word == "to" and not ranges and "base" in self.know.verb_forms(after) and after not in CLOSED:
-            return "TO"
+        if word == "to" and after not in CLOSED and "base" in self.tagger.verb_forms(after):
+            latest = [self.word(k) for k in range(max(0, i - 3), i)]
+            if "from" not in latest:  # "from branch to branch"
+                return "TO"
         if self.is_particle(i, word):
             return "PART"
         if word in PREPOSITIONS:
             return "ADP"
-        if word in RELATIVES and self.last == "NOUN":
+        if word in WORDS.relatives and self.last == "NOUN":
             return "PRON"
-        if word in DETERMINERS and (word != "her" or self.goes_on(i + 1)):
+        if word in WORDS.determiners and (word != "her" or self.goes_on(i + 1)):
             return "DET"
         if token.like_num and self.goes_on(i + 1):
             return "NUM"
-        if word in PRONOUNS or word == "her":
+        if word in WORDS.pronouns or word == "her":
             return "PRON"
-        adjective = word in self.know.words["adj"]
-        noun = self.know.is_noun(word)
-        if word in ADVERBS and self.last != "DET" or (word.endswith("ly") and not noun):
+        is_adjective = word in self.tagger.words["adj"]
+        is_noun = self.tagger.is_noun(word)
+        if word.endswith("ly") and not is_noun:
             return "ADV"
-        changed = self.last == "VERB" and self.verb in CHANGES and adjective and not self.goes_on(i + 1)
-        if changed or (self.last != "NOUN" and self.modifies(i, word)):
+        if word in WORDS.adverbs and self.last != "DET":
+            return "ADV"
+        is_result = self.last == "VERB" and self.verb in WORDS.changes and not self.goes_on(i + 1)
+        if is_adjective and is_result:
             return "ADJ"
-        if noun or not (adjective or word in self.know.words["adv"]):
+        if self.last != "NOUN" and self.modifies(i, word):
+            return "ADJ"
+        if is_noun:
             return "NOUN"
-        return "ADJ" if adjective else "ADV"
+        if is_adjective:
+            return "ADJ"
+        return "ADV" if word in self.tagger.words["adv"] else "NOUN"
 
     def is_particle(self, i: int, word: str) -> bool:
         after = self.word(i + 1)
         if self.last == "VERB":
-            ends = after in CONJUNCTIONS | SUBORDINATORS or not after or self.doc[i + 1].is_punct
-            late = word in LATE_PARTICLES and ends
-            return word in PARTICLES or late or self.verb in PHRASAL.get(word, ())
-        # Behind the object ("turns the lamp off"), where nothing follows that it could govern.
-        governs = after in DETERMINERS | PRONOUNS or self.goes_on(i + 1)
-        return word in PARTICLES and bool(self.verb) and self.last in HEADS and not self.waits and not governs
+            clause_ends = not after or after in CLAUSE_WORDS or self.doc[i + 1].is_punct
+            if word in WORDS.late_particles and clause_ends:
+                return True
+            return word in WORDS.particles or self.verb in PHRASAL.get(word, ())
+        # Behind the object ("turns the lamp off"), if no noun phrase follows.
+        if after in OBJECT_STARTS or self.goes_on(i + 1) or self.waits:
+            return False
+        return word in WORDS.particles and bool(self.verb) and self.last in PHRASE_HEADS
 
     def is_auxiliary(self, i: int) -> bool:
         """Whether the "has" or "does" at ``i`` leads another verb."""
-        following = (self.word(k) for k in range(i + 1, len(self.doc)))
-        word = next((w for w in following if w not in ADVERBS and not w.endswith("ly")), "")
-        return word in BE or ("past" if self.word(i) in HAVE else "base") in self.know.verb_forms(word)
+        form = "past" if self.word(i) in WORDS.have else "base"
+        for k in range(i + 1, len(self.doc)):
+            word = self.word(k)
+            if word not in WORDS.adverbs and not word.endswith("ly"):
+                return word in WORDS.be or form in self.tagger.verb_forms(word)
+        return False
 
     def is_thing(self, i: int) -> bool:
         """Whether the word at ``i`` is a singular noun without a determiner."""
         word = self.word(i)
-        return word not in CLOSED and self.know.is_noun(word) and not self.know.is_plural(word)
+        return word not in CLOSED and self.tagger.is_noun(word) and not self.tagger.is_plural(word)
 
     def goes_on(self, i: int) -> bool:
         """Whether the word at ``i`` can stand inside a noun phrase."""
         word = self.word(i)
-        return word not in CLOSED and (self.know.is_noun(word) or word in self.know.words["adj"])
+        return word not in CLOSED and (self.tagger.is_noun(word) or word in self.tagger.words["adj"])
 
     def modifies(self, i: int, word: str) -> bool:
-        """Whether an adjective or participle stands before its noun."""
-        if not (word in self.know.words["adj"] or {"ing", "past"} & self.know.verb_forms(word).keys()):
+        """Whether the word at ``i`` is an adjective or participle before its noun."""
+        forms = self.tagger.verb_forms(word)
+        is_modifier = word in self.tagger.words["adj"] or "ing" in forms or "past" in forms
+        if not is_modifier or not self.goes_on(i + 1):
             return False
         # "the blue cross drifts up": not where it is a noun itself and its verb follows.
-        verb = self.know.is_noun(word) and "s" in self.know.verb_forms(self.word(i + 1))
-        ends = self.last == "ADJ" or self.word(i + 2) in CLOSED - BE - HAVE | {"", "."}
-        return self.goes_on(i + 1) and not (verb and ends)
+        if not (self.tagger.is_noun(word) and "s" in self.tagger.verb_forms(self.word(i + 1))):
+            return True
+        verb_ends = self.word(i + 2) in (CLOSED - WORDS.be - WORDS.have) | {"", "."}
+        return self.last != "ADJ" and not verb_ends
