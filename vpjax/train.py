@@ -17,16 +17,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax import cli, distributed
 from vpjax.cli import say
-from vpjax.data.pipeline import Loader, make_loader
+from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import CONTROLS
@@ -34,10 +34,10 @@ from vpjax.evaluation.results import format_results
 from vpjax.models.config import VLMConfig
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import abstract_model
-from vpjax.scoring.judge import Judge
+from vpjax.scoring.judge import ConfigJudge
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.grpo import JudgedRollouts
-from vpjax.training.report import Writer, draw_curves, no_spread, page
+from vpjax.training.report import Writer, draw_curves, equal_rewards_reason, rollouts_page
 from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
 from vpjax.training.state import create_state
 from vpjax.types import Array, Batch, Clip, UserError
@@ -123,17 +123,17 @@ def fit(
     """The training loop, from after step ``start`` on. Returns the last step, which is on the disk."""
     mesh = make_mesh(config.mesh)
     distributed.check_mesh(mesh)
-    loader = make_loader(
+    maker, index = make_batch_maker(
         clips,
         text,
         model_config,
         config.data,
         seed=config.seed,
         batch_size=config.batch,
-        start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    loader = Loader(maker, index, start)
     say(*loader.summary())
     params = initial_params(config, model_config, mesh, only_shapes=start > 0)
     state, optimizer, shardings = create_state(params, config, mesh)
@@ -141,34 +141,35 @@ def fit(
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
     model = abstract_model(model_config)
-    judge = None
     if config.method == "grpo":
-        judge = Judge(config, text, clips)
-        train_step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=text.stops)
+        judge = ConfigJudge(config, text, clips)
+        grpo_step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=text.stops)
     else:
-        train_step = sft.make_step(model, config, optimizer, shardings)
+        sft_step = sft.make_step(model, config, optimizer, shardings)
     if jax.process_index() == 0:
         run_config.write(workdir, config)
 
     report = Report(config, workdir, start, int(state.skipped), clips, text)
     with contextlib.closing(loader), contextlib.closing(report), cli.stop_signal() as received:
-        pending = None  # what a step gave, reported while the next one runs: devices do not wait for the host
+        pending = None  # a step is reported while the next one runs, so that devices do not wait for the host
         for step in range(start + 1, config.steps + 1):
             batch = report.next_batch(loader)
-            numbers = batch.clip
-            if judge:
-                batch = judge.with_references(batch)
-            state, metrics, *rollouts = train_step(state, put_batch(batch, mesh))
-            faults = judge.take_faults() if judge else []
+            if config.method == "grpo":
+                batch_with_references = put_batch(judge.with_references(batch), mesh)
+                state, metrics, rollouts = grpo_step(state, batch_with_references)
+                finished = FinishedStep(step, batch.clip, metrics, rollouts, judge.take_faults())
+            else:
+                state, metrics = sft_step(state, put_batch(batch, mesh))
+                finished = FinishedStep(step, batch.clip, metrics)
 
             if pending:
-                report(*pending)
-            pending = step, numbers, faults, metrics, *rollouts
+                report(pending)
+            pending = finished
 
             signal = received(step)
             is_last = bool(signal) or step == config.steps
             if is_last or step % config.checkpoint_every == 0:
-                report(*pending)
+                report(pending)
                 pending = None
                 manager.save(step, state, config.to_dict())
             if is_last:
@@ -180,8 +181,19 @@ def fit(
     return step
 
 
+class FinishedStep(NamedTuple):
+    """The results of a step. clips i32[B]: the numbers of its clips, -1 for padding. faults: messages of the
+    user's own rewards that failed."""
+
+    step: int
+    clips: Array
+    metrics: dict[str, Array]
+    rollouts: JudgedRollouts | None = None
+    faults: Sequence[str] = ()
+
+
 class Report:
-    """What a run reports while it trains: every step's metrics in the work directory, now and then a line."""
+    """Reports a run while it trains: every step's metrics to the work directory, and lines of progress."""
 
     def __init__(
         self,
@@ -211,21 +223,14 @@ class Report:
         self.seconds_waiting += time.perf_counter() - before
         return batch
 
-    def __call__(
-        self,
-        step: int,
-        numbers: np.ndarray,
-        faults: list[str],
-        metrics: dict[str, Array],
-        rollouts: JudgedRollouts | None = None,
-    ) -> None:
-        """Report a step: the numbers of its clips, what went wrong in rewards of the user's own, its metrics
-        and its rollouts. UserError when too many updates have been skipped."""
-        values = {name: float(x) for name, x in metrics.items()}
+    def __call__(self, finished: FinishedStep) -> None:
+        """Report a step. UserError if too many updates have been skipped."""
+        step, rollouts = finished.step, finished.rollouts
+        values = {name: float(x) for name, x in finished.metrics.items()}
         if self.writer:
             self.writer.write(step, values)
         if values["nonfinite"]:
-            self._count_skipped(step, numbers, faults)
+            self._count_skipped(finished)
         self.tokens += values["tokens"]
         if rollouts is not None:
             self._show_rollouts(step, values, rollouts)
@@ -244,22 +249,22 @@ class Report:
         else:
             self.steps_without_spread = 0
         if self.steps_without_spread and self.steps_without_spread % self.config.log_every == 0:
-            reason = no_spread(metrics, list(rollouts.rewards))
+            reason = equal_rewards_reason(metrics, list(rollouts.rewards))
             say(f"step {step}: for {self.steps_without_spread} steps {reason}")
         if step == self.first_step or step % self.config.grpo.show_every == 0:
             rollouts = multihost_utils.process_allgather(rollouts, tiled=True)
             if self.writer:
                 clips = [self.clips[number] if number >= 0 else None for number in rollouts.clip]
-                self.writer.page("rollouts", step, page(rollouts, clips, self.text))
+                self.writer.page("rollouts", step, rollouts_page(rollouts, clips, self.text))
 
-    def _count_skipped(self, step: int, numbers: np.ndarray, faults: list[str]) -> None:
+    def _count_skipped(self, finished: FinishedStep) -> None:
         self.skipped += 1
-        ids = ", ".join(self.clips[number].id for number in numbers if number >= 0)
-        reason = "; ".join(faults) or "loss or gradient not finite"
-        line = f"step {step}: {reason}, update skipped; its clips: {ids}"
+        ids = ", ".join(self.clips[number].id for number in finished.clips if number >= 0)
+        reason = "; ".join(finished.faults) or "loss or gradient not finite"
+        message = f"step {finished.step}: {reason}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
-            raise UserError(f"{line}; that makes {self.skipped}, more than config.max_nonfinite")
-        say(line)
+            raise UserError(f"{message}; that makes {self.skipped}, more than config.max_nonfinite")
+        say(message)
 
     def _speed(self, step: int) -> str:
         seconds = time.perf_counter() - self.interval_start
@@ -283,9 +288,9 @@ def finish(config: ConfigDict, workdir: Path) -> None:
         curves = draw_curves(workdir, CURVES)
         say(f"{workdir}: finished, {config.steps} steps; curves in {curves}")
     for split in heldout_splits(config):
-        request = heldout_request(config, workdir, split)
-        file = request.out / evaluation.RESULTS
+        file = heldout_folder(config, workdir, split) / evaluation.RESULTS
         if not distributed.process_zero_first(file.exists):
+            request = heldout_request(config, workdir, split)
             evaluation.evaluate(request, say, writes=jax.process_index() == 0)
         if jax.process_index() == 0:
             say("", f"{split} clips: {format_results(json.loads(file.read_text()))}")
@@ -298,6 +303,10 @@ def heldout_splits(config: ConfigDict) -> list[str]:
     return ["heldout", "unseen"] if config.data.heldout == "events" else ["heldout"]
 
 
+def heldout_folder(config: ConfigDict, workdir: Path, split: str) -> Path:
+    return workdir / "evaluate" / f"{split}-{config.steps}"
+
+
 def heldout_request(config: ConfigDict, workdir: Path, split: str) -> evaluation.Request:
     """What is asked about the clips of a split: the same as ``vpjax.evaluate --benchmark events`` would."""
     videos = config.data.videos if config.data.heldout != "events" else ""
@@ -306,7 +315,7 @@ def heldout_request(config: ConfigDict, workdir: Path, split: str) -> evaluation
         benchmark="events",
         data=split_file(config, split, config.data.heldout),
         videos=videos or None,
-        out=workdir / "evaluate" / f"{split}-{config.steps}",
+        out=heldout_folder(config, workdir, split),
         controls=CONTROLS if split == "heldout" else ("none",),
         limit=config.eval_clips,
         mesh=config.mesh,

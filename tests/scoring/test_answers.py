@@ -1,8 +1,8 @@
-"""Answers as models write them, and what each one chooses, by hand."""
+"""Answers as models write them, and what each one says, by hand."""
 
 import pytest
 
-from vpjax.scoring.answers import choice_of, final, options_in, span_of, unlettered
+from vpjax.scoring.answers import final_answer, parse_choice, parse_options, parse_span, without_letter
 
 OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
 
@@ -39,7 +39,7 @@ OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
     ],
 )
 def test_a_choice(text, chosen):
-    assert choice_of(text, OPTIONS) == chosen
+    assert parse_choice(text, OPTIONS) == chosen
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_choice(text, chosen):
     ],
 )
 def test_yes_or_no(text, chosen):
-    assert choice_of(text, ("yes", "no")) == chosen
+    assert parse_choice(text, ("yes", "no")) == chosen
 
 
 @pytest.mark.parametrize("kind, marks", [("Caption", "AB"), ("Option", "12"), ("Sentence", "AB")])
@@ -61,33 +61,23 @@ def test_labelled_options(kind, marks):
     options = [f"{kind} {marks[0]}: The car slows down.", f"{kind} {marks[1]}: The car speeds up."]
     for place, option in enumerate(options):
         label, _, sentence = option.partition(": ")
-        said = (
-            option,
-            label,
-            f"{label}.",
-            sentence,
-            f"It is {label.lower()}",
-            f"({marks[place]})",
-            marks[place],
-        )
-        assert [choice_of(text, options) for text in said] == [place] * len(said)
-    assert choice_of(f"{kind} {marks[0]} and {kind} {marks[1]}", options) is None
+        texts = [option, label, f"{label}.", sentence, f"It is {label.lower()}"]
+        texts += [f"({marks[place]})", marks[place]]
+        assert [parse_choice(text, options) for text in texts] == [place] * len(texts)
+    assert parse_choice(f"{kind} {marks[0]} and {kind} {marks[1]}", options) is None
 
 
 def test_options_in_a_question():
-    assert options_in("What?\nA. one\nB. two, or more\nC. three") == ("one", "two, or more", "three")
+    assert parse_options("What?\nA. one\nB. two, or more\nC. three") == ("one", "two, or more", "three")
     # Commas inside options, and a letter out of turn (as VRU-Accident has them).
-    assert options_in("A. wet, cold road, B. grade D. road, C. none") == (
+    assert parse_options("A. wet, cold road, B. grade D. road, C. none") == (
         "wet, cold road",
         "grade D. road",
         "none",
     )
-    assert options_in("(A) x (B) y") == ("x", "y") and options_in("No options.") == ()
-    assert (
-        unlettered("B. two") == "two"
-        and unlettered("(C) three") == "three"
-        and unlettered("A man") == "A man"
-    )
+    assert parse_options("(A) x (B) y") == ("x", "y") and parse_options("No options.") == ()
+    options = [without_letter(option) for option in ("B. two", "(C) three", "A man")]
+    assert options == ["two", "three", "A man"]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +97,11 @@ def test_options_in_a_question():
     ],
 )
 def test_a_span(text, span):
-    assert span_of(text) == span
+    assert parse_span(text) == span
 
 
-def test_final():
-    assert final("<think>a</think> b ") == "b" and final("<answer>x</answer><answer>y</answer>") == "y"
+def test_final_answer():
+    assert (
+        final_answer("<think>a</think> b ") == "b"
+        and final_answer("<answer>x</answer><answer>y</answer>") == "y"
+    )

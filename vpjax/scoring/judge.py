@@ -1,4 +1,4 @@
-"""What stands around the GRPO step on the host: reference answers and rewards by config."""
+"""The rewards of a run's config, as the GRPO step and the training loop use them."""
 
 from __future__ import annotations
 
@@ -12,73 +12,77 @@ from ml_collections import ConfigDict
 
 from vpjax.data.text import Text
 from vpjax.models.generate import Completions
-from vpjax.scoring.references import references, sizes_of
-from vpjax.scoring.rewards import check_names, score
+from vpjax.scoring.references import reference_rows, reference_sizes
+from vpjax.scoring.rewards import check_names, compute_rewards
 from vpjax.scoring.texts import byte_table
 from vpjax.scoring.user import RewardFault, UserReward, load_user_reward
 from vpjax.types import Array, Batch, Clip, UserError
 
 HostScore = Callable[[Batch, Completions], Array]
-REMOVED = "keyword_removed"  # the reward that relative rewards mean by recall
+REMOVED = "keyword_removed"  # the recall of the relative rewards (docs/method.md, section 3)
 
 
-class Judge:
+class ConfigJudge:
     """The rewards of ``config.grpo.rewards``, by name: a number is the weight of one of ``rewards.REWARDS``,
     "my_module:fn" a function of the user's own, and ("my_module:fn", weight) the same with a weight."""
 
     def __init__(self, config: ConfigDict, text: Text, clips: Sequence[Clip]):
         """UserError for a reward that does not exist and for a clip that lacks what its task needs."""
         self.text, self.clips = text, clips
-        own, self.weights = {}, {}
+        self.weights: dict[str, float] = {}
+        self.host_scores: dict[str, HostScore] = {}
         for name, value in config.grpo.rewards.items():
-            path, weight = (value, 1.0) if isinstance(value, str) else (None, value)
-            if isinstance(value, tuple | list):
+            path, weight = None, value
+            if isinstance(value, str):
+                path, weight = value, 1.0
+            elif isinstance(value, tuple | list):
                 path, weight = value
             self.weights[name] = float(weight)
             if path:
-                own[name] = load_user_reward(path)
-        if own and jax.process_count() > 1:
+                self.host_scores[name] = functools.partial(self._user_reward, load_user_reward(path))
+        if self.host_scores and jax.process_count() > 1:
+            name = next(iter(self.host_scores))
             raise UserError(
-                f"config.grpo.rewards.{next(iter(own))}: a function of your own needs the run in one process"
+                f"config.grpo.rewards.{name}: a function of your own needs the run in one process"
             )
-        self.names = tuple(name for name in self.weights if name not in own)
+        self.names = tuple(name for name in self.weights if name not in self.host_scores)
         check_names(self.names)
-        self.sizes = sizes_of(clips, keywords=config.data.keywords)
+        self.sizes = reference_sizes(clips, keywords=config.data.keywords)
         self.table = byte_table(text)
         self._faults: list[str] = []
-        self.host_scores: dict[str, HostScore] = {
-            name: functools.partial(self._own, function) for name, function in own.items()
-        }
 
     def with_references(self, batch: Batch) -> Batch:
         """A batch (NumPy) with its clips' references."""
-        return dataclasses.replace(batch, references=references(self._clips(batch), self.sizes))
+        return dataclasses.replace(batch, references=reference_rows(self._clips(batch), self.sizes))
 
-    def score(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> dict[str, Array]:
-        """The rewards f32[B, X] on the device; NaN: not this task."""
-        return score(self.names, self.table, tokens_BXC, mask_BXC, batch.references)
+    def score(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
+        """The rewards f32[B, X] on the device; NaN: the reward does not count for the clip."""
+        return compute_rewards(self.names, self.table, tokens_BXC, mask_BXC, batch.references)
 
-    def recall(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> Array:
-        """Share f32[B, X] of the keywords hidden in V~ that a completion names."""
-        return score((REMOVED,), self.table, tokens_BXC, mask_BXC, batch.references)[REMOVED]
+    def recall(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
+        """Share f32[B, X] of the keywords removed from V~ that a completion mentions."""
+        return compute_rewards((REMOVED,), self.table, tokens_BXC, mask_BXC, batch.references)[REMOVED]
 
     def take_faults(self) -> list[str]:
-        """What went wrong in functions of the user's own since this was last asked."""
+        """The failures of the user's own functions since the last call."""
         faults, self._faults = self._faults, []
         return faults
 
-    def _own(self, function: UserReward, batch: Batch, said: Completions) -> np.ndarray:
-        """A user's reward f32[B, R, G]; infinite, which has the update skipped, where it goes wrong."""
-        tokens, mask, clips = np.asarray(said.tokens), np.asarray(said.mask), self._clips(batch)
-        out = np.full(mask.shape[:3], np.nan, np.float32)
-        asked = np.argwhere(mask.any(-1))
-        texts = [[self.text.decode(tokens[*at][mask[*at]])] for at in asked]
+    def _user_reward(self, function: UserReward, batch: Batch, completions: Completions) -> np.ndarray:
+        """A user's reward f32[B, R, G]. If the function fails, all rewards are +inf, which makes the step
+        skip its update."""
+        tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
+        clips = self._clips(batch)
+        rewards = np.full(mask.shape[:3], np.nan, np.float32)
+        sampled = np.argwhere(mask.any(-1))
+        texts = [[self.text.decode(tokens[*index][mask[*index]])] for index in sampled]
         try:
-            out[tuple(asked.T)] = function(texts, [clips[row] for row, *_ in asked])[:, 0]
+            values = function(texts, [clips[row] for row, *_ in sampled])
         except RewardFault as fault:
             self._faults.append(str(fault))
-            out[:] = np.inf
-        return out
+            return np.full_like(rewards, np.inf)
+        rewards[tuple(sampled.T)] = values[:, 0]
+        return rewards
 
     def _clips(self, batch: Batch) -> list[Clip | None]:
         return [self.clips[number] if number >= 0 else None for number in np.asarray(batch.clip)]

@@ -1,68 +1,70 @@
-"""What an answer is worth: one rule per kind of question, each giving numbers from 0 to 1."""
+"""The value of an answer in evaluation: one function per type of question, each giving numbers from 0 to
+1."""
 
 from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from vpjax.events.text import event_of
-from vpjax.scoring.answers import choice_of, final, span_of
+from vpjax.scoring.answers import final_answer, parse_choice, parse_span
 from vpjax.types import Clip
 
-THRESHOLDS = (0.3, 0.5, 0.7)
-SAID = 0.5  # share of an event's content words that a sentence must hold to tell the event
-STOP = set(
-    "a an and as at be by for from he her his in into is it its of off on one onto or out she some that the "
-    "their them then there they this to up was were which while who with".split()
-)
+THRESHOLDS = (0.3, 0.5, 0.7)  # of the IoU of spans
+EVENT_SHARE = 0.5  # share of an event's content words that a sentence must hold to describe the event
+EVENT_STOPWORDS = set(Path(__file__).with_name("event_stopwords.txt").read_text().split())
 
 
-class Score(NamedTuple):
-    """readable: whether the answer could be read at all; where not, its values are 0. values: by metric, the
-    leading one first."""
+class AnswerScore(NamedTuple):
+    """readable: whether the answer could be read; if not, its values are 0. values: by metric, the main one
+    first."""
 
     readable: bool
     values: dict[str, float]
 
 
-def choice_made(clip: Clip, text: str) -> Score:
+def score_choice(clip: Clip, text: str) -> AnswerScore:
     """Whether the answer chooses the right option of ``clip.choices``."""
-    chosen = choice_of(text, clip.choices)
-    return Score(chosen is not None, {"accuracy": float(chosen == choice_of(clip.answer, clip.choices))})
+    chosen = parse_choice(text, clip.choices)
+    right = chosen == parse_choice(clip.answer, clip.choices)
+    return AnswerScore(chosen is not None, {"accuracy": float(right)})
 
 
-def span_found(clip: Clip, text: str) -> Score:
-    """The overlap of the seconds that the answer names with those of ``clip.spans``: intersection over union,
-    whose mean is mIoU, and whether it reaches each threshold."""
-    said = span_of(text)
-    iou = max((overlap(said, span) for span in clip.spans), default=0.0) if said else 0.0
-    return Score(
-        said is not None, {"mIoU": iou} | {f"R@{least}": float(iou >= least) for least in THRESHOLDS}
-    )
+def score_span(clip: Clip, text: str) -> AnswerScore:
+    """The IoU of the seconds that the answer names with ``clip.spans``, whose mean is mIoU, and whether it
+    reaches each threshold."""
+    span = parse_span(text)
+    iou = 0.0
+    if span:
+        iou = max((interval_iou(span, target) for target in clip.spans), default=0.0)
+    recalls = {f"R@{threshold}": float(iou >= threshold) for threshold in THRESHOLDS}
+    return AnswerScore(span is not None, {"mIoU": iou} | recalls)
 
 
-def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
+def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
     """Intersection over union of two (start, end)."""
     union = max(a[1], b[1]) - min(a[0], b[0])
     return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / union if union > 0 else float(a == b)
 
 
-def caption(clip: Clip, text: str) -> Score:
+def score_caption(clip: Clip, text: str) -> AnswerScore:
     """ROUGE-1, -2 and -L (F1, stemmed, of the package rouge-score) and, where nltk's WordNet is installed,
     METEOR (of nltk) of the answer against ``clip.answer``."""
-    said = final(text)
-    values = {name: s.fmeasure for name, s in _rouge().score(clip.answer, said).items()}
-    if meteor_lacks() is None:
+    answer = final_answer(text)
+    values = {name: score.fmeasure for name, score in _rouge().score(clip.answer, answer).items()}
+    if missing_for_meteor() is None:
         from nltk.translate.meteor_score import meteor_score
 
-        values["METEOR"] = meteor_score([_words(clip.answer)], _words(said))
-    return Score(bool(said), values)
+        values["METEOR"] = meteor_score([_tokens(clip.answer)], _tokens(answer))
+    return AnswerScore(bool(answer), values)
 
 
 @functools.cache
-def meteor_lacks() -> str | None:
-    """What METEOR needs and this machine lacks; None where it is all there. Nothing is downloaded."""
+def missing_for_meteor() -> str | None:
+    """A message on what METEOR needs and this machine lacks; None where all is installed. Nothing is
+    downloaded."""
     import nltk
 
     for name in ("corpora/wordnet.zip", "corpora/wordnet"):
@@ -74,45 +76,42 @@ def meteor_lacks() -> str | None:
     return "nltk's WordNet, which METEOR needs, is not installed: python -m nltk.downloader wordnet"
 
 
-def described_events(clip: Clip, text: str) -> Score:
-    """Recall, precision and F1 of the events that a description tells, by a matcher of our own: no language
-    model judges, so these are not the published AutoDQ numbers of DREAM-1K.
+def score_description(clip: Clip, text: str) -> AnswerScore:
+    """Recall, precision and F1 of the events in a description, by a matcher of our own: no language model
+    judges, so these are not the published AutoDQ numbers of DREAM-1K.
 
-    A sentence tells an event where it holds at least half of the event's content words, stemmed. Recall is
-    the share of ``clip.extra["events"]`` that some sentence of the answer tells; precision the share of the
-    answer's sentences that some sentence of the reference tells, ``clip.answer`` and its events.
+    A sentence describes an event where it holds at least half of the event's content words, stemmed. Recall
+    is the share of ``clip.extra["events"]`` that a sentence of the answer describes; precision the share of
+    the answer's sentences that a sentence of the reference (``clip.answer`` and its events) describes.
     """
-    events = clip.extra["events"]
-    said, reference = _sentences(final(text)), [*_sentences(clip.answer), *map(_content, events)]
-    recall = _share(tells(said, _content(event)) for event in events)
-    precision = _share(tells(reference, sentence) for sentence in said)
+    events = [_content(event) for event in clip.extra["events"]]
+    candidate, reference = _sentences(final_answer(text)), [*_sentences(clip.answer), *events]
+    recall = _share_described(events, candidate)
+    precision = _share_described(candidate, reference)
     f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-    return Score(
-        bool(said),
+    return AnswerScore(
+        bool(candidate),
         {"F1 (our matcher)": f1, "recall (our matcher)": recall, "precision (our matcher)": precision},
     )
 
 
-def tells(sentences: list[set[str]], event: set[str]) -> bool:
-    """Whether one of the sentences holds at least half of an event's content words."""
-    return bool(event) and any(len(event & sentence) >= SAID * len(event) for sentence in sentences)
-
-
-def event_named(clip: Clip, text: str) -> Score:
-    """Of the built-in event clips: whether the answer names the event that ``clip.extra`` holds. Questions
-    with options and about time are scored as such, the latter as right where the overlap reaches half."""
+def score_event(clip: Clip, text: str) -> AnswerScore:
+    """Of the built-in event clips: whether the answer names ``clip.extra["event"]``. Questions with options
+    and about time are scored as such, the latter as right where the IoU reaches half."""
     if clip.task == "choice":
-        return choice_made(clip, text)
+        return score_choice(clip, text)
     if clip.task == "grounding":
-        readable, values = span_found(clip, text)
-        return Score(readable, {"accuracy": values["R@0.5"]})
-    named = event_of(final(text))
-    return Score(named is not None, {"accuracy": float(named == clip.extra["event"])})
+        readable, values = score_span(clip, text)
+        return AnswerScore(readable, {"accuracy": values["R@0.5"]})
+    event = event_of(final_answer(text))
+    return AnswerScore(event is not None, {"accuracy": float(event == clip.extra["event"])})
 
 
-def task_score(clip: Clip, text: str) -> Score:
-    """The rule of the clip's task: a choice, seconds, or else a caption."""
-    return {"choice": choice_made, "grounding": span_found}.get(clip.task, caption)(clip, text)
+def score_by_task(clip: Clip, text: str) -> AnswerScore:
+    """The score of the clip's task: a choice, seconds, or else a caption."""
+    if clip.task == "choice":
+        return score_choice(clip, text)
+    return score_span(clip, text) if clip.task == "grounding" else score_caption(clip, text)
 
 
 @functools.cache
@@ -129,19 +128,25 @@ def _stem(word: str) -> str:
     return PorterStemmer().stem(word)
 
 
-def _words(text: str) -> list[str]:
+def _tokens(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
 
 
 def _content(text: str) -> set[str]:
-    return {_stem(word) for word in _words(text) if word not in STOP}
+    return {_stem(word) for word in _tokens(text) if word not in EVENT_STOPWORDS}
 
 
 def _sentences(text: str) -> list[set[str]]:
     """The content words of each sentence that has any."""
-    return [words for words in map(_content, re.split(r"[.;!?\n]+", text)) if words]
+    contents = [_content(sentence) for sentence in re.split(r"[.;!?\n]+", text)]
+    return [content for content in contents if content]
 
 
-def _share(those) -> float:
-    those = list(those)
-    return sum(those) / len(those) if those else 0.0
+def _share_described(events: list[set[str]], sentences: list[set[str]]) -> float:
+    """The share of the events that a sentence describes: it holds at least half of the event's words."""
+    described = 0
+    for event in events:
+        shared = max((len(event & sentence) for sentence in sentences), default=0)
+        if event and shared >= EVENT_SHARE * len(event):
+            described += 1
+    return described / len(events) if events else 0.0

@@ -1,6 +1,6 @@
-"""What a clip asks of its completions: read from the Clip on the host, and as rows of arrays for the device.
+"""What completions are compared with: each clip's reference answer, read on the host, as rows of arrays.
 
-Of one clip: R words, J keywords of X forms of Y words, M other words, K spans, Q boxes.
+Axes: R words of an answer, J keywords of X forms of Y words, M other keywords' words, K spans, Q boxes.
 """
 
 from __future__ import annotations
@@ -9,172 +9,54 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from vpjax.scoring import words
 from vpjax.scoring.forms import Form, forms_of
-from vpjax.scoring.keywords import host_place
-from vpjax.scoring.texts import host_answer_part, host_ascii, host_chosen
+from vpjax.scoring.host_text import answer_in, normalize, option_index, split_words
+from vpjax.scoring.keywords import first_mention
+from vpjax.scoring.words import fingerprint_of
 from vpjax.types import Array, Clip, UserError
 
-LETTERS = 26
+MAX_OPTIONS = 26  # they are named by letters
+# Words that do not tell what happens.
+STOPWORDS = frozenset(Path(__file__).with_name("caption_stopwords.txt").read_bytes().split())
+NO_CLIP = Clip("", "", "", "")
 
 
-class Kind(enum.IntEnum):
-    """What is asked. TEXT: words of a caption or an order. EVIDENCE: a choice and the spans that prove it."""
+class AnswerType(enum.IntEnum):
+    """PADDING: a masked row. TEXT: a caption, or which of two events came first. GROUNDED_CHOICE: an option
+    and the spans that prove it."""
 
-    MASKED = -1
+    PADDING = -1
     TEXT = 0
     CHOICE = 1
-    EVIDENCE = 2
+    GROUNDED_CHOICE = 2
     GROUNDING = 3
     TRACKING = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class ReferenceKeyword:
-    """A keyword that the reference says: its forms; the word of the answer part with which it is first said;
-    whether V~ lacks it."""
-
-    forms: frozenset[Form]
-    place: int
-    removed: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipReference:
-    """What one clip asks. keywords: None where the answer does not say it or its lemma came before; own:
-    the words of the answer and of all the clip's keywords; known: those of all known ones."""
-
-    kind: Kind
-    words: tuple[bytes, ...]
-    choice: int
-    choices: int
-    keywords: tuple[ReferenceKeyword | None, ...]
-    own: frozenset[bytes]
-    known: frozenset[bytes]
-    spans: tuple[tuple[float, float], ...]
-    boxes: tuple[tuple[float, float, float, float], ...]
-
-    @property
-    def content(self) -> list[bytes]:
-        return words.content(self.words)
-
-    @property
-    def asked(self) -> list[ReferenceKeyword]:
-        return [keyword for keyword in self.keywords if keyword]
-
-
-def clip_reference(clip: Clip, *, keywords: int, known: frozenset[bytes] = frozenset()) -> ClipReference:
-    """Read a clip with its first J = ``keywords`` keywords. known: the words of all known keywords. UserError
-    where the clip lacks what its task needs."""
-    answer = host_answer_part(host_ascii(clip.answer))
-    said = words.host_words_of(answer)
-    choices = len(clip.choices) or LETTERS
-    choice, kind = -1, Kind.TEXT
-    match clip.task:
-        case "choice":
-            kind = Kind.EVIDENCE if clip.spans else Kind.CHOICE
-            choice = host_chosen(answer, choices)
-            if clip.answer in clip.choices:  # the option's text in place of its letter
-                choice = clip.choices.index(clip.answer)
-            if choice < 0 or choices > LETTERS:
-                raise UserError(
-                    f"clip {clip.id}: the answer {clip.answer!r} names none of its {choices} options"
-                )
-        case "grounding":
-            kind = Kind.GROUNDING
-            if not clip.spans:
-                raise UserError(f"clip {clip.id}: a grounding clip needs spans, in seconds")
-        case "tracking":
-            kind = Kind.TRACKING
-            if not clip.boxes:
-                raise UserError(f"clip {clip.id}: a tracking clip needs boxes")
-    asked, own, lemmas = [], set(said), set()
-    for keyword in clip.keywords:
-        forms = forms_of(keyword)
-        own |= {word for form in forms for word in form}
-        if len(asked) == keywords:
-            continue
-        place = None if keyword.lemma in lemmas else host_place(said, forms)
-        asked.append(None if place is None else ReferenceKeyword(forms, place, bool(keyword.spans)))
-        if place is not None:
-            lemmas.add(keyword.lemma)
-    return ClipReference(
-        kind=kind,
-        words=tuple(said),
-        choice=choice,
-        choices=choices,
-        keywords=tuple(asked),
-        own=frozenset(own),
-        known=known,
-        spans=clip.spans,
-        boxes=clip.boxes,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """The widths of References, and the words that are known as keywords (all forms of one word)."""
-
-    words: int
-    keywords: int
-    forms: int
-    form_words: int
-    spans: int
-    boxes: int
-    known: frozenset[bytes] = frozenset()
-
-
-def sizes_of(clips: Iterable[Clip], *, keywords: int, words: int = 1024) -> Sizes:
-    """The sizes that hold all ``clips``, with the first J = ``keywords`` keywords of each. UserError that
-    names the clip where a reference has more than ``words`` words or lacks what its task needs."""
-    most, known = dict(words=1, forms=1, form_words=1, spans=1, boxes=1), set()
-    for clip in clips:
-        wanted = clip_reference(clip, keywords=keywords)
-        if len(wanted.words) > words:
-            raise UserError(
-                f"clip {clip.id}: the answer has {len(wanted.words)} words, of which rewards hold {words}; "
-                "shorten it or allow more"
-            )
-        forms = [keyword.forms for keyword in wanted.asked]
-        known |= {form[0] for some in forms for form in some if len(form) == 1}
-        most = {name: max(most[name], least) for name, least in _widths(wanted).items()}
-    return Sizes(keywords=keywords, known=frozenset(known), **most)
-
-
-def _widths(wanted: ClipReference) -> dict[str, int]:
-    forms = [keyword.forms for keyword in wanted.asked]
-    return dict(
-        words=len(wanted.words),
-        forms=max(map(len, forms), default=0),
-        form_words=max((len(form) for some in forms for form in some), default=0),
-        spans=len(wanted.spans),
-        boxes=len(wanted.boxes),
-    )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class References:
-    """One row per clip. Words are fingerprints (``vpjax.scoring.words``), 0 where there is none.
+    """One row per clip. Words are fingerprints (``words.fingerprint_of``), 0 where there is none.
 
-    kind i32[B]; words, content u32[B, R]: all of the answer part's words and those that say what happens;
-    choice, choices i32[B]: the right option and how many there are; forms u32[B, J, X, Y]; places i32[B, J]:
-    where the answer first says each keyword, -1: not asked; removed bool[B, J]: not seen in V~; others
-    u32[B, M]: known keywords' words that are none of this clip's, sorted; spans f32[B, K, 2] seconds, (0, 0):
-    none; boxes f32[B, Q, 4] and their number i32[B].
+    answer_type i32[B]; words, content u32[B, R]: all words of the answer, and those that tell what happens;
+    choice, choices i32[B]: the right option and the number of options; forms u32[B, J, X, Y]; positions
+    i32[B, J]: of each keyword's first mention in the answer, -1: not expected; removed bool[B, J]: removed
+    from V~; others u32[B, M]: words of known keywords that are not this clip's, sorted; spans f32[B, K, 2] in
+    seconds, (0, 0): none; boxes f32[B, Q, 4] and their number i32[B].
     """
 
-    kind: Array
+    answer_type: Array
     words: Array
     content: Array
     choice: Array
     choices: Array
     forms: Array
-    places: Array
+    positions: Array
     removed: Array
     others: Array
     spans: Array
@@ -182,58 +64,150 @@ class References:
     box_count: Array
 
 
-def references(clips: Sequence[Clip | None], sizes: Sizes) -> References:
-    """NumPy rows of ``clips``; None is a masked row, whose rewards are all NaN. ``removed`` marks the
-    keywords whose key frames are known. UserError for a reference that is longer than its table, or lacks
-    what its task needs."""
-    b, s = len(clips), sizes
-    out = References(
-        kind=np.full(b, Kind.MASKED, np.int32),
-        words=np.zeros((b, s.words), np.uint32),
-        content=np.zeros((b, s.words), np.uint32),
-        choice=np.full(b, -1, np.int32),
-        choices=np.zeros(b, np.int32),
-        forms=np.zeros((b, s.keywords, s.forms, s.form_words), np.uint32),
-        places=np.full((b, s.keywords), -1, np.int32),
-        removed=np.zeros((b, s.keywords), bool),
-        others=np.zeros((b, max(1, len(s.known))), np.uint32),
-        spans=np.zeros((b, s.spans, 2), np.float32),
-        boxes=np.zeros((b, s.boxes, 4), np.float32),
-        box_count=np.zeros(b, np.int32),
+@dataclasses.dataclass(frozen=True)
+class ReferenceKeyword:
+    """A keyword that the reference answer mentions: its forms; the position of its first mention among the
+    answer's words; whether it is removed from V~."""
+
+    forms: frozenset[Form]
+    position: int
+    removed: bool
+
+
+def answer_words(clip: Clip) -> list[bytes]:
+    return split_words(answer_in(normalize(clip.answer)))
+
+
+def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
+    """The first ``count`` keywords of a clip; None where the answer does not mention one or mentions an
+    earlier one of the same lemma, and where the clip has fewer."""
+    words, lemmas = answer_words(clip), set()
+    keywords: list[ReferenceKeyword | None] = [None] * count
+    for j, keyword in enumerate(clip.keywords[:count]):
+        forms = forms_of(keyword)
+        position = first_mention(words, forms)
+        if position is not None and keyword.lemma not in lemmas:
+            keywords[j] = ReferenceKeyword(forms, position, removed=bool(keyword.spans))
+            lemmas.add(keyword.lemma)
+    return keywords
+
+
+def answer_type(clip: Clip) -> AnswerType:
+    """UserError where the clip lacks what its task needs."""
+    if clip.task == "choice":
+        return AnswerType.GROUNDED_CHOICE if clip.spans else AnswerType.CHOICE
+    if clip.task == "grounding":
+        if not clip.spans:
+            raise UserError(f"clip {clip.id}: a grounding clip needs spans, in seconds")
+        return AnswerType.GROUNDING
+    if clip.task == "tracking":
+        if not clip.boxes:
+            raise UserError(f"clip {clip.id}: a tracking clip needs boxes")
+        return AnswerType.TRACKING
+    return AnswerType.TEXT
+
+
+def right_option(clip: Clip, choices: int) -> int:
+    """The index of the option that the answer gives, by its letter or its text. UserError where it names none
+    of ``choices`` options."""
+    choice = option_index(answer_in(normalize(clip.answer)), choices)
+    if clip.answer in clip.choices:
+        choice = clip.choices.index(clip.answer)
+    if choice < 0 or choices > MAX_OPTIONS:
+        raise UserError(f"clip {clip.id}: the answer {clip.answer!r} names none of its {choices} options")
+    return choice
+
+
+def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozenset()) -> References:
+    """The reference of a clip with its first J = ``keywords`` keywords, without the axis B and as long as it
+    needs to be. known: the words of all known keywords. UserError where the clip lacks what its task
+    needs."""
+    words, choices = answer_words(clip), len(clip.choices) or MAX_OPTIONS
+    own = {*words, *(word for keyword in clip.keywords for form in forms_of(keyword) for word in form)}
+    known_fingerprints = _sorted_fingerprints(known)
+    others = known_fingerprints[~np.isin(known_fingerprints, _fingerprints(own))]
+    expected = expected_keywords(clip, keywords)
+    forms = [sorted(keyword.forms) if keyword else [] for keyword in expected]
+    most = max((len(group) for group in forms), default=0)
+    longest = max((len(form) for group in forms for form in group), default=0)
+    forms_JXY = np.zeros((keywords, most, longest), np.uint32)
+    for j, group in enumerate(forms):
+        for x, form in enumerate(group):
+            forms_JXY[j, x, : len(form)] = _fingerprints(form)
+    return References(
+        answer_type=np.array(answer_type(clip), np.int32),
+        words=_fingerprints(words),
+        content=_fingerprints(word for word in words if word not in STOPWORDS),
+        choice=np.array(right_option(clip, choices) if clip.task == "choice" else -1, np.int32),
+        choices=np.array(choices, np.int32),
+        forms=forms_JXY,
+        positions=np.array([keyword.position if keyword else -1 for keyword in expected], np.int32),
+        removed=np.array([keyword is not None and keyword.removed for keyword in expected], bool),
+        others=np.pad(others, (len(known) - len(others), 0)),
+        spans=np.reshape(clip.spans, (-1, 2)).astype(np.float32),
+        boxes=np.reshape(clip.boxes, (-1, 4)).astype(np.float32),
+        box_count=np.array(len(clip.boxes), np.int32),
     )
-    for row, clip in enumerate(clips):
-        if clip is not None:
-            wanted = clip_reference(clip, keywords=s.keywords, known=s.known)
-            for name, least in _widths(wanted).items():
-                if least > getattr(s, name):
-                    raise UserError(
-                        f"clip {clip.id}: {least} {name.replace('_', ' of ')} where the rewards' tables hold "
-                        f"{getattr(s, name)}; make their sizes from this clip too"
-                    )
-            _fill(out, row, wanted)
-    return out
+
+
+def _fingerprints(words: Iterable[bytes]) -> np.ndarray:
+    return np.array([fingerprint_of(word) for word in words], np.uint32)
 
 
 @functools.lru_cache(1)
-def _known_prints(known: frozenset[bytes]) -> np.ndarray:
-    return np.sort(np.array([words.host_fingerprint(word) for word in known], np.uint32))
+def _sorted_fingerprints(words: frozenset[bytes]) -> np.ndarray:
+    return np.sort(_fingerprints(words))
 
 
-def _fill(out: References, row: int, wanted: ClipReference) -> None:
-    def prints(some):
-        return [words.host_fingerprint(word) for word in some]
+@dataclasses.dataclass(frozen=True)
+class ReferenceSizes:
+    """What References must hold. shapes: of each field's rows; known: the words that are known as keywords
+    (their forms of one word)."""
 
-    out.kind[row], out.choice[row], out.choices[row] = wanted.kind, wanted.choice, wanted.choices
-    out.words[row, : len(wanted.words)] = prints(wanted.words)
-    out.content[row, : len(wanted.content)] = prints(wanted.content)
-    for j, keyword in enumerate(wanted.keywords):
-        if keyword:
-            out.places[row, j], out.removed[row, j] = keyword.place, keyword.removed
-            for x, form in enumerate(sorted(keyword.forms)):
-                out.forms[row, j, x, : len(form)] = prints(form)
-    known = _known_prints(wanted.known)
-    others = known[~np.isin(known, prints(wanted.own))]
-    out.others[row, out.others.shape[1] - len(others) :] = others
-    out.spans[row, : len(wanted.spans)] = np.reshape(wanted.spans, (-1, 2))
-    out.boxes[row, : len(wanted.boxes)] = np.reshape(wanted.boxes, (-1, 4))
-    out.box_count[row] = len(wanted.boxes)
+    keywords: int
+    shapes: dict[str, tuple[int, ...]]
+    known: frozenset[bytes]
+
+
+def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 1024) -> ReferenceSizes:
+    """The sizes that hold all ``clips``, with the first J = ``keywords`` keywords of each. UserError that
+    names the clip where a reference has more than ``max_words`` words or lacks what its task needs."""
+    empty = vars(reference_arrays(NO_CLIP, keywords))
+    shapes = {name: tuple(np.maximum(1, array.shape)) for name, array in empty.items()}
+    known: set[bytes] = set()
+    for clip in clips:
+        row = reference_arrays(clip, keywords)
+        count = len(row.words)
+        if count > max_words:
+            raise UserError(
+                f"clip {clip.id}: the answer has {count} words, of which rewards hold {max_words}; "
+                "shorten it or allow more"
+            )
+        for keyword in expected_keywords(clip, keywords):
+            if keyword:
+                known.update(form[0] for form in keyword.forms if len(form) == 1)
+        for name, array in vars(row).items():
+            shapes[name] = tuple(np.maximum(shapes[name], array.shape))
+    return ReferenceSizes(keywords, shapes, frozenset(known))
+
+
+def reference_rows(clips: Sequence[Clip | None], sizes: ReferenceSizes) -> References:
+    """NumPy rows of ``clips``; None is a masked row, whose rewards are all NaN. UserError for a reference
+    that is longer than ``sizes``, or lacks what its task needs."""
+    shapes = sizes.shapes | {"others": (max(1, len(sizes.known)),)}
+    rows = {}
+    for name, array in vars(reference_arrays(NO_CLIP, sizes.keywords)).items():
+        fill = -1 if name in ("answer_type", "choice", "positions") else 0
+        rows[name] = np.full((len(clips), *shapes[name]), fill, array.dtype)
+    for row, clip in enumerate(clips):
+        if clip is None:
+            continue
+        for name, array in vars(reference_arrays(clip, sizes.keywords, sizes.known)).items():
+            if (np.array(array.shape) > shapes[name]).any():
+                raise UserError(
+                    f"clip {clip.id}: {name} of shape {array.shape} where the rewards' tables hold "
+                    f"{shapes[name]}; make their sizes from this clip too"
+                )
+            index: tuple[int | slice, ...] = (row, *(slice(size) for size in array.shape))
+            rows[name][index] = array
+    return References(**rows)

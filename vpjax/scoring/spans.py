@@ -1,225 +1,192 @@
 """Rewards for seconds and boxes: temporal IoU of spans, mean IoU of boxes.
 
-A number is digits, a point and digits if it has any, or minutes or hours before it with colons (``1:05.5`` is
-65.5); up to six digits in a part, and the first six after the point count. Numbers have no sign.
-A span is two numbers, the first with its unit if it has one (``3.50s``), and between them ``to``, ``and``,
-``until``, ``till``, a dash or a comma. A box is four numbers with commas between them in brackets.
+A number is digits, with a point and digits or with minutes and hours before it (``1:05.5`` is 65.5); up to
+six digits in a part, of which the first six after the point count. Numbers have no sign. A span is two
+numbers, the first with its unit if it has one (``3.50s``), and between them ``to``, ``and``, ``until``,
+``till``, a dash or a comma. A box is four numbers with commas between them in brackets.
 
-Of one completion: N bytes, W pieces (runs of letters or of digits).
+Axes: N bytes of a completion, W pieces (runs of letters or of digits).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vpjax.scoring.texts import SPACE, is_digit, is_letter, last
-from vpjax.scoring.words import fingerprints, host_fingerprint, runs
+from vpjax.scoring.texts import SPACE, is_digit, is_letter, last_index
+from vpjax.scoring.words import find_runs, fingerprint_of, run_fingerprints
 from vpjax.types import Array
 
-UNIT_WORDS, JOIN_WORDS, JOIN_MARKS = "s sec secs second seconds".split(), "to and until till".split(), "-,"
-DIGITS, PARTS = 6, 4  # of a part of a number; hours, minutes, seconds and what follows the point
-
-NUMBER = r"(\d+(?:[.:]\d+)*)"
-UNIT, JOIN = (rf"(?:{'|'.join(some)})(?![a-z])" for some in (UNIT_WORDS, JOIN_WORDS))
-SPAN = re.compile(rf"{NUMBER} *(?:{UNIT} *)?(?:{JOIN}|[{JOIN_MARKS}]) *{NUMBER}".encode(), re.IGNORECASE)
-BOX = re.compile(rf"[\[(] *{' *, *'.join([NUMBER] * 4)} *[\])]".encode())
-PART = rf"(\d{{1,{DIGITS}}})"
-VALUE = re.compile(rf"(?:(?:{PART}:)?{PART}:)?{PART}(?:\.(\d+))?".encode())
-UNITS, JOINERS = ([host_fingerprint(word.encode()) for word in some] for some in (UNIT_WORDS, JOIN_WORDS))
-MARKS = JOIN_MARKS.encode()
+UNITS = ("s", "sec", "secs", "second", "seconds")
+JOINING_WORDS = ("to", "and", "until", "till")
+JOINING_MARKS = b"-,"
+DIGITS = 6  # in a part of a number
+PARTS = 4  # of a number: hours, minutes, seconds and what follows the point
 
 
 class Numbers(NamedTuple):
-    """The numbers of a text, at the piece with which each begins.
+    """The numbers of a text; entry w describes the one that begins with piece w.
 
-    begins bool[W]; value f32[W], NaN where it cannot be read; joined i32[W]: where the second number of its
-    span begins, W: none; comma i32[W]: where the next number begins, with a comma between, W: none; opened,
-    closed bool[W]: a bracket stands before and after it.
+    begins bool[W]: whether there is one. value f32[W]: NaN where it cannot be read. span_end i32[W]: the
+    piece with which the second number of its span begins, W: none. after_comma i32[W]: the piece with which
+    the next number begins, where only a comma stands between, W: none. opened, closed bool[W]: whether a
+    bracket stands before it, and after it.
     """
 
-    begins: Array
-    value: Array
-    joined: Array
-    comma: Array
-    opened: Array
-    closed: Array
+    begins: jax.Array
+    value: jax.Array
+    span_end: jax.Array
+    after_comma: jax.Array
+    opened: jax.Array
+    closed: jax.Array
 
 
-def numbers(b: Array, size: int) -> Numbers:
-    """Of the text b u8[N] of at most ``size`` pieces."""
-    found = runs(is_letter(b) + 2 * is_digit(b), size)
-    start, end, digit = found.start, found.end, found.kind == 2
-    following = jnp.append(start[1:], len(b))
-    word = jnp.where(digit, 0, fingerprints(b, found))
+def find_numbers(b: jax.Array, size: int) -> Numbers:
+    """The numbers of a text b u8[N] of at most W = ``size`` pieces."""
+    pieces = find_runs(is_letter(b) + 2 * is_digit(b), size)
+    start, end, digits = pieces.start, pieces.end, pieces.kind == 2
+    next_start = jnp.append(start[1:], len(b))
+    word = jnp.where(digits, 0, run_fingerprints(b, pieces))
 
-    def byte(place):
-        return b.at[place].get(mode="fill", fill_value=SPACE, wrap_negative_indices=False)
+    def byte(index):
+        return b.at[index].get(mode="fill", fill_value=SPACE, wrap_negative_indices=False)
 
-    # What stands between a piece and the next: at most a space, or one mark and spaces.
-    nothing = end + (byte(end) == SPACE) >= following
-    place = end + (byte(end) == SPACE)
-    alone = place + 1 + (byte(place + 1) == SPACE) >= following
-    mark = jnp.where(alone & ~nothing, byte(place), 0)
+    def at(x, piece, fill=0):
+        return x.at[piece].get(mode="fill", fill_value=fill)
 
-    # Pieces of one number: 1:05.5 is three.
-    link = jnp.where(following == end + 1, byte(end), 0)
-    tied = digit & jnp.append(digit[1:], False) & one_of(link, b".:")
-    begins = digit & ~jnp.pad(tied, (1, 0))[:-1]
+    # Between a piece and the next stands at most one space (adjacent), or one mark with spaces around it.
+    gap = end + (byte(end) == SPACE)
+    adjacent = gap >= next_start
+    one_mark = gap + 1 + (byte(gap + 1) == SPACE) >= next_start
+    mark = jnp.where(one_mark & ~adjacent, byte(gap), 0)
+
+    # Pieces of one number are tied by points and colons: 1:05.5 is three. ``final``: the last one.
+    link = jnp.where(next_start == end + 1, byte(end), 0)
+    tied = digits & jnp.append(digits[1:], False) & is_one_of(link, b".:")
+    begins = digits & ~jnp.pad(tied, (1, 0))[:-1]
     final = lax.cummin(jnp.where(tied, size, jnp.arange(size)), reverse=True)
 
-    def at(x, place, fill=0):
-        return x.at[place].get(mode="fill", fill_value=fill)
-
-    # A number, its unit, the joining word or mark, the other number.
-    unit = at(nothing, final) & one_of(at(word, final + 1), UNITS)
-    tail = final + unit
-    by_word = at(nothing, tail) & one_of(at(word, tail + 1), JOINERS) & at(nothing, tail + 1)
+    # A span: a number, perhaps its unit, the joining word or mark, the other number.
+    units = [fingerprint_of(unit.encode()) for unit in UNITS]
+    joining_words = [fingerprint_of(joining.encode()) for joining in JOINING_WORDS]
+    has_unit = at(adjacent, final) & is_one_of(at(word, final + 1), units)
+    tail = final + has_unit
+    by_word = at(adjacent, tail) & is_one_of(at(word, tail + 1), joining_words) & at(adjacent, tail + 1)
     second = tail + 1 + by_word
-    joins = begins & (by_word | one_of(at(mark, tail), MARKS)) & at(begins, second)
+    joins = begins & (by_word | is_one_of(at(mark, tail), JOINING_MARKS)) & at(begins, second)
+
     comma = begins & (at(mark, final) == ord(",")) & at(begins, final + 1)
     before = jnp.where(byte(start - 1) == SPACE, byte(start - 2), byte(start - 1))
-    close = at(end, final, len(b))
-    after = jnp.where(byte(close) == SPACE, byte(close + 1), byte(close))
+    number_end = at(end, final, len(b))
+    after = jnp.where(byte(number_end) == SPACE, byte(number_end + 1), byte(number_end))
     return Numbers(
         begins,
-        value_of(b, start, end, jnp.where(tied, link, 0)),
-        joined=jnp.where(joins, second, size),
-        comma=jnp.where(comma, final + 1, size),
-        opened=one_of(before, b"[("),
-        closed=one_of(after, b"])"),
+        number_values(b, start, end, jnp.where(tied, link, 0)),
+        span_end=jnp.where(joins, second, size),
+        after_comma=jnp.where(comma, final + 1, size),
+        opened=is_one_of(before, b"[("),
+        closed=is_one_of(after, b"])"),
     )
 
 
-def one_of(x: Array, some: Sequence[int]) -> Array:
-    return (x[:, None] == np.array(list(some), x.dtype)).any(-1)
+def is_one_of(x: jax.Array, values: Sequence[int]) -> jax.Array:
+    return (x[:, None] == np.array(list(values), x.dtype)).any(-1)
 
 
-def value_of(b: Array, start: Array, end: Array, link: Array) -> Array:
-    """f32[W]: of the number that begins with each piece; NaN where it cannot be read. link u8[W]: what ties a
-    piece of digits to the next, 0: nothing."""
+def number_values(b: jax.Array, start: jax.Array, end: jax.Array, link: jax.Array) -> jax.Array:
+    """The value f32[W] of the number that begins with each piece, NaN where it cannot be read. link u8[W]:
+    the mark that ties a piece of digits to the next, 0: none."""
     length = end - start
-    part = jnp.zeros(len(start), jnp.float32)
+    whole = jnp.zeros(len(start), jnp.float32)  # each piece as a whole number
     for k in range(DIGITS):
         digit = b.at[start + k].get(mode="fill", fill_value=0).astype(jnp.float32) - ord("0")
-        part = jnp.where(k < length, 10 * part + digit, part)
-    share = part / jnp.array([10.0**k for k in range(DIGITS + 1)])[jnp.minimum(length, DIGITS)]
+        whole = jnp.where(k < length, 10 * whole + digit, whole)
+    tens = jnp.array([10.0**k for k in range(DIGITS + 1)])
+    fraction = whole / tens[jnp.minimum(length, DIGITS)]  # each piece as the digits after a point
 
     def ahead(x, k):
         return jnp.pad(x, (0, k))[k:]
 
-    value, good = part, length <= DIGITS
-    inside, pointed = jnp.ones_like(good), jnp.zeros_like(good)  # the number goes on; its point is behind
+    value, readable = whole, length <= DIGITS
+    inside = jnp.ones_like(readable)  # whether the number still goes on
+    had_point = jnp.zeros_like(readable)
     for k in range(1, PARTS + 1):
         tie = ahead(link, k - 1)
-        inside, colon = inside & (tie != 0), tie == ord(":")
-        right = jnp.where(colon, (k < PARTS - 1) & (ahead(length, k) <= DIGITS), k < PARTS)
-        good = good & (~inside | right & ~pointed)
-        further = jnp.where(colon, 60 * value + ahead(part, k), value + ahead(share, k))
-        value, pointed = jnp.where(inside, further, value), pointed | inside & ~colon
-    return jnp.where(good, value, jnp.nan)
+        inside = inside & (tie != 0)
+        colon = tie == ord(":")
+        # At most two colons, then at most one point: hours:minutes:seconds.fraction.
+        allowed = jnp.where(colon, (k < PARTS - 1) & (ahead(length, k) <= DIGITS), k < PARTS)
+        readable = readable & (~inside | (allowed & ~had_point))
+        longer = jnp.where(colon, 60 * value + ahead(whole, k), value + ahead(fraction, k))
+        value = jnp.where(inside, longer, value)
+        had_point = had_point | (inside & ~colon)
+    return jnp.where(readable, value, jnp.nan)
 
 
-def host_value(number: bytes) -> float:
-    match = VALUE.fullmatch(number)
-    if not match:
-        return np.nan
-    hours, minutes, seconds = (int(part or 0) for part in match.groups()[:3])
-    fraction = (match[4] or b"0")[:DIGITS]
-    return 3600 * hours + 60 * minutes + seconds + int(fraction) / 10 ** len(fraction)
-
-
-def spans_of(b: Array, size: int, *, only_last: bool) -> Array:
-    """The spans f32[W, 2] that a text names, from left to right without overlap, or its last alone; (0, 0)
-    where there is none or its numbers are none."""
-    found = numbers(b, size)
-    joins = found.joined < size
-    # In "1 to 2 to 3" the second pair overlaps: of a chain of pairs every other one counts.
-    number = jnp.cumsum(found.begins) - 1
-    overlaps = jnp.zeros(size, bool).at[found.joined].set(True, mode="drop")
-    first = lax.cummax(jnp.where(found.begins & ~overlaps, number, -1))
-    taken = joins & ((number - first) % 2 == 0)
+def find_spans(b: jax.Array, size: int, *, only_last: bool) -> jax.Array:
+    """The spans f32[W, 2] that a text of at most W = ``size`` pieces names, from left to right without
+    overlap, or the last one alone; (0, 0) where there is none or its numbers cannot be read."""
+    numbers = find_numbers(b, size)
+    joins = numbers.span_end < size
+    # In "1 to 2 to 3" the second pair overlaps the first: of a chain of pairs every other one counts.
+    number = jnp.cumsum(numbers.begins) - 1
+    overlaps = jnp.zeros(size, bool).at[numbers.span_end].set(True, mode="drop")
+    chain_start = lax.cummax(jnp.where(numbers.begins & ~overlaps, number, -1))
+    taken = joins & ((number - chain_start) % 2 == 0)
     if only_last:
-        taken = taken & (jnp.arange(size) == last(taken))
-    ends = found.value.at[found.joined].get(mode="fill", fill_value=jnp.nan)
-    spans = jnp.stack([found.value, ends], axis=-1)
+        taken = taken & (jnp.arange(size) == last_index(taken))
+    ends = numbers.value.at[numbers.span_end].get(mode="fill", fill_value=jnp.nan)
+    spans = jnp.stack([numbers.value, ends], axis=-1)
     return jnp.where((taken & jnp.isfinite(spans).all(-1))[:, None], spans, 0.0)
 
 
-def host_spans_of(text: bytes) -> list[tuple[float, float]]:
-    return [(host_value(a), host_value(b)) for a, b in SPAN.findall(text)]
-
-
-def span_iou(said: Array, wanted: Array) -> Array:
-    """IoU of what the spans said f32[X, 2] and wanted f32[Y, 2] cover. One that does not end after it begins
-    covers nothing; 0 where nothing is covered."""
-    ends = jnp.concatenate([jnp.where(s[:, :1] < s[:, 1:], s, 0.0).T.ravel() for s in (said, wanted)])
-    x, y = len(said), len(wanted)
+def span_iou(candidate: Array, reference: Array) -> jax.Array:
+    """IoU of the seconds that the spans f32[X, 2] and f32[Y, 2] cover. A span that does not end after it
+    begins covers nothing; 0 where nothing is covered."""
+    borders = [jnp.where(s[:, :1] < s[:, 1:], s, 0.0).T.ravel() for s in (candidate, reference)]
+    times = jnp.concatenate(borders)  # [2 X + 2 Y]: starts and ends of each side
+    x, y = len(candidate), len(reference)
+    # How each time changes the number of spans open on either side.
     deltas = np.repeat([[1, 0], [-1, 0], [0, 1], [0, -1]], [x, x, y, y], axis=0)
-    order = jnp.argsort(ends)
+    order = jnp.argsort(times)
     covered = jnp.cumsum(jnp.asarray(deltas)[order], axis=0)[:-1] > 0
-    length = jnp.diff(ends[order])
+    length = jnp.diff(times[order])
     both, either = (length * covered.all(-1)).sum(), (length * covered.any(-1)).sum()
     return both / jnp.where(either > 0, either, 1.0)
 
 
-def host_span_iou(said: Sequence[tuple[float, float]], wanted: Sequence[tuple[float, float]]) -> float:
-    def merged(spans):
-        out = []
-        for start, end in sorted(span for span in spans if span[0] < span[1]):
-            if out and start <= out[-1][1]:
-                out[-1][1] = max(out[-1][1], end)
-            else:
-                out.append([start, end])
-        return out
-
-    said, wanted = merged(said), merged(wanted)
-    both = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in said for b in wanted)
-    either = sum(end - start for start, end in said + wanted) - both
-    return both / either if either else 0.0
-
-
-def boxes_of(b: Array, size: int, count: int) -> tuple[Array, Array]:
-    """The first ``count`` boxes f32[count, 4] of a text, (0, 0, 0, 0) where there is none, and how many there
-    are, i32[]."""
-    found = numbers(b, size)
+def find_boxes(b: jax.Array, size: int, count: int) -> tuple[jax.Array, jax.Array]:
+    """The first ``count`` boxes f32[count, 4] of a text of at most ``size`` pieces, (0, 0, 0, 0) where there
+    is none, and the number of boxes i32[] in it."""
+    numbers = find_numbers(b, size)
     corners = [jnp.arange(size)]
     for _ in range(3):
-        corners.append(found.comma.at[corners[-1]].get(mode="fill", fill_value=size))
-    closed = found.closed.at[corners[-1]].get(mode="fill", fill_value=False)
-    whole = found.begins & found.opened & closed
-    values = found.value.at[jnp.stack(corners, axis=-1)].get(mode="fill", fill_value=jnp.nan)
+        corners.append(numbers.after_comma.at[corners[-1]].get(mode="fill", fill_value=size))
+    closed = numbers.closed.at[corners[-1]].get(mode="fill", fill_value=False)
+    found = numbers.begins & numbers.opened & closed
+    values = numbers.value.at[jnp.stack(corners, axis=-1)].get(mode="fill", fill_value=jnp.nan)
     values = jnp.where(jnp.isfinite(values).all(-1, keepdims=True), values, 0.0)
-    place = jnp.where(whole, jnp.cumsum(whole) - 1, count)
-    return jnp.zeros((count, 4), jnp.float32).at[place].set(values, mode="drop"), whole.sum()
+    index = jnp.where(found, jnp.cumsum(found) - 1, count)
+    return jnp.zeros((count, 4), jnp.float32).at[index].set(values, mode="drop"), found.sum()
 
 
-def host_boxes_of(text: bytes) -> list[tuple[float, ...]]:
-    return [tuple(map(host_value, box)) for box in BOX.findall(text)]
-
-
-def box_iou(said: Array, said_count: Array, wanted: Array, wanted_count: Array) -> Array:
-    """Mean IoU of boxes (x0, y0, x1, y1) f32[X, 4], in turn; one that is missing or too many counts as 0."""
-    low = jnp.maximum(said[:, :2], wanted[:, :2])
-    high = jnp.minimum(said[:, 2:], wanted[:, 2:])
+def box_iou(
+    candidate: jax.Array, candidate_count: jax.Array, reference: Array, reference_count: Array
+) -> jax.Array:
+    """Mean IoU of boxes (x0, y0, x1, y1) f32[X, 4], each with its counterpart in order; one that is missing
+    or too many counts as 0."""
+    low = jnp.maximum(candidate[:, :2], reference[:, :2])
+    high = jnp.minimum(candidate[:, 2:], reference[:, 2:])
     both = jnp.maximum(high - low, 0).prod(-1)
-    either = sum(jnp.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1) for boxes in (said, wanted)) - both
-    count = jnp.maximum(jnp.maximum(said_count, wanted_count), 1)
+    either = box_areas(candidate) + box_areas(reference) - both
+    count = jnp.maximum(jnp.maximum(candidate_count, reference_count), 1)
     return (both / jnp.where(either > 0, either, 1.0)).sum() / count
 
 
-def host_box_iou(said: Sequence[tuple[float, ...]], wanted: Sequence[tuple[float, ...]]) -> float:
-    total = 0.0
-    for a, b in zip(said, wanted, strict=False):
-        if np.isfinite(a).all():
-            sides = [max(0.0, min(a[k + 2], b[k + 2]) - max(a[k], b[k])) for k in (0, 1)]
-            areas = [max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (a, b)]
-            both = sides[0] * sides[1]
-            either = sum(areas) - both
-            total += both / either if either else 0.0
-    return total / max(len(said), len(wanted), 1)
+def box_areas(boxes: Array) -> jax.Array:
+    return jnp.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,17 +15,18 @@ UserReward = Callable[[Sequence[Sequence[str]], Sequence[Clip | None]], np.ndarr
 
 
 class RewardFault(Exception):
-    """A user's reward went wrong on one batch: its message names the function and what it did."""
+    """A user's reward failed on one batch; the message names the function and what it did."""
 
 
 def load_user_reward(path: str) -> UserReward:
     """The function ``my_module:fn``, wrapped: (completions [B][G], clips [B]) -> f32[B, G].
 
     ``fn(completions, clips)`` is called once a batch with two lists of the same length, the completions'
-    texts and their clips, and returns as many floats, as TRL's reward functions do; None: not this task. Rows
-    without a clip are not shown to it, and NaN.
-    UserError where there is no such function. The wrapper raises RewardFault where it raises, returns another
-    number of values, or something that is no finite number.
+    texts and their clips, and returns as many floats, as TRL's reward functions do; None where the reward
+    does not count for the clip. Rows without a clip are not passed to it; their rewards are NaN.
+
+    UserError where there is no such function. The wrapper raises RewardFault where the function raises,
+    returns another number of values, or returns a value that is not a finite number.
     """
     module, _, name = path.partition(":")
     if not module or not name:
@@ -38,21 +40,21 @@ def load_user_reward(path: str) -> UserReward:
 
     def reward(completions: Sequence[Sequence[str]], clips: Sequence[Clip | None]) -> np.ndarray:
         rows = [b for b, clip in enumerate(clips) if clip is not None]
-        said = [text for b in rows for text in completions[b]]
+        texts = [text for b in rows for text in completions[b]]
         try:
-            values = list(function(said, [clips[b] for b in rows for _ in completions[b]]))
+            values = list(function(texts, [clips[b] for b in rows for _ in completions[b]]))
         except Exception as error:
             raise RewardFault(f"reward {path!r} raised {error!r}") from error
-        if len(values) != len(said):
-            raise RewardFault(f"reward {path!r} returned {len(values)} values for {len(said)} completions")
+        if len(values) != len(texts):
+            raise RewardFault(f"reward {path!r} returned {len(values)} values for {len(texts)} completions")
         out = np.full((len(clips), max(map(len, completions), default=0)), np.nan, np.float32)
-        out[rows] = np.array([_number(value, path) for value in values]).reshape(len(rows), out.shape[1])
+        out[rows] = np.reshape([_finite(value, path) for value in values], (len(rows), out.shape[1]))
         return out
 
     return reward
 
 
-def _number(value: object, path: str) -> float:
+def _finite(value: Any, path: str) -> float:
     if value is None:
         return math.nan
     try:
