@@ -1,4 +1,4 @@
-"""Local paths and URLs behave alike; memory:// stands for what lives elsewhere."""
+"""Local paths and URLs behave alike; memory:// stands for remote files."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from tests.videos import greys, write
-from vpjax import files as storage
+from vpjax import files
 from vpjax.data import index
 from vpjax.data.index import probe_sources
 from vpjax.types import UserError
@@ -23,43 +23,43 @@ def root(request, tmp_path):
 
 
 def test_files_are_written_read_and_listed(root):
-    file = storage.join_path(root, "sub/a.txt")
-    assert not storage.exists(file)
-    with storage.open_file(file, "wb") as out:
+    file = files.join_path(root, "sub/a.txt")
+    assert not files.exists(file)
+    with files.open_file(file, "wb") as out:
         out.write(b"abc")
-    storage.write_whole(storage.join_path(root, "sub/b.txt"), b"de")
-    with storage.open_file(file) as text:
+    files.write_whole(files.join_path(root, "sub/b.txt"), b"de")
+    with files.open_file(file) as text:
         assert text.read() == b"abc"
-    assert sorted(storage.names_in(storage.folder_of(file))) == ["a.txt", "b.txt"]
-    assert storage.exists(file) and storage.is_folder(storage.join_path(root, "sub"))
-    assert not storage.is_folder(file) and not storage.exists(storage.join_path(root, "none"))
+    assert sorted(files.names_in(files.folder_of(file))) == ["a.txt", "b.txt"]
+    assert files.exists(file) and files.is_folder(files.join_path(root, "sub"))
+    assert not files.is_folder(file) and not files.exists(files.join_path(root, "none"))
 
 
 def test_a_stamp_tells_that_a_file_changed(root):
-    file = storage.join_path(root, "a.txt")
-    storage.write_whole(file, b"abc")
-    before = storage.stamp(file)
-    assert before == storage.stamp(file) and before[0] == 3 and before[1] > 1e18  # ns since 1970
+    file = files.join_path(root, "a.txt")
+    files.write_whole(file, b"abc")
+    before = files.stamp(file)
+    assert before == files.stamp(file) and before[0] == 3 and before[1] > 1e18  # ns since 1970
     time.sleep(0.02)
-    storage.write_whole(file, b"xyz")
-    assert storage.stamp(file) != before and storage.stamp(file)[0] == 3
+    files.write_whole(file, b"xyz")
+    assert files.stamp(file) != before and files.stamp(file)[0] == 3
     with pytest.raises(FileNotFoundError):
-        storage.stamp(storage.join_path(root, "none"))
+        files.stamp(files.join_path(root, "none"))
 
 
-def test_what_only_local_files_serve(root):
-    file = storage.join_path(root, "sub/a.bin")
-    with storage.written(file) as part:
+def test_files_for_libraries_that_need_local_ones(root):
+    file = files.join_path(root, "sub/a.bin")
+    with files.written(file) as part:
         part.write_bytes(b"abc")
-        assert not storage.exists(file)
-    with storage.fetched(file) as copy:
+        assert not files.exists(file)
+    with files.fetched(file) as copy:
         assert copy.read_bytes() == b"abc" and copy.name == "a.bin"
-    with pytest.raises(RuntimeError), storage.written(file) as part:
+    with pytest.raises(RuntimeError), files.written(file) as part:
         part.write_bytes(b"half")
         raise RuntimeError
-    with storage.open_file(file) as kept:
+    with files.open_file(file) as kept:
         assert kept.read() == b"abc"
-    assert storage.names_in(storage.folder_of(file)) == ["a.bin"]
+    assert files.names_in(files.folder_of(file)) == ["a.bin"]
 
 
 @pytest.mark.parametrize(
@@ -75,24 +75,24 @@ def test_what_only_local_files_serve(root):
     ],
 )
 def test_join(root, path, joined):
-    assert storage.join_path(root, path) == joined
+    assert files.join_path(root, path) == joined
 
 
 def test_missing_extras_are_named(monkeypatch):
     for module, url, extra in (("gcsfs", "gs://b/a", "gcs"), ("s3fs", "s3://b/a", "s3")):
         monkeypatch.setitem(sys.modules, module, None)  # not installed
         with pytest.raises(UserError, match=rf"{url}: .* pip install 'vpjax\[{extra}\]'"):
-            storage.exists(url)
+            files.exists(url)
     with pytest.raises(UserError, match="nowhere:// is no place"):
-        storage.open_file("nowhere://a")
+        files.open_file("nowhere://a")
 
 
 def test_videos_elsewhere_are_indexed_and_probed_once(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", greys(8))
     urls = [f"memory://index/{name}" for name in ("a.mp4", "none.mp4")]
-    storage.write_whole(urls[0], path.read_bytes())
-    local, there, none = probe_sources([str(path), *urls], tmp_path, 8192).values()
-    assert (there.media, there.size, there.info) == ("video", local.size, local.info) and there.modified
-    assert none.info is None and "memory://index/none.mp4: " in none.fault
-    monkeypatch.setattr(index, "probe", None)  # what has not changed is not looked at again
-    assert probe_sources([str(path), *urls], tmp_path, 8192)[urls[0]] == there
+    files.write_whole(urls[0], path.read_bytes())
+    local, remote, missing = probe_sources([str(path), *urls], tmp_path, 8192).values()
+    assert (remote.media, remote.size, remote.info) == ("video", local.size, local.info) and remote.modified
+    assert missing.info is None and "memory://index/none.mp4: " in missing.fault
+    monkeypatch.setattr(index, "probe", None)  # unchanged files are not probed again
+    assert probe_sources([str(path), *urls], tmp_path, 8192)[urls[0]] == remote

@@ -1,7 +1,7 @@
-"""Small files that tests write themselves.
+"""Small video files, written by the tests themselves.
 
-Frame i of ``greys`` is grey of level 8 * i, which survives compression to within 3 levels: it tells which
-frame came.
+Frame i of ``greys`` is grey of level 8 * i, which survives compression to within 3 levels, so that a decoded
+frame can be recognised.
 """
 
 import fractions
@@ -59,13 +59,13 @@ def quarters(height, width):
     return np.kron([[40, 90], [140, 220]], np.ones((height, width)))[..., None].repeat(3, -1).astype(np.uint8)
 
 
-def seen(video):
-    """Which frames of ``greys`` these are."""
+def frame_numbers(video):
+    """The numbers of these frames of ``greys``."""
     level = video.frames.mean((1, 2, 3)) / STEP
     assert np.abs(level - level.round()).max() < 0.4, "a frame is none of those that were written"
     return level.round().astype(int).tolist()
 
 
 def read(path, *, size=SIZE, start=None, end=None, tfio_python="", **sampling):
-    how = dict(size=size, start=start, end=end, tfio_python=tfio_python)
-    return read_frames(path, Sampling(**sampling), **how)
+    options = dict(size=size, start=start, end=end, tfio_python=tfio_python)
+    return read_frames(path, Sampling(**sampling), **options)

@@ -1,4 +1,4 @@
-"""The cache of decoded frames on its own: whole or not at all, within its limit."""
+"""The cache of decoded frames: entries are whole or absent, and its limit is kept."""
 
 import os
 
@@ -13,7 +13,7 @@ def entry(value):
 
 
 def test_cache_keeps_within_its_limit_what_was_used_last(tmp_path):
-    cache = FrameCache(tmp_path, 20_000)  # six entries of some 3.1 kB
+    cache = FrameCache(tmp_path, 20_000)  # six entries of about 3.1 kB
     for i in range(5):
         cache.put(cache.key(i), entry(i))
         os.utime(cache.path(cache.key(i)), ns=(i, i))

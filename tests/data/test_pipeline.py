@@ -1,4 +1,4 @@
-"""Clips -> Batches: order, resuming, processes, workers, faults, and what later runs need not do again."""
+"""Batches of clips: their order, resuming, processes, workers, faults and caches."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ ANSWER = "A red square flashes."
 
 
 def write_video(path, number, frames=16, width=56, height=56, fps=8):
-    """A still of its own grey, so that a row can be told by its pixels, brighter in the last frame."""
+    """A still of its own grey, so that a row can be recognised by its pixels; brighter in the last frame."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "bf": "0"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -188,6 +188,7 @@ def broken(clips, number, folder):
     return [dataclasses.replace(c, video=str(path)) if i == number else c for i, c in enumerate(clips)]
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing(load, clips, tmp_path):
     clips = broken(clips, 4, tmp_path)
     threads, workers = load(clips, max_fault_share=0.1), load(clips, max_fault_share=0.1, workers=2)
@@ -261,16 +262,16 @@ def test_a_changed_file_or_size_is_decoded_anew(load, tmp_path):
             assert batch.slot_valid.sum() == frames // 2 and batch.frames.shape[2:4] == (side, side)
 
 
-def test_what_was_probed_is_not_probed_again(load, clips, monkeypatch, tmp_path):
+def test_unchanged_files_are_not_probed_again(load, clips, monkeypatch, tmp_path):
     load(clips)
-    looked = []
+    probed = []
     probe = index_module.probe
-    monkeypatch.setattr(index_module, "probe", lambda path, **how: looked.append(path) or probe(path))
+    monkeypatch.setattr(index_module, "probe", lambda path, **options: probed.append(path) or probe(path))
     load(clips)
-    assert looked == []
+    assert probed == []
     os.utime(clips[3].video, ns=(1, 1))
     load(clips)
-    assert looked == [clips[3].video]
+    assert probed == [clips[3].video]
 
 
 def test_clips_that_are_too_long_are_rejected_and_listed(load, clips):
@@ -280,8 +281,8 @@ def test_clips_that_are_too_long_are_rejected_and_listed(load, clips):
     loader = load(clips)
     reasons = {reason[:12]: ids for reason, ids in loader.rejected.items()}
     assert reasons == {"prompt above": ["c3"], "answer above": ["c5"], "video prompt": ["c6"]}
-    seen = {i for b in take(loader, loader.steps_per_epoch) for i in b.clip.tolist()} - {-1}
-    assert seen == {0, 1, 2, 4, 7, 8, 9}
+    used = {i for b in take(loader, loader.steps_per_epoch) for i in b.clip.tolist()} - {-1}
+    assert used == {0, 1, 2, 4, 7, 8, 9}
     assert sum("rejected" in line for line in loader.summary()) == 3
     with pytest.raises(UserError, match="every one of 10 clips is rejected: prompt above 5 tokens"):
         load(clips, max_prompt=5)
@@ -331,8 +332,10 @@ def test_a_clip_is_the_part_of_its_file_that_it_names(load, tmp_path, fields):
         rows = {int(b.clip[0]): b for b in take(loader, loader.steps_per_epoch)}
         for number, first, count in ((0, 0, 16), (1, 32, 8), (2, 16, 16)):
             frames = rows[number].frames[0][:count]
-            seen = (frames.mean((1, 2, 3)) - 20) / 5
-            np.testing.assert_allclose(seen, first + np.arange(count), atol=0.5)  # of a step between frames
+            numbers = (frames.mean((1, 2, 3)) - 20) / 5
+            np.testing.assert_allclose(
+                numbers, first + np.arange(count), atol=0.5
+            )  # of a step between frames
             assert rows[number].slot_valid.sum() == count / 2
         assert [rows[n].slots.any() for n in range(3)] == [False, False, True]
         np.testing.assert_array_equal(np.flatnonzero(rows[2].slots[0, 0]), [4])

@@ -1,15 +1,12 @@
-"""How frames look: resized, upright, and as they reach the vision tower."""
+"""The pixels of frames: resized, upright, and as they reach the vision tower."""
 
 import av
 import numpy as np
 import pytest
-import torch
-import transformers
 from PIL import Image
 
 from tests.videos import greys, quarters, read, write
 from vpjax.data.video import Sampling, probe, read_frames, read_image, resize
-from vpjax.models.patches import patchify
 
 ONE = 1 << 16
 TURNS = {  # the display matrix a, b, c, d takes the point (x, y) to (a x + c y, b x + d y), y pointing down
@@ -36,6 +33,7 @@ def test_rotation_is_respected(tmp_path, matrix, turn):
     assert own.frames.shape[1:] == expected.shape
 
 
+@pytest.mark.slow  # torch
 @pytest.mark.parametrize(
     ("of", "to"),
     [
@@ -49,6 +47,8 @@ def test_rotation_is_respected(tmp_path, matrix, turn):
 def test_resize_is_antialiased_bicubic_in_float(of, to):
     # Black and white only: the kernel overshoots at every edge, where clipping early would show.
     frame = np.random.default_rng(0).integers(0, 2, (*of, 3)).astype(np.uint8) * 255
+    import torch
+
     channels = torch.from_numpy(frame).permute(2, 0, 1)[None].double()
     exact = torch.nn.functional.interpolate(channels, size=to, mode="bicubic", antialias=True)
     exact = exact.clamp(0, 255)[0].permute(1, 2, 0).numpy()
@@ -69,8 +69,13 @@ def test_size_is_chosen_by_the_budget(tmp_path):
     assert video.frames.shape == (2, 64, 96, 3)
 
 
+@pytest.mark.slow
 def test_pixels_reach_the_tower_as_the_image_processor_gives_them(tmp_path):
-    """From the file: decoded here by plain PyAV and handed to Hugging Face, and by vpjax."""
+    """The same file is decoded by plain PyAV for Hugging Face, and by vpjax."""
+    import transformers
+
+    from vpjax.models.patches import patchify
+
     noise = np.random.default_rng(0).integers(0, 256, (6, 56, 84, 3), np.uint8)
     path = write(tmp_path / "a.mp4", noise)
     with av.open(str(path)) as file:
@@ -98,7 +103,7 @@ def test_an_image_stands_upright(tmp_path):
     pixels = quarters(28, 56)
     image = Image.fromarray(pixels)
     tags = image.getexif()
-    tags[0x0112] = 6  # orientation: to be shown turned a quarter clockwise
+    tags[0x0112] = 6  # orientation: to be displayed turned a quarter clockwise
     image.save(tmp_path / "a.png", exif=tags)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").frames[0], np.rot90(pixels, -1))
 

@@ -1,4 +1,4 @@
-"""Tokenizer, prompts, rows and batches: what is a target, where keywords and visual tokens stand, padding."""
+"""Tokenizer, prompts, rows and batches: targets, the places of keywords and visual tokens, padding."""
 
 import copy
 import dataclasses
@@ -65,9 +65,9 @@ def clip_of(answer=CAPTIONS[0], keyword="flashes", spans=((0.375, 0.5),)):
     return Clip("a", "a.mp4", QUESTION, answer, (Keyword(keyword, "flash", spans),))
 
 
-def encode(clip, video, text, config, media="video", **how):
+def encode(clip, video, text, config, media="video", **options):
     tokens = tokenize(clip, text, media=media, keywords=2, keyword_tokens=3)
-    return training_row(tokens, video, config, **how)
+    return training_row(tokens, video, config, **options)
 
 
 def test_training_is_repeatable_and_small_vocabularies_are_refused(text, tmp_path):
@@ -77,11 +77,11 @@ def test_training_is_repeatable_and_small_vocabularies_are_refused(text, tmp_pat
         train_tokenizer(CAPTIONS, tmp_path, 200)
 
 
-@pytest.mark.parametrize("said", [*CAPTIONS, " leading", "café 12\n\n naïve ☃", ""])
-def test_answers_round_trip(text, said):
-    ids = text.answer(said)
+@pytest.mark.parametrize("answer_text", [*CAPTIONS, " leading", "café 12\n\n naïve ☃", ""])
+def test_answers_round_trip(text, answer_text):
+    ids = text.answer(answer_text)
     assert ids[-1] == text.end and text.end not in ids[:-1]
-    assert text.decode(ids) == said
+    assert text.decode(ids) == answer_text
 
 
 def test_known_words_are_single_tokens(text):
@@ -146,7 +146,7 @@ def test_a_bucket_has_room_for_every_time(text, config3):
 
 
 def test_a_tokenizer_that_merges_digits_cannot_write_times(text, config3):
-    other = dataclasses.replace(text, tokenizer=lambda said, **_: {"input_ids": [len(said)]})
+    other = dataclasses.replace(text, tokenizer=lambda words, **_: {"input_ids": [len(words)]})
     assert other.stamps is None
     with pytest.raises(UserError, match="digit by digit"):
         prompt_row(text.chat(QUESTION), video_of(8, 32, 64), config3, stamps=other.stamps)
@@ -210,11 +210,11 @@ def test_keyword_tokens_are_those_of_the_caption(text, keyword, pieces):
     answer = CAPTIONS[0]
     ids = text.keyword(keyword, answer)
     assert [text.tokenizer.decode([i]) for i in ids] == pieces
-    said = text.answer(answer).tolist()
-    assert any(said[i : i + len(ids)] == ids for i in range(len(said)))
+    tokens = text.answer(answer).tolist()
+    assert any(tokens[i : i + len(ids)] == ids for i in range(len(tokens)))
 
 
-def test_a_keyword_that_the_answer_does_not_say_stands_as_in_a_sentence(text):
+def test_a_keyword_outside_the_answer_stands_as_in_a_sentence(text):
     assert text.keyword("flashes", "(A)") == text.keyword("flashes", CAPTIONS[0])
 
 
@@ -319,6 +319,7 @@ def test_a_prompt_with_all_of_its_visual_tokens_is_kept(text, config):
     np.testing.assert_array_equal(row.positions, expected)
 
 
+@pytest.mark.slow
 def test_importing_needs_neither_torch_nor_transformers():
     code = "import sys, vpjax.data.rows; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

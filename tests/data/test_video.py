@@ -1,4 +1,4 @@
-"""Which frames of a file come, when they are shown, and what is said of files that cannot be read."""
+"""The choice of frames, their times, and the errors for files that cannot be read."""
 
 import fractions
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.videos import SIZE, greys, noisy, quarters, read, seen, write, write_sound
+from tests.videos import SIZE, frame_numbers, greys, noisy, quarters, read, write, write_sound
 from vpjax.data import decode as decode_module
 from vpjax.data import video as module
 from vpjax.data.video import Sampling, VideoInfo, probe, read_frames, read_image, seconds_per_slot
@@ -20,8 +20,8 @@ MILLISECONDS = fractions.Fraction(1, 1000)
 
 
 @pytest.fixture
-def no_second_try(monkeypatch):
-    """A file whose packets do not tell its frames is decoded twice; here they must tell."""
+def decoded_once(monkeypatch):
+    """Fails if a file is decoded twice, which is needed only if its packets do not tell its frames' times."""
     monkeypatch.setattr(module, "frame_index", None)
 
 
@@ -40,14 +40,14 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("how", FORMATS.values(), ids=FORMATS)
-def test_as_many_frames_as_there_are_are_those_frames(tmp_path, monkeypatch, how):
-    how = dict(how)
-    if how["name"] != "a.h264":  # which has no timestamps at all
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_as_many_frames_as_there_are_are_those_frames(tmp_path, monkeypatch, options):
+    options = dict(options)
+    if options["name"] != "a.h264":  # which has no timestamps at all
         monkeypatch.setattr(module, "frame_index", None)
-    path = write(tmp_path / how.pop("name"), greys(30), **how)
+    path = write(tmp_path / options.pop("name"), greys(30), **options)
     video = read(path, frames=30)
-    assert seen(video) == list(range(30))
+    assert frame_numbers(video) == list(range(30))
     # Matroska rounds to 1 ms, a transport stream to 1/90000 s.
     np.testing.assert_allclose(video.times, np.arange(30) / 25, rtol=0, atol=5.1e-4)
     info = probe(path)
@@ -71,7 +71,7 @@ def irregular(tmp_path_factory):
 
 def test_variable_rate_is_respected(irregular):
     video = read(irregular, frames=12)
-    assert seen(video) == list(range(12))
+    assert frame_numbers(video) == list(range(12))
     np.testing.assert_allclose(video.times, np.array(IRREGULAR) / 1000, rtol=0, atol=1e-9)
     assert probe(irregular).frames == 12
 
@@ -82,7 +82,7 @@ def test_at_a_rate_the_frame_on_screen_comes(irregular, fps):
     expected = [on_screen(times, k / fps) for k in range(100) if k / fps < probe(irregular).duration]
     expected += expected[-1:] * (len(expected) % 2)
     video = read(irregular, fps=fps)
-    assert seen(video) == expected
+    assert frame_numbers(video) == expected
     np.testing.assert_allclose(video.times, times[expected], rtol=0, atol=1e-9)
 
 
@@ -90,25 +90,25 @@ def test_at_a_rate_the_frame_on_screen_comes(irregular, fps):
 def test_uniform_frames_are_those_on_screen(irregular, frames):
     duration = probe(irregular).duration
     expected = [on_screen(np.array(IRREGULAR) / 1000, k * duration / frames) for k in range(frames)]
-    assert seen(read(irregular, frames=frames)) == expected
+    assert frame_numbers(read(irregular, frames=frames)) == expected
 
 
 def test_an_odd_count_repeats_the_last_frame(tmp_path):
     path = write(tmp_path / "a.mp4", greys(9))
-    assert seen(read(path, frames=9)) == [*range(9), 8]
+    assert frame_numbers(read(path, frames=9)) == [*range(9), 8]
     video = read(path, frames=3)
-    assert seen(video) == [0, 3, 6, 6]
+    assert frame_numbers(video) == [0, 3, 6, 6]
     np.testing.assert_allclose(video.times, [0, 0.12, 0.24, 0.24], rtol=0, atol=1e-9)
     assert seconds_per_slot(video.times) == pytest.approx(0.24)
-    assert seen(read(path, frames=1)) == [0, 0]
-    assert seen(read(path, frames=100)) == [*range(9), 8]
+    assert frame_numbers(read(path, frames=1)) == [0, 0]
+    assert frame_numbers(read(path, frames=100)) == [*range(9), 8]
 
 
 def test_a_clip_of_one_frame(tmp_path):
     path = write(tmp_path / "a.mp4", greys(1))
     for sampling in (dict(frames=4), dict(fps=1.0), dict(fps=100.0)):
         video = read(path, **sampling)
-        assert set(seen(video)) == {0} and not video.times.any()
+        assert set(frame_numbers(video)) == {0} and not video.times.any()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
@@ -116,40 +116,50 @@ def test_rounded_times_lose_no_frame(tmp_path, name):
     # 1/30 s is no whole number of milliseconds: in Matroska frame 1 begins early, at 33 ms, frame 2 late, at
     # 67 ms. AVI counts in frames, where only floats round.
     path = write(tmp_path / name, greys(30), rate=30, codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
-    assert seen(read(path, fps=30.0)) == list(range(30))
-    assert seen(read(path, fps=15.0)) == [*range(0, 30, 2), 28]
-    assert seen(read(path, fps=10.0)) == list(range(0, 30, 3))
-    assert seen(read(path, frames=15, start=0.0, end=0.5)) == [*range(15), 14]
+    assert frame_numbers(read(path, fps=30.0)) == list(range(30))
+    assert frame_numbers(read(path, fps=15.0)) == [*range(0, 30, 2), 28]
+    assert frame_numbers(read(path, fps=10.0)) == list(range(0, 30, 3))
+    assert frame_numbers(read(path, frames=15, start=0.0, end=0.5)) == [*range(15), 14]
     for frames in (2, 6, 10):
-        assert seen(read(path, frames=frames)) == list(range(0, 30, 30 // frames))
+        assert frame_numbers(read(path, frames=frames)) == list(range(0, 30, 30 // frames))
 
 
 def test_a_rate_stops_at_max_frames(tmp_path):
     path = write(tmp_path / "a.mp4", greys(24), rate=24)
-    assert seen(read(path, fps=12.0, max_frames=12)) == list(range(0, 24, 2))
-    assert seen(read(path, fps=12.0, max_frames=6)) == seen(read(path, frames=6)) == list(range(0, 24, 4))
+    assert frame_numbers(read(path, fps=12.0, max_frames=12)) == list(range(0, 24, 2))
+    assert (
+        frame_numbers(read(path, fps=12.0, max_frames=6))
+        == frame_numbers(read(path, frames=6))
+        == list(range(0, 24, 4))
+    )
 
 
 def test_a_span_is_in_seconds_of_the_clip(tmp_path):
     path = write(tmp_path / "a.mp4", greys(30), rate=10)
     video = read(path, frames=4, start=1.0, end=1.8)
-    assert seen(video) == [10, 12, 14, 16]
+    assert frame_numbers(video) == [10, 12, 14, 16]
     np.testing.assert_allclose(video.times, [1.0, 1.2, 1.4, 1.6], rtol=0, atol=1e-9)
-    assert seen(read(path, fps=5.0, start=2.5)) == [25, 27, 29, 29]
-    assert seen(read(path, frames=2, end=0.2)) == [0, 1]
-    assert seen(read(path, frames=8, start=1.05, end=1.15)) == [10, 11]  # 10 is still on screen at 1.05 s
-    assert seen(read(path, frames=2, start=2.9, end=3.05)) == [29, 29]  # an end rounded up by half a frame
+    assert frame_numbers(read(path, fps=5.0, start=2.5)) == [25, 27, 29, 29]
+    assert frame_numbers(read(path, frames=2, end=0.2)) == [0, 1]
+    assert frame_numbers(read(path, frames=8, start=1.05, end=1.15)) == [
+        10,
+        11,
+    ]  # 10 is still on screen at 1.05 s
+    assert frame_numbers(read(path, frames=2, start=2.9, end=3.05)) == [
+        29,
+        29,
+    ]  # an end rounded up by half a frame
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm"])
 @pytest.mark.parametrize("open_groups", [False, True])
-def test_seeking_gives_what_decoding_all_gives(tmp_path, monkeypatch, no_second_try, name, open_groups):
+def test_seeking_gives_what_decoding_all_gives(tmp_path, monkeypatch, decoded_once, name, open_groups):
     if name.endswith("webm"):
-        how = dict(codec="libvpx-vp9", deadline="realtime")
+        options = dict(codec="libvpx-vp9", deadline="realtime", **{"cpu-used": "8"})
     else:
-        how = {"x264-params": OPEN_GROUPS} if open_groups else {}
+        options = {"x264-params": OPEN_GROUPS} if open_groups else {}
     noise = np.random.default_rng(0).integers(0, 256, (150, *SIZE, 3), np.uint8)
-    path = write(tmp_path / name, noise, **how)
+    path = write(tmp_path / name, noise, **options)
     everything = read(path, frames=150)
     assert len(everything.frames) == 150
     for sampling in (dict(frames=10), dict(fps=1.3), dict(frames=4, start=4.0, end=4.5)):
@@ -163,17 +173,17 @@ def test_seeking_gives_what_decoding_all_gives(tmp_path, monkeypatch, no_second_
         np.testing.assert_array_equal(sought.frames, everything.frames[places])
 
 
-def test_an_edit_list_hides_frames(tmp_path, no_second_try):
-    # Frames 0 to 4 are there to decode from, but the file says that it begins after them.
+def test_an_edit_list_hides_frames(tmp_path, decoded_once):
+    # Frames 0 to 4 are there to decode from, but the file states that it begins after them.
     path = write(tmp_path / "a.mp4", greys(30), range(-5, 25), muxer={"avoid_negative_ts": "disabled"})
     video = read(path, frames=30)
-    assert seen(video) == [*range(5, 30), 29]
+    assert frame_numbers(video) == [*range(5, 30), 29]
     np.testing.assert_allclose(video.times[:25], np.arange(25) / 25, rtol=0, atol=1e-9)
     assert probe(path).frames == 25
 
 
 @pytest.mark.parametrize("name", ["b.mp4", "b.mkv"])
-def test_frames_before_the_first_keyframe_are_not_counted(tmp_path, no_second_try, name):
+def test_frames_before_the_first_keyframe_are_not_counted(tmp_path, decoded_once, name):
     """As in a clip that was cut out of a film without encoding it again."""
     whole = write(tmp_path / "a.mp4", greys(30), **{"x264-params": OPEN_GROUPS})
     with av.open(str(whole)) as source, av.open(str(tmp_path / name), "w") as target:
@@ -184,7 +194,7 @@ def test_frames_before_the_first_keyframe_are_not_counted(tmp_path, no_second_tr
         for packet in packets[second:]:
             packet.stream = stream
             target.mux(packet)
-    assert seen(read(tmp_path / name, frames=30)) == list(range(12, 30))
+    assert frame_numbers(read(tmp_path / name, frames=30)) == list(range(12, 30))
     assert probe(tmp_path / name).frames == 18
 
 
@@ -207,8 +217,8 @@ def damaged(path):
     path.write_bytes(content)
 
 
-def cut(path, share, **how):
-    content = write(path, noisy(60), **how).read_bytes()
+def cut(path, share, **options):
+    content = write(path, noisy(60), **options).read_bytes()
     path.write_bytes(content[: int(share * len(content))])
 
 
@@ -252,7 +262,7 @@ def test_bad_files_are_named_in_one_line(tmp_path, capfd, name, make, reason):
     assert line.startswith(f"{path}: ") and "\n" not in line
     assert re.search(reason, line), line
     assert len(line) > len(str(path)) + 10
-    assert capfd.readouterr() == ("", ""), "FFmpeg speaks past us"
+    assert capfd.readouterr() == ("", ""), "FFmpeg printed something itself"
 
 
 def test_a_picture_of_an_album_is_no_video(tmp_path):
@@ -334,7 +344,7 @@ def test_bad_images_are_named_in_one_line(tmp_path, name):
         read_image(tmp_path / "slim.png")
 
 
-# Where videos live, and folders of images.
+# Videos at URLs, and folders of images.
 
 
 def moved(path, folder="memory://videos"):
@@ -345,7 +355,7 @@ def moved(path, folder="memory://videos"):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.h264"])
-def test_a_video_elsewhere_is_the_same(tmp_path, monkeypatch, name):
+def test_a_video_at_a_url_is_the_same(tmp_path, monkeypatch, name):
     monkeypatch.setattr(decode_module, "SEEK_GAIN", 1)
     path = write(tmp_path / name, greys(40), codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
     url = moved(path)
@@ -355,7 +365,7 @@ def test_a_video_elsewhere_is_the_same(tmp_path, monkeypatch, name):
     np.testing.assert_array_equal(ours.times, theirs.times)
 
 
-def test_what_is_wrong_elsewhere_is_named(tmp_path):
+def test_problems_at_a_url_are_named(tmp_path):
     with pytest.raises(UserError, match="memory://videos/none.mp4: no such file"):
         probe("memory://videos/none.mp4")
     path = write(tmp_path / "cut.mp4", greys(40))
@@ -388,10 +398,10 @@ def folder(request, tmp_path):
 def test_a_folder_of_images_is_a_video(folder):
     assert probe(folder) == VideoInfo(SIZE[1], SIZE[0], 1.2, pytest.approx(10), 12)
     video = read(folder, frames=12)
-    assert seen(video) == list(range(12)) and video.frame_seconds == pytest.approx(0.1)
+    assert frame_numbers(video) == list(range(12)) and video.frame_seconds == pytest.approx(0.1)
     np.testing.assert_allclose(video.times, np.arange(12) / 10, rtol=0, atol=1e-12)
-    assert seen(read(folder, frames=4)) == [0, 3, 6, 9]
-    assert seen(read(folder, fps=5.0, start=0.6, end=1.2)) == [6, 8, 10, 10]
+    assert frame_numbers(read(folder, frames=4)) == [0, 3, 6, 9]
+    assert frame_numbers(read(folder, fps=5.0, start=0.6, end=1.2)) == [6, 8, 10, 10]
 
 
 def test_folders_that_are_no_video_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The event clips: the grammar and back, what the decoder shows, what gives an event away, the cache."""
+"""The event clips: their grammar, their frames after decoding, hints at the event, and their files."""
 
 import collections
 import dataclasses
@@ -18,12 +18,12 @@ from vpjax.events.text import event_of
 from vpjax.types import UserError
 
 SPEC = EventSpec()
-LOOK = dict(size=SPEC.size, frames=SPEC.frames, noise=SPEC.noise)
+DRAWING = dict(size=SPEC.size, frames=SPEC.frames, noise=SPEC.noise)
 MIXED = EventSpec(choice=1, order=1, grounding=1)
 
 
 def drawn(scene, **changes):
-    return draw(dataclasses.replace(scene, **changes), **LOOK).astype(np.float32)
+    return draw(dataclasses.replace(scene, **changes), **DRAWING).astype(np.float32)
 
 
 def clips_of(spec, count, split="train"):
@@ -31,11 +31,11 @@ def clips_of(spec, count, split="train"):
 
 
 def test_every_caption_names_its_event():
-    for (pattern, way), kind in itertools.product(event_text.CAPTIONS, EVENTS):
+    for (pattern, phrase_index), kind in itertools.product(event_text.CAPTIONS, EVENTS):
         for colour, shape, direction in itertools.product(COLOURS, SHAPES, DIRECTIONS):
-            said = event_text.PHRASES[kind][way]
-            caption = pattern.format(colour=colour, shape=shape, direction=direction, event=said)
-            assert event_of(caption) == kind and said in caption
+            phrase = event_text.PHRASES[kind][phrase_index]
+            caption = pattern.format(colour=colour, shape=shape, direction=direction, event=phrase)
+            assert event_of(caption) == kind and phrase in caption
     assert set(event_text.PHRASES) == set(event_text.EVENT_WORDS) == set(EVENTS)
 
 
@@ -50,16 +50,16 @@ def test_an_event_is_named_by_whole_words_and_alone():
 
 
 def test_captions_begin_so_that_one_phrase_is_right():
-    # Up to the event, captions that say it in different ways already differ.
+    # Captions with different phrases for the event already differ before it.
     words = dict(colour="red", shape="cross", direction="left", event="")
-    starts = [(pattern.partition("{event}")[0].format(**words), way) for pattern, way in event_text.CAPTIONS]
-    for (one, way), (other, other_way) in itertools.combinations(starts, 2):
-        assert way == other_way or not (one.startswith(other) or other.startswith(one))
+    starts = [(pattern.partition("{event}")[0].format(**words), i) for pattern, i in event_text.CAPTIONS]
+    for (first, i), (second, j) in itertools.combinations(starts, 2):
+        assert i == j or not (first.startswith(second) or second.startswith(first))
 
 
 def test_tokenizer_sentences_hold_the_grammar():
     words = {word for text in tokenizer_sentences(SPEC) for word in re.findall(r"\w+", text)}
-    said = [
+    grammar = [
         *itertools.chain(*event_text.PHRASES.values()),
         *COLOURS,
         *SHAPES,
@@ -67,11 +67,11 @@ def test_tokenizer_sentences_hold_the_grammar():
         *event_text.QUESTIONS,
         *event_text.OPTION_LETTERS,
     ]
-    assert {word for text in said for word in re.findall(r"\w+", text)} <= words
+    assert {word for text in grammar for word in re.findall(r"\w+", text)} <= words
 
 
 @pytest.mark.parametrize("kind", EVENTS)
-def test_the_decoder_shows_every_event(kind, tmp_path):
+def test_every_event_survives_compression(kind, tmp_path):
     """A file keeps at least three quarters of the change that an event is, in each frame of its span and in
     no other, also where it lasts one frame."""
     place = EVENTS.index(kind)
@@ -98,18 +98,19 @@ def test_events_look_different_from_one_another(shape):
     scene = dataclasses.replace(describe(SPEC, "train", 0)[1], shape=shape, flickers=())
     pictures = {kind: drawn(scene, events=(Event(kind, 4, 1),))[4] for kind in EVENTS}
     pictures["nothing"] = drawn(scene, events=())[4]
-    for one, other in itertools.combinations(pictures, 2):
-        changed = (np.abs(pictures[one] - pictures[other]).max(-1) > 40).sum()
-        assert changed > 25, (one, other)  # pixels
+    for first, second in itertools.combinations(pictures, 2):
+        changed = (np.abs(pictures[first] - pictures[second]).max(-1) > 40).sum()
+        assert changed > 25, (first, second)  # pixels
 
 
+@pytest.mark.slow
 def test_nothing_but_the_video_tells_the_event():
-    """Pearson's chi-square of the event against all else that a clip says: within four deviations."""
+    """Pearson's chi-square of the event against all other data of a clip: within four deviations."""
     clips = clips_of(SPEC, 4800)
     assert set(collections.Counter(clip.extra["event"] for clip in clips).values()) == {600}
     cells = collections.Counter((clip.extra["event"], clip.extra["length"]) for clip in clips)
     assert set(cells.values()) == {200} and len(cells) == len(EVENTS) * len(SPEC.lengths)
-    for what in (
+    for feature in (
         lambda clip: clip.question,
         lambda clip: clip.extra["colour"],
         lambda clip: clip.extra["direction"],
@@ -117,22 +118,22 @@ def test_nothing_but_the_video_tells_the_event():
         lambda clip: (clip.answer.split()[0], clip.extra["colour"]),
         lambda clip: round(clip.spans[0][0] * SPEC.fps),
     ):
-        seen = sorted({what(clip) for clip in clips})
-        table = np.zeros((len(EVENTS), len(seen)))
+        values = sorted({feature(clip) for clip in clips})
+        table = np.zeros((len(EVENTS), len(values)))
         for clip in clips:
-            table[EVENTS.index(clip.extra["event"]), seen.index(what(clip))] += 1
+            table[EVENTS.index(clip.extra["event"]), values.index(feature(clip))] += 1
         expected = np.outer(table.sum(1), table.sum(0)) / table.sum()
         freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
         assert np.sum((table - expected) ** 2 / expected) < freedom + 4 * np.sqrt(2 * freedom)
 
 
 def test_a_prior_ties_the_colour_to_the_event():
-    told = collections.defaultdict(set)
+    colours_of = collections.defaultdict(set)
     for clip in clips_of(EventSpec(prior=1.0), 240):
-        told[clip.extra["event"]].add(clip.extra["colour"])
-    assert all(len(colours) == 1 for colours in told.values())
+        colours_of[clip.extra["event"]].add(clip.extra["colour"])
+    assert all(len(colours) == 1 for colours in colours_of.values())
     half = clips_of(EventSpec(prior=0.5), 2400)
-    share = np.mean([{clip.extra["colour"]} == told[clip.extra["event"]] for clip in half])
+    share = np.mean([{clip.extra["colour"]} == colours_of[clip.extra["event"]] for clip in half])
     assert abs(share - (0.5 + 0.5 / len(COLOURS))) < 0.04
 
 
@@ -154,20 +155,21 @@ def test_splits_and_seeds_draw_other_scenes():
 
 def test_pairs_differ_only_in_the_event():
     spec = dataclasses.replace(MIXED, paired=True, grounding=0.0)
-    met = set()
+    tasks = set()
     for place in range(48):
-        (one, scene), (other, other_scene) = (describe(spec, "heldout", 2 * place + i) for i in (0, 1))
-        met.add(one.task)
-        assert one.extra["event"] != other.extra["event"]
-        assert one.answer != other.answer
-        same = ("question", "task", "choices", "spans")
-        assert all(getattr(one, field) == getattr(other, field) for field in same)
-        assert one.extra | dict(event="") == other.extra | dict(event="")
-        assert dataclasses.replace(scene, events=()) == dataclasses.replace(other_scene, events=())
-        changed = (drawn(scene) != drawn(other_scene)).any((1, 2, 3))
+        first, scene = describe(spec, "heldout", 2 * place)
+        second, second_scene = describe(spec, "heldout", 2 * place + 1)
+        tasks.add(first.task)
+        assert first.extra["event"] != second.extra["event"]
+        assert first.answer != second.answer
+        for field in ("question", "task", "choices", "spans"):
+            assert getattr(first, field) == getattr(second, field)
+        assert first.extra | dict(event="") == second.extra | dict(event="")
+        assert dataclasses.replace(scene, events=()) == dataclasses.replace(second_scene, events=())
+        changed = (drawn(scene) != drawn(second_scene)).any((1, 2, 3))
         during = {frame for event in scene.events for frame in range(event.start, event.end)}
         assert set(np.flatnonzero(changed)) == during
-    assert met == {"caption", "choice", "order"}
+    assert tasks == {"caption", "choice", "order"}
 
 
 def test_tasks_are_asked_and_answered():
@@ -192,8 +194,8 @@ def test_tasks_are_asked_and_answered():
                 assert len(set(kinds)) == 2 and clip.spans[0][1] + 2 / MIXED.fps <= clip.spans[1][0]
                 assert event_of(clip.answer) == kinds[0]
             case "grounding":
-                told = [float(number) for number in re.findall(r"\d+\.\d+", clip.answer)]
-                assert np.allclose(told, clip.spans[0], atol=0.0051)
+                span = [float(number) for number in re.findall(r"\d+\.\d+", clip.answer)]
+                assert np.allclose(span, clip.spans[0], atol=0.0051)
             case "caption":
                 assert event_of(clip.answer) == kinds[0] and clip.keywords[0].text in clip.answer
     assert min(letters.values()) > 40
@@ -210,11 +212,11 @@ def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
     # Killed in the fifth clip: no list of clips, no half-written file.
     encoded = []
 
-    def until_the_fifth(frames, **how):
+    def until_the_fifth(frames, **options):
         encoded.append(1)
         if len(encoded) >= 5:
             raise KeyboardInterrupt
-        return encode(frames, **how)
+        return encode(frames, **options)
 
     monkeypatch.setattr(events, "encode", until_the_fifth)
     with pytest.raises(KeyboardInterrupt):
@@ -224,7 +226,7 @@ def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
 
     # The same command again makes what is missing, and the same bytes as the run that was not killed.
     encoded.clear()
-    monkeypatch.setattr(events, "encode", lambda *a, **how: encoded.append(1) or encode(*a, **how))
+    monkeypatch.setattr(events, "encode", lambda *a, **options: encoded.append(1) or encode(*a, **options))
     again = make_event_clips(SPEC, tmp_path / "b", {"train": 9})
     assert len(encoded) == 5
     files = {file.relative_to(tmp_path / "b"): file for file in (tmp_path / "b").rglob("*") if file.is_file()}
