@@ -1,11 +1,13 @@
-"""GRPO with rollouts on the complete and the degraded video: the built-in event clips, after configs/sft.py.
+"""GRPO with completions on the complete and the degraded video: the built-in event clips, after configs/sft.py.
 
-What it does: takes the model that `python -m vpjax.train --config configs/sft.py` left in runs/sft (or
---config.init_from=DIR), lets it answer each question 8 times on the video and 4 times on V~, rewards answers
-that name the event, and reports how often it names the event in held-out clips.
+    python -m vpjax.train --config grpo
+
+What it does: takes the model that `python -m vpjax.train --config sft` left in runs/sft (or another one by
+--config.init_from=DIR), samples 8 answers to each question on the video and 4 on V~, rewards answers that
+name the event, and reports how often the event is named in held-out clips.
 Hardware and cost: 2 CPU cores, 8 to 12 minutes.
-Expected: the event named in .95 of 768 held-out clips (from .93), and in .88 of 240 unseen pairs of shape and
-event (from .76).
+Expected: the event named in .95 of 768 held-out clips (.93 before), and in .88 of 240 unseen pairs of shape
+and event (.76 before).
 """
 
 from vpjax.recipes import sft

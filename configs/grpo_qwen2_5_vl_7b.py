@@ -1,11 +1,11 @@
-"""GRPO with rollouts on the complete and the degraded video, of Qwen2.5-VL-7B on your own clips.
+"""GRPO with completions on the complete and the degraded video, of Qwen2.5-VL-7B on your own clips.
 
-    python -m vpjax.train --config configs/grpo_qwen2_5_vl_7b.py --workdir runs/7b-grpo \\
+    python -m vpjax.train --config grpo_qwen2_5_vl_7b --workdir runs/7b-grpo \\
         --config.init_from=runs/7b --config.data.train=/data/train.jsonl
 
-What it does: after configs/sft_qwen2_5_vl_7b.py (or from a Hugging Face folder), lets the model caption each
-clip 8 times on the video and 4 times on V~, and rewards the keywords of the reference that a caption names,
-in their order, and its overlap with the reference.
+What it does: starts from a run of configs/sft_qwen2_5_vl_7b.py (or a Hugging Face folder), samples 8 captions
+of each clip on the video and 4 on V~, and rewards captions for the reference's keywords, for their order, and
+for their overlap with the reference.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each). Not measured yet: no accelerator has run it.
 """
 

@@ -1,10 +1,10 @@
-"""GRPO with rollouts on the complete and the degraded video, of Qwen3-VL-8B on your own clips.
+"""GRPO with completions on the complete and the degraded video, of Qwen3-VL-8B on your own clips.
 
-    python -m vpjax.train --config configs/grpo_qwen3_vl_8b.py --workdir runs/8b-grpo \\
+    python -m vpjax.train --config grpo_qwen3_vl_8b --workdir runs/8b-grpo \\
         --config.init_from=runs/8b --config.data.train=/data/train.jsonl
 
-What it does: after configs/sft_qwen3_vl_8b.py (or from a Hugging Face folder), what
-configs/grpo_qwen2_5_vl_7b.py does, with its rewards and sizes.
+What it does: starts from a run of configs/sft_qwen3_vl_8b.py (or a Hugging Face folder) and does the same as
+configs/grpo_qwen2_5_vl_7b.py, with its rewards and hyper-parameters.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each). Not measured yet: no accelerator has run it.
 """
 

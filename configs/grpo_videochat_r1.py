@@ -1,15 +1,15 @@
 """VideoChat-R1 (arXiv 2504.06958): GRPO of Qwen2.5-VL-7B with spatio-temporal rule rewards, without V~.
 
-    python -m vpjax.train --config configs/grpo_videochat_r1.py --workdir runs/videochat-r1 \\
+    python -m vpjax.train --config grpo_videochat_r1 --workdir runs/videochat-r1 \\
         --config.init_from=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
 
 What it does: temporal grounding (Charades-STA), tracking (GOT-10k) and grounded question answering (NExT-GQA)
-in one run; every clip is rewarded for its format and for what its task asks for: IoU of spans, mean IoU of
-boxes, the right choice and the IoU of its evidence.
-Hyper-parameters: G = 8, completions of up to 1,024 tokens, prompts of up to 8,192, one epoch of 8 prompts a
-step, as in the authors' launch script; learning rate 1e-6, KL weight 0.04 and one mean per completion are the
-defaults of the trainer that it builds on (TRL of early 2025). The instructions are ours, for theirs ask for
-the same tags in other words.
+in one run. Every completion is rewarded for its format and by its task: IoU of spans, mean IoU of boxes, or
+the right choice and the IoU of its evidence.
+Hyper-parameters: as in the authors' launch script, G = 8, completions of up to 1,024 tokens, prompts of up to
+8,192 and one epoch of 8 prompts a step. Learning rate 1e-6, KL weight 0.04 and one mean per completion are
+the defaults of the trainer that the script builds on (TRL of early 2025). The instructions are ours; those of
+the authors ask for the same tags in other words.
 Hardware and cost: the authors used 8 GPUs. Not measured yet here: no accelerator has run it.
 """
 

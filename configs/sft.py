@@ -1,5 +1,7 @@
 """SFT with the joint loss on the built-in event clips: the whole path, from videos to a model, on a laptop.
 
+    python -m vpjax.train --config sft
+
 What it does: makes 6,144 short clips with one brief event each (real H.264 files), trains a small model of
 Qwen2.5-VL's architecture from scratch with its own tokenizer, and reports how often it names the event in
 held-out clips.
@@ -29,7 +31,8 @@ def get_config():
             num_key_value_heads=2,
             max_position_embeddings=4096,
             rms_norm_eps=1e-6,
-            # 16 channel pairs: at this head width the usual 1e6 leaves height and width hardly any frequency.
+            # There are 16 channel pairs. At this head width the usual theta of 1e6 would leave height and
+            # width hardly any frequency.
             rope_parameters=dict(rope_type="default", rope_theta=1e2, mrope_section=[4, 6, 6]),
         ),
         vision_config=dict(
@@ -44,7 +47,7 @@ def get_config():
             temporal_patch_size=2,
             window_size=112,
             fullatt_block_indexes=[1],
-            tokens_per_second=4,  # a slot lasts 2 frames at 8 fps: one time id each
+            tokens_per_second=4,  # a slot lasts 2 frames at 8 fps, so each has its own time id
         ),
     )
 

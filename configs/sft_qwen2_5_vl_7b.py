@@ -1,9 +1,9 @@
 """SFT with the joint loss of Qwen2.5-VL-7B on your own clips.
 
-    python -m vpjax.train --config configs/sft_qwen2_5_vl_7b.py --workdir runs/7b \\
+    python -m vpjax.train --config sft_qwen2_5_vl_7b --workdir runs/7b \\
         --config.init_from=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
 
-What it does: one pass of the usual size over annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames
+What it does: 2,000 updates of 64 annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames
 per second, the vision tower frozen, its merger trained at a tenth of the decoder's learning rate.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of
 them. Not measured yet: no accelerator has run it.
@@ -11,7 +11,7 @@ them. Not measured yet: no accelerator has run it.
 
 from vpjax.recipes import base
 
-# What of its config.json gives shapes.
+# The part of its config.json that sets shapes.
 SIZES = dict(
     model_type="qwen2_5_vl",
     tie_word_embeddings=False,
@@ -33,7 +33,7 @@ SIZES = dict(
 def get_config():
     c = base.get_config()
     c.init_from = "/path/to/Qwen2.5-VL-7B-Instruct"
-    c.model = SIZES  # for vpjax.plan, where that folder is not at hand
+    c.model = SIZES  # for vpjax.plan, which does not need the folder
     c.steps = 2000
     c.batch = 64
     c.dtype = "bfloat16"
@@ -45,7 +45,7 @@ def get_config():
     c.data.fps = 2.0
     c.data.min_pixels = 128 * 28 * 28
     c.data.max_pixels = 256 * 28 * 28
-    c.data.length_multiple = 128  # what the TPU's attention kernel wants
+    c.data.length_multiple = 128  # as the TPU's attention kernel requires
     c.data.max_prompt = 16384
     c.data.cache_gb = 500.0
     c.data.workers = 16

@@ -1,9 +1,9 @@
 """SFT with the joint loss of Qwen3-VL-8B on your own clips.
 
-    python -m vpjax.train --config configs/sft_qwen3_vl_8b.py --workdir runs/8b \\
+    python -m vpjax.train --config sft_qwen3_vl_8b --workdir runs/8b \\
         --config.init_from=/data/Qwen3-VL-8B-Instruct --config.data.train=/data/train.jsonl
 
-What it does: one pass of the usual size over annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames
+What it does: 2,000 updates of 64 annotated clips (JSON lines of ``vpjax.types.Clip``) at 2 frames
 per second, the vision tower frozen, its mergers (DeepStack too) trained at a tenth of the decoder's learning
 rate. The dense 2B, 4B and 32B models differ in ``init_from`` alone.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of
@@ -12,7 +12,7 @@ them. Not measured yet: no accelerator has run it.
 
 from vpjax.recipes import sft_qwen2_5_vl_7b
 
-# What of its config.json gives shapes.
+# The part of its config.json that sets shapes.
 SIZES = dict(
     model_type="qwen3_vl",
     tie_word_embeddings=False,
@@ -40,10 +40,10 @@ SIZES = dict(
 
 
 def with_model(c):
-    """A recipe of Qwen2.5-VL-7B, ``c``, for this model."""
+    """Change ``c``, a recipe of Qwen2.5-VL-7B, into one of this model."""
     c.init_from = "/path/to/Qwen3-VL-8B-Instruct"
-    c.model = SIZES  # for vpjax.plan, where that folder is not at hand
-    c.data.min_pixels = 128 * 32 * 32  # 128 to 256 tokens of a slot, as there: here a token is 32 x 32 pixels
+    c.model = SIZES  # for vpjax.plan, which does not need the folder
+    c.data.min_pixels = 128 * 32 * 32  # 128 to 256 tokens a slot, of 32 x 32 pixels each
     c.data.max_pixels = 256 * 32 * 32
     c.optim.freeze = ("vision.patch_embed*", "vision.positions", "vision.blocks*")
     c.optim.lr_multipliers = (("vision.merger*", 0.1), ("vision.deepstack*", 0.1))
