@@ -1,8 +1,8 @@
 """Every field of a run, documented once, with its default. The recipes beside this file start from here.
 
-A recipe is a file with ``get_config()``. Any field can be overridden by ``--config.field=value``. "Ours" marks
-a choice that the paper (VideoPerceiver, arXiv 2511.18823, its abstract) leaves open. The formulas are in
-docs/method.md.
+A recipe is a file with ``get_config()``. Any field can be overridden by ``--config.field=value``. "Ours"
+marks a choice that the paper (VideoPerceiver, arXiv 2511.18823, its abstract) leaves open. The formulas are
+in docs/method.md.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
     c.batch = 32  # clips per update, over all devices and processes
     c.accumulate = 1  # micro-batches per update; exact, so only memory and time change
 
-    # The model. init_from is the work directory of a run or a Hugging Face folder with weights. "" starts from
-    # random weights with the sizes in `model`, which is a Hugging Face config.json as a dict (the tokenizer is
-    # then trained on the run's texts, and token ids are filled in).
+    # The model. init_from is the work directory of a run or a Hugging Face folder with weights. "" starts
+    # from random weights with the sizes in `model`, which is a Hugging Face config.json as a dict (the
+    # tokenizer is then trained on the run's texts, and token ids are filled in).
     c.init_from = ""
     c.model = ConfigDict()  # read only if init_from is ""
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; trained parameters stay float32
@@ -96,9 +96,7 @@ def get_config() -> ConfigDict:
     grpo.top_p = 1.0  # probability mass that is sampled from; affects sampling only
     grpo.top_k = 0  # number of likeliest tokens that are sampled from, 0 = all; affects sampling only
     grpo.max_new = 64  # C: most tokens of a completion
-    grpo.scale = (
-        "group"  # divide advantages by the rewards' std in the "group" (GRPO), the "batch", or "none"
-    )
+    grpo.scale = "group"  # advantages are divided by the std of the "group" (GRPO), the "batch", or "none"
     # How token losses are averaged: over all tokens ("dapo"), over the tokens of a completion, then over
     # completions ("grpo"), by a constant length ("dr_grpo"), or as "grpo" with one ratio per completion
     # ("gspo", whose eps are about 1000 times smaller).

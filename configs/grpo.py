@@ -1,4 +1,4 @@
-"""GRPO with completions on the complete and the degraded video: the built-in event clips, after configs/sft.py.
+"""GRPO with completions on the complete and the degraded video: built-in event clips, after configs/sft.py.
 
     python -m vpjax.train --config grpo
 
