@@ -4,8 +4,8 @@
         --config.init_from=/data/Qwen3-VL-8B-Instruct --config.data.train=/data/train.jsonl
 
 What it does: 2,000 updates of 64 annotated clips each (JSON lines of ``vpjax.types.Clip``) at 2 frames per
-second. The vision tower is frozen; its mergers (DeepStack too) are trained at a tenth of the decoder's learning rate.
-The dense 2B, 4B and 32B models differ in ``init_from`` alone.
+second. The vision tower is frozen; its mergers (DeepStack too) are trained at a tenth of the decoder's
+learning rate. The dense 2B, 4B and 32B models differ in ``init_from`` alone.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of
 them. Not measured yet: no accelerator has run it.
 """

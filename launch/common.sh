@@ -1,4 +1,4 @@
-# Sourced by the launchers beside it: --dry_run, required variables and how a command is shown.
+# Sourced by the launchers in this folder: --dry_run, required variables, and printing of commands.
 # shellcheck shell=bash
 
 DRY_RUN=0
@@ -7,18 +7,18 @@ if [[ "${1:-}" == --dry_run ]]; then
   shift
 fi
 
-# Show a command on stderr as it could be typed.
+# Print a command on stderr, quoted for a shell.
 show() {
   printf '+ %s\n' "$(quoted "$@")" >&2
 }
 
-# Show a command and, unless this is a dry run, run it.
+# Print a command and, unless this is a dry run, run it.
 run() {
   show "$@"
   ((DRY_RUN)) || "$@"
 }
 
-# The words of a command on one line, quoted for a shell.
+# A command on one line, quoted for a shell.
 quoted() {
   local word line=
   for word in "$@"; do

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A training run on TPU slices of a GKE cluster, as a JobSet made by XPK:
+# A training run on TPU slices of a GKE cluster, as a JobSet created by XPK:
 #
-#   launch/gke.sh [--dry_run] run [flags of vpjax.train]    start it and follow its logs
-#   launch/gke.sh [--dry_run] stop                          delete it
+#   launch/gke.sh [--dry_run] run [flags of vpjax.train]    start the run and follow its logs
+#   launch/gke.sh [--dry_run] stop                          delete the run
 #
-# The working tree is copied into the image. When a slice is preempted, the JobSet starts anew, up to RESTARTS
-# times, and the run goes on after its last checkpoint: --workdir must be on a disk that all pods share.
+# The working tree is copied into the image. When a slice is preempted, the JobSet restarts, up to RESTARTS times,
+# and the run continues after its last checkpoint: --workdir must be on a disk that all pods share.
 # Environment: CLUSTER, PROJECT, ZONE, TYPE (such as v5litepod-64), RUN (its name); SLICES (1), RESTARTS (100),
-# IMAGE to build upon (python:3.11).
+# IMAGE, the base image (python:3.11).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -4,7 +4,7 @@
 #   launch/local.sh [--dry_run] N [flags of vpjax.train]
 #
 # Ctrl-C or SIGTERM saves a checkpoint on all of them. When one fails, the others have GRACE seconds to end.
-# Environment: PYTHON, PORT of process 0, GRACE; what JAX reads (XLA_FLAGS, JAX_PLATFORMS, ...) reaches them.
+# Environment: PYTHON, PORT of process 0, GRACE; the variables of JAX (XLA_FLAGS, JAX_PLATFORMS, ...) are passed on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -15,14 +15,14 @@ PYTHON=${PYTHON:-python}
 free_port='import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])'
 PORT=${PORT:-$("$PYTHON" -c "$free_port")}
 
-asked=0
-trap 'asked=1' INT TERM
+stopping=0
+trap 'stopping=1' INT TERM
 pids=()
 for ((i = 0; i < count; i++)); do
   command=("$PYTHON" -m vpjax.train --coordinator="localhost:$PORT" --processes="$count" --process="$i" "$@")
   show "${command[@]}"
   if ((!DRY_RUN)); then
-    "${command[@]}" & # not through `run`, whose shell would get the signals
+    "${command[@]}" & # not by `run`, because its shell would receive the signals
     pids+=($!)
   fi
 done
@@ -33,9 +33,9 @@ running() {
 
 killer=
 while running; do
-  # `wait -n` ends when a process does, and not with 0 where that failed or a signal came.
+  # `wait -n` returns when a process ends: 0 if it succeeded, else the process failed or a signal arrived.
   wait -n && continue
-  if ((asked)); then
+  if ((stopping)); then
     kill -TERM "${pids[@]}" 2>/dev/null || true
   elif [[ -z "$killer" ]]; then
     echo "a process failed: the others end now, or are killed in ${GRACE:=60} s" >&2

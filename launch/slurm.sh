@@ -3,11 +3,11 @@
 #
 #   launch/slurm.sh [--dry_run] [flags of vpjax.train]
 #
-# SLURM tells the processes of one another. Two minutes before the time limit, or when the job is preempted, it
-# sends SIGTERM: a checkpoint is saved. A preempted job is queued again and goes on; after the time limit, the
-# same command goes on. Follow it with: tail -f "$LOGS"/vpjax-JOBID.log
-# Environment: NODES (1), GPUS of a node (8), CPUS of a process (8), HOURS (24), PARTITION and ACCOUNT (the
-# cluster's own), LOGS (.), PYTHON (python).
+# SLURM connects the processes. It sends SIGTERM two minutes before the time limit and when the job is preempted,
+# and a checkpoint is saved. A preempted job is queued again and continues by itself; after the time limit, the same
+# command continues the run. Follow it with: tail -f "$LOGS"/vpjax-JOBID.log
+# Environment: NODES (1), GPUS of a node (8), CPUS of a process (8), HOURS (24), PARTITION and ACCOUNT (by default
+# those of the cluster), LOGS (.), PYTHON (python).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

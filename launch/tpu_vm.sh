@@ -5,10 +5,10 @@
 #   launch/tpu_vm.sh [--dry_run] stop                         save a checkpoint and end the run
 #   launch/tpu_vm.sh [--dry_run] delete                       delete the TPU
 #
-# A spot TPU that is preempted is created again, and the run goes on after its last checkpoint. A TPU's disks go
-# with it and are not shared: --workdir must be inside /mnt/vpjax, where BUCKET is mounted on every worker.
+# A preempted spot TPU is created again, and the run continues after its last checkpoint. The disks of a TPU are
+# deleted with it and are not shared: --workdir must be inside /mnt/vpjax, where BUCKET is mounted on every worker.
 # Environment: TPU (its name), ZONE, TYPE (such as v5litepod-64), RUNTIME (such as v2-alpha-tpuv5-lite), BUCKET (of
-# Cloud Storage); SPOT (1: take a spot TPU), PROJECT (gcloud's own).
+# Cloud Storage); SPOT (1: use a spot TPU), PROJECT (by default that of gcloud).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -18,11 +18,11 @@ need TPU ZONE
 where=(--zone="$ZONE" ${PROJECT:+--project="$PROJECT"})
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-state() { # READY, CREATING, PREEMPTED, ...; nothing: there is none
+state() { # READY, CREATING, PREEMPTED, ...; empty if there is no such TPU
   ((DRY_RUN)) || gcloud compute tpus tpu-vm describe "$TPU" "${where[@]}" --format='value(state)' 2>/dev/null || true
 }
 
-everywhere() { # a shell command on all workers
+everywhere() { # run a shell command on all workers
   run gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --worker=all --command="$1"
 }
 
@@ -49,8 +49,8 @@ install() {
     gcsfuse --implicit-dirs --rename-dir-limit=1000000 $(quoted "$BUCKET") /mnt/vpjax)"
 }
 
-# Start the run on all workers, where it does not run yet, and follow the first one's log to its end; 0 where it
-# ended well.
+# Start the run on all workers, unless it runs already, and follow the first worker's log to its end. Succeeds if
+# the run does.
 follow() {
   local train
   train="rm -f code; $(quoted venv/bin/python -m vpjax.train "$@") > log 2>&1; echo \$? > code"
@@ -74,9 +74,9 @@ case "$action" in
       if follow "$@"; then
         break
       elif [[ "$(state)" == READY ]]; then
-        fail "the run, or the way to it, failed; $TPU is still there and still costs: run goes on, delete ends it"
+        fail "the run or its setup failed; $TPU still exists and still costs: run continues, delete ends it"
       fi
-      echo "$TPU is lost ($(state)): a new one goes on" >&2
+      echo "$TPU is lost ($(state)): a new one continues the run" >&2
     done
     ;;
   stop)
