@@ -1,26 +1,37 @@
-"""Evidence for relative rewards at random, advantages of any kind, and GRPO's own in NumPy."""
+"""Random evidence for relative rewards, advantages of any kind, and GRPO's own in NumPy.
 
+The functions under test are jitted, which compiles a few programs instead of one for each operation.
+"""
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import FrozenConfigDict
 
-from vpjax.training.relative import Evidence, advantages, relative
+from vpjax.training import relative as rel
+from vpjax.training.relative import Evidence
 
-# Advantages are float32 numbers of order 1 out of a dozen operations: 1e-5 is asked for where two ways must
-# agree, equality where the same numbers take the same way.
+# Advantages are float32 numbers of order 1 after a dozen operations: two computations must agree to 1e-5, the
+# same computation on the same numbers exactly.
 TOLERANCE = 1e-5
 SEEDS = range(10)
-OPTIONS = ConfigDict(
-    dict(w0=0.25, margin=0.2, scale=0.1, hard=False, lam=0.5, clip=1.0, threshold=0.1, mu=0.8, alpha=0.3)
+OPTIONS = dict(
+    w0=0.25, margin=0.2, scale=0.1, hard=False, lam=0.5, clip=1.0, threshold=0.1, mu=0.8, alpha=0.3
 )
 
 
+relative_term = jax.jit(rel.relative_term, static_argnums=1)
+advantages = jax.jit(rel.advantages, static_argnames=("scale", "eps"))
+relative_metrics = jax.jit(rel.relative_metrics, static_argnames="scale")
+share_won = jax.jit(rel.share_won)
+
+
 def options(kind, **changes):
-    return ConfigDict({**OPTIONS, "kind": kind, **changes})
+    return FrozenConfigDict({**OPTIONS, "kind": kind, **changes})
 
 
-def case(seed=0, *, clips=6, group=8, degraded=4, tokens=5, binary=False, has=None):
-    """Evidence of every sort at random; recall is quantised, so that ties happen."""
+def case(seed=0, *, clips=6, group=8, degraded=4, tokens=5, binary=False, has_degraded=None):
+    """Random evidence of every kind. Recall is quantised, so that ties occur."""
     rng = np.random.default_rng(seed)
 
     def rewards(*shape):
@@ -31,7 +42,9 @@ def case(seed=0, *, clips=6, group=8, degraded=4, tokens=5, binary=False, has=No
     length = rng.integers(0, tokens + 1, (clips, group, 1))
     return Evidence(
         rewards=rewards(clips, group),
-        has=jnp.asarray(rng.random(clips) < 0.7 if has is None else np.full(clips, has)),
+        has_degraded=jnp.asarray(
+            rng.random(clips) < 0.7 if has_degraded is None else np.full(clips, has_degraded)
+        ),
         degraded=rewards(clips, degraded),
         recall=jnp.asarray(rng.integers(0, 3, (clips, group)) / 2, jnp.float32),
         degraded_recall=jnp.asarray(rng.integers(0, 3, (clips, degraded)) / 2, jnp.float32),
@@ -43,7 +56,7 @@ def case(seed=0, *, clips=6, group=8, degraded=4, tokens=5, binary=False, has=No
 
 def shaped(evidence, kind, *, scale="group", eps=0.0, **changes):
     """Advantages [B, G, C]."""
-    a = advantages(evidence.rewards, relative(evidence, options(kind, **changes)), scale=scale, eps=eps)
+    a = advantages(evidence.rewards, relative_term(evidence, options(kind, **changes)), scale=scale, eps=eps)
     return np.broadcast_to(a, evidence.mask.shape)
 
 

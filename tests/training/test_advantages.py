@@ -1,13 +1,22 @@
 """Group advantages: GRPO's own, what normalisation leaves of a relative reward, and what is logged of it."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.evidence import SEEDS, case, close, options, plain, shaped
+from tests.training.evidence import (
+    SEEDS,
+    advantages,
+    case,
+    close,
+    options,
+    plain,
+    relative_metrics,
+    relative_term,
+    shaped,
+)
 from vpjax.training import relative as rel
-from vpjax.training.relative import KINDS, NOTHING, Evidence, Term, advantages, relative
+from vpjax.training.relative import NO_TERM, RELATIVE_KINDS, Evidence, RelativeTerm
 
 
 @pytest.mark.parametrize("scale", rel.SCALES)
@@ -23,10 +32,10 @@ def test_advantages_by_hand():
     # mean 1 and variance 2.
     rewards = jnp.array([[1.0, 0.0, 0.0, 1.0]])
     close(
-        advantages(rewards, NOTHING, scale="group", eps=0.0)[0, :, 0],
+        advantages(rewards, NO_TERM, scale="group", eps=0.0)[0, :, 0],
         np.sqrt(3) / 2 * np.array([1, -1, -1, 1]),
     )
-    term = Term(jnp.array([[2.0, 0.0, 0.0, 0.0]]), jnp.full((1, 1, 1), 0.5))
+    term = RelativeTerm(jnp.array([[2.0, 0.0, 0.0, 0.0]]), jnp.full((1, 1, 1), 0.5))
     close(
         advantages(rewards, term, scale="group", eps=0.0)[0, :, 0], np.array([2, -1, -1, 0]) / np.sqrt(2) / 2
     )
@@ -39,7 +48,7 @@ def test_equal_rewards_have_no_advantage(scale, eps):
     # 0.1 and 1/3 differ from their float32 means; divided by a spread of rounding errors that would be large.
     for value in (0.0, 1.0, 0.1, 1 / 3, np.nan):
         rewards = jnp.full((3, 7), value).at[0].set(jnp.arange(7.0))
-        out = advantages(rewards, NOTHING, scale=scale, eps=eps)
+        out = advantages(rewards, NO_TERM, scale=scale, eps=eps)
         assert np.array_equal(out[1:], np.zeros((2, 7, 1))) and np.isfinite(out).all()
 
 
@@ -53,7 +62,7 @@ def test_missing_rewards_are_ignored():
         # A rollout without a reward is as one that does not exist.
         keep = ~np.asarray(holes[0])
         if keep.sum() > 1:
-            alone = advantages(evidence.rewards[:1, keep], NOTHING, scale="group", eps=0.0)
+            alone = advantages(evidence.rewards[:1, keep], NO_TERM, scale="group", eps=0.0)
             close(alone[..., 0], shaped(evidence, "none")[:1, keep, 0])
 
 
@@ -65,9 +74,9 @@ def test_terms_on_binary_rewards_cancel(kind):
     """The reason for every other kind: a function of a 0/1 reward is affine."""
     moved = False
     for seed in SEEDS:
-        evidence = case(seed, binary=True, has=True)
+        evidence = case(seed, binary=True, has_degraded=True)
         close(shaped(evidence, kind), plain(evidence))
-        moved |= bool(np.any(relative(evidence, options(kind)).bonus))
+        moved |= bool(np.any(relative_term(evidence, options(kind)).bonus))
     assert moved  # they did try
 
 
@@ -75,8 +84,8 @@ def test_affine_bonuses_cancel():
     for seed in SEEDS:
         rng = np.random.default_rng(seed)
         evidence = case(seed, binary=seed % 2 == 0)
-        slope, offset = rng.random((2, len(evidence.has), 1))
-        term = Term(slope * evidence.rewards + offset, NOTHING.weight)
+        slope, offset = rng.random((2, len(evidence.has_degraded), 1))
+        term = RelativeTerm(slope * evidence.rewards + offset, NO_TERM.weight)
         out = advantages(evidence.rewards, term, scale="group", eps=0.0)
         close(np.broadcast_to(out, evidence.mask.shape), plain(evidence))
 
@@ -84,7 +93,7 @@ def test_affine_bonuses_cancel():
 def test_a_bonus_for_all_is_none():
     for scale in rel.SCALES[::2]:
         evidence = case()
-        term = Term(jnp.full(evidence.rewards.shape, 0.3), NOTHING.weight)
+        term = RelativeTerm(jnp.full(evidence.rewards.shape, 0.3), NO_TERM.weight)
         out = advantages(evidence.rewards, term, scale=scale, eps=0.0)
         close(np.broadcast_to(out, evidence.mask.shape), plain(evidence, scale=scale))
 
@@ -95,11 +104,11 @@ def test_a_bonus_for_all_is_none():
 def test_metrics_by_hand():
     evidence = Evidence(
         rewards=jnp.array([[1.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan]]),
-        has=jnp.array([True, True, False]),
+        has_degraded=jnp.array([True, True, False]),
         degraded=jnp.array([[0.0, 0.0], [1.0, 0.0], [jnp.nan, jnp.nan]]),
     )
     chosen = options("gate", hard=True, margin=0.6)
-    out = rel.metrics(evidence, relative(evidence, chosen), scale="group")
+    out = relative_metrics(evidence, relative_term(evidence, chosen), scale="group")
     # Both gaps are .5 and both weights .25, but equal rewards have nothing that a weight could change. In
     # either clip two of the four pairs win and two tie.
     expected = {
@@ -118,28 +127,16 @@ def test_metrics_tell_no_ops():
     for kind, active in {"none": 0, "winrate": 0, "hinge": 0, "tgrpo": 0, "gate": 1, "token": 1}.items():
         shares = []
         for seed in SEEDS:
-            evidence = case(seed, binary=True, has=True)
+            evidence = case(seed, binary=True, has_degraded=True)
             chosen = options(kind)
-            out = rel.metrics(evidence, relative(evidence, chosen), scale="group")
+            out = relative_metrics(evidence, relative_term(evidence, chosen), scale="group")
             spread = np.ptp(evidence.rewards, axis=1) > 0
             shares.append(float(out["rel/active"]) / max(spread.mean(), 1e-9))
         assert np.mean(shares) == (0 if not active else pytest.approx(1, abs=0.1)), kind
 
 
 def test_metrics_without_a_degraded_video_are_0():
-    evidence = case(has=False)
-    for kind in KINDS:
-        out = rel.metrics(evidence, relative(evidence, options(kind)), scale="batch")
+    evidence = case(has_degraded=False)
+    for kind in RELATIVE_KINDS:
+        out = relative_metrics(evidence, relative_term(evidence, options(kind)), scale="batch")
         assert set(out) >= {"rel/gap", "rel/win_rate", "rel/logp_gap"} and not any(map(np.any, out.values()))
-
-
-def test_terms_run_inside_jit():
-    evidence = case()
-    for kind in KINDS:
-        chosen = options(kind)
-
-        def both(e, chosen=chosen):
-            term = relative(e, chosen)
-            return advantages(e.rewards, term, scale="group"), rel.metrics(e, term, scale="group")
-
-        jax.tree.map(close, jax.jit(both)(evidence), both(evidence))

@@ -90,21 +90,21 @@ def compiled(function, *args):
 
 @functools.cache
 def learner(mesh=joint.ONE, rows=ROWS, **fields):
-    """``learn(batch, said) -> gradient by path, metrics, told``: one step on given completions."""
+    """``learn(batch, said) -> gradient by path, metrics, judged``: one step on given completions."""
     state, parts, _ = setup(config(**fields), joint.model(), mesh=mesh)
 
     def step(state, batch, said):
         with in_use(mesh):
-            features = parts.model_of(state.params, {}).encode(batch.frames)
-            return parts.learn(state, batch, said, features, {})
+            features = parts.compute_model(state.params, {}).encode(batch.frames)
+            return parts.judge_and_update(state, batch, said, features, {})
 
     some = jax.tree.map(lambda x: x[:rows], (joint.batch(ROWS), completions()))
     program = compiled(step, state, put_batch(some[0], mesh), some[1])
 
     def learn(batch, said):
-        after, metrics, told = program(state, put_batch(batch, mesh), said)
+        after, metrics, judged = program(state, put_batch(batch, mesh), said)
         gradient = {path: np.asarray(x) - np.asarray(after.params[path]) for path, x in state.params.items()}
-        return gradient, {name: float(x) for name, x in metrics.items()}, told
+        return gradient, {name: float(x) for name, x in metrics.items()}, judged
 
     return learn
 
@@ -117,13 +117,13 @@ def assert_close(gradient, wanted, tolerance):
 
 
 def stepped(c, batch):
-    """(state before, after, metrics, told) of one whole step, compiled as above."""
+    """(state before, after, metrics, judged) of one whole step, compiled as above."""
     state, _, step = setup(c, wide())
     before = jax.tree.map(np.array, state)
     b = put_batch(batch, joint.ONE)
     step = step.lower(state, b).compile({"xla_backend_optimization_level": 0})
-    after, metrics, told = step(state, b)
-    return before, after, {name: float(x) for name, x in metrics.items()}, told
+    after, metrics, judged = step(state, b)
+    return before, after, {name: float(x) for name, x in metrics.items()}, judged
 
 
 def completions(seed=0, branches=2):
@@ -160,27 +160,27 @@ def rolled(batch):
 def test_a_step_rolls_out_both_videos(batch, rolled):
     """G completions of V and Gd of V~; none of V~ where a clip has none (the last row); each ends at a stop
     token."""
-    after, metrics, told = rolled
-    mask = np.asarray(told.said.mask)
+    after, metrics, judged = rolled
+    mask = np.asarray(judged.completions.mask)
     assert int(after.step) == 1 and metrics["nonfinite"] == 0
     assert mask.shape == (ROWS, 2, GROUPS, LENGTH)
     assert mask[:, 0, :, 0].all() and mask[:-1, 1, :DEGRADED, 0].all()
     assert not mask[:, 1, DEGRADED:].any() and not mask[-1, 1].any()
-    stop = np.isin(told.said.tokens, EOS) & mask
+    stop = np.isin(judged.completions.tokens, EOS) & mask
     assert (stop.sum(-1) <= 1).all() and not (stop[..., :-1] & mask[..., 1:]).any()
-    np.testing.assert_array_equal(np.isnan(told.total), ~mask.any(-1))
+    np.testing.assert_array_equal(np.isnan(judged.total), ~mask.any(-1))
     assert metrics["completions/mean_length"] == pytest.approx(mask[:, 0].sum(-1).mean())
     assert metrics["tokens"] == 2 * batch.prompt_valid.sum() + mask.sum()
-    assert metrics["reward"] == pytest.approx(np.nanmean(told.total[:, 0]))
-    assert metrics["reward_degraded"] == pytest.approx(np.nanmean(told.total[:, 1]))
+    assert metrics["reward"] == pytest.approx(np.nanmean(judged.total[:, 0]))
+    assert metrics["reward_degraded"] == pytest.approx(np.nanmean(judged.total[:, 1]))
 
 
 def test_the_first_ratio_is_one(rolled):
     """The loss of dapo is then minus the token mean of the advantages, and nothing is clipped."""
-    _, metrics, told = rolled
+    _, metrics, judged = rolled
     assert metrics["clip_ratio/region_mean"] == 0
-    count = np.asarray(told.said.mask[:, 0]).sum(-1)
-    mean = (np.asarray(told.advantages)[:, 0] * count).sum() / count.sum()
+    count = np.asarray(judged.completions.mask[:, 0]).sum(-1)
+    mean = (np.asarray(judged.advantages)[:, 0] * count).sum() / count.sum()
     # Sums of some 150 advantages of about 1 in float32.
     assert metrics["loss"] == pytest.approx(-mean, abs=1e-5)
 
@@ -195,7 +195,7 @@ def test_sampling_and_training_see_the_same_probabilities(batch, rolled):
 def test_branches_are_the_video_and_its_gather(batch):
     """With one token to choose from, both branches say what greedy decoding says of V and of V~."""
     state, parts, _ = setup(config(grpo__top_k=1), wide())
-    said, features = compiled(parts.roll, state, batch)(state, batch)
+    said, features = compiled(parts.rollout, state, batch)(state, batch)
     greedy = functools.partial(generate, wide(), batch, jax.random.key(0), max_new=LENGTH, eos=EOS)
     other = gather_slots(features, batch.source)
     for branch, seen in enumerate((features, other)):
@@ -208,11 +208,11 @@ def test_branches_are_the_video_and_its_gather(batch):
 
 def test_the_shared_prefix_equals_repeated_prompts(batch, said, plain):
     """The gradient of G completions after one prompt is that of G rows with a prompt each."""
-    gradient, metrics, told = plain
+    gradient, metrics, judged = plain
     rows = jax.tree.map(lambda x: np.repeat(x, GROUPS, axis=0), dataclasses.replace(batch, video_end=0))
     rows = dataclasses.replace(rows, video_end=batch.video_end)
     tokens, mask = (x[:, 0].reshape(-1, LENGTH) for x in (said.tokens, said.mask))
-    merit = np.asarray(told.advantages)[:, 0].reshape(-1, 1, 1)
+    merit = np.asarray(judged.advantages)[:, 0].reshape(-1, 1, 1)
     place = np.asarray(next_position(rows))[:, None] + np.arange(LENGTH)
     prompt = rows.prompt.shape[1]
     positions = np.concatenate([rows.positions[:, :, :prompt], np.repeat(place[:, None], 3, 1)], axis=2)
@@ -254,8 +254,8 @@ def test_the_degraded_rollouts_are_not_trained_on(batch, said, plain):
     other = said._replace(tokens=np.where(np.arange(2)[:, None, None] == 1, said.tokens ^ 64, said.tokens))
     chex.assert_trees_all_equal(learner(grpo__relative__kind="none")(batch, other)[0], plain[0])
     learn = learner(grpo__relative__kind="none", grpo__train_on_degraded=True)
-    (both, _, told), (changed, _, _) = learn(batch, said), learn(batch, other)
-    assert told.advantages.shape[1] == 2 and not np.isnan(told.advantages).any()
+    (both, _, judged), (changed, _, _) = learn(batch, said), learn(batch, other)
+    assert judged.advantages.shape[1] == 2 and not np.isnan(judged.advantages).any()
     assert max(np.abs(both[path] - changed[path]).max() for path in both) > 1e-3
     assert max(np.abs(both[path] - plain[0][path]).max() for path in both) > 1e-3
 
@@ -281,15 +281,15 @@ def test_a_second_iteration_clips(batch, said):
     """Two updates on the same rollouts are two steps of gradient descent on the clipped loss, the second
     with the ratio to the first forward."""
     c = config(grpo__num_iterations=2, grpo__relative__kind="none")
-    twice, metrics, told = learner(grpo__num_iterations=2, grpo__relative__kind="none")(batch, said)
+    twice, metrics, judged = learner(grpo__num_iterations=2, grpo__relative__kind="none")(batch, said)
     assert metrics["clip_ratio/region_mean"] > 0.05
     state, parts, _ = setup(c, joint.model())
-    rows = grpo.Rows(
-        batch, said.tokens[:, :1], said.mask[:, :1], told.advantages[..., None], None, None, None
+    rows = grpo.UpdateRows(
+        batch, said.tokens[:, :1], said.mask[:, :1], judged.advantages[..., None], None, None, None
     )
 
     def loss(params, old):
-        logprobs = parts.logprobs(parts.model_of(params, {}), rows)
+        logprobs = parts.logprobs(parts.compute_model(params, {}), rows)
         args = (logprobs[:, 0], old, rows.mask[:, 0], rows.advantages[:, 0], None)
         return policy.policy_loss(*args, c.grpo).loss / rows.mask.sum(), logprobs[:, 0]
 
@@ -316,8 +316,8 @@ def test_rewards_on_the_host(batch, rolled):
     """They make the same step as on the device; where one fails, the update is skipped and counted."""
     judge = HostJudge()
     state, _, step = setup(config(), wide(), judge=judge)
-    after, _, told = step(state, put_batch(batch, joint.ONE))
-    np.testing.assert_array_equal(told.said.tokens, rolled[2].said.tokens)
+    after, _, judged = step(state, put_batch(batch, joint.ONE))
+    np.testing.assert_array_equal(judged.completions.tokens, rolled[2].said.tokens)
     # Compiled in two parts and with XLA's optimizations.
     chex.assert_trees_all_close(after.params, rolled[0].params, atol=1e-4)
     judge.fails, before = True, jax.tree.map(np.array, after.params)
@@ -331,9 +331,9 @@ def test_a_reward_that_fails_and_weighs_nothing(batch):
     judge = HostJudge(fails=True)
     judge.weights = {"small": 0.0}
     state, _, step = setup(config(), wide(), judge=judge)
-    _, metrics, told = step(state, put_batch(batch, joint.ONE))
+    _, metrics, judged = step(state, put_batch(batch, joint.ONE))
     assert metrics["nonfinite"] == 1
-    np.testing.assert_array_equal(told.clip, batch.clip)
+    np.testing.assert_array_equal(judged.clip, batch.clip)
 
 
 def test_the_gap_of_the_same_video_is_nothing(batch):
@@ -342,7 +342,7 @@ def test_the_gap_of_the_same_video_is_nothing(batch):
     state, parts, _ = setup(config(grpo__relative__kind="token"), wide())
 
     def gap(state, batch):
-        said, features = parts.roll(state, batch)
+        said, features = parts.rollout(state, batch)
         total = jnp.zeros(said.mask.shape[:3])
         evidence = parts.evidence(state, batch, said, total, features)
         return jnp.where(evidence.mask, jnp.abs(evidence.gap), 0.0).max()
@@ -354,8 +354,8 @@ def test_the_gap_of_the_same_video_is_nothing(batch):
 def test_text_alone():
     """Clips without a video have no V~, whatever the kind: nothing is rolled out on it, and they train."""
     text = tiny.batch([tiny.Row(before=b) for b in range(2, 2 + ROWS)], suffix=LENGTH)
-    before, after, metrics, told = stepped(config(), text)
-    mask = np.asarray(told.said.mask)
+    before, after, metrics, judged = stepped(config(), text)
+    mask = np.asarray(judged.completions.mask)
     assert mask[:, 0, :, 0].all() and not mask[:, 1].any()
     assert metrics["rel/clips"] == metrics["nonfinite"] == 0 and metrics["reward_std"] > 0
     assert not np.array_equal(before.params["decoder.embed"], after.params["decoder.embed"])
@@ -391,5 +391,5 @@ def test_tokens_that_spell_a_keyword():
     tokens = np.array([[[5, 1, 2, 3, 1, 2, 9], [2, 3, 3, 0, 0, 1, 1]]])
     keywords = np.array([[[1, 2, -1], [3, -1, -1], [-1, -1, -1], [9, -1, -1]]])
     wanted = np.array([[True, True, True, False]])
-    got = grpo.spelled(tokens, keywords, wanted)
+    got = grpo.keyword_tokens(tokens, keywords, wanted)
     np.testing.assert_array_equal(got[0].astype(int), [[0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0]])

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests import joint
-from tests.models.test_sharding import mesh_of
+from tests.joint import mesh_of
 from vpjax.hlo import collectives
 from vpjax.models.sharding import batch_sharding, in_use
 from vpjax.training import losses
@@ -23,10 +23,10 @@ from vpjax.training.losses import (
     Keywords,
     causal_lm,
     contrastive,
+    keyword_windows,
     pool_slots,
     token_logprobs,
     unit,
-    windows_of,
 )
 
 TOLERANCE = 1e-5
@@ -168,7 +168,7 @@ def test_contrastive_by_hand():
     # exp(1.2) / (exp(1.2) + exp(0) + exp(1.6) + exp(1.92)) = 3.320117 / 16.094107
     np.testing.assert_allclose(out.loss, np.log(16.094107 / 3.320117), rtol=1e-6)
     np.testing.assert_allclose([out.clean, out.degraded], [0.6, 0.8], rtol=1e-6)
-    assert (out.retrieved, out.count) == (1, 1)
+    assert (out.retrieved, out.keywords) == (1, 1)
 
 
 def contrast_case(clips=5, per_clip=3, slots=6, width=4, seed=0):
@@ -224,7 +224,7 @@ def test_contrastive_is_the_formula(negatives):
     )
     loss, retrieved = reference_contrast(z, degraded, windows, exists, own, 0.1, negatives)
     np.testing.assert_allclose(out.loss, loss, rtol=TOLERANCE, atol=TOLERANCE)
-    assert (out.retrieved, out.count) == (retrieved, np.sum(own.valid))
+    assert (out.retrieved, out.keywords) == (retrieved, np.sum(own.valid))
 
 
 @pytest.mark.parametrize("valid", [True, False])
@@ -267,14 +267,14 @@ def test_windows_by_hand():
     # 8 slots, the last not part of the clip. Slots 2 and 3 show keyword 0, slot 5 keyword 1, none keyword 2.
     slots = np.zeros((1, 3, 8), bool)
     slots[0, 0, 2:4] = slots[0, 1, 5] = True
-    inside, exists = windows_of(jnp.array(slots), jnp.arange(8)[None] < 7)
+    inside, exists = keyword_windows(jnp.array(slots), jnp.arange(8)[None] < 7)
     assert found(inside, exists) == [[[0, 1]], [[0], [1], [4], [6]], []]
 
 
 def test_windows_stand_a_length_apart():
     slots = np.zeros((1, 1, 9), bool)
     slots[0, 0, [0, 1, 3]] = True
-    inside, exists = windows_of(jnp.array(slots), jnp.ones((1, 9), bool))
+    inside, exists = keyword_windows(jnp.array(slots), jnp.ones((1, 9), bool))
     assert found(inside, exists) == [[[6, 7, 8]]]
 
 

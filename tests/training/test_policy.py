@@ -4,22 +4,25 @@ Losses sum up to 100 float32 numbers of order 1: 1e-5 is asked for. Central diff
 are exact to about 1e-9 in float64 wherever no ratio stands within the step of an end of the clip.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import FrozenConfigDict
 
 from vpjax.training import policy
-from vpjax.training.policy import AGGREGATIONS, denominator, ended, policy_loss, trained
+from vpjax.training.policy import AGGREGATIONS, denominator, has_ended, policy_metrics, trained_tokens
 
 TOLERANCE = 1e-5
+policy_loss = jax.jit(policy.policy_loss, static_argnums=5)
 NEW = 9  # C of the config; the arrays are no longer than the longest completion
 
 
 def options(aggregation="dapo", **changes):
     defaults = dict(eps_low=0.2, eps_high=0.28, beta=0.0, max_new=NEW, mask_truncated=False)
-    return ConfigDict({**defaults, "aggregation": aggregation, **changes})
+    return FrozenConfigDict({**defaults, "aggregation": aggregation, **changes})
 
 
 def case(seed=0, shape=(3, 4, 6), spread=0.3, token_advantages=False):
@@ -62,12 +65,16 @@ def reference_loss(logprobs, old, mask, advantages, reference, o):
     return total / by[o.aggregation]
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def loss(arrays, o):
     return policy_loss(*arrays, o).loss / denominator(arrays[2], o)
 
 
+loss_gradient = jax.jit(jax.grad(lambda lp, rest, o: loss([lp, *rest], o)), static_argnums=2)
+
+
 def gradient(arrays, o):
-    return np.asarray(jax.grad(lambda lp: loss([lp, *arrays[1:]], o))(jnp.asarray(arrays[0])))
+    return np.asarray(loss_gradient(jnp.asarray(arrays[0]), arrays[1:], o))
 
 
 def finite_differences(arrays, o, step=1e-5):
@@ -221,12 +228,12 @@ def test_clips_are_counted_where_they_hold_back():
     ratios = np.log([[[0.5, 0.5, 0.9, 1.5, 1.5, 1.25]]]).astype(np.float32)
     advantages = np.array([[[-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]]], np.float32)
     sums = policy_loss(ratios, np.zeros_like(ratios), np.ones((1, 1, 6), bool), advantages, None, o)
-    out = policy.metrics(sums, o)
+    out = policy_metrics(sums, o)
     np.testing.assert_allclose(out["clip_ratio/low_mean"], 1 / 6)
     np.testing.assert_allclose(out["clip_ratio/high_mean"], 1 / 6)
     np.testing.assert_allclose(out["clip_ratio/region_mean"], 2 / 6)
     np.testing.assert_allclose(out["entropy"], -ratios.mean(), rtol=1e-6)
-    assert "kl" not in out and "kl" in policy.metrics(sums, options(beta=0.1))
+    assert "kl" not in out and "kl" in policy_metrics(sums, options(beta=0.1))
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -282,9 +289,9 @@ def test_the_stop_token_is_trained_on_and_truncated_completions_only_where_asked
     # 0 pads and stops, as in tokenizers that have one token for both: the mask tells them apart.
     tokens = np.array([[[5, 0, 0, 0], [5, 6, 7, 0], [5, 6, 7, 8], [0, 0, 0, 0]]])
     mask = np.arange(4) < np.array([2, 4, 4, 0])[:, None]
-    done = ended(tokens, mask[None], (0, 9))
+    done = has_ended(tokens, mask[None], (0, 9))
     assert done.tolist() == [[True, True, False, False]]
-    assert np.array_equal(trained(mask[None], done, options()), mask[None])
-    kept = trained(mask[None], done, options(mask_truncated=True))
+    assert np.array_equal(trained_tokens(mask[None], done, options()), mask[None])
+    kept = trained_tokens(mask[None], done, options(mask_truncated=True))
     assert np.array_equal(kept[0], mask & np.array([True, True, False, False])[:, None])
     assert kept[0, 0].tolist() == [True, True, False, False]

@@ -1,4 +1,4 @@
-"""The laws of relative rewards (METHOD, section 3), kind by kind."""
+"""The laws of relative rewards (docs/method.md, section 3), kind by kind."""
 
 import ast
 import inspect
@@ -8,10 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.evidence import SEEDS, TOLERANCE, case, close, options, plain, shaped
+from tests.training.evidence import (
+    SEEDS,
+    TOLERANCE,
+    advantages,
+    case,
+    close,
+    options,
+    plain,
+    relative_term,
+    shaped,
+    share_won,
+)
 from vpjax.recipes import base
 from vpjax.training import relative as rel
-from vpjax.training.relative import KINDS, NEEDS, Evidence, advantages, relative
+from vpjax.training.relative import NEEDS, RELATIVE_KINDS, Evidence
 
 FIELDS = {
     "rollouts": ("degraded",),
@@ -25,19 +36,21 @@ FIELDS = {
 
 
 def test_needs_are_what_kinds_read():
-    assert set(NEEDS) == set(KINDS)
+    assert set(NEEDS) == set(RELATIVE_KINDS)
     full = case()
     for kind, needs in NEEDS.items():
         fields = [field for need in needs for field in FIELDS[need]]
         if "recall" in needs:  # for which there must be rollouts, whatever their rewards
             fields.remove("degraded")
-        told = Evidence(full.rewards, full.has, **{field: getattr(full, field) for field in fields})
+        given = Evidence(full.rewards, full.has_degraded, **{field: getattr(full, field) for field in fields})
         jax.tree.map(
-            np.testing.assert_array_equal, relative(told, options(kind)), relative(full, options(kind))
+            np.testing.assert_array_equal,
+            relative_term(given, options(kind)),
+            relative_term(full, options(kind)),
         )
         for field in fields:
             with pytest.raises((TypeError, ValueError, AttributeError)):
-                relative(told._replace(**{field: None}), options(kind))
+                relative_term(given._replace(**{field: None}), options(kind))
 
 
 def test_every_option_is_read():
@@ -51,21 +64,21 @@ def test_every_option_is_read():
     assert read == set(base.get_config().grpo.relative) == set(options("none"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RELATIVE_KINDS)
 def test_clips_without_a_degraded_video_are_plain(kind):
     for seed in SEEDS:
-        evidence = case(seed, has=False)
-        term = relative(evidence, options(kind))
+        evidence = case(seed, has_degraded=False)
+        term = relative_term(evidence, options(kind))
         assert not np.any(term.bonus) and np.all(term.weight == 1)
         assert np.array_equal(shaped(evidence, kind), shaped(evidence, "none"))
         mixed = case(seed)
         a, b = shaped(mixed, kind), shaped(mixed, "none")
-        assert np.array_equal(a[~mixed.has], b[~mixed.has])
+        assert np.array_equal(a[~mixed.has_degraded], b[~mixed.has_degraded])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RELATIVE_KINDS)
 def test_missing_numbers_on_the_degraded_video_change_nothing(kind):
-    evidence = case(has=True)
+    evidence = case(has_degraded=True)
     nothing = evidence._replace(
         degraded=jnp.full_like(evidence.degraded, jnp.nan),
         recall=jnp.full_like(evidence.recall, jnp.nan),
@@ -86,20 +99,20 @@ def test_missing_numbers_on_the_degraded_video_change_nothing(kind):
         close(shaped(holed, kind), shaped(fewer, kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RELATIVE_KINDS)
 def test_groups_do_not_see_each_other(kind):
-    evidence = case(3, has=True)
+    evidence = case(3, has_degraded=True)
     alone = jax.tree.map(lambda x: x[2:3], evidence)
     close(shaped(alone, kind), shaped(evidence, kind)[2:3])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RELATIVE_KINDS)
 def test_no_gradient_flows(kind):
     evidence = case()
 
     def total(floats):
         e = evidence._replace(**floats)
-        return jnp.sum(advantages(e.rewards, relative(e, options(kind)), scale="group") * evidence.gap)
+        return jnp.sum(advantages(e.rewards, relative_term(e, options(kind)), scale="group") * evidence.gap)
 
     floats = {f: getattr(evidence, f) for f in ("rewards", "degraded", "recall", "degraded_recall", "gap")}
     for gradient in jax.tree.leaves(jax.grad(total)(floats)):
@@ -112,22 +125,22 @@ def test_no_gradient_flows(kind):
 def test_gate_weights_grow_with_the_gap():
     gaps = np.linspace(-1, 1, 41, dtype=np.float32)
     evidence = Evidence(jnp.tile(gaps[:, None], (1, 4)), jnp.ones(41, bool), degraded=jnp.zeros((41, 3)))
-    soft = relative(evidence, options("gate")).weight[:, 0, 0]
+    soft = relative_term(evidence, options("gate")).weight[:, 0, 0]
     assert np.all(np.diff(soft) >= 0) and soft[-1] - soft[0] > 0.7
     assert np.all((soft >= 0.25) & (soft <= 1))
     close(soft, 0.25 + 0.75 / (1 + np.exp(-(gaps.astype(np.float64) - 0.2) / 0.1)))
-    hard = relative(evidence, options("gate", hard=True, margin=0.21)).weight[:, 0, 0]
+    hard = relative_term(evidence, options("gate", hard=True, margin=0.21)).weight[:, 0, 0]
     assert np.array_equal(hard, np.where(gaps > 0.21, 1, np.float32(0.25)))
     # At the margin there is nothing to show for V.
     level = evidence._replace(rewards=jnp.zeros((41, 4)))
-    assert np.all(relative(level, options("gate", hard=True, margin=0.0)).weight == 0.25)
+    assert np.all(relative_term(level, options("gate", hard=True, margin=0.0)).weight == 0.25)
 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_gate_weighs_prompts(binary):
     for seed in SEEDS:
-        evidence = case(seed, binary=binary, has=True)
-        term = relative(evidence, options("gate"))
+        evidence = case(seed, binary=binary, has_degraded=True)
+        term = relative_term(evidence, options("gate"))
         assert not np.any(term.bonus) and term.weight.shape == (6, 1, 1)
         close(shaped(evidence, "gate"), plain(evidence) * np.asarray(term.weight))
 
@@ -137,42 +150,45 @@ def test_swapping_the_branches_negates_the_gap():
     swapped = evidence._replace(rewards=evidence.degraded, degraded=evidence.rewards)
     assert np.array_equal(rel.reward_gap(swapped), -rel.reward_gap(evidence))
     forth, back = (
-        rel.wins(evidence.rewards, evidence.degraded, 0.2),
-        rel.wins(evidence.degraded, evidence.rewards, 0.2),
+        share_won(evidence.rewards, evidence.degraded, 0.2),
+        share_won(evidence.degraded, evidence.rewards, 0.2),
     )
     close(forth.mean(1), 1 - back.mean(1))
     # A sigmoid is point-symmetric: at no margin the two weights average (1 + w0) / 2.
     weights = [
-        relative(e._replace(has=evidence.has | True), options("gate", margin=0.0)).weight
+        relative_term(
+            e._replace(has_degraded=evidence.has_degraded | True), options("gate", margin=0.0)
+        ).weight
         for e in (evidence, swapped)
     ]
     close((weights[0] + weights[1]) / 2, 0.625)
 
 
 def test_equal_videos_say_nothing():
-    evidence = case(has=True)
+    evidence = case(has_degraded=True)
     evidence = evidence._replace(gap=jnp.zeros_like(evidence.gap))
     for kind in ("likelihood", "token"):
-        term = relative(evidence, options(kind))
+        term = relative_term(evidence, options(kind))
         assert not np.any(term.bonus) and np.all(term.weight == 1)
     # The same rollouts on either video: half are won.
-    close(rel.wins(evidence.rewards, evidence.rewards, 0.0).mean(1), 0.5)
+    close(share_won(evidence.rewards, evidence.rewards, 0.0).mean(1), 0.5)
 
 
 def test_likelihood_by_hand():
     # Two keyword tokens with gaps 1 and -.2, a third one after the end: .4 on average, .2 with lambda .5.
     evidence = Evidence(
         rewards=jnp.array([[1.0, 0.0, 1.0, 1.0]]),
-        has=jnp.array([True]),
+        has_degraded=jnp.array([True]),
         gap=jnp.tile(jnp.array([[1.0, 3.0, -0.2, 9.0]]), (4, 1))[None] * jnp.array([1, 1, 9, 1.0])[:, None],
         mask=jnp.arange(4)[None, None] < jnp.array([3, 3, 3, 0])[:, None],
         keyword=jnp.tile(jnp.array([True, False, True, True]), (4, 1))[None],
     )
     # The second is wrong, the third's mean of 3.6 is cut to 1, the fourth has no tokens.
-    term = relative(evidence, options("likelihood"))
+    term = relative_term(evidence, options("likelihood"))
     close(term.bonus, [[0.2, 0.0, 0.5, 0.0]])
     close(
-        relative(evidence._replace(gap=-evidence.gap), options("likelihood")).bonus, [[-0.2, 0.0, -0.5, 0.0]]
+        relative_term(evidence._replace(gap=-evidence.gap), options("likelihood")).bonus,
+        [[-0.2, 0.0, -0.5, 0.0]],
     )
     assert np.all(term.weight == 1)
 
@@ -181,19 +197,19 @@ def test_token_weights_by_hand():
     # Gaps 1, -5, .5 and, past the end, 7; lambda .5, cut at .8: 1.4, 1, 1.25 over their mean.
     evidence = Evidence(
         rewards=jnp.ones((1, 1)),
-        has=jnp.array([True]),
+        has_degraded=jnp.array([True]),
         gap=jnp.array([[[1.0, -5.0, 0.5, 7.0]]]),
         mask=jnp.array([[[True, True, True, False]]]),
     )
-    term = relative(evidence, options("token", clip=0.8))
+    term = relative_term(evidence, options("token", clip=0.8))
     close(term.weight[0, 0, :3], np.array([1.4, 1.0, 1.25]) * 3 / 3.65)
     assert not np.any(term.bonus)
 
 
 def test_token_weights_have_mean_1():
     for seed in SEEDS:
-        evidence = case(seed, has=True)
-        weight = np.asarray(relative(evidence, options("token")).weight)
+        evidence = case(seed, has_degraded=True)
+        weight = np.asarray(relative_term(evidence, options("token")).weight)
         for mask, row in zip(np.asarray(evidence.mask).reshape(-1, 5), weight.reshape(-1, 5), strict=True):
             assert not mask.any() or abs(row[mask].mean() - 1) < TOLERANCE
             assert np.isfinite(row).all() and np.all(row > 0)
@@ -206,16 +222,16 @@ def test_winrates_by_hand():
     # Against 0, .5, .5, 1 with margin .1: .55 beats one, ties two; .65 beats three; 0 ties one.
     own, other = jnp.array([[0.55, 0.65, 0.0]]), jnp.array([[0.0, 0.5, 0.5, 1.0]])
     expected = np.array([[2 / 4, 3 / 4, 0.5 / 4]])
-    close(rel.wins(own, other, 0.1), expected)
+    close(share_won(own, other, 0.1), expected)
     on_reward = Evidence(own, jnp.array([True]), degraded=other)
-    close(relative(on_reward, options("winrate", margin=0.1)).bonus, expected / 2)
+    close(relative_term(on_reward, options("winrate", margin=0.1)).bonus, expected / 2)
     on_recall = Evidence(1 - own, jnp.array([True]), recall=own, degraded_recall=other)
-    close(relative(on_recall, options("keyword_winrate", margin=0.1)).bonus, expected / 2)
+    close(relative_term(on_recall, options("keyword_winrate", margin=0.1)).bonus, expected / 2)
 
 
 def test_keyword_winrate_counts_where_recall_and_reward_disagree():
     for seed in SEEDS:
-        evidence = case(seed, binary=True, has=True)
+        evidence = case(seed, binary=True, has_degraded=True)
         agreed = evidence._replace(recall=evidence.rewards)
         close(shaped(agreed, "keyword_winrate"), plain(evidence))
         others = evidence._replace(degraded_recall=jnp.full_like(evidence.degraded_recall, 0.5))
@@ -228,7 +244,7 @@ def test_keyword_winrate_counts_where_recall_and_reward_disagree():
 def test_hinge_by_hand():
     # V~ has .5 on average, the margin is .2.
     evidence = Evidence(jnp.array([[0.6, 0.8, 3.0]]), jnp.array([True]), degraded=jnp.array([[0.0, 1.0]]))
-    close(relative(evidence, options("hinge")).bonus, [[0.0, 0.05, 0.5]])
+    close(relative_term(evidence, options("hinge")).bonus, [[0.0, 0.05, 0.5]])
 
 
 def test_tgrpo_by_hand():
@@ -236,4 +252,4 @@ def test_tgrpo_by_hand():
     rewards = jnp.array([[0.4, 0.1, 0.8], [0.4, 0.2, 1.0], [0.0, 0.0, 0.0]])
     evidence = Evidence(rewards, jnp.ones(3, bool), degraded=degraded)
     # 1.3/3 >= .4 fires, for rewards above .1 only; 1.6/3 < .8 does not; 0 >= 0 does, for nobody.
-    close(relative(evidence, options("tgrpo")).bonus, [[0.3, 0.0, 0.3], [0, 0, 0], [0, 0, 0]])
+    close(relative_term(evidence, options("tgrpo")).bonus, [[0.3, 0.0, 0.3], [0, 0, 0], [0, 0, 0]])

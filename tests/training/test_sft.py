@@ -175,7 +175,7 @@ def test_rows_without_a_degraded_video_are_masked(without):
     assert metrics["nonfinite"] == metrics["loss/contrast"] == metrics["contrast/keywords"] == 0
     assert metrics["loss"] == metrics["loss/lm"] == base()[2]["loss/lm"]
     for path, x in gradient(before, after).items():
-        assert np.any(x) != path.startswith(sft.HEADS), path
+        assert np.any(x) != path.startswith(sft.HEADS_PREFIX), path
 
 
 def test_a_batch_of_text_alone():
@@ -228,7 +228,7 @@ def test_no_weight_no_contrast():
     assert joint.flops(step.trace(state, batch).jaxpr) == joint.flops(
         jax.make_jaxpr(jax.grad(loss))(state.params).jaxpr
     )
-    assert not any(path.startswith(sft.HEADS) for path in state.params)
+    assert not any(path.startswith(sft.HEADS_PREFIX) for path in state.params)
     assert "loss/contrast" not in jax.eval_shape(step, state, batch)[1]
 
 

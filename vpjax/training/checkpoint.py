@@ -1,6 +1,6 @@
 """Checkpoints of a run, and the work directory that holds them.
 
-<workdir>/model/         config.json and tokenizer as Hugging Face has them: all but the weights
+<workdir>/model/         config.json and tokenizer in Hugging Face's format, without weights
 <workdir>/checkpoints/   <step>/state: parameters and optimizer; <step>/run: the step and the config
 """
 
@@ -28,10 +28,10 @@ MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
 class Manager:
-    """The checkpoints of one run: written by a background thread, each complete or not there at all.
+    """The checkpoints of one run, written by a background thread.
 
-    A step is written under a temporary name and renamed when all of it is on the disk; what a killed process
-    left unfinished is removed by the next manager. keep: newest checkpoints that stay; None: only read.
+    A checkpoint is written under a temporary name and renamed when it is complete. The next manager removes
+    what a killed process left unfinished. keep: the number of newest checkpoints to keep; None: only read.
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int | None):
@@ -46,37 +46,37 @@ class Manager:
         )
 
     def steps(self) -> list[int]:
-        """The steps that are complete, oldest first."""
+        """The steps with a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, config: dict[str, Any]) -> None:
-        """Begin to write ``state`` after ``step`` steps; it may be donated as soon as this returns. UserError
-        where this write, or the one before, fails."""
+        """Begin to write ``state`` after ``step`` steps. It may be donated as soon as this returns. UserError
+        if this write, or the previous one, fails."""
         run = ocp.args.JsonSave({"step": step, "config": config})
-        with self._explained():
+        with self._write_errors():
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=run))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state after ``step`` steps, or the part of it that ``like`` has: shapes, types and, where they
-        have one, shardings."""
-        where = ocp.checkpoint_utils.construct_restore_args(like)
-        item = ocp.args.PyTreeRestore(like, restore_args=where, partial_restore=True)
+        """The state after ``step`` steps, or the part of it that ``like`` has, a pytree of shapes, types and
+        (optional) shardings."""
+        restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+        item = ocp.args.PyTreeRestore(like, restore_args=restore_args, partial_restore=True)
         return self._manager.restore(step, args=ocp.args.Composite(state=item)).state
 
     def shapes(self, step: int) -> Any:
-        """The state after ``step`` steps as nested dicts of things with ``shape`` and ``dtype``."""
+        """The state after ``step`` steps as nested dicts of objects with ``shape`` and ``dtype``."""
         return self._manager.item_metadata(step).state.tree
 
     def wait(self) -> None:
-        """Return when everything is on the disk; errors as for ``save``."""
-        with self._explained():
+        """Return when everything is on the disk. Errors as in ``save``."""
+        with self._write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
@@ -85,12 +85,12 @@ class Manager:
 
 
 def model_folder(path: str | os.PathLike) -> Path:
-    """Where config and tokenizer are: model/ of a work directory, a Hugging Face folder itself."""
+    """The folder of config and tokenizer: model/ in a work directory, a Hugging Face folder itself."""
     path = Path(path)
     return path / MODEL if (path / MODEL).is_dir() else path
 
 
-def load(
+def load_model(
     path: str | os.PathLike,
     *,
     step: int | None = None,
@@ -99,42 +99,48 @@ def load(
 ) -> tuple[VideoLM, Text]:
     """The model and its tokenizer, from a work directory or a Hugging Face folder.
 
-    step: of the checkpoint; default: the newest. mesh: each device is given its shard; default: everything on
-    the default device. dtype: of all parameters; default: as stored, for a work directory the widest type in
-    it. UserError for a folder that is neither, or that holds no such checkpoint.
+    step: of the checkpoint; default: the newest. mesh: each device gets its shard; default: everything on the
+    default device. dtype: of all parameters; default: as stored, in a work directory the widest stored type.
+    UserError if the folder is neither or has no such checkpoint.
     """
     path = Path(path)
     if not (path / MODEL).is_dir():
         if step is not None:
             raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
         return hf.load_pretrained(path, mesh=mesh, dtype=dtype), Text.load(path)
-    manager = Manager(path, keep=None) if (path / CHECKPOINTS).is_dir() else None
-    steps = manager.steps() if manager else []
-    chosen = max(steps, default=None) if step is None else step
-    if chosen not in steps:
-        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise UserError(f"{path}: no {wanted} in it; it has {steps or 'none yet'}")
     model = abstract_model(hf.read_config(path / MODEL))
-    params = _read_params(manager, chosen, leaves(model), mesh)
-    manager.close()
+    params = _read_params(path, step, leaves(model), mesh)
     dtype = dtype or functools.reduce(jnp.promote_types, (x.dtype for x in params.values()))
     return rebuild(model, {name: x.astype(dtype) for name, x in params.items()}), Text.load(path / MODEL)
 
 
-def _read_params(manager: Manager, step: int, paths: dict[str, Any], mesh: Mesh | None) -> dict[str, Array]:
+def _read_params(
+    workdir: Path, step: int | None, paths: dict[str, Any], mesh: Mesh | None
+) -> dict[str, Array]:
     """The model's parameters, trained and frozen, without the rest of the state."""
-    where = (
-        shardings(paths, mesh) if mesh else dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
-    )
-    stored = manager.shapes(step)
-    like = {
-        part: {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name])
-            for name, x in stored[part].items()
-            if name in paths
-        }
-        for part in ("params", "frozen")
-        if stored[part]
-    }
-    restored = manager.restore(step, like)
-    return {name: x for part in restored.values() for name, x in part.items()}
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise _no_checkpoint(workdir, step, [])
+    layout: dict[str, Any] = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
+    if mesh:
+        layout = shardings(paths, mesh)
+    with contextlib.closing(Manager(workdir, keep=None)) as manager:
+        steps = manager.steps()
+        if not steps or (step is not None and step not in steps):
+            raise _no_checkpoint(workdir, step, steps)
+        step = steps[-1] if step is None else step
+        stored = manager.shapes(step)
+        like: dict[str, dict[str, Any]] = {}
+        for part in ("params", "frozen"):
+            if stored[part]:
+                like[part] = {
+                    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout[name])
+                    for name, x in stored[part].items()
+                    if name in paths
+                }
+        restored = manager.restore(step, like)
+    return restored.get("params", {}) | restored.get("frozen", {})
+
+
+def _no_checkpoint(workdir: Path, step: int | None, steps: list[int]) -> UserError:
+    missing = "checkpoint" if step is None else f"checkpoint of step {step}"
+    return UserError(f"{workdir}: no {missing} in it; it has {steps or 'none yet'}")

@@ -42,7 +42,7 @@ from vpjax.types import Array, Batch
 ROLE = 2  # of the rollouts' keys among the folds of (seed, role, step); 0 and 1 are the initial parameters'
 
 
-class CompletionJudge(Protocol):
+class Judge(Protocol):
     """The rewards of completions. NaN: the reward does not apply to the clip."""
 
     @property
@@ -53,17 +53,16 @@ class CompletionJudge(Protocol):
     def weights(self) -> Mapping[str, float]:
         """The weights of all rewards by name."""
 
-    def score(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> Mapping[str, Array]:
+    def score(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> Mapping[str, jax.Array]:
         """The other rewards by name, f32[B, X], of X completions of each row, on the device."""
 
-    def recall(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> Array:
+    def recall(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
         """Share f32[B, X] of the keywords hidden in V~ that a completion names."""
 
 
 class JudgedRollouts(NamedTuple):
-    """Rollouts with their rewards, for reports. completions: arrays [B, R, G, C]; rewards: by name, f32[B, R, G];
-    total: their weighted sum, NaN where there is no completion; advantages f32[B, R, G]: means over tokens;
-    clip i32[B]: see ``Batch``."""
+    """Rollouts with their rewards, for reports. completions: arrays [B, R, G, C]. rewards: f32[B, R, G] by
+    name. total: their weighted sum, NaN for absent completions. advantages f32[B, R, G]: token means."""
 
     completions: Completions
     rewards: dict[str, Array]
@@ -91,14 +90,14 @@ def make_step(
     optimizer: Optimizer,
     shardings: State | None = None,
     *,
-    judge: CompletionJudge,
+    judge: Judge,
     eos: tuple[int, ...],
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array], JudgedRollouts]]:
     """``step(state, batch) -> state, metrics (f32 scalars), rollouts``. The state is donated. An update whose
     loss, gradient or reward is not finite is skipped and counted.
 
-    model: arrays or shapes. shardings: of the state, from ``create_state``. eos: tokens that end a completion.
-    UserError if the rows of a micro-batch do not divide over the devices.
+    model: arrays or shapes. shardings: of the state, from ``create_state``. eos: stop tokens. UserError if
+    the rows of a micro-batch do not divide over the devices.
     """
     mesh = None if shardings is None else shardings.step.mesh
     if mesh is not None:
@@ -138,7 +137,7 @@ class GRPOStep:
     model: VideoLM
     config: ConfigDict
     optimizer: Optimizer
-    judge: CompletionJudge
+    judge: Judge
     eos: tuple[int, ...]
 
     def rollout(self, state: State, batch: Batch) -> tuple[Completions, Features | None]:
@@ -202,8 +201,7 @@ class GRPOStep:
             advantages_BRGC,
             features=None if trains_vision else features,
         )
-        # The rewards themselves are checked: infinity times a weight of 0 is NaN, as is a reward that does not
-        # apply.
+        # Not the total: there infinity with a weight of 0 is NaN, which stands for "does not apply".
         no_faults = ~jnp.stack([jnp.isinf(x).any() for x in rewards.values()]).any()
         state, metrics = self.update(state, rows, completions.logprobs[:, :trained], no_faults)
         metrics |= relative_metrics(evidence, term, scale=options.scale)
@@ -234,23 +232,24 @@ class GRPOStep:
             model = self.compute_model(state.params, state.frozen)
 
             def logprobs_given_degraded(rows: UpdateRows):
-                degraded = gather_slots(rows.features, rows.batch.source)
-                return (), self.logprobs(model, rows._replace(features=degraded))
+                if rows.features is not None:
+                    rows = rows._replace(features=gather_slots(rows.features, rows.batch.source))
+                return (), self.logprobs(model, rows)
 
             rows = UpdateRows(batch, tokens[:, :1], mask[:, :1], mask[:, :1], features)
             _, logprobs = accumulate(logprobs_given_degraded, rows, self.config.accumulate)
             gap = completions.logprobs[:, 0] - logprobs[:, 0]
             evidence = evidence._replace(gap=gap, mask=mask[:, 0])
         if "keyword" in needs:
-            is_hidden_BJ = (batch.slots & batch.replaced[:, None]).any(-1)
+            is_hidden_BJ = jnp.any(batch.slots & batch.replaced[:, None], axis=-1)
             evidence = evidence._replace(keyword=keyword_tokens(tokens[:, 0], batch.keywords, is_hidden_BJ))
         return evidence
 
     def update(
         self, state: State, rows: UpdateRows, sampled: Array, no_faults: Array
     ) -> tuple[State, dict[str, Array]]:
-        """``num_iterations`` updates on the same rollouts. sampled: log-probabilities [B, R, G, C] from when the
-        completions were drawn. no_faults bool[]: if False, the update is skipped."""
+        """``num_iterations`` updates on the same rollouts. sampled: the log-probabilities [B, R, G, C] of
+        sampling. no_faults bool[]: if False, the update is skipped."""
         options, count = self.config.grpo, self.config.accumulate
         if options.beta:
             reference = self.compute_model(state.reference, state.frozen)
@@ -283,7 +282,7 @@ class GRPOStep:
             finite &= jnp.isfinite(value) & jnp.isfinite(norm)
             params, opt = optimize(self.optimizer, params, opt, gradient)
             if rows.old is None:
-                # The old log-probabilities are those of the training forward pass itself, so that the ratio is
+                # The old log-probabilities come from the training forward pass itself, so that the ratio is
                 # 1 at first. Those seen in sampling differ by rounding.
                 difference = jnp.where(rows.mask, jnp.abs(logprobs - sampled), 0.0)
                 rows = rows._replace(old=logprobs)
@@ -345,11 +344,12 @@ def _has_degraded(batch: Batch) -> Array:
 
 
 def _score_branches(
-    score: Callable[[Batch, Array, Array], Any], batch: Batch, completions: Completions
+    score: Callable[[Batch, jax.Array, jax.Array], Any], batch: Batch, completions: Completions
 ) -> Any:
     """``score`` of completions [B, R, G, C]: its arrays f32[B, X] as f32[B, R, G]."""
     rows, branches, groups, length = completions.mask.shape
-    tokens, mask = (x.reshape(rows, -1, length) for x in (completions.tokens, completions.mask))
+    tokens = jnp.reshape(completions.tokens, (rows, -1, length))
+    mask = jnp.reshape(completions.mask, (rows, -1, length))
     return jax.tree.map(lambda x: x.reshape(rows, branches, groups), score(batch, tokens, mask))
 
 

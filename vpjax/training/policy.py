@@ -1,5 +1,5 @@
-"""The clipped policy loss of GRPO and its variants. Sums and counts stay apart until the end, so that
-micro-batches add up exactly."""
+"""The clipped policy loss of GRPO and its variants (docs/method.md, section 3). Sums and counts stay apart
+until the end, so that micro-batches add up exactly."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vpjax.types import Array
 AGGREGATIONS = ("grpo", "dr_grpo", "dapo", "gspo")
 
 
-class Sums(NamedTuple):
+class PolicySums(NamedTuple):
     """Sums over the trained tokens, f32[].
 
-    loss: over ``denominator`` it is the loss; tokens: how many; low, high: at how many the clip at that end
-    holds the policy back; kl: k3 to the reference (0 without one); surprise: -log p, whose mean estimates the
-    entropy.
+    loss: divided by ``denominator`` it is the loss. tokens: their number. low, high: the number of tokens
+    whose gradient the clip at that end removes. kl: k3 to the reference (0 without one). surprise: -log p,
+    whose mean estimates the entropy.
     """
 
     loss: Array
@@ -37,20 +37,20 @@ def policy_loss(
     advantages: Array,
     reference_BGC: Array | None,
     options: ConfigDict,
-) -> Sums:
+) -> PolicySums:
     """PPO's clipped loss of ``logprobs``, plus ``beta`` times the k3 estimate of the KL to ``reference``.
 
-    old: log-probabilities of the policy that the ratio is taken to; None: these very ones, so that the ratio
-    is 1. mask: the tokens that are trained on. advantages: broadcasts to [B, G, C]. reference: read where
-    ``options.beta`` is not 0. options: eps_low, eps_high, beta and aggregation, which says how tokens are
-    averaged, see ``denominator``:
+    old: log-probabilities under the old policy; None: ``logprobs`` themselves, so that the ratio is 1.
+    mask: the tokens that are trained on. advantages: broadcasts to [B, G, C]. reference: log-probabilities
+    under the reference, required unless ``options.beta`` is 0. options: eps_low, eps_high, beta and
+    aggregation:
 
         grpo     mean over a completion's tokens, then over completions (arXiv 2402.03300)
-        dr_grpo  sum over tokens, by completions times ``max_new``: a constant length (arXiv 2503.20783)
+        dr_grpo  sum over tokens, divided by completions times ``max_new`` (arXiv 2503.20783)
         dapo     mean over all tokens of the batch (arXiv 2503.14476, as are the two ends of the clip)
         gspo     as grpo, with one ratio per completion, the geometric mean of its tokens' (arXiv 2507.18071);
-                 gradients as in its GSPO-token, so that advantages may differ between tokens. Its ends of the
-                 clip are some 1000 times narrower.
+                 gradients as in its GSPO-token, so that advantages may differ between tokens. Its eps_low and
+                 eps_high are about 1000 times smaller.
     """
     old_BGC = jax.lax.stop_gradient(logprobs_BGC if old_BGC is None else old_BGC)
     length_BG1 = jnp.maximum(mask_BGC.sum(-1, keepdims=True), 1)
@@ -59,31 +59,33 @@ def policy_loss(
         sequence = jax.lax.stop_gradient(log_ratio.sum(-1, keepdims=True) / length_BG1)
         log_ratio = log_ratio - jax.lax.stop_gradient(log_ratio) + sequence
     ratio = jnp.exp(log_ratio)
-    least, most = 1.0 - options.eps_low, 1.0 + options.eps_high
-    loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, least, most) * advantages)
+    lowest, highest = 1.0 - options.eps_low, 1.0 + options.eps_high
+    loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, lowest, highest) * advantages)
     kl = jnp.zeros_like(loss)
     if options.beta:
-        ahead = jnp.where(mask_BGC, reference_BGC - logprobs_BGC, 0.0)
-        kl = jnp.exp(ahead) - ahead - 1.0
+        if reference_BGC is None:
+            raise ValueError("a KL term (beta) needs the reference's log-probabilities")
+        difference = jnp.where(mask_BGC, reference_BGC - logprobs_BGC, 0.0)
+        kl = jnp.exp(difference) - difference - 1.0
         loss += options.beta * kl
     share = 1.0 / length_BG1 if options.aggregation in ("grpo", "gspo") else 1.0
 
     def total(x):
         return jnp.where(mask_BGC, x, 0.0).sum()
 
-    return Sums(
+    return PolicySums(
         loss=total(loss * share),
         tokens=total(1.0),
-        low=total((ratio < least) & (advantages < 0)),
-        high=total((ratio > most) & (advantages > 0)),
+        low=total((ratio < lowest) & (advantages < 0)),
+        high=total((ratio > highest) & (advantages > 0)),
         kl=total(kl),
         surprise=total(-logprobs_BGC),
     )
 
 
 def denominator(mask_BGC: Array, options: ConfigDict) -> Array:
-    """What the whole batch's ``Sums.loss`` is divided by, f32[], at least 1: its trained tokens for dapo,
-    else its completions that have any, times ``max_new`` for dr_grpo."""
+    """The divisor of the whole batch's ``PolicySums.loss``, f32[], at least 1: the trained tokens for dapo,
+    else the completions that have any, times ``max_new`` for dr_grpo."""
     if options.aggregation == "dapo":
         count = mask_BGC.sum()
     else:
@@ -93,24 +95,26 @@ def denominator(mask_BGC: Array, options: ConfigDict) -> Array:
     return jnp.maximum(count, 1).astype(jnp.float32)
 
 
-def trained(mask_BGC: Array, ended_BG: Array, options: ConfigDict) -> Array:
-    """The tokens that are trained on, bool[B, G, C]: all of a completion, its stop token included; where
-    ``mask_truncated``, none of one that has not ended by itself (DAPO's overlong filtering)."""
+def trained_tokens(mask_BGC: Array, ended_BG: Array, options: ConfigDict) -> Array:
+    """The tokens that are trained on, bool[B, G, C]: all tokens of a completion, its stop token included.
+    With ``mask_truncated``, completions without a stop token are left out (DAPO's overlong filtering)."""
     return mask_BGC & ended_BG[..., None] if options.mask_truncated else mask_BGC
 
 
-def ended(tokens_BGC: Array, mask_BGC: Array, eos: tuple[int, ...]) -> Array:
+def has_ended(tokens_BGC: Array, mask_BGC: Array, eos: tuple[int, ...]) -> Array:
     """bool[B, G]: a stop token ended the completion, not the limit on its length."""
     return (jnp.isin(tokens_BGC, jnp.array(eos, jnp.int32)) & mask_BGC).any(-1)
 
 
-def metrics(sums: Sums, options: ConfigDict) -> dict[str, Array]:
+def policy_metrics(sums: PolicySums, options: ConfigDict) -> dict[str, Array]:
     """Means over trained tokens under TRL's names, f32[]; ``entropy`` is an estimate: the mean of -log p."""
     count = jnp.maximum(sums.tokens, 1)
-    out = {
+    metrics = {
         "clip_ratio/low_mean": sums.low / count,
         "clip_ratio/high_mean": sums.high / count,
         "clip_ratio/region_mean": (sums.low + sums.high) / count,
         "entropy": sums.surprise / count,
     }
-    return out | ({"kl": sums.kl / count} if options.beta else {})
+    if options.beta:
+        metrics["kl"] = sums.kl / count
+    return metrics

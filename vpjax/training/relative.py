@@ -1,11 +1,8 @@
-"""Relative rewards: what the degraded video V~ says about the rollouts of V, and the advantages that come of
-it (METHOD, section 3).
+"""Relative rewards: how completions on the degraded video V~ change the advantages of completions on V.
+See docs/method.md, section 3, which also shows why most bonuses cancel.
 
-Inside a group V~ is the same for all rollouts, so a term that sees it only through rewards is a function of a
-rollout's own reward. Group normalisation cancels an affine one, and on 0/1 rewards every function is affine.
-What V~ can change is the weight of a prompt, of a rollout or of a token, or a comparison on another quantity.
-So each kind is a function ``kind(evidence, options) -> Term``, and a term has two parts: a bonus that is
-added before normalisation, and a weight that multiplies after it.
+Each kind is a function ``kind(evidence, options) -> RelativeTerm``: a bonus that is added to the rewards
+before they are normalised within their group, and a weight that multiplies the advantages afterwards.
 """
 
 from __future__ import annotations
@@ -20,9 +17,9 @@ from ml_collections import ConfigDict
 from vpjax.types import Array
 
 SCALES = ("group", "batch", "none")
-# What each kind must be told: rewards of rollouts on V~; recall of the hidden keywords on both videos;
-# log-probability gaps of the rollouts on V; which of their tokens spell a hidden keyword.
-NEEDS = {
+# The evidence that each kind reads: rewards of completions on V~; recall of the hidden keywords on both
+# videos; log-probability gaps of the completions on V; which of their tokens spell a hidden keyword.
+NEEDS: dict[str, tuple[str, ...]] = {
     "none": (),
     "gate": ("rollouts",),
     "likelihood": ("gap", "keyword"),
@@ -35,17 +32,18 @@ NEEDS = {
 
 
 class Evidence(NamedTuple):
-    """What a relative reward may look at; ``NEEDS`` says which kind reads what, and the rest may be None. A
-    reward or recall that does not exist is NaN and is ignored.
+    """What relative rewards are computed from. ``NEEDS`` names the fields that a kind reads; those that its
+    kind does not read may be None. Rewards and recalls that do not exist are NaN and are ignored.
 
-    rewards f32[B, G] on V; has bool[B]: the clip has a V~; degraded f32[B, Gd]: rewards of the rollouts on
-    V~; recall f32[B, G], degraded_recall f32[B, Gd]: share of the keywords hidden in V~ that a rollout names;
-    gap f32[B, G, C]: log p(y_t | V) - log p(y_t | V~) of the rollouts on V; mask bool[B, G, C]: their tokens;
-    keyword bool[B, G, C]: those that spell a hidden keyword.
+    rewards f32[B, G]: of the completions on V. has_degraded bool[B]: the clip has a V~.
+    degraded f32[B, Gd]: rewards of the completions on V~.
+    recall f32[B, G], degraded_recall f32[B, Gd]: share of the hidden keywords that a completion names.
+    gap f32[B, G, C]: log p(y_t | V) - log p(y_t | V~) of the completions on V; mask bool[B, G, C]: their
+    tokens; keyword bool[B, G, C]: the tokens that spell a hidden keyword.
     """
 
     rewards: Array
-    has: Array
+    has_degraded: Array
     degraded: Array | None = None
     recall: Array | None = None
     degraded_recall: Array | None = None
@@ -53,154 +51,168 @@ class Evidence(NamedTuple):
     mask: Array | None = None
     keyword: Array | None = None
 
+    def get(self, field: str) -> Array:
+        """The array of a field. ValueError if it is missing."""
+        value = getattr(self, field)
+        if value is None:
+            raise ValueError(f"this kind of relative reward needs the evidence {field!r}")
+        return value
 
-class Term(NamedTuple):
-    """bonus: f32, broadcasts to [B, G]; weight: f32, broadcasts to [B, G, C]. NaN: no say."""
+
+class RelativeTerm(NamedTuple):
+    """bonus f32, broadcasts to [B, G]; weight f32, broadcasts to [B, G, C]. NaN stands for 0 and for 1."""
 
     bonus: Array
     weight: Array
 
 
-NOTHING = Term(np.zeros((1, 1), np.float32), np.ones((1, 1, 1), np.float32))
+NO_TERM = RelativeTerm(np.zeros((1, 1), np.float32), np.ones((1, 1, 1), np.float32))
 
 
-def relative(evidence: Evidence, options: ConfigDict) -> Term:
-    """The term of ``options.kind``: bonus f32[B, G] and weight f32[B, 1, 1], [B, G, 1] or [B, G, C]; 0 and 1
-    for clips without V~ and where there is nothing to compare. No gradient flows through it."""
-    bonus, weight = KINDS[options.kind](evidence, options)
+def relative_term(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """The term of ``options.kind``: bonus f32[B, G] and weight f32[B, 1, 1], [B, G, 1] or [B, G, C]. Clips
+    without V~ and clips without anything to compare have bonus 0 and weight 1. No gradient flows through."""
+    bonus, weight = RELATIVE_KINDS[options.kind](evidence, options)
+    has_degraded = evidence.has_degraded
     bonus = jnp.broadcast_to(bonus, evidence.rewards.shape)
-    bonus = jnp.where(evidence.has[:, None] & ~jnp.isnan(bonus), bonus, 0.0)
-    weight = jnp.where(evidence.has[:, None, None] & ~jnp.isnan(weight), weight, 1.0)
-    return jax.lax.stop_gradient(Term(bonus, weight))
+    bonus = jnp.where(has_degraded[:, None] & ~jnp.isnan(bonus), bonus, 0.0)
+    weight = jnp.where(has_degraded[:, None, None] & ~jnp.isnan(weight), weight, 1.0)
+    return jax.lax.stop_gradient(RelativeTerm(bonus, weight))
 
 
-def none(evidence: Evidence, options: ConfigDict) -> Term:
+def none(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
     """Plain GRPO."""
-    return NOTHING
+    return NO_TERM
 
 
-def gate(evidence: Evidence, options: ConfigDict) -> Term:
-    """Prompts that V~ answers worse than V weigh more, those solved without the hidden frames less (ours)."""
-    beyond = reward_gap(evidence) - options.margin
-    # A comparison would turn a gap that does not exist into False.
-    share = jnp.heaviside(beyond, 0.0) if options.hard else jax.nn.sigmoid(beyond / options.scale)
+def gate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """Prompts that are answered worse from V~ than from V weigh more than those that are not (ours)."""
+    excess = reward_gap(evidence) - options.margin
+    # A comparison would turn NaN, a gap that does not exist, into False.
+    share = jnp.heaviside(excess, 0.0) if options.hard else jax.nn.sigmoid(excess / options.scale)
     weight = options.w0 + (1.0 - options.w0) * share
-    return Term(NOTHING.bonus, weight[:, None, None])
+    return RelativeTerm(NO_TERM.bonus, weight[:, None, None])
 
 
-def likelihood(evidence: Evidence, options: ConfigDict) -> Term:
-    """Right answers whose keywords V makes likelier than V~ does earn more (ours, after PAPO)."""
-    gap = _token_mean(evidence.gap, evidence.mask & evidence.keyword)[..., 0]
+def likelihood(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """Right answers whose keywords are likelier given V than given V~ earn a bonus (ours, after PAPO)."""
+    gap = _token_mean(evidence.get("gap"), evidence.get("mask") & evidence.get("keyword"))[..., 0]
     bonus = options.lam * jnp.clip(gap, -options.clip, options.clip)
-    return Term(jnp.where(evidence.rewards > options.threshold, bonus, 0.0), NOTHING.weight)
+    return RelativeTerm(jnp.where(evidence.rewards > options.threshold, bonus, 0.0), NO_TERM.weight)
 
 
-def token(evidence: Evidence, options: ConfigDict) -> Term:
-    """Tokens that V makes likelier than V~ does weigh more; a completion's mean weight stays 1 (ours)."""
-    extra = options.lam * jnp.clip(jnp.where(evidence.mask, evidence.gap, 0.0), 0.0, options.clip)
-    return Term(NOTHING.bonus, (1.0 + extra) / (1.0 + _token_mean(extra, evidence.mask)))
+def token(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """Tokens that are likelier given V than given V~ weigh more. The mean weight of a completion stays 1
+    (ours)."""
+    mask = evidence.get("mask")
+    extra = options.lam * jnp.clip(jnp.where(mask, evidence.get("gap"), 0.0), 0.0, options.clip)
+    return RelativeTerm(NO_TERM.bonus, (1.0 + extra) / (1.0 + _token_mean(extra, mask)))
 
 
-def keyword_winrate(evidence: Evidence, options: ConfigDict) -> Term:
-    """Rollouts that name more of the hidden keywords than those on V~ do earn more (ours)."""
-    return Term(options.lam * wins(evidence.recall, evidence.degraded_recall, options.margin), NOTHING.weight)
+def keyword_winrate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """Completions that name more of the hidden keywords than those on V~ earn a bonus (ours)."""
+    share = share_won(evidence.get("recall"), evidence.get("degraded_recall"), options.margin)
+    return RelativeTerm(options.lam * share, NO_TERM.weight)
 
 
-def winrate(evidence: Evidence, options: ConfigDict) -> Term:
-    """The same comparison of the rewards themselves: hardly moves anything."""
-    return Term(options.lam * wins(evidence.rewards, evidence.degraded, options.margin), NOTHING.weight)
+def winrate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """The same comparison of the rewards themselves. It changes advantages very little."""
+    share = share_won(evidence.rewards, evidence.get("degraded"), options.margin)
+    return RelativeTerm(options.lam * share, NO_TERM.weight)
 
 
-def hinge(evidence: Evidence, options: ConfigDict) -> Term:
-    """The clipped margin over V~'s mean reward: hardly moves anything."""
-    ahead = evidence.rewards - _mean(evidence.degraded) - options.margin
-    return Term(options.lam * jnp.clip(ahead, 0.0, options.clip), NOTHING.weight)
+def hinge(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """The clipped margin over the mean reward on V~. It changes advantages very little."""
+    margin = evidence.rewards - _group_mean(evidence.get("degraded")) - options.margin
+    return RelativeTerm(options.lam * jnp.clip(margin, 0.0, options.clip), NO_TERM.weight)
 
 
-def tgrpo(evidence: Evidence, options: ConfigDict) -> Term:
-    """Video-R1's rule (T-GRPO, arXiv 2503.21776, and its trainer): right answers earn alpha where V does not
-    fall behind mu times V~. It fires at 0 >= 0, and on 0/1 rewards it cancels."""
-    fires = _mean(evidence.rewards) >= options.mu * _mean(evidence.degraded)
-    bonus = jnp.where(fires & (evidence.rewards > options.threshold), options.alpha, 0.0)
-    return Term(bonus, NOTHING.weight)
+def tgrpo(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """T-GRPO (Video-R1, arXiv 2503.21776, and its trainer): right answers earn alpha if the mean reward on V
+    is at least mu times that on V~. The bonus is also given at 0 >= 0, and on 0/1 rewards it cancels."""
+    is_ahead = _group_mean(evidence.rewards) >= options.mu * _group_mean(evidence.get("degraded"))
+    bonus = jnp.where(is_ahead & (evidence.rewards > options.threshold), options.alpha, 0.0)
+    return RelativeTerm(bonus, NO_TERM.weight)
 
 
-KINDS = {
+RELATIVE_KINDS = {
     kind.__name__: kind for kind in (none, gate, likelihood, token, keyword_winrate, winrate, hinge, tgrpo)
 }
 
 
-def advantages(rewards_BG: Array, term: Term, *, scale: str, eps: float = 1e-4) -> Array:
+def advantages(rewards_BG: Array, term: RelativeTerm, *, scale: str, eps: float = 1e-4) -> Array:
     """Advantages, f32 that broadcasts to [B, G, C]: (R - mean) / (std + eps) * weight of R = reward + bonus.
 
-    scale: the std of a "group", of the "batch", or "none". Mean and (unbiased) std skip NaN rewards, whose
-    advantage is 0, as it is in groups whose rewards are all equal. eps: as in TRL. No gradient flows through
-    it.
+    scale: divide by the std of the "group" or of the "batch", or do not divide ("none"). Mean and (unbiased)
+    std leave out NaN rewards. Their advantages are 0, as are those of groups whose rewards are all equal.
+    eps: as in TRL. No gradient flows through.
     """
     total_BG = rewards_BG + term.bonus
-    centred_BG = total_BG - _mean(total_BG)
-    if scale != "none":
-        axis = {"group": 1, "batch": None}[scale]
-        centred_BG /= jnp.nanstd(total_BG, axis=axis, ddof=1, keepdims=True) + eps
-    # Asked of the rewards, for rounding may part them from their mean.
+    centred_BG = total_BG - _group_mean(total_BG)
+    if scale == "group":
+        centred_BG = centred_BG / (jnp.nanstd(total_BG, axis=1, ddof=1, keepdims=True) + eps)
+    elif scale == "batch":
+        centred_BG = centred_BG / (jnp.nanstd(total_BG, axis=None, ddof=1, keepdims=True) + eps)
+    # Rewards are compared with each other, because rounding may part equal ones from their mean.
     spread_B1 = jnp.nanmax(total_BG, axis=1, keepdims=True) > jnp.nanmin(total_BG, axis=1, keepdims=True)
     advantage_BG = jnp.where(spread_B1 & ~jnp.isnan(total_BG), centred_BG, 0.0)
     return jax.lax.stop_gradient(advantage_BG[..., None] * term.weight)
 
 
-def metrics(evidence: Evidence, term: Term, *, scale: str) -> dict[str, Array]:
-    """Means f32[] over the clips that have a V~ (0 where none has).
+def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> dict[str, Array]:
+    """Means f32[] over the clips that have a V~ (0 if none has).
 
-    rel/clips: their share of the batch; rel/active: the share of them whose advantages the term changes;
-    rel/weight: of their tokens; where V~ was rolled out, rel/gap: mean R on V less that on V~, and
-    rel/win_rate: of rollouts on V against those on V~, ties counting half; where likelihoods were taken,
-    rel/logp_gap: nats per token.
+    rel/clips: their share of the batch. rel/active: the share of them whose advantages the term changes.
+    rel/weight: mean weight of their tokens. With completions on V~: rel/gap, mean R on V minus mean R on V~,
+    and rel/win_rate, the share of pairs that V wins, ties counting half. With log-probability gaps:
+    rel/logp_gap, in nats per token.
     """
 
-    def mean(x_B):
-        valid = evidence.has & ~jnp.isnan(x_B)
+    def clip_mean(x_B: Array) -> Array:
+        valid = evidence.has_degraded & ~jnp.isnan(x_B)
         return jnp.where(valid, x_B, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
-    # Without eps, in whose small part of the std even a bonus that cancels leaves a trace.
-    plain, shaped = (advantages(evidence.rewards, t, scale=scale, eps=0.0) for t in (NOTHING, term))
-    moved = jnp.abs(shaped - plain)
-    weight = jnp.broadcast_to(term.weight, moved.shape)
+    # Without eps: with it, even a bonus that cancels would change advantages a little.
+    plain = advantages(evidence.rewards, NO_TERM, scale=scale, eps=0.0)
+    change = jnp.abs(advantages(evidence.rewards, term, scale=scale, eps=0.0) - plain)
+    weight: Array = jnp.broadcast_to(term.weight, change.shape)
     if evidence.mask is not None:
-        moved = jnp.where(evidence.mask, moved, 0.0)
+        change = jnp.where(evidence.mask, change, 0.0)
         weight = _token_mean(weight, evidence.mask)
-    out = {
-        "rel/clips": evidence.has.mean(),
-        # A change that rounding makes is none.
-        "rel/active": mean((moved > 1e-5).any(axis=(1, 2)).astype(jnp.float32)),
-        "rel/weight": mean(weight.mean(axis=(1, 2))),
+    metrics = {
+        "rel/clips": evidence.has_degraded.mean(),
+        # Smaller changes are rounding.
+        "rel/active": clip_mean((change > 1e-5).any(axis=(1, 2)).astype(jnp.float32)),
+        "rel/weight": clip_mean(weight.mean(axis=(1, 2))),
     }
     if evidence.degraded is not None:
-        rate = jnp.nanmean(wins(evidence.rewards, evidence.degraded, 0.0), axis=1)
-        out |= {"rel/gap": mean(reward_gap(evidence)), "rel/win_rate": mean(rate)}
+        wins = jnp.nanmean(share_won(evidence.rewards, evidence.degraded, 0.0), axis=1)
+        metrics |= {"rel/gap": clip_mean(reward_gap(evidence)), "rel/win_rate": clip_mean(wins)}
     if evidence.gap is not None:
-        out["rel/logp_gap"] = mean(_token_mean(evidence.gap, evidence.mask).mean(axis=(1, 2)))
-    return out
+        gap = _token_mean(evidence.gap, evidence.get("mask"))
+        metrics["rel/logp_gap"] = clip_mean(gap.mean(axis=(1, 2)))
+    return metrics
 
 
 def reward_gap(evidence: Evidence) -> Array:
-    """Mean reward on V less that on V~, f32[B]; NaN where either has none."""
-    return (_mean(evidence.rewards) - _mean(evidence.degraded))[:, 0]
+    """Mean reward on V minus mean reward on V~, f32[B]; NaN if either is missing."""
+    return (_group_mean(evidence.rewards) - _group_mean(evidence.get("degraded")))[:, 0]
 
 
-def wins(own_BG: Array, other_BGd: Array, margin: float) -> Array:
-    """Share f32[B, G] of ``other`` that each of ``own`` beats by more than ``margin``; within it is half a
-    win. NaN where there is nothing to compare."""
-    ahead = own_BG[:, :, None] - other_BGd[:, None]
-    won = jnp.where(ahead > margin, 1.0, jnp.where(ahead < -margin, 0.0, 0.5))
-    return jnp.nanmean(jnp.where(jnp.isnan(ahead), jnp.nan, won), axis=-1)
+def share_won(values_BG: Array, others_BGd: Array, margin: float) -> Array:
+    """Share f32[B, G] of ``others`` that each of ``values`` exceeds by more than ``margin``. A difference
+    within the margin counts half. NaN if there is nothing to compare."""
+    difference = values_BG[:, :, None] - others_BGd[:, None]
+    wins = jnp.where(difference > margin, 1.0, jnp.where(difference < -margin, 0.0, 0.5))
+    return jnp.nanmean(jnp.where(jnp.isnan(difference), jnp.nan, wins), axis=-1)
 
 
-def _mean(x_BG: Array) -> Array:
-    """f32[B, 1] over what is not NaN; NaN where nothing is left."""
+def _group_mean(x_BG: Array) -> Array:
+    """f32[B, 1]: the mean of the values that are not NaN; NaN if all are."""
     return jnp.nanmean(x_BG, axis=1, keepdims=True)
 
 
 def _token_mean(x_BGC: Array, mask_BGC: Array) -> Array:
-    """f32[B, G, 1] over the marked tokens; 0 where there are none."""
+    """f32[B, G, 1]: the mean over the tokens of ``mask``; 0 if there are none."""
     total = jnp.where(mask_BGC, x_BGC, 0.0).sum(-1, keepdims=True)
     return total / jnp.maximum(mask_BGC.sum(-1, keepdims=True), 1)

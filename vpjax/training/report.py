@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, TensorBoard files, pages and curves.png."""
+"""The reports of a run: metrics.jsonl, TensorBoard files, pages of rollouts and curves.png."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,33 +19,35 @@ from vpjax.files import write_whole
 from vpjax.training.grpo import JudgedRollouts
 from vpjax.types import Clip
 
-METRICS, CURVES = "metrics.jsonl", "curves.png"
+METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
 SMOOTH = 0.02  # share of the run that a smoothed curve averages over
 COLUMNS = 3
 
 
 class Writer:
-    """Metrics of a run in ``workdir``: one JSON line per step, and the same numbers for TensorBoard.
+    """Writes the metrics of a run to ``workdir``: one JSON line per step, and the same for TensorBoard.
+    Numbers that are not finite are ``null`` in JSON and missing in TensorBoard.
 
-    step: the last one that the run keeps. What a killed run wrote beyond its checkpoint is dropped, for the
-    resumed run writes it again. A number that is not finite is ``null`` in JSON and missing in TensorBoard.
+    step: the last one to keep. Lines of later steps, which a killed run wrote after its last checkpoint, are
+    dropped, because the resumed run writes them again.
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
         self._workdir = workdir = Path(workdir)
-        kept = "".join(json.dumps(line) + "\n" for line in read_metrics(workdir) if line["step"] <= step)
-        write_whole(workdir / METRICS, kept.encode())
-        self._file = open(workdir / METRICS, "a")
+        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+        write_whole(workdir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._file = open(workdir / METRICS_FILE, "a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one step's metrics."""
-        metrics = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
-        self._file.write(json.dumps({"step": step} | metrics) + "\n")
-        self._file.flush()
+        line: dict[str, float | None] = {"step": step}
         for name, x in metrics.items():
-            if x is not None:
+            line[name] = x if math.isfinite(x) else None
+            if math.isfinite(x):
                 self._board.add_scalar(name, x, step)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
 
     def page(self, name: str, step: int, markdown: str) -> None:
         """Write a page of ``step`` to <workdir>/<name>/ and to TensorBoard."""
@@ -58,34 +61,36 @@ class Writer:
         self._board.close()
 
 
-def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | None]]:
-    """The lines of ``metrics.jsonl``, without a last one that a killed run left incomplete."""
-    path = Path(workdir) / METRICS
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, without a last line that a killed run left incomplete."""
+    path = Path(workdir) / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def draw_curves(workdir: str | os.PathLike, panels: Mapping[str, tuple[str, ...]]) -> Path:
-    """Draw ``curves.png`` from ``metrics.jsonl``: a panel per title with the metrics that it names, where the
-    run has them."""
+    """Draw ``curves.png`` from ``metrics.jsonl``. panels: the metrics of each panel by title; those that the
+    run does not have are left out."""
     lines = read_metrics(workdir)
     known = {name for line in lines for name in line}
-    panels = {title: [name for name in names if name in known] for title, names in panels.items()}
-    panels = {title: names for title, names in panels.items() if names}
-    rows = max(1, -(-len(panels) // COLUMNS))
+    drawn: dict[str, list[str]] = {}
+    for title, names in panels.items():
+        if known & set(names):
+            drawn[title] = [name for name in names if name in known]
+    rows = max(1, math.ceil(len(drawn) / COLUMNS))
     figure = Figure(figsize=(5 * COLUMNS, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for panel in axes[len(panels) :]:
+    for panel in axes[len(drawn) :]:
         panel.set_axis_off()
-    for panel, (title, names) in zip(axes, panels.items(), strict=False):
-        for name in names:
+    for panel, title in zip(axes, drawn, strict=False):
+        for name in drawn[title]:
             points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
             steps, values = points.reshape(-1, 2).T
             _draw(panel, name, steps, values, window=max(1, round(SMOOTH * len(lines))))
         panel.set(title=title, xlabel="step")
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small")
-    path = Path(workdir) / CURVES
+    path = Path(workdir) / CURVES_FILE
     figure.savefig(path, dpi=120)
     return path
 
@@ -94,17 +99,21 @@ def _draw(panel: Axes, name: str, steps: np.ndarray, values: np.ndarray, window:
     """The values, faint, and their running mean over the last ``window``."""
     (faint,) = panel.plot(steps, values, alpha=0.25, linewidth=0.8)
     sums = np.cumsum(np.append(0.0, values))
-    first = np.maximum(np.arange(len(values)) + 1 - window, 0)
-    means = (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
+    end = np.arange(len(values)) + 1
+    start = np.maximum(end - window, 0)
+    means = (sums[end] - sums[start]) / (end - start)
     panel.plot(steps, means, color=faint.get_color(), linewidth=1.6, label=name)
 
 
-def page(told: JudgedRollouts, clips: Sequence[Clip | None], text: Text, *, most: int = 8) -> str:
-    """Rollouts of the first ``most`` clips as Markdown: question, reference, and each completion with its
-    rewards, on both videos. told: NumPy arrays."""
-    names = list(told.rewards)
+def rollouts_page(
+    rollouts: JudgedRollouts, clips: Sequence[Clip | None], text: Text, *, limit: int = 8
+) -> str:
+    """Rollouts (NumPy arrays) of the first ``limit`` clips as Markdown: question, reference, and each
+    completion with its rewards, on both videos."""
+    tokens, mask = np.asarray(rollouts.completions.tokens), np.asarray(rollouts.completions.mask)
+    columns = ["video", "completion", *rollouts.rewards, "total", "advantage"]
     lines = []
-    for row, clip in enumerate(clips[:most]):
+    for row, clip in enumerate(clips[:limit]):
         if clip is None:
             continue
         lines += [
@@ -113,37 +122,33 @@ def page(told: JudgedRollouts, clips: Sequence[Clip | None], text: Text, *, most
             f"**Question** {_cell(clip.question)}  ",
             f"**Reference** {_cell(clip.answer)}",
             "",
-            "| video | completion | " + " | ".join([*names, "total", "advantage"]) + " |",
-            "|---|---|" + "---:|" * (len(names) + 2),
+            f"| {' | '.join(columns)} |",
+            "|---|---|" + "---:|" * (len(columns) - 2),
         ]
-        asked = np.argwhere(told.said.mask[row].any(-1))
-        for branch, group in asked:
-            at = (row, branch, group)
-            said = text.decode(told.said.tokens[at][told.said.mask[at]])
-            numbers = [told.rewards[name][at] for name in names] + [told.total[at]]
-            merit = f"{told.advantages[at]:+.2f}" if branch < told.advantages.shape[1] else ""
-            cells = [("V", "V~")[branch], _cell(said), *map(_number, numbers), merit]
-            lines.append("| " + " | ".join(cells) + " |")
+        for branch, group in np.argwhere(mask[row].any(-1)):
+            index = (row, branch, group)
+            completion = text.decode(tokens[index][mask[index]].tolist())
+            cells = ["V" if branch == 0 else "V~", _cell(completion)]
+            for values in (*rollouts.rewards.values(), rollouts.total):
+                value = float(values[index])
+                cells.append("" if math.isnan(value) else f"{value:.2f}")
+            is_trained = branch < rollouts.advantages.shape[1]
+            cells.append(f"{rollouts.advantages[index]:+.2f}" if is_trained else "")
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def no_spread(metrics: Mapping[str, float], names: Sequence[str]) -> str:
-    """Why nothing can be learned from rewards that are equal within every prompt."""
-    means = ", ".join(
-        f"{name} {metrics[key]:.2f}" for name in names if (key := f"rewards/{name}/mean") in metrics
-    )
-    cut = metrics["completions/clipped_ratio"]
-    hint = f"; {cut:.0%} of completions are cut off at grpo.max_new" if cut > 0.5 else ""
+def equal_rewards_reason(metrics: Mapping[str, float], rewards: Sequence[str]) -> str:
+    """Why there is nothing to learn if the rewards of every prompt's completions are equal."""
+    means = ", ".join(f"{name} {metrics[f'rewards/{name}/mean']:.2f}" for name in rewards)
+    clipped = metrics["completions/clipped_ratio"]
+    hint = f"; {clipped:.0%} of completions are cut off at grpo.max_new" if clipped > 0.5 else ""
     return (
         f"no prompt's completions differ in reward ({means}), so there is nothing to learn from: the task is "
         "too easy or too hard for this model, the reward does not fit the answers, or grpo.temperature is "
         f"too low{hint}; see the rollouts"
     )
-
-
-def _number(x: float) -> str:
-    return "" if np.isnan(x) else f"{x:.2f}"
 
 
 def _cell(text: str) -> str:

@@ -1,11 +1,11 @@
-"""What a run starts from: its clips, its model/ folder and its first parameters."""
+"""The start of a run: its clips, its model/ folder and its first parameters."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,16 @@ from vpjax.types import Clip, UserError
 
 
 def split_file(config: ConfigDict, split: str, source: str) -> str:
-    """The file of clips that ``source`` names; "events": the built-in ones of a split, made if need be."""
+    """The file of clips that ``source`` names. "events" stands for the built-in clips of a split, which are
+    made if they do not exist."""
     if source != "events":
         return source
-    made = events.make_event_clips(event_spec(config), cache_folder(config.data), {split: config.events[split]})
-    return str(made[split])
+    counts = {split: config.events[split]}
+    return str(events.make_event_clips(event_spec(config), cache_folder(config.data), counts)[split])
 
 
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
-    """The clips of a split, with the instructions of their tasks; [] without a source."""
+    """The clips of a split with the instructions of their tasks; [] if ``source`` is empty."""
     if not source:
         return []
     videos = "" if source == "events" else config.data.videos
@@ -44,8 +45,10 @@ def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
 
 def instructed(clip: Clip, instructions: Mapping[str, str]) -> Clip:
     """A clip with the instruction of its task after its question."""
-    more = instructions.get(clip.task, "")
-    return dataclasses.replace(clip, question=f"{clip.question}\n{more}") if more else clip
+    instruction = instructions.get(clip.task, "")
+    if not instruction:
+        return clip
+    return dataclasses.replace(clip, question=f"{clip.question}\n{instruction}")
 
 
 def event_spec(config: ConfigDict) -> events.EventSpec:
@@ -53,9 +56,11 @@ def event_spec(config: ConfigDict) -> events.EventSpec:
 
 
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
-    """The run's model/ folder, made once: that of the run in ``config.init_from``, or this folder itself, or
-    the sizes of ``config.model`` with a tokenizer trained on the run's texts. UserError where there is no
-    such folder."""
+    """The model's sizes and its tokenizer, from the run's model/ folder.
+
+    The folder is made once: copied from ``config.init_from``, or written from ``config.model`` with a
+    tokenizer that is trained on the run's texts. UserError if ``config.init_from`` is no folder.
+    """
     folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
     if not folder.exists():
         source = Path(config.init_from)
@@ -79,8 +84,8 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
 
 
 def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
-    """Train the tokenizer of a model from scratch and write its config.json with the tokenizer's ids."""
-    texts = (text for clip in clips for text in (clip.question, clip.answer))
+    """Train a tokenizer and write the config.json of a model from scratch, with the tokenizer's ids."""
+    texts: Iterable[str] = (text for clip in clips for text in (clip.question, clip.answer))
     if config.data.train == "events":
         texts = events.tokenizer_sentences(event_spec(config))
     model = config.model.to_dict()
@@ -99,20 +104,21 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
 def initial_params(
     config: ConfigDict, model_config: VLMConfig, mesh: Mesh, *, only_shapes: bool = False
 ) -> dict[str, Any]:
-    """Parameters by path, those of ``config.init_from`` or random ones, and the heads that only SFT has."""
+    """Parameters by path, those of ``config.init_from`` or random ones, and the heads of SFT's contrast."""
     key = jax.random.key(config.seed)
 
-    def heads():
+    def heads() -> dict[str, Any]:
         if config.method != "sft":
             return {}
         return sft.init_heads(config, model_config.decoder.hidden, jax.random.fold_in(key, 0))
 
-    def init():
+    def random_params() -> dict[str, Any]:
         return leaves(VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))) | heads()
 
-    shapes = jax.eval_shape(init)
+    shapes = jax.eval_shape(random_params)
     if only_shapes:
         return shapes
     if config.init_from:
-        return leaves(checkpoint.load(config.init_from, mesh=mesh)[0]) | heads()
-    return jax.jit(init, out_shardings=shardings(shapes, mesh))()
+        model, _ = checkpoint.load_model(config.init_from, mesh=mesh)
+        return leaves(model) | heads()
+    return jax.jit(random_params, out_shardings=shardings(shapes, mesh))()

@@ -1,10 +1,10 @@
-"""The state of a run: trained and frozen parameters by path, and the optimizer over the trained ones."""
+"""The state of a run, its optimizer, and the parts of a step that SFT and GRPO share."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,22 +16,25 @@ from ml_collections import ConfigDict
 from vpjax.models.sharding import replicated, shardings
 from vpjax.types import Array, UserError
 
-HEADS = "heads."  # paths of what only training needs: never frozen, not exported
+HEADS_PREFIX = "heads."  # of the paths of parameters that only training needs: never frozen, not exported
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class State:
-    """step i32[]: steps taken; params: trained, float32; frozen: in the compute dtype, without optimizer
-    slots; opt: of optax; skipped i32[]: steps whose loss or gradient was not finite; reference: the trained
-    parameters as they were at first, in the compute dtype, where GRPO holds on to them."""
+    """The state of a run. Parameters are stored by path; ``create_state`` also makes a State of shardings.
 
-    step: Array
-    params: dict[str, Array]
-    frozen: dict[str, Array]
+    step i32[]: steps taken. params: trained parameters, float32. frozen: the others, in the compute dtype.
+    opt: optax's state of the trained parameters. skipped i32[]: steps whose loss or gradient was not finite.
+    reference: the first trained parameters in the compute dtype, where GRPO needs them.
+    """
+
+    step: Any
+    params: dict[str, Any]
+    frozen: dict[str, Any]
     opt: Any
-    skipped: Array
-    reference: dict[str, Array] = dataclasses.field(default_factory=dict)
+    skipped: Any
+    reference: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Optimizer(NamedTuple):
@@ -39,9 +42,9 @@ class Optimizer(NamedTuple):
     learning_rate: optax.Schedule
 
 
-def matching(pattern: str, paths: Iterable[str], field: str) -> set[str]:
-    """The paths that match a pattern such as ``vision.*``. UserError, naming the config field, if none
-    does."""
+def matching_paths(pattern: str, paths: Iterable[str], field: str) -> set[str]:
+    """The paths that match a pattern such as ``vision.*``. UserError, naming the config field, if there is
+    none."""
     found = set(fnmatch.filter(paths, pattern))
     if not found:
         raise UserError(f"config.{field}: {pattern!r} matches no parameter")
@@ -49,20 +52,22 @@ def matching(pattern: str, paths: Iterable[str], field: str) -> set[str]:
 
 
 def frozen_paths(paths: Iterable[str], config: ConfigDict) -> set[str]:
-    """The paths of the model that ``optim.freeze`` names. UserError where it leaves nothing to train."""
-    paths = [path for path in paths if not path.startswith(HEADS)]
-    frozen = set().union(*(matching(pattern, paths, "optim.freeze") for pattern in config.optim.freeze))
+    """The model's paths that ``optim.freeze`` names. UserError if that leaves nothing to train."""
+    paths = [path for path in paths if not path.startswith(HEADS_PREFIX)]
+    frozen: set[str] = set()
+    for pattern in config.optim.freeze:
+        frozen |= matching_paths(pattern, paths, "optim.freeze")
     if frozen == set(paths):
         raise UserError("config.optim.freeze leaves no parameter of the model to train")
     return frozen
 
 
 def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
-    """AdamW over the trained ``paths``: warm-up and cosine, clipping by global norm, decay of kernels only
-    (never of biases, norms and embeddings), learning rates multiplied by pattern. The schedule counts steps,
-    of which one may make several updates."""
+    """AdamW over the trained ``paths``: warm-up and cosine schedule, clipping by global norm, decay of
+    kernels only (not of biases, norms and embeddings), learning rates multiplied by path pattern. The
+    schedule counts steps; a GRPO step may make several updates."""
     optim, paths = config.optim, list(paths)
-    updates = config.grpo.num_iterations if config.method == "grpo" else 1
+    updates_per_step = config.grpo.num_iterations if config.method == "grpo" else 1
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=optim.lr,
@@ -71,8 +76,8 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
         end_value=optim.lr * optim.end_lr_share,
     )
     factor = dict.fromkeys(paths, 1.0)
-    for pattern, value in reversed(tuple(optim.lr_multipliers)):  # the first match counts
-        factor |= dict.fromkeys(matching(pattern, paths, "optim.lr_multipliers"), value)
+    for pattern, value in reversed(tuple(optim.lr_multipliers)):  # so that the first match counts
+        factor |= dict.fromkeys(matching_paths(pattern, paths, "optim.lr_multipliers"), value)
     tx = optax.chain(
         optax.clip_by_global_norm(optim.clip),
         optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=jnp.dtype(optim.moments_dtype)),
@@ -80,13 +85,13 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
             optim.weight_decay, mask={path: path.endswith(".kernel") for path in paths}
         ),
         optax.stateless(lambda updates, _: {path: factor[path] * u for path, u in updates.items()}),
-        optax.scale_by_learning_rate(lambda count: schedule(count // updates)),
+        optax.scale_by_learning_rate(lambda count: schedule(count // updates_per_step)),
     )
     return Optimizer(tx, schedule)
 
 
 def state_shardings(tx: optax.GradientTransformation, state: State, mesh: Mesh) -> State:
-    """Where each array of a (possibly abstract) state lives: optimizer slots as their parameter."""
+    """The sharding of each array of a (possibly abstract) state; moments are sharded as their parameter."""
     params, everywhere = shardings(state.params, mesh), replicated(mesh)
     opt = optax.tree.map_params(
         tx, lambda _, where: where, state.opt, params, transform_non_params=lambda _: everywhere
@@ -95,20 +100,20 @@ def state_shardings(tx: optax.GradientTransformation, state: State, mesh: Mesh) 
     return State(everywhere, params, frozen, opt, everywhere, reference)
 
 
-def create_state(
-    params: Mapping[str, Array], config: ConfigDict, mesh: Mesh
-) -> tuple[State, Optimizer, State]:
-    """The state of step 0 from parameters by path, its optimizer, and its shardings. Shapes instead of arrays
-    give the shapes of the state, with shardings, into which a checkpoint is read."""
+def create_state(params: Mapping[str, Any], config: ConfigDict, mesh: Mesh) -> tuple[State, Optimizer, State]:
+    """The state of step 0 from parameters by path, its optimizer, and its shardings. Abstract parameters give
+    an abstract state with shardings, which is what a checkpoint is restored into."""
     frozen = frozen_paths(params, config)
     optimizer = make_optimizer(config, [path for path in params if path not in frozen])
-    held = config.method == "grpo" and config.grpo.beta > 0
+    keeps_reference = config.method == "grpo" and config.grpo.beta > 0
 
     def create(params):
         trained = {path: x.astype(jnp.float32) for path, x in params.items() if path not in frozen}
-        still = {path: x.astype(config.dtype) for path, x in params.items() if path in frozen}
-        reference = {path: params[path].astype(config.dtype) for path in trained if held}
-        return State(jnp.int32(0), trained, still, optimizer.tx.init(trained), jnp.int32(0), reference)
+        untrained = {path: x.astype(config.dtype) for path, x in params.items() if path in frozen}
+        reference = {}
+        if keeps_reference:
+            reference = {path: params[path].astype(config.dtype) for path in trained}
+        return State(jnp.int32(0), trained, untrained, optimizer.tx.init(trained), jnp.int32(0), reference)
 
     params = dict(params)
     shapes = jax.eval_shape(create, params)
@@ -118,3 +123,40 @@ def create_state(
         return state, optimizer, layout
     placed = jax.device_put(params, shardings(params, mesh))
     return jax.jit(create, out_shardings=layout)(placed), optimizer, layout
+
+
+def accumulate(function: Callable[[Any], tuple[Any, Any]], rows: Any, count: int) -> tuple[Any, Any]:
+    """``function(rows) -> sums, by_row`` over ``count`` micro-batches: the total of the sums, and the values
+    by row in the order of ``rows``.
+
+    rows, by_row: pytrees of arrays [B, ...]. Each micro-batch takes every count-th row, so that rows that are
+    split over devices stay on their device.
+    """
+    if count == 1:
+        return function(rows)
+    micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), rows)
+    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], micro))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total, micro_batch):
+        sums, by_row = function(micro_batch)
+        return jax.tree.map(jnp.add, total, sums), by_row
+
+    sums, by_row = jax.lax.scan(add, zero, micro)
+    return sums, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), by_row)
+
+
+def optimize(
+    optimizer: Optimizer, params: dict[str, Array], opt: Any, gradient: dict[str, Array]
+) -> tuple[dict[str, Array], Any]:
+    """Parameters and optimizer state after one update."""
+    updates, opt = optimizer.tx.update(gradient, opt, params)
+    return optax.apply_updates(params, updates), opt
+
+
+def advance(state: State, params: dict[str, Array], opt: Any, finite: Array) -> State:
+    """The state after a step that led to ``params`` and ``opt``. If the step was not ``finite``, both stay as
+    they were and the step counts as skipped."""
+    old = state.params, state.opt
+    params, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt), old)
+    return State(state.step + 1, params, state.frozen, opt, state.skipped + ~finite, state.reference)
