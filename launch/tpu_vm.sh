@@ -74,7 +74,7 @@ case "$action" in
       if follow "$@"; then
         break
       elif [[ "$(state)" == READY ]]; then
-        fail "the run or its setup failed; $TPU still exists and still costs: run continues, delete ends it"
+        fail "the run or its setup failed; $TPU is still there and still costs: run continues, delete ends it"
       fi
       echo "$TPU is lost ($(state)): a new one continues the run" >&2
     done
