@@ -12,10 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import ExifTags, Image
 
+from tests.words import word_text
 from vpjax.data import index as index_module
 from vpjax.data.cache import FrameCache
 from vpjax.data.pipeline import Loader, make_batch_maker
-from vpjax.data.text import Text, train_tokenizer
 from vpjax.types import Clip, Keyword, UserError
 
 QUESTION = "What happens?"
@@ -43,10 +43,8 @@ def videos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer([ANSWER, QUESTION], folder, 300)
-    return Text.load(folder)
+def text():
+    return word_text()
 
 
 @pytest.fixture

@@ -1,0 +1,31 @@
+"""A tokenizer of one token a word, for tests without transformers, which is slow to import."""
+
+import re
+
+from vpjax.data.text import Text
+
+
+class WordTokenizer:
+    def __init__(self):
+        self.ids = {}
+
+    def __call__(self, text, add_special_tokens=False, return_offsets_mapping=False):
+        pieces = list(re.finditer(r"<\|\w+\|>| ?\w+|\W", text))
+        return dict(
+            input_ids=[self.ids.setdefault(piece[0], len(self.ids) + 1) for piece in pieces],
+            offset_mapping=[piece.span() for piece in pieces],
+        )
+
+    def decode(self, ids):
+        pieces = {index: piece for piece, index in self.ids.items()}
+        return "".join(pieces.get(index, "") for index in ids)
+
+    def apply_chat_template(self, turn, tokenize, add_generation_prompt):
+        parts = [part.get("text") or f"<|{part['type']}_pad|>" for part in turn[0]["content"]]
+        return "<|im_start|>user " + "".join(parts) + "<|im_end|><|im_start|>assistant"
+
+
+def word_text():
+    tokenizer = WordTokenizer()
+    names = ("image_pad", "video_pad", "vision_start", "vision_end", "im_end", "endoftext")
+    return Text(tokenizer, *(tokenizer(f"<|{name}|>")["input_ids"][0] for name in names))
