@@ -123,13 +123,13 @@ def write(folder: Path, **files):
 
 
 def read(name, data, videos=None):
-    clips, unasked = read_benchmark(name, data, videos)
+    clips, left_out = read_benchmark(name, data, videos)
     for clip in clips:
         if clip.task == "choice":
             assert BENCHMARKS[name].score(clip, clip.answer).values["accuracy"] == 1
             wrong = [c for i, c in enumerate(clip.choices) if i != parse_choice(clip.answer, clip.choices)]
             assert all(BENCHMARKS[name].score(clip, c) == (True, {"accuracy": 0}) for c in wrong)
-    return clips, unasked
+    return clips, left_out
 
 
 def groups(clips):
@@ -144,8 +144,8 @@ def test_lines_end_where_those_of_json_do(tmp_path):
 
 
 def test_motionbench(tmp_path):
-    clips, unasked = read("motionbench", write(tmp_path, video_info_meta_jsonl=MOTION))
-    assert [c.id for c in clips] == ["m1", "m3"] and unasked == {HIDDEN: 1}
+    clips, left_out = read("motionbench", write(tmp_path, video_info_meta_jsonl=MOTION))
+    assert [c.id for c in clips] == ["m1", "m3"] and left_out == {HIDDEN: 1}
     assert clips[0].video == f"{tmp_path}/self/a.mp4" and clips[0].choices == ("a cat", "a dog", "a car")
     assert (
         clips[0].question
@@ -172,7 +172,7 @@ def test_vru_accident(tmp_path):
     assert groups(clips) == ["accident reason", "location"]
     assert Path(clips[0].video) == tmp_path / "VRU_videos/CAP_DATA/VRU_1.mp4"
     captions, _ = read("vru-accident-captions", write(tmp_path / "b", c_json=VRU_CAPTIONS))
-    # Paired by key: the file's order is another one.
+    # Paired by key: the order in the file differs.
     assert {Path(c.video).name: c.answer for c in captions} == {"VRU_2.mp4": "Two.", "VRU_1.mp4": "One."}
 
 
@@ -202,11 +202,11 @@ def test_mvbench_and_tvbench(tmp_path):
     assert groups(clips) == ["action_count", "action_count", "action_sequence"]
     assert clips[2].video == f"{tmp_path}/star/Charades_v1_480/x.mp4"
     assert (clips[2].start, clips[2].end, clips[0].start) == (1.5, 7, None)
-    there = tmp_path / "video/action_count/x.mp4"
-    there.parent.mkdir(parents=True)
-    there.touch()
+    video = tmp_path / "video/action_count/x.mp4"
+    video.parent.mkdir(parents=True)
+    video.touch()
     clips, _ = read("tvbench", data, tmp_path)
-    assert clips[0].video == str(there) and clips[2].video == f"{tmp_path}/action_sequence/x.mp4"
+    assert clips[0].video == str(video) and clips[2].video == f"{tmp_path}/action_sequence/x.mp4"
 
 
 def test_video_mme_mlvu_longvideobench(tmp_path):
@@ -241,8 +241,8 @@ def test_favor_and_dream(tmp_path):
     clips, _ = read("favor-bench", write(tmp_path / "a", favor_json=[FAVOR]))
     assert clips[0].question.split("\n")[1:3] == ["runs", "runs and jumps"]
     assert answers_to(clips[0]) == ("runs", "runs and jumps")
-    said = "The man runs and jumps."  # holds both options; the longer one counts
-    assert BENCHMARKS["favor-bench"].score(clips[0], said).values["accuracy"] == 1
+    answer = "The man runs and jumps."  # holds both options; the longer one counts
+    assert BENCHMARKS["favor-bench"].score(clips[0], answer).values["accuracy"] == 1
     (clip,), _ = read("dream-1k", write(tmp_path / "b", dream_jsonl=[DREAM]))
     assert clip.extra["events"] == ["A cat runs.", "The cat falls."] and groups([clip]) == [
         "DREAM/movie_animation"
@@ -265,7 +265,7 @@ def test_event_clips(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, named",
+    "change, expected",
     [
         (dict(answer="D"), ["row 1", "m1", "'D' is none of"]),
         (dict(question="What moves?"), ["row 1", "m1", "two or more"]),
@@ -273,24 +273,24 @@ def test_event_clips(tmp_path):
         (dict(answer=2), ["row 1", "m1", "its answer is 2"]),
     ],
 )
-def test_broken_rows_are_named(tmp_path, change, named):
+def test_broken_rows_are_named(tmp_path, change, expected):
     broken = [MOTION[0] | {"qa": [MOTION[0]["qa"][0] | change]}, MOTION[1]]
     with pytest.raises(UserError) as error:
         read_benchmark("motionbench", write(tmp_path, m_jsonl=broken), None)
-    assert all(part in str(error.value) for part in ("m.jsonl", *named)), error.value
+    assert all(part in str(error.value) for part in ("m.jsonl", *expected)), error.value
 
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.parquet").touch()
     (tmp_path / "b.json").write_text("{")
     (tmp_path / "empty").mkdir()
-    for data, named in (
+    for data, message in (
         ("a.parquet", "to_json"),
         ("b.json", "not JSON"),
         ("none.json", "No such file"),
         ("empty", "no .json"),
     ):
-        with pytest.raises(UserError, match=named):
+        with pytest.raises(UserError, match=message):
             read_benchmark("mlvu", tmp_path / data, None)
     with pytest.raises(UserError, match="no field 'qa'"):
         read_benchmark("motionbench", write(tmp_path / "c", m_json=[MLVU]), None)
