@@ -67,7 +67,7 @@ def extractor(tmp_path_factory):
     return load_extractor(str(folder))
 
 
-@pytest.mark.parametrize("line", PARSED)
+@pytest.mark.parametrize("line", PARSED, ids=range(len(PARSED)))
 def test_keywords_by_a_parse(extractor, line):
     sentence = " ".join(word.split("/")[0] for word in line.split())
     assert extractor(sentence) == ([PARSED[line]] if PARSED[line] else [])

@@ -1,7 +1,7 @@
-"""Annotation files that users already have -> Clips, by one small reader for each format.
+"""Annotation files -> Clips, by one small reader for each format.
 
-A row with several turns becomes one clip per turn; a row about several videos or images is rejected. The
-reason why something is left out has the form ``reason: detail``, so that it can be counted by reason.
+A row with several turns becomes one clip per turn; a row about several videos or images is rejected. Reasons
+have the form ``reason: detail``, so that they can be counted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LETTER_ANSWER = re.compile(r"\(?([A-Z])\)?[.:]?")
 
 
 class Rejected(ValueError):
-    """A row that is whole but cannot be a clip. Its text is ``reason: detail``."""
+    """A whole row that cannot be a clip. Its text is ``reason: detail``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-    """The content of a file. format: a name in FORMATS. rows: their number; each has at least one item."""
+    """The items of a file. format: a name in FORMATS. rows: their number; each has at least one item."""
 
     format: str
     rows: int
@@ -176,17 +176,13 @@ def clip_item(*notes: str, id: Any, question: str, answer: str, **fields: Any) -
     return Item("", Clip(id=name, question=question, answer=answer, **fields), notes=notes)
 
 
-def field(row: JsonObject, name: str, kind: type = str) -> Any:
-    """A field of a row. ValueError if it is missing or not of its kind."""
-    value = row.get(name)
+def field(row: JsonObject, name: str, kind: type = str, default: Any = None) -> Any:
+    """A field of a row, or ``default`` if it is missing. ValueError if it is not of its kind."""
+    value = default if row.get(name) is None else row[name]
     if isinstance(value, kind):
         return value
     found = f"is {short(value)}" if name in row else "is missing"
     raise ValueError(f"field {name!r} {found}, not a {'string' if kind is str else kind.__name__}")
-
-
-def optional_list(row: JsonObject, name: str) -> list[Any]:
-    return [] if row.get(name) is None else field(row, name, list)
 
 
 def short(value: Any) -> str:
@@ -195,9 +191,7 @@ def short(value: Any) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
-    if isinstance(value, list):
-        return value
-    return [] if value is None else [value]
+    return value if isinstance(value, list) else [value]
 
 
 def single_medium(media: Sequence[Any]) -> str:
@@ -214,7 +208,8 @@ def media_of(row: JsonObject) -> list[Any]:
     """All that the fields of a row name as its videos and images."""
     media = []
     for name in ("video", "videos", "image", "images"):
-        media += as_list(row.get(name) or None)
+        if row.get(name):
+            media += as_list(row[name])
     return media
 
 
@@ -288,7 +283,8 @@ def message_items(row: JsonObject) -> Iterator[Item]:
                 times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
                 part |= {name: time for name, time in times.items() if time not in (None, 0, -1)}
                 medium = medium.get(f"{kind}_file")
-            media += as_list(medium)
+            if medium is not None:
+                media += as_list(medium)
         turns.append((role, "\n".join(texts)))
     fields = parse_part(part) | {"extra": extra_fields(row, "dataset", "task")}
     yield from dialogue_items(row, turns, media, tagged=False, **fields)
@@ -312,28 +308,23 @@ def video_r1_items(row: JsonObject) -> Iterator[Item]:
     solution."""
     solution = field(row, "solution" if "solution" in row else "answer")
     process = field(row, "process") if row.get("process") else ""
-    yield choice_item(
-        row.get("problem_id"),
-        single_medium(media_of(row) or [field(row, "path")]),
-        TAG.sub("\n", field(row, "problem")),
-        optional_list(row, "options"),
-        solution,
+    video = single_medium(media_of(row) or [field(row, "path")])
+    question = TAG.sub("\n", field(row, "problem"))
+    options = field(row, "options", list, default=[])
+    fields = dict(
         answer=f"{process}\n{solution}",
         task="choice" if row.get("problem_type") == "multiple choice" else "caption",
         extra=extra_fields(row, "problem_type", "data_source"),
     )
+    yield choice_item(row.get("problem_id"), video, question, options, solution, **fields)
 
 
 def next_gqa_items(row: JsonObject) -> Iterator[Item]:
     """NExT-GQA as VideoChat-R1 has it: a choice, with the spans of its evidence (``glue``)."""
-    yield choice_item(
-        row.get("id"),
-        field(row, "video"),
-        field(row, "question"),
-        optional_list(row, "options"),
-        field(row, "answer"),
-        spans=tuple(parse_span(span) for span in optional_list(row, "glue")),
-    )
+    video, question = field(row, "video"), field(row, "question")
+    options, solution = field(row, "options", list, default=[]), field(row, "answer")
+    spans = tuple(parse_span(span) for span in field(row, "glue", list, default=[]))
+    yield choice_item(row.get("id"), video, question, options, solution, spans=spans)
 
 
 def choice_item(
@@ -385,14 +376,9 @@ def got10k_items(row: JsonObject) -> Iterator[Item]:
     path, name, boxes = field(row, "path"), field(row, "object"), field(row, "gt", list)
     if not boxes:
         raise Rejected("empty answer")
-    yield clip_item(
-        id=PurePosixPath(path).name,
-        video=path,
-        question=TRACK_QUESTION.format(name, boxes[0], len(boxes)),
-        answer=str(boxes),
-        task="tracking",
-        boxes=tuple(parse_box(box) for box in boxes),
-    )
+    question = TRACK_QUESTION.format(name, boxes[0], len(boxes))
+    fields = dict(task="tracking", boxes=tuple(parse_box(box) for box in boxes))
+    yield clip_item(id=PurePosixPath(path).name, video=path, question=question, answer=str(boxes), **fields)
 
 
 def vpjax_items(row: JsonObject) -> Iterator[Item]:

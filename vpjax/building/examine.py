@@ -17,32 +17,15 @@ import numpy as np
 
 from vpjax.building.annotations import ANSWER_TAG, Item, Rejected, letter_of, short
 from vpjax.building.keywords import Extractor, load_extractor
-from vpjax.building.scorers import (
-    Scorer,
-    Span,
-    Spans,
-    key_runs,
-    motion_scorer,
-    product,
-    span_scorer,
-    text_scorer,
-)
+from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer, text_scorer
 from vpjax.data import tfio
+from vpjax.data.images import IMAGES
 from vpjax.data.keyframes import KEEP
-from vpjax.data.video import (
-    FACTOR,
-    IMAGES,
-    Sampling,
-    Video,
-    VideoInfo,
-    probe,
-    probe_image,
-    read_frames,
-    resolve_part,
-)
+from vpjax.data.video import FACTOR, Sampling, Video, VideoInfo, probe, probe_image, read_frames, resolve_part
 from vpjax.files import exists, join_path
 from vpjax.types import Clip, Keyword, UserError
 
+FrameReader = Callable[[float | None, float | None], Video]  # returns the frames from a start to an end
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried if an annotation names a video without one
 SCORERS = ("span", "motion", "text", "self")
 SELF_FRAMES = 64  # at most, for the scorer that queries a model again for each window of them
@@ -161,25 +144,20 @@ def examine(items: Sequence[Item], options: Options) -> Iterator[Examined]:
             tfio_python=options.tfio_python,
         )
 
-    path, info = "", None
+    path, info, failure = "", None, None
     if video:
         try:
             path, info = find_video(video, options.videos)
         except Rejected as error:
-            for item in items:
-                yield Examined(without_clip(item, error))
-            return
+            failure = error
     for item in items:
         try:
+            if failure is not None:
+                raise failure
             yield with_key_frames(item, path, info, frames, options)
-        except Rejected as error:
-            yield Examined(without_clip(item, error))
-        except UserError as error:
-            yield Examined(without_clip(item, Rejected(f"{UNREADABLE}: {error}")))
-
-
-def without_clip(item: Item, error: Rejected) -> Item:
-    return dataclasses.replace(item, clip=None, skipped=str(error), notes=())
+        except (Rejected, UserError) as error:
+            reason = str(error) if isinstance(error, Rejected) else f"{UNREADABLE}: {error}"
+            yield Examined(dataclasses.replace(item, clip=None, skipped=reason, notes=()))
 
 
 def find_video(video: str, root: str) -> tuple[str, VideoInfo]:
@@ -203,16 +181,11 @@ def is_image(path: str) -> bool:
 
 
 def with_key_frames(
-    item: Item,
-    path: str,
-    info: VideoInfo | None,
-    frames: Callable[[float | None, float | None], Video],
-    options: Options,
+    item: Item, path: str, info: VideoInfo | None, frames: FrameReader, options: Options
 ) -> Examined:
     """Add to an item its file, its keywords and their key frames.
 
-    frames: returns the frames from a start to an end. Rejected if the clip's times are not in the file;
-    UserError if the file cannot be decoded.
+    Rejected if the clip's times are not in the file; UserError if the file cannot be decoded.
     """
     assert item.clip is not None
     clip = dataclasses.replace(item.clip, video=path)
@@ -279,15 +252,15 @@ def cut_times(clip: Clip, info: VideoInfo) -> tuple[Clip, list[str]]:
     spans = cut_spans(clip.spans, info, notes)
     if clip.spans and not spans:
         raise Rejected(f"spans outside the video: {clip.spans} of {info.duration:g} s")
-    keywords = []
-    for keyword in clip.keywords:
-        keywords.append(dataclasses.replace(keyword, spans=cut_spans(keyword.spans, info, notes)))
-    return dataclasses.replace(clip, end=end, spans=spans, keywords=tuple(keywords)), notes
+    keywords = tuple(
+        dataclasses.replace(keyword, spans=cut_spans(keyword.spans, info, notes)) for keyword in clip.keywords
+    )
+    return dataclasses.replace(clip, end=end, spans=spans, keywords=keywords), notes
 
 
 def cut_spans(spans: Spans, info: VideoInfo, notes: list[str]) -> Spans:
     """The parts of spans that are inside their file. Adds remarks to ``notes``."""
-    inside: list[Span] = []
+    inside: list[tuple[float, float]] = []
     for span in spans:
         start, end = max(span[0], 0.0), min(span[1], info.duration)
         if start >= info.duration or end < start:

@@ -149,14 +149,10 @@ def _find_by_rules(tagger: Tagger, actions: Matcher, doc: Doc) -> Iterator[Keywo
         return
     tagger(doc)
     for span in sorted(actions(doc, as_spans=True)):
-        verb, thing, beside = span[0], None, None
-        for token in span:
-            if token.tag_ == "NOUN":
-                thing = token
-        for token in (*span[1:2], span[-1]):
-            is_result = token.tag_ == "ADJ" and thing is None
-            if beside is None and (token.tag_ == "PART" or is_result):
-                beside = token
+        verb = span[0]
+        thing = next((token for token in reversed(span) if token.tag_ == "NOUN"), None)
+        beside_tags = {"PART"} if thing is not None else {"PART", "ADJ"}  # "turns green"
+        beside = next((token for token in (*span[1:2], span[-1]) if token.tag_ in beside_tags), None)
         particle = "" if beside is None else beside.lower_
         if _leads_another(span) or _is_negated(verb):
             continue

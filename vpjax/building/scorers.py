@@ -19,8 +19,7 @@ from vpjax.types import Clip, Keyword, UserError
 
 # Returns a score per frame f32[F], high where the frame shows the keyword.
 Scorer = Callable[[Video, Clip, Keyword], np.ndarray]
-Span = tuple[float, float]  # start, end in seconds
-Spans = tuple[Span, ...]
+Spans = tuple[tuple[float, float], ...]  # (start, end) in seconds
 
 # All chosen here: the paper gives no values.
 STANDS_OUT = 3.0  # spreads above the median: a lower peak is noise

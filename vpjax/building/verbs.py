@@ -26,12 +26,19 @@ def read_word_lists() -> SimpleNamespace:
 
 WORDS = read_word_lists()
 PREPOSITIONS = WORDS.particles | WORDS.prepositions
-AUXILIARIES = WORDS.be | WORDS.have | WORDS.modals
+CLOSED_TAGS = {
+    "BE": WORDS.be,
+    "HAVE": WORDS.have,
+    "MODAL": WORDS.modals,
+    "CCONJ": WORDS.conjunctions,
+    "SCONJ": WORDS.subordinators,
+}
 CLAUSE_WORDS = WORDS.conjunctions | WORDS.subordinators
 OBJECT_STARTS = WORDS.determiners | WORDS.pronouns
-CLOSED = PREPOSITIONS | OBJECT_STARTS | CLAUSE_WORDS | WORDS.adverbs | AUXILIARIES
+CLOSED = PREPOSITIONS.union(OBJECT_STARTS, WORDS.adverbs, *CLOSED_TAGS.values())
 # Prepositions that belong to these verbs: "crashes into a tree".
 PHRASAL = {"in": {"reel"}, "into": {"crash", "bump", "get"}, "on": {"turn", "switch", "put", "try"}}
+FORMS_AFTER = {"TO": ["base"], "MODAL": ["base"], "BE": ["ing", "past"], "HAVE": ["past"]}
 PHRASE = {"DET", "NUM", "ADJ", "NOUN", "PRON"}
 PHRASE_HEADS = {"NOUN", "PRON"}
 TABLES = ["lemma_rules", "lemma_exc", "lemma_index", "lemma_lookup"]
@@ -74,11 +81,7 @@ class Tagger:
             forms["base"] = word
         lemmas = self.lemmas(word, "verb")
         if lemmas and not word.endswith("ss"):
-            form = "past"
-            if word.endswith("ing"):
-                form = "ing"
-            elif word.endswith("s"):
-                form = "s"
+            form = next((ending for ending in ("ing", "s") if word.endswith(ending)), "past")
             forms[form] = lemmas[0]
         if word in WORDS.unchanged:
             forms["past"] = word
@@ -180,12 +183,8 @@ class _Clause:
 
     def possible_forms(self, i: int, word: str, after: str, has_object: bool) -> list[str]:
         """The forms in which a verb can stand at ``i``, the likeliest first."""
-        if self.last in {"TO", "MODAL"}:
-            return ["base"]
-        if self.last == "BE":
-            return ["ing", "past"]
-        if self.last == "HAVE":
-            return ["past"]
+        if self.last in FORMS_AFTER:
+            return FORMS_AFTER[self.last]
         if self.last in PHRASE_HEADS:
             if self.waits:
                 return ["ing", "past", "base" if self.plural else "s"]
@@ -220,16 +219,9 @@ class _Clause:
             return "SPACE"
         if token.is_punct:
             return "PUNCT"
-        if word in WORDS.be:
-            return "BE"
-        if word in WORDS.have:
-            return "HAVE"
-        if word in WORDS.modals:
-            return "MODAL"
-        if word in WORDS.conjunctions:
-            return "CCONJ"
-        if word in WORDS.subordinators:
-            return "SCONJ"
+        for pos, words in CLOSED_TAGS.items():
+            if word in words:
+                return pos
         if word == "to" and after not in CLOSED and "base" in self.tagger.verb_forms(after):
             latest = [self.word(k) for k in range(max(0, i - 3), i)]
             if "from" not in latest:  # "from branch to branch"
@@ -248,14 +240,10 @@ class _Clause:
             return "PRON"
         is_adjective = word in self.tagger.words["adj"]
         is_noun = self.tagger.is_noun(word)
-        if word.endswith("ly") and not is_noun:
-            return "ADV"
-        if word in WORDS.adverbs and self.last != "DET":
+        if (word in WORDS.adverbs and self.last != "DET") or (word.endswith("ly") and not is_noun):
             return "ADV"
         is_result = self.last == "VERB" and self.verb in WORDS.changes and not self.goes_on(i + 1)
-        if is_adjective and is_result:
-            return "ADJ"
-        if self.last != "NOUN" and self.modifies(i, word):
+        if (is_adjective and is_result) or (self.last != "NOUN" and self.modifies(i, word)):
             return "ADJ"
         if is_noun:
             return "NOUN"
