@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax.data.video import Video
-from vpjax.files import AnyPath
+from vpjax.files import AnyPath, written
 
 PIXELS_VERSION = 1  # increased whenever decoding or resizing gives other pixels than before
 
@@ -63,22 +62,13 @@ class FrameCache:
         """Add a decoded video, which appears whole or not at all. OSError if it cannot be written."""
         if video.frames.nbytes > self.limit:
             return
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
-        try:
-            with open(unfinished, "wb") as file:
-                # Bare arrays: np.load reads its header through ast, which threads break on Python 3.11.
-                file.write(np.array(video.frames.shape[:3], np.int64).tobytes())
-                file.write(np.array([video.frame_seconds, *video.times], np.float64).tobytes())
-                file.write(np.ascontiguousarray(video.frames).data)
-            os.replace(unfinished, path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        with written(self.path(key)) as part, open(part, "wb") as file:
+            # Bare arrays: np.load reads its header through ast, which threads break on Python 3.11.
+            file.write(np.array(video.frames.shape[:3], np.int64).tobytes())
+            file.write(np.array([video.frame_seconds, *video.times], np.float64).tobytes())
+            file.write(np.ascontiguousarray(video.frames).data)
         self.uncounted += video.frames.nbytes
-        # Other processes write too, so the folder is counted again now and then, not only when this one fills
-        # it.
+        # Other processes write too, so the folder is counted now and then, not only when this one fills it.
         is_full = self.total is None or self.total + self.uncounted > self.limit
         if is_full or self.uncounted > self.limit // 16:
             self.evict()

@@ -8,17 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vpjax.files import (
-    AnyPath,
-    exists,
-    fetched,
-    folder_of,
-    is_folder,
-    join_path,
-    open_file,
-    write_whole,
-    written,
-)
+from vpjax.files import AnyPath, exists, fetched, folder_of, is_folder, join_path, open_file, written
 from vpjax.types import Clip, Keyword, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
@@ -49,15 +39,14 @@ def read_clips(path: AnyPath, videos: AnyPath = "") -> list[Clip]:
 
 
 def write_clips(path: AnyPath, clips: Iterable[Clip]) -> None:
-    """Write clips as ``.jsonl`` or ``.array_record``, video paths unchanged. The file appears when it is
-    whole."""
-    records = (json.dumps(dataclasses.asdict(clip)).encode() for clip in clips)
-    if not str(path).endswith(ARRAY_RECORD_SUFFIXES):
-        write_whole(path, b"".join(record + b"\n" for record in records))
-        return
-    from array_record.python.array_record_module import ArrayRecordWriter
-
+    """Write clips as ``.jsonl`` or ``.array_record``, video paths unchanged; it appears whole."""
+    records = [json.dumps(dataclasses.asdict(clip)).encode() for clip in clips]
     with written(path) as file:
+        if not str(path).endswith(ARRAY_RECORD_SUFFIXES):
+            file.write_bytes(b"".join(record + b"\n" for record in records))
+            return
+        from array_record.python.array_record_module import ArrayRecordWriter
+
         writer = ArrayRecordWriter(str(file), "group_size:1")
         for record in records:
             writer.write(record)
@@ -158,8 +147,7 @@ def parse_box(box: Any) -> tuple[float, float, float, float]:
 
 
 def parse_part(record: dict[str, Any]) -> dict[str, float | None]:
-    """``start`` and ``end`` of a JSON object, in seconds or None. ValueError if they are no part of a
-    video."""
+    """``start`` and ``end`` of a JSON object, in seconds or None. ValueError if they are no part."""
     for field in ("start", "end"):
         value = record.get(field)
         if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):

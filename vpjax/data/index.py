@@ -75,9 +75,8 @@ def build_index(clips: Sequence[Clip], text: Text, model_config: VLMConfig, data
     bucket for frames of the most common shape, and becomes a masked row. If all files are of one size, the
     order of the other clips is therefore the same as without the fault.
     """
-    probed = probe_sources(
-        sorted({clip.video for clip in clips}), cache_folder(data_config), data_config.max_side
-    )
+    paths = sorted({clip.video for clip in clips})
+    probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
     sources: list[Source] = []
     shapes: list[Shape | None] = []
     for clip in clips:

@@ -2,7 +2,7 @@
 
 A mask bool[J, S] marks the slots that show each keyword. A source i32[S] gives, for each slot of the other
 video, the slot of V that it shows. Only the first ``slot_count`` of the S slots belong to the clip; the rest
-never change.
+stay.
 """
 
 from __future__ import annotations
@@ -76,12 +76,9 @@ def source_of(mask_JS: np.ndarray, slot_count: int) -> np.ndarray:
 
 def moved_mask(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -> np.ndarray:
     """The random control of a mask: bool[J, S] with the runs of its union moved, at their length, to random
-    slots of the clip that the mask leaves free, not adjacent to one another. All False if there is no
-    room."""
+    free slots of the clip, not adjacent to one another. All False if there is no room."""
     union = np.any(mask_JS[:, :slot_count], axis=0)
-    runs = sorted(
-        runs_of(union), key=lambda run: run[0] - run[1]
-    )  # the longest, which fits in fewest places, first
+    runs = sorted(runs_of(union), key=lambda run: run[0] - run[1])  # the longest, hardest to place, first
     for _ in range(TRIES):
         moved = np.zeros_like(mask_JS)
         taken = union.copy()

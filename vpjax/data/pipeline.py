@@ -1,7 +1,7 @@
 """Batches of clips through grain: buckets, order, workers, processes, faults.
 
 The batch of a step is a pure function of (clips, seed, step). The data state of a run is therefore one
-integer, and a loader started at step k yields what an uninterrupted one yields from k on, with any number of
+integer, and a loader started at step k yields what an uninterrupted one yields from k on, whatever the
 workers and processes.
 """
 
@@ -76,8 +76,7 @@ class Element(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
-    """Maps a step to the Element with the rows ``part`` of its batch; runs in workers. data_config: the
-    fields ``data`` of configs/base.py."""
+    """Maps a step to the Element with the rows ``part`` of its batch; runs in workers."""
 
     plan: EpochPlan
     entries: Sequence[Entry]
@@ -222,8 +221,8 @@ class Loader:
 
 
 def read_ahead(maker: BatchMaker, steps: Sequence[int], workers: int) -> grain.DatasetIterator[Element]:
-    """The Elements of ``steps`` in order, made by ``workers`` processes, or by threads if there are 0. The
-    caller closes the iterator."""
+    """The Elements of ``steps`` in order, made by ``workers`` processes (0: threads). The caller closes
+    it."""
     dataset = grain.MapDataset.source(steps).map(maker)
     if workers == 0:
         # Decoding releases the interpreter's lock, so threads suffice; each works on a batch of its own.

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+Grid = tuple[int, int, int]  # slots, rows and columns
 Rule = Literal["qwen", "transformers5"]
 
 
@@ -16,7 +17,7 @@ def is_visual(ids: np.ndarray, pads: tuple[int, int]) -> np.ndarray:
 
 def positions(
     ids: np.ndarray,
-    grid: tuple[int, int, int] | None,
+    grid: Grid | None,
     seconds_per_slot: float,
     tokens_per_second: float | None,
     *,
@@ -60,9 +61,7 @@ def time_ids(slots: int, seconds_per_slot: float, tokens_per_second: float) -> n
 
 
 def slot_seconds(times: np.ndarray, temporal: int) -> np.ndarray:
-    """The time of each slot, f64[S] in seconds: halfway between its first and its last frame of ``times``
-    f64[F].
+    """The time of each slot, f64[S] in seconds: halfway between its first and last of ``times`` f64[F].
 
-    Rounded to the microsecond, so that a time halfway between two decimals is later rounded as if it were
-    exact."""
+    Rounded to the microsecond, so that a time halfway between two decimals is later rounded as if exact."""
     return times.reshape(-1, temporal)[:, [0, -1]].mean(axis=1).round(6)

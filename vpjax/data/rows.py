@@ -1,5 +1,4 @@
-"""Makes rows of tokens and frames, and Batches of rows: positions, loss mask, key slots and padding, in
-NumPy."""
+"""Makes rows of tokens and frames, and Batches of rows: positions, loss mask, key slots, padding."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ class Row:
     """One row of a Batch before padding: f frames, s slots, v visual tokens, p prompt and c suffix tokens.
 
     frames u8[f,h,w,3]; prompt i32[p]; positions i32[3,p]; visual i32[v]; suffix i32[c] (all of it a target);
-    source i32[s]; slots bool[J,s]; keywords i32[J,W]; lemma i32[J]; clip: see Batch. notes: remarks that the
-    loader counts.
+    source i32[s]; slots bool[J,s]; keywords i32[J,W]; lemma i32[J]; clip: see Batch. notes: remarks.
     """
 
     frames: np.ndarray
@@ -66,9 +64,7 @@ def prompt_row(
 ) -> Row:
     """A row without an answer, for generation.
 
-    prompt: i32[p], with one placeholder or one for each visual token. stamps: of the tokenizer
-    (``Text.stamps``).
-    """
+    prompt: i32[p], with one placeholder or one for each visual token. stamps: see ``Text.stamps``."""
     pads = (model_config.image_token, model_config.video_token)
     rate = model_config.tokens_per_second
     if video is None:
@@ -112,8 +108,7 @@ def training_row(
     """A row with its answer, its keywords and its V~.
 
     replacement, pool: the slots that V~ replaces, and those that are pooled for a keyword: its ``key`` slots,
-    as many ``random`` other slots, or (replacement only) ``none``. widen: see ``widened``. seed: of random
-    choices.
+    as many ``random`` other slots, or (replacement only) ``none``. widen: see ``widened``. seed: of choices.
     """
     row = prompt_row(tokens.prompt, video, model_config, stamps=tokens.stamps)
     notes = row.notes + tokens.notes

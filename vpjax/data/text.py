@@ -1,7 +1,7 @@
 """The tokens of a clip: the tokenizer, the chat template and the places of the visual tokens.
 
-transformers and tokenizers are imported only to load or train a tokenizer, so that data workers, which need
-token ids alone, start quickly.
+transformers and tokenizers are imported only to load or train a tokenizer, so that data workers, which do
+not, start quickly.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vpjax.data.positions import is_visual
+from vpjax.data.positions import Grid, is_visual
 from vpjax.files import AnyPath
 from vpjax.types import Clip, UserError
 
@@ -61,8 +61,7 @@ WORD_PATTERN = (
 
 def train_tokenizer(texts: Iterable[str], folder: AnyPath, vocab_size: int) -> None:
     """Train a byte-level BPE on ``texts`` and save it in ``folder`` as a Hugging Face tokenizer with Qwen's
-    special tokens and chat layout. vocab_size: the most tokens; at least 264, for bytes and special
-    tokens."""
+    special tokens and chat layout. vocab_size: at least 264, for bytes and special tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers.trainers import BpeTrainer
     from transformers import PreTrainedTokenizerFast
@@ -73,12 +72,9 @@ def train_tokenizer(texts: Iterable[str], folder: AnyPath, vocab_size: int) -> N
         raise UserError(f"vocab_size {vocab_size}: bytes and special tokens alone are {least}")
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(WORD_PATTERN), behavior="isolated")
+    word_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([words, word_bytes])
     bpe.decoder = decoders.ByteLevel()
     bpe.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = BpeTrainer(
@@ -102,8 +98,7 @@ def train_tokenizer(texts: Iterable[str], folder: AnyPath, vocab_size: int) -> N
 class Stamps:
     """The ids of all pieces of a slot's time in words, ``<0.2 seconds>``.
 
-    Data workers, which learn a clip's times when they read its frames, get these in place of the
-    tokenizer."""
+    Data workers, which learn a clip's times from its frames, get these in place of the tokenizer."""
 
     pieces: Mapping[str, tuple[int, ...]]
 
@@ -185,8 +180,7 @@ class Text:
         return [tokens[place] for place in places] or self.encode(" " + keyword)
 
     def places(self, keyword: str, answer: str) -> list[int]:
-        """The places of a keyword's tokens among the answer's, leading space included; [] if it is not
-        there."""
+        """The places of a keyword's tokens among the answer's, leading space included; [] if absent."""
         start = answer.find(keyword)
         if start < 0:
             return []
@@ -210,11 +204,7 @@ class Text:
 
 
 def with_media(
-    prompt: np.ndarray,
-    grid: tuple[int, int, int],
-    seconds_S: np.ndarray,
-    model_config: VLMConfig,
-    stamps: Stamps | None,
+    prompt: np.ndarray, grid: Grid, seconds_S: np.ndarray, model_config: VLMConfig, stamps: Stamps | None
 ) -> np.ndarray:
     """``prompt`` with its placeholder repeated for the visual tokens of ``grid`` = (slots, rows, columns).
 
@@ -245,7 +235,7 @@ class Tokens:
 
     prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
     padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; stamps: see ``with_media``; notes:
-    remarks on what was left out.
+    remarks.
     """
 
     prompt: np.ndarray

@@ -36,8 +36,7 @@ class Sampling:
 
     frames=n: the frames on screen at the start of each of n equal parts of the span (as Qwen2.5-VL's
     processor does); each frame once if the span has no more than n. fps=x: the frames on screen every 1/x
-    seconds; if these are more than ``max_frames``, ``max_frames`` of them as above. A frame that stays on
-    screen is repeated.
+    seconds; if these are more than ``max_frames``, so many as above. Frames that stay on screen repeat.
     """
 
     frames: int | None = None
@@ -75,8 +74,7 @@ class VideoInfo:
 @dataclasses.dataclass(frozen=True)
 class Video:
     """frames u8[F,h,w,3] RGB, F even. times f64[F]: their exact presentation times in seconds; if the last
-    frame is repeated to make F even, so is its time. frame_seconds: mean duration of a frame in the file; 0
-    for an image."""
+    frame is repeated to make F even, so is its time. frame_seconds: mean duration of a frame; 0: an image."""
 
     frames: np.ndarray
     times: np.ndarray
@@ -110,8 +108,8 @@ def read_frames(
     ``min_pixels`` and ``max_pixels`` of a frame. start, end: of the span in seconds; None: the video's.
     max_side: the largest width or height in pixels that is accepted. tfio_python: a Python with
     tensorflow-io, which decodes in place of PyAV (``vpjax.data.tfio``). UserError if the file is missing,
-    broken or cut short, has no video stream or no decodable frame, is too large or too slim, or if the span
-    is not inside it.
+    broken or cut short, has no video stream or no decodable frame, is too large or too slim, or does not
+    contain the span.
     """
 
     def fit(frame: np.ndarray) -> np.ndarray:

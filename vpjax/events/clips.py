@@ -103,8 +103,8 @@ def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]
 
     splits: the number of clips of each split, ``train``, ``heldout`` or ``unseen``. A file gets its name when
     it is complete, and never changes afterwards: a killed run continues where it stopped, several processes
-    can share the folder, and the first clips of a split are the same whatever its length. UserError if the
-    folder cannot be written.
+    can share the folder, and the first clips of a split are the same whatever its length. UserError if it
+    cannot be written.
     """
     home = Path(folder).expanduser() / spec.key
 

@@ -67,8 +67,7 @@ class Scene:
 
 
 def draw(scene: Scene, *, size: int, frames: int, noise: float) -> np.ndarray:
-    """The clip's frames u8[F,h,w,3], each ``size`` pixels square. noise: standard deviation in grey
-    levels."""
+    """The clip's frames u8[F,h,w,3], ``size`` pixels square. noise: standard deviation in grey levels."""
     step = np.array(DIRECTIONS[scene.direction])
     centre_F2 = np.array(scene.centre) + np.outer(np.linspace(-0.5, 0.5, frames) * scene.travel, step)
     radius = np.full((frames, 1, 1), scene.radius)  # this and all below: one value for each frame
@@ -113,8 +112,7 @@ def draw(scene: Scene, *, size: int, frames: int, noise: float) -> np.ndarray:
 
 
 def distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """The distance of (u, v) from a shape's outline, negative inside, in the unit of the arguments; v points
-    down."""
+    """The distance of (u, v) from a shape, negative inside, in the unit of the arguments; v points down."""
     across, along = np.abs(u), np.abs(v)
     match shape:
         case "square":
@@ -130,8 +128,8 @@ def distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np
 
 
 def encode(frames_FHW3: np.ndarray, *, fps: int, crf: int) -> bytes:
-    """An mp4 file of u8 frames at a constant rate; the same frames give the same bytes. crf: H.264's quality,
-    0 (lossless) to 51."""
+    """An mp4 file of u8 frames; the same frames give the same bytes. crf: H.264's quality, 0 (lossless) to
+    51."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         # Short groups keep seeking cheap; x264's own threads only cost on frames this small; and its rate

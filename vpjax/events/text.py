@@ -52,8 +52,7 @@ GROUNDING_ANSWER = "From {:.2f} to {:.2f} seconds."
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """A question with its options, if it has any, its answer, and the phrases that name the events in
-    them."""
+    """A question with its options, if any, its answer, and the phrases that name the events in them."""
 
     question: str
     answer: str
