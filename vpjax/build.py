@@ -1,13 +1,14 @@
 """Make a data set of clips with key frames from videos and an annotation file:
 
-python -m vpjax.build --annotations FILE --videos DIR --out DIR [--scorer span,motion] [...]
+    python -m vpjax.build --annotations FILE --videos DIR --out DIR [--scorer span,motion] [...]
 
-<out>/clips.jsonl    one clip a line, for vpjax.train as --config.data.train (or clips.array_record)
-<out>/skipped.jsonl  the questions that gave no clip: their places and the reasons
-<out>/report.html    counts, histograms and sample clips: look at it before you train
-<out>/manifest.json  what it was made from, and how
-<out>/parts/         finished work: the same command again continues, and retries the videos that were
-                     missing or could not be read
+The same command again continues, and retries the videos that were missing or could not be read.
+
+    <out>/clips.jsonl    one clip a line, for vpjax.train as --config.data.train (or clips.array_record)
+    <out>/skipped.jsonl  the questions that gave no clip: their places and the reasons
+    <out>/report.html    counts, histograms and sample clips: look at it before you train
+    <out>/manifest.json  what it was made from, and how
+    <out>/parts/         the work that is finished so far
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from vpjax import cli
 from vpjax.building import report
 from vpjax.building.annotations import FORMATS, Item, read_annotations
 from vpjax.building.examine import SCORERS, Options
-from vpjax.building.keywords import load_extractor
 from vpjax.building.parts import is_finished, make_part, parts_of, read_part
 from vpjax.data.clips import write_clips
 from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
@@ -60,6 +60,8 @@ def build(
     max_skipped_share: of the questions; if more are skipped, no clips are written. UserError then, for files
     that cannot be used, and if ``out`` holds another build.
     """
+    from vpjax.building.keywords import load_extractor  # spaCy, which --help does not wait for
+
     options = options or Options()
     if not options.videos:
         options = dataclasses.replace(options, videos=folder_of(annotations))
@@ -87,8 +89,8 @@ def build(
         for file, indices in parts.items():
             for n, item in zip(indices, read_part(file), strict=True):
                 items[n] = item
-        shown = [source.items[n] for n in report.choose_samples(items, samples)]
-        sheets = make_sheets(pool, shown, options)
+        chosen = [source.items[n] for n in report.choose_samples(items, samples)]
+        sheets = make_sheets(pool, chosen, options)
     summary = report.summarize(items, source.rows)
     skipped = [dict(place=item.place, reason=item.skipped) for item in items if item.skipped]
     write_whole(join_path(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in skipped).encode())
@@ -137,7 +139,6 @@ def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: st
     record, file = json.dumps(made_from, indent=1), join_path(out, "parts/made_from.json")
     if not exists(file):
         write_whole(file, record.encode())
-        return
     with open_file(file, "rb") as known:
         recorded = json.load(known)
     changed = [name for name, value in json.loads(record).items() if recorded.get(name) != value]

@@ -76,8 +76,7 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
     if not rows:
         raise UserError(f"{path}: no rows in this file")
     format = format or detect_format(path, [row for _, row in rows])
-    items: list[Item] = []
-    taken: set[str] = set()
+    items, taken = list[Item](), set[str]()
     for place, row in rows:
         row_items = items_of(row, FORMATS[format][0])
         for number, item in enumerate(row_items, 1):

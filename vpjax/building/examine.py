@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from vpjax.building.annotations import ANSWER_TAG, Item, Rejected, letter_of, short
-from vpjax.building.keywords import Extractor, load_extractor
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer, text_scorer
 from vpjax.data import tfio
 from vpjax.data.images import IMAGES
@@ -85,7 +84,7 @@ class Tools(NamedTuple):
     """What finds keywords and key frames, and the frames that it needs: their sampling, and the factor that
     their sides are multiples of."""
 
-    extract: Extractor
+    extract: Callable[[str], list[Keyword]]
     score: Scorer
     sampling: Sampling
     factor: int
@@ -97,6 +96,8 @@ def load_tools(options: Options) -> Tools:
 
     Key frames are where all scorers agree (their product). ``span`` scores only clips with annotated spans.
     """
+    from vpjax.building.keywords import load_extractor  # spaCy, which takes a while to import
+
     if options.tfio_python:
         tfio.worker(options.tfio_python)  # if it cannot serve, that is no fault of a video
     factor, max_frames = FACTOR, options.max_frames
