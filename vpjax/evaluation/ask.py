@@ -101,14 +101,14 @@ class Predictions(contextlib.AbstractContextManager):
 class QueryBatch(NamedTuple):
     """A batch of prompts under one control.
 
-    clips: those that each row asks about: none for padding, several where their prompts are equal. ranked:
-    the values of ``Query.ranked`` to predict. features: of V. source: the gather i32[B, S] of their slots
-    that makes the control's video. has_control: bool[B], whether the row's clip has this control.
+    clips: those that each row asks about: none for padding, several where their prompts are equal.
+    features: of V. source: the gather i32[B, S] of their slots that makes the control's video. has_control:
+    bool[B], whether the row's clip has this control.
     """
 
     clips: list[list[Clip]]
     control: str
-    ranked: tuple[bool, ...]
+    ranked: bool
     batch: Batch
     features: Any
     source: Array | None
@@ -192,9 +192,9 @@ def predict_clips(
                 features = encode(model, batch.frames) if batch.frames.shape[1] else None
                 for control in video_controls:
                     source, has_control = sources(element.batch, control, seed)
-                    source = put_whole(source, mesh)
-                    rows = rows_of_step[step]
-                    yield QueryBatch(rows, control, ranked_values, batch, features, source, has_control)
+                    shared = batch, features, put_whole(source, mesh), has_control
+                    for ranked in ranked_values:
+                        yield QueryBatch(rows_of_step[step], control, ranked, *shared)
 
     def blind_batches() -> Iterator[QueryBatch]:
         usable = [clip for clip in clips if clip.id not in faults]
@@ -211,14 +211,13 @@ def predict_clips(
                 empty = batch_size - len(rows[part])
                 batch = collate(prompts[part] + [masked_row()] * empty, bucket, model.config)
                 part_rows = [*rows[part], *[[]] * empty]
-                shared = put_whole(batch, mesh)
                 valid = np.asarray(batch.clip) >= 0
-                yield QueryBatch(part_rows, "blind", (ranked,), shared, None, None, valid)
+                yield QueryBatch(part_rows, "blind", ranked, put_whole(batch, mesh), None, None, valid)
 
-    def texts(queries: QueryBatch, ranked: bool) -> list[str]:
+    def texts(queries: QueryBatch) -> list[str]:
         """What is predicted for each row."""
         inputs = model, queries.batch, queries.features, queries.source
-        if not ranked:
+        if not queries.ranked:
             out = complete(*inputs)
             ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
             return [text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
@@ -234,17 +233,16 @@ def predict_clips(
     if "blind" in controls:
         batches = itertools.chain(batches, blind_batches())
     for queries in batches:
-        for ranked in queries.ranked:
-            rows = [pending(row, queries.control, ranked) for row in queries.clips]
-            predicted: list[str] = []
-            if any(row for row, has_control in zip(rows, queries.has_control, strict=True) if has_control):
-                predicted = texts(queries, ranked)
-            for number, row in enumerate(rows):
-                for query in row:
-                    if queries.has_control[number]:
-                        yield Prediction(*query, predicted[number])
-                    else:
-                        yield Prediction(*query, fault=NO_KEY)
+        rows = [pending(row, queries.control, queries.ranked) for row in queries.clips]
+        predicted: list[str] = []
+        if any(row for row, has_control in zip(rows, queries.has_control, strict=True) if has_control):
+            predicted = texts(queries)
+        for number, row in enumerate(rows):
+            for query in row:
+                if queries.has_control[number]:
+                    yield Prediction(*query, predicted[number])
+                else:
+                    yield Prediction(*query, fault=NO_KEY)
     for clip in clips:
         if clip.id in faults:
             for control, ranked in itertools.product(controls, ranked_values):

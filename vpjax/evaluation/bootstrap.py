@@ -33,9 +33,9 @@ def summary(rows: Sequence[Scored]) -> dict[str, Any]:
     groups; groups and, where rows have them, second_groups: name -> the mean of its rows. Each is {"mean",
     "low", "high"}, the groups with "rows" too.
     """
-    videos, video = _codes([row.video for row in rows])
-    groups, group = _codes([row.group for row in rows])
-    second_groups, second_group = _codes([row.second_group for row in rows])
+    videos, video = np.unique([row.video for row in rows], return_inverse=True)
+    groups, group = np.unique([row.group for row in rows], return_inverse=True)
+    second_groups, second_group = np.unique([row.second_group for row in rows], return_inverse=True)
     weights_RV = _weights(len(videos))
     metrics = {}
     for name in rows[0].values:
@@ -66,7 +66,7 @@ def difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, An
     unmatched = len(ours) + len(theirs) - 2 * len(pairs)
     if not pairs:
         return {"rows": 0, "videos": 0, "unmatched": unmatched, "metrics": {}}
-    videos, video = _codes([row.video for row, _ in pairs])
+    videos, video = np.unique([row.video for row, _ in pairs], return_inverse=True)
     weights_RV = _weights(len(videos))
     metrics = {}
     for name in pairs[0][0].values:
@@ -74,12 +74,6 @@ def difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, An
             gains = np.array([a.values[name] - b.values[name] for a, b in pairs])
             metrics[name] = _estimate(*_totals(gains, video, np.zeros_like(video)), weights_RV)
     return {"rows": len(pairs), "videos": len(videos), "unmatched": unmatched, "metrics": metrics}
-
-
-def _codes(names: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different names, sorted, and the place of each name among them."""
-    different, codes = np.unique(names, return_inverse=True)
-    return different.tolist(), codes
 
 
 def _totals(values: np.ndarray, video: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -92,13 +86,13 @@ def _totals(values: np.ndarray, video: np.ndarray, group: np.ndarray) -> tuple[n
 
 
 def _by_group(
-    groups: Sequence[str], sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray
+    groups: np.ndarray, sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray
 ) -> dict[str, dict[str, float | None]]:
-    return {
-        group: _estimate(sums_VG[:, [g]], counts_VG[:, [g]], weights_RV)
-        | {"rows": int(counts_VG[:, g].sum())}
-        for g, group in enumerate(groups)
-    }
+    means = {}
+    for g, group in enumerate(groups.tolist()):
+        means[group] = _estimate(sums_VG[:, [g]], counts_VG[:, [g]], weights_RV)
+        means[group]["rows"] = int(counts_VG[:, g].sum())
+    return means
 
 
 def _weights(videos: int) -> np.ndarray:
