@@ -43,7 +43,13 @@ MODEL = VLMConfig(
     tokens_per_second=2.0,
     hf="{}",
 )
-ONE = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+
+
+def mesh_of(data, fsdp, tensor):
+    return make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+
+
+ONE = mesh_of(1, 1, 1)
 
 
 # Compiling is what these tests wait for, and tiny matrices gain nothing from an optimised program.

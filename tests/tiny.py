@@ -1,24 +1,16 @@
 """Tiny checkpoints as ``transformers`` itself writes them, and batches laid out by hand.
 
-Weights are drawn wide (std 1.5 / sqrt(fan-in)): at the default init, leaving out a whole mechanism moves the
-logits by 5e-3 of their spread only, and a test against the reference would not see it.
+Weights are drawn wide (std 1.5 / sqrt(fan-in)): at the default init, leaving out a whole mechanism changes
+the logits by only 5e-3 of their spread, and a test against the reference would not see it.
+torch is imported only when a function needs it, for it takes seconds.
 """
 
 import copy
 import dataclasses
 
 import numpy as np
-import torch
-from transformers import (
-    AutoConfig,
-    PreTrainedModel,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
-)
 
 from vpjax.types import Batch
-
-torch.set_num_threads(1)  # tiny matrices gain nothing from more, and threads that wait cost much
 
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
 TEXT_IDS = 120  # below: ordinary tokens
@@ -26,25 +18,34 @@ TEXT_IDS = 120  # below: ordinary tokens
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the reference does in its own way. model: its class; patch: pixels a side; mean, std: of its image
-    processor; stamped: words stand before each slot of a video, and its tokens between START and END."""
+    """An architecture of transformers. class_name: of its model. patch: pixels a side. mean, std: of its
+    image processor. stamped: words stand before each slot of a video, and its tokens between START and END."""
 
-    model: type[PreTrainedModel]
+    class_name: str
     patch: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stamped: bool
 
+    @property
+    def model(self):
+        """The class of the model."""
+        import torch
+        import transformers
+
+        torch.set_num_threads(1)  # tiny matrices gain nothing from threads, which wait for each other
+        return getattr(transformers, self.class_name)
+
 
 FAMILIES = {
     "qwen2_5_vl": Family(
-        Qwen2_5_VLForConditionalGeneration,
+        "Qwen2_5_VLForConditionalGeneration",
         14,
         (0.48145466, 0.4578275, 0.40821073),
         (0.26862954, 0.26130258, 0.27577711),
         stamped=False,
     ),
-    "qwen3_vl": Family(Qwen3VLForConditionalGeneration, 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), stamped=True),
+    "qwen3_vl": Family("Qwen3VLForConditionalGeneration", 16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), stamped=True),
 }
 
 
@@ -68,10 +69,10 @@ def rope(theta, *sections):
     return dict(rope_type="default", rope_theta=theta, mrope_section=list(sections))
 
 
-# What differs between them is what a model could get wrong: odd and even depths, where the full-attention
-# blocks stand, window sizes, head widths, grouping, and eps large enough to matter; of Qwen3-VL, which layers
-# feed which, the tower's last among them, a table of positions larger and smaller than a frame, and a head
-# width that is not hidden_size / heads.
+# The models differ in what an implementation could get wrong: odd and even depths, the places of blocks with
+# full attention, window sizes, head widths, grouping, and eps large enough to matter; for Qwen3-VL, which
+# layers feed which (the tower's last among them), a table of positions larger and smaller than a frame, and a
+# head width that is not hidden_size / heads.
 MODELS = {
     "tied": config(
         vision=dict(
@@ -178,13 +179,16 @@ MODELS = {
         tied=False,
     ),
 }
-# One of each family, for tests of what does not depend on sizes.
+# One of each family, for tests that do not depend on sizes.
 ONE_OF_EACH = ("tied", "deep")
 
 
 def torch_model(raw, seed=0):
-    """The model of a ``config.json`` in torch, float32, with wide weights and norms around 1, but 2 those of
-    queries and keys: else attention is flat, and greedy answers are one token over and over."""
+    """The model of a ``config.json`` in torch, float32, with wide weights and norms around 1. Norms of
+    queries and keys are around 2: otherwise attention is flat, and greedy answers repeat one token."""
+    import torch
+    from transformers import AutoConfig
+
     parsed = AutoConfig.for_model(**copy.deepcopy(raw))
     model = FAMILIES[raw["model_type"]].model(parsed).float().eval()
     rng = np.random.default_rng(seed)
@@ -204,20 +208,23 @@ def torch_model(raw, seed=0):
 
 def reference(folder):
     """The torch model in ``folder``, float32."""
+    import torch
+    from transformers import AutoConfig
+
     kind = FAMILIES[AutoConfig.from_pretrained(folder).model_type].model
     return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def write_checkpoint(folder, raw, **options):
-    """The model of a ``config.json``, saved by ``transformers``. options: of its ``save_pretrained``."""
+    """Write the model of a ``config.json`` by ``transformers``. options: of its ``save_pretrained``."""
     torch_model(raw).save_pretrained(folder, **options)
     return folder
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row of a batch. slots: temporal patches of its video or, where ``image``, one; 0: text only.
-    before, after: tokens of the prompt around it. seconds: of one slot."""
+    """One row of a batch. slots: temporal patches of its video, 1 for an image, 0 for text only.
+    before, after: tokens of the prompt around it. seconds: the duration of one slot."""
 
     slots: int = 0
     image: bool = False
@@ -227,16 +234,16 @@ class Row:
 
 
 def lay_out(row, grid, family, tokens_per_second, rng):
-    """The prompt i32[p] of a row and its positions i32[3, p]; grid: rows and columns of a slot's tokens. Text
-    goes on at the largest position + 1, and so does what is behind it."""
+    """The prompt i32[p] of a row and its positions i32[3, p]. grid: rows and columns of a slot's tokens. Text
+    and visual tokens continue at the largest position so far + 1."""
     tokens, columns = [], []
 
-    def say(ids):
+    def add_text(ids):
         tokens.extend(ids)
         start = max(map(max, columns), default=-1) + 1
         columns.extend([start + i] * 3 for i in range(len(ids)))
 
-    def show(times):
+    def add_slots(times):
         start = max(map(max, columns), default=-1) + 1
         places = [(start + t, start + y, start + x) for t in times for y, x in np.ndindex(*grid)]
         tokens.extend([IMAGE if row.image else VIDEO] * len(places))
@@ -245,15 +252,17 @@ def lay_out(row, grid, family, tokens_per_second, rng):
     def words(count):
         return rng.integers(0, TEXT_IDS, count).tolist()
 
-    say(words(row.before))
-    if row.image or not FAMILIES[family].stamped:
-        show([0 if row.image else int(s * row.seconds * tokens_per_second) for s in range(row.slots)])
+    add_text(words(row.before))
+    if row.image:
+        add_slots([0] * row.slots)
+    elif not FAMILIES[family].stamped:
+        add_slots([int(slot * row.seconds * tokens_per_second) for slot in range(row.slots)])
     else:
         for slot in range(row.slots):
-            say([*words(1 + slot % 2), START])
-            show([0])
-            say([END])
-    say(words(row.after))
+            add_text([*words(1 + slot % 2), START])
+            add_slots([0])
+            add_text([END])
+    add_text(words(row.after))
     return np.array(tokens, np.int32), np.array(columns, np.int32).reshape(-1, 3).T
 
 
@@ -305,6 +314,8 @@ def batch(
 def patches(frames, family="qwen2_5_vl"):
     """uint8 frames [F,h,w,3] as the rows of ``pixel_values_videos``, patch by patch as the image processor of
     Qwen2-VL writes them: 2 x 2 patches of a merged token together, each (channel, frame, row, column)."""
+    import torch
+
     kind = FAMILIES[family]
     p = kind.patch
     frames = (frames / 255.0 - np.array(kind.mean)) / np.array(kind.std)
@@ -321,8 +332,10 @@ def patches(frames, family="qwen2_5_vl"):
 
 
 def reference_inputs(batch, family="qwen2_5_vl", *, left=True):
-    """What the torch model is called with for ``batch``: each row's prompt and suffix without a gap, padded
-    at the left (so that the last C columns are the suffixes) or at the right; positions are handed over."""
+    """The arguments of the torch model for ``batch``, positions included: each row's prompt and suffix
+    without a gap, padded at the left (so that the last C columns are the suffixes) or at the right."""
+    import torch
+
     total = batch.prompt.shape[1] + batch.suffix.shape[1]
     ids, mask = np.zeros((len(batch.prompt), total), np.int64), np.zeros((len(batch.prompt), total), np.int64)
     positions = np.zeros((3, len(batch.prompt), total), np.int64)

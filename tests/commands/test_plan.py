@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import joint
 from tests.commands.call import call
-from tests.models.test_sharding import mesh_of
+from tests.joint import mesh_of
 from vpjax import plan
 from vpjax.hlo import Collective, flops
 from vpjax.models.sharding import replicated

@@ -1,7 +1,7 @@
-"""Generation is what the model says: transformers' greedy tokens, and the full forward's log-probabilities.
+"""Generation agrees with transformers' greedy tokens and with the log-probabilities of the full forward pass.
 
 All sides compute in float32 with sums in another order. In these wide models log-probabilities then differ by
-less than 1e-5 between our own paths and 1e-4 from torch, and the best two logits of a step stand far enough
+less than 1e-5 between our own paths and 1e-4 from torch, and the best two logits of a step are far enough
 apart for 64 equal greedy choices.
 """
 
@@ -14,20 +14,22 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny
+from tests import joint, tiny
 from tests.tiny import Row
 from vpjax.models.generate import generate, sample
 from vpjax.models.hf import load_pretrained
+
+pytestmark = pytest.mark.slow
 
 STEPS = 64
 KEY = jax.random.key(0)
 NEW = 12
 ROWS = [Row(slots=2, before=2, seconds=0.5), Row(slots=4, after=7)]
-SAMPLED = dict(groups=4, temperature=0.7)  # the same in most tests: compiled once
+GREEDY, SAMPLED = dict(groups=4), dict(groups=4, temperature=0.7)  # the same in most tests: compiled once
 
 
 @functools.cache
-def _pair(folder):
+def load_both(folder):
     theirs = tiny.reference(folder)
     theirs.generation_config.eos_token_id = None
     return load_pretrained(folder), theirs
@@ -35,27 +37,37 @@ def _pair(folder):
 
 @pytest.fixture(params=tiny.MODELS)
 def pair(request, checkpoint):
-    """Our model and theirs, both from the same folder."""
-    return _pair(checkpoint(request.param))
+    """Our model and that of transformers, both from the same folder."""
+    return load_both(checkpoint(request.param))
 
 
 @pytest.fixture(params=tiny.ONE_OF_EACH)
 def both(request, checkpoint):
     """Our model of each family and a batch of two videos."""
-    model = _pair(checkpoint(request.param))[0]
+    model = load_both(checkpoint(request.param))[0]
     return model, tiny.batch(ROWS, model.config.family, prompt=90, suffix=NEW)
 
 
 @pytest.fixture
 def model(checkpoint):
-    return _pair(checkpoint("tied"))[0]
+    return load_both(checkpoint("tied"))[0]
 
 
 VIDEO = tiny.batch(ROWS, prompt=90, suffix=NEW)
 
 
+def greedy_batch(rows, family, suffix=0):
+    """Batches of one shape, so that a model is compiled once."""
+    batch = tiny.batch(rows, family, slots=4, prompt=90, suffix=suffix)
+    return dataclasses.replace(batch, video_end=90)
+
+
+static = ("max_new", "eos", "groups", "temperature", "top_p", "top_k")
+compiled = jax.jit(generate.__wrapped__, static_argnames=static, compiler_options=joint.FAST)
+
+
 def run(model, batch, key=KEY, *, max_new=NEW, eos=(), **options):
-    return jax.tree.map(np.asarray, generate(model, batch, key, max_new=max_new, eos=eos, **options))
+    return jax.tree.map(np.asarray, compiled(model, batch, key, max_new=max_new, eos=eos, **options))
 
 
 def log_softmax(logits):
@@ -67,7 +79,7 @@ def pick(x, tokens):
     return np.take_along_axis(x, tokens[..., None], axis=-1)[..., 0]
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options=joint.FAST)
 def full_logits(model, batch):
     """Logits [B, G, C, O] of each token of the suffixes, without a cache."""
     hidden = model.hidden(model.encode(batch.frames) if batch.frames.shape[1] else None, batch)
@@ -76,10 +88,10 @@ def full_logits(model, batch):
 
 
 def test_greedy_is_transformers_generate(pair):
-    """After text and after one image, transformers' own positions are ours, and nothing is handed over."""
+    """After text and after one image, transformers computes our positions itself."""
     ours, theirs = pair
     family = ours.config.family
-    batch = tiny.batch([Row(after=9), Row(slots=1, image=True), Row(after=5)], family, suffix=0)
+    batch = greedy_batch([Row(after=9), Row(slots=1, image=True), Row(after=5)], family)
     inputs = tiny.reference_inputs(batch, family)
     del inputs["position_ids"]
     theirs.model.rope_deltas = None
@@ -90,11 +102,11 @@ def test_greedy_is_transformers_generate(pair):
 
 
 def test_greedy_after_videos_is_transformers(pair):
-    """transformers' generate goes on at another position after a Qwen2.5-VL video, so its forward is given
-    ours: that each of our tokens is the best of its logits after those before makes them its greedy ones."""
+    """transformers' generate continues at another position after a Qwen2.5-VL video, so its forward pass gets
+    our positions. Our tokens are its greedy tokens if each has the best logit after the tokens before it."""
     ours, theirs = pair
     family, rows = ours.config.family, [*ROWS, Row(after=4)]
-    batch = tiny.batch(rows, family, suffix=0)
+    batch = greedy_batch(rows, family)
     got = run(ours, batch, max_new=STEPS)
     tokens = got.tokens[:, 0]
     inputs = tiny.reference_inputs(batch, family)
@@ -105,7 +117,7 @@ def test_greedy_after_videos_is_transformers(pair):
             input_ids=torch.tensor(tokens[:, :-1]),
             attention_mask=torch.nn.functional.pad(inputs["attention_mask"], (0, STEPS - 1), value=1),
             position_ids=torch.tensor(
-                tiny.batch(rows, family, suffix=STEPS).positions[:, :, -STEPS:-1].swapaxes(0, 1)
+                greedy_batch(rows, family, suffix=STEPS).positions[:, :, -STEPS:-1].swapaxes(0, 1)
             ),
             past_key_values=prefill.past_key_values,
         )
@@ -133,17 +145,17 @@ def test_a_shared_prefix_is_the_repeated_prompt(both):
     np.testing.assert_allclose(
         got.logprobs.reshape(8, NEW), pick(log_softmax(logits), repeated.suffix), atol=1e-5
     )
-    greedy = run(model, video, groups=4)
+    greedy = run(model, video, **GREEDY)
     np.testing.assert_array_equal(greedy.tokens.reshape(8, NEW), run(model, repeated).tokens[:, 0])
 
 
 def test_given_features_are_the_encoded_frames(both):
     model, video = both
     blank = dataclasses.replace(video, frames=np.zeros_like(video.frames))
-    features = jax.jit(lambda model: model.encode(video.frames))(model)
-    expected, got = run(model, video), run(model, blank, features=features)
+    encode = jax.jit(lambda model: model.encode(video.frames), compiler_options=joint.FAST)
+    expected, got = run(model, video, **GREEDY), run(model, blank, features=encode(model), **GREEDY)
     np.testing.assert_array_equal(got.tokens, expected.tokens)
-    assert (run(model, blank).tokens != expected.tokens).any()
+    assert (run(model, blank, **GREEDY).tokens != expected.tokens).any()
 
 
 @pytest.mark.parametrize("top_k, top_p", [(0, 1.0), (7, 1.0), (0, 0.6), (12, 0.7), (500, 1.0), (0, 1e-9)])
@@ -156,7 +168,8 @@ def test_samples_follow_the_truncated_distribution(top_k, top_p):
     expected = np.zeros(128)
     expected[order[:count]] = share[:count] / share[:count].sum()
     keys = jax.random.split(KEY, draws)
-    tokens = np.asarray(jax.vmap(lambda key: sample(key, jnp.float32(logits), top_p, top_k))(keys))
+    draw = jax.vmap(lambda key: sample(key, jnp.float32(logits), top_p, top_k))
+    tokens = np.asarray(jax.jit(draw, compiler_options=joint.FAST)(keys))
     assert set(tokens) <= set(order[:count])
     # Five standard errors of each token's share, and one draw for the rare ones.
     error = np.abs(np.bincount(tokens, minlength=128) / draws - expected)
@@ -164,8 +177,8 @@ def test_samples_follow_the_truncated_distribution(top_k, top_p):
 
 
 def test_truncation_shapes_the_sampling_only(model):
-    """top_k = 1 is greedy at any temperature, and its log-probabilities are those of the whole, tempered
-    distribution."""
+    """top_k = 1 is greedy at any temperature, and its log-probabilities are those of the whole distribution
+    at that temperature."""
     got = run(model, VIDEO, groups=4, temperature=2.0, top_k=1)
     logits = np.asarray(full_logits(model, dataclasses.replace(VIDEO, suffix=got.tokens)))
     np.testing.assert_array_equal(got.tokens, logits.argmax(axis=-1))
@@ -194,7 +207,7 @@ def test_completions_depend_on_the_key_alone(model):
     np.testing.assert_array_equal(first.tokens, run(model, VIDEO, **SAMPLED).tokens)
     assert (first.tokens != run(model, VIDEO, jax.random.key(1), **SAMPLED).tokens).any()
     assert len({tuple(tokens) for tokens in first.tokens.reshape(8, NEW)}) == 8
-    # Neither on the other row nor on how many completions there are.
+    # They depend neither on the other row nor on the number of completions.
     mixed = dataclasses.replace(VIDEO, frames=VIDEO.frames.copy())
     mixed.frames[0] = 255 - mixed.frames[0]
     got = run(model, mixed, **SAMPLED | dict(groups=2))
@@ -202,7 +215,7 @@ def test_completions_depend_on_the_key_alone(model):
     assert (got.tokens[0] != first.tokens[0, :2]).any()
 
 
-def test_a_row_of_padding_gives_nothing(model):
+def test_a_row_of_padding_is_empty(model):
     valid = VIDEO.prompt_valid & np.array([[True], [False]])
     got = run(model, dataclasses.replace(VIDEO, prompt_valid=valid), **SAMPLED)
     np.testing.assert_array_equal(got.tokens[0], run(model, VIDEO, **SAMPLED).tokens[0])

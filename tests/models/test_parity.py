@@ -1,8 +1,8 @@
-"""The model is the Hugging Face model: features, hidden states, logits and gradients against torch.
+"""The model computes what the Hugging Face model computes: features, hidden states, logits and gradients.
 
 Errors are in units of the reference's spread: max |ours - theirs| / std(theirs). Both compute in float32 and
-sum in another order, which these wide models amplify to 5e-5 at most; TOLERANCE is twice that, and the
-sensitivity tests below show that a mechanism that goes wrong moves the logits by at least 100 tolerances.
+sum in another order, which these wide models amplify to 5e-5 at most; TOLERANCE is twice that. The tests of
+sensitivity below show that a wrong mechanism changes the logits by at least 100 tolerances.
 """
 
 import copy
@@ -16,10 +16,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests import tiny
+from tests import joint, tiny
 from tests.tiny import Row
 from vpjax.models.hf import load_pretrained, save_pretrained
 from vpjax.models.vlm import abstract_model, leaves, rebuild
+
+pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-4
 WRONG = 100 * TOLERANCE
@@ -30,13 +32,14 @@ CASES = {
     "video": [Row(slots=4), Row(slots=4), Row(slots=4)],
     DIFFERENT: [Row(slots=2, before=2, seconds=0.5), Row(slots=4, after=7), Row(slots=1)],
     "mixed": [Row(slots=2), Row(slots=1, image=True), Row(after=5)],
+    "text": [Row(after=9), Row(after=6), Row(after=2)],
 }
 
 
 @functools.cache
 def case(name, family):
-    """A batch of one bucket for all, so that a model is compiled once: all is padded to it."""
-    return tiny.batch(CASES[name], family, slots=4, prompt=90)
+    """A batch, padded to one shape for all cases, so that a model is compiled once."""
+    return dataclasses.replace(tiny.batch(CASES[name], family, slots=4, prompt=90), video_end=90)
 
 
 def error(ours, theirs):
@@ -53,23 +56,26 @@ def load_both(folder):
 
 @pytest.fixture(params=tiny.MODELS)
 def pair(request, checkpoint):
-    """Our model and theirs, both from the same folder."""
+    """Our model and that of transformers, both from the same folder."""
     return load_both(checkpoint(request.param))
 
 
 @pytest.fixture(params=tiny.ONE_OF_EACH)
-def one(request, checkpoint):
-    """Our model and theirs, and a batch of different videos."""
+def pair_and_batch(request, checkpoint):
+    """Our model and theirs of each family, and a batch of different videos."""
     ours, theirs = load_both(checkpoint(request.param))
     return ours, theirs, case(DIFFERENT, ours.config.family)
 
 
-@jax.jit
+jit = functools.partial(jax.jit, compiler_options=joint.FAST)
+
+
+@jit
 def encode(model, frames):
     return model.encode(frames)
 
 
-@jax.jit
+@jit
 def decode(model, features, batch):
     """Logits [B, 1 + C, O] that predict each token of the suffix and the one after it."""
     hidden = model.hidden(features, batch)
@@ -102,20 +108,21 @@ def test_logits(pair, name):
 
 
 @torch.no_grad()
-def test_logits_of_text_alone(pair):
-    ours, theirs = pair
-    batch = tiny.batch([Row(after=9), Row(after=6)], ours.config.family)
+def test_logits_of_text_alone(pair_and_batch):
+    """A batch whose frames are not encoded."""
+    ours, theirs, _ = pair_and_batch
+    batch = case("text", ours.config.family)
     assert error(decode(ours, None, batch), their_logits(theirs, batch)) < TOLERANCE
 
 
 @torch.no_grad()
-def test_padding_at_either_side(one):
-    ours, theirs, batch = one
+def test_padding_at_either_side(pair_and_batch):
+    ours, theirs, batch = pair_and_batch
     assert error(logits(ours, batch), their_logits(theirs, batch, left=False)) < TOLERANCE
 
 
-# Frames that windows of 2, 3 and 4 merged tokens do not divide, some smaller than a window, and an exact fit;
-# frames of fewer, as many and more patches than a table of 7 x 7 or 3 x 3 positions, down to one token.
+# Windows of 2, 3 and 4 merged tokens: frames that they do not divide, smaller frames and an exact fit.
+# Tables of 7 x 7 or 3 x 3 positions: frames of fewer, as many and more patches, down to one token.
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -146,10 +153,10 @@ def test_vision_features(checkpoint, name, size):
 
 
 @torch.no_grad()
-def test_hidden_states_at_the_visual_tokens(one):
-    """``tap`` = l and ``visual_hidden`` are the states after l decoder layers and what is added there, 0 at
-    slots not valid."""
-    ours, theirs, batch = one
+def test_hidden_states_at_the_visual_tokens(pair_and_batch):
+    """``tap`` = l and ``visual_hidden`` are the states after l decoder layers and the additions there, and 0
+    at invalid slots."""
+    ours, theirs, batch = pair_and_batch
     states = []  # by hooks: transformers' own states lack the last, or what is added after a layer
     text = theirs.model.language_model
     followers = [*text.layers[1:], text.norm]
@@ -158,7 +165,7 @@ def test_hidden_states_at_the_visual_tokens(one):
     for hook in hooks:
         hook.remove()
 
-    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jit, static_argnums=1)
     def taps(model, layers):
         tapped = model.hidden(features, batch, tap=layers).tap
         return tapped, model.visual_hidden(features, batch, layers=layers)
@@ -177,18 +184,19 @@ def test_hidden_states_at_the_visual_tokens(one):
 def test_gradients(checkpoint, tmp_path, name):
     """The gradient of the answer's cross-entropy for every weight, vision and text, against autograd.
 
-    The reference is float64, for torch's own float32 gradients are up to 2.7e-4 of their spread away from it:
-    single elements of a gradient stand out by 20 times the spread, and rounding grows with them.
-    So ours are within TOLERANCE in the root mean square, and within three at the worst element.
+    The reference is float64, for torch's float32 gradients differ from it by up to 2.7e-4 of their spread:
+    single elements of a gradient are 20 times larger than the spread, and rounding grows with them.
+    So the limit is TOLERANCE for the root mean square and three tolerances for the worst element.
     """
     ours, theirs = load_both(checkpoint(name))
     theirs = copy.deepcopy(theirs).double()
     batch = case(DIFFERENT, ours.config.family)
 
-    @jax.jit
+    @jit
     @jax.value_and_grad
     def loss(model):
-        logprobs = jax.nn.log_softmax(logits(model, batch)[:, :-1])
+        scores = decode.__wrapped__(model, model.encode(batch.frames), batch)
+        logprobs = jax.nn.log_softmax(scores[:, :-1])
         return -jnp.take_along_axis(logprobs, batch.suffix[..., None], axis=-1).mean()
 
     value, gradient = loss(ours)
@@ -197,7 +205,7 @@ def test_gradients(checkpoint, tmp_path, name):
     their_loss.backward()
     assert float(value) == pytest.approx(their_loss.item(), rel=1e-5)
 
-    save_pretrained(gradient, tmp_path)  # a tree like the model, so it can be saved, and read by their names
+    save_pretrained(gradient, tmp_path)  # a tree like the model: saved, it has the names of transformers
     gradients = load_file(tmp_path / "model.safetensors")
     worst, rms = {}, {}
     for name, parameter in theirs.named_parameters():
@@ -211,14 +219,13 @@ def test_gradients(checkpoint, tmp_path, name):
     assert {name: e for name, e in worst.items() if not e < 3 * TOLERANCE} == {}
 
 
-# What a wrong model would do, each done here to a right one: the logits must move.
+# Sensitivity: every mistake below, made in a right model, must change the logits.
 
 
 def changed(model, **parts):
     """``model`` with the same weights and other fields in its configuration, as ``decoder=dict(...)``."""
-    config = model.config
-    edits = {part: dataclasses.replace(getattr(config, part), **fields) for part, fields in parts.items()}
-    return rebuild(abstract_model(dataclasses.replace(config, **edits)), leaves(model))
+    edits = {part: dataclasses.replace(getattr(model.config, part), **new) for part, new in parts.items()}
+    return rebuild(abstract_model(dataclasses.replace(model.config, **edits)), leaves(model))
 
 
 def replaced(model, path, value=None, *, reverse=False):
@@ -250,7 +257,7 @@ def wrong_towers(m):
 
 
 def wrong_features(f):
-    """Of Qwen3-VL: what may go wrong between tower and decoder."""
+    """Qwen3-VL: mistakes between tower and decoder."""
     yield "DeepStack left out", f._replace(deep=())
     yield "DeepStack in the first layer only", f._replace(deep=f.deep[:1])
     yield "DeepStack in another order", f._replace(deep=f.deep[::-1])
@@ -301,7 +308,7 @@ def _positions(batch, *, time=1.0, text=0, flat=False, swap=False):
     return positions
 
 
-BATCHES_THAT_ARE_WRONG = {
+WRONG_BATCHES = {
     "another frame rate": lambda b: dict(positions=_positions(b, time=2)),
     "time ids that stand still": lambda b: dict(positions=_positions(b, time=0)),
     "positions of plain text": lambda b: dict(positions=_positions(b, flat=True)),
@@ -319,33 +326,33 @@ BATCHES_THAT_ARE_WRONG = {
 
 
 @pytest.fixture
-def right(one):
+def right(pair_and_batch):
     """The right model, its batch, features and logits."""
-    model, _, batch = one
+    model, _, batch = pair_and_batch
     features = encode(model, batch.frames)
     return model, batch, features, np.asarray(decode(model, features, batch))
 
 
-def test_a_wrong_tower_is_seen(right):
+def test_a_wrong_tower_changes_the_logits(right):
     model, batch, _, reference = right
-    for wrong, other in wrong_towers(model):
-        assert error(decode(model, encode(other, batch.frames), batch), reference) > WRONG, wrong
+    for mistake, wrong in wrong_towers(model):
+        assert error(decode(model, encode(wrong, batch.frames), batch), reference) > WRONG, mistake
 
 
-def test_wrong_features_are_seen(right):
+def test_wrong_features_change_the_logits(right):
     model, batch, features, reference = right
-    for wrong, other in wrong_features(features) if features.deep else ():
-        assert error(decode(model, other, batch), reference) > WRONG, wrong
+    if features.deep:
+        for mistake, wrong in wrong_features(features):
+            assert error(decode(model, wrong, batch), reference) > WRONG, mistake
 
 
-def test_a_wrong_decoder_is_seen(right):
+def test_a_wrong_decoder_changes_the_logits(right):
     model, batch, features, reference = right
-    for wrong, other in wrong_decoders(model):
-        assert error(decode(other, features, batch), reference) > WRONG, wrong
+    for mistake, wrong in wrong_decoders(model):
+        assert error(decode(wrong, features, batch), reference) > WRONG, mistake
 
 
-@pytest.mark.parametrize("wrong", BATCHES_THAT_ARE_WRONG)
-def test_a_wrong_input_is_seen(right, wrong):
+def test_a_wrong_input_changes_the_logits(right):
     model, batch, _, reference = right
-    other = dataclasses.replace(batch, **BATCHES_THAT_ARE_WRONG[wrong](batch))
-    assert error(logits(model, other), reference) > WRONG
+    for mistake, edit in WRONG_BATCHES.items():
+        assert error(logits(model, dataclasses.replace(batch, **edit(batch))), reference) > WRONG, mistake

@@ -1,4 +1,4 @@
-"""Decoding on a mesh: the tokens of one device, and no weight that travels in the loop."""
+"""Decoding on a mesh gives the tokens of one device, and no weight travels in the loop."""
 
 import dataclasses
 import functools
@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from tests import joint, tiny
-from tests.models.test_sharding import mesh_of
+from tests.joint import mesh_of
 from vpjax.hlo import collectives
 from vpjax.models.generate import generate
 from vpjax.models.rope import section_axes
 from vpjax.models.sharding import in_use, put_batch, shardings
 from vpjax.models.vlm import leaves, rebuild
+
+pytestmark = pytest.mark.slow
 
 NEW = 7
 # Wide enough that the smallest kernel is larger than all activations of a step.
@@ -30,8 +32,8 @@ WIDE = dataclasses.replace(
         rope_axes=section_axes((4, 6, 6)),
     ),
 )
-KERNEL = 4 * 128 * 64  # bytes of a layer's key projection, the smallest
-LARGEST = 4 * 128 * 256  # of a layer's gate
+SMALLEST_KERNEL = 4 * 128 * 64  # bytes of a layer's key projection
+LARGEST_KERNEL = 4 * 128 * 256  # bytes of a layer's gate
 ROWS = 8
 
 
@@ -54,12 +56,12 @@ def compiled(mesh):
             return generate(rebuild(model(), params), batch, key, max_new=NEW, eos=(119,), groups=2)
 
     arguments = params, put_batch(batch(), mesh), jax.random.key(0)
-    program = jax.jit(roll).lower(*arguments).compile({"xla_backend_optimization_level": 0})
+    program = jax.jit(roll).lower(*arguments).compile(joint.FAST)
     return program, arguments
 
 
 @functools.cache
-def tokens_of_one():
+def one_device():
     program, arguments = compiled(joint.ONE)
     return program(*arguments)
 
@@ -67,13 +69,13 @@ def tokens_of_one():
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
 def test_weights_stay_where_they_are(sizes):
     program, arguments = compiled(mesh_of(*sizes))
-    moved = collectives(program.as_text())
-    decoding = [one for one in moved if one.loops and one.loops[0] == NEW]
+    moves = collectives(program.as_text())
+    decoding = [move for move in moves if move.loops and move.loops[0] == NEW]
     assert decoding  # they move activations
-    # All-reduces are sums of activations: a weight is gathered, or permuted.
-    assert max(one.result for one in decoding if one.kind != "all-reduce") < KERNEL
-    # Nor is the stack gathered before the loop: prefill gathers a layer at a time.
-    assert max(one.result for one in moved if one.kind != "all-reduce") <= LARGEST
-    out, one = program(*arguments), tokens_of_one()
-    np.testing.assert_array_equal(out.tokens, one.tokens)
-    np.testing.assert_array_equal(out.mask, one.mask)
+    # All-reduces are sums of activations: a weight would be gathered or permuted.
+    assert max(move.result for move in decoding if move.kind != "all-reduce") < SMALLEST_KERNEL
+    # The stack of layers is not gathered before the loop either: prefill gathers a layer at a time.
+    assert max(move.result for move in moves if move.kind != "all-reduce") <= LARGEST_KERNEL
+    completions, expected = program(*arguments), one_device()
+    np.testing.assert_array_equal(completions.tokens, expected.tokens)
+    np.testing.assert_array_equal(completions.mask, expected.mask)

@@ -1,4 +1,4 @@
-"""Every parameter has its place on a mesh, mistakes are named, and devices change nothing but rounding."""
+"""Every parameter has its place on a mesh, errors name the mistake, and devices change only rounding."""
 
 import dataclasses
 import functools
@@ -13,18 +13,12 @@ from jax.experimental import topologies
 from jax.sharding import AbstractMesh
 
 from tests import joint, tiny
+from tests.joint import mesh_of
 from vpjax.models.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves
 from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from vpjax.training.sft import init_heads
 from vpjax.types import UserError
-
-
-def mesh_of(data, fsdp, tensor, *, real=True):
-    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
-    if not real:  # shapes of a mesh whose devices are not here
-        return AbstractMesh(tuple(sizes.values()), AXES)
-    return make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
 
 
 @functools.cache
@@ -53,7 +47,7 @@ def test_meshes_that_do_not_fit(sizes):
 
 @pytest.mark.parametrize(("sizes", "expected"), [((2, -1, 1), (2, 4, 1)), ((4, 1, 2), (4, 1, 2))])
 def test_slices_lie_along_data(sizes, expected, monkeypatch):
-    """On two slices of four TPU chips each: what a step moves within fsdp and tensor stays inside a slice."""
+    """On two slices of four TPU chips each, fsdp and tensor stay inside a slice."""
     pytest.importorskip("libtpu")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     topology = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2)
@@ -72,7 +66,7 @@ def test_slices_lie_along_data(sizes, expected, monkeypatch):
 @pytest.mark.parametrize("sizes", [(1, 64, 1), (4, 16, 1), (2, 8, 4), (1, 1, 4)])
 def test_billions_of_parameters_fit(sizes, model, billions):
     """Every parameter divides, and a device holds its share: all but norms and biases are split."""
-    mesh, held, whole = mesh_of(*sizes, real=False), 0, 0
+    mesh, held, whole = AbstractMesh(sizes, AXES), 0, 0
     for path, x in model().items():
         spec = spec_of(path, x.shape, mesh)
         size = math.prod(x.shape)
@@ -84,17 +78,17 @@ def test_billions_of_parameters_fit(sizes, model, billions):
 
 def test_the_table_covers_parameters_and_nothing_else():
     """No parameter without a row, or with two, and no row without a parameter."""
-    other = leaves(abstract_model(VLMConfig.from_hf(tiny.MODELS["deep"])))
-    params = leaves(joint.model()) | other | init_heads(joint.config(), 32, jax.random.key(0))
+    models = [abstract_model(c) for c in (joint.MODEL, VLMConfig.from_hf(tiny.MODELS["deep"]))]
+    heads = jax.eval_shape(lambda: init_heads(joint.config(), 32, jax.random.key(0)))
     used = set()
-    for path in params:
+    for path in {*leaves(models[0]), *leaves(models[1]), *heads}:
         rows = [row for row, (pattern, _) in enumerate(TABLE) if re.fullmatch(pattern, path)]
         assert len(rows) == 1, path
         used |= set(rows)
     assert used == set(range(len(TABLE)))
 
 
-def test_an_unknown_parameter_stops():
+def test_an_unknown_parameter_is_an_error():
     with pytest.raises(ValueError, match="no row for decoder.layers.router.kernel"):
         spec_of("decoder.layers.router.kernel", (4, 32, 8), joint.ONE)
 
@@ -139,10 +133,21 @@ def one_device():
     return joint.take(*one_device_step())
 
 
+@pytest.fixture
+def uncached():
+    """Programs are compiled and not read from the cache, which keeps no warnings."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("sizes", "accumulate"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 2, 4), 1)])
-def test_one_device_is_eight(sizes, accumulate, capfd):
-    """Losses and gradients; the latter of order 1, so 2e-6 is a few roundings of a float32 sum. And nothing
-    is moved by copying it whole to every device, of which XLA warns."""
+def test_eight_devices_compute_what_one_does(sizes, accumulate, uncached, capfd):
+    """Losses and gradients; the latter of order 1, so 2e-6 is a few roundings of a float32 sum. XLA warns if
+    it moves an array by copying all of it to every device: it must not."""
     mesh = mesh_of(*sizes)
     state, step, batch = joint.compiled(
         joint.config(accumulate=accumulate), joint.batch(16), mesh=mesh, tx=DESCENT
@@ -150,7 +155,7 @@ def test_one_device_is_eight(sizes, accumulate, capfd):
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     kernel = state.params["decoder.layers.q.kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 32 // sizes[1], 32 // sizes[2])
-    # No device computes all rows: each holds little more than its part of what one alone does.
+    # No device computes all rows: each needs little more than its part of the memory of a single device.
     held, whole = (s.memory_analysis().temp_size_in_bytes for s in (step, one_device_step()[1]))
     assert held < 1.3 * whole / (sizes[0] * sizes[1])
     before, after, metrics = joint.take(state, step, batch)
@@ -161,7 +166,7 @@ def test_one_device_is_eight(sizes, accumulate, capfd):
         scale = max(1.0, np.abs(expected).max())
         ours = before.params[path] - after.params[path]
         np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * scale, err_msg=path)
-    # The state comes out where it went in: the same compiled step takes it, and refuses any other.
+    # A step returns the state with the shardings that it takes, and takes no others.
     again, _ = step(step(state, batch)[0], batch)
     assert again.step == 2
     with pytest.raises(ValueError, match="sharding"):
