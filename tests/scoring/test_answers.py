@@ -2,7 +2,7 @@
 
 import pytest
 
-from vpjax.scoring.answers import final_answer, parse_choice, parse_options, parse_span, without_letter
+from vpjax.scoring.answers import final_answer, parse_choice, parse_options, parse_time_span, without_letter
 
 OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
 
@@ -97,7 +97,7 @@ def test_options_in_a_question():
     ],
 )
 def test_a_span(text, span):
-    assert parse_span(text) == span
+    assert parse_time_span(text) == span
 
 
 def test_final_answer():

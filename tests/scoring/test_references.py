@@ -5,22 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.scoring.reward_cases import make_clip, removed_keywords
 from vpjax.events.text import EVENT_WORDS
 from vpjax.scoring.forms import forms_of
 from vpjax.scoring.references import AnswerType, reference_rows, reference_sizes
 from vpjax.scoring.rewards import check_names
 from vpjax.scoring.words import fingerprint_of
-from vpjax.types import Clip, Keyword, UserError
-
-
-def make_clip(answer, task="caption", **fields):
-    return Clip("c", "c.mp4", "?", answer, task=task, **fields)
-
-
-def removed_keywords(*words):
-    """Keywords, given as (text, lemma), that V~ lacks."""
-    return tuple(Keyword(text, lemma, ((0.0, 1.0),)) for text, lemma in words)
-
+from vpjax.types import Keyword, UserError
 
 CAPTION = make_clip("A man runs and falls", keywords=removed_keywords(("runs", "run"), ("falls", "fall")))
 

@@ -85,7 +85,7 @@ def without_letter(option: str) -> str:
     return re.sub(rf"\A{LETTERED.pattern}", "", option.strip())
 
 
-def parse_span(text: str) -> tuple[float, float] | None:
+def parse_time_span(text: str) -> tuple[float, float] | None:
     """The last (start, end) in seconds that an answer names, as "a to b" or else as its only two numbers;
     None where there is none or it ends before it starts. ``1:05`` is a minute and five seconds."""
     answer = final_answer(text)

@@ -12,13 +12,9 @@ from vpjax.types import Keyword
 Form = tuple[bytes, ...]  # the words of one form of a keyword
 
 
-def _irregular_verbs() -> dict[str, list[str]]:
-    lines = Path(__file__).with_name("irregular_verbs.txt").read_text().splitlines()
-    return {verb: pasts for verb, *pasts in (line.split() for line in lines)}
-
-
 # Pasts, and participles where they differ, of verbs for what happens in videos, where no rule gives them.
-IRREGULAR_VERBS = _irregular_verbs()
+_LINES = Path(__file__).with_name("irregular_verbs.txt").read_text().splitlines()
+IRREGULAR_VERBS = {verb: pasts for verb, *pasts in (line.split() for line in _LINES)}
 
 
 def forms_of(keyword: Keyword) -> frozenset[Form]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vpjax.events.text import event_of
-from vpjax.scoring.answers import final_answer, parse_choice, parse_span
+from vpjax.scoring.answers import final_answer, parse_choice, parse_time_span
 from vpjax.types import Clip
 
 THRESHOLDS = (0.3, 0.5, 0.7)  # of the IoU of spans
@@ -35,7 +35,7 @@ def score_choice(clip: Clip, text: str) -> AnswerScore:
 def score_span(clip: Clip, text: str) -> AnswerScore:
     """The IoU of the seconds that the answer names with ``clip.spans``, whose mean is mIoU, and whether it
     reaches each threshold."""
-    span = parse_span(text)
+    span = parse_time_span(text)
     iou = 0.0
     if span:
         iou = max((interval_iou(span, target) for target in clip.spans), default=0.0)
@@ -52,8 +52,11 @@ def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
 def score_caption(clip: Clip, text: str) -> AnswerScore:
     """ROUGE-1, -2 and -L (F1, stemmed, of the package rouge-score) and, where nltk's WordNet is installed,
     METEOR (of nltk) of the answer against ``clip.answer``."""
+    from rouge_score.rouge_scorer import RougeScorer
+
     answer = final_answer(text)
-    values = {name: score.fmeasure for name, score in _rouge().score(clip.answer, answer).items()}
+    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(clip.answer, answer)
+    values = {name: score.fmeasure for name, score in rouge.items()}
     if missing_for_meteor() is None:
         from nltk.translate.meteor_score import meteor_score
 
@@ -114,26 +117,16 @@ def score_by_task(clip: Clip, text: str) -> AnswerScore:
     return score_span(clip, text) if clip.task == "grounding" else score_caption(clip, text)
 
 
-@functools.cache
-def _rouge():
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-
-
-@functools.cache
-def _stem(word: str) -> str:
-    from nltk.stem.porter import PorterStemmer
-
-    return PorterStemmer().stem(word)
-
-
 def _tokens(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
 
 
 def _content(text: str) -> set[str]:
-    return {_stem(word) for word in _tokens(text) if word not in EVENT_STOPWORDS}
+    """The stems of the words that tell what happens."""
+    from nltk.stem.porter import PorterStemmer
+
+    stem = PorterStemmer().stem
+    return {stem(word) for word in _tokens(text) if word not in EVENT_STOPWORDS}
 
 
 def _sentences(text: str) -> list[set[str]]:

@@ -66,8 +66,7 @@ class References:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceKeyword:
-    """A keyword that the reference answer mentions: its forms; the position of its first mention among the
-    answer's words; whether it is removed from V~."""
+    """A keyword that the reference answer mentions. position: of its first mention, in words."""
 
     forms: frozenset[Form]
     position: int
@@ -94,17 +93,13 @@ def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
 
 def answer_type(clip: Clip) -> AnswerType:
     """UserError where the clip lacks what its task needs."""
-    if clip.task == "choice":
-        return AnswerType.GROUNDED_CHOICE if clip.spans else AnswerType.CHOICE
-    if clip.task == "grounding":
-        if not clip.spans:
-            raise UserError(f"clip {clip.id}: a grounding clip needs spans, in seconds")
-        return AnswerType.GROUNDING
-    if clip.task == "tracking":
-        if not clip.boxes:
-            raise UserError(f"clip {clip.id}: a tracking clip needs boxes")
-        return AnswerType.TRACKING
-    return AnswerType.TEXT
+    if clip.task == "grounding" and not clip.spans:
+        raise UserError(f"clip {clip.id}: a grounding clip needs spans, in seconds")
+    if clip.task == "tracking" and not clip.boxes:
+        raise UserError(f"clip {clip.id}: a tracking clip needs boxes")
+    choice = AnswerType.GROUNDED_CHOICE if clip.spans else AnswerType.CHOICE
+    types = dict(choice=choice, grounding=AnswerType.GROUNDING, tracking=AnswerType.TRACKING)
+    return types.get(clip.task, AnswerType.TEXT)
 
 
 def right_option(clip: Clip, choices: int) -> int:
@@ -119,9 +114,8 @@ def right_option(clip: Clip, choices: int) -> int:
 
 
 def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozenset()) -> References:
-    """The reference of a clip with its first J = ``keywords`` keywords, without the axis B and as long as it
-    needs to be. known: the words of all known keywords. UserError where the clip lacks what its task
-    needs."""
+    """The reference of a clip with its first J = ``keywords`` keywords, without the axis B and no longer than
+    needed. known: the words of all known keywords. UserError where the clip lacks what its task needs."""
     words, choices = answer_words(clip), len(clip.choices) or MAX_OPTIONS
     own = {*words, *(word for keyword in clip.keywords for form in forms_of(keyword) for word in form)}
     known_fingerprints = _sorted_fingerprints(known)
@@ -154,7 +148,7 @@ def _fingerprints(words: Iterable[bytes]) -> np.ndarray:
     return np.array([fingerprint_of(word) for word in words], np.uint32)
 
 
-@functools.lru_cache(1)
+@functools.lru_cache(2)  # that of the run, and the empty one
 def _sorted_fingerprints(words: frozenset[bytes]) -> np.ndarray:
     return np.sort(_fingerprints(words))
 
@@ -173,7 +167,7 @@ def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 10
     """The sizes that hold all ``clips``, with the first J = ``keywords`` keywords of each. UserError that
     names the clip where a reference has more than ``max_words`` words or lacks what its task needs."""
     empty = vars(reference_arrays(NO_CLIP, keywords))
-    shapes = {name: tuple(np.maximum(1, array.shape)) for name, array in empty.items()}
+    shapes = {name: tuple(np.maximum(1, array.shape).tolist()) for name, array in empty.items()}
     known: set[bytes] = set()
     for clip in clips:
         row = reference_arrays(clip, keywords)
@@ -187,7 +181,7 @@ def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 10
             if keyword:
                 known.update(form[0] for form in keyword.forms if len(form) == 1)
         for name, array in vars(row).items():
-            shapes[name] = tuple(np.maximum(shapes[name], array.shape))
+            shapes[name] = tuple(np.maximum(shapes[name], array.shape).tolist())
     return ReferenceSizes(keywords, shapes, frozenset(known))
 
 

@@ -6,7 +6,6 @@ A reward counts for some types of answer. For the others it is NaN, which the su
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,100 +14,25 @@ from vpjax.scoring import keywords, spans, texts, words
 from vpjax.scoring.references import AnswerType, References
 from vpjax.types import Array, UserError
 
-
-class RewardInputs(NamedTuple):
-    """One completion and its clip's reference.
-
-    words u32[W]: of the answer. positions i32[J]: of each keyword's first mention in it, W: none. mentioned
-    bool[J]; unexpected u32[W]: words of other known keywords, else 0. limit: C. max_words: W; max_pieces: the
-    largest number of runs of letters or of digits. See ``texts``, ``words`` and ``keywords``.
-    """
-
-    completion: texts.CompletionText
-    words: jax.Array
-    positions: jax.Array
-    mentioned: jax.Array
-    unexpected: jax.Array
-    reference: References
-    limit: int
-    max_words: int
-    max_pieces: int
-
-    @property
-    def expected(self) -> jax.Array:
-        """bool[J]: whether the reference answer mentions each keyword."""
-        return jnp.greater_equal(self.reference.positions, 0)
-
-
-class Reward(NamedTuple):
-    """compute: RewardInputs -> f32[]. types: of answers for which it counts."""
-
-    compute: Callable[[RewardInputs], jax.Array]
-    types: tuple[AnswerType, ...]
-
-
-def choice_reward(x: RewardInputs) -> jax.Array:
-    """1.0 where the answer names the letter of the right option, else 0.0."""
-    chosen = texts.chosen_option(x.completion.answer, x.reference.choices)
-    return (chosen == x.reference.choice).astype(jnp.float32)
-
-
-def span_reward(x: RewardInputs) -> jax.Array:
-    """IoU of the last span that the answer names."""
-    found = spans.find_spans(x.completion.answer, x.max_pieces, only_last=True)
-    return spans.span_iou(found, x.reference.spans)
-
-
-def evidence_reward(x: RewardInputs) -> jax.Array:
-    """IoU of all the spans of the evidence for a choice."""
-    found = spans.find_spans(x.completion.evidence, x.max_pieces, only_last=False)
-    return spans.span_iou(found, x.reference.spans)
-
-
-def box_reward(x: RewardInputs) -> jax.Array:
-    """Mean IoU of the boxes, in order."""
-    boxes, count = spans.find_boxes(x.completion.answer, x.max_pieces, len(x.reference.boxes))
-    return spans.box_iou(boxes, count, x.reference.boxes, x.reference.box_count)
-
-
-def overlong(x: RewardInputs) -> jax.Array:
-    """0 for a completion (its end included) that leaves a fifth of the limit, -1 for one of all its tokens,
-    linear between (DAPO's soft punishment)."""
-    margin = max(1, x.limit // 5)
-    return -jnp.clip((x.completion.length - x.limit + margin) / margin, 0.0, 1.0)
-
-
 ALL = tuple(answer_type for answer_type in AnswerType if answer_type != AnswerType.PADDING)
-TEXT_ONLY = (AnswerType.TEXT,)
-CHOICES = (AnswerType.CHOICE, AnswerType.GROUNDED_CHOICE)
-
-REWARDS = {
-    # Words of a caption.
-    "rouge_l": Reward(lambda x: words.rouge_l(x.words, x.reference.words), TEXT_ONLY),
-    "rouge_1": Reward(lambda x: words.rouge_n(x.words, x.reference.words, 1), TEXT_ONLY),
-    "rouge_2": Reward(lambda x: words.rouge_n(x.words, x.reference.words, 2), TEXT_ONLY),
-    "caption_recall": Reward(lambda x: words.content_recall(x.words, x.reference.content), TEXT_ONLY),
-    # Keywords that the reference answer mentions; keyword_removed: only those that are removed from V~.
-    "keyword_recall": Reward(lambda x: keywords.keyword_recall(x.mentioned, x.expected), ALL),
-    "keyword_removed": Reward(
-        lambda x: keywords.keyword_recall(x.mentioned, x.expected & x.reference.removed), ALL
-    ),
-    "keyword_f1": Reward(lambda x: keywords.keyword_f1(x.mentioned, x.expected, x.unexpected), ALL),
-    "keyword_order": Reward(
-        lambda x: keywords.keyword_order(x.mentioned, x.positions, x.reference.positions), ALL
-    ),
-    "event": Reward(lambda x: keywords.exact_match(x.mentioned, x.expected, x.unexpected), ALL),
-    # Letters, seconds and boxes.
-    "choice": Reward(choice_reward, CHOICES),
-    "span_iou": Reward(span_reward, (AnswerType.GROUNDING,)),
-    "evidence_iou": Reward(evidence_reward, (AnswerType.GROUNDED_CHOICE,)),
-    "box_iou": Reward(box_reward, (AnswerType.TRACKING,)),
-    # The whole text: its tags, its repetitions, its length.
-    "format": Reward(lambda x: texts.format_reward(x.completion.text), ALL),
-    "repetition": Reward(
-        lambda x: words.repetition(words.word_fingerprints(x.completion.text, x.max_words)), ALL
-    ),
-    "overlong": Reward(overlong, ALL),
+# Each reward's name, and the types of answer for which it counts.
+REWARDS: dict[str, tuple[AnswerType, ...]] = {
+    "rouge_l": (AnswerType.TEXT,),
+    "rouge_1": (AnswerType.TEXT,),
+    "rouge_2": (AnswerType.TEXT,),
+    "caption_recall": (AnswerType.TEXT,),
+    "keyword_recall": ALL,
+    "keyword_removed": ALL,
+    "keyword_f1": ALL,
+    "keyword_order": ALL,
+    "event": ALL,
+    "choice": (AnswerType.CHOICE, AnswerType.GROUNDED_CHOICE),
+    "span_iou": (AnswerType.GROUNDING,),
+    "evidence_iou": (AnswerType.GROUNDED_CHOICE,),
+    "box_iou": (AnswerType.TRACKING,),
+    "format": ALL,
+    "repetition": ALL,
+    "overlong": ALL,
 }
 
 
@@ -121,39 +45,69 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def compute_rewards(
-    names: Sequence[str],
-    table: texts.ByteTable,
-    tokens: Array,
-    mask: Array,
-    references: References,
+    names: Sequence[str], table: texts.ByteTable, tokens: Array, mask: Array, references: References
 ) -> dict[str, jax.Array]:
-    """The rewards f32[B, G] of the completions tokens i32[B, G, C]; mask bool[B, G, C] marks their tokens,
-    the end included. NaN: the reward does not count for this clip. For use inside jit."""
+    """The rewards f32[B, G] of the completions tokens i32[B, G, C], of which ``mask`` bool[B, G, C] marks the
+    tokens to read, the end included. NaN: the reward does not count for the clip. For use inside jit."""
 
-    def rewards_of(tokens: Array, mask: Array, reference: References) -> dict[str, jax.Array]:
-        completion = texts.read_completion(table, tokens, mask)
-        max_words, max_pieces = len(tokens) * table.words, len(tokens) * table.pieces
-        answer_words = words.word_fingerprints(completion.answer, max_words)
-        positions = keywords.first_mentions(answer_words, reference.forms)
-        inputs = RewardInputs(
-            completion=completion,
-            words=answer_words,
-            positions=positions,
-            mentioned=positions < len(answer_words),
-            unexpected=keywords.unexpected_words(answer_words, reference.others),
-            reference=reference,
-            limit=len(tokens),
-            max_words=max_words,
-            max_pieces=max_pieces,
-        )
-        rewards = {}
-        for name in names:
-            counts = jnp.isin(reference.answer_type, jnp.array(REWARDS[name].types))
-            reward = jnp.where(counts, REWARDS[name].compute(inputs), jnp.nan)
-            rewards[name] = reward.astype(jnp.float32)
-        return rewards
+    def compute(tokens: Array, mask: Array, reference: References) -> dict[str, jax.Array]:
+        return completion_rewards(names, table, tokens, mask, reference)
 
-    return jax.vmap(jax.vmap(rewards_of, in_axes=(0, 0, None)))(tokens, mask, references)
+    return jax.vmap(jax.vmap(compute, in_axes=(0, 0, None)))(tokens, mask, references)
+
+
+def completion_rewards(
+    names: Sequence[str], table: texts.ByteTable, tokens: Array, mask: Array, reference: References
+) -> dict[str, jax.Array]:
+    """The rewards f32[] of one completion, tokens i32[C]; ``reference`` is a row, without the axis B."""
+    text = texts.normalize_bytes(texts.token_bytes(table, tokens, mask))
+    answer, evidence = texts.answer_and_evidence(text)
+    pieces, max_words = len(tokens) * table.pieces, len(tokens) * table.words
+    answer_words = words.word_fingerprints(answer, max_words)
+
+    positions = keywords.first_mentions(answer_words, reference.forms)
+    mentioned = positions < max_words
+    expected = jnp.greater_equal(reference.positions, 0)
+    unexpected = keywords.unexpected_words(answer_words, reference.others)
+
+    def iou_of_spans(b: jax.Array, only_last: bool) -> jax.Array:
+        return spans.span_iou(spans.find_spans(b, pieces, only_last=only_last), reference.spans)
+
+    def iou_of_boxes() -> jax.Array:
+        boxes, count = spans.find_boxes(answer, pieces, len(reference.boxes))
+        return spans.box_iou(boxes, count, reference.boxes, reference.box_count)
+
+    # Functions, so that only the rewards that are requested are traced.
+    functions: dict[str, Callable[[], jax.Array]] = {
+        "rouge_l": lambda: words.rouge_l(answer_words, reference.words),
+        "rouge_1": lambda: words.rouge_n(answer_words, reference.words, 1),
+        "rouge_2": lambda: words.rouge_n(answer_words, reference.words, 2),
+        "caption_recall": lambda: words.content_recall(answer_words, reference.content),
+        "keyword_recall": lambda: keywords.keyword_recall(mentioned, expected),
+        "keyword_removed": lambda: keywords.keyword_recall(mentioned, expected & reference.removed),
+        "keyword_f1": lambda: keywords.keyword_f1(mentioned, expected, unexpected),
+        "keyword_order": lambda: keywords.keyword_order(mentioned, positions, reference.positions),
+        "event": lambda: keywords.exact_match(mentioned, expected, unexpected),
+        "choice": lambda: texts.chosen_option(answer, reference.choices) == reference.choice,
+        "span_iou": lambda: iou_of_spans(answer, only_last=True),
+        "evidence_iou": lambda: iou_of_spans(evidence, only_last=False),
+        "box_iou": iou_of_boxes,
+        "format": lambda: texts.is_formatted(text),
+        "repetition": lambda: words.repetition(words.word_fingerprints(text, max_words)),
+        "overlong": lambda: overlong(jnp.sum(mask), len(tokens)),
+    }
+    rewards = {}
+    for name in names:
+        counts = jnp.isin(reference.answer_type, jnp.array(REWARDS[name]))
+        rewards[name] = jnp.where(counts, functions[name](), jnp.nan).astype(jnp.float32)
+    return rewards
+
+
+def overlong(length: jax.Array, limit: int) -> jax.Array:
+    """0 for a completion that leaves a fifth of the limit, -1 for one of ``limit`` tokens, linear between
+    (DAPO's soft punishment)."""
+    margin = max(1, limit // 5)
+    return -jnp.clip((length - limit + margin) / margin, 0.0, 1.0)
 
 
 def combine(rewards: Mapping[str, Array], weights: Mapping[str, float]) -> jax.Array:

@@ -1,9 +1,7 @@
 """Rewards for seconds and boxes: temporal IoU of spans, mean IoU of boxes.
 
-A number is digits, with a point and digits or with minutes and hours before it (``1:05.5`` is 65.5); up to
-six digits in a part, of which the first six after the point count. Numbers have no sign. A span is two
-numbers, the first with its unit if it has one (``3.50s``), and between them ``to``, ``and``, ``until``,
-``till``, a dash or a comma. A box is four numbers with commas between them in brackets.
+What counts as a number, a span and a box: docs/rewards.md. Up to six digits are read in a part of a number,
+the first six of those after the point.
 
 Axes: N bytes of a completion, W pieces (runs of letters or of digits).
 """
@@ -175,9 +173,7 @@ def find_boxes(b: jax.Array, size: int, count: int) -> tuple[jax.Array, jax.Arra
     return jnp.zeros((count, 4), jnp.float32).at[index].set(values, mode="drop"), found.sum()
 
 
-def box_iou(
-    candidate: jax.Array, candidate_count: jax.Array, reference: Array, reference_count: Array
-) -> jax.Array:
+def box_iou(candidate: Array, candidate_count: Array, reference: Array, reference_count: Array) -> jax.Array:
     """Mean IoU of boxes (x0, y0, x1, y1) f32[X, 4], each with its counterpart in order; one that is missing
     or too many counts as 0."""
     low = jnp.maximum(candidate[:, :2], reference[:, :2])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,26 +79,8 @@ def byte_table(tokenizer: Text | Any) -> ByteTable:
     )
 
 
-class CompletionText(NamedTuple):
-    """One completion. text u8[N]: all of it. answer, evidence u8[N]: the part that answers, and the part that
-    names the spans that prove it (VideoChat-R1's ``<glue>``, else the answer), with spaces elsewhere. length
-    i32[]: in tokens, the end token included."""
-
-    text: jax.Array
-    answer: jax.Array
-    evidence: jax.Array
-    length: jax.Array
-
-
-def read_completion(table: ByteTable, tokens: Array, mask: Array) -> CompletionText:
-    """Read the tokens i32[C] that ``mask`` bool[C] keeps. Ids past the table are empty."""
-    text = normalize_bytes(token_bytes(table, tokens, mask))
-    answer = answer_bytes(text)
-    return CompletionText(text, answer, tag_content(text, "glue", answer), jnp.sum(mask))
-
-
 def token_bytes(table: ByteTable, tokens: Array, mask: Array) -> jax.Array:
-    """The bytes u8[C * L] of the tokens, one after another."""
+    """The bytes u8[C * L] of the tokens i32[C] that ``mask`` bool[C] keeps. Ids past the table are empty."""
     rows = jnp.asarray(table.bytes).at[tokens].get(mode="fill", fill_value=SPACE)
     lengths = jnp.asarray(table.lengths).at[tokens].get(mode="fill", fill_value=0)
     keep = mask[:, None] & (jnp.arange(rows.shape[1]) < lengths[:, None])
@@ -119,24 +101,24 @@ def normalize_bytes(b: jax.Array) -> jax.Array:
     return compact(b, (b != SPACE) | (byte_behind(b) != SPACE))
 
 
-def answer_bytes(b: jax.Array) -> jax.Array:
-    """The answer in a normalized text, with spaces elsewhere: see ``host_text.answer_in``."""
+def answer_and_evidence(b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The part of a normalized text that answers (see ``host_text.answer_in``), and the part that names the
+    spans that prove it: VideoChat-R1's ``<glue>``, else the answer. Spaces stand elsewhere."""
     begin, end = tag_starts(b, "think")
     thinking = begin.any() & ~end.any()
     start = jnp.where(end.any(), last_index(end) + len("</think>"), 0)
-    return tag_content(b, "answer", blank_outside(b, ~thinking & (jnp.arange(len(b)) >= start)))
+    answer = inside_tag(b, "answer", ~thinking & (jnp.arange(len(b)) >= start))
+    evidence = inside_tag(b, "glue", answer)
+    return jnp.where(answer, b, SPACE).astype(jnp.uint8), jnp.where(evidence, b, SPACE).astype(jnp.uint8)
 
 
-def tag_content(b: jax.Array, tag: str, default: jax.Array) -> jax.Array:
-    """What follows the last ``<tag>``, up to the next ``</tag>`` or the end; without one, ``default``."""
+def inside_tag(b: jax.Array, tag: str, default: jax.Array) -> jax.Array:
+    """Which bytes follow the last ``<tag>``, up to the next ``</tag>`` or the end; without one,
+    ``default``."""
     index, (begin, end) = jnp.arange(len(b)), tag_starts(b, tag)
     start = last_index(begin) + len(f"<{tag}>")
     inside = (index >= start) & (index < first_index(end & (index >= start)))
-    return jnp.where(begin.any(), blank_outside(b, inside), default)
-
-
-def blank_outside(b: jax.Array, inside: jax.Array) -> jax.Array:
-    return jnp.where(inside, b, SPACE).astype(jnp.uint8)
+    return jnp.where(begin.any(), inside, default)
 
 
 def tag_starts(b: jax.Array, tag: str) -> tuple[jax.Array, jax.Array]:
@@ -187,11 +169,9 @@ def is_alphanumeric(b: jax.Array) -> jax.Array:
 
 
 def chosen_option(b: jax.Array, choices: Array) -> jax.Array:
-    """The index i32[] of the option that an answer chooses, -1 where it names none of ``choices``.
-
-    That is its first capital letter that stands alone and is no article: an ``A`` that begins a sentence and
-    is followed by a small letter.
-    """
+    """The index i32[] of the option that an answer chooses, -1 where it names none of ``choices``: its first
+    capital letter that stands alone and is no article (``A`` that begins a sentence, before a small
+    letter)."""
     alone = ~is_alphanumeric(byte_behind(b)) & ~is_alphanumeric(byte_ahead(b))
     before = jnp.where(byte_behind(b) == SPACE, byte_behind(b, 2), byte_behind(b))
     small = (byte_ahead(b, 2) >= ord("a")) & (byte_ahead(b, 2) <= ord("z"))
@@ -200,9 +180,9 @@ def chosen_option(b: jax.Array, choices: Array) -> jax.Array:
     return jnp.where(named.any(), b[jnp.argmax(named)].astype(jnp.int32) - ord("A"), -1)
 
 
-def format_reward(b: jax.Array) -> jax.Array:
-    """1.0 where a text is ``<think>..</think> <answer>..</answer>``, each once and not empty, with nothing
-    else but white space and at most a ``<glue>..</glue>`` of evidence after them; else 0.0."""
+def is_formatted(b: jax.Array) -> jax.Array:
+    """Whether a text is ``<think>..</think> <answer>..</answer>``, each once and not empty, with nothing
+    else but white space and at most a ``<glue>..</glue>`` of evidence after them."""
     index = jnp.arange(len(b))
 
     def holds_text(start, end):
@@ -217,4 +197,4 @@ def format_reward(b: jax.Array) -> jax.Array:
         absent = (tag == "glue") & ~begin.any() & ~end.any()
         good &= (once & filled) | absent
         position = jnp.where(absent, position, after)
-    return (good & ~holds_text(position, len(b))).astype(jnp.float32)
+    return good & ~holds_text(position, len(b))
