@@ -154,13 +154,13 @@ def _evaluations(workdir: Path, step: int) -> list[tuple[Any, ...]]:
     rows = []
     for file in sorted(workdir.glob("evaluate/*/results.json")):
         results = json.loads(file.read_text())
-        request = results["request"]
+        name, folder = results["request"]["benchmark"], file.parent.name
+        if not folder.startswith(name):  # a split that was evaluated when the run ended
+            name += f", {folder.rpartition('-')[0]}"
         for control, scores in results["controls"].items():
-            if request["step"] == step and scores["rows"]:
+            if results["request"]["step"] == step and scores["rows"]:
                 metric, values = next(iter(scores["metrics"].items()))
-                rows.append(
-                    (request["benchmark"], control, metric, interval(values["micro"]), scores["rows"])
-                )
+                rows.append((name, control, metric, interval(values["micro"]), scores["rows"]))
     return rows
 
 

@@ -73,15 +73,15 @@ def test_predictions_are_read_back(tmp_path):
     predictions = [Prediction("a", "none", False, "spins\u2028"), Prediction("b", "key", True, fault="gone")]
     file = tmp_path / "predictions.jsonl"
     with Predictions(file) as written:
-        written.append(Prediction("c", "none", False))  # not opened: kept in memory
-        written.open()
         for prediction in predictions:
             written.append(prediction)
     with file.open("ab") as half_written:
         half_written.write(b'{"id": "c')
-    with Predictions(file) as read:
-        assert list(read.known.values()) == predictions and Query("b", "key", True) in read.known
-        read.open()
+    for writes in (False, True):
+        with Predictions(file, writes=writes) as read:
+            assert list(read.known.values()) == predictions and Query("b", "key", True) in read.known
+            if not writes:
+                read.append(Prediction("c", "none", False))  # kept in memory
     assert file.read_bytes().count(b"\n") == 2 and file.read_bytes().endswith(b"}\n")
     file.write_text("[]\n")
     with pytest.raises(UserError, match=r"predictions.jsonl, line 1"):

@@ -64,28 +64,25 @@ class Prediction(NamedTuple):
 class Predictions(contextlib.AbstractContextManager):
     """The predictions of a file, one JSON line each, and the place to add more.
 
-    known: all of them, by query. path: None: they are kept in memory alone, as they are before ``open``. A
-    line that a killed process left unfinished is dropped. UserError for a line that is no prediction.
+    known: all of them, by query. path: None: they are kept in memory alone. writes: whether this process
+    adds to the file. A line that a killed process left unfinished is dropped. UserError for a line that is no
+    prediction.
     """
 
-    def __init__(self, path: Path | None = None):
+    def __init__(self, path: Path | None = None, *, writes: bool = True):
         self.known: dict[Query, Prediction] = {}
-        self._path = path
         self._file: IO[bytes] | None = None
         content = path.read_bytes() if path and path.exists() else b""
-        self._size = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[: self._size].splitlines(), 1):
+        content = content[: content.rfind(b"\n") + 1]
+        for number, line in enumerate(content.splitlines(), 1):
             try:
                 prediction = Prediction(**json.loads(line))
             except (ValueError, TypeError) as error:
                 raise UserError(f"{path}, line {number}: not an answer ({error}): remove the file") from error
             self.known[prediction.query] = prediction
-
-    def open(self) -> None:
-        """Write to the file from here on."""
-        assert self._path
-        self._file = self._path.open("ab")
-        self._file.truncate(self._size)
+        if path and writes:
+            self._file = path.open("ab")
+            self._file.truncate(len(content))
 
     def append(self, prediction: Prediction) -> None:
         self.known[prediction.query] = prediction

@@ -55,9 +55,6 @@ class Record(NamedTuple):
     row: Any
 
 
-Reader = Callable[[Record], Iterator[Clip | str]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """read: yields the Clips of a record. score: what an answer is worth. new_tokens: of an answer at most.
@@ -66,12 +63,12 @@ class Benchmark:
     are grouped as well.
     """
 
-    read: Reader
+    read: Callable[[Record], Iterator[Clip | str]]
     score: Callable[[Clip, str], AnswerScore]
     new_tokens: int
     folders: tuple[str, ...] = ("", "video", "videos")
     published: dict[str, float] = dataclasses.field(default_factory=dict)
-    second_group: str | None = None
+    second_group: str = ""
 
 
 def read_benchmark(

@@ -50,12 +50,8 @@ def make_results(
             unusable.setdefault(fault, set()).add(clip.id)
         if not fault or missing == "wrong":
             readable, values = benchmark.score(clip, prediction.text)
-            second_group = ""
-            if benchmark.second_group:
-                second_group = clip.extra[benchmark.second_group]
-            rows[name].append(
-                Scored(clip.id, clip.video, clip.extra["group"], name, readable, values, second_group)
-            )
+            group, second_group = clip.extra["group"], clip.extra.get(benchmark.second_group, "")
+            rows[name].append(Scored(clip.id, clip.video, group, name, readable, values, second_group))
     if not any(rows.values()):
         reasons = "; ".join(sorted(unusable)[:3])
         raise UserError(f"no row was answered: {reasons or 'no clip has key frames to replace'}")

@@ -123,11 +123,10 @@ def evaluate(
     if benchmark.score is score_caption and missing_for_meteor():
         say(f"without METEOR: {missing_for_meteor()}")
 
-    predictions = Predictions(out / PREDICTIONS)
-    multihost_utils.sync_global_devices("predictions are read")  # by every process, before one of them writes
     if writes:
         write_json(out / REQUEST, description)
-        predictions.open()
+    predictions = Predictions(out / PREDICTIONS, writes=writes)
+    multihost_utils.sync_global_devices("predictions are read")  # by every process, before one of them writes
     with predictions, backend(run.get("attention", "auto")):
         results = evaluate_model(
             model,
