@@ -31,7 +31,7 @@ MARGIN = 2  # frames without an event: at least so many at either end and betwee
 CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
 
-Item = TypeVar("Item")
+Option = TypeVar("Option")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _flicker_frames(spec: EventSpec, rng: np.random.Generator) -> tuple[int, ...
     return tuple(range(start, start + length)) if rng.random() < spec.flicker else ()
 
 
-def _pick(rng: np.random.Generator, options: Iterable[Item]) -> Item:
+def _pick(rng: np.random.Generator, options: Iterable[Option]) -> Option:
     options = list(options)
     return options[int(rng.integers(len(options)))]
 
