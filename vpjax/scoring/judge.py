@@ -41,10 +41,8 @@ class ConfigJudge:
             if path:
                 self.host_scores[name] = functools.partial(self._user_reward, load_user_reward(path))
         if self.host_scores and jax.process_count() > 1:
-            name = next(iter(self.host_scores))
-            raise UserError(
-                f"config.grpo.rewards.{name}: a function of your own needs the run in one process"
-            )
+            field = f"config.grpo.rewards.{next(iter(self.host_scores))}"
+            raise UserError(f"{field}: a function of your own needs the run in one process")
         self.names = tuple(name for name in self.weights if name not in self.host_scores)
         check_names(self.names)
         self.sizes = reference_sizes(clips, keywords=config.data.keywords)

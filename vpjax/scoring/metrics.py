@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from pathlib import Path
@@ -66,16 +67,13 @@ def score_caption(clip: Clip, text: str) -> AnswerScore:
 
 @functools.cache
 def missing_for_meteor() -> str | None:
-    """A message on what METEOR needs and this machine lacks; None where all is installed. Nothing is
-    downloaded."""
+    """A message on what METEOR lacks on this machine; None where all is installed. Nothing is downloaded."""
     import nltk
 
     for name in ("corpora/wordnet.zip", "corpora/wordnet"):
-        try:
+        with contextlib.suppress(LookupError):
             nltk.data.find(name)
             return None
-        except LookupError:
-            continue
     return "nltk's WordNet, which METEOR needs, is not installed: python -m nltk.downloader wordnet"
 
 
@@ -92,10 +90,8 @@ def score_description(clip: Clip, text: str) -> AnswerScore:
     recall = _share_described(events, candidate)
     precision = _share_described(candidate, reference)
     f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
-    return AnswerScore(
-        bool(candidate),
-        {"F1 (our matcher)": f1, "recall (our matcher)": recall, "precision (our matcher)": precision},
-    )
+    values = {"F1": f1, "recall": recall, "precision": precision}
+    return AnswerScore(bool(candidate), {f"{name} (our matcher)": x for name, x in values.items()})
 
 
 def score_event(clip: Clip, text: str) -> AnswerScore:

@@ -27,8 +27,7 @@ NO_CLIP = Clip("", "", "", "")
 
 
 class AnswerType(enum.IntEnum):
-    """PADDING: a masked row. TEXT: a caption, or which of two events came first. GROUNDED_CHOICE: an option
-    and the spans that prove it."""
+    """TEXT: a caption, or the first of two events. GROUNDED_CHOICE: an option and the spans that prove it."""
 
     PADDING = -1
     TEXT = 0
@@ -171,12 +170,9 @@ def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 10
     known: set[bytes] = set()
     for clip in clips:
         row = reference_arrays(clip, keywords)
-        count = len(row.words)
-        if count > max_words:
-            raise UserError(
-                f"clip {clip.id}: the answer has {count} words, of which rewards hold {max_words}; "
-                "shorten it or allow more"
-            )
+        if len(row.words) > max_words:
+            words = f"{len(row.words)} words, of which rewards hold {max_words}"
+            raise UserError(f"clip {clip.id}: the answer has {words}; shorten it or allow more")
         for keyword in expected_keywords(clip, keywords):
             if keyword:
                 known.update(form[0] for form in keyword.forms if len(form) == 1)
@@ -198,10 +194,8 @@ def reference_rows(clips: Sequence[Clip | None], sizes: ReferenceSizes) -> Refer
             continue
         for name, array in vars(reference_arrays(clip, sizes.keywords, sizes.known)).items():
             if (np.array(array.shape) > shapes[name]).any():
-                raise UserError(
-                    f"clip {clip.id}: {name} of shape {array.shape} where the rewards' tables hold "
-                    f"{shapes[name]}; make their sizes from this clip too"
-                )
+                sizes_now = f"{array.shape} where the rewards' tables hold {shapes[name]}"
+                raise UserError(f"clip {clip.id}: {name} {sizes_now}; make their sizes from this clip too")
             index: tuple[int | slice, ...] = (row, *(slice(size) for size in array.shape))
             rows[name][index] = array
     return References(**rows)

@@ -28,11 +28,8 @@ SPACE = ord(" ")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class ByteTable:
-    """The bytes of each token: bytes u8[O, L], lengths i32[O]. Special tokens have none.
-
-    words, pieces: the largest number of runs of letters and digits, and of runs of letters or of digits, in
-    one token.
-    """
+    """The bytes u8[O, L] of each token and their number i32[O]; special tokens have none. words, pieces: the
+    most runs of letters and digits, and the most runs of letters or of digits, in one token."""
 
     bytes: Array
     lengths: Array
@@ -42,10 +39,8 @@ class ByteTable:
 
 def byte_table(tokenizer: Text | Any) -> ByteTable:
     """The table of a byte-level BPE: a Text or a fast tokenizer of transformers. UserError for another kind.
-
-    A run of white space becomes one space, and a run of any other mark is cut to two: no reward reads more
-    of it, and L stays small.
-    """
+    So that L stays small, a run of white space becomes one space, and a run of any other mark is cut to two:
+    no reward reads more of it."""
     from tokenizers import decoders
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -53,9 +48,9 @@ def byte_table(tokenizer: Text | Any) -> ByteTable:
         tokenizer = tokenizer.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(getattr(backend, "decoder", None), decoders.ByteLevel):
-        name = getattr(tokenizer, "name_or_path", "")
+        name = f"tokenizer {getattr(tokenizer, 'name_or_path', '')}"
         raise UserError(
-            f"tokenizer {name}: rewards read the tokens of a byte-level BPE, such as Qwen's; use such a model"
+            f"{name}: rewards read tokens of a byte-level BPE, such as Qwen's; use such a model"
         )
     added = tokenizer.added_tokens_decoder
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}

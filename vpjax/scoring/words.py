@@ -1,8 +1,7 @@
 """Words inside jit, and the rewards that compare them: ROUGE, recall of content words, repetition.
 
 A word is a run of ASCII letters and digits in lower case, as in the ``rouge-score`` package. On the device it
-is a fingerprint, u32 and never 0. Two words of a text of a thousand different ones collide in about 1 of
-4,000 such texts.
+is a fingerprint, u32 and never 0: of texts with a thousand different words, 1 in 4,000 has two that collide.
 
 Axes: W words of a completion, R words of its reference, N bytes; 0 stands for no word.
 """
