@@ -53,7 +53,7 @@ ONE = mesh_of(1, 1, 1)
 
 
 # Compiling is what these tests wait for, and tiny matrices gain nothing from an optimised program.
-FAST = {"xla_backend_optimization_level": 0}
+FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 @functools.cache

@@ -18,8 +18,8 @@ TEXT_IDS = 120  # below: ordinary tokens
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """An architecture of transformers. class_name: of its model. patch: pixels a side. mean, std: of its
-    image processor. stamped: words stand before each slot of a video, and its tokens between START and END."""
+    """An architecture of transformers. class_name: of its model. patch: pixels per side. mean, std: of its
+    image processor. stamped: words precede each slot of a video, and START and END enclose its tokens."""
 
     class_name: str
     patch: int

@@ -1,4 +1,4 @@
-"""What a program says of itself: floating-point operations when traced, collectives when compiled."""
+"""The cost of a program: floating-point operations of its jaxpr, collectives of its compiled text."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import math
 import re
 from typing import Any
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # others end in their width
+COLLECTIVE_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # the names of other types end in their width
+CALLS = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """kind: of KINDS. result: bytes that one call leaves on a device; sent: that a device sends for it, in a
-    ring. loops: how often each loop around it runs, the outermost first."""
+    """kind: of COLLECTIVE_KINDS. result: bytes of one call's result on a device. sent: bytes that a device
+    sends for it, in a ring. loops: the iterations of each loop around it, the outermost first."""
 
     kind: str
     result: int
@@ -28,8 +29,9 @@ class Collective:
 
 
 def flops(jaxpr: Any, *, while_trips: int = 1) -> int:
-    """Floating-point operations of a jaxpr's matrix products, on all devices together: of scans as often as
-    they run, of while-loops ``while_trips`` times, of a condition's branches the dearest."""
+    """Floating-point operations of the matrix products of a jaxpr, on all devices together. The body of a
+    scan counts as often as it runs, that of a while-loop ``while_trips`` times, and of the branches of a
+    condition the most expensive one counts."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -42,16 +44,20 @@ def flops(jaxpr: Any, *, while_trips: int = 1) -> int:
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
-    """The jaxprs among an equation's parameters."""
-    flat = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else (value,))]
-    return [getattr(x, "jaxpr", x) for x in flat if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+    """The jaxprs among the parameters of an equation."""
+    found = []
+    for value in params.values():
+        for x in value if isinstance(value, tuple | list) else [value]:
+            if hasattr(x, "eqns") or hasattr(x, "jaxpr"):
+                found.append(getattr(x, "jaxpr", x))
+    return found
 
 
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program's text (``compiled.as_text()``).
 
-    A loop's count is the constant that its condition compares with, as XLA writes scans; for a loop that may
-    end earlier it is the most. A collective that XLA cut into overlapping parts is one, known by its channel.
+    The iterations of a loop are the constant in its condition, as XLA writes scans; a loop that may end
+    earlier counts with its maximum. Parts into which XLA cut a collective share a channel and count as one.
     """
     bodies = _computations(text)
     around: dict[str, tuple[int, ...]] = {}
@@ -64,40 +70,35 @@ def collectives(text: str) -> list[Collective]:
             for field, called in re.findall(r"(\w+)=\{?((?:%[\w.-]+(?:, )?)+)", line):
                 for inner in re.findall(r"%([\w.-]+)", called):
                     if field == "body":
-                        condition = re.search(r"condition=%([\w.-]+)", line).group(1)
+                        condition = re.findall(r"condition=%([\w.-]+)", line)[0]
                         visit(inner, (*loops, _trips(bodies, condition)))
-                    elif field in (
-                        "calls",
-                        "to_apply",
-                        "branch_computations",
-                        "true_computation",
-                        "false_computation",
-                    ):
+                    elif field in CALLS:
                         visit(inner, loops)
 
     visit(next(name for name in bodies if name.startswith("ENTRY ")), ())
     found: dict[Any, Collective] = {}
     for name, loops in around.items():
         for line in bodies[name]:
-            match = re.match(rf"\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line)
+            match = re.match(rf"\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(", line)
             if not match:
                 continue
             kind = match.group(2)
             result = _bytes(match.group(1), kind, line)
-            one = Collective(kind, result, _sent(kind, result, _group(line)), loops)
+            collective = Collective(kind, result, _sent(kind, result, _group_size(line)), loops)
             channel = re.search(r"channel_id=(\d+)", line)
             key = (kind, channel.group(1)) if channel else line
-            if key not in found or found[key].sent * found[key].times < one.sent * one.times:
-                found[key] = one
+            if key not in found or found[key].sent * found[key].times < collective.sent * collective.times:
+                found[key] = collective
     return list(found.values())
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation by name; the entry's begins with ``ENTRY``."""
+    """The lines of each computation by name; the name of the entry begins with ``ENTRY``."""
     out: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
-        if head := re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line):
+        head = re.match(r"(ENTRY )?%([\w.-]+) \(.*\{$", line)
+        if head:
             lines = out.setdefault((head.group(1) or "") + head.group(2), [])
         else:
             lines.append(line)
@@ -105,9 +106,9 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _trips(bodies: dict[str, list[str]], condition: str) -> int:
-    """The largest constant of a condition and of what it calls; 1 where it has none."""
+    """The largest constant of a condition and of the computations that it calls; 1 if it has none."""
     lines = list(bodies[condition])
-    for line in lines:  # grows while it is walked
+    for line in lines:  # the list grows in the loop
         for called in re.findall(r"(?:calls|to_apply)=%([\w.-]+)", line):
             lines += bodies.get(called, [])
     return max(
@@ -116,7 +117,7 @@ def _trips(bodies: dict[str, list[str]], condition: str) -> int:
 
 
 def _bytes(types: str, kind: str, line: str) -> int:
-    """Of the result; of a started collective, whose result holds its operand too, of the larger half."""
+    """Bytes of the result. That of a started collective includes its operand: the larger one counts."""
     sizes = []
     for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
         bits = BITS.get(dtype) or int(re.sub(r"\D", "", dtype) or 8)
@@ -124,20 +125,21 @@ def _bytes(types: str, kind: str, line: str) -> int:
     return max(sizes) if f"{kind}-start(" in line else sum(sizes)
 
 
-def _group(line: str) -> int:
-    """How many devices a collective spans."""
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
+def _group_size(line: str) -> int:
+    """The number of devices in a group of a collective."""
+    axes = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line)
+    if axes:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1)))
         return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes.group(2)))
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    if iota:
         return int(iota.group(1))
-    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return len(listed.group(1).split(","))
-    return 2
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    return len(listed.group(1).split(",")) if listed else 2
 
 
 def _sent(kind: str, result: int, group: int) -> int:
-    """Bytes that a device sends in a ring of ``group`` devices, by the size of the result."""
+    """Bytes that a device sends in a ring of ``group`` devices for a result of ``result`` bytes."""
     share = (group - 1) / group
     factor = {"all-reduce": 2 * share, "reduce-scatter": group * share, "collective-permute": 1}
     return int(result * factor.get(kind, share))

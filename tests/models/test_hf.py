@@ -1,4 +1,4 @@
-"""Checkpoint folders in and out: load then save is the identity, what does not fit is said in one line."""
+"""Checkpoint folders in and out: load then save is the identity, and an error names what does not fit."""
 
 import copy
 import json
@@ -21,6 +21,8 @@ from vpjax.models.hf import load_pretrained, read_config, save_pretrained
 from vpjax.models.sharding import make_mesh, spec_of
 from vpjax.models.vlm import leaves
 from vpjax.types import UserError
+
+pytestmark = pytest.mark.slow
 
 
 def contents(folder):
@@ -50,7 +52,7 @@ def renamed(tensors):
         tensors[new] = tensors.pop(key)
 
 
-def of_the_hub(config):
+def hub_spelling(config):
     """A ``config.json`` of transformers 5 as the folders on the hub have it."""
     return flat(config) if config["model_type"] == "qwen2_5_vl" else nested(config)
 
@@ -108,7 +110,7 @@ def with_a_copy_of_the_embedding(folder, out):
 def as_on_the_hub(folder, out):
     shutil.copytree(folder, out)
     config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps(of_the_hub(config)))
+    (out / "config.json").write_text(json.dumps(hub_spelling(config)))
     return out
 
 
@@ -214,7 +216,7 @@ def large(tmp_path_factory):
 
 
 def peak(run):
-    """The most bytes that ``run`` holds in Python and numpy; XLA's own buffers are not counted."""
+    """The most bytes that ``run`` holds in Python and NumPy, without XLA's own buffers."""
     tracemalloc.start()
     run()
     _, most = tracemalloc.get_traced_memory()
@@ -228,7 +230,7 @@ def test_the_host_holds_one_stack_at_a_time(large, tmp_path, monkeypatch):
     one, files = max(sizes.values()), [file.stat().st_size for file in large.glob("*.safetensors")]
     assert sum(sizes.values()) > 6 * one > 12 * max(files)
 
-    save_pretrained(model, tmp_path, like=large)  # so that what jax keeps of its own is there already
+    save_pretrained(model, tmp_path, like=large)  # JAX allocates its own caches before the measurement
     assert peak(lambda: save_pretrained(model, tmp_path, like=large)) < 1.5 * max(files)
     # An accelerator keeps nothing on the host; on CPU, device arrays would share numpy's memory.
     monkeypatch.setattr(jax, "device_put", lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -312,10 +314,10 @@ def test_a_save_that_is_cut_short_does_not_load(checkpoint, tmp_path, monkeypatc
 def test_both_spellings_of_the_config(checkpoint, name):
     raw = json.loads((checkpoint(name) / "config.json").read_text())
     before = copy.deepcopy(raw)
-    new, hub = VLMConfig.from_hf(raw), VLMConfig.from_hf(of_the_hub(raw))
+    new, hub = VLMConfig.from_hf(raw), VLMConfig.from_hf(hub_spelling(raw))
     assert raw == before
     assert new.to_hf() == raw
-    assert hub.to_hf() == of_the_hub(raw)
+    assert hub.to_hf() == hub_spelling(raw)
     assert (new.vision, new.decoder) == (hub.vision, hub.decoder)
     assert new.tokens_per_second == hub.tokens_per_second
     assert new.tokens_per_second == (2 if raw["model_type"] == "qwen2_5_vl" else None)
@@ -323,7 +325,7 @@ def test_both_spellings_of_the_config(checkpoint, name):
     assert new.decoder.rope_theta == tiny.MODELS[name]["text_config"]["rope_parameters"]["rope_theta"]
 
 
-# Bad input: one line that names the file and what is wrong with it.
+# Bad input: one line that names the file and the mistake.
 
 
 def message(folder):
@@ -345,7 +347,7 @@ def test_all_that_does_not_fit_is_in_one_error(checkpoint, tmp_path):
         tensors["model.layers.1.mlp.up_proj.weight"] = torch.ones(96, 64, dtype=torch.int8)
         tensors["model.visual.merger.ln_q.weight"] = tensors["visual.merger.ln_q.weight"].clone()
 
-    said = message(edited(checkpoint("tied"), tmp_path / "in", edit))
+    error = message(edited(checkpoint("tied"), tmp_path / "in", edit))
     for part in (
         "missing: model.layers.{0,1,2}.self_attn.q_proj.bias, model.norm.weight",
         "unexpected: model.layers.{0,1,2}.self_attn.q_norm.weight",
@@ -354,7 +356,7 @@ def test_all_that_does_not_fit_is_in_one_error(checkpoint, tmp_path):
         "type I8 that is none of F32, F16, BF16: model.layers.{1}.mlp.up_proj.weight",
         "more than once: visual.merger.ln_q.weight",
     ):
-        assert part in said
+        assert part in error
 
 
 def test_a_config_of_other_sizes(checkpoint, tmp_path):
@@ -363,9 +365,9 @@ def test_a_config_of_other_sizes(checkpoint, tmp_path):
     config["text_config"].update(num_hidden_layers=4, layer_types=None)
     config["tie_word_embeddings"] = False
     (tmp_path / "in" / "config.json").write_text(json.dumps(config))
-    said = message(tmp_path / "in")
-    assert "lm_head.weight" in said
-    assert "model.layers.{3}.mlp.up_proj.weight" in said
+    error = message(tmp_path / "in")
+    assert "lm_head.weight" in error
+    assert "model.layers.{3}.mlp.up_proj.weight" in error
 
 
 def test_a_head_that_is_not_the_embedding_it_is_tied_to(checkpoint, tmp_path):
@@ -373,9 +375,9 @@ def test_a_head_that_is_not_the_embedding_it_is_tied_to(checkpoint, tmp_path):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         tensors["lm_head.weight"][-1, -1] += 1
 
-    said = message(edited(checkpoint("tied"), tmp_path / "in", edit))
-    assert "lm_head.weight" in said
-    assert "ties" in said
+    error = message(edited(checkpoint("tied"), tmp_path / "in", edit))
+    assert "lm_head.weight" in error
+    assert "ties" in error
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -1])
@@ -407,7 +409,7 @@ def test_a_folder_without_weights_or_config(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "error"),
     [
         ('{"model_type": "llama"}', "'llama' is not supported; supported: qwen2_5_vl, qwen3_vl"),
         ('{"model_type": "qwen2_vl"}', "'qwen2_vl' is not supported; supported: qwen2_5_vl, qwen3_vl"),
@@ -434,10 +436,10 @@ def test_a_folder_without_weights_or_config(checkpoint, tmp_path):
         ("", "not JSON"),
     ],
 )
-def test_a_config_of_something_else(tmp_path, text, said):
+def test_a_config_of_something_else(tmp_path, text, error):
     (tmp_path / "config.json").write_text(text)
     assert f"{tmp_path / 'config.json'}: " in message(tmp_path)
-    assert said in message(tmp_path)
+    assert error in message(tmp_path)
 
 
 def test_like_of_another_model(checkpoint, tmp_path):

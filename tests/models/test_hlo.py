@@ -1,4 +1,4 @@
-"""Work counted by hand, and collectives as XLA writes them."""
+"""Operations counted by hand, and collectives as XLA writes them."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ ENTRY %main (p: f32[]) -> f32[] {
 
 
 def test_collectives_of_a_text():
-    assert sorted(collectives(TEXT), key=lambda one: (one.kind, one.result)) == [
+    assert sorted(collectives(TEXT), key=lambda found: (found.kind, found.result)) == [
         Collective("all-gather", result=8 * 4 * 4, sent=7 * 16, loops=()),
         Collective("all-gather", result=16 * 8 * 2, sent=7 * 32, loops=(5,)),
         Collective("all-reduce", result=24, sent=2 * 12, loops=(5, 3)),
@@ -70,7 +70,7 @@ def test_collectives_of_a_text():
 
 
 def test_collectives_of_a_scan_on_eight_devices():
-    """A product over a dimension that is split, in a scan of 6: one sum over the devices for each step."""
+    """A product over a split dimension, in a scan of 6 steps: each step sums once over the devices."""
     mesh = make_mesh(dict(data=1, fsdp=8, tensor=1))
     split = NamedSharding(mesh, P(None, None, "fsdp")), NamedSharding(mesh, P(None, "fsdp"))
 
@@ -83,8 +83,8 @@ def test_collectives_of_a_scan_on_eight_devices():
 
     shapes = [jax.ShapeDtypeStruct(s, np.float32) for s in ((6, 16, 16), (4, 16))]
     program = jax.jit(run, in_shardings=split).lower(*shapes).compile()
-    inside = [one for one in collectives(program.as_text()) if one.loops]
-    assert [(one.kind, one.loops) for one in inside] == [("all-reduce", (6,))]
+    inside = [found for found in collectives(program.as_text()) if found.loops]
+    assert [(found.kind, found.loops) for found in inside] == [("all-reduce", (6,))]
     assert inside[0].result == 4 * 16 * 4 and inside[0].sent == 2 * 7 * 32
 
 
@@ -103,7 +103,7 @@ def loss(x, w_LDD):
         (jax.jit(lambda x, w: jax.lax.scan(body, x, w)[0]), 3),
         (lambda x, w: jax.lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ w[0], x), 10),
         (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w[0] @ w[1], lambda: x @ w[0]), 2),
-        (jax.grad(loss, 1), 3 + 3 + 6),  # forward, again for want of memory, and two products backward
+        (jax.grad(loss, 1), 3 + 3 + 6),  # forward, recomputed, and two products backward
     ],
 )
 def test_flops(function, count):

@@ -3,10 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import torch
-import transformers
-from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
-from transformers.utils import is_torchvision_available
 
 from vpjax.models.patches import interpolation, patchify, smart_resize
 
@@ -25,6 +21,8 @@ def split(patches, patch, temporal=2):
 @pytest.mark.parametrize("factor", [28, 32])
 @pytest.mark.parametrize("budget", [(56 * 56, 112 * 112), (100 * 28 * 28, 768 * 28 * 28), (56 * 56, 10**7)])
 def test_sizes_are_those_of_hugging_face(factor, budget):
+    from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
+
     sides = np.exp(np.random.default_rng(0).uniform(np.log(10), np.log(2000), (300, 2))).astype(int)
     low, high = budget
     for h, w in sides.tolist():
@@ -34,8 +32,8 @@ def test_sizes_are_those_of_hugging_face(factor, budget):
 
 @pytest.mark.parametrize("frames", [2, 6, 64])
 def test_sizes_of_qwen3_videos_are_those_of_a_frame(frames):
-    """Its processor has a budget for all frames: ours is that of one. They part only below 32 pixels a side,
-    which it first enlarges to 32."""
+    """Its processor has a budget for all frames, ours for one frame. They differ only below 32 pixels a side,
+    which its processor first enlarges to 32."""
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as of_video
 
     sides = np.exp(np.random.default_rng(0).uniform(np.log(32), np.log(2000), (300, 2))).astype(int)
@@ -64,8 +62,10 @@ def test_too_slim_is_an_error():
     [(14, 2, (56, 84)), (14, 2, (84, 56)), (16, 2, (32, 96)), (4, 3, (24, 12))],
 )
 def test_patches_are_those_of_the_image_processor(patch, merge, size):
-    # The processor of images fills a temporal patch with one image twice: the frames of a slot are compared
-    # one by one.
+    # The processor of images fills a temporal patch with one image twice: compare the frames of a slot one by
+    # one.
+    import transformers
+
     frames = pixels(2, 4, *size)
     processor = transformers.Qwen2VLImageProcessor(
         patch_size=patch, merge_size=merge, do_resize=False, image_mean=MEAN, image_std=STD
@@ -79,7 +79,9 @@ def test_patches_are_those_of_the_image_processor(patch, merge, size):
 
 
 def test_patches_are_those_of_the_video_processor():
-    if not is_torchvision_available():
+    import transformers
+
+    if not transformers.utils.is_torchvision_available():
         pytest.skip("the video processors of transformers need torchvision, which is not installed")
     frames = pixels(6, 56, 84)
     processor = transformers.Qwen2VLVideoProcessor(do_resize=False, image_mean=MEAN, image_std=STD)
@@ -101,6 +103,8 @@ def test_patches_by_hand():
 
 @pytest.mark.parametrize("grid", [(2, 2), (7, 7), (6, 10), (20, 4), (48, 48)])
 def test_interpolation_of_a_table_is_that_of_torch(grid):
+    import torch
+
     table = np.random.default_rng(0).standard_normal((7, 7, 5)).astype(np.float32)
     rows, columns = (interpolation(count, 7) for count in grid)
     exact = torch.nn.functional.interpolate(

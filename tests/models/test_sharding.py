@@ -113,6 +113,7 @@ def test_dimensions_that_do_not_divide(path, shape, message):
         shardings({path: jax.ShapeDtypeStruct(shape, np.float32)}, mesh_of(1, 4, 2))
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_divide():
     with pytest.raises(UserError, match=r"config.batch = 8 rows .* data \* fsdp = 3"):
         put_batch(joint.batch(), mesh_of(1, 3, 1))

@@ -108,10 +108,7 @@ def save_pretrained(model: VideoLM, folder: PathLike, *, like: PathLike | None =
     All arrays must be addressable from this process. A file appears whole or not at all, config.json last.
     """
     folder, params, config = Path(folder), leaves(model), model.config.to_hf()
-    copied: list[Path] = []
-    if like is not None:
-        for pattern in HF_FILES:
-            copied += Path(like).glob(pattern)
+    copied = [] if like is None else [file for pattern in HF_FILES for file in Path(like).glob(pattern)]
     if like is not None and _weight_files(Path(like)):
         files: Files = defaultdict(dict)
         for tensor, place in _match(_read_tensors(Path(like)), model, like):

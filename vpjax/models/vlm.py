@@ -122,16 +122,9 @@ class VideoLM(nnx.Module):
         end = batch.video_end
         visual = jnp.where(batch.visual < end, batch.visual, end)
         x_BPD, deep = self.embed_prompt(features, batch.prompt[:, :end], visual)
-        h_BPD = self.decoder.run(
-            x_BPD,
-            batch.positions[:, :, :end],
-            Layout(end, 1, 0),
-            batch.prompt_valid[:, :end],
-            deep=deep,
-            layers=slice(0, layers),
-            remat=remat,
-        )
-        return _at(h_BPD, visual)
+        positions, valid, first = batch.positions[:, :, :end], batch.prompt_valid[:, :end], slice(0, layers)
+        h = self.decoder.run(x_BPD, positions, Layout(end, 1, 0), valid, deep=deep, layers=first, remat=remat)
+        return _at(h, visual)
 
     def prefill(self, features: Features | None, batch: Batch) -> tuple[jax.Array, KeyValues]:
         """The state [B, D] at the prompt's last valid token, and the prefix cache."""
