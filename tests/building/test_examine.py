@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.building import spacy_without_torch  # noqa: F401
 from tests.building.flash_video import END, FIRST, FPS, SECONDS, write_videos
 from vpjax.building import examine as examine_module
 from vpjax.building import parts as parts_module

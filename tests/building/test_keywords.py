@@ -9,26 +9,16 @@ ever inspected.
 """
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-# spaCy imports torch if it is installed, which takes a second and which these tests do not need.
-WITHOUT_TORCH = "torch" not in sys.modules
-if WITHOUT_TORCH:
-    sys.modules["torch"] = None
-
-import spacy  # noqa: E402
-
-from vpjax.building.keywords import load_extractor  # noqa: E402
-from vpjax.events.clips import EventSpec, describe  # noqa: E402
-from vpjax.events.drawing import EVENTS  # noqa: E402
-from vpjax.types import Keyword, UserError  # noqa: E402
-
-if WITHOUT_TORCH:
-    del sys.modules["torch"]
+from tests.building.spacy_without_torch import spacy
+from vpjax.building.keywords import load_extractor
+from vpjax.events.clips import EventSpec, describe
+from vpjax.events.drawing import EVENTS
+from vpjax.types import Keyword, UserError
 
 CAPTIONS = [json.loads(line) for line in (Path(__file__).parent / "captions.jsonl").open(encoding="utf-8")]
 TRAINED = "en_core_web_sm"
@@ -137,7 +127,7 @@ def test_keywords_by_rules(rules, caption, keywords):
 
 
 def test_a_list_of_keywords_is_all_that_is_found():
-    extractor = load_extractor(keep=["tip over", "wears", "goal kick"])
+    extractor = load_extractor("no_such_pipeline", keep=["tip over", "wears", "goal kick"])
     caption = "The cup tipped over; a player wearing red runs up to the goal kicks."
     assert extractor(caption) == [
         Keyword("tipped over", "tip over"),
@@ -145,7 +135,6 @@ def test_a_list_of_keywords_is_all_that_is_found():
         Keyword("goal kicks", "goal kick"),
     ]
     assert extractor("A dog barks.") == [] and "3 keywords" in extractor.describe()
-    assert load_extractor("no_such_pipeline", keep=["bark"])("A dog barks.") == [Keyword("barks", "bark")]
 
 
 def test_the_rules_describe_themselves_as_the_fallback(rules):
