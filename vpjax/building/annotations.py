@@ -280,7 +280,7 @@ def message_items(row: JsonObject) -> Iterator[Item]:
             medium = piece.get(kind)
             if isinstance(medium, dict):
                 times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
-                part |= {name: time for name, time in times.items() if time not in (None, 0, -1)}
+                part |= {name: seconds for name, seconds in times.items() if seconds not in (None, 0, -1)}
                 medium = medium.get(f"{kind}_file")
             if medium is not None:
                 media += as_list(medium)
