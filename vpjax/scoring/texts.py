@@ -49,9 +49,7 @@ def byte_table(tokenizer: Text | Any) -> ByteTable:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(getattr(backend, "decoder", None), decoders.ByteLevel):
         name = f"tokenizer {getattr(tokenizer, 'name_or_path', '')}"
-        raise UserError(
-            f"{name}: rewards read tokens of a byte-level BPE, such as Qwen's; use such a model"
-        )
+        raise UserError(f"{name}: rewards read tokens of a byte-level BPE, such as Qwen's; use such a model")
     added = tokenizer.added_tokens_decoder
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     rows = [b""] * len(tokenizer)
