@@ -98,8 +98,8 @@ def test_stopped_and_started_again_is_the_same_to_the_byte(workdir, whole, tmp_p
 
 
 def test_nothing_is_predicted_twice(workdir, whole, monkeypatch):
-    """The same request again, and one for fewer clips and controls, run no model; nor does one write that is
-    told not to."""
+    """The same request again, and one for fewer clips and controls, run no model; nor does a
+    process write that may not."""
     before = contents(whole)
 
     def never(*_, **__):
@@ -226,10 +226,10 @@ def test_predictions_go_to_their_clips(loaded, workdir, monkeypatch):
         right = {
             row["id"] for row in results["rows"] if row["control"] == control and row["values"]["accuracy"]
         }
-        asked = {row["id"] for row in results["rows"] if row["control"] == control}
+        scored = {row["id"] for row in results["rows"] if row["control"] == control}
         if control not in ("key", "random"):
-            assert asked == {clip.id for clip in clips}
-        assert right == ({clip.id for clip in odd} & asked if control != "blind" else set())
+            assert scored == {clip.id for clip in clips}
+        assert right == ({clip.id for clip in odd} & scored if control != "blind" else set())
         for clip in clips:
             expected = clip.answer if clip.id in right else ""
             assert predictions.known[Query(clip.id, control)].text == expected
@@ -269,7 +269,7 @@ def test_against_other_results(workdir, other, whole, tmp_path):
 
 @pytest.mark.parametrize("missing", ["apart", "wrong"])
 def test_missing_videos(workdir, clips_file, tmp_path, missing):
-    """One is not there, one cannot be decoded: told once, and kept apart or wrong under every control."""
+    """One is not there, one cannot be decoded: named once, and kept apart or wrong under every control."""
     rows = [json.loads(line) for line in clips_file.read_text().splitlines()]
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     for row in rows:

@@ -122,12 +122,12 @@ def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> tuple[Cal
         return model.encode(frames)
 
     def complete(model, batch, features, source):
-        shown = gather_slots(features, source)
-        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=shown)
+        seen = gather_slots(features, source)
+        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=seen)
 
     def rank(model, batch, features, source, tokens_BGC, valid_BGC):
-        shown = gather_slots(features, source)
-        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=shown).argmax(1)
+        seen = gather_slots(features, source)
+        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=seen).argmax(1)
 
     return on_mesh(mesh, jax.jit(encode), rows=True), on_mesh(mesh, complete), on_mesh(mesh, rank)
 

@@ -62,18 +62,19 @@ def difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, An
     """Ours minus theirs over the rows, of one control, that both have: rows, videos, unmatched, and metrics:
     name -> {"mean", "low", "high"} of the mean over rows. None of a metric that only one side has."""
     theirs_by_id = {row.id: row for row in theirs}
-    pairs = [(row, theirs_by_id[row.id]) for row in ours if row.id in theirs_by_id]
-    unmatched = len(ours) + len(theirs) - 2 * len(pairs)
-    if not pairs:
-        return {"rows": 0, "videos": 0, "unmatched": unmatched, "metrics": {}}
-    videos, video = np.unique([row.video for row, _ in pairs], return_inverse=True)
-    weights_RV = _weights(len(videos))
-    metrics = {}
-    for name in pairs[0][0].values:
-        if name in pairs[0][1].values:
-            gains = np.array([a.values[name] - b.values[name] for a, b in pairs])
-            metrics[name] = _estimate(*_totals(gains, video, np.zeros_like(video)), weights_RV)
-    return {"rows": len(pairs), "videos": len(videos), "unmatched": unmatched, "metrics": metrics}
+    gains = []
+    for row in ours:
+        if row.id in theirs_by_id:
+            other = theirs_by_id[row.id].values
+            values = {name: value - other[name] for name, value in row.values.items() if name in other}
+            gains.append(Scored(row.id, row.video, "", row.control, row.readable, values))
+    got: dict[str, Any] = summary(gains) if gains else {"videos": 0, "metrics": {}}
+    return {
+        "rows": len(gains),
+        "videos": got["videos"],
+        "unmatched": len(ours) + len(theirs) - 2 * len(gains),
+        "metrics": {name: means["micro"] for name, means in got["metrics"].items()},
+    }
 
 
 def _totals(values: np.ndarray, video: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
