@@ -1,32 +1,32 @@
-"""``vpjax.train`` as one of the processes of tests/commands/test_processes.py, which meets with an accident.
+"""``vpjax.train`` as one of the processes of tests/commands/test_processes.py, to which an accident happens.
 
-ACCIDENT=<process>:<step>:<signal> sends that process the signal before the step; from there on steps take
+ACCIDENT=<process>:<step>:<signal> sends that process the signal before the step. From there on steps take
 longer, so that the notice of it arrives before the run's end.
 """
 
+import importlib
 import os
 import signal
 import time
 
 import jax
-from absl import flags
 
-from vpjax import cli, train
-from vpjax import distributed as processes
+from vpjax import cli
 
+train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
 put_batch, calls = train.put_batch, []
 
 
-def put(batch, mesh):
-    number, step, name = os.environ["ACCIDENT"].split(":")
+def put_batch_with_accident(batch, mesh):
+    process, step, name = os.environ["ACCIDENT"].split(":")
     calls.append(batch)
-    if len(calls) == int(step) and jax.process_index() == int(number):
+    if len(calls) == int(step) and jax.process_index() == int(process):
         os.kill(os.getpid(), signal.Signals[name])
-    time.sleep(0.5 * (len(calls) >= int(step)))
+    if len(calls) >= int(step):
+        time.sleep(0.5)
     return put_batch(batch, mesh)
 
 
 if __name__ == "__main__":
-    train.put_batch = put
-    flags.FLAGS.set_default("join_timeout", 60)
-    cli.run(train.main, before=processes.join)
+    train.put_batch = put_batch_with_accident
+    cli.run(train.main)

@@ -1,5 +1,6 @@
 """Two processes with four devices each are one with eight: numbers, checkpoints, signals, accidents."""
 
+import importlib
 import json
 import os
 import re
@@ -13,15 +14,15 @@ import chex
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from tests.commands.test_train import compile_once, everything, small  # noqa: F401 (a fixture)
 from vpjax import distributed as processes
-from vpjax import train
 from vpjax.models.sharding import make_mesh, shardings
 from vpjax.training import checkpoint
 from vpjax.types import UserError
+
+train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10
@@ -58,6 +59,7 @@ def launch(folder, accident):
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
     )
     command = [ROOT / "launch" / "local.sh", "2", "--config", recipe, f"--workdir={folder / 'two'}"]
+    command.append("--join_timeout=60")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr
 
@@ -129,12 +131,6 @@ def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, kill
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
-def join(**given):
-    with flagsaver.flagsaver(**given):
-        flags.FLAGS.mark_as_parsed()
-        processes.join()
-
-
 def test_devices_that_share_rows_belong_to_one_process():
     def mesh(tensor):
         devices = [types.SimpleNamespace(process_index=i // 2) for i in range(8)]
@@ -147,22 +143,22 @@ def test_devices_that_share_rows_belong_to_one_process():
         processes.check_mesh(mesh(4))
 
 
-def test_one_of_one_is_alone():
-    join(coordinator="nowhere:1", processes=1, process=0)
+def test_a_single_process_joins_nothing():
+    processes.join("nowhere:1", processes=1, process=0)
     assert not jax.distributed.is_initialized()
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "flags, message",
     [
-        (dict(processes=2), "belong together"),
-        (dict(coordinator="h:1", processes=2, process=2), "--process=2 is not below --processes=2"),
-        (dict(coordinator="h", processes=2, process=1), "--coordinator=h: give HOST:PORT"),
+        ((None, 2, None), "belong together"),
+        (("h:1", 2, 2), "--process=2 is not below --processes=2"),
+        (("h", 2, 1), "--coordinator=h: give HOST:PORT"),
     ],
 )
-def test_flags_that_name_no_process(given, message):
+def test_flags_that_name_no_process(flags, message):
     with pytest.raises(UserError, match=message):
-        join(**given)
+        processes.join(*flags)
 
 
 def test_a_coordinator_that_cannot_be_reached():
@@ -170,4 +166,4 @@ def test_a_coordinator_that_cannot_be_reached():
         taken.bind(("localhost", 0))
         address = f"localhost:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match=f"--coordinator={address} cannot be reached within .*=1 s"):
-            join(coordinator=address, processes=2, process=1, join_timeout=1)
+            processes.join(address, processes=2, process=1, timeout=1)

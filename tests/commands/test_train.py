@@ -1,6 +1,7 @@
 """Runs from start to end on a handful of event clips: resume, signals, skipped updates, mistakes."""
 
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -12,14 +13,17 @@ import chex
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 
-from vpjax import cli, train
+from vpjax import cli
+from vpjax.evaluation.ask import CONTROLS
 from vpjax.models.vlm import leaves
 from vpjax.recipes import sft as recipe
 from vpjax.training import checkpoint
 from vpjax.types import UserError
+
+train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
+pytestmark = pytest.mark.slow
 
 SMALL = {
     "steps": 4,
@@ -134,10 +138,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, cache, watch, tmp_path, monkey
         "from tests.commands.test_train import small\n\n"
         f"def get_config():\n    return small({cache!r}, **{{'data.heldout': ''}})\n"
     )
-    monkeypatch.setattr("sys.argv", ["train", "--config", str(config), f"--workdir={workdir}"])
+    one_process = ["--coordinator=nowhere:1", "--processes=1", "--process=0"]
+    monkeypatch.setattr("sys.argv", ["train", "--config", str(config), f"--workdir={workdir}", *one_process])
 
     def command():
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit:
+        with pytest.raises(SystemExit) as exit:
             cli.run(train.main)
         assert exit.value.code == 0
         return capsys.readouterr().out.splitlines()
@@ -146,7 +151,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, cache, watch, tmp_path, monkey
     assert command()[-1].startswith(f"SIGTERM: saved step 2 of 4 in {workdir}")
 
     watch.at[4] = crash
-    with flagsaver.flagsaver(), pytest.raises(Crash):
+    with pytest.raises(Crash):
         cli.run(train.main)
     with open(workdir / "metrics.jsonl", "a") as file:  # as a killed process may leave its last lines
         file.write('{"step": 3, "loss": 0.0}\n{"step": 4, "lo')
@@ -162,39 +167,40 @@ def test_a_stopped_run_goes_on_bit_for_bit(whole, cache, watch, tmp_path, monkey
 
 
 def test_a_workdir_is_self_contained(whole):
-    model, text = checkpoint.load(whole)
+    model, text = checkpoint.load_model(whole)
     params = everything(whole)["params"]
     chex.assert_trees_all_equal(leaves(model), {name: params[name] for name in leaves(model)})
     assert text.decode(text.encode("A red square flashes.")) == "A red square flashes."
     assert model.config.video_token == text.video_pad
-    early, _ = checkpoint.load(whole, step=2)
+    early, _ = checkpoint.load_model(whole, step=2)
     assert not np.array_equal(early.unembed, model.unembed)
     with pytest.raises(UserError, match="no checkpoint of step 3.*2, 4"):
-        checkpoint.load(whole, step=3)
+        checkpoint.load_model(whole, step=3)
 
 
 def test_what_a_run_leaves(whole, cache):
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    wanted = {"loss", "loss/lm", "loss/contrast", "contrast/gap", "lr", "grad_norm", "tokens", "nonfinite"}
-    assert all(wanted <= line.keys() for line in lines)
+    expected = {"loss", "loss/lm", "loss/contrast", "contrast/gap", "lr", "grad_norm", "tokens", "nonfinite"}
+    assert all(expected <= line.keys() for line in lines)
     assert json.loads((whole / "config.json").read_text()) == json.loads(small(cache).to_json())
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((whole / "tensorboard").iterdir())
     model = {file.name for file in (whole / "model").iterdir()}
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= model
-    result = json.loads((whole / "heldout.json").read_text())
-    controls = {answer["control"] for answer in result["answers"]}
-    assert controls >= {"none", "key", "shuffle", "single", "blind"}
+    for split, controls in (("heldout", CONTROLS), ("unseen", ("none",))):
+        results = json.loads((whole / "evaluate" / f"{split}-4" / "results.json").read_text())
+        assert set(results["controls"]) == set(controls)
+        assert results["controls"]["none"]["rows"] == 8
     assert not list(whole.rglob("*.part"))
 
 
-def test_a_finished_run_tells_its_result_again(whole, copied, cache, watch, capsys):
+def test_a_finished_run_prints_its_results_again(whole, copied, cache, watch, capsys):
     train.train(small(cache), copied)
     out = capsys.readouterr().out
-    assert "finished, 4 steps" in out and "event named in 8 held-out clips" in out
+    assert "finished, 4 steps" in out and "heldout clips: events: per cent" in out
     assert not watch
-    for file in ("heldout.json", "metrics.jsonl"):
+    for file in ("evaluate/heldout-4/results.json", "metrics.jsonl"):
         assert (copied / file).read_bytes() == (whole / file).read_bytes()
 
 
@@ -219,7 +225,7 @@ def test_too_many_skipped_updates_stop_the_run(copied, cache, watch, monkeypatch
     assert not (copied / "checkpoints" / "4").exists()
 
 
-def rehearsal(cache, whole, **changes):
+def grpo_config(cache, whole, **changes):
     """GRPO after the whole run above."""
     grpo = {
         "method": "grpo",
@@ -236,40 +242,40 @@ def rehearsal(cache, whole, **changes):
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory, whole, cache):
-    workdir = tmp_path_factory.mktemp("rehearsed")
-    train.train(rehearsal(cache, whole), workdir)
+def grpo_run(tmp_path_factory, whole, cache):
+    workdir = tmp_path_factory.mktemp("grpo_run")
+    train.train(grpo_config(cache, whole), workdir)
     return workdir
 
 
-def test_grpo_goes_on_from_a_run(rehearsed, whole):
+def test_grpo_goes_on_from_a_run(grpo_run, whole):
     """The same files as SFT leaves, and pages of rollouts, from the run's weights and tokenizer."""
-    lines = [json.loads(line) for line in (rehearsed / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (grpo_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert {"reward", "reward_degraded", "rewards/event/mean", "rel/gap", "kl"} - lines[0].keys() == {"kl"}
     assert lines[0]["sampling/logp_difference/max"] < 1e-4
     for name in ("000001.md", "000002.md"):
-        text = (rehearsed / "rollouts" / name).read_text()
+        text = (grpo_run / "rollouts" / name).read_text()
         clips = text.count("## train-")
         assert clips in (8, 4)  # the last batch of an epoch has 4 rows without a clip
         assert text.count("| V | ") == 2 * clips and text.count("| V~ | ") == clips
     for file in ("config.json", "tokenizer.json"):
-        assert (rehearsed / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
-    assert (rehearsed / "curves.png").exists()
-    assert not set(everything(rehearsed, 2)["params"]) - set(everything(whole)["params"])
+        assert (grpo_run / "model" / file).read_bytes() == (whole / "model" / file).read_bytes()
+    assert (grpo_run / "curves.png").exists()
+    assert not set(everything(grpo_run, 2)["params"]) - set(everything(whole)["params"])
 
 
-def test_grpo_resumes_bit_for_bit(rehearsed, whole, cache, tmp_path):
+def test_grpo_resumes_bit_for_bit(grpo_run, whole, cache, tmp_path):
     """1 + 1 steps end as 2 do, rollouts included."""
-    copied = shutil.copytree(rehearsed, tmp_path / "copied")
+    copied = shutil.copytree(grpo_run, tmp_path / "copied")
     shutil.rmtree(copied / "checkpoints" / "2")
     (copied / "curves.png").unlink()
-    train.train(rehearsal(cache, whole, checkpoint_every=1), tmp_path / "new")
+    train.train(grpo_config(cache, whole, checkpoint_every=1), tmp_path / "new")
     shutil.rmtree(tmp_path / "new" / "checkpoints" / "2")
-    train.train(rehearsal(cache, whole), tmp_path / "new")
-    chex.assert_trees_all_equal(everything(tmp_path / "new", 2), everything(rehearsed, 2))
+    train.train(grpo_config(cache, whole), tmp_path / "new")
+    chex.assert_trees_all_equal(everything(tmp_path / "new", 2), everything(grpo_run, 2))
     for file in ("metrics.jsonl", "rollouts/000002.md"):
-        assert (tmp_path / "new" / file).read_bytes() == (rehearsed / file).read_bytes()
+        assert (tmp_path / "new" / file).read_bytes() == (grpo_run / file).read_bytes()
 
 
 def test_a_reward_of_ones_own_may_fail(whole, cache, tmp_path, monkeypatch, capsys):
@@ -284,7 +290,7 @@ def test_a_reward_of_ones_own_may_fail(whole, cache, tmp_path, monkeypatch, caps
         return [float(len(text)) for text in completions]
 
     monkeypatch.setattr(sys.modules[__name__], "reward_of_mine", reward, raising=False)
-    config = rehearsal(cache, whole, **{"grpo.rewards": {"mine": f"{__name__}:reward_of_mine"}})
+    config = grpo_config(cache, whole, **{"grpo.rewards": {"mine": f"{__name__}:reward_of_mine"}})
     config.mesh.data, config.mesh.fsdp = 1, -1
     train.train(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,6 @@ from vpjax.training import policy
 from vpjax.training.policy import AGGREGATIONS, denominator, has_ended, policy_metrics, trained_tokens
 
 TOLERANCE = 1e-5
-policy_loss = jax.jit(policy.policy_loss, static_argnums=5)
 NEW = 9  # C of the config; the arrays are no longer than the longest completion
 
 
@@ -66,15 +65,27 @@ def reference_loss(logprobs, old, mask, advantages, reference, o):
 
 
 @functools.partial(jax.jit, static_argnums=1)
+def evaluate(arrays, o, divisor=None):
+    """(loss, its gradient, sums) in one program for all tests with these shapes and options."""
+
+    def loss(logprobs):
+        sums = policy.policy_loss(logprobs, *arrays[1:], o)
+        return sums.loss / (denominator(arrays[2], o) if divisor is None else divisor), sums
+
+    (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(arrays[0], jnp.float32))
+    return value, gradient, sums
+
+
 def loss(arrays, o):
-    return policy_loss(*arrays, o).loss / denominator(arrays[2], o)
-
-
-loss_gradient = jax.jit(jax.grad(lambda lp, rest, o: loss([lp, *rest], o)), static_argnums=2)
+    return evaluate(arrays, o)[0]
 
 
 def gradient(arrays, o):
-    return np.asarray(loss_gradient(jnp.asarray(arrays[0]), arrays[1:], o))
+    return np.asarray(evaluate(arrays, o)[1])
+
+
+def summed(arrays, o):
+    return evaluate(arrays, o)[2]
 
 
 def finite_differences(arrays, o, step=1e-5):
@@ -166,7 +177,7 @@ def test_k3_by_hand():
     o = options(beta=0.5)
     np.testing.assert_allclose(loss(arrays, o), 0.5 * (1 - np.log(2)), rtol=1e-5)
     np.testing.assert_allclose(gradient(arrays, o), -0.5, rtol=1e-6)
-    np.testing.assert_allclose(policy_loss(*arrays, o).kl, 1 - np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(summed(arrays, o).kl, 1 - np.log(2), rtol=1e-5)
 
 
 def test_k3_estimates_the_divergence():
@@ -175,7 +186,7 @@ def test_k3_estimates_the_divergence():
     p, q = rng.dirichlet(np.ones(5), 2)
     mask, o = np.ones((1, 1, 1), bool), options(beta=1.0)
     kl = [
-        policy_loss(a, None, mask, 0.0, b, o).kl
+        summed([a, None, mask, np.zeros((1, 1, 1)), b], o).kl
         for a, b in zip(*np.log([p, q])[..., None, None, None], strict=True)
     ]
     np.testing.assert_allclose(np.dot(p, kl), np.sum(p * np.log(p / q)), rtol=1e-5)
@@ -189,7 +200,7 @@ def test_on_policy_the_ratio_is_1(aggregation):
     again = [logprobs, logprobs, mask, advantages, None]
     assert loss(fresh, o) == loss(again, o)
     assert np.array_equal(gradient(fresh, o), gradient(again, o))
-    sums = policy_loss(*fresh, options(aggregation, eps_low=0.0, eps_high=0.0))
+    sums = summed(fresh, options(aggregation, eps_low=0.0, eps_high=0.0))
     assert sums.low == sums.high == 0  # not by a rounding off 1
     # The policy gradient: the advantage times each token's share of the mean.
     tokens, completions = mask.sum(), mask.any(-1).sum()
@@ -219,7 +230,7 @@ def test_a_second_iteration_clips(aggregation):
         )
     # exp(.3) is above 1.28, exp(.2) below: two steps up, and the third is the first that nothing asks for.
     assert not np.any(gradient([logprobs, old, mask, advantages, None], o))
-    sums = policy_loss(logprobs, old, mask, advantages, None, o)
+    sums = summed([logprobs, old, mask, advantages, None], o)
     assert (sums.high, sums.low) == (mask.sum(), 0)
 
 
@@ -227,7 +238,7 @@ def test_clips_are_counted_where_they_hold_back():
     o = options()
     ratios = np.log([[[0.5, 0.5, 0.9, 1.5, 1.5, 1.25]]]).astype(np.float32)
     advantages = np.array([[[-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]]], np.float32)
-    sums = policy_loss(ratios, np.zeros_like(ratios), np.ones((1, 1, 6), bool), advantages, None, o)
+    sums = summed([ratios, np.zeros_like(ratios), np.ones((1, 1, 6), bool), advantages, None], o)
     out = policy_metrics(sums, o)
     np.testing.assert_allclose(out["clip_ratio/low_mean"], 1 / 6)
     np.testing.assert_allclose(out["clip_ratio/high_mean"], 1 / 6)
@@ -236,25 +247,18 @@ def test_clips_are_counted_where_they_hold_back():
     assert "kl" not in out and "kl" in policy_metrics(sums, options(beta=0.1))
 
 
-@pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_micro_batches_add_up(aggregation, parts):
+def test_micro_batches_add_up(aggregation):
     o = options(aggregation, beta=0.1)
     arrays = case(4, shape=(8, 3, 5))
-    whole = policy_loss(*arrays, o)
-    micro = [policy_loss(*(x[i::parts] for x in arrays), o) for i in range(parts)]
-    for total, *each in zip(whole, *micro, strict=True):
-        np.testing.assert_allclose(sum(each), total, rtol=TOLERANCE)
-    by = denominator(arrays[2], o)
-    slices = [
-        jax.grad(lambda lp, i=i: policy_loss(lp, *(x[i::parts] for x in arrays[1:]), o).loss / by)(
-            jnp.asarray(arrays[0][i::parts])
-        )
-        for i in range(parts)
-    ]
+    whole = summed(arrays, o)
     together = gradient(arrays, o)
-    for i in range(parts):
-        np.testing.assert_allclose(slices[i], together[i::parts], rtol=0, atol=1e-7)
+    divisor = denominator(arrays[2], o)
+    parts = [evaluate([x[i::4] for x in arrays], o, divisor) for i in range(4)]
+    for total, *each in zip(whole, *(sums for _, _, sums in parts), strict=True):
+        np.testing.assert_allclose(sum(each), total, rtol=TOLERANCE)
+    for i, (_, part, _) in enumerate(parts):
+        np.testing.assert_allclose(part, together[i::4], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -104,17 +104,17 @@ def make_step(
         check_rows(config.batch // config.accumulate, mesh, "config.batch / config.accumulate")
     grpo = GRPOStep(model, config, optimizer, judge, eos)
 
-    def rollout(state, batch):
-        with in_use(mesh), backend(config.attention):
-            return grpo.rollout(state, batch)
+    def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
+        def traced(*arguments):
+            with in_use(mesh), backend(config.attention):
+                return function(*arguments)
 
-    def judge_and_update(state, batch, completions, features, host_rewards):
-        with in_use(mesh), backend(config.attention):
-            return grpo.judge_and_update(state, batch, completions, features, host_rewards)
+        return traced
+
+    rollout, judge_and_update = on_mesh(grpo.rollout), on_mesh(grpo.judge_and_update)
 
     def whole_step(state, batch):
-        completions, features = rollout(state, batch)
-        return judge_and_update(state, batch, completions, features, {})
+        return judge_and_update(state, batch, *rollout(state, batch), {})
 
     out_shardings = None if shardings is None else (shardings, None, None)
     if not judge.host_scores:
@@ -157,7 +157,7 @@ class GRPOStep:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), ROLE), state.step)
         completions = generate(
             model,
-            _repeat_rows(_without_frames(batch), branches),
+            _repeat_prompts(batch, branches),
             key,
             max_new=options.max_new,
             eos=self.eos,
@@ -212,12 +212,7 @@ class GRPOStep:
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
     def evidence(
-        self,
-        state: State,
-        batch: Batch,
-        completions: Completions,
-        total: Array,
-        features: Features | None,
+        self, state: State, batch: Batch, completions: Completions, total: Array, features: Features | None
     ) -> Evidence:
         """The evidence that the relative reward needs, and no more."""
         needs = NEEDS[self.config.grpo.relative.kind]
@@ -259,14 +254,8 @@ class GRPOStep:
 
         def loss(params, frozen, micro: UpdateRows):
             logprobs = self.logprobs(self.compute_model(params, frozen), micro)
-            sums = policy_loss(
-                _merge_branches(logprobs),
-                None if micro.old is None else _merge_branches(micro.old),
-                _merge_branches(micro.mask),
-                _merge_branches(micro.advantages),
-                None if micro.reference is None else _merge_branches(micro.reference),
-                options,
-            )
+            arrays = logprobs, micro.old, micro.mask, micro.advantages, micro.reference
+            sums = policy_loss(*jax.tree.map(_merge_branches, arrays), options=options)
             return sums.loss / divisor, (sums, logprobs)
 
         gradient_of = jax.value_and_grad(loss, has_aux=True)
@@ -302,7 +291,7 @@ class GRPOStep:
         features = rows.features
         if features is None and batch.video_end:
             features = model.encode(batch.frames, remat=self.config.remat)
-        prompts = _repeat_rows(_without_frames(batch), shape[1])
+        prompts = _repeat_prompts(batch, shape[1])
         tokens = _merge_branches(rows.tokens)
         features = _branch_features(features, batch, shape[1])
         hidden = model.hidden(features, completed(prompts, tokens), remat=self.config.remat)
@@ -358,12 +347,9 @@ def _merge_branches(x: Array) -> Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _without_frames(batch: Batch) -> Batch:
-    return dataclasses.replace(batch, frames=batch.frames[:, :0])
-
-
-def _repeat_rows(batch: Batch, count: int) -> Batch:
-    """A batch with each row ``count`` times."""
+def _repeat_prompts(batch: Batch, count: int) -> Batch:
+    """A batch with each row ``count`` times, without its frames."""
+    batch = dataclasses.replace(batch, frames=batch.frames[:, :0])
     return jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
 
 
