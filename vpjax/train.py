@@ -196,19 +196,13 @@ class Report:
     """Reports a run while it trains: every step's metrics to the work directory, and lines of progress."""
 
     def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Path,
-        start: int,
-        skipped: int,
-        clips: Sequence[Clip],
-        text: Text,
+        self, config: ConfigDict, workdir: Path, start: int, skipped: int, clips: Sequence[Clip], text: Text
     ):
-        """skipped: updates that the run has skipped so far. clips: all of them, by number."""
+        """skipped: updates that the run has skipped so far. clips: all clips, by number."""
         self.config, self.clips, self.text, self.skipped = config, clips, text, skipped
         self.writer = Writer(workdir, start) if jax.process_index() == 0 else None
         self.first_step = start + 1
-        self.steps_without_spread = 0  # in a row: no prompt's completions differed in reward
+        self.steps_without_spread = 0  # in a row, in which no prompt's completions differed in reward
         self._start_interval(start)
 
     def _start_interval(self, step: int) -> None:
@@ -217,7 +211,7 @@ class Report:
         self.seconds_waiting, self.tokens = 0.0, 0.0
 
     def next_batch(self, loader: Loader) -> Batch:
-        """The next batch; the time that it takes to come counts as waiting."""
+        """The next batch. The time until it is ready counts as waiting."""
         before = time.perf_counter()
         batch = next(loader)
         self.seconds_waiting += time.perf_counter() - before
@@ -242,8 +236,8 @@ class Report:
             self._start_interval(step)
 
     def _show_rollouts(self, step: int, metrics: dict[str, float], rollouts: JudgedRollouts) -> None:
-        """Now and then a page of samples, and a line when no reward of any recent step told completions
-        apart."""
+        """Write a page of samples every ``show_every`` steps. Print a reason if, for ``log_every`` steps or a
+        multiple, the rewards of every prompt's completions were equal."""
         if metrics["frac_reward_zero_std"] == 1.0:
             self.steps_without_spread += 1
         else:

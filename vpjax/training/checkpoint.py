@@ -118,15 +118,14 @@ def _read_params(
     workdir: Path, step: int | None, paths: dict[str, Any], mesh: Mesh | None
 ) -> dict[str, Array]:
     """The model's parameters, trained and frozen, without the rest of the state."""
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise _no_checkpoint(workdir, step, [])
     layout: dict[str, Any] = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh:
         layout = shardings(paths, mesh)
     with contextlib.closing(Manager(workdir, keep=None)) as manager:
         steps = manager.steps()
         if not steps or (step is not None and step not in steps):
-            raise _no_checkpoint(workdir, step, steps)
+            missing = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise UserError(f"{workdir}: no {missing} in it; it has {steps or 'none yet'}")
         step = steps[-1] if step is None else step
         stored = manager.shapes(step)
         like: dict[str, dict[str, Any]] = {}
@@ -139,8 +138,3 @@ def _read_params(
                 }
         restored = manager.restore(step, like)
     return restored.get("params", {}) | restored.get("frozen", {})
-
-
-def _no_checkpoint(workdir: Path, step: int | None, steps: list[int]) -> UserError:
-    missing = "checkpoint" if step is None else f"checkpoint of step {step}"
-    return UserError(f"{workdir}: no {missing} in it; it has {steps or 'none yet'}")

@@ -255,7 +255,8 @@ class GRPOStep:
         def loss(params, frozen, micro: UpdateRows):
             logprobs = self.logprobs(self.compute_model(params, frozen), micro)
             arrays = logprobs, micro.old, micro.mask, micro.advantages, micro.reference
-            sums = policy_loss(*jax.tree.map(_merge_branches, arrays), options=options)
+            new, old, mask, advantage, reference = jax.tree.map(_merge_branches, arrays)
+            sums = policy_loss(new, old, mask, advantage, reference, options)
             return sums.loss / divisor, (sums, logprobs)
 
         gradient_of = jax.value_and_grad(loss, has_aux=True)

@@ -131,13 +131,8 @@ def contrastive(
     def total(x):
         return jnp.where(own.valid, x, 0.0).sum()
 
-    return ContrastSums(
-        loss=total(loss),
-        clean=total(positive),
-        degraded=total(degraded),
-        retrieved=total(positive > best),
-        keywords=own.valid.sum(),
-    )
+    retrieved = total(positive > best)
+    return ContrastSums(total(loss), total(positive), total(degraded), retrieved, own.valid.sum())
 
 
 def pool_slots(h_BVD: Array, slots_BXS: Array) -> Array:

@@ -19,16 +19,10 @@ from vpjax.types import TASKS, UserError
 FILE = "config.json"
 # Fields that may differ when a run is resumed: they change no result, except that another mesh rounds
 # differently.
-MAY_CHANGE = (
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "max_nonfinite",
-    "grpo.show_every",
-    "mesh.",
-    "attention",
-    "data.workers",
-    "data.cache",
+MAY_CHANGE = tuple(
+    """
+    log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention data.workers data.cache
+    """.split()
 )
 DTYPES = ("float32", "bfloat16")
 ONE_OF = {

@@ -35,9 +35,7 @@ def split_file(config: ConfigDict, split: str, source: str) -> str:
 
 
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
-    """The clips of a split with the instructions of their tasks; [] if ``source`` is empty."""
-    if not source:
-        return []
+    """The clips of a split with the instructions of their tasks."""
     videos = "" if source == "events" else config.data.videos
     clips = read_clips(split_file(config, split, source), videos)
     return [instructed(clip, config.data.instructions) for clip in clips]
