@@ -302,7 +302,7 @@ def heldout_folder(config: ConfigDict, workdir: Path, split: str) -> Path:
 
 
 def heldout_request(config: ConfigDict, workdir: Path, split: str) -> evaluation.Request:
-    """What is asked about the clips of a split: the same as ``vpjax.evaluate --benchmark events`` would."""
+    """The evaluation of a split, the same as that of ``vpjax.evaluate --benchmark events``."""
     videos = config.data.videos if config.data.heldout != "events" else ""
     return evaluation.Request(
         model=workdir,

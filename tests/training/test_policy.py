@@ -1,7 +1,7 @@
 """The policy loss against a loop in NumPy (float64), its gradients against finite differences of that loop.
 
-Losses sum up to 100 float32 numbers of order 1: 1e-5 is asked for. Central differences with a step of 1e-5
-are exact to about 1e-9 in float64 wherever no ratio stands within the step of an end of the clip.
+Losses sum up to 100 float32 numbers of order 1: the tolerance is 1e-5. Central differences with a step of
+1e-5 are exact to about 1e-9 in float64 wherever no ratio stands within the step of an end of the clip.
 """
 
 import functools

@@ -80,17 +80,17 @@ def test_loss_is_the_formula():
         tokens = [s * tokens_per_slot + i for s in slots for i in range(tokens_per_slot)]
         return head("visual", states[stream][b, tokens].mean(axis=0))
 
-    shown = {
+    slots_of = {
         (b, j): np.flatnonzero(m) for b, row in enumerate(batch.slots) for j, m in enumerate(row) if m.any()
     }
-    assert len(shown) == metrics["contrast/keywords"] == 11
-    embeddings = {at: [params["decoder.embed"][t] for t in batch.keywords[at] if t >= 0] for at in shown}
+    assert len(slots_of) == metrics["contrast/keywords"] == 11
+    embeddings = {at: [params["decoder.embed"][t] for t in batch.keywords[at] if t >= 0] for at in slots_of}
     text = {at: head("text", np.mean(tokens, axis=0)) for at, tokens in embeddings.items()}
     total = clean = degraded = retrieved = windows = 0.0
-    for (b, j), slots in shown.items():
+    for (b, j), slots in slots_of.items():
         z, e = pooled(0, b, slots), text[b, j]
         others = [
-            z @ text[other] for other in shown if other[0] != b and batch.lemma[other] != batch.lemma[b, j]
+            z @ text[other] for other in slots_of if other[0] != b and batch.lemma[other] != batch.lemma[b, j]
         ]
         marked = set(np.flatnonzero(batch.slots[b].any(0)))
         runs = [
