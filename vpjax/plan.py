@@ -39,7 +39,7 @@ from vpjax.models.vlm import VLMConfig, abstract_model
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.setup import initial_params
 from vpjax.training.state import State, create_state
-from vpjax.types import Array, Batch, Bucket, UserError
+from vpjax.types import Batch, Bucket, UserError
 
 GIB = 2**30
 
@@ -163,10 +163,10 @@ class FreeRewards:
     weights: dict[str, float]
     host_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def score(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> dict[str, Array]:
+    def score(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> dict[str, jax.Array]:
         return {name: self.recall(batch, tokens_BXC, mask_BXC) for name in self.weights}
 
-    def recall(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> Array:
+    def recall(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
         return mask_BXC.mean(axis=-1, dtype=jnp.float32)
 
 
@@ -183,6 +183,7 @@ def abstract_step(
         lambda x: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=sharding), one_row
     )
     model = abstract_model(model_config)
+    step: Any
     if config.method == "grpo":
         rewards = FreeRewards(dict.fromkeys(config.grpo.rewards, 1.0))
         step = grpo.make_step(model, config, optimizer, shardings, judge=rewards, eos=(0,))
