@@ -131,8 +131,8 @@ def save_pretrained(model: VideoLM, folder: PathLike, *, like: PathLike | None =
             stale.unlink()
     if WEIGHTS not in files:
         weight_map = {key: file for file, members in files.items() for key in members}
-        _write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-    _write_json(folder / "config.json", config)
+        _write_json_file(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    _write_json_file(folder / "config.json", config)
 
 
 def _places(model: VideoLM) -> dict[str, Place]:
@@ -323,7 +323,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json_file(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     _write_file(path, lambda part: part.write_text(text))
 

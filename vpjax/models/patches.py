@@ -51,7 +51,7 @@ def patchify(
     X = 3 * temporal * patch**2 values, in the order (channel, frame, row, column) of the HF image processor.
     """
     b, f, h, w, channels = frames_BFhw3.shape
-    x = (jnp.asarray(frames_BFhw3).astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
+    x = jnp.subtract(frames_BFhw3.astype(jnp.float32) / 255, jnp.array(mean)) / jnp.array(std)
     rows, columns = h // (merge * patch), w // (merge * patch)
     x = x.reshape(b, f // temporal, temporal, rows, merge, patch, columns, merge, patch, channels)
     x = x.transpose(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)
