@@ -114,7 +114,7 @@ def test_their_checkpoint_is_read_on_other_devices(folder, state, stopped, devic
 
 
 def test_a_killed_process_ends_the_others_with_a_reason(killed):
-    """The launcher's reason. The process that is left prints its own too, or JAX's, which may notice first."""
+    """The launcher's reason. The process that is left prints one too, or JAX does, which may notice first."""
     code, err = killed
     assert code and "a process failed: the others end now" in err
 
