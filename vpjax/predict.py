@@ -75,7 +75,7 @@ class Answer:
 
 def load(folder: str | Path) -> LoadedModel:
     """The model of a run's work directory or of a Hugging Face folder. UserError where it is neither."""
-    model, text = checkpoint.load(folder)
+    model, text = checkpoint.load_model(folder)
     return LoadedModel(model, text, run_config.data_of(Path(folder)))
 
 
