@@ -29,7 +29,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.pipeline import make_batch_maker
 from vpjax.data.text import Text
-from vpjax.evaluation.ask import predict_clips
+from vpjax.evaluation.ask import ClipPredictor
 from vpjax.evaluation.run import ROOM, without_answer
 from vpjax.events.clips import make_event_clips
 from vpjax.events.text import event_of
@@ -124,10 +124,10 @@ def main() -> None:
     seconds = medians(runs, rounds=args.rounds, warmup=1)
 
     def from_files() -> None:
-        predictions = predict_clips(
+        predictor = ClipPredictor(
             model, text, clips, data_config, controls=["none"], batch_size=args.batch, max_new=NEW
         )
-        assert not any(prediction.fault for prediction in predictions)
+        assert not any(prediction.fault for prediction in predictor.predictions())
 
     from_files_seconds = medians({"vpjax": from_files}, rounds=args.rounds, warmup=1)["vpjax"]
     frames, side = batches[0].frames.shape[1:3]

@@ -1,6 +1,6 @@
-"""A model's answers to questions about clips, with the video whole, changed and absent.
+"""Predicts a model's answers about clips: on their videos, on changed videos and without a video.
 
-Every clip is encoded once: a changed video is a gather of its slots.
+Every video is encoded once: a changed video is a gather of its slots.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from vpjax.models.vlm import VideoLM, gather_slots
 from vpjax.training.losses import token_logprobs
 from vpjax.types import Array, Batch, Clip, UserError
 
-# What the model sees. none: the clip; key: V~, the event's slots replaced by those beside them; random:
-# as many slots replaced elsewhere; single: the middle slot throughout; blind: no video, the question alone.
+# The videos on which a model is evaluated. none: V itself; key: V~, the event's slots replaced by those
+# beside them; random: as many slots replaced elsewhere; shuffle, reverse: the slots in another order; single:
+# the middle slot throughout; blind: no video, the question alone.
 CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 NO_KEY = "no key frames that can be replaced"
 
 
 class Query(NamedTuple):
-    """A question about the clip ``id``. ranked: the likeliest of the clip's candidate answers is predicted,
-    instead of a greedy completion."""
+    """A question about the clip ``id``. ranked: predict the likeliest of the clip's candidate answers instead
+    of a greedy completion."""
 
     id: str
     control: str
@@ -62,11 +63,10 @@ class Prediction(NamedTuple):
 
 
 class Predictions(contextlib.AbstractContextManager):
-    """The predictions of a file, one JSON line each, and the place to add more.
+    """Predictions by query (``known``), and the file that keeps them, one JSON line each.
 
-    known: all of them, by query. path: None: they are kept in memory alone. writes: whether this process
-    adds to the file. A line that a killed process left unfinished is dropped. UserError for a line that is no
-    prediction.
+    path: None keeps them in memory only. writes: whether this process adds to the file. An unfinished last
+    line, left by a killed process, is dropped. UserError for a line that is not a prediction.
     """
 
     def __init__(self, path: Path | None = None, *, writes: bool = True):
@@ -98,9 +98,9 @@ class Predictions(contextlib.AbstractContextManager):
 class QueryBatch(NamedTuple):
     """A batch of prompts under one control.
 
-    clips: those that each row asks about: none for padding, several where their prompts are equal.
-    features: of V. source: the gather i32[B, S] of their slots that makes the control's video. has_control:
-    bool[B], whether the row's clip has this control.
+    clips: the clips of each row: none for padding, several if their prompts are equal. features: of V.
+    source: i32[B, S], the slots of V that the control's video shows. has_control: bool[B], whether the row's
+    clip has this control.
     """
 
     clips: list[list[Clip]]
@@ -114,143 +114,169 @@ class QueryBatch(NamedTuple):
 
 @functools.cache
 def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> tuple[Callable[..., Any], ...]:
-    """Made once, so that they stay compiled: encode, from model and frames to the features of V; complete,
-    from model, batch, features and source to greedy Completions; rank, from the same and candidates to the
-    number i32[B] of the likeliest."""
+    """Three programs, cached so that they stay compiled.
+
+    encode: model, frames -> features of V. complete: model, batch, features, source -> greedy Completions.
+    rank: the same arguments and candidate tokens -> the index i32[B] of the likeliest candidate."""
 
     def encode(model, frames):
         return model.encode(frames)
 
     def complete(model, batch, features, source):
-        seen = gather_slots(features, source)
-        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=seen)
+        changed = gather_slots(features, source)
+        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=changed)
 
     def rank(model, batch, features, source, tokens_BGC, valid_BGC):
-        seen = gather_slots(features, source)
-        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=seen).argmax(1)
+        changed = gather_slots(features, source)
+        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=changed).argmax(1)
 
     return on_mesh(mesh, jax.jit(encode), rows=True), on_mesh(mesh, complete), on_mesh(mesh, rank)
 
 
-def predict_clips(
-    model: VideoLM,
-    text: Text,
-    clips: Sequence[Clip],
-    data_config: ConfigDict,
-    *,
-    controls: Sequence[str],
-    batch_size: int,
-    max_new: int,
-    seed: int = 0,
-    mesh: Mesh | None = None,
-    candidates: Mapping[str, Sequence[str]] | None = None,
-    done: Collection[Query] = (),
-) -> Iterator[Prediction]:
-    """The prediction about each clip under each control, or why there is none.
+class ClipPredictor:
+    """Predicts answers about clips under controls, a batch of equal shapes at a time."""
 
-    data_config: the run's ``data``; V~ replaces the key slots whatever its ``replacement`` says. batch_size:
-    rows at a time, rounded up to the devices that share them. max_new: tokens of an answer at most. seed: of
-    the order, and of the controls random and shuffle. candidates: answers by clip id, the likeliest of which
-    is predicted as well. done: queries to leave out; the batches and their order do not depend on it, so that
-    two calls give what one gives, bit for bit. UserError where no clip can be used.
-    """
-    candidates = candidates or {}
-    candidate_ids = {id: [text.answer(answer) for answer in answers] for id, answers in candidates.items()}
-    groups = max((len(answers) for answers in candidates.values()), default=0)
-    length = max((len(ids) for answers in candidate_ids.values() for ids in answers), default=0)
-    length = round_up(length, data_config.length_multiple)
+    def __init__(
+        self,
+        model: VideoLM,
+        text: Text,
+        clips: Sequence[Clip],
+        data_config: ConfigDict,
+        *,
+        controls: Sequence[str],
+        batch_size: int,
+        max_new: int,
+        seed: int = 0,
+        mesh: Mesh | None = None,
+        candidates: Mapping[str, Sequence[str]] | None = None,
+    ):
+        """data_config: the run's ``data``; V~ replaces the key slots, whatever its ``replacement`` is.
+        batch_size: rows, rounded up to the devices that share them. max_new: the most tokens of an answer.
+        seed: of the order, and of the controls random and shuffle. candidates: answers by clip id, of which
+        the likeliest is predicted too. UserError if no clip can be used.
+        """
+        self.model, self.text, self.clips, self.controls = model, text, clips, controls
+        self.seed, self.mesh = seed, mesh
+        self.batch_size = round_up(batch_size, row_parts(mesh))
+        self.data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
 
-    batch_size = round_up(batch_size, row_parts(mesh))
-    data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
-    maker, index = make_batch_maker(clips, text, model.config, data_config, seed=seed, batch_size=batch_size)
-    faults = {clip: reason for reason, rejected in index.rejected.items() for clip in rejected}
-    faults |= {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
-    ranked_values = (False, True) if candidates else (False,)
-    video_controls = [control for control in controls if control != "blind"]
-    encode, complete, rank = programs(mesh, max_new, text.stops)
+        self.candidates = candidates or {}
+        self.ranked_values = (False, True) if self.candidates else (False,)
+        self.candidate_ids = {
+            id: [text.answer(x) for x in answers] for id, answers in self.candidates.items()
+        }
+        self.groups = max((len(answers) for answers in self.candidates.values()), default=0)
+        longest = max((len(ids) for answers in self.candidate_ids.values() for ids in answers), default=0)
+        self.length = round_up(longest, data_config.length_multiple)
 
-    def pending(row: Sequence[Clip], control: str, ranked: bool) -> list[Query]:
-        """The queries about a row's clips that have no prediction yet."""
-        queries = [Query(clip.id, control, ranked) for clip in row if clip.id not in faults]
-        return [query for query in queries if query not in done and (not ranked or query.id in candidates)]
+        self.maker, self.index = make_batch_maker(
+            clips, text, model.config, self.data_config, seed=seed, batch_size=self.batch_size
+        )
+        self.faults = {clip: reason for reason, rejected in self.index.rejected.items() for clip in rejected}
+        self.faults |= {entry.id: entry.source.fault for entry in self.index.entries if entry.source.fault}
+        self.encode, self.complete, self.rank = programs(mesh, max_new, text.stops)
 
-    def video_batches() -> Iterator[QueryBatch]:
+    def predictions(self, done: Collection[Query] = ()) -> Iterator[Prediction]:
+        """The prediction about each clip under each control, or why there is none.
+
+        done: queries to leave out. The batches and their order do not depend on it, so that two calls give
+        what one gives, bit for bit.
+        """
+        batches = self._video_batches(done)
+        if "blind" in self.controls:
+            batches = itertools.chain(batches, self._blind_batches())
+        for queries in batches:
+            rows = [self._pending(row, queries.control, queries.ranked, done) for row in queries.clips]
+            predicted: list[str] = []
+            if any(row for row, has_control in zip(rows, queries.has_control, strict=True) if has_control):
+                predicted = self._predict(queries)
+            for number, row in enumerate(rows):
+                for query in row:
+                    if queries.has_control[number]:
+                        yield Prediction(*query, predicted[number])
+                    else:
+                        yield Prediction(*query, fault=NO_KEY)
+        for clip in self.clips:
+            if clip.id in self.faults:
+                for control, ranked in itertools.product(self.controls, self.ranked_values):
+                    query = Query(clip.id, control, ranked)
+                    if self._is_open(query, done):
+                        yield Prediction(*query, fault=self.faults[clip.id])
+
+    def _pending(
+        self, row: Sequence[Clip], control: str, ranked: bool, done: Collection[Query]
+    ) -> list[Query]:
+        """The queries about a row's clips that still need a prediction."""
+        queries = [Query(clip.id, control, ranked) for clip in row if clip.id not in self.faults]
+        return [query for query in queries if self._is_open(query, done)]
+
+    def _is_open(self, query: Query, done: Collection[Query]) -> bool:
+        return query not in done and (not query.ranked or query.id in self.candidates)
+
+    def _video_batches(self, done: Collection[Query]) -> Iterator[QueryBatch]:
+        """The batches of all controls but ``blind``. Each video is read and encoded once."""
+        video_controls = [control for control in self.controls if control != "blind"]
+        modes = list(itertools.product(video_controls, self.ranked_values))
         rows_of_step = {}
-        for step in range(maker.plan.steps_per_epoch):
-            rows = [[clips[index.entries[n].number]] if n >= 0 else [] for n in maker.plan.rows(step)]
-            modes = itertools.product(rows, video_controls, ranked_values)
-            if any(pending(*mode) for mode in modes):
+        for step in range(self.maker.plan.steps_per_epoch):
+            numbers = self.maker.plan.rows(step)
+            rows = [[self.clips[self.index.entries[n].number]] if n >= 0 else [] for n in numbers]
+            if any(self._pending(row, *mode, done) for row in rows for mode in modes):
                 rows_of_step[step] = rows
         steps = list(rows_of_step)
-        with contextlib.closing(read_ahead(maker, steps, data_config.workers)) as elements:
+        with contextlib.closing(read_ahead(self.maker, steps, self.data_config.workers)) as elements:
             for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
-                faults.update(element.faults)
-                batch = put_whole(element.batch, mesh)
-                features = encode(model, batch.frames) if batch.frames.shape[1] else None
+                self.faults.update(element.faults)
+                batch = put_whole(element.batch, self.mesh)
+                features = self.encode(self.model, batch.frames) if batch.frames.shape[1] else None
                 for control in video_controls:
-                    source, has_control = sources(element.batch, control, seed)
-                    shared = batch, features, put_whole(source, mesh), has_control
-                    for ranked in ranked_values:
+                    source, has_control = sources(element.batch, control, self.seed)
+                    shared = batch, features, put_whole(source, self.mesh), has_control
+                    for ranked in self.ranked_values:
                         yield QueryBatch(rows_of_step[step], control, ranked, *shared)
 
-    def blind_batches() -> Iterator[QueryBatch]:
-        usable = [clip for clip in clips if clip.id not in faults]
+    def _blind_batches(self) -> Iterator[QueryBatch]:
+        """The batches of the control ``blind``. Clips with equal questions share a row, because they have the
+        same completion; their candidates are each clip's own, so ranking has a row for each clip."""
+        usable = [clip for clip in self.clips if clip.id not in self.faults]
+        if not usable:
+            return
         by_question = collections.defaultdict(list)
         for clip in usable:
             by_question[clip.question].append(clip)
-        for ranked in ranked_values if usable else ():
-            # Equal questions have one completion, while candidates are each clip's own.
+        model_config = self.model.config
+        for ranked in self.ranked_values:
             rows = [[clip] for clip in usable] if ranked else [by_question[q] for q in sorted(by_question)]
-            prompts = [prompt_row(text.chat(row[0].question, None), None, model.config) for row in rows]
-            bucket = bucket_of(prompts, multiple=data_config.length_multiple)
-            for first in range(0, len(rows), batch_size):
-                part = slice(first, first + batch_size)
-                empty = batch_size - len(rows[part])
-                batch = collate(prompts[part] + [masked_row()] * empty, bucket, model.config)
+            prompts = [prompt_row(self.text.chat(row[0].question, None), None, model_config) for row in rows]
+            bucket = bucket_of(prompts, multiple=self.data_config.length_multiple)
+            for first in range(0, len(rows), self.batch_size):
+                part = slice(first, first + self.batch_size)
+                empty = self.batch_size - len(rows[part])
+                batch = collate(prompts[part] + [masked_row()] * empty, bucket, model_config)
                 part_rows = [*rows[part], *[[]] * empty]
                 valid = np.asarray(batch.clip) >= 0
-                yield QueryBatch(part_rows, "blind", ranked, put_whole(batch, mesh), None, None, valid)
+                yield QueryBatch(part_rows, "blind", ranked, put_whole(batch, self.mesh), None, None, valid)
 
-    def texts(queries: QueryBatch) -> list[str]:
-        """What is predicted for each row."""
-        inputs = model, queries.batch, queries.features, queries.source
+    def _predict(self, queries: QueryBatch) -> list[str]:
+        """The text that is predicted for each row."""
+        inputs = self.model, queries.batch, queries.features, queries.source
         if not queries.ranked:
-            out = complete(*inputs)
+            out = self.complete(*inputs)
             ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
-            return [text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
+            return [self.text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
         names = [row[0].id if row else "" for row in queries.clips]
-        padded = pad_answers([candidate_ids.get(name, []) for name in names], groups, length)
-        best_B = np.asarray(rank(*inputs, *put_whole(padded, mesh)))
-        return [
-            candidates[name][best] if name in candidates else ""
-            for name, best in zip(names, best_B, strict=True)
-        ]
-
-    batches = video_batches()
-    if "blind" in controls:
-        batches = itertools.chain(batches, blind_batches())
-    for queries in batches:
-        rows = [pending(row, queries.control, queries.ranked) for row in queries.clips]
-        predicted: list[str] = []
-        if any(row for row, has_control in zip(rows, queries.has_control, strict=True) if has_control):
-            predicted = texts(queries)
-        for number, row in enumerate(rows):
-            for query in row:
-                if queries.has_control[number]:
-                    yield Prediction(*query, predicted[number])
-                else:
-                    yield Prediction(*query, fault=NO_KEY)
-    for clip in clips:
-        if clip.id in faults:
-            for control, ranked in itertools.product(controls, ranked_values):
-                query = Query(clip.id, control, ranked)
-                if query not in done and (not ranked or clip.id in candidates):
-                    yield Prediction(*query, fault=faults[clip.id])
+        answers = [self.candidate_ids.get(name, []) for name in names]
+        padded = pad_answers(answers, self.groups, self.length)
+        best_B = np.asarray(self.rank(*inputs, *put_whole(padded, self.mesh)))
+        texts = []
+        for name, best in zip(names, best_B, strict=True):
+            texts.append(self.candidates[name][best] if name in self.candidates else "")
+        return texts
 
 
 def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The gather i32[B, S] that makes a control's video out of V, and the rows bool[B] that have it: those
-    that hold a clip and, for ``key`` and ``random``, have a V~."""
+    """The slots of V that a control's video shows, i32[B, S], and whether each row has that video, bool[B]:
+    padding has none, and ``key`` and ``random`` need key slots that can be replaced."""
     key_BS, valid_BS, clip_B = (np.asarray(x) for x in (batch.source, batch.slot_valid, batch.clip))
     identity = keyframes.identity_source(key_BS.shape[1])
     source_BS = np.tile(identity, (len(clip_B), 1))
@@ -280,8 +306,8 @@ def pad_answers(
     """Tokens i32[B, G, C] of each row's answers i32[c], and which of them are real, bool[B, G, C]."""
     tokens_BGC = np.zeros((len(answers), groups, length), np.int32)
     valid_BGC = np.zeros(tokens_BGC.shape, bool)
-    for row, of_row in enumerate(answers):
-        for number, ids in enumerate(of_row):
+    for row, row_answers in enumerate(answers):
+        for number, ids in enumerate(row_answers):
             tokens_BGC[row, number, : len(ids)] = ids
             valid_BGC[row, number, : len(ids)] = True
     return tokens_BGC, valid_BGC
@@ -297,10 +323,10 @@ def answer_logprobs(
     features: Features | None = None,
     chunk: int = 128,
 ) -> jax.Array:
-    """log p f32[B, G] of each whole answer after its row's prompt; -inf for one without tokens.
+    """log p f32[B, G] of each whole answer after its row's prompt; -inf for an answer without tokens.
 
-    features: of ``model.encode``; default: of the batch's frames. chunk: positions whose logits are held at
-    once. The batch's own suffix is not read."""
+    features: from ``model.encode``; None: those of the batch's frames. chunk: positions whose logits are held
+    at once. The suffix of ``batch`` is not read."""
     if features is None and batch.frames.shape[1]:
         features = model.encode(batch.frames)
     hidden = model.hidden(features, completed(batch, tokens_BGC))

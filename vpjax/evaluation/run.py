@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax.data.text import Text
-from vpjax.evaluation.ask import NO_KEY, Predictions, Query, predict_clips
+from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Predictions, Query
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
@@ -174,7 +174,7 @@ def evaluate_model(
     candidates = {}
     if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
-    for prediction in predict_clips(
+    predictor = ClipPredictor(
         model,
         text,
         [without_answer(clip) for clip in clips],
@@ -184,9 +184,10 @@ def evaluate_model(
         max_new=request.max_new_tokens or benchmark.new_tokens,
         mesh=mesh,
         candidates=candidates,
-        # A video that could not be used may have been mended since.
-        done={query for query, known in predictions.known.items() if known.fault in ("", NO_KEY)},
-    ):
+    )
+    # Faults of videos are left open: the file may have been mended since.
+    done = {query for query, known in predictions.known.items() if known.fault in ("", NO_KEY)}
+    for prediction in predictor.predictions(done):
         if prediction != predictions.known.get(prediction.query):
             predictions.append(prediction)
     queries: list[Query] = []
