@@ -1,8 +1,8 @@
-"""Public benchmarks as they are published -> Clips to be asked about, and numbers that others reported.
+"""Reads public benchmarks in their published form as Clips, and holds the numbers that others reported.
 
 A reader gets one record of a file (an element of a list, a line, or a key with its value) and yields its
-Clips: the question as it is put to the model, the answer, the options, and in ``extra["group"]`` what scores
-are grouped by. What it yields as plain text is why a row is not asked.
+Clips: the question for the model, the answer, the options, and in ``extra["group"]`` the name by which scores
+are grouped. A string that it yields instead of a Clip is the reason why a row is left out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WHEN = (
 
 
 class Record(NamedTuple):
-    """file: without folder and suffix. place: for messages. key: of a JSON object's entry, or its number."""
+    """file: its name without suffix. place: for messages. key: of a JSON object's entry, or its number."""
 
     file: str
     place: str
@@ -57,10 +57,9 @@ class Record(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """read: yields the Clips of a record. score: what an answer is worth. new_tokens: of an answer at most.
-    folders: where below the videos' root a file may lie, ``{file}`` being the annotation file's name.
-    published: metric -> per cent, by ``REPORTED``. second_group: the field of ``Clip.extra`` by which scores
-    are grouped as well.
+    """read: yields the Clips of a record. score: scores an answer. new_tokens: the most tokens of an answer.
+    folders: where videos may lie below their root; ``{file}`` is the annotation file's name. published:
+    metric -> per cent, by ``REPORTED``. second_group: a field of ``Clip.extra`` that groups scores too.
     """
 
     read: Callable[[Record], Iterator[Clip | str]]
@@ -74,11 +73,11 @@ class Benchmark:
 def read_benchmark(
     name: str, data: str | os.PathLike, videos: str | os.PathLike | None = None
 ) -> tuple[list[Clip], Counter[str]]:
-    """The Clips of a benchmark's file, or of a folder of its files, and how many rows are left out for which
-    reason.
+    """The Clips of a benchmark's file or folder of files, and the number of rows left out by reason.
 
-    videos: the root of the videos; default: beside the annotations. UserError for a row that is not as
-    published, a question without options, an answer that is none of them, or an id that comes twice."""
+    videos: the root of the videos; None: the folder of the annotations. UserError for a row that is not in
+    the published form, a question without options, an answer that is none of them, or a repeated id.
+    """
     benchmark = BENCHMARKS[name]
     root = videos or (data if is_folder(data) else folder_of(data))
     clips: list[Clip] = []
@@ -134,8 +133,7 @@ def _records(data: str | os.PathLike) -> Iterator[Record]:
 
 
 def answers_to(clip: Clip) -> tuple[str, ...]:
-    """The answers that the clip's question leaves to choose from, written as its own answer is; () where it
-    asks for more than a choice."""
+    """The candidate answers of a clip, in the form of its own answer; () for an open question."""
     if clip.task == "caption" and "event" in clip.extra:
         try:
             return caption_variants(clip.answer)
@@ -157,7 +155,7 @@ def _check_choices(clip: Clip) -> None:
 
 
 def _found(folders: Sequence[str], video: str) -> str:
-    """The video's path in the first folder that has it; in the first of all where none does."""
+    """The video's path in the first folder that holds it, or in the first folder if none does."""
     if not video:  # a question without one
         return ""
     paths = [join_path(folder, video) for folder in folders]
@@ -201,7 +199,7 @@ def vru_captions(record: Record) -> Iterator[Clip]:
 
 
 def tempcompass(record: Record) -> Iterator[Clip]:
-    """One file a task, named by it; either the published nesting {video: {aspect: [row]}} or flat rows."""
+    """One file per task, named after it: the published nesting {video: {aspect: [row]}} or flat rows."""
     file = record.file.replace("-", "_")
     tasks = [task for task in TEMPCOMPASS_SUFFIXES if task.replace("-", "_") in file]
     if not tasks:
@@ -211,8 +209,8 @@ def tempcompass(record: Record) -> Iterator[Clip]:
     if "video_id" in record.row:
         rows = [(record.row["video_id"], record.row["dim"], record.key, record.row)]
     else:
-        for aspect, of_aspect in record.row.items():
-            rows += [(record.key, aspect, number, row) for number, row in enumerate(of_aspect, 1)]
+        for aspect, aspect_rows in record.row.items():
+            rows += [(record.key, aspect, number, row) for number, row in enumerate(aspect_rows, 1)]
     for video, aspect, number, row in rows:
         question, answer = row["question"], row["answer"]
         options = parse_options(question)
@@ -236,7 +234,7 @@ TEMPCOMPASS_SUFFIXES = {
 
 
 def tvbench(record: Record) -> Iterator[Clip]:
-    """One file a task, named by it."""
+    """One file per task, named after it."""
     row, task = record.row, record.file
     options = row["candidates"]
     question, answer = with_letters(row["question"], options), ANSWER_LETTERS[options.index(row["answer"])]
@@ -311,8 +309,8 @@ def own_clips(record: Record) -> Iterator[Clip]:
 
 
 def event_clips(record: Record) -> Iterator[Clip | str]:
-    """The built-in event clips, or others with an event in ``extra``, grouped by how many frames the event
-    lasts; other tasks than captions by task. A clip whose answer should name its event and does not is left
+    """The built-in event clips, or others with an event in ``extra``. Captions are grouped by the number of
+    frames of the event, other tasks by task. A clip whose answer should name its event but does not is left
     out."""
     clip = parse_clip(record.row)
     event, length = clip.extra.get("event"), clip.extra.get("length")

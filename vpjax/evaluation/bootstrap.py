@@ -1,5 +1,5 @@
-"""Means over answers: over all, per group, over groups, with intervals that respect that several answers may
-be about one video."""
+"""Means of scores over answers, per group and over groups. Their intervals come from a bootstrap over videos,
+because several answers may be about one video."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ LEVEL = 0.95
 
 
 class Scored(NamedTuple):
-    """The score of one prediction. video: of the clips that share one only their mean is independent. group,
-    second_group: by which means are taken too; no second group: "". readable: whether the answer could be
-    read. values: by metric, each from 0 to 1."""
+    """The scores of one prediction. group, second_group: means are also taken by these; "": no second group.
+    readable: whether the answer could be read. values: by metric, each from 0 to 1."""
 
     id: str
     video: str
@@ -29,9 +28,9 @@ class Scored(NamedTuple):
 def summary(rows: Sequence[Scored]) -> dict[str, Any]:
     """The means of one control's rows, ready for JSON:
 
-    rows, videos: how many. readable: share. metrics: name -> micro, the mean over rows; macro, the mean over
-    groups; groups and, where rows have them, second_groups: name -> the mean of its rows. Each is {"mean",
-    "low", "high"}, the groups with "rows" too.
+    rows, videos: their numbers. readable: a share. metrics: name -> micro, the mean over rows; macro, the
+    mean over groups; groups and, if rows have them, second_groups: name -> the mean of its rows. Each mean is
+    {"mean", "low", "high"}; those of groups have "rows" too.
     """
     videos, video = np.unique([row.video for row in rows], return_inverse=True)
     groups, group = np.unique([row.group for row in rows], return_inverse=True)
@@ -59,8 +58,8 @@ def summary(rows: Sequence[Scored]) -> dict[str, Any]:
 
 
 def difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, Any]:
-    """Ours minus theirs over the rows, of one control, that both have: rows, videos, unmatched, and metrics:
-    name -> {"mean", "low", "high"} of the mean over rows. None of a metric that only one side has."""
+    """Ours minus theirs on the rows of one control that both sides have: rows, videos, unmatched, and
+    metrics: name -> {"mean", "low", "high"}, for the metrics that both sides have."""
     theirs_by_id = {row.id: row for row in theirs}
     gains = []
     for row in ours:
@@ -68,12 +67,12 @@ def difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, An
             other = theirs_by_id[row.id].values
             values = {name: value - other[name] for name, value in row.values.items() if name in other}
             gains.append(Scored(row.id, row.video, "", row.control, row.readable, values))
-    got: dict[str, Any] = summary(gains) if gains else {"videos": 0, "metrics": {}}
+    means: dict[str, Any] = summary(gains) if gains else {"videos": 0, "metrics": {}}
     return {
         "rows": len(gains),
-        "videos": got["videos"],
+        "videos": means["videos"],
         "unmatched": len(ours) + len(theirs) - 2 * len(gains),
-        "metrics": {name: means["micro"] for name, means in got["metrics"].items()},
+        "metrics": {name: by_group["micro"] for name, by_group in means["metrics"].items()},
     }
 
 
@@ -103,8 +102,8 @@ def _weights(videos: int) -> np.ndarray:
 
 
 def _estimate(sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray) -> dict[str, float | None]:
-    """The mean over groups of their means, and the percentiles of the same in the resamples; of a resample
-    that lacks a group, over those that it has. One video gives no interval."""
+    """The mean of the groups' means, and its percentiles over the resamples. A resample that lacks a group
+    uses the groups that it has. One video gives no interval."""
     mean = float(np.mean(sums_VG.sum(0) / counts_VG.sum(0)))
     if np.count_nonzero(counts_VG.sum(1)) < 2:
         return {"mean": mean, "low": None, "high": None}

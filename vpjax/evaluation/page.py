@@ -26,8 +26,7 @@ SAMPLE_FRAMES, SAMPLE_PIXELS = 16, 112 * 112  # frames of a sample and pixels of
 def write_page(
     path: Path, results: Mapping[str, Any], clips: Sequence[Clip], predictions: Iterable[Prediction]
 ) -> None:
-    """Write ``results`` of these clips as ``path``; predictions under other controls are not shown. A
-    sample's video that cannot be read leaves its row without frames."""
+    """Write ``results`` of these clips to ``path``. A sample whose video cannot be read has no frames."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= dict(per_cent=per_cent, interval=interval)
     controls = {name: scores for name, scores in results["controls"].items() if scores["rows"]}
@@ -49,7 +48,7 @@ def write_page(
 def _samples(
     results: Mapping[str, Any], clips: Sequence[Clip], predictions: Iterable[Prediction], first: str
 ) -> list[dict[str, Any]]:
-    """Rows that came out wrong under the control ``first``, evenly spread, then rows that came out right."""
+    """Clips that are answered wrongly under the control ``first``, evenly spread, then right ones."""
     scores = {(row["id"], row["control"]): next(iter(row["values"].values())) for row in results["rows"]}
     texts = {(prediction.id, label(prediction)): prediction.text for prediction in predictions}
     scored = [clip for clip in clips if (clip.id, first) in scores]
@@ -69,7 +68,7 @@ def _samples(
 
 
 def _frames(clip: Clip) -> list[tuple[str, float, bool]]:
-    """Frames of a clip as (data URL, seconds, whether a span of the clip holds it)."""
+    """Frames of a clip as (data URL, seconds, whether it lies in a span of the clip)."""
     if not clip.video:
         return []
     size: dict[str, Any] = dict(max_pixels=SAMPLE_PIXELS, min_pixels=1, factor=2)

@@ -13,7 +13,7 @@ from vpjax.evaluation.benchmarks import REPORTED, Benchmark, answers_to
 from vpjax.evaluation.bootstrap import Scored, difference, summary
 from vpjax.types import Clip, UserError
 
-WITH_INTERVALS = 4  # groups at most whose table has intervals, and so room for few columns
+WITH_INTERVALS = 4  # a table of more groups has no intervals, for which there would be no room
 
 
 def label(prediction: Prediction) -> str:
@@ -29,12 +29,12 @@ def make_results(
     *,
     missing: str,
 ) -> dict[str, Any]:
-    """The scores of ``predictions``: overall, by control and row by row, ready for JSON. Nothing in it
-    depends on when the predictions came.
+    """The scores of ``predictions``, by control and row by row, ready for JSON. Nothing in it depends on when
+    the predictions were made.
 
-    request: what was asked of which model, kept as it is. left_out: how many clips were not asked about, by
-    reason. missing: whether rows whose video cannot be used are kept ``apart`` or count as ``wrong``.
-    UserError where that leaves no row.
+    request: the description of the evaluation, which is kept as it is. left_out: the number of clips left out
+    by reason. missing: rows whose video cannot be used are kept ``apart`` or count as ``wrong``. UserError if
+    that leaves no row.
     """
     clip_of_id = {clip.id: clip for clip in clips}
     rows: dict[str, list[Scored]] = {}
@@ -77,8 +77,8 @@ def make_results(
 
 
 def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """``results`` with their difference from those in another file, row by row, for each control that both
-    have. UserError where it is no such file or of another benchmark."""
+    """``results`` with their paired difference from those in another file, for each control that both have.
+    UserError if the file is no results.json or is about another benchmark."""
     try:
         other = json.loads(path.read_text())
         model, benchmark = other["request"]["model"], other["request"]["benchmark"]
@@ -132,8 +132,8 @@ def format_results(results: Mapping[str, Any]) -> str:
 
 
 def group_table(means: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The cells of a table of means by control and group: a line for each control, and intervals, where the
-    groups are few; else a line for each group."""
+    """The cells of a table of means by control and group. Up to WITH_INTERVALS groups are columns, with
+    intervals; more groups are lines, without."""
     groups = list(next(iter(means.values())))
 
     def cell(control: str, group: str) -> str:
@@ -151,7 +151,7 @@ def group_table(means: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
-    """What is to be known about the rows that are not in the tables, and what others reported."""
+    """Lines about rows that are not in the tables, and the numbers that others reported."""
     lines = []
     if results["published"]:
         numbers = ", ".join(f"{metric} {x}" for metric, x in results["published"]["per_cent"].items())
@@ -170,7 +170,7 @@ def per_cent(share: float) -> str:
 
 
 def interval(estimate: Mapping[str, Any], *, sign: bool = False) -> str:
-    """``62.1 [58.0, 66.3]``; without the interval where one video gives none. sign: ``+`` where positive."""
+    """``62.1 [58.0, 66.3]``, or ``62.1`` if there is no interval. sign: with ``+`` if positive."""
     form = "+.1f" if sign else ".1f"
     text = format(100 * estimate["mean"], form)
     if estimate["low"] is None:

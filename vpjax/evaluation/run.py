@@ -1,4 +1,4 @@
-"""One evaluation: a model, a benchmark's clips, predictions and results on disk."""
+"""One evaluation: reads a model and a benchmark's clips, writes predictions and results."""
 
 from __future__ import annotations
 
@@ -43,24 +43,23 @@ ROOM = dict(
     max_fault_share=1.0,
     widen=0,
 )
-UNNAMED = "event"  # stands for the keyword of a span that has none, for the controls key and random
-OWN = ("events", "clips")  # benchmarks in vpjax's format, put with the instructions that the run trained with
+UNNAMED = "event"  # the keyword of a clip that has spans but no keywords, for the controls key and random
+OWN = ("events", "clips")  # benchmarks in vpjax's format, whose questions get the run's instructions
 REQUEST, PREDICTIONS, RESULTS, PAGE = "request.json", "predictions.jsonl", "results.json", "results.html"
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be measured.
+    """What to evaluate, and how.
 
     benchmark: a key of ``BENCHMARKS``. model: a work directory or a Hugging Face folder. out: the folder of
-    the results; None: ``default_out``. data, videos: see ``read_benchmark``; without data the held-out clips
-    of a run on event clips. step: of a work directory's checkpoint; None: the newest. controls: some of
-    ``CONTROLS``, in that order. rank: whether the likeliest of a question's candidate answers is predicted as
-    well. limit: clips at most, evenly spread over all. missing: see ``make_results``. against: results.json
-    of another model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: as the
-    benchmark has it. mesh: devices per axis, as ``config.mesh``. video_options: fields ``data`` of
-    configs/base.py that replace those of the training. dtype: of the weights; None: as in training, or as
-    stored.
+    the results; None: ``default_out``. data, videos: see ``read_benchmark``; data None: the held-out clips of
+    a run on event clips. step: of a work directory's checkpoint; None: the newest. controls: some of
+    ``CONTROLS``, in that order. rank: predict the likeliest of a question's candidate answers too. limit: the
+    most clips, evenly spread over all. missing: see ``make_results``. against: the results.json of another
+    model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: the benchmark's. mesh:
+    devices per axis, as ``config.mesh``. video_options: fields of the section ``data`` that replace those of
+    training. dtype: of the weights; None: as in training, or as stored.
     """
 
     benchmark: str
@@ -84,11 +83,11 @@ class Request:
 def evaluate(
     request: Request, say: Callable[[str], None], *, writes: bool = True
 ) -> tuple[Path, dict[str, Any]]:
-    """Predict what has not been predicted yet, score it and write ``REQUEST``, ``PREDICTIONS``, ``RESULTS``
-    and ``PAGE``. Returns their folder and the results.
+    """Make the predictions that do not exist yet, score all and write ``REQUEST``, ``PREDICTIONS``,
+    ``RESULTS`` and ``PAGE``. Returns their folder and the results.
 
-    say: prints a line. writes: whether this process writes; of several processes, all of which compute, one
-    does. UserError for a mistake in the request, the data or the model.
+    say: prints a line. writes: whether this process writes; of several processes all compute and one writes.
+    UserError for a mistake in the request, the data or the model.
     """
     clips, left_out = requested_clips(request)
     rows = _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in clips]))
@@ -161,15 +160,15 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """The results of a model in memory on a benchmark's clips, as ``make_results`` returns them.
 
-    clips: of ``read_benchmark``. request: its benchmark, controls, rank, batch, max_new_tokens and missing
-    are read. data_config: the run's ``data``. mesh: that the model is on. predictions: those known before, to
-    which this adds. left_out, description: see ``make_results``.
+    clips: from ``read_benchmark``. request: its benchmark, controls, rank, batch, max_new_tokens and missing
+    are read. data_config: the run's ``data``. mesh: where the model is. predictions: those made before, to
+    which new ones are added. left_out, description (the request): see ``make_results``.
     """
     if predictions is None:
         predictions = Predictions()
     benchmark = BENCHMARKS[request.benchmark]
     fields = data_config.to_dict() | ROOM
-    if request.benchmark in OWN:  # as short as what was trained on
+    if request.benchmark in OWN:  # their prompts are as short as in training
         fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
     candidates = {}
     if request.rank:
@@ -205,8 +204,8 @@ def evaluate_model(
 
 
 def requested_clips(request: Request) -> tuple[list[Clip], Counter[str]]:
-    """The clips that a request is about, before its limit, and how many others are left out for which reason.
-    The model need not exist yet. UserError where there are none, or no such file."""
+    """The clips of a request, before its limit, and the number of rows left out by reason. The model need not
+    exist yet. UserError if there are none, or no such file."""
     run = run_of(request.model)
     data = request.data
     if data is None:
@@ -233,7 +232,7 @@ def run_of(folder: Path) -> dict[str, Any]:
 
 
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
-    """Tell, before any work, which videos are missing. UserError where all are."""
+    """Print which videos are missing, before any work is done. UserError if all are."""
     rows = Counter(clip.video for clip in clips if clip.video)
     missing = [video for video in rows if not exists(video)]
     if rows and len(missing) == len(rows):
@@ -247,8 +246,7 @@ def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
 
 
 def without_answer(clip: Clip) -> Clip:
-    """The clip without its answer; its key frames are those of its keywords or, where these have no spans,
-    its own."""
+    """The clip without its answer. If no keyword has spans, those of the clip mark its key frames."""
     keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()
     if not keywords and clip.spans:
         keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
@@ -266,7 +264,7 @@ def _newest(folder: Path) -> int | None:
 
 
 def fingerprint(model: VideoLM) -> str:
-    """A name of the weights: the same for the same numbers, on any number of devices."""
+    """A hash of the weights that does not depend on the number of devices."""
     return _digest(repr([int(x) for x in _bits(model)]))
 
 
@@ -289,7 +287,7 @@ def default_out(request: Request, step: int | None) -> Path:
 
 
 def check_request(out: Path, description: Mapping[str, Any]) -> None:
-    """UserError where ``out`` has the predictions of another request, naming the fields that differ."""
+    """UserError, naming the fields that differ, if ``out`` holds the predictions of another request."""
     path = out / REQUEST
     if not path.exists():
         return
