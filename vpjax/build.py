@@ -75,20 +75,8 @@ def build(
         "key frames": " x ".join(options.scorers) + " (span: where there are annotated spans)",
     }
     claim_folder(out, source.items, options, about["keywords"])
-    parts = {}
-    for number, indices in enumerate(parts_of(source.items)):
-        parts[join_path(out, f"parts/{number:05d}.jsonl")] = indices
-    pending = [file for file in parts if not is_finished(file)]
-    jobs = [([source.items[n] for n in parts[file]], options, file) for file in pending]
     with worker_processes(workers or os.cpu_count() or 1) as pool:
-        if runner:
-            run_on_beam(jobs, runner, beam)
-        else:
-            run_locally(pool, jobs, sum(len(indices) for indices in parts.values()))
-        items = list(source.items)
-        for file, indices in parts.items():
-            for n, item in zip(indices, read_part(file), strict=True):
-                items[n] = item
+        items = examine_in_parts(pool, source.items, options, out, runner, beam)
         chosen = [source.items[n] for n in report.choose_samples(items, samples)]
         sheets = make_sheets(pool, chosen, options)
     summary = report.summarize(items, source.rows)
@@ -106,6 +94,26 @@ def build(
     clips = [relative_to(item.clip, out) for item in items if item.clip]
     write_clips(join_path(out, "clips.array_record" if array_record else "clips.jsonl"), clips)
     return summary
+
+
+def examine_in_parts(
+    pool: Executor, items: Sequence[Item], options: Options, out: str, runner: str, beam: Sequence[str]
+) -> list[Item]:
+    """The results of all items. Only parts that are not finished in ``out`` are made."""
+    parts = {}
+    for number, indices in enumerate(parts_of(items)):
+        parts[join_path(out, f"parts/{number:05d}.jsonl")] = indices
+    pending = [file for file in parts if not is_finished(file)]
+    jobs = [([items[n] for n in parts[file]], options, file) for file in pending]
+    if runner:
+        run_on_beam(jobs, runner, beam)
+    else:
+        run_locally(pool, jobs, sum(len(indices) for indices in parts.values()))
+    results = list(items)
+    for file, indices in parts.items():
+        for n, item in zip(indices, read_part(file), strict=True):
+            results[n] = item
+    return results
 
 
 @contextlib.contextmanager

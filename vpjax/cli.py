@@ -1,4 +1,4 @@
-"""What the commands share: how they are called, how they end, the config flag, and signals."""
+"""The parts that all commands share: flags, the config, exit codes, printing and signals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vpjax import distributed
 from vpjax.types import UserError
 
 OK, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-# A full or read-only disk, a folder of somebody else, a file where a folder should be: the user's to mend.
+# The user can correct these: a full or read-only disk, missing permissions, a file in place of a folder.
 SURROUNDINGS = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -38,7 +38,7 @@ RECIPES = "vpjax.recipes"  # the package that the folder configs/ is installed a
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors as ``UserError`` and flags in full."""
+    """An argparse parser that raises ``UserError`` and does not accept abbreviated flags."""
 
     def __init__(self, description: str):
         super().__init__(
@@ -56,11 +56,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config.FIELD", metavar="VALUE", help="overrides a field of the config")
 
     def parse_config(self) -> tuple[argparse.Namespace, ConfigDict]:
-        """The flags, and the config with its overrides. UserError for a file or a field that is not there,
-        or a value of another type."""
+        """The flags, and the config with its overrides. UserError for a missing file or field, or a value of
+        another type."""
         arguments, rest = self.parse_known_args()
         file = config_file(arguments.config)
-        # ml_collections tells a missing field, or one inside a plain value, without its whole name.
+        # The errors of ml_collections would not give the whole name of a missing field.
         check_overrides(rest, file, arguments.config)
         values, command_line = flags.FlagValues(), ["", f"--config={file}", *rest]
         holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command_line)
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def at_least(least: float) -> Callable[[str], Any]:
-    """The type of a flag: a number of the type of ``least``, and no less."""
+    """The type of a flag: a number of at least ``least``, and of its type."""
 
     def number(text: str) -> Any:
         value = type(least)(text)
@@ -87,13 +87,13 @@ def at_least(least: float) -> Callable[[str], Any]:
 
 
 def comma_list(text: str) -> list[str]:
-    """The type of a flag: names with commas between them."""
+    """The type of a flag: names separated by commas."""
     return [name for name in text.split(",") if name]
 
 
 def config_file(name: str) -> str:
-    """The file that ``--config`` names: a path, or the name of a recipe that vpjax ships. UserError where
-    there is neither."""
+    """The file that ``--config`` names, by its path or as a recipe that vpjax ships. UserError if it is
+    neither."""
     if Path(name).is_file():
         return name
     shipped = importlib.resources.files(RECIPES)
@@ -105,7 +105,7 @@ def config_file(name: str) -> str:
 
 
 def check_overrides(arguments: Sequence[str], file: str, name: str) -> None:
-    """UserError where an argument such as ``--config.optim.lr=1`` names a field that ``file`` lacks."""
+    """UserError if an argument such as ``--config.optim.lr=1`` names a field that ``file`` lacks."""
     config = runpy.run_path(file)["get_config"]()
     for argument in arguments:
         flag = argument.partition("=")[0]
@@ -124,9 +124,8 @@ def check_overrides(arguments: Sequence[str], file: str, name: str) -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Call ``main`` and exit.
 
-    A mistake of the user, in the flags, as ``UserError`` or on the disk, is one line on stderr and exit code
-    2. Anything else is a defect and keeps its traceback. SIGTERM acts as Ctrl-C; where ``main`` lets them
-    through, the exit code is 130.
+    A mistake of the user (``UserError``, or an error of the disk) prints one line on stderr and exits with 2.
+    Any other error is a defect and keeps its traceback. SIGTERM acts as Ctrl-C, which exits with 130.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -154,7 +153,7 @@ def _report(line: str, code: int) -> int:
 
 
 def say(*lines: str) -> None:
-    """Print lines, once for all processes."""
+    """Print lines in process 0 only."""
     if jax.process_index() == 0:
         for line in lines:
             print(line, flush=True)
@@ -162,8 +161,8 @@ def say(*lines: str) -> None:
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[list[str]]:
-    """Hold back the first SIGTERM or Ctrl-C: its name appears in the list that this yields, and nothing else
-    happens until the caller looks. A second one is not held back."""
+    """Hold back the first SIGTERM or Ctrl-C and append its name to the list that this yields. A second one is
+    not held back."""
     received: list[str] = []
 
     def receive(number: int, frame: Any) -> None:
@@ -184,11 +183,11 @@ def held_signals() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], str]]:
-    """``received(step)``: the signal that asks for an end ("": none), at the same step in all processes. To
-    be called once for every step, in order.
+    """Yields ``received(step)``: the name of the signal that ends the run after this step, or "", the same in
+    all processes. It must be called once for every step, in order.
 
-    Among several processes JAX takes SIGTERM as the notice of a preemption: it tells the others, and agrees
-    with them on a step that none has passed. Ctrl-C acts as SIGTERM there.
+    With several processes, JAX takes SIGTERM as the notice of a preemption and lets all processes agree on a
+    step that none of them has passed. Ctrl-C acts as SIGTERM there.
     """
     if jax.process_count() == 1:
         with held_signals() as received:

@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find one another, agree on when to stop, and end when one is lost.
+"""One run in several processes: how they join, wait for one another, and end when one of them is lost.
 
-The cluster tells each process who it is (Cloud TPU, GKE, SLURM, Open MPI: what ``jax.distributed`` knows), or
-its flags do. Without either a process is alone.
+A process learns its number from its flags, or from the cluster if ``jax.distributed`` knows that kind (Cloud
+TPU, GKE, SLURM, Open MPI). Without either it runs alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None, timeout: int = 300) -> None:
-    """Make this process one of those that its arguments or the cluster name; before anything else of JAX.
+    """Join the processes that the arguments or the cluster name. Must be called before any other use of JAX.
 
-    coordinator: HOST:PORT of process 0. processes: how many there are. process: which of them this is, from
-    0. timeout: seconds to wait for the others. UserError where only some of the three are given, or where
-    process 0 cannot be reached in time.
+    coordinator: HOST:PORT of process 0. processes: their number. process: the number of this one, from 0.
+    timeout: seconds to wait for the others. UserError if only some of the three are given, or if process 0
+    cannot be reached in time.
     """
     given = coordinator, processes, process
     if given != (None, None, None):
@@ -47,7 +47,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
 
 
 def _reach(address: str, seconds: float) -> None:
-    """Return when something listens at ``address``. UserError where nothing does within ``seconds``."""
+    """Wait until something listens at ``address``. UserError if nothing does within ``seconds``."""
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdigit()):
         raise UserError(f"--coordinator={address}: give HOST:PORT")
@@ -66,8 +66,8 @@ def _reach(address: str, seconds: float) -> None:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """UserError where devices that share rows of a batch belong to several processes, each of which reads
-    clips of its own."""
+    """UserError if devices that share rows of a batch belong to several processes, because each process reads
+    its own clips."""
     tensor = mesh.shape["tensor"]
     if any(len({device.process_index for device in row}) > 1 for row in mesh.devices.reshape(-1, tensor)):
         raise UserError(
@@ -77,7 +77,7 @@ def check_mesh(mesh: Mesh) -> None:
 
 
 def process_zero_first(make: Callable[[], T]) -> T:
-    """``make()`` in process 0 and then, when its files are on the disk, in the others."""
+    """Call ``make`` in process 0 and then in the others, which find the files that it wrote."""
     if jax.process_index() == 0:
         made = make()
         multihost_utils.sync_global_devices("process 0 is done")
@@ -97,10 +97,8 @@ def explain(error: Exception) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with ``code``. Among several processes a failure exits at once, and so ends the others.
-
-    (At an orderly exit JAX waits for the others, while they wait for this one in a computation.)
-    """
+    """Exit with ``code``. With several processes, a failure exits at once, which ends the others: an orderly
+    exit would wait for them while they wait for this one in a computation."""
     if code and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

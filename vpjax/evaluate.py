@@ -4,9 +4,9 @@
 
 The same command again goes on where it was stopped: no prediction is computed twice.
 
-    <out>/request.json        what was asked of which model; another request needs another folder
-    <out>/predictions.jsonl   the answers, one a line, as they came
-    <out>/results.json        scores with 95 % intervals, overall and of every row
+    <out>/request.json        the model, the data and the options; another request needs another folder
+    <out>/predictions.jsonl   the answers, one per line
+    <out>/results.json        scores with 95 % intervals, and the score of every row
     <out>/results.html        the same as a page, with sample rows and their frames
 """
 

@@ -35,11 +35,11 @@ MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
 def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | None = None) -> VideoLM:
-    """Write the model of a run to ``out``, which ``transformers`` loads; the model as it was written.
+    """Write the model of a run to ``out`` for ``transformers``. Returns the model as it was written.
 
-    step: of the checkpoint; None: the newest. dtype: of the weights; None: as the checkpoint has them. The
-    training-only heads stay behind. UserError for a folder that is no run, or an ``out`` that has other files
-    than an earlier export.
+    step: of the checkpoint; None: the newest. dtype: of the weights; None: the checkpoint's. The heads of the
+    contrast are not exported. UserError for a folder that is no run, or if ``out`` holds files that are not
+    an earlier export.
     """
     if not (workdir / checkpoint.MODEL).is_dir() or not (workdir / run_config.FILE).is_file():
         raise UserError(f"--workdir={workdir}: no run in it; give the folder that vpjax.train wrote")
@@ -64,13 +64,13 @@ def generation_config(text: Text) -> dict[str, Any]:
 
 
 def image_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The image processor's config without the sizes of images, and these: those of the run's frames."""
+    """The config of the image processor in two parts: all but sizes, and the sizes of the run's frames."""
     defaults = _processor(model) | {"image_processor_type": "Qwen2VLImageProcessor"}
     return defaults, _frame_sizes(data_config)
 
 
 def video_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The video processor's config without the sizes of videos, and these, as the run saw its videos."""
+    """The config of the video processor in two parts: all but sizes, and the sizes of the run's videos."""
     family = FAMILIES[model.config.family]
     defaults = _processor(model) | {
         "video_processor_type": family.video_processor,
@@ -95,7 +95,7 @@ def video_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, 
 
 
 def _processor(model: VideoLM) -> dict[str, Any]:
-    """What the processors of images and of videos have in common."""
+    """The fields that both processors share."""
     vision = model.config.vision
     return {
         "processor_class": FAMILIES[model.config.family].processor,
@@ -117,7 +117,7 @@ def _frame_sizes(data_config: ConfigDict) -> dict[str, Any]:
 
 
 def model_card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | None) -> str:
-    """README.md: what the model is, how it was trained, and what was measured."""
+    """The text of README.md: what the model is, how it was trained, and its evaluations."""
     manager = checkpoint.Manager(workdir, keep=None)
     step = step or max(manager.steps())
     manager.close()
@@ -140,7 +140,7 @@ def model_card(workdir: Path, config: ConfigDict, model: VideoLM, step: int | No
 
 
 def _metrics(workdir: Path, step: int) -> dict[str, float]:
-    """The losses of the run's last line at or before ``step``."""
+    """The losses logged last at or before ``step``."""
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     earlier = [line for line in lines if line["step"] <= step]
@@ -150,7 +150,7 @@ def _metrics(workdir: Path, step: int) -> dict[str, float]:
 
 
 def _evaluations(workdir: Path, step: int) -> list[tuple[Any, ...]]:
-    """A row for every evaluation of this step that lies in the work directory."""
+    """A row for every evaluation of this step in the work directory."""
     rows = []
     for file in sorted(workdir.glob("evaluate/*/results.json")):
         results = json.loads(file.read_text())
@@ -165,8 +165,8 @@ def _evaluations(workdir: Path, step: int) -> list[tuple[Any, ...]]:
 
 
 def check_export(model: VideoLM, out: Path) -> list[str]:
-    """Read ``out`` back and compare weights and logits with ``model``, and with transformers where torch is
-    installed. Returns a line for each comparison. UserError where they differ."""
+    """Read ``out`` back and compare weights and logits with those of ``model`` and, if torch is installed, of
+    transformers. Returns a line for each comparison. UserError if they differ."""
     loaded, text = hf.load_pretrained(out), Text.load(out)
     for (name, a), b in zip(leaves(model).items(), leaves(loaded).values(), strict=True):
         if not np.array_equal(np.asarray(a), np.asarray(b)):
@@ -179,7 +179,7 @@ def check_export(model: VideoLM, out: Path) -> list[str]:
         import torch
     except ImportError:
         return [*lines, "transformers was not asked: torch is not installed"]
-    # In float32, whatever the weights' type: bfloat16 would round differently here and there.
+    # In float32, whatever the type of the weights, because transformers rounds bfloat16 in other places.
     ours = _logits(hf.load_pretrained(out, dtype=jnp.float32), batch)
     apart = float(np.abs(_torch_logits(torch, loaded, batch, out) - ours).max() / ours.std())
     if not apart <= 1e-3:

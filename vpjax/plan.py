@@ -45,8 +45,8 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """A chip's published figures. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
-    that it sends to others, over all its links. grids: sizes of a slice."""
+    """Published figures of a chip. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
+    sent over all links together. grids: sizes of a slice."""
 
     memory: float
     flops: float
@@ -72,17 +72,17 @@ CHIPS = {
     "v5p": Chip(95, 459e12, 300e9, CUBES),
     "v6e": Chip(32, 918e12, 224e9, SQUARES),
 }
-# Times in words, in as many tokens as Qwen's tokenizer takes for them.
+# Stand-in ids for times in words: as many tokens as Qwen's tokenizer makes of them.
 STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
 
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """A compiled step, in bytes and floating-point operations of one chip. seconds: of compiling.
+    """The cost of a compiled step in bytes and floating-point operations of one chip.
 
-    arguments: state and batch. temporaries: what the step needs beside them. needed: both, the program, and
-    the part of the result that does not take the state's place. over: the compiler's message where the step
-    needs more than the chip has; all other fields but ``seconds`` are then 0.
+    arguments: state and batch. temporaries: memory beside them. needed: both, the program, and the part of
+    the result that does not take the place of the state. seconds: the time of compiling. over: the compiler's
+    message if the step needs more memory than the chip has; all fields but ``seconds`` are then 0.
     """
 
     arguments: int = 0
@@ -101,8 +101,8 @@ def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
 
 
 def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
-    """The chip (None: a CPU, whose memory is the machine's) and the devices of a topology. UserError for an
-    unknown one, which lists the known, and where libtpu is missing."""
+    """The chip (None: a CPU) and the devices of a topology. UserError for an unknown topology, or if libtpu
+    is missing."""
     name, _, grid = topology.partition(":")
     if name == "cpu" and grid.isdigit() and int(grid):
         try:
@@ -128,7 +128,7 @@ def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
 
 
 def read_model(config: ConfigDict) -> VLMConfig:
-    """The sizes of the model. UserError where neither a folder nor the config gives them."""
+    """The sizes of the model. UserError if neither a folder nor the config gives them."""
     folder = checkpoint.model_folder(config.init_from)
     if config.init_from and (folder / "config.json").is_file():
         return hf.read_config(folder)
@@ -140,7 +140,7 @@ def read_model(config: ConfigDict) -> VLMConfig:
 
 
 def planned_bucket(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips) -> Bucket:
-    """The shape of a batch of ``clips``. UserError where their prompts or answers are too long."""
+    """The shape of a batch of ``clips``. UserError if their prompts or answers are too long."""
     info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=int(30 * clips.seconds))
     shape = frame_shape(Source("", "video", info=info), model_config, config.data)
     video = [model_config.vision_start, model_config.video_token, model_config.vision_end]
@@ -158,7 +158,7 @@ def planned_bucket(config: ConfigDict, model_config: VLMConfig, clips: PlannedCl
 
 @dataclasses.dataclass(frozen=True)
 class FreeRewards:
-    """Stands for the rewards, whose work is nothing beside the model's."""
+    """Stands in for the rewards, whose cost is negligible beside that of the model."""
 
     weights: dict[str, float]
     host_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -230,7 +230,7 @@ def fits(plan: StepPlan, chip: Chip | None) -> bool:
 def find_batch(
     config: ConfigDict, model_config: VLMConfig, mesh: Mesh, clips: PlannedClips, chip: Chip | None
 ) -> int:
-    """The largest batch whose step fits ``chip``. UserError where not even one row for each chip does."""
+    """The largest batch whose step fits ``chip``. UserError if not even one row for each chip fits."""
     unit = row_parts(mesh) * config.accumulate
 
     def batch_fits(batch: int) -> bool:
@@ -261,7 +261,7 @@ def largest(is_good: Callable[[int], bool], unit: int) -> int:
 
 
 def report(plan: StepPlan, config: ConfigDict, chip: Chip | None, mesh: Mesh, topology: str) -> str:
-    """The lines to print."""
+    """The report of a plan, or of a step that does not fit, with advice."""
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     lines = [
         f"{config.method} step on {topology}: mesh {sizes}; "

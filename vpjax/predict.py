@@ -37,7 +37,7 @@ from vpjax.training import checkpoint, run_config
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model to ask. data_config: how it is shown videos, the fields ``data`` of configs/base.py."""
+    """A model with its tokenizer. data_config: the section ``data`` by which videos are read for it."""
 
     model: VideoLM
     text: Text
@@ -46,8 +46,8 @@ class LoadedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One answer. token_ids: with the one that ended it. logprobs: of these, at the temperature and before
-    top-k and top-p. cut: whether ``max_new_tokens`` ended it."""
+    """One answer. token_ids: including the stop token. logprobs: of these tokens, at the temperature and
+    before top-k and top-p. cut: whether ``max_new_tokens`` ended the answer."""
 
     text: str
     token_ids: list[int]
@@ -57,9 +57,9 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The samples of one prompt. frame_times: seconds, of the frames that the model saw. grid: slots, rows
-    and columns of their patches; None without a video. notes: what is to be known about the video. timings:
-    seconds to read the video, compile and generate."""
+    """The samples of one prompt. frame_times: seconds, one per frame. grid: slots, rows and columns of the
+    frames' patches; None without a video. notes: remarks about the video. timings: seconds to read the video,
+    compile and generate."""
 
     samples: list[Sample]
     frame_times: list[float]
@@ -69,12 +69,12 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The first sample's."""
+        """The text of the first sample."""
         return self.samples[0].text
 
 
 def load(folder: str | Path) -> LoadedModel:
-    """The model of a run's work directory or of a Hugging Face folder. UserError where it is neither."""
+    """The model of a run's work directory or of a Hugging Face folder. UserError if it is neither."""
     model, text = checkpoint.load_model(folder)
     return LoadedModel(model, text, run_config.data_of(Path(folder)))
 
@@ -95,14 +95,14 @@ def ask(
     max_side: int | None = None,
     seed: int = 0,
 ) -> Answer:
-    """Ask about a video or image file, or without one.
+    """Answer a prompt about a video or image file, or about none.
 
-    temperature: 0 is greedy. top_p, top_k: the set that is sampled from; 1 and 0: all tokens. num_samples:
-    all read one cache of the prompt. frames, fps, max_pixels, max_side: how the video is shown; None: as the
-    model's run saw its videos. UserError for a file that cannot be used.
+    temperature: 0 is greedy. top_p, top_k: the tokens to sample from; 1 and 0: all. num_samples: answers,
+    which share one cache of the prompt. frames, fps, max_pixels, max_side: how the video is read; None: as in
+    the run that made the model. UserError for a file that cannot be used.
     """
     model, text = loaded.model, loaded.text
-    times = [time.perf_counter()]
+    start = time.perf_counter()
     vision = model.config.vision
     media: Media | None = None
     shown: Video | None = None
@@ -114,9 +114,9 @@ def ask(
         grid = count // vision.temporal, height // vision.patch, width // vision.patch
     row = prompt_row(text.chat(prompt, media), shown, model.config, stamps=text.stamps)
     arguments = model, collate([row], bucket_of([row]), model.config), jax.random.key(seed)
-    times.append(time.perf_counter())
+    video_read = time.perf_counter()
 
-    compiled = generate.lower(
+    program = generate.lower(
         *arguments,
         max_new=max_new_tokens,
         eos=text.stops,
@@ -125,9 +125,9 @@ def ask(
         top_p=top_p,
         top_k=top_k,
     ).compile()
-    times.append(time.perf_counter())
-    tokens, mask, logprobs = (np.asarray(x)[0] for x in compiled(*arguments))
-    times.append(time.perf_counter())
+    compiled = time.perf_counter()
+    tokens, mask, logprobs = (np.asarray(x)[0] for x in program(*arguments))
+    generated = time.perf_counter()
     samples = [
         Sample(
             text=text.decode(ids[valid]),
@@ -142,7 +142,11 @@ def ask(
         frame_times=[] if shown is None else shown.times.tolist(),
         grid=grid,
         notes=row.notes,
-        timings=dict(zip(("video", "compile", "generate"), np.diff(times).tolist(), strict=True)),
+        timings={
+            "video": video_read - start,
+            "compile": compiled - video_read,
+            "generate": generated - compiled,
+        },
     )
 
 

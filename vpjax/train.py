@@ -55,7 +55,7 @@ CURVES = {
     "learning rate": ("lr",),
     "gradient norm": ("grad_norm",),
 }
-SHOWN_LOSSES = {
+PROGRESS_METRICS = {
     "loss": "loss",
     "lm": "loss/lm",
     "contrast": "loss/contrast",
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
-    """Run ``config`` in ``workdir`` from where it stands to its end, or to a signal.
+    """Run ``config`` in ``workdir``, from its newest checkpoint to its end or to a signal.
 
     UserError for a mistake in the config, in the files that it names or in the work directory, before any
     training; later for too many unreadable clips or skipped updates.
@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], VLMConfig, Text]:
     """The clips to train on, and the model's sizes and tokenizer. Built-in clips and the run's model/ folder
-    are made once. UserError, too, for held-out clips that could not be evaluated when the run ends."""
+    are made if they do not exist. UserError, too, if the held-out clips could not be evaluated at the end."""
     clips = read_split(config, "train", config.data.train)
     for split in heldout_splits(config):
         try:
@@ -120,7 +120,7 @@ def fit(
     model_config: VLMConfig,
     text: Text,
 ) -> int:
-    """The training loop, from after step ``start`` on. Returns the last step, which is on the disk."""
+    """The training loop, which continues after step ``start``. Returns the last step, which is saved."""
     mesh = make_mesh(config.mesh)
     distributed.check_mesh(mesh)
     maker, index = make_batch_maker(
@@ -230,7 +230,7 @@ class Report:
             self._show_rollouts(step, values, rollouts)
         if step in (self.first_step, self.config.steps) or step % self.config.log_every == 0:
             losses = "  ".join(
-                f"{name} {values[key]:.3f}" for name, key in SHOWN_LOSSES.items() if key in values
+                f"{name} {values[key]:.3f}" for name, key in PROGRESS_METRICS.items() if key in values
             )
             say(f"step {step}/{self.config.steps}  {losses}  {self._speed(step)}")
             self._start_interval(step)
@@ -277,7 +277,7 @@ class Report:
 
 
 def finish(config: ConfigDict, workdir: Path) -> None:
-    """Draw the curves of a finished run, and evaluate it on held-out clips, which is done once."""
+    """Draw the curves of a finished run, and evaluate it on held-out clips unless that has been done."""
     if jax.process_index() == 0:
         curves = draw_curves(workdir, CURVES)
         say(f"{workdir}: finished, {config.steps} steps; curves in {curves}")

@@ -1,4 +1,4 @@
-"""The axis legend and the records that travel between rooms.
+"""The axis legend, the glossary, and the records that several folders share.
 
 Axes, as they stand in names such as ``h_BTD``:
 
@@ -9,7 +9,7 @@ Axes, as they stand in names such as ``h_BTD``:
     M  visual tokens per slot   L  layers                  C  completion tokens
     V  visual tokens (S * M)    P  prompt tokens           O  vocabulary
 
-The project's words:
+Glossary:
 
     V          the video of a clip, as its file shows it
     V~         the degraded video: V with its key slots replaced by neighbours, which hides the event

@@ -149,14 +149,16 @@ class ClipPredictor:
         seed: int = 0,
         mesh: Mesh | None = None,
         candidates: Mapping[str, Sequence[str]] | None = None,
+        done: Collection[Query] = (),
     ):
         """data_config: the run's ``data``; V~ replaces the key slots, whatever its ``replacement`` is.
         batch_size: rows, rounded up to the devices that share them. max_new: the most tokens of an answer.
         seed: of the order, and of the controls random and shuffle. candidates: answers by clip id, of which
-        the likeliest is predicted too. UserError if no clip can be used.
+        the likeliest is predicted too. done: queries to leave out. The batches and their order do not depend
+        on it, so that two calls give what one gives, bit for bit. UserError if no clip can be used.
         """
         self.model, self.text, self.clips, self.controls = model, text, clips, controls
-        self.seed, self.mesh = seed, mesh
+        self.seed, self.mesh, self.done = seed, mesh, done
         self.batch_size = round_up(batch_size, row_parts(mesh))
         self.data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
 
@@ -176,17 +178,13 @@ class ClipPredictor:
         self.faults |= {entry.id: entry.source.fault for entry in self.index.entries if entry.source.fault}
         self.encode, self.complete, self.rank = programs(mesh, max_new, text.stops)
 
-    def predictions(self, done: Collection[Query] = ()) -> Iterator[Prediction]:
-        """The prediction about each clip under each control, or why there is none.
-
-        done: queries to leave out. The batches and their order do not depend on it, so that two calls give
-        what one gives, bit for bit.
-        """
-        batches = self._video_batches(done)
+    def predictions(self) -> Iterator[Prediction]:
+        """The prediction about each clip under each control, or why there is none."""
+        batches = self._video_batches()
         if "blind" in self.controls:
             batches = itertools.chain(batches, self._blind_batches())
         for queries in batches:
-            rows = [self._pending(row, queries.control, queries.ranked, done) for row in queries.clips]
+            rows = [self._pending(row, queries.control, queries.ranked) for row in queries.clips]
             predicted: list[str] = []
             if any(row for row, has_control in zip(rows, queries.has_control, strict=True) if has_control):
                 predicted = self._predict(queries)
@@ -200,20 +198,18 @@ class ClipPredictor:
             if clip.id in self.faults:
                 for control, ranked in itertools.product(self.controls, self.ranked_values):
                     query = Query(clip.id, control, ranked)
-                    if self._is_open(query, done):
+                    if self._is_open(query):
                         yield Prediction(*query, fault=self.faults[clip.id])
 
-    def _pending(
-        self, row: Sequence[Clip], control: str, ranked: bool, done: Collection[Query]
-    ) -> list[Query]:
+    def _pending(self, row: Sequence[Clip], control: str, ranked: bool) -> list[Query]:
         """The queries about a row's clips that still need a prediction."""
         queries = [Query(clip.id, control, ranked) for clip in row if clip.id not in self.faults]
-        return [query for query in queries if self._is_open(query, done)]
+        return [query for query in queries if self._is_open(query)]
 
-    def _is_open(self, query: Query, done: Collection[Query]) -> bool:
-        return query not in done and (not query.ranked or query.id in self.candidates)
+    def _is_open(self, query: Query) -> bool:
+        return query not in self.done and (not query.ranked or query.id in self.candidates)
 
-    def _video_batches(self, done: Collection[Query]) -> Iterator[QueryBatch]:
+    def _video_batches(self) -> Iterator[QueryBatch]:
         """The batches of all controls but ``blind``. Each video is read and encoded once."""
         video_controls = [control for control in self.controls if control != "blind"]
         modes = list(itertools.product(video_controls, self.ranked_values))
@@ -221,7 +217,7 @@ class ClipPredictor:
         for step in range(self.maker.plan.steps_per_epoch):
             numbers = self.maker.plan.rows(step)
             rows = [[self.clips[self.index.entries[n].number]] if n >= 0 else [] for n in numbers]
-            if any(self._pending(row, *mode, done) for row in rows for mode in modes):
+            if any(self._pending(row, *mode) for row in rows for mode in modes):
                 rows_of_step[step] = rows
         steps = list(rows_of_step)
         with contextlib.closing(read_ahead(self.maker, steps, self.data_config.workers)) as elements:

@@ -79,6 +79,11 @@ class Request:
     video_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
 
+    @property
+    def new_tokens(self) -> int:
+        """The most tokens of an answer."""
+        return self.max_new_tokens or BENCHMARKS[self.benchmark].new_tokens
+
 
 def evaluate(
     request: Request, say: Callable[[str], None], *, writes: bool = True
@@ -90,7 +95,7 @@ def evaluate(
     UserError for a mistake in the request, the data or the model.
     """
     clips, left_out = requested_clips(request)
-    rows = _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in clips]))
+    digest = _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in clips]))
     if request.limit and request.limit < len(clips):
         left_out[f"beyond a limit of {request.limit}"] = len(clips) - request.limit
         places = np.linspace(0, len(clips) - 1, request.limit).round().astype(int)
@@ -104,22 +109,10 @@ def evaluate(
     if dtype is None and step is not None:
         dtype = run.get("dtype")
     model, text = checkpoint.load_model(request.model, step=step, mesh=mesh, dtype=dtype)
-    benchmark = BENCHMARKS[request.benchmark]
-    description = {
-        "benchmark": request.benchmark,
-        "rows": rows,
-        "model": str(request.model),
-        "step": step,
-        "weights": fingerprint(model),
-        "dtype": str(model.decoder.embed.dtype),
-        "shown": {
-            field: data_config[field] for field in ("frames", "fps", "max_frames", "min_pixels", "max_pixels")
-        },
-        "new_tokens": request.max_new_tokens or benchmark.new_tokens,
-    }
+    description = describe_request(request, digest, step, model, data_config)
     out = request.out or default_out(request, step)
     check_request(out, description)
-    if benchmark.score is score_caption and missing_for_meteor():
+    if BENCHMARKS[request.benchmark].score is score_caption and missing_for_meteor():
         say(f"without METEOR: {missing_for_meteor()}")
 
     if writes:
@@ -146,6 +139,23 @@ def evaluate(
     return out, results
 
 
+def describe_request(
+    request: Request, digest: str, step: int | None, model: VideoLM, data_config: ConfigDict
+) -> dict[str, Any]:
+    """What determines the predictions, ready for JSON. digest: of the clips before the limit."""
+    fields = ("frames", "fps", "max_frames", "min_pixels", "max_pixels")
+    return {
+        "benchmark": request.benchmark,
+        "rows": digest,
+        "model": str(request.model),
+        "step": step,
+        "weights": fingerprint(model),
+        "dtype": str(model.decoder.embed.dtype),
+        "shown": {field: data_config[field] for field in fields},
+        "new_tokens": request.new_tokens,
+    }
+
+
 def evaluate_model(
     model: VideoLM,
     text: Text,
@@ -166,7 +176,6 @@ def evaluate_model(
     """
     if predictions is None:
         predictions = Predictions()
-    benchmark = BENCHMARKS[request.benchmark]
     fields = data_config.to_dict() | ROOM
     if request.benchmark in OWN:  # their prompts are as short as in training
         fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
@@ -180,13 +189,13 @@ def evaluate_model(
         ConfigDict(fields),
         controls=request.controls,
         batch_size=request.batch,
-        max_new=request.max_new_tokens or benchmark.new_tokens,
+        max_new=request.new_tokens,
         mesh=mesh,
         candidates=candidates,
+        # A video that could not be used may have been mended since.
+        done={query for query, known in predictions.known.items() if known.fault in ("", NO_KEY)},
     )
-    # Faults of videos are left open: the file may have been mended since.
-    done = {query for query, known in predictions.known.items() if known.fault in ("", NO_KEY)}
-    for prediction in predictor.predictions(done):
+    for prediction in predictor.predictions():
         if prediction != predictions.known.get(prediction.query):
             predictions.append(prediction)
     queries: list[Query] = []
@@ -195,7 +204,7 @@ def evaluate_model(
         queries += [Query(clip, control, ranked=True) for clip in candidates]
     return make_results(
         description or {"benchmark": request.benchmark},
-        benchmark,
+        BENCHMARKS[request.benchmark],
         clips,
         [predictions.known[query] for query in queries],
         left_out or {},
