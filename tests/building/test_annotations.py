@@ -143,7 +143,7 @@ def test_images_and_text_alone_are_clips_too(read):
         (dict(conversations=LLAVA["conversations"][:3]), "broken row: the turns of its dialogue are ["),
         (
             dict(conversations=[{"from": "x", "value": "y"}]),
-            "broken row: {'from': 'x', 'value': 'y'} is not said",
+            "broken row: {'from': 'x', 'value': 'y'} has none of the roles",
         ),
         (dict(conversations=[]), "broken row: 0 media tags"),
         (dict(conversations="x"), "broken row: field 'conversations' is 'x', not a list"),

@@ -76,12 +76,15 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
     if not rows:
         raise UserError(f"{path}: no rows in this file")
     format = format or detect_format(path, [row for _, row in rows])
-    items, taken = list[Item](), set[str]()
+    items: list[Item] = []
+    taken: set[str] = set()
     for place, row in rows:
         row_items = items_of(row, FORMATS[format][0])
         for number, item in enumerate(row_items, 1):
             question = f"{place}, question {number}" if len(row_items) > 1 else place
-            clip = item.clip and dataclasses.replace(item.clip, id=new_id(item.clip, taken))
+            clip = item.clip
+            if clip is not None:
+                clip = dataclasses.replace(clip, id=new_id(clip, taken))
             items.append(dataclasses.replace(item, place=question, clip=clip))
     return Annotations(format, len(rows), tuple(items))
 
@@ -221,8 +224,8 @@ def dialogue_items(
 ) -> Iterator[Item]:
     """One item for each question and its answer; those before it are not part of it.
 
-    turns: (role, text). Tags of media are removed from the questions: the video comes first, and a note says
-    so if its tag did not. tagged: whether there must be as many tags as media; if False, there may be none.
+    turns: (role, text). Tags of media are removed from the questions, because the video always comes first; a
+    tag at another place is noted. tagged: there must be as many tags as media; if False, there may be none.
     """
     video = single_medium(media)
     tags = sum(len(TAG.findall(text)) for role, text in turns if role == "user")
@@ -248,7 +251,7 @@ def role_of(turn: Any, name: str) -> str:
     """The role of a turn's speaker, from its field ``name``."""
     role = turn.get(name) if isinstance(turn, dict) else None
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"{short(turn)} is not said by one of {', '.join(ROLES)}")
+        raise ValueError(f"{short(turn)} has none of the roles {', '.join(ROLES)}")
     return ROLES[role]
 
 
@@ -263,9 +266,11 @@ def message_items(row: JsonObject) -> Iterator[Item]:
     """Tarsier (``reference`` is the target, a time of 0 or -1 the video's own) and TRL's conversations
     (messages, or prompt and completion)."""
     turns: list[tuple[str, str]] = []
-    media, part = media_of(row), dict[str, Any]()
+    media = media_of(row)
+    part: dict[str, Any] = {}
     for turn in message_turns(row):
-        role, texts = role_of(turn, "role"), []
+        role = role_of(turn, "role")
+        texts = []
         pieces = [dict(type="text", text=turn.get("content"))]
         if not isinstance(turn.get("content"), str):
             pieces = field(turn, "content", list)
@@ -385,8 +390,9 @@ def vpjax_items(row: JsonObject) -> Iterator[Item]:
     yield clip_item(**vars(parse_clip(row)))
 
 
-# Name -> (reader, sets of fields that tell the format), in the order in which they are tried. Files of
-# ``grounding`` look like ``captions``, so it must be requested. ``clips`` have no fields but those of a Clip.
+# Name -> (reader, sets of fields that identify the format), in the order in which they are tried.
+# ``grounding`` has the fields of ``captions``, so it must be requested. ``clips`` have no fields but those of
+# a Clip.
 FORMATS: dict[str, tuple[Callable[[JsonObject], Iterable[Item]], list[set[str]]]] = {
     "conversations": (conversation_items, [{"conversations"}]),
     "messages": (message_items, [{"messages"}, {"prompt", "completion"}]),

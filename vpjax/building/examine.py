@@ -1,7 +1,6 @@
 """Annotated clips -> clips with the key frames of their keywords (docs/method.md, section 1).
 
-A clip that cannot be used is skipped, and one that is used without a V~ is noted, each with a text
-``reason: detail``.
+A clip that cannot be used is skipped, and a clip without a V~ is noted, each with a text ``reason: detail``.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried if an annotation n
 SCORERS = ("span", "motion", "text", "self")
 SELF_FRAMES = 64  # at most, for the scorer that queries a model again for each window of them
 KEYWORD_BLIND = {"span", "motion"}  # score all keywords of a clip alike
-VIDEO_MISSING, UNREADABLE = "video missing", "video unreadable"  # reasons that end when the file is mended
+VIDEO_MISSING, UNREADABLE = "video missing", "video unreadable"  # a later run examines these videos again
 NO_VTILDE = "without V~"
 OPTION_LETTER = re.compile(r"^\(?[A-Z][).:]\s*")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How clips are examined. Everything here changes the data set.
+    """The options of an examination, all of which change the data set.
 
     videos: the folder that relative paths start at. spacy: name or path of a trained pipeline; "" uses rules.
     keywords: the user's own list, which replaces the keywords that would be found. scorers: names in SCORERS,
@@ -81,8 +80,8 @@ class Examined:
 
 
 class Tools(NamedTuple):
-    """What finds keywords and key frames, and the frames that it needs: their sampling, and the factor that
-    their sides are multiples of."""
+    """The functions that find keywords and key frames, and the frames that they need: their sampling, and a
+    factor of their height and width."""
 
     extract: Callable[[str], list[Keyword]]
     score: Scorer

@@ -1,10 +1,10 @@
 """Caption -> event-action keywords, by spaCy (docs/method.md, section 1).
 
-A keyword is the verb of an event with its particle and its object, as they stand in the caption: "tips
-over", "opens the red door". Its lemma is the verb's with the particle. The contrastive loss never opposes
-keywords of the same lemma, so the object is part of the lemma only if the verb alone means nothing ("takes a
-sip"). With a trained pipeline the verbs come from its dependency parse. Without one the rules of ``verbs``
-are the fallback, which the extractor's description says.
+A keyword is the verb of an event with its particle and its object, as they stand in the caption: "tips over",
+"opens the red door". Its lemma is the verb's with the particle. The contrastive loss never opposes keywords
+of the same lemma, so the object is part of the lemma only if the verb alone means nothing ("takes a sip").
+With a trained pipeline the verbs come from its dependency parse, without one from the rules of ``verbs``,
+which are a fallback.
 """
 
 from __future__ import annotations

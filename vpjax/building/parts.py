@@ -1,7 +1,7 @@
 """A build in parts: each is a file with the results of some items, written whole by one worker.
 
-A part that is made again is the same, so a worker that dies or runs twice changes nothing. A later run only
-examines the videos again that could not be used.
+Making a part twice gives the same file, so a worker that dies or runs twice changes nothing. A later run
+examines only those videos again that could not be used.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read_part(file: str) -> list[Item]:
     with open_file(file, "rb") as lines:
         for line in lines:
             record = json.loads(line)
-            clip = record["clip"] and parse_clip(record["clip"])
+            clip = parse_clip(record["clip"]) if record["clip"] else None
             items.append(Item(record["place"], clip, record["skipped"], tuple(record["notes"])))
     return items
 

@@ -26,12 +26,11 @@ CHUNK = 128  # answer tokens whose logits are held at once
 def self_scorer(model: VideoLM, text: Text) -> Scorer:
     """Score frames by the drop of log p(keyword | V), in nats, when they are replaced by their neighbours.
 
-    Every window of 1 to LONGEST_WINDOW slots, at most half of the clip, is replaced once, in the way that V~
-    replaces its key slots. A slot's score is the largest additional drop that adding it to a window causes:
-    if two slots show the event, neither is missed while the other is visible, and slots that merely lie
-    beside them add nothing. Both frames of a slot have its score. The log-probability is that of the
-    keyword's tokens in the answer, given the words before them, or of the whole answer if it does not contain
-    the keyword.
+    Every window of 1 to LONGEST_WINDOW slots, at most half of the clip, is replaced once, as V~ replaces its
+    key slots. A slot's score is the largest additional drop when it joins a window: if two slots show the
+    event, neither is missed while the other is visible, and slots beside them add nothing. Both frames of a
+    slot have its score. The log-probability is that of the keyword's tokens in the answer, given the words
+    before them, or of the whole answer if it does not contain the keyword.
     """
 
     def score(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:

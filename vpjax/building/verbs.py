@@ -1,9 +1,9 @@
 """Parts of speech without a trained pipeline, from WordNet's word lists (spacy-lookups-data) and a word's
 neighbours.
 
-Made for captions and for what ``keywords`` needs: verbs, objects and particles. The text is read once from
-left to right. Where a word can be a noun and a verb ("cheers"), its clause decides: whether there is a
-subject already, and whether that subject still has no verb.
+Made for captions, and for verbs, objects and particles, which ``keywords`` needs. The text is read once from
+left to right. If a word can be a noun and a verb ("cheers"), its clause decides: it is a verb if the clause
+has a subject that still has no verb.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Tagger:
 
 
 class _Clause:
-    """What is known of a clause while its words are read from left to right.
+    """The state of a clause while its words are read from left to right.
 
     last: the part of speech of the latest word, adverbs aside. verb: the lemma of the latest verb.
     chain: the forms of the clause's verbs; after "and" another verb may follow in one of them.

@@ -1,5 +1,5 @@
-"""What an answer says, for evaluation: the option it chooses, the seconds it names. Rewards read bytes on the
-device, by rules of their own (``texts``)."""
+"""Reads answers for evaluation: the option that one chooses, the seconds that it names. Rewards read bytes on
+the device, by rules of their own (``texts``)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LETTERED = re.compile(r"\(?([A-Z])[.):]\s*")
 
 
 def final_answer(text: str) -> str:
-    """The answer without the thinking before it: what the last ``<answer>`` holds, else all that follows
-    ``</think>``, else the text. A thought that was cut before it ended holds no answer."""
+    """The answer without the thinking before it: the content of the last ``<answer>``, else the text after
+    ``</think>``, else the whole text. A thought that was cut off has no answer."""
     inside = re.findall(r"<answer>(.*?)(?:</answer>|\Z)", text, re.DOTALL)
     if inside:
         return inside[-1].strip()
@@ -26,12 +26,13 @@ def final_answer(text: str) -> str:
 
 
 def parse_choice(text: str, choices: Sequence[str]) -> int | None:
-    """The index of the one option that an answer chooses; None where it chooses none, or several.
+    """The index of the one option that an answer chooses; None if it chooses none or several.
 
-    choices: the options' texts. The letter of an option is its place's (A for the first) or, where its text
-    begins with a label such as ``Caption B:`` or ``Option 2:``, the label's. The rules, in this order: the
-    answer is an option's text; it begins with a letter, or contains "answer is" and a letter; it names one
-    label; it holds one option's text, longer options first, or begins with it; one letter stands alone in it.
+    choices: the options' texts. The letter of an option follows from its place (A for the first) or, if its
+    text begins with a label such as ``Caption B:`` or ``Option 2:``, from the label. The rules, in this
+    order: the answer is an option's text; it begins with a letter, or contains "answer is" and a letter; it
+    names one label; it holds one option's text, longer options first, or begins with it; one letter stands
+    alone in it.
     """
     answer = final_answer(text)
     words = _plain_words(answer)
@@ -70,8 +71,8 @@ def parse_choice(text: str, choices: Sequence[str]) -> int | None:
 
 
 def parse_options(text: str) -> tuple[str, ...]:
-    """The texts of the lettered options in ``text``: what follows ``A.``, then ``B.`` and so on, each up to
-    the next. Commas, and letters out of turn, belong to an option."""
+    """The texts of the lettered options in ``text``: from ``A.`` to ``B.``, from there to ``C.``, and so on.
+    Commas, and letters out of turn, belong to an option."""
     found: list[re.Match[str]] = []
     for match in re.finditer(rf"(?:(?<=^)|(?<=[\s,;])){LETTERED.pattern}", text):
         if match[1] == string.ascii_uppercase[len(found)]:
@@ -87,7 +88,7 @@ def without_letter(option: str) -> str:
 
 def parse_time_span(text: str) -> tuple[float, float] | None:
     """The last (start, end) in seconds that an answer names, as "a to b" or else as its only two numbers;
-    None where there is none or it ends before it starts. ``1:05`` is a minute and five seconds."""
+    None if there is none or it ends before it starts. ``1:05`` is a minute and five seconds."""
     answer = final_answer(text)
     spans = TIME_SPAN.findall(answer)
     times = [spans[-1][:3], spans[-1][3:]] if spans else re.findall(TIME, answer)
@@ -103,6 +104,5 @@ def _seconds(parts: Sequence[str]) -> float:
 
 
 def _plain_words(text: str) -> str:
-    """The words in lower case, with one space between them and no punctuation but inside words and
-    numbers."""
+    """The words in lower case, with single spaces and without punctuation at their ends."""
     return " ".join(word.strip(string.punctuation + "’“”") for word in text.lower().split()).strip()

@@ -1,4 +1,4 @@
-"""The words by which an answer mentions a keyword: its text, its lemma and their inflections."""
+"""The forms of a keyword by which an answer may mention it: its text, its lemma and their inflections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vpjax.types import Keyword
 Form = tuple[bytes, ...]  # the words of one form of a keyword
 
 
-# Pasts, and participles where they differ, of verbs for what happens in videos, where no rule gives them.
+# Irregular pasts, and participles if they differ, of verbs for events in videos.
 _LINES = Path(__file__).with_name("irregular_verbs.txt").read_text().splitlines()
 IRREGULAR_VERBS = {verb: pasts for verb, *pasts in (line.split() for line in _LINES)}
 
@@ -33,9 +33,10 @@ def forms_of(keyword: Keyword) -> frozenset[Form]:
 
 
 def inflections(word: str) -> set[bytes]:
-    """An English verb's or noun's forms by the regular rules, and irregular pasts. Where the spelling does
-    not show whether a letter doubles (``hopped``, but ``opened``), both are given: the wrong one is no
-    word."""
+    """The forms of an English verb or noun by the regular rules, and irregular pasts. If the spelling does
+    not show whether a letter doubles (``hopped``, but ``opened``), both forms are included: one of them is no
+    word.
+    """
     plural, past, running = {word + "s"}, {word + "ed"}, {word + "ing"}
     if re.search(r"([sxzo]|[cs]h)$", word):
         plural = {word + "es"}

@@ -16,8 +16,8 @@ def normalize(text: str) -> bytes:
 
 
 def answer_in(text: bytes) -> bytes:
-    """The answer in a normalized text: what follows the last ``<answer>``, up to the next ``</answer>``;
-    without one, what follows the last ``</think>``. A thought that never ends has no answer."""
+    """The answer in a normalized text: from the last ``<answer>`` to the next ``</answer>``, else from the
+    last ``</think>`` on. A thought that never ends has no answer."""
     _, found, rest = text.rpartition(b"<answer>")
     if found:
         return rest.partition(b"</answer>")[0]
@@ -32,8 +32,8 @@ def split_words(text: bytes) -> list[bytes]:
 
 
 def option_index(answer: bytes, choices: int) -> int:
-    """The index of the option whose letter an answer names, -1 where it names none of ``choices`` options:
-    its first capital letter that stands alone and is no article (see ``texts.chosen_option``)."""
+    """The index of the option that an answer names by its first capital letter that stands alone and is no
+    article (see ``texts.chosen_option``); -1 if it names none of ``choices`` options."""
     for match in re.finditer(rb"(?<![A-Za-z0-9])[A-Z](?![A-Za-z0-9])", answer):
         before = answer[: match.start()].rstrip()[-1:]
         article = match[0] == b"A" and not before.isalnum() and re.match(rb" [a-z]", answer[match.end() :])

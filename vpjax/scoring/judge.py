@@ -27,7 +27,7 @@ class ConfigJudge:
     "my_module:fn" a function of the user's own, and ("my_module:fn", weight) the same with a weight."""
 
     def __init__(self, config: ConfigDict, text: Text, clips: Sequence[Clip]):
-        """UserError for a reward that does not exist and for a clip that lacks what its task needs."""
+        """UserError for a reward that does not exist, and for a clip that lacks what its task needs."""
         self.text, self.clips = text, clips
         self.weights: dict[str, float] = {}
         self.host_scores: dict[str, HostScore] = {}

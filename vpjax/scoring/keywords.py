@@ -54,8 +54,8 @@ def keyword_f1(mentioned: jax.Array, expected: jax.Array, unexpected: jax.Array)
 
 
 def exact_match(mentioned: jax.Array, expected: jax.Array, unexpected: jax.Array) -> jax.Array:
-    """1.0 where every expected keyword and no other known one is mentioned, so that naming all events does
-    not pay; NaN where none is expected."""
+    """1 if every expected keyword and no other known one is mentioned, so that naming all events does not
+    pay, else 0; NaN if none is expected."""
     right = ~(expected & ~mentioned).any() & (unexpected == 0).all()
     return jnp.where(expected.any(), right, jnp.nan)
 

@@ -1,5 +1,4 @@
-"""The value of an answer in evaluation: one function per type of question, each giving numbers from 0 to
-1."""
+"""Scores of answers in evaluation, from 0 to 1: one function per type of question."""
 
 from __future__ import annotations
 
@@ -34,8 +33,8 @@ def score_choice(clip: Clip, text: str) -> AnswerScore:
 
 
 def score_span(clip: Clip, text: str) -> AnswerScore:
-    """The IoU of the seconds that the answer names with ``clip.spans``, whose mean is mIoU, and whether it
-    reaches each threshold."""
+    """The IoU of the seconds that the answer names with the best of ``clip.spans`` (its mean is mIoU), and
+    whether it reaches each threshold."""
     span = parse_time_span(text)
     iou = 0.0
     if span:
@@ -51,8 +50,8 @@ def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def score_caption(clip: Clip, text: str) -> AnswerScore:
-    """ROUGE-1, -2 and -L (F1, stemmed, of the package rouge-score) and, where nltk's WordNet is installed,
-    METEOR (of nltk) of the answer against ``clip.answer``."""
+    """ROUGE-1, -2 and -L (F1, stemmed, by the package rouge-score) and, if nltk's WordNet is installed,
+    METEOR (by nltk) of the answer against ``clip.answer``."""
     from rouge_score.rouge_scorer import RougeScorer
 
     answer = final_answer(text)
@@ -67,7 +66,7 @@ def score_caption(clip: Clip, text: str) -> AnswerScore:
 
 @functools.cache
 def missing_for_meteor() -> str | None:
-    """A message on what METEOR lacks on this machine; None where all is installed. Nothing is downloaded."""
+    """A message about what METEOR lacks on this machine; None if it lacks nothing."""
     import nltk
 
     for name in ("corpora/wordnet.zip", "corpora/wordnet"):
@@ -78,11 +77,11 @@ def missing_for_meteor() -> str | None:
 
 
 def score_description(clip: Clip, text: str) -> AnswerScore:
-    """Recall, precision and F1 of the events in a description, by a matcher of our own: no language model
-    judges, so these are not the published AutoDQ numbers of DREAM-1K.
+    """Recall, precision and F1 of the events in a description, by a matcher of our own. No language model
+    judges them, so they are not the published AutoDQ numbers of DREAM-1K.
 
-    A sentence describes an event where it holds at least half of the event's content words, stemmed. Recall
-    is the share of ``clip.extra["events"]`` that a sentence of the answer describes; precision the share of
+    A sentence describes an event if it holds at least half of the event's content words, stemmed. Recall is
+    the share of ``clip.extra["events"]`` that a sentence of the answer describes. Precision is the share of
     the answer's sentences that a sentence of the reference (``clip.answer`` and its events) describes.
     """
     events = [_content(event) for event in clip.extra["events"]]
@@ -95,8 +94,8 @@ def score_description(clip: Clip, text: str) -> AnswerScore:
 
 
 def score_event(clip: Clip, text: str) -> AnswerScore:
-    """Of the built-in event clips: whether the answer names ``clip.extra["event"]``. Questions with options
-    and about time are scored as such, the latter as right where the IoU reaches half."""
+    """Whether the answer names ``clip.extra["event"]``, for the built-in event clips. Questions with options
+    and about time are scored as such; the latter are right if the IoU reaches half."""
     if clip.task == "choice":
         return score_choice(clip, text)
     if clip.task == "grounding":
@@ -118,7 +117,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _content(text: str) -> set[str]:
-    """The stems of the words that tell what happens."""
+    """The stems of the content words."""
     from nltk.stem.porter import PorterStemmer
 
     stem = PorterStemmer().stem

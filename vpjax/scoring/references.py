@@ -1,4 +1,5 @@
-"""What completions are compared with: each clip's reference answer, read on the host, as rows of arrays.
+"""References, with which rewards compare completions: each clip's answer, read on the host, as rows of
+arrays.
 
 Axes: R words of an answer, J keywords of X forms of Y words, M other keywords' words, K spans, Q boxes.
 """
@@ -21,13 +22,13 @@ from vpjax.scoring.words import fingerprint_of
 from vpjax.types import Array, Clip, UserError
 
 MAX_OPTIONS = 26  # they are named by letters
-# Words that do not tell what happens.
+# Words that are not content words.
 STOPWORDS = frozenset(Path(__file__).with_name("caption_stopwords.txt").read_bytes().split())
 NO_CLIP = Clip("", "", "", "")
 
 
 class AnswerType(enum.IntEnum):
-    """TEXT: a caption, or the first of two events. GROUNDED_CHOICE: an option and the spans that prove it."""
+    """TEXT: captions and other free answers. GROUNDED_CHOICE: an option, and the spans that prove it."""
 
     PADDING = -1
     TEXT = 0
@@ -42,7 +43,7 @@ class AnswerType(enum.IntEnum):
 class References:
     """One row per clip. Words are fingerprints (``words.fingerprint_of``), 0 where there is none.
 
-    answer_type i32[B]; words, content u32[B, R]: all words of the answer, and those that tell what happens;
+    answer_type i32[B]; words, content u32[B, R]: all words of the answer, and its content words;
     choice, choices i32[B]: the right option and the number of options; forms u32[B, J, X, Y]; positions
     i32[B, J]: of each keyword's first mention in the answer, -1: not expected; removed bool[B, J]: removed
     from V~; others u32[B, M]: words of known keywords that are not this clip's, sorted; spans f32[B, K, 2] in
@@ -77,8 +78,8 @@ def answer_words(clip: Clip) -> list[bytes]:
 
 
 def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
-    """The first ``count`` keywords of a clip; None where the answer does not mention one or mentions an
-    earlier one of the same lemma, and where the clip has fewer."""
+    """The first ``count`` keywords of a clip. None stands for a keyword that the answer does not mention or
+    whose lemma occurred before, and fills the list if the clip has fewer."""
     words, lemmas = answer_words(clip), set()
     keywords: list[ReferenceKeyword | None] = [None] * count
     for j, keyword in enumerate(clip.keywords[:count]):
@@ -91,7 +92,7 @@ def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
 
 
 def answer_type(clip: Clip) -> AnswerType:
-    """UserError where the clip lacks what its task needs."""
+    """UserError if the clip lacks what its task needs."""
     if clip.task == "grounding" and not clip.spans:
         raise UserError(f"clip {clip.id}: a grounding clip needs spans, in seconds")
     if clip.task == "tracking" and not clip.boxes:
@@ -102,8 +103,8 @@ def answer_type(clip: Clip) -> AnswerType:
 
 
 def right_option(clip: Clip, choices: int) -> int:
-    """The index of the option that the answer gives, by its letter or its text. UserError where it names none
-    of ``choices`` options."""
+    """The index of the option that the answer names by its letter or its text. UserError if it names none of
+    ``choices`` options."""
     choice = option_index(answer_in(normalize(clip.answer)), choices)
     if clip.answer in clip.choices:
         choice = clip.choices.index(clip.answer)
@@ -113,8 +114,8 @@ def right_option(clip: Clip, choices: int) -> int:
 
 
 def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozenset()) -> References:
-    """The reference of a clip with its first J = ``keywords`` keywords, without the axis B and no longer than
-    needed. known: the words of all known keywords. UserError where the clip lacks what its task needs."""
+    """The reference of a clip with its first J = ``keywords`` keywords, without the axis B and without
+    padding. known: the words of all known keywords. UserError if the clip lacks what its task needs."""
     words, choices = answer_words(clip), len(clip.choices) or MAX_OPTIONS
     own = {*words, *(word for keyword in clip.keywords for form in forms_of(keyword) for word in form)}
     known_fingerprints = _sorted_fingerprints(known)
@@ -154,8 +155,8 @@ def _sorted_fingerprints(words: frozenset[bytes]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSizes:
-    """What References must hold. shapes: of each field's rows; known: the words that are known as keywords
-    (their forms of one word)."""
+    """The sizes that References must have. shapes: of a row of each field. known: the keywords' forms of one
+    word."""
 
     keywords: int
     shapes: dict[str, tuple[int, ...]]
@@ -163,8 +164,8 @@ class ReferenceSizes:
 
 
 def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 1024) -> ReferenceSizes:
-    """The sizes that hold all ``clips``, with the first J = ``keywords`` keywords of each. UserError that
-    names the clip where a reference has more than ``max_words`` words or lacks what its task needs."""
+    """The sizes that hold all ``clips``, with the first J = ``keywords`` keywords of each. UserError, naming
+    the clip, if a reference has more than ``max_words`` words or lacks what its task needs."""
     empty = vars(reference_arrays(NO_CLIP, keywords))
     shapes = {name: tuple(np.maximum(1, array.shape).tolist()) for name, array in empty.items()}
     known: set[bytes] = set()

@@ -47,8 +47,8 @@ def check_names(names: Iterable[str]) -> None:
 def compute_rewards(
     names: Sequence[str], table: texts.ByteTable, tokens: Array, mask: Array, references: References
 ) -> dict[str, jax.Array]:
-    """The rewards f32[B, G] of the completions tokens i32[B, G, C], of which ``mask`` bool[B, G, C] marks the
-    tokens to read, the end included. NaN: the reward does not count for the clip. For use inside jit."""
+    """The rewards f32[B, G] of completions, tokens i32[B, G, C], of which ``mask`` bool[B, G, C] marks those
+    to read, the stop token included. NaN: the reward does not count for the clip. For use inside jit."""
 
     def compute(tokens: Array, mask: Array, reference: References) -> dict[str, jax.Array]:
         return completion_rewards(names, table, tokens, mask, reference)
@@ -104,8 +104,8 @@ def completion_rewards(
 
 
 def overlong(length: jax.Array, limit: int) -> jax.Array:
-    """0 for a completion that leaves a fifth of the limit, -1 for one of ``limit`` tokens, linear between
-    (DAPO's soft punishment)."""
+    """DAPO's soft punishment: 0 for a completion that leaves a fifth of ``limit`` unused, -1 for one of
+    ``limit`` tokens, linear in between."""
     margin = max(1, limit // 5)
     return -jnp.clip((length - limit + margin) / margin, 0.0, 1.0)
 

@@ -95,8 +95,8 @@ def normalize_bytes(b: jax.Array) -> jax.Array:
 
 
 def answer_and_evidence(b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The part of a normalized text that answers (see ``host_text.answer_in``), and the part that names the
-    spans that prove it: VideoChat-R1's ``<glue>``, else the answer. Spaces stand elsewhere."""
+    """The answer in a normalized text (see ``host_text.answer_in``), and the evidence, which names the spans
+    that prove it: VideoChat-R1's ``<glue>``, else the answer. All other bytes become spaces."""
     begin, end = tag_starts(b, "think")
     thinking = begin.any() & ~end.any()
     start = jnp.where(end.any(), last_index(end) + len("</think>"), 0)

@@ -15,18 +15,18 @@ UserReward = Callable[[Sequence[Sequence[str]], Sequence[Clip | None]], np.ndarr
 
 
 class RewardFault(Exception):
-    """A user's reward failed on one batch; the message names the function and what it did."""
+    """A user's reward failed on a batch. The message names the function and the failure."""
 
 
 def load_user_reward(path: str) -> UserReward:
     """The function ``my_module:fn``, wrapped: (completions [B][G], clips [B]) -> f32[B, G].
 
     ``fn(completions, clips)`` is called once a batch with two lists of the same length, the completions'
-    texts and their clips, and returns as many floats, as TRL's reward functions do; None where the reward
-    does not count for the clip. Rows without a clip are not passed to it; their rewards are NaN.
+    texts and their clips, and returns as many floats, as TRL's reward functions do; None: the reward does not
+    count for the clip. Rows without a clip are not passed to it; their rewards are NaN.
 
-    UserError where there is no such function. The wrapper raises RewardFault where the function raises,
-    returns another number of values, or returns a value that is not a finite number.
+    UserError if there is no such function. The wrapper raises RewardFault if the function raises, returns
+    another number of values, or returns a value that is not a finite number.
     """
     module, _, name = path.partition(":")
     if not module or not name:
