@@ -27,9 +27,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax import cli
+from vpjax.data.images import is_image
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Media, Text
-from vpjax.data.video import IMAGES, MAX_SIDE, Sampling, Video, read_frames, read_image
+from vpjax.data.video import MAX_SIDE, Sampling, Video, read_frames, read_image
 from vpjax.models.generate import generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
@@ -108,8 +109,8 @@ def ask(
     shown: Video | None = None
     grid: tuple[int, int, int] | None = None
     if video is not None:
-        media = "image" if Path(video).suffix.lower() in IMAGES else "video"
-        shown = _read(loaded, video, media == "image", frames, fps, max_pixels, max_side)
+        media = "image" if is_image(video) else "video"
+        shown = _read(loaded, video, frames, fps, max_pixels, max_side)
         count, height, width, _ = shown.frames.shape
         grid = count // vision.temporal, height // vision.patch, width // vision.patch
     row = prompt_row(text.chat(prompt, media), shown, model.config, stamps=text.stamps)
@@ -153,7 +154,6 @@ def ask(
 def _read(
     loaded: LoadedModel,
     path: str | Path,
-    is_image: bool,
     frames: int | None,
     fps: float | None,
     max_pixels: int | None,
@@ -168,7 +168,7 @@ def _read(
         factor=loaded.model.config.vision.factor,
         max_side=max_side or data.get("max_side", MAX_SIDE),
     )
-    if is_image:
+    if is_image(path):
         return read_image(path, **size)
     sampling = Sampling.of(data) if frames is None and fps is None else Sampling(frames, fps)
     return read_frames(path, sampling, **size)

@@ -116,7 +116,7 @@ def assert_equal(ours, theirs):
 
 def test_every_clip_comes_once_an_epoch_with_its_own_pixels(load, clips):
     loader = load(clips)
-    assert loader.steps_per_epoch == 3  # eight square clips, two wide ones
+    assert loader.plan.steps_per_epoch == 3  # eight square clips, two wide ones
     epochs = [take(loader, 3) for _ in range(4)]
     orders = []
     for batches in epochs:
@@ -279,7 +279,7 @@ def test_clips_that_are_too_long_are_rejected_and_listed(load, clips):
     loader = load(clips)
     reasons = {reason[:12]: ids for reason, ids in loader.rejected.items()}
     assert reasons == {"prompt above": ["c3"], "answer above": ["c5"], "video prompt": ["c6"]}
-    used = {i for b in take(loader, loader.steps_per_epoch) for i in b.clip.tolist()} - {-1}
+    used = {i for b in take(loader, loader.plan.steps_per_epoch) for i in b.clip.tolist()} - {-1}
     assert used == {0, 1, 2, 4, 7, 8, 9}
     assert sum("rejected" in line for line in loader.summary()) == 3
     with pytest.raises(UserError, match="every one of 10 clips is rejected: prompt above 5 tokens"):
@@ -289,7 +289,7 @@ def test_clips_that_are_too_long_are_rejected_and_listed(load, clips):
 def test_events_between_the_sampled_frames_are_reported(load, clips):
     clips[0] = dataclasses.replace(clips[0], keywords=(Keyword("flashes", "flash", ((0.3, 0.35),)),))
     loader = load(clips, fps=1.0, frames=0)
-    take(loader, loader.steps_per_epoch)
+    take(loader, loader.plan.steps_per_epoch)
     ((note, ids),) = [(n, ids) for n, ids in loader.notes.items() if "between" in n]
     assert "c0" in ids
     assert any(note in line for line in loader.summary())
@@ -327,7 +327,7 @@ def test_a_clip_is_the_part_of_its_file_that_it_names(load, tmp_path, fields):
     clips = [Clip(name, path, QUESTION, ANSWER, (flash,), start=s, end=e) for name, (s, e) in parts.items()]
     for _ in range(2):  # decoded, then from the cache
         loader = load(clips, batch_size=1, **fields)
-        rows = {int(b.clip[0]): b for b in take(loader, loader.steps_per_epoch)}
+        rows = {int(b.clip[0]): b for b in take(loader, loader.plan.steps_per_epoch)}
         for number, first, count in ((0, 0, 16), (1, 32, 8), (2, 16, 16)):
             frames = rows[number].frames[0][:count]
             numbers = (frames.mean((1, 2, 3)) - 20) / 5
@@ -343,7 +343,7 @@ def test_a_part_that_is_not_in_the_file_is_a_masked_row(load, clips):
     clips[0] = dataclasses.replace(clips[0], start=1.0, end=30.0)
     loader = load(clips, max_fault_share=0.1)
     assert "0.mp4: the span 1 to 30 s is not inside the clip of 2 s" in loader.faults["c0"]
-    assert {int(n) for b in take(loader, loader.steps_per_epoch) for n in b.clip} == {-1, *range(1, 10)}
+    assert {int(n) for b in take(loader, loader.plan.steps_per_epoch) for n in b.clip} == {-1, *range(1, 10)}
 
 
 def test_text_only_clips_have_batches_of_their_own(load, clips):

@@ -196,7 +196,7 @@ def batch_of_four(loaded, clips):
     model, text, data_config = loaded
     maker, index = make_batch_maker(clips, text, model.config, data_config, seed=0, batch_size=4)
     loader = Loader(maker, index)
-    batches = [next(loader) for _ in range(loader.steps_per_epoch)]
+    batches = [next(loader) for _ in range(loader.plan.steps_per_epoch)]
     loader.close()
     return next(batch for batch in batches if (batch.clip < 0).any())
 

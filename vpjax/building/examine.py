@@ -17,7 +17,7 @@ import numpy as np
 from vpjax.building.annotations import ANSWER_TAG, Item, Rejected, letter_of, short
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer, text_scorer
 from vpjax.data import tfio
-from vpjax.data.images import IMAGES
+from vpjax.data.images import is_image
 from vpjax.data.keyframes import KEEP
 from vpjax.data.video import FACTOR, Sampling, Video, VideoInfo, probe, probe_image, read_frames, resolve_part
 from vpjax.files import exists, join_path
@@ -174,10 +174,6 @@ def find_video(video: str, root: str) -> tuple[str, VideoInfo]:
         except UserError as error:
             raise Rejected(f"{UNREADABLE}: {error}") from error
     raise Rejected(f"{VIDEO_MISSING}: {path}")
-
-
-def is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in IMAGES
 
 
 def with_key_frames(

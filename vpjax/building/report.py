@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from vpjax.building.annotations import Item
-from vpjax.building.examine import NO_VTILDE, Examined, Options, examine, is_image
+from vpjax.building.examine import NO_VTILDE, Examined, Options, examine
 from vpjax.building.scorers import Spans
+from vpjax.data.images import is_image
 from vpjax.data.keyframes import identity_source, slots_of, source_of
 from vpjax.data.video import Sampling, Video, probe, read_frames, read_image, resolve_part
 from vpjax.types import Clip

@@ -25,7 +25,7 @@ def cache_folder(data_config: ConfigDict) -> Path:
 class FrameCache:
     """Decoded videos by key, in a folder that several processes may share.
 
-    limit: bytes, beyond which the least recently used entries are deleted; 0: keep nothing.
+    limit: bytes; beyond it the least recently used entries are deleted. 0: keep nothing.
     """
 
     def __init__(self, folder: AnyPath, limit: int):
@@ -35,7 +35,8 @@ class FrameCache:
         self.uncounted = 0  # bytes written by this process since then
 
     def key(self, *parts: object) -> str:
-        """The key of all that determines the pixels: the file's identity, the sampling, the size."""
+        """The key of everything that determines the pixels: the file, its state, the sampling and the
+        size."""
         return hashlib.sha256(repr((PIXELS_VERSION, parts)).encode()).hexdigest()[:32]
 
     def path(self, key: str) -> Path:
@@ -74,7 +75,8 @@ class FrameCache:
             self.evict()
 
     def evict(self) -> None:
-        """Delete the least recently used entries, down to 90 % of the limit so that this is rarely needed."""
+        """If the folder is over its limit, delete the least recently used entries down to 90 % of it, so that
+        this is rarely needed."""
         entries = []
         for path in self.folder.glob("*/*"):  # unfinished files of killed processes, too
             with contextlib.suppress(FileNotFoundError):  # evicted by another process

@@ -1,6 +1,6 @@
-"""Video files by PyAV: an index of a file's frames with their presentation times, and the frames' pixels.
+"""Reads video files by PyAV: an index of a file's frames with their presentation times, and their pixels.
 
-A file that cannot be used raises ``Problem``, without the file's name, which ``video`` adds.
+A file that cannot be used raises ``Problem`` without the file's name, which ``video`` adds.
 """
 
 from __future__ import annotations

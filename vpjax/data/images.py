@@ -18,6 +18,11 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError) 
 FOLDER_FPS = 10.0  # the rate of GOT-10k, for folders of images do not state theirs
 
 
+def is_image(path: AnyPath) -> bool:
+    """Whether a file is read as an image, by its suffix."""
+    return PurePosixPath(path).suffix.lower() in IMAGES
+
+
 def image_size(path: AnyPath, max_side: int) -> tuple[int, int]:
     """(height, width) in pixels, upright, without decoding."""
     with opened_image(path, max_side) as image:

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax.data.cache import cache_folder
+from vpjax.data.images import is_image
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import round_up
 from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
-from vpjax.data.video import IMAGES, Sampling, VideoInfo, probe, probe_image, resolve_part
+from vpjax.data.video import Sampling, VideoInfo, probe, probe_image, resolve_part
 from vpjax.files import stamp, write_whole
 from vpjax.models.patches import smart_resize
 from vpjax.types import Bucket, Clip, UserError
@@ -36,7 +37,7 @@ Part = tuple[float | None, float | None]  # start and end of a Clip
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file at the time of indexing. media: None for a clip without a file. size: in bytes. modified: in ns.
+    """A file when it was indexed. media: None for a clip without a file. size: bytes. modified: time in ns.
     fault: why the file cannot be used, or ""."""
 
     path: str
@@ -49,7 +50,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A clip that is used. number: its index among all clips. start, end: see Clip."""
+    """A clip that is used. number: its index among all clips. start, end: as in Clip."""
 
     number: int
     id: str
@@ -167,7 +168,7 @@ def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str,
     def probe_source(path: str) -> Source:
         if not path:
             return Source(path, None)
-        media: Media = "image" if Path(path).suffix.lower() in IMAGES else "video"
+        media: Media = "image" if is_image(path) else "video"
         try:
             size, modified = stamp(path)
             if known.get(path, [])[:2] == [size, modified]:

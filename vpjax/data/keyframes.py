@@ -1,8 +1,8 @@
 """Key slots, and the sources by which V~ and every control are made out of V (docs/method.md, section 1).
 
-A mask bool[J, S] marks the slots that show each keyword. A source i32[S] gives, for each slot of the other
-video, the slot of V that it shows. Only the first ``slot_count`` of the S slots belong to the clip; the rest
-stay.
+A mask bool[J, S] marks the slots that show each keyword. A source i32[S] gives, for each slot of the changed
+video, the slot of V that it shows. Only the first ``slot_count`` of the S slots belong to the clip; the
+others are padding, which no source moves.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Batches of clips through grain: buckets, order, workers, processes, faults.
+"""Batches of clips by grain: their buckets and order, made by several workers and processes.
 
 The batch of a step is a pure function of (clips, seed, step). The data state of a run is therefore one
-integer, and a loader started at step k yields what an uninterrupted one yields from k on, whatever the
-workers and processes.
+integer, and a loader that starts at step k yields the same batches from there as an uninterrupted one, with
+any number of workers and processes.
 """
 
 from __future__ import annotations
@@ -156,9 +156,9 @@ class BatchMaker:
 class Loader:
     """An endless iterator of Batches, which counts the faults and remarks of this process's rows so far.
 
-    step: of the next batch; the whole state. faults: id -> why its video cannot be used; its rows are masked.
-    Faults found while indexing are known from the start. rejected: reason -> ids of clips that are not used
-    at all. notes: remark -> ids of the clips that it is about.
+    step: of the next batch; the whole state. faults: id of a clip whose rows are masked -> why its video
+    cannot be used, including faults found while indexing. rejected: reason -> ids of clips that are not used.
+    notes: remark -> ids of its clips.
     """
 
     def __init__(self, maker: BatchMaker, index: Index, start_step: int = 0):
@@ -171,10 +171,6 @@ class Loader:
         self.max_fault_share = maker.data_config.max_fault_share
         self._batches = read_ahead(maker, range(start_step, FOREVER), maker.data_config.workers)
         self._stop_at_faults()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.plan.steps_per_epoch
 
     def __iter__(self) -> Loader:
         return self
@@ -200,11 +196,10 @@ class Loader:
 
     def summary(self) -> list[str]:
         """Lines about the data so far: its size, rejected clips, remarks and faults."""
-        size = self.plan.batch_size
-        empty = self.steps_per_epoch * size - self.clips
+        size, batches = self.plan.batch_size, self.plan.steps_per_epoch
         lines = [
-            f"{self.clips} clips in {len(self.plan.groups)} buckets: {self.steps_per_epoch} batches of {size}"
-            f" an epoch, {empty} of their rows empty"
+            f"{self.clips} clips in {len(self.plan.groups)} buckets: {batches} batches of {size} an epoch, "
+            f"{batches * size - self.clips} of their rows empty"
         ]
         for label, counts in (("rejected", self.rejected), ("noted", self.notes)):
             for reason, ids in sorted(counts.items()):
@@ -245,7 +240,7 @@ def make_batch_maker(
     process_index: int = 0,
     process_count: int = 1,
 ) -> tuple[BatchMaker, Index]:
-    """The maker of the batch of any step, and the index of its clips, from which a ``Loader`` is made.
+    """The maker of batches and the index of the clips, from which a ``Loader`` is made.
 
     data_config: the fields ``data`` of configs/base.py. batch_size: rows over all processes, of which process
     p makes the p-th part. UserError if the config contradicts itself or no clip can be used."""
@@ -265,7 +260,7 @@ def make_batch_maker(
             f"{model_config.image_token} and {model_config.video_token}: they do not belong together"
         )
     if data_config.tfio_python:
-        tfio.worker(data_config.tfio_python)  # a Python that cannot serve is no fault of a clip
+        tfio.worker(data_config.tfio_python)  # raises here, because it is no fault of a clip
     index = build_index(clips, text, model_config, data_config)
     groups: dict[Bucket, list[int]] = {}
     for number, entry in enumerate(index.entries):

@@ -1,7 +1,7 @@
 """The tokens of a clip: the tokenizer, the chat template and the places of the visual tokens.
 
-transformers and tokenizers are imported only to load or train a tokenizer, so that data workers, which do
-not, start quickly.
+Only the functions that load or train a tokenizer import transformers and tokenizers, so that data workers
+start quickly.
 """
 
 from __future__ import annotations
@@ -96,9 +96,8 @@ def train_tokenizer(texts: Iterable[str], folder: AnyPath, vocab_size: int) -> N
 
 @dataclasses.dataclass(frozen=True)
 class Stamps:
-    """The ids of all pieces of a slot's time in words, ``<0.2 seconds>``.
-
-    Data workers, which learn a clip's times from its frames, get these in place of the tokenizer."""
+    """The token ids of the pieces of a slot's time in words, ``<0.2 seconds>``. Data workers, which write
+    such times, have these instead of the tokenizer."""
 
     pieces: Mapping[str, tuple[int, ...]]
 
@@ -231,7 +230,7 @@ def with_media(
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """The token ids of a clip, and what else its row is made of.
+    """The token ids of a clip, and the rest of the data from which its row is made.
 
     prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
     padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; stamps: see ``with_media``; notes:

@@ -33,7 +33,7 @@ PROBE_SHAPE = (4, 48, 64, 3)  # of the clip that a worker decodes first: frames,
 class Worker:
     """A process that decodes one video at a time, for any number of threads.
 
-    python: the path of a Python with tensorflow-io. UserError, naming what is missing, if it cannot serve.
+    python: the path of a Python with tensorflow-io. UserError, naming what is missing, if it cannot decode.
     """
 
     def __init__(self, python: str):

@@ -19,7 +19,6 @@ from PIL import Image
 
 from vpjax.data import tfio
 from vpjax.data.decode import BadTimestamps, FrameIndex, Problem, decode_frames, frame_index, packet_index
-from vpjax.data.images import IMAGES as IMAGES
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
 from vpjax.files import AnyPath, exists, is_folder
 from vpjax.models.patches import smart_resize

@@ -37,6 +37,7 @@ from vpjax.types import Array, Batch, Clip, UserError
 # the middle slot throughout; blind: no video, the question alone.
 CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 NO_KEY = "no key frames that can be replaced"
+SEED = 0  # of the order of batches, and of the controls random and shuffle
 
 
 class Query(NamedTuple):
@@ -146,19 +147,18 @@ class ClipPredictor:
         controls: Sequence[str],
         batch_size: int,
         max_new: int,
-        seed: int = 0,
         mesh: Mesh | None = None,
         candidates: Mapping[str, Sequence[str]] | None = None,
         done: Collection[Query] = (),
     ):
         """data_config: the run's ``data``; V~ replaces the key slots, whatever its ``replacement`` is.
         batch_size: rows, rounded up to the devices that share them. max_new: the most tokens of an answer.
-        seed: of the order, and of the controls random and shuffle. candidates: answers by clip id, of which
+        candidates: answers by clip id, of which
         the likeliest is predicted too. done: queries to leave out. The batches and their order do not depend
         on it, so that two calls give what one gives, bit for bit. UserError if no clip can be used.
         """
         self.model, self.text, self.clips, self.controls = model, text, clips, controls
-        self.seed, self.mesh, self.done = seed, mesh, done
+        self.mesh, self.done = mesh, done
         self.batch_size = round_up(batch_size, row_parts(mesh))
         self.data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
 
@@ -172,7 +172,7 @@ class ClipPredictor:
         self.length = round_up(longest, data_config.length_multiple)
 
         self.maker, self.index = make_batch_maker(
-            clips, text, model.config, self.data_config, seed=seed, batch_size=self.batch_size
+            clips, text, model.config, self.data_config, seed=SEED, batch_size=self.batch_size
         )
         self.faults = {clip: reason for reason, rejected in self.index.rejected.items() for clip in rejected}
         self.faults |= {entry.id: entry.source.fault for entry in self.index.entries if entry.source.fault}
@@ -226,7 +226,7 @@ class ClipPredictor:
                 batch = put_whole(element.batch, self.mesh)
                 features = self.encode(self.model, batch.frames) if batch.frames.shape[1] else None
                 for control in video_controls:
-                    source, has_control = sources(element.batch, control, self.seed)
+                    source, has_control = sources(element.batch, control, SEED)
                     shared = batch, features, put_whole(source, self.mesh), has_control
                     for ranked in self.ranked_values:
                         yield QueryBatch(rows_of_step[step], control, ranked, *shared)

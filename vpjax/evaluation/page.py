@@ -12,7 +12,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vpjax.data.video import IMAGES, Sampling, read_frames, read_image
+from vpjax.data.images import is_image
+from vpjax.data.video import Sampling, read_frames, read_image
 from vpjax.evaluation.ask import Prediction
 from vpjax.evaluation.results import interval, label, per_cent, remarks
 from vpjax.files import write_whole
@@ -73,7 +74,7 @@ def _frames(clip: Clip) -> list[tuple[str, float, bool]]:
         return []
     size: dict[str, Any] = dict(max_pixels=SAMPLE_PIXELS, min_pixels=1, factor=2)
     try:
-        if Path(clip.video).suffix.lower() in IMAGES:
+        if is_image(clip.video):
             video = read_image(clip.video, **size)
         else:
             video = read_frames(clip.video, Sampling(SAMPLE_FRAMES), start=clip.start, end=clip.end, **size)

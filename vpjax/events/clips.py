@@ -1,9 +1,9 @@
-"""The built-in event clips: seeded mp4 files of a moving shape to which something brief happens.
+"""The built-in event clips: seeded mp4 files of a moving shape with a brief event.
 
 Kinds and lengths of events are uniform. At ``prior`` 0, the question of a caption, the colour and the
 direction carry no information about the event, so a model without the video is right in 1 of ``len(EVENTS)``
-captions. One shape of each kind is left out of ``train`` and ``heldout``, and is all that ``unseen`` has: a
-model that sees the shape but not the event can therefore reach 3 of 16.
+captions. Each kind of event has one shape that occurs in ``unseen`` only, the other two occur in ``train``
+and ``heldout`` only. A model that sees the shape but not the event can therefore reach 3 of 16.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Option = TypeVar("Option")
 
 @dataclasses.dataclass(frozen=True)
 class EventSpec:
-    """How the clips look and which questions they have.
+    """The appearance of the clips and the kinds of their questions.
 
     size: of a square frame in pixels. frames: per clip. fps: frames per second. lengths: of events in frames.
     radius, travel: least and most of the shape's radius and of the distance that it travels, as shares of
@@ -140,7 +140,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     task = EVENT_TASKS[rng.choice(len(EVENT_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
     event_kind = EVENTS[scene_index % len(EVENTS)]
     shape = _pick(rng, [shape for shape in SHAPES if _occurs(split, event_kind, shape)])
-    # Of an order clip the second event, of a pair the other clip's, of a choice a wrong option.
+    # kinds[1] is the second event of an order clip, the event of a pair's other clip, or a wrong option.
     others = [kind for kind in EVENTS if kind != event_kind and _occurs(split, kind, shape)]
     kinds = [event_kind, _pick(rng, others)]
     if rng.random() < spec.prior:
@@ -157,7 +157,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
         colour=colour,
         direction=_pick(rng, DIRECTIONS),
         radius=rng.uniform(*spec.radius),
-        # Off the middle, so that there is room for a jump past it.
+        # Beside the middle, so that the shape can jump to the other side.
         centre=tuple(0.5 + rng.choice([-1, 1], 2) * rng.uniform(0.04, 0.1, 2)),
         travel=rng.uniform(*spec.travel),
         background=int(rng.integers(35, 75)),

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Two phrases for each event, and the words by which an answer is recognised to name it. No word belongs to
-# two events, and none occurs anywhere else in an answer.
+# Two phrases for each event, and the words by which an answer names it. No word belongs to two events, and
+# none occurs anywhere else in an answer.
 PHRASES = {
     "flash": ("flashes", "blinks white"),
     "jump": ("jumps aside", "hops sideways"),

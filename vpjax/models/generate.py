@@ -32,7 +32,7 @@ class Completions(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """The carry of the decode loop. step: tokens chosen of each completion; the cache lacks the last one."""
+    """The carry of the decode loop. step: the number of tokens chosen; the cache lacks the last of them."""
 
     step: jax.Array
     done_BG: jax.Array

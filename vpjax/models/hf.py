@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints in and out: one name table, used in both directions.
+"""Reads and writes Hugging Face checkpoints by one name table, used in both directions.
 
 The tensors of a checkpoint are views of its files until the shard of a parameter is filled from them, so that
 loading holds about one stacked shard in host memory and saving about one file.
@@ -55,10 +55,8 @@ class Tensor(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tensor of a checkpoint belongs in our model.
-
-    path: of the parameter. layer: index on its leading axis, None if it is not stacked. shape: the tensor's.
-    """
+    """The place of a checkpoint's tensor in our model. path: of the parameter. layer: index on its leading
+    axis, None if it is not stacked. shape: of the tensor."""
 
     path: str
     layer: int | None
@@ -103,9 +101,9 @@ def save_pretrained(model: VideoLM, folder: PathLike, *, like: PathLike | None =
     """Write a checkpoint folder that ``transformers`` loads; the inverse of ``load_pretrained``.
 
     like: a folder of the same architecture, such as the one that the model came from. Its tokenizer, chat
-    template, generation and processor files are copied. If it holds weights, every tensor keeps its key, file
-    and type. Default: the types of the model, in files of at most ``SHARD_BYTES``.
-    All arrays must be addressable from this process. A file appears whole or not at all, config.json last.
+    template, generation and processor files are copied, and if it holds weights, every tensor keeps its key,
+    file and type. Otherwise tensors have the types of the model, in files of at most ``SHARD_BYTES``. All
+    arrays must be addressable from this process. A file appears whole or not at all, config.json last.
     """
     folder, params, config = Path(folder), leaves(model), model.config.to_hf()
     copied = [] if like is None else [file for pattern in HF_FILES for file in Path(like).glob(pattern)]

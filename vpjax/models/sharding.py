@@ -162,8 +162,8 @@ def _devices(*axes: str) -> int:
 
 
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
-    """``function`` jitted for arguments on ``mesh``. Its results are split by rows if ``rows``, else whole on
-    every device and so in every process. Without a mesh, ``function`` itself."""
+    """``function`` jitted for arguments on ``mesh``; without a mesh, ``function`` itself. Its results are
+    split by rows if ``rows``, else whole on every device of every process."""
     if mesh is None:
         return function
 

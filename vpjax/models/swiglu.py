@@ -1,4 +1,4 @@
-"""The gate of an MLP."""
+"""The gated activation of MLPs."""
 
 import jax
 from jax import Array

@@ -74,7 +74,7 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """The order of a slot's merged units for attention in W windows, padded to equal size.
+    """The order of a slot's merged units (tokens) for attention in W windows, padded to equal size.
 
     order i32[U]: the unit at each place; padding repeats unit 0. valid bool[W, U / W]: False at padding.
     inverse i32[units]: the place of each unit.
