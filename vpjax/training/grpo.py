@@ -72,8 +72,8 @@ class JudgedRollouts(NamedTuple):
 
 
 class UpdateRows(NamedTuple):
-    """What an update reads of each row. tokens, mask, advantages [B, R, G, C]. features: of V, if the vision
-    tower is frozen. old, reference [B, R, G, C]: log-probabilities under the old policy and the reference."""
+    """The rows of an update. tokens, mask, advantages [B, R, G, C]. features: of V, if the vision tower is
+    frozen. old, reference [B, R, G, C]: log-probabilities under the old policy and the reference."""
 
     batch: Batch
     tokens: Array

@@ -32,8 +32,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 
 class Evidence(NamedTuple):
-    """What relative rewards are computed from. ``NEEDS`` names the fields that a kind reads; those that its
-    kind does not read may be None. Rewards and recalls that do not exist are NaN and are ignored.
+    """The data from which relative rewards are computed. Fields that a kind does not read (see ``NEEDS``) may
+    be None. Rewards and recalls that do not exist are NaN and are ignored.
 
     rewards f32[B, G]: of the completions on V. has_degraded bool[B]: the clip has a V~.
     degraded f32[B, Gd]: rewards of the completions on V~.

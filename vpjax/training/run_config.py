@@ -42,8 +42,8 @@ ABOVE_0 = """
 AT_LEAST_0 = """
     max_nonfinite data.workers data.widen contrast.weight grpo.degraded grpo.top_k grpo.beta
 """.split()
-# How the model of a Hugging Face folder is given videos: at Qwen2.5-VL's own 2 frames per second, and at most
-# as many frames as make about 25,000 tokens at the largest size.
+# How videos are read for the model of a Hugging Face folder: at Qwen2.5-VL's own 2 frames per second, and no
+# more frames than make about 25,000 tokens at the largest size.
 HF_VIDEO_DEFAULTS = dict(
     frames=0,
     fps=2.0,
@@ -59,58 +59,62 @@ HF_VIDEO_DEFAULTS = dict(
 
 
 def check(config: ConfigDict) -> None:
-    """UserError, naming the field, for a value that no run can have. Values that depend on a file or a device
-    are checked where they are used."""
+    """UserError, naming the field, for an invalid value. Values that depend on a file or a device are checked
+    where they are used."""
     data, optim, contrast, grpo = config.data, config.optim, config.contrast, config.grpo
+
+    def require(field: str, valid: bool, requirement: str) -> None:
+        if not valid:
+            raise UserError(f"config.{field} {requirement}; it is {_value(config, field)!r}")
+
     for field in ABOVE_0:
-        _require(config, field, _value(config, field) > 0, "is a number above 0")
+        require(field, _value(config, field) > 0, "is a number above 0")
     for field in AT_LEAST_0:
-        _require(config, field, _value(config, field) >= 0, "is 0 or more")
+        require(field, _value(config, field) >= 0, "is 0 or more")
     for field, choices in ONE_OF.items():
-        _require(config, field, _value(config, field) in choices, f"is one of {', '.join(choices)}")
+        require(field, _value(config, field) in choices, f"is one of {', '.join(choices)}")
 
     divides = config.accumulate > 0 and config.batch % config.accumulate == 0
-    _require(config, "accumulate", divides, f"divides batch, {config.batch}")
+    require("accumulate", divides, f"divides batch, {config.batch}")
     is_given = bool(config.init_from or config.model)
-    _require(config, "init_from", is_given, "is a folder with weights, or '' where config.model gives sizes")
-    _require(config, "data.train", bool(data.train), "is a file of clips, or 'events'")
+    require("init_from", is_given, "is a folder with weights, or '' where config.model gives sizes")
+    require("data.train", bool(data.train), "is a file of clips, or 'events'")
     tasks = f"has texts for some of {', '.join(TASKS)}"
-    _require(config, "data.instructions", set(data.instructions) <= set(TASKS), tasks)
+    require("data.instructions", set(data.instructions) <= set(TASKS), tasks)
 
-    _require(config, "optim.warmup_share", 0 <= optim.warmup_share < 1, "lies in [0, 1)")
+    require("optim.warmup_share", 0 <= optim.warmup_share < 1, "lies in [0, 1)")
     are_patterns = all(isinstance(pattern, str) for pattern in optim.freeze)
-    _require(config, "optim.freeze", are_patterns, "holds path patterns")
+    require("optim.freeze", are_patterns, "holds path patterns")
     are_pairs = all(len(x) == 2 and isinstance(x[0], str) and x[1] >= 0 for x in optim.lr_multipliers)
-    _require(config, "optim.lr_multipliers", are_pairs, "holds pairs such as ('vision.*', 0.1)")
+    require("optim.lr_multipliers", are_pairs, "holds pairs such as ('vision.*', 0.1)")
 
-    _require(config, "contrast.layer", 0 < contrast.layer <= 1, "lies in (0, 1]")
+    require("contrast.layer", 0 < contrast.layer <= 1, "lies in (0, 1]")
     lowest, highest = contrast.tau_range
     around = f"is (least, most), above 0, around contrast.tau, {contrast.tau}"
-    _require(config, "contrast.tau_range", 0 < lowest <= contrast.tau <= highest, around)
+    require("contrast.tau_range", 0 < lowest <= contrast.tau <= highest, around)
     negatives = set(contrast.negatives)
     known = bool(negatives) and negatives <= set(NEGATIVES)
-    _require(config, "contrast.negatives", known, f"holds some of {', '.join(NEGATIVES)}")
+    require("contrast.negatives", known, f"holds some of {', '.join(NEGATIVES)}")
     needs_degraded = config.method == "sft" and contrast.weight and "degraded" in negatives
-    _require(
-        config,
+    require(
         "data.replacement",
         data.replacement != "none" or not needs_degraded,
         "is 'none', which leaves no V~, only where contrast.negatives does not name 'degraded'",
     )
 
     enough = "is 2 or more: advantages compare the completions of a prompt"
-    _require(config, "grpo.groups", grpo.groups >= 2, enough)
+    require("grpo.groups", grpo.groups >= 2, enough)
     kind = grpo.relative.kind
     minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
-    _require(config, "grpo.degraded", grpo.degraded >= minimum, reads)
+    require("grpo.degraded", grpo.degraded >= minimum, reads)
     has_group = not grpo.train_on_degraded or grpo.degraded >= 2
-    _require(config, "grpo.train_on_degraded", has_group, "needs grpo.degraded of 2 or more")
+    require("grpo.train_on_degraded", has_group, "needs grpo.degraded of 2 or more")
     has_rewards = config.method != "grpo" or len(grpo.rewards) > 0
-    _require(config, "grpo.rewards", has_rewards, "names rewards, such as dict(event=1.0)")
-    _require(config, "grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
-    _require(config, "grpo.eps_low", 0 < grpo.eps_low < 1, "lies in (0, 1)")
-    _require(config, "grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")
+    require("grpo.rewards", has_rewards, "names rewards, such as dict(event=1.0)")
+    require("grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
+    require("grpo.eps_low", 0 < grpo.eps_low < 1, "lies in (0, 1)")
+    require("grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")
 
 
 def _value(config: ConfigDict, field: str) -> Any:
@@ -119,11 +123,6 @@ def _value(config: ConfigDict, field: str) -> Any:
     for name in field.split("."):
         value = value[name]
     return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def _require(config: ConfigDict, field: str, valid: bool, requirement: str) -> None:
-    if not valid:
-        raise UserError(f"config.{field} {requirement}; it is {_value(config, field)!r}")
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -143,15 +142,15 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def data_of(folder: Path) -> ConfigDict:
-    """The ``data`` section (see configs/base.py) that describes how the model in ``folder`` is given videos:
-    that of its run or, for a Hugging Face folder, HF_VIDEO_DEFAULTS."""
+    """The ``data`` section (see configs/base.py) by which videos are read for the model in ``folder``: that
+    of its run or, for a Hugging Face folder, HF_VIDEO_DEFAULTS."""
     path = folder / FILE
     stored = json.loads(path.read_text()) if path.is_file() else {}
     return ConfigDict(stored.get("data", HF_VIDEO_DEFAULTS))  # a Hugging Face config.json has no "data"
 
 
 def write(workdir: Path, config: ConfigDict) -> None:
-    """Write ``<workdir>/config.json``, which makes ``workdir`` the home of this run."""
+    """Write ``<workdir>/config.json``, which reserves ``workdir`` for this run."""
     write_whole(workdir / FILE, (config.to_json(indent=2) + "\n").encode())
 
 

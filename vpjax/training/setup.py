@@ -61,8 +61,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
     """
     folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
     if not folder.exists():
-        source = Path(config.init_from)
-        if not source.is_dir():
+        if config.init_from and not Path(config.init_from).is_dir():
             raise UserError(
                 f"config.init_from: there is no folder {config.init_from}; give a run's work directory or a "
                 "Hugging Face folder (python -m vpjax.train --config configs/sft.py makes runs/sft)"
@@ -70,7 +69,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if config.init_from:
-            source = checkpoint.model_folder(source)
+            source = checkpoint.model_folder(config.init_from)
             hf.read_config(source)
             for pattern in ("config.json", *hf.HF_FILES):
                 for file in source.glob(pattern):
