@@ -70,16 +70,15 @@ class ConfigJudge:
         """A user's reward f32[B, R, G]. If the function fails, all rewards are +inf, which makes the step
         skip its update."""
         tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
-        clips = self._clips(batch)
+        numbers = np.asarray(batch.clip)
         rewards = np.full(mask.shape[:3], np.nan, np.float32)
-        sampled = np.argwhere(mask.any(-1))
-        texts = [[self.text.decode(tokens[*index][mask[*index]])] for index in sampled]
+        index = np.nonzero(mask.any(-1) & (numbers >= 0)[:, None, None])
+        texts = [self.text.decode(ids[valid]) for ids, valid in zip(tokens[index], mask[index], strict=True)]
         try:
-            values = function(texts, [clips[row] for row, *_ in sampled])
+            rewards[index] = function(texts, [self.clips[number] for number in numbers[index[0]]])
         except RewardFault as fault:
             self._faults.append(str(fault))
-            return np.full_like(rewards, np.inf)
-        rewards[tuple(sampled.T)] = values[:, 0]
+            rewards[:] = np.inf
         return rewards
 
     def _clips(self, batch: Batch) -> list[Clip | None]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vpjax.types import Clip, UserError
 
-UserReward = Callable[[Sequence[Sequence[str]], Sequence[Clip | None]], np.ndarray]
+UserReward = Callable[[Sequence[str], Sequence[Clip]], np.ndarray]
 
 
 class RewardFault(Exception):
@@ -19,11 +19,11 @@ class RewardFault(Exception):
 
 
 def load_user_reward(path: str) -> UserReward:
-    """The function ``my_module:fn``, wrapped: (completions [B][G], clips [B]) -> f32[B, G].
+    """The function ``my_module:fn``, wrapped: (completions [X], clips [X]) -> f32[X].
 
-    ``fn(completions, clips)`` is called once a batch with two lists of the same length, the completions'
+    ``fn(completions, clips)`` is called once per batch with two lists of the same length, the completions'
     texts and their clips, and returns as many floats, as TRL's reward functions do; None: the reward does not
-    count for the clip. Rows without a clip are not passed to it; their rewards are NaN.
+    count for the clip. Its reward is then NaN.
 
     UserError if there is no such function. The wrapper raises RewardFault if the function raises, returns
     another number of values, or returns a value that is not a finite number.
@@ -38,18 +38,15 @@ def load_user_reward(path: str) -> UserReward:
     if not callable(function):
         raise UserError(f"reward {path!r}: {module} has no function {name!r}")
 
-    def reward(completions: Sequence[Sequence[str]], clips: Sequence[Clip | None]) -> np.ndarray:
-        rows = [b for b, clip in enumerate(clips) if clip is not None]
-        texts = [text for b in rows for text in completions[b]]
+    def reward(completions: Sequence[str], clips: Sequence[Clip]) -> np.ndarray:
         try:
-            values = list(function(texts, [clips[b] for b in rows for _ in completions[b]]))
+            values = list(function(list(completions), list(clips)))
         except Exception as error:
             raise RewardFault(f"reward {path!r} raised {error!r}") from error
-        if len(values) != len(texts):
-            raise RewardFault(f"reward {path!r} returned {len(values)} values for {len(texts)} completions")
-        out = np.full((len(clips), max(map(len, completions), default=0)), np.nan, np.float32)
-        out[rows] = np.reshape([_finite(value, path) for value in values], (len(rows), out.shape[1]))
-        return out
+        if len(values) != len(completions):
+            counts = f"{len(values)} values for {len(completions)} completions"
+            raise RewardFault(f"reward {path!r} returned {counts}")
+        return np.array([_finite(value, path) for value in values], np.float32)
 
     return reward
 
