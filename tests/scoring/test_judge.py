@@ -1,0 +1,48 @@
+"""The rewards of a config: a function of the user's own is called with the completions that were sampled."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vpjax.models.generate import Completions
+from vpjax.scoring import judge as judges
+from vpjax.types import Clip
+
+CLIPS = [Clip("a", "", "?", "A man runs"), Clip("b", "", "?", "A dog sits")]
+CODE = """
+def count(completions, clips):
+    return [len(text) + (clip.id == "b") for text, clip in zip(completions, clips, strict=True)]
+
+def fail(completions, clips):
+    return []
+"""
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(judges, "byte_table", lambda text: None)
+    rewards = {"mine": ("my_rewards:count", 0.5), "broken": "my_rewards:fail", "event": 2}
+    config = ConfigDict({"data": {"keywords": 1}, "grpo": {"rewards": rewards}})
+    text = SimpleNamespace(decode=lambda ids: "x" * len(ids))
+    return judges.ConfigJudge(config, text, CLIPS)
+
+
+def test_a_users_reward_scores_what_was_sampled(judge):
+    """Rows 1, 0 and padding, two branches of two completions. Whatever was not sampled, and padding, is NaN."""
+    assert judge.weights == {"mine": 0.5, "broken": 1.0, "event": 2.0} and judge.names == ("event",)
+    length = np.array([[[1, 2], [0, 0]], [[3, 4], [5, 0]], [[1, 1], [1, 1]]])
+    mask = np.arange(6) < length[..., None]
+    completions = Completions(np.zeros(mask.shape, np.int32), mask, None)
+    batch = SimpleNamespace(clip=np.array([1, 0, -1]))
+    nan = np.nan
+    expected = [[[2, 3], [nan, nan]], [[3, 4], [5, nan]], [[nan, nan], [nan, nan]]]
+    np.testing.assert_array_equal(judge.host_scores["mine"](batch, completions), expected)
+    assert judge.take_faults() == []
+
+    assert np.isposinf(judge.host_scores["broken"](batch, completions)).all()
+    (fault,) = judge.take_faults()
+    assert "returned 0 values for 5 completions" in fault and judge.take_faults() == []
