@@ -1,4 +1,4 @@
-"""The house stands: imports go down, every config field is read, every recipe loads."""
+"""Imports go down, every config field is read, every recipe loads."""
 
 import ast
 import dataclasses

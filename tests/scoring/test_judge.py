@@ -32,7 +32,7 @@ def judge(tmp_path, monkeypatch):
 
 
 def test_a_users_reward_scores_what_was_sampled(judge):
-    """Rows 1, 0 and padding, two branches of two completions. Whatever was not sampled, and padding, is NaN."""
+    """Clips 1, 0 and padding, two branches of two completions. What was not sampled, and padding, is NaN."""
     assert judge.weights == {"mine": 0.5, "broken": 1.0, "event": 2.0} and judge.names == ("event",)
     length = np.array([[[1, 2], [0, 0]], [[3, 4], [5, 0]], [[1, 1], [1, 1]]])
     mask = np.arange(6) < length[..., None]

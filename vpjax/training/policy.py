@@ -43,14 +43,8 @@ def policy_loss(
     old: log-probabilities under the old policy; None: ``logprobs`` themselves, so that the ratio is 1.
     mask: the tokens that are trained on. advantages: broadcasts to [B, G, C]. reference: log-probabilities
     under the reference, required unless ``options.beta`` is 0. options: eps_low, eps_high, beta and
-    aggregation:
-
-        grpo     mean over a completion's tokens, then over completions (arXiv 2402.03300)
-        dr_grpo  sum over tokens, divided by completions times ``max_new`` (arXiv 2503.20783)
-        dapo     mean over all tokens of the batch (arXiv 2503.14476, as are the two ends of the clip)
-        gspo     as grpo, with one ratio per completion, the geometric mean of its tokens' (arXiv 2507.18071);
-                 gradients as in its GSPO-token, so that advantages may differ between tokens. Its eps_low and
-                 eps_high are about 1000 times smaller.
+    aggregation, which docs/method.md, section 3, explains. For "gspo" the gradient is that of its GSPO-token
+    (arXiv 2507.18071), so that advantages may differ between tokens.
     """
     old_BGC = jax.lax.stop_gradient(logprobs_BGC if old_BGC is None else old_BGC)
     length_BG1 = jnp.maximum(mask_BGC.sum(-1, keepdims=True), 1)
