@@ -8,7 +8,12 @@ import pytest
 
 # Read when jax and transformers are first imported, so set before any test module is.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8"
+    # Tests compute little and compile much: programs that are not optimised are compiled in half the time.
+    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Many tests, and the commands that they start, compile the same programs.

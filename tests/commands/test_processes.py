@@ -53,7 +53,8 @@ def launch(folder, accident):
     env = os.environ | dict(
         PYTHON=str(python),
         ACCIDENT=accident,
-        XLA_FLAGS="--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        XLA_FLAGS=os.environ["XLA_FLAGS"].replace("count=8", "count=4"),
+        GRACE="5",  # seconds for a process to end after another one has failed
         JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",

@@ -67,7 +67,7 @@ def values_and_gradients(name, layout, q, k, v, valid, weight):
 def results(name, layout):
     """``values_and_gradients`` of ``inputs(layout)`` as NumPy arrays."""
     q, k, v, valid, weight, _ = inputs(layout)
-    program = jax.jit(functools.partial(values_and_gradients, name, layout), compiler_options=joint.FAST)
+    program = jax.jit(functools.partial(values_and_gradients, name, layout))
     return jax.tree.map(np.asarray, program(q, k, v, valid, weight))
 
 
@@ -99,7 +99,7 @@ def test_splash_on_a_mesh_is_splash():
         with in_use(mesh):
             return values_and_gradients("splash", layout, *arguments)
 
-    program = jax.jit(run, compiler_options=joint.FAST)
+    program = jax.jit(run)
     split = program(*jax.device_put((q, k, v, valid, weight), replicated(mesh)))
     whole = results("splash", layout)
     for x, y in zip(split, whole, strict=True):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import joint, tiny
+from tests import tiny
 from tests.tiny import Row
 from vpjax.models.generate import generate, sample
 from vpjax.models.hf import load_pretrained
@@ -63,7 +63,7 @@ def greedy_batch(rows, family, suffix=0):
 
 
 static = ("max_new", "eos", "groups", "temperature", "top_p", "top_k")
-compiled = jax.jit(generate.__wrapped__, static_argnames=static, compiler_options=joint.FAST)
+compiled = jax.jit(generate.__wrapped__, static_argnames=static)
 
 
 def run(model, batch, key=KEY, *, max_new=NEW, eos=(), **options):
@@ -79,7 +79,7 @@ def pick(x, tokens):
     return np.take_along_axis(x, tokens[..., None], axis=-1)[..., 0]
 
 
-@functools.partial(jax.jit, compiler_options=joint.FAST)
+@jax.jit
 def full_logits(model, batch):
     """Logits [B, G, C, O] of each token of the suffixes, without a cache."""
     hidden = model.hidden(model.encode(batch.frames) if batch.frames.shape[1] else None, batch)
@@ -152,7 +152,7 @@ def test_a_shared_prefix_is_the_repeated_prompt(both):
 def test_given_features_are_the_encoded_frames(both):
     model, video = both
     blank = dataclasses.replace(video, frames=np.zeros_like(video.frames))
-    encode = jax.jit(lambda model: model.encode(video.frames), compiler_options=joint.FAST)
+    encode = jax.jit(lambda model: model.encode(video.frames))
     expected, got = run(model, video, **GREEDY), run(model, blank, features=encode(model), **GREEDY)
     np.testing.assert_array_equal(got.tokens, expected.tokens)
     assert (run(model, blank, **GREEDY).tokens != expected.tokens).any()
@@ -169,7 +169,7 @@ def test_samples_follow_the_truncated_distribution(top_k, top_p):
     expected[order[:count]] = share[:count] / share[:count].sum()
     keys = jax.random.split(KEY, draws)
     draw = jax.vmap(lambda key: sample(key, jnp.float32(logits), top_p, top_k))
-    tokens = np.asarray(jax.jit(draw, compiler_options=joint.FAST)(keys))
+    tokens = np.asarray(jax.jit(draw)(keys))
     assert set(tokens) <= set(order[:count])
     # Five standard errors of each token's share, and one draw for the rare ones.
     error = np.abs(np.bincount(tokens, minlength=128) / draws - expected)

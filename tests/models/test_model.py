@@ -1,22 +1,19 @@
 """Laws of the model that need no reference: V~ is a gather, and no token sees later ones."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import joint, tiny
+from tests import tiny
 from tests.tiny import Row
 from vpjax.models.hf import load_pretrained
 from vpjax.models.vlm import gather_slots, leaves, rebuild
 
 pytestmark = pytest.mark.slow
-jit = functools.partial(jax.jit, compiler_options=joint.FAST)
 
 
-@jit
+@jax.jit
 def encode(model, frames):
     return model.encode(frames)
 
@@ -52,7 +49,7 @@ def test_the_model_sees_the_degraded_video_through_its_features(model_and_batch)
     model, batch = model_and_batch
     source = np.array([[1, 1, 2, 3], [0, 2, 2, 0]])
 
-    @jit
+    @jax.jit
     def states(model, features):
         return model.hidden(features, batch, tap=2), model.visual_hidden(features, batch, layers=2)
 
@@ -73,7 +70,7 @@ def test_no_token_sees_later_ones(model_and_batch):
         return changed.hidden(features, batch).suffix[:, 0, at].sum()
 
     embed = model.decoder.embed[...]
-    by_feature, by_token = jit(jax.grad(state, argnums=(0, 1)), static_argnums=2)(features, embed, 1)
+    by_feature, by_token = jax.jit(jax.grad(state, argnums=(0, 1)), static_argnums=2)(features, embed, 1)
     for part in jax.tree.leaves(by_feature):
         assert jnp.all(jnp.any(part != 0, axis=(-2, -1)) == batch.slot_valid)
     seen = set(batch.prompt[batch.prompt_valid].tolist()) | set(batch.suffix[:, :2].ravel().tolist())

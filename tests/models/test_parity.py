@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests import joint, tiny
+from tests import tiny
 from tests.tiny import Row
 from vpjax.models.hf import load_pretrained, save_pretrained
 from vpjax.models.vlm import abstract_model, leaves, rebuild
@@ -67,15 +67,12 @@ def pair_and_batch(request, checkpoint):
     return ours, theirs, case(DIFFERENT, ours.config.family)
 
 
-jit = functools.partial(jax.jit, compiler_options=joint.FAST)
-
-
-@jit
+@jax.jit
 def encode(model, frames):
     return model.encode(frames)
 
 
-@jit
+@jax.jit
 def decode(model, features, batch):
     """Logits [B, 1 + C, O] that predict each token of the suffix and the one after it."""
     hidden = model.hidden(features, batch)
@@ -192,7 +189,7 @@ def test_gradients(checkpoint, tmp_path, name):
     theirs = copy.deepcopy(theirs).double()
     batch = case(DIFFERENT, ours.config.family)
 
-    @jit
+    @jax.jit
     @jax.value_and_grad
     def loss(model):
         scores = decode.__wrapped__(model, model.encode(batch.frames), batch)

@@ -56,7 +56,7 @@ def compiled(mesh):
             return generate(rebuild(model(), params), batch, key, max_new=NEW, eos=(119,), groups=2)
 
     arguments = params, put_batch(batch(), mesh), jax.random.key(0)
-    program = jax.jit(roll).lower(*arguments).compile(joint.FAST)
+    program = jax.jit(roll).lower(*arguments).compile()
     return program, arguments
 
 

@@ -88,7 +88,7 @@ def setup(c, m, *, mesh=joint.ONE, judge=None):
 
 def compiled(function, *args):
     """Compiling is what these tests wait for, and tiny matrices gain nothing from it."""
-    return jax.jit(function).lower(*args).compile({"xla_backend_optimization_level": 0})
+    return jax.jit(function).lower(*args).compile()
 
 
 @functools.cache
@@ -124,7 +124,7 @@ def stepped(c, batch):
     state, _, step = setup(c, wide())
     before = jax.tree.map(np.array, state)
     b = put_batch(batch, joint.ONE)
-    step = step.lower(state, b).compile({"xla_backend_optimization_level": 0})
+    step = step.lower(state, b).compile()
     after, metrics, judged = step(state, b)
     return before, after, {name: float(x) for name, x in metrics.items()}, judged
 
