@@ -125,8 +125,8 @@ def worker_processes(count: int) -> Iterator[Executor]:
         yield pool
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker process was killed, perhaps for want of memory: the same command goes on where it was; "
-            "--workers, --max_frames and --max_pixels say how much it needs"
+            "a worker process was killed, perhaps for lack of memory: the same command goes on where it was; "
+            "lower --workers, --max_frames or --max_pixels to need less"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -215,8 +215,9 @@ def share(text: str) -> float:
 
 
 def main() -> None:
-    parser, number, default = cli.Parser(__doc__), cli.at_least, Options()
-    add, formats, scorers = parser.add_argument, ", ".join(FORMATS), ", ".join(SCORERS)
+    parser, default = cli.Parser(__doc__), Options()
+    add, number = parser.add_argument, cli.at_least
+    formats, scorers = ", ".join(FORMATS), ", ".join(SCORERS)
     add("--annotations", required=True, help="annotation file: .json, .jsonl or .array_record")
     add("--format", default="", help=f"its format, one of {formats}; '': as detected")
     add("--videos", default="", help="root of its relative paths; '': its own folder")

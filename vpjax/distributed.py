@@ -91,7 +91,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, jax.errors.JaxRuntimeError):
         return (
             f"error: process {jax.process_index()}: a computation of all processes failed: has another one "
-            "stopped? Its own output says why. The same command goes on after the newest checkpoint"
+            "stopped? See its own output. The same command continues after the newest checkpoint"
         )
     return f"error: process {jax.process_index()} failed, and ends the others"
 

@@ -178,7 +178,7 @@ def check_export(model: VideoLM, out: Path) -> list[str]:
     try:
         import torch
     except ImportError:
-        return [*lines, "transformers was not asked: torch is not installed"]
+        return [*lines, "not compared with transformers: torch is not installed"]
     # In float32, whatever the type of the weights, because transformers rounds bfloat16 in other places.
     ours = _logits(hf.load_pretrained(out, dtype=jnp.float32), batch)
     apart = float(np.abs(_torch_logits(torch, loaded, batch, out) - ours).max() / ours.std())

@@ -106,14 +106,14 @@ def ask(
     start = time.perf_counter()
     vision = model.config.vision
     media: Media | None = None
-    shown: Video | None = None
+    decoded: Video | None = None
     grid: tuple[int, int, int] | None = None
     if video is not None:
         media = "image" if is_image(video) else "video"
-        shown = _read(loaded, video, frames, fps, max_pixels, max_side)
-        count, height, width, _ = shown.frames.shape
+        decoded = _read(loaded, video, frames, fps, max_pixels, max_side)
+        count, height, width, _ = decoded.frames.shape
         grid = count // vision.temporal, height // vision.patch, width // vision.patch
-    row = prompt_row(text.chat(prompt, media), shown, model.config, stamps=text.stamps)
+    row = prompt_row(text.chat(prompt, media), decoded, model.config, stamps=text.stamps)
     arguments = model, collate([row], bucket_of([row]), model.config), jax.random.key(seed)
     video_read = time.perf_counter()
 
@@ -140,7 +140,7 @@ def ask(
     ]
     return Answer(
         samples,
-        frame_times=[] if shown is None else shown.times.tolist(),
+        frame_times=[] if decoded is None else decoded.times.tolist(),
         grid=grid,
         notes=row.notes,
         timings={

@@ -333,4 +333,4 @@ def test_the_command(workdir, tmp_path, monkeypatch, capsys):
     request = json.loads((tmp_path / "o/request.json").read_text())
     assert request["shown"]["min_pixels"] == request["shown"]["max_pixels"] == 784
     printed = capsys.readouterr().out
-    assert "\nnone " in printed and "7 rows not asked" in printed and (tmp_path / "o/results.html").exists()
+    assert "\nnone " in printed and "7 rows left out" in printed and (tmp_path / "o/results.html").exists()

@@ -84,7 +84,7 @@ def test_tables(half_right):
     assert "] (4)" in lines[by_group + 2] and lines[by_group + 3].split() == "key 0.0 (1) -".split()
     by_event = lines.index("accuracy by event (rows)")
     assert lines[by_event + 1].split() == ["grow", "spin"]
-    assert lines[-2:] == ["2 rows not asked: no event to name", f"5 rows not shown under key: {NO_KEY}"]
+    assert lines[-2:] == ["2 rows left out: no event to name", f"5 rows left out under key: {NO_KEY}"]
 
 
 def test_many_groups_are_lines_of_their_own():

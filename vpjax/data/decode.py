@@ -85,7 +85,7 @@ def rate_and_tick(stream: av.VideoStream) -> tuple[float, float]:
 
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     """The index by the timestamps of all packets; nothing is decoded."""
-    durations: dict[int, int] = {}  # pts of each frame to be shown -> its duration in ticks
+    durations: dict[int, int] = {}  # pts of each visible frame -> its duration in ticks
     entries: dict[int, int] = {}  # pts of each keyframe -> dts
     end, is_cut = 0.0, False
     with opened(path, max_side) as (container, stream):
@@ -177,7 +177,8 @@ def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
         return np.rot90(image, round(frame.rotation / 90))
     if matrix is None:
         return image
-    # A point (x, y) is shown at (a x + c y, b x + d y); only which of them is not 0, and its sign, matter.
+    # The matrix moves a point (x, y) to (a x + c y, b x + d y). It turns and mirrors, so two of its entries
+    # are 0, and of the others only the signs matter.
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].astype(int)
     if abs(b) > abs(a):
         image, a, d = image.transpose(1, 0, 2), c, b

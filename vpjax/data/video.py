@@ -1,7 +1,7 @@
 """Reads video and image files as uint8 frames with exact presentation times, by PyAV and Pillow.
 
 Frames are chosen by time, from the timestamps of the file's packets: a moment selects the frame that is on
-screen then. Seconds count from the first frame that can be shown.
+screen then. Seconds count from the first frame that can be decoded.
 """
 
 from __future__ import annotations

@@ -158,10 +158,10 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"{results['published']['by']}: {numbers}")
     counted = {"apart": "not counted", "wrong": "counted as wrong"}[results["missing"]]
     lines += [f"{rows} rows {counted}: {reason}" for reason, rows in results["unusable"].items()]
-    lines += [f"{rows} rows not asked: {reason}" for reason, rows in results["unasked"].items()]
+    lines += [f"{rows} rows left out: {reason}" for reason, rows in results["unasked"].items()]
     for name, x in results["controls"].items():
         if x["without_key_frames"]:
-            lines.append(f"{x['without_key_frames']} rows not shown under {name}: {NO_KEY}")
+            lines.append(f"{x['without_key_frames']} rows left out under {name}: {NO_KEY}")
     return lines
 
 
