@@ -23,7 +23,6 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax import cli
@@ -31,7 +30,7 @@ from vpjax.data.images import is_image
 from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.text import Media, Text
 from vpjax.data.video import MAX_SIDE, Sampling, Video, read_frames, read_image
-from vpjax.models.generate import generate
+from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
 
@@ -127,19 +126,10 @@ def ask(
         top_k=top_k,
     ).compile()
     compiled = time.perf_counter()
-    tokens, mask, logprobs = (np.asarray(x)[0] for x in program(*arguments))
+    completions = jax.device_get(program(*arguments))
     generated = time.perf_counter()
-    samples = [
-        Sample(
-            text=text.decode(ids[valid]),
-            token_ids=ids[valid].tolist(),
-            logprobs=scores[valid].tolist(),
-            cut=int(ids[valid][-1]) not in text.stops,
-        )
-        for ids, valid, scores in zip(tokens, mask, logprobs, strict=True)
-    ]
     return Answer(
-        samples,
+        _samples(completions, text),
         frame_times=[] if decoded is None else decoded.times.tolist(),
         grid=grid,
         notes=row.notes,
@@ -149,6 +139,17 @@ def ask(
             "generate": generated - compiled,
         },
     )
+
+
+def _samples(completions: Completions, text: Text) -> list[Sample]:
+    """The completions of one prompt, as NumPy arrays, as samples."""
+    samples = []
+    arrays = completions.tokens[0], completions.mask[0], completions.logprobs[0]
+    for tokens, mask, logprobs in zip(*arrays, strict=True):
+        ids = tokens[mask]
+        is_cut = int(ids[-1]) not in text.stops
+        samples.append(Sample(text.decode(ids), ids.tolist(), logprobs[mask].tolist(), is_cut))
+    return samples
 
 
 def _read(
