@@ -153,9 +153,9 @@ class ClipPredictor:
     ):
         """data_config: the run's ``data``; V~ replaces the key slots, whatever its ``replacement`` is.
         batch_size: rows, rounded up to the devices that share them. max_new: the most tokens of an answer.
-        candidates: answers by clip id, of which
-        the likeliest is predicted too. done: queries to leave out. The batches and their order do not depend
-        on it, so that two calls give what one gives, bit for bit. UserError if no clip can be used.
+        candidates: answers by clip id, of which the likeliest is predicted too. done: queries to leave out;
+        it does not change the batches of the others, so that an interrupted evaluation gives the same
+        predictions, bit for bit. UserError if no clip can be used.
         """
         self.model, self.text, self.clips, self.controls = model, text, clips, controls
         self.mesh, self.done = mesh, done
@@ -249,9 +249,9 @@ class ClipPredictor:
                 part = slice(first, first + self.batch_size)
                 empty = self.batch_size - len(rows[part])
                 batch = collate(prompts[part] + [masked_row()] * empty, bucket, model_config)
-                part_rows = [*rows[part], *[[]] * empty]
+                clips = rows[part] + [[]] * empty
                 valid = np.asarray(batch.clip) >= 0
-                yield QueryBatch(part_rows, "blind", ranked, put_whole(batch, self.mesh), None, None, valid)
+                yield QueryBatch(clips, "blind", ranked, put_whole(batch, self.mesh), None, None, valid)
 
     def _predict(self, queries: QueryBatch) -> list[str]:
         """The text that is predicted for each row."""
