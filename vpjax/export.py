@@ -46,7 +46,7 @@ def export(workdir: Path, out: Path, *, step: int | None = None, dtype: str | No
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise UserError(f"--out={out}: has files of something else in it; give another folder")
     model, text = checkpoint.load_model(workdir, step=step, dtype=dtype)
-    config = ConfigDict(json.loads((workdir / run_config.FILE).read_text()))
+    config = ConfigDict(run_config.read(workdir))
     hf.save_pretrained(model, out, like=workdir / checkpoint.MODEL)
     if not (out / "generation_config.json").exists():
         _write_json(out / "generation_config.json", generation_config(text))

@@ -129,7 +129,7 @@ def ask(
     completions = jax.device_get(program(*arguments))
     generated = time.perf_counter()
     return Answer(
-        _samples(completions, text),
+        _samples_of(completions, text),
         frame_times=[] if decoded is None else decoded.times.tolist(),
         grid=grid,
         notes=row.notes,
@@ -141,7 +141,7 @@ def ask(
     )
 
 
-def _samples(completions: Completions, text: Text) -> list[Sample]:
+def _samples_of(completions: Completions, text: Text) -> list[Sample]:
     """The completions of one prompt, as NumPy arrays, as samples."""
     samples = []
     arrays = completions.tokens[0], completions.mask[0], completions.logprobs[0]

@@ -234,10 +234,7 @@ def requested_clips(request: Request) -> tuple[list[Clip], Counter[str]]:
 
 def run_of(folder: Path) -> dict[str, Any]:
     """The config of the run whose work directory ``folder`` is; {} for a Hugging Face folder."""
-    path = folder / run_config.FILE
-    if (folder / checkpoint.MODEL).is_dir() and path.is_file():
-        return json.loads(path.read_text())
-    return {}
+    return run_config.read(folder) if (folder / checkpoint.MODEL).is_dir() else {}
 
 
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:

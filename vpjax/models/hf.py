@@ -55,8 +55,8 @@ class Tensor(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The place of a checkpoint's tensor in our model. path: of the parameter. layer: its index on the leading
-    axis; None: not stacked. shape: of the tensor."""
+    """The place of a checkpoint's tensor in our model. path: of the parameter. layer: index on its leading
+    axis, None if it is not stacked. shape: of the tensor."""
 
     path: str
     layer: int | None

@@ -125,12 +125,17 @@ def _value(config: ConfigDict, field: str) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """The fields of ``<folder>/config.json``; {} if there is no such file."""
+    path = folder / FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """UserError, naming the fields that differ, if ``workdir`` holds a run with another config."""
-    path = workdir / FILE
-    if not path.exists():
+    stored = _by_dotted_name(read(workdir))
+    if not stored:
         return
-    stored = _by_dotted_name(json.loads(path.read_text()))
     requested = _by_dotted_name(json.loads(config.to_json()))
     differences = [
         f"{name} is {requested.get(name)!r}, there {stored.get(name)!r}"
@@ -138,15 +143,14 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         if requested.get(name) != stored.get(name) and not name.startswith(MAY_CHANGE)
     ]
     if differences:
+        path = workdir / FILE
         raise UserError(f"{path} is of another run ({'; '.join(differences)}): give another --workdir")
 
 
 def data_of(folder: Path) -> ConfigDict:
     """The ``data`` section (see configs/base.py) by which videos are read for the model in ``folder``: that
     of its run or, for a Hugging Face folder, HF_VIDEO_DEFAULTS."""
-    path = folder / FILE
-    stored = json.loads(path.read_text()) if path.is_file() else {}
-    return ConfigDict(stored.get("data", HF_VIDEO_DEFAULTS))  # a Hugging Face config.json has no "data"
+    return ConfigDict(read(folder).get("data", HF_VIDEO_DEFAULTS))  # a Hugging Face config.json has no "data"
 
 
 def write(workdir: Path, config: ConfigDict) -> None:
