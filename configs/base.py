@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
     optim.b1 = 0.9
     optim.b2 = 0.999
     optim.eps = 1e-8
-    optim.weight_decay = 0.01  # of matrices; biases, norms and embeddings have none
+    optim.weight_decay = 0.01  # of kernels; biases, norms and embeddings have none
     optim.clip = 1.0  # largest global norm of the gradient
     optim.freeze = ()  # path patterns of parameters that are not trained, such as ("vision.*",)
     optim.lr_multipliers = ()  # (pattern, factor) pairs, such as (("vision.*", 0.1),); the first match counts

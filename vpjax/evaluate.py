@@ -34,7 +34,7 @@ def main() -> None:
     add("--data", help="its annotations: a file, or a folder of one file a task")
     add("--videos", help="root of its videos; default: where the annotations are")
     add("--controls", type=cli.comma_list, default=["none"], help=f"some of {','.join(CONTROLS)}")
-    add("--rank", action="store_true", help="also rank the answers that a question leaves to choose")
+    add("--rank", action="store_true", help="also predict the likeliest of a question's candidate answers")
     add("--limit", type=positive, help="ask about this many rows only, evenly spread over all")
     add("--missing", choices=["apart", "wrong"], default="apart", help="how unusable videos count")
     add("--against", type=Path, help="results.json of another model, compared row by row")

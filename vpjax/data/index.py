@@ -28,7 +28,7 @@ from vpjax.models.patches import smart_resize
 from vpjax.types import Bucket, Clip, UserError
 
 if TYPE_CHECKING:
-    from vpjax.models.vlm import VLMConfig
+    from vpjax.models.config import VLMConfig
 
 
 Shape = tuple[int, int, int]  # frames, height and width

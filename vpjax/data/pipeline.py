@@ -26,7 +26,7 @@ from vpjax.data.video import Sampling, Video, read_frames, read_image
 from vpjax.types import Batch, Bucket, Clip, UserError
 
 if TYPE_CHECKING:
-    from vpjax.models.vlm import VLMConfig
+    from vpjax.models.config import VLMConfig
 
 FOREVER = 1 << 40  # steps: a loader has no end
 

@@ -16,7 +16,7 @@ from vpjax.types import Batch, Bucket
 
 if TYPE_CHECKING:
     from vpjax.data.video import Video
-    from vpjax.models.vlm import VLMConfig
+    from vpjax.models.config import VLMConfig
 
 SlotChoice = Literal["key", "random", "none"]
 
