@@ -162,7 +162,7 @@ def test_hidden_states_at_the_visual_tokens(pair_and_batch):
     for hook in hooks:
         hook.remove()
 
-    @functools.partial(jit, static_argnums=1)
+    @functools.partial(jax.jit, static_argnums=1)
     def taps(model, layers):
         tapped = model.hidden(features, batch, tap=layers).tap
         return tapped, model.visual_hidden(features, batch, layers=layers)
