@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import graphlib
 import importlib
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,25 @@ def test_only_commands_touch_flags_clocks_print_and_the_process_index():
     assert touched("cli.py") and touched("train.py")
     wrong = {file: touched(file) for file in FILES if folder(file) != "commands"}
     assert not {file: names for file, names in wrong.items() if names}
+
+
+def test_what_is_imported_is_declared():
+    """Each library that the package imports stands in setup.py. tensorflow has an environment of its own."""
+    setup = (ROOT / "setup.py").read_text()
+    declared = {name.lower() for name in re.findall(r'"([\w-]+)(?:\[\w+\])?[>=]=', setup)}
+    named_otherwise = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint"}
+    libraries = set()
+    for path in FILES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                libraries |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                libraries.add(node.module.partition(".")[0])
+    libraries -= sys.stdlib_module_names | {"vpjax", "tensorflow", "tensorflow_io"}
+    distributions = {named_otherwise.get(name, name).lower() for name in libraries}
+    assert len(distributions) > 20
+    missing = {name for name in distributions if not {name, name.replace("_", "-")} & declared}
+    assert not missing
 
 
 def test_every_config_field_is_read():

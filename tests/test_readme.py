@@ -122,7 +122,11 @@ def test_the_map_shows_every_module():
 
 @pytest.mark.slow
 def test_vpjax_is_imported_quickly_and_has_a_version():
-    """The package alone brings no library; its functions come when they are used."""
+    """The package alone brings no library. Its functions come when they are used, in whatever order the
+    commands' modules are imported."""
     code = "import sys, vpjax; print(vpjax.__version__, 'jax' in sys.modules, vpjax.ask.__name__)"
     version = re.search(r'version="(.*?)"', (ROOT / "setup.py").read_text()).group(1)
     assert run("-c", code).split() == [version, "False", "ask"]
+    for first in ("import vpjax.train", "from vpjax.train import fit", "from vpjax import train"):
+        code = f"{first}; from vpjax import train; import vpjax.train; print(train is vpjax.train, train)"
+        assert run("-c", code).startswith("True <function train "), first

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,7 +20,17 @@ def __getattr__(name: str) -> Any:
     homes = {"ask": "vpjax.predict", "load": "vpjax.predict", "train": "vpjax.train"}
     if name not in homes:
         raise AttributeError(f"module 'vpjax' has no attribute {name!r}")
-    function = getattr(importlib.import_module(homes[name]), name)
-    # To import vpjax.train puts that module in the function's place.
-    globals()[name] = function
-    return function
+    return getattr(importlib.import_module(homes[name]), name)
+
+
+class _Package(types.ModuleType):
+    """Keeps ``vpjax.train`` the function. Python sets an imported module as an attribute of its package,
+    and the command's module has the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "train" and isinstance(value, types.ModuleType):
+            value = value.train
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -53,6 +53,8 @@ def main() -> None:
     frames, fps, max_pixels = flags.pop("frames"), flags.pop("fps"), flags.pop("max_pixels")
     if frames and fps:
         raise UserError("--frames and --fps: give one of them")
+    if fps == 0.0:
+        raise UserError("--fps must be above 0")
     if jax.process_count() > 1:
         raise UserError("vpjax.evaluate runs in one process, on all of its devices")
     video_options: dict[str, float] = {}
