@@ -47,7 +47,7 @@ def launch(folder, accident):
     )
     python.write_text(
         '#!/bin/sh\n[ "$1" = -c ] || { shift 2; set -- -m tests.commands.process "$@"; }\n'
-        f'{sys.executable} "$@"\n'
+        f'exec {sys.executable} "$@"\n'  # in the shell's place, so that the launcher's signals arrive
     )
     python.chmod(0o755)
     env = os.environ | dict(
