@@ -11,8 +11,6 @@ The same command again continues, and retries the videos that were missing or co
     <out>/parts/         the work that is finished so far
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

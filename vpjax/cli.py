@@ -1,7 +1,5 @@
 """The parts that all commands share: flags, the config, exit codes, printing and signals."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import difflib

@@ -4,8 +4,6 @@ A process learns its number from its flags, or from the cluster if ``jax.distrib
 TPU, GKE, SLURM, Open MPI). Without either it runs alone.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

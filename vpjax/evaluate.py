@@ -10,8 +10,6 @@ The same command again goes on where it was stopped: no prediction is computed t
     <out>/results.html        the same as a page, with sample rows and their frames
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jax

@@ -5,8 +5,6 @@
 The folder has weights, config, tokenizer, processors and a model card.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files at a local path, or at a URL (gs://, s3://, memory://, ...) that fsspec opens."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

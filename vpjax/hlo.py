@@ -1,7 +1,5 @@
 """The cost of a program: floating-point operations of its jaxpr, collectives of its compiled text."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -10,8 +10,6 @@ The model's sizes are those of the folder ``config.init_from``, of which only co
 ``config.model``. The batch is what clips of ``--seconds`` and ``--video`` make of ``config.data``.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import os

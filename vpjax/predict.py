@@ -14,8 +14,6 @@ one object instead. With ``--num_samples`` above 1 its first four fields are lis
     timings      seconds to load the model, read the video, compile and generate
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys

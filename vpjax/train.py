@@ -9,8 +9,6 @@ The same command again goes on where the run was stopped, bit for bit. A finishe
     <workdir>/evaluate/       answers about held-out clips, at the end, as vpjax.evaluate writes them
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -26,8 +26,6 @@ Glossary:
     lemma      the dictionary form of a keyword; two keywords with one lemma name the same kind of event
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -4,8 +4,6 @@ A row with several turns becomes one clip per turn; a row about several videos o
 have the form ``reason: detail``, so that they can be counted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

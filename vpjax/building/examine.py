@@ -3,8 +3,6 @@
 A clip that cannot be used is skipped, and a clip without a V~ is noted, each with a text ``reason: detail``.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re

@@ -7,8 +7,6 @@ With a trained pipeline the verbs come from its dependency parse, without one fr
 which are a fallback.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib.metadata

@@ -4,8 +4,6 @@ Making a part twice gives the same file, so a worker that dies or runs twice cha
 examines only those videos again that could not be used.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The counts of a build, and a page with them, histograms, and sample clips as strips of frames."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

@@ -5,8 +5,6 @@ Each scorer is one function with a unit of its own: ``key_runs`` only compares t
 another. The scorer that queries the model under training is in ``vpjax.building.self_scorer``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Which frames a model needs to predict a keyword: the scorer that queries the model under training."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -6,8 +6,6 @@ left to right. If a word can be a noun and a verb ("cheers"), its clause decides
 has a subject that still has no verb.
 """
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace

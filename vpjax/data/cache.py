@@ -1,7 +1,5 @@
 """A cache of decoded frames on disk, limited in bytes."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Files of clips: JSON lines or ArrayRecord, one clip a record."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -3,8 +3,6 @@
 A file that cannot be used raises ``Problem`` without the file's name, which ``video`` adds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

@@ -1,7 +1,5 @@
 """Images, read by Pillow: a single one, or a folder of them, which counts as a video."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ video, the slot of V that it shows. Only the first ``slot_count`` of the S slots
 others are padding, which no source moves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rotary positions of a prompt, on three axes for the visual tokens, and the times of slots."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

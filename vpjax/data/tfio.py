@@ -4,8 +4,6 @@ Times come from the file's packets, as for PyAV; the pixels come from the worker
 memory. tensorflow-io decodes whole files, which suits short clips.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

@@ -3,8 +3,6 @@
 Every video is encoded once: a changed video is a gather of its slots.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import functools

@@ -5,8 +5,6 @@ Clips: the question for the model, the answer, the options, and in ``extra["grou
 are grouped. A string that it yields instead of a Clip is the reason why a row is left out.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,8 +1,6 @@
 """Means of scores over answers, per group and over groups. Their intervals come from a bootstrap over videos,
 because several answers may be about one video."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

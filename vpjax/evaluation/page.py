@@ -1,7 +1,5 @@
 """Results as one self-contained HTML file: tables, bars by group, and sample rows with their frames."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Answers -> scores, tables and comparisons."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """One evaluation: reads a model and a benchmark's clips, writes predictions and results."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -6,8 +6,6 @@ captions. Each kind of event has one shape that occurs in ``unseen`` only, the o
 and ``heldout`` only. A model that sees the shape but not the event can therefore reach 3 of 16.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

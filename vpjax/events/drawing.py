@@ -1,7 +1,5 @@
 """Draws a scene of one moving shape as pixels, and encodes them as an H.264 file."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """The grammar of the event clips: from an event to a question and answer, and from an answer to the event."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence

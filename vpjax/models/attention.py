@@ -19,8 +19,6 @@ Whole sequences have three back ends, which agree except at padded tokens: ``xla
 (Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import dataclasses

@@ -5,8 +5,6 @@ Visual features may be added after the first layers (DeepStack). Sources: ``Qwen
 ``Qwen3VLTextModel`` of transformers, whose differences are fields of DecoderConfig.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

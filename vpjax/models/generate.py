@@ -3,8 +3,6 @@
 The G completions of a prompt share one prefix cache. The loop ends when the last completion has ended.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import NamedTuple

@@ -4,8 +4,6 @@ The tensors of a checkpoint are views of its files until the shard of a paramete
 loading holds about one stacked shard in host memory and saving about one file.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -1,7 +1,5 @@
 """The names of parameters in checkpoints. ``models.hf`` reads this table in both directions."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Collection
 

@@ -1,8 +1,6 @@
 """From frames to patches: the size of a frame, its normalised patches, and the interpolation of a table of
 learned positions."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -1,8 +1,6 @@
 """Rotary positions: two axes (height, width) in the vision tower, three (time, height, width) in the
 decoder."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -4,8 +4,6 @@ Axes: ``data`` copies the parameters, ``fsdp`` splits them and the batch, ``tens
 Batches are split over (data, fsdp) together.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import re

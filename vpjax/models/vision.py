@@ -5,8 +5,6 @@ Slots (temporal patches) never see one another, so the tower runs on a batch of 
 and ``Qwen3VLVisionModel`` of transformers, whose differences are fields of VisionConfig.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

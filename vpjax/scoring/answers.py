@@ -1,8 +1,6 @@
 """Reads answers for evaluation: the option that one chooses, the seconds that it names. Rewards read bytes on
 the device, by rules of their own (``texts``)."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The forms of a keyword by which an answer may mention it: its text, its lemma and their inflections."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reference answers on the host, read by the rules by which ``texts`` reads completions on the device."""
 
-from __future__ import annotations
-
 import re
 
 DASHES = ("\u2013", "\u2014")  # en dash and em dash, which are read as "-"

@@ -1,7 +1,5 @@
 """The rewards of a run's config, as the GRPO step and the training loop use them."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ marks the keywords that the reference answer mentions, ``mentioned`` bool[J] tho
 mentions; ``unexpected`` u32[W] holds the completion's words that belong to other known keywords, else 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

@@ -1,7 +1,5 @@
 """Scores of answers in evaluation, from 0 to 1: one function per type of question."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re

@@ -4,8 +4,6 @@ arrays.
 Axes: R words of an answer, J keywords of X forms of Y words, M other keywords' words, K spans, Q boxes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import functools

@@ -3,8 +3,6 @@
 A reward counts for some types of answer. For the others it is NaN, which the sum leaves out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax

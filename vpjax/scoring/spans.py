@@ -6,8 +6,6 @@ the first six of those after the point.
 Axes: N bytes of a completion, W pieces (runs of letters or of digits).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

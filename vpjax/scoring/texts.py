@@ -7,8 +7,6 @@ answers alike.
 A text is u8[N], padded with spaces on the right.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence

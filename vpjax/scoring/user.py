@@ -1,7 +1,5 @@
 """A user's own reward: a Python function of completions and clips, run on the host."""
 
-from __future__ import annotations
-
 import importlib
 import math
 from collections.abc import Callable, Sequence

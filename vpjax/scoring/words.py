@@ -6,8 +6,6 @@ is a fingerprint, u32 and never 0: of texts with a thousand different words, 1 i
 Axes: W words of a completion, R words of its reference, N bytes; 0 stands for no word.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import NamedTuple, TypeVar
 

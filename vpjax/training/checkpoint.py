@@ -4,8 +4,6 @@
 <workdir>/checkpoints/   <step>/state: parameters and optimizer; <step>/run: the step and the config
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

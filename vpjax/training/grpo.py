@@ -8,8 +8,6 @@ R: branches. All have G = max(groups, degraded) completions; those beyond a bran
 out. See docs/method.md, section 3.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol

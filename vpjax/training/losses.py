@@ -3,8 +3,6 @@
 Sums and counts stay apart until the end, so that micro-batches add up exactly.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -1,8 +1,6 @@
 """The clipped policy loss of GRPO and its variants (docs/method.md, section 3). Sums and counts stay apart
 until the end, so that micro-batches add up exactly."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -5,8 +5,6 @@ Each kind is a function ``kind(evidence, options) -> RelativeTerm``: a bonus tha
 before they are normalised within their group, and a weight that multiplies the advantages afterwards.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

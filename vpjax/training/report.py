@@ -1,7 +1,5 @@
 """The reports of a run: metrics.jsonl, TensorBoard files, pages of rollouts and curves.png."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

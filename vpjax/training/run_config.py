@@ -1,7 +1,5 @@
 """The config of a run: checks of its values, and its file in the work directory."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The start of a run: its clips, its model/ folder and its first parameters."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

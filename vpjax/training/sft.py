@@ -5,8 +5,6 @@ V and the degraded V~ on the states after decoder layer l. V~ is a gather of V's
 first l layers only, up to its last visual token.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The state of a run, its optimizer, and the parts of a step that SFT and GRPO share."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
