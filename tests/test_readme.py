@@ -127,6 +127,9 @@ def test_vpjax_is_imported_quickly_and_has_a_version():
     code = "import sys, vpjax; print(vpjax.__version__, 'jax' in sys.modules, vpjax.ask.__name__)"
     version = re.search(r'version="(.*?)"', (ROOT / "setup.py").read_text()).group(1)
     assert run("-c", code).split() == [version, "False", "ask"]
+    # Neither do the commands bring what takes long and what they may not need: --help answers at once.
+    code = "import sys, vpjax.train, vpjax.build; print({'torch', 'matplotlib', 'spacy'} & {*sys.modules})"
+    assert run("-c", code).strip() == "set()"
     for first in ("import vpjax.train", "from vpjax.train import fit", "from vpjax import train"):
         code = f"{first}; from vpjax import train; import vpjax.train; print(train is vpjax.train, train)"
         assert run("-c", code).startswith("True <function train "), first

@@ -5,17 +5,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
 
 from vpjax.data.text import Text
 from vpjax.files import write_whole
 from vpjax.training.grpo import JudgedRollouts
 from vpjax.types import Clip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
 SMOOTH = 0.02  # share of the run that a smoothed curve averages over
@@ -31,6 +31,8 @@ class Writer:
     """
 
     def __init__(self, workdir: str | os.PathLike, step: int):
+        from tensorboardX import SummaryWriter  # imports torch where that is installed
+
         self._workdir = workdir = Path(workdir)
         lines = [line for line in read_metrics(workdir) if line["step"] <= step]
         write_whole(workdir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines).encode())
@@ -69,6 +71,8 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 def draw_curves(workdir: str | os.PathLike, panels: Mapping[str, tuple[str, ...]]) -> Path:
     """Draw ``curves.png`` from ``metrics.jsonl``. panels: the metrics of each panel by title; those that the
     run does not have are left out."""
+    from matplotlib.figure import Figure
+
     lines = read_metrics(workdir)
     known = {name for line in lines for name in line}
     drawn: dict[str, list[str]] = {}
@@ -93,7 +97,7 @@ def draw_curves(workdir: str | os.PathLike, panels: Mapping[str, tuple[str, ...]
     return path
 
 
-def _draw(panel: Axes, name: str, steps: np.ndarray, values: np.ndarray, window: int) -> None:
+def _draw(panel: "Axes", name: str, steps: np.ndarray, values: np.ndarray, window: int) -> None:
     """The values, faint, and their running mean over the last ``window``."""
     (faint,) = panel.plot(steps, values, alpha=0.25, linewidth=0.8)
     sums = np.cumsum(np.append(0.0, values))
