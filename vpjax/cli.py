@@ -99,7 +99,9 @@ def config_file(name: str) -> str:
     recipes = [recipe for recipe in recipes if recipe not in ("__init__", "base")]
     if name in recipes:
         return str(shipped / f"{name}.py")
-    raise UserError(f"--config: there is no file {name!r}, and no such recipe: {', '.join(recipes)}")
+    raise UserError(
+        f"--config: there is no file {name!r} and no recipe of that name; recipes: {', '.join(recipes)}"
+    )
 
 
 def check_overrides(arguments: Sequence[str], file: str, name: str) -> None:
