@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from tests import tiny
+from vpjax.hlo import inner_jaxprs
 from vpjax.models.decoder import DecoderConfig
 from vpjax.models.rope import section_axes
 from vpjax.models.sharding import make_mesh, put_batch
@@ -132,30 +132,7 @@ def take(state, step, b):
     return before, jax.tree.map(np.array, after), {name: float(x) for name, x in metrics.items()}
 
 
-def inner(eqn):
-    """The jaxprs inside an equation."""
-
-    def closed(x):
-        return hasattr(x, "eqns") or hasattr(x, "jaxpr")
-
-    parts = jax.tree.leaves(list(eqn.params.values()), is_leaf=closed)
-    return [getattr(x, "jaxpr", x) for x in parts if closed(x)]
-
-
 def largest(jaxpr):
     """Elements of the largest array that a jaxpr, or one inside it, computes."""
     own = [out.aval.size for eqn in jaxpr.eqns for out in eqn.outvars]
-    return max([*own, *(largest(part) for eqn in jaxpr.eqns for part in inner(eqn))], default=0)
-
-
-def flops(jaxpr):
-    """Floating-point operations of all matrix products of a jaxpr, scanned bodies as often as they run."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
-        parts = [flops(part) for part in inner(eqn)]
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += times * (max(parts) if eqn.primitive.name == "cond" else sum(parts))
-    return total
+    return max([*own, *(largest(part) for eqn in jaxpr.eqns for part in inner_jaxprs(eqn))], default=0)

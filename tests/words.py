@@ -1,6 +1,7 @@
 """A tokenizer of one token a word, for tests without transformers, which is slow to import."""
 
 import re
+from types import SimpleNamespace
 
 from vpjax.data.text import Text
 
@@ -29,3 +30,13 @@ def word_text():
     tokenizer = WordTokenizer()
     names = ("image_pad", "video_pad", "vision_start", "vision_end", "im_end", "endoftext")
     return Text(tokenizer, *(tokenizer(f"<|{name}|>")["input_ids"][0] for name in names))
+
+
+def stub_config(text):
+    """As much of a VLMConfig as making rows reads."""
+    return SimpleNamespace(
+        image_token=text.image_pad,
+        video_token=text.video_pad,
+        tokens_per_second=4.0,
+        vision=SimpleNamespace(factor=28, temporal=2),
+    )

@@ -35,16 +35,16 @@ def flops(jaxpr: Any, *, while_trips: int = 1) -> int:
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
-        inner = [flops(part, while_trips=while_trips) for part in _inner(eqn.params)]
+        inner = [flops(part, while_trips=while_trips) for part in inner_jaxprs(eqn)]
         times = {"scan": eqn.params.get("length"), "while": while_trips}.get(eqn.primitive.name, 1)
         total += times * (max(inner) if eqn.primitive.name == "cond" else sum(inner))
     return total
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
+def inner_jaxprs(eqn: Any) -> list[Any]:
     """The jaxprs among the parameters of an equation."""
     found = []
-    for value in params.values():
+    for value in eqn.params.values():
         for x in value if isinstance(value, tuple | list) else [value]:
             if hasattr(x, "eqns") or hasattr(x, "jaxpr"):
                 found.append(getattr(x, "jaxpr", x))

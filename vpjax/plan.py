@@ -29,7 +29,7 @@ from vpjax import cli
 from vpjax.data.index import Source, bucket_for, frame_shape
 from vpjax.data.rows import collate, masked_row
 from vpjax.data.text import Stamps, Tokens
-from vpjax.data.video import VideoInfo
+from vpjax.data.video import Sampling, VideoInfo
 from vpjax.hlo import Collective, collectives, flops
 from vpjax.models import hf
 from vpjax.models.sharding import batch_sharding, make_mesh, row_parts
@@ -140,7 +140,8 @@ def read_model(config: ConfigDict) -> VLMConfig:
 def planned_bucket(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips) -> Bucket:
     """The shape of a batch of ``clips``. UserError if their prompts or answers are too long."""
     info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=int(30 * clips.seconds))
-    shape = frame_shape(Source("", "video", info=info), model_config, config.data)
+    source, sampling = Source("", "video", info=info), Sampling.of(config.data)
+    shape = frame_shape(source, model_config, config.data, sampling)
     video = [model_config.vision_start, model_config.video_token, model_config.vision_end]
     empty = masked_row()
     tokens = Tokens(

@@ -11,7 +11,6 @@ The same command again goes on where the run was stopped, bit for bit. A finishe
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from vpjax.data.text import Text
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import CONTROLS
 from vpjax.evaluation.results import format_results
+from vpjax.files import AnyPath
 from vpjax.models.config import VLMConfig
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import abstract_model
@@ -79,7 +79,7 @@ def main() -> None:
         say("stopped outside of the training loop; the same command goes on")
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> None:
+def train(config: ConfigDict, workdir: AnyPath) -> None:
     """Run ``config`` in ``workdir``, from its newest checkpoint to its end or to a signal.
 
     UserError for a mistake in the config, in the files that it names or in the work directory, before any

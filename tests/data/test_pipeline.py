@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import ExifTags, Image
 
-from tests.words import word_text
+from tests.words import stub_config, word_text
 from vpjax.data import index as index_module
 from vpjax.data.cache import FrameCache
 from vpjax.data.pipeline import Loader, make_batch_maker
@@ -63,12 +63,7 @@ def clips(videos):
 def load(text, tmp_path):
     """A function that makes a Loader with small defaults, and closes it after the test."""
     loaders = []
-    config = SimpleNamespace(
-        image_token=text.image_pad,
-        video_token=text.video_pad,
-        tokens_per_second=4.0,
-        vision=SimpleNamespace(factor=28, temporal=2),
-    )
+    config = stub_config(text)
     defaults = dict(
         cache=str(tmp_path / "cache"),
         cache_gb=1.0,

@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tests.words import word_text
+from tests.words import stub_config, word_text
 from vpjax.data.keyframes import runs_of
 from vpjax.data.rows import bucket_of, collate, masked_row, training_row
 from vpjax.data.text import tokenize
@@ -25,12 +24,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def config(text):
-    return SimpleNamespace(
-        image_token=text.image_pad,
-        video_token=text.video_pad,
-        tokens_per_second=4.0,
-        vision=SimpleNamespace(factor=28, temporal=2),
-    )
+    return stub_config(text)
 
 
 def video_of(frames=8, height=56, width=28, fps=8.0):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.words import stub_config
 from vpjax.data.index import bucket_for
 from vpjax.data.positions import is_visual, positions
 from vpjax.data.rows import collate, prompt_row, training_row
@@ -31,12 +32,7 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(text):
-    return SimpleNamespace(
-        image_token=text.image_pad,
-        video_token=text.video_pad,
-        tokens_per_second=4.0,
-        vision=SimpleNamespace(factor=28, temporal=2),
-    )
+    return stub_config(text)
 
 
 @pytest.fixture(scope="module")

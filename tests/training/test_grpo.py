@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from tests import joint, tiny
+from vpjax.hlo import inner_jaxprs
 from vpjax.models.generate import Completions, generate, next_position
 from vpjax.models.sharding import in_use, make_mesh, put_batch
 from vpjax.models.vlm import gather_slots, leaves, rebuild
@@ -380,7 +381,7 @@ def test_logits_of_all_completions_never_exist(batch):
 def _outputs(jaxpr):
     for eqn in jaxpr.eqns:
         yield from eqn.outvars
-        for part in joint.inner(eqn):
+        for part in inner_jaxprs(eqn):
             yield from _outputs(part)
 
 

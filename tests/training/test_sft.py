@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from tests import joint, tiny
+from vpjax.hlo import flops
 from vpjax.models.sharding import put_batch
 from vpjax.models.vlm import gather_slots, leaves, rebuild
 from vpjax.training import sft
@@ -193,7 +194,7 @@ def test_a_batch_of_text_alone():
 
 def step_flops(**fields):
     state, step = joint.setup(joint.config(**fields), tx=DESCENT)
-    return joint.flops(step.trace(state, joint.batch()).jaxpr)
+    return flops(step.trace(state, joint.batch()).jaxpr)
 
 
 def layer_flops(tokens):
@@ -227,9 +228,7 @@ def test_no_weight_no_contrast():
         hidden = m.hidden(m.encode(batch.frames), batch)
         return sft.token_logprobs(hidden.last, hidden.suffix, m.unembed, batch.suffix[:, None], chunk=8).sum()
 
-    assert joint.flops(step.trace(state, batch).jaxpr) == joint.flops(
-        jax.make_jaxpr(jax.grad(loss))(state.params).jaxpr
-    )
+    assert flops(step.trace(state, batch).jaxpr) == flops(jax.make_jaxpr(jax.grad(loss))(state.params).jaxpr)
     assert not any(path.startswith(sft.HEADS_PREFIX) for path in state.params)
     assert "loss/contrast" not in jax.eval_shape(step, state, batch)[1]
 
@@ -251,7 +250,7 @@ def test_frozen_parts_have_no_backward_and_no_slots_and_do_not_change():
     assert metrics["nonfinite"] == 0
 
     batch = joint.batch()
-    vision = joint.flops(
+    vision = flops(
         jax.make_jaxpr(lambda model, frames: model.encode(frames))(joint.model(), batch.frames).jaxpr
     )
     pixels = batch.frames.shape[1] // 2 * np.prod(batch.frames.shape[2:4]) // 14**2 * 14**2 * 6 * 16

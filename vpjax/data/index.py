@@ -78,13 +78,14 @@ def build_index(clips: Sequence[Clip], text: Text, model_config: VLMConfig, data
     """
     paths = sorted({clip.video for clip in clips})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
+    sampling = Sampling.of(data_config)
     sources: list[Source] = []
     shapes: list[Shape | None] = []
     for clip in clips:
         source, shape = probed[clip.video], None
         if not source.fault:
             try:
-                shape = frame_shape(source, model_config, data_config, (clip.start, clip.end))
+                shape = frame_shape(source, model_config, data_config, sampling, (clip.start, clip.end))
             except ValueError as error:
                 source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
         sources.append(source)
@@ -112,7 +113,11 @@ def build_index(clips: Sequence[Clip], text: Text, model_config: VLMConfig, data
 
 
 def frame_shape(
-    source: Source, model_config: VLMConfig, data_config: ConfigDict, part: Part = (None, None)
+    source: Source,
+    model_config: VLMConfig,
+    data_config: ConfigDict,
+    sampling: Sampling,
+    part: Part = (None, None),
 ) -> Shape:
     """The (F, h, w) of the bucket for the part (start, end) of a file. ValueError for an aspect ratio that
     smart_resize refuses, and for a part that is not inside the file."""
@@ -125,7 +130,6 @@ def frame_shape(
     if source.media == "image":
         return round_up(1, model_config.vision.temporal), height, width
     first, last = resolve_part(info.duration, 1 / info.fps, *part)
-    sampling = Sampling.of(data_config)
     if sampling.fps is None:
         frames = sampling.frames or 0
     else:

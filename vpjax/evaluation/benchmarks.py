@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, parse_clip, read_records
 from vpjax.events.text import caption_variants, event_of
-from vpjax.files import exists, folder_of, is_folder, join_path, names_in, open_file
+from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path, names_in, open_file
 from vpjax.scoring.answers import parse_choice, parse_options, without_letter
 from vpjax.scoring.metrics import (
     AnswerScore,
@@ -69,7 +69,7 @@ class Benchmark:
 
 
 def read_benchmark(
-    name: str, data: str | os.PathLike, videos: str | os.PathLike | None = None
+    name: str, data: AnyPath, videos: AnyPath | None = None
 ) -> tuple[list[Clip], Counter[str]]:
     """The Clips of a benchmark's file or folder of files, and the number of rows left out by reason.
 
@@ -104,7 +104,7 @@ def read_benchmark(
     return clips, left_out
 
 
-def _records(data: str | os.PathLike) -> Iterator[Record]:
+def _records(data: AnyPath) -> Iterator[Record]:
     """The records of a file, or of the files of a folder."""
     files = [os.fspath(data)]
     if is_folder(data):

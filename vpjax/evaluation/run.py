@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Predictions, Query
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
-from vpjax.files import exists, write_whole
+from vpjax.files import AnyPath, exists, write_whole
 from vpjax.models.attention import backend
 from vpjax.models.sharding import make_mesh
 from vpjax.models.vlm import VideoLM
@@ -63,8 +62,8 @@ class Request:
     benchmark: str
     model: Path = Path()
     out: Path | None = None
-    data: str | os.PathLike | None = None
-    videos: str | os.PathLike | None = None
+    data: AnyPath | None = None
+    videos: AnyPath | None = None
     step: int | None = None
     controls: Sequence[str] = ("none",)
     rank: bool = False
@@ -102,7 +101,7 @@ def evaluate(
 
     run, mesh = run_of(request.model), make_mesh(request.mesh)
     data_config = ConfigDict(run_config.HF_VIDEO_DEFAULTS | run.get("data", {}) | request.video_options)
-    step = _newest(request.model) if request.step is None else request.step
+    step = checkpoint.newest_step(request.model) if request.step is None else request.step
     dtype = request.dtype
     if dtype is None and step is not None:
         dtype = run.get("dtype")
@@ -255,16 +254,6 @@ def without_answer(clip: Clip) -> Clip:
     if not keywords and clip.spans:
         keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
     return dataclasses.replace(clip, answer="", keywords=keywords)
-
-
-def _newest(folder: Path) -> int | None:
-    """The newest checkpoint of a work directory; None: there is none, as in a Hugging Face folder."""
-    if not (folder / checkpoint.CHECKPOINTS).is_dir():
-        return None
-    manager = checkpoint.Manager(folder, keep=None)
-    steps = manager.steps()
-    manager.close()
-    return max(steps, default=None)
 
 
 def fingerprint(model: VideoLM) -> str:

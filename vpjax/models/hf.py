@@ -7,7 +7,6 @@ loading holds about one stacked shard in host memory and saving about one file.
 import functools
 import json
 import math
-import os
 import re
 import shutil
 from collections import defaultdict
@@ -21,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vpjax import files as storage
+from vpjax.files import AnyPath, written
 from vpjax.models.config import VLMConfig
 from vpjax.models.names import FAMILIES
 from vpjax.models.sharding import shardings
@@ -34,7 +33,6 @@ HF_FILES = "generation_config.json *token* vocab.* merges.txt chat_template* *pr
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-PathLike = str | os.PathLike
 Files = dict[str, dict[str, tuple["Place", Any]]]  # file -> key of a tensor -> its place and type
 TENSOR_DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 
@@ -61,7 +59,7 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_config(folder: PathLike) -> VLMConfig:
+def read_config(folder: AnyPath) -> VLMConfig:
     """The configuration in ``folder``/config.json. UserError if it is missing or not supported."""
     path = Path(folder) / "config.json"
     raw = _read_json(path)
@@ -71,7 +69,7 @@ def read_config(folder: PathLike) -> VLMConfig:
         raise UserError(f"{path}: {error}") from error
 
 
-def load_pretrained(folder: PathLike, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None) -> VideoLM:
+def load_pretrained(folder: AnyPath, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None) -> VideoLM:
     """Read a checkpoint folder of ``transformers``: ``config.json`` and safetensors, one file or an index.
 
     mesh: every device receives its shard (``sharding.shardings``); default: all on the default device.
@@ -95,7 +93,7 @@ def load_pretrained(folder: PathLike, *, mesh: jax.sharding.Mesh | None = None, 
     return rebuild(model, params)
 
 
-def save_pretrained(model: VideoLM, folder: PathLike, *, like: PathLike | None = None) -> None:
+def save_pretrained(model: VideoLM, folder: AnyPath, *, like: AnyPath | None = None) -> None:
     """Write a checkpoint folder that ``transformers`` loads; the inverse of ``load_pretrained``.
 
     like: a folder of the same architecture, such as the one that the model came from. Its tokenizer, chat
@@ -185,7 +183,7 @@ def _promoted(dtypes: Iterable[Any]) -> Any:
     return functools.reduce(jnp.promote_types, dtypes)
 
 
-def _match(tensors: list[Tensor], model: VideoLM, folder: PathLike) -> list[tuple[Tensor, Place]]:
+def _match(tensors: list[Tensor], model: VideoLM, folder: AnyPath) -> list[tuple[Tensor, Place]]:
     """The tensors of ``folder``, each with its place, in the order of the name table. One UserError lists
     everything that does not fit."""
     family, tied = FAMILIES[model.config.family], model.config.decoder.tied
@@ -220,9 +218,9 @@ def _match(tensors: list[Tensor], model: VideoLM, folder: PathLike) -> list[tupl
 
 def _canonical(key: str, spellings: dict[str, str]) -> str:
     """``key`` in the spelling that we write."""
-    for prefix, written in spellings.items():
+    for prefix, ours in spellings.items():
         if key.startswith(prefix):
-            return written + key.removeprefix(prefix)
+            return ours + key.removeprefix(prefix)
     return key
 
 
@@ -338,7 +336,7 @@ def _write_tensors(path: Path, params: dict[str, jax.Array], members: dict[str, 
 def _write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` write a file, which appears at ``path`` only when it is complete."""
     try:
-        with storage.written(path) as part:
+        with written(path) as part:
             write(part)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error

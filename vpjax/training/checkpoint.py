@@ -6,7 +6,6 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from vpjax.data.text import Text
+from vpjax.files import AnyPath
 from vpjax.models import hf
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
@@ -32,7 +32,7 @@ class Manager:
     what a killed process left unfinished. keep: the number of newest checkpoints to keep; None: only read.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep: int | None):
+    def __init__(self, workdir: AnyPath, *, keep: int | None):
         self._folder = Path(workdir).absolute() / CHECKPOINTS
         writes = keep is not None
         self._manager = ocp.CheckpointManager(
@@ -82,14 +82,22 @@ class Manager:
             raise UserError(f"{self._folder}: a checkpoint could not be written: {reason}") from error
 
 
-def model_folder(path: str | os.PathLike) -> Path:
+def model_folder(path: AnyPath) -> Path:
     """The folder of config and tokenizer: model/ in a work directory, a Hugging Face folder itself."""
     path = Path(path)
     return path / MODEL if (path / MODEL).is_dir() else path
 
 
+def newest_step(workdir: AnyPath) -> int | None:
+    """The newest checkpoint of a work directory; None: there is none, as in a Hugging Face folder."""
+    if not (Path(workdir) / CHECKPOINTS).is_dir():
+        return None
+    with contextlib.closing(Manager(workdir, keep=None)) as manager:
+        return max(manager.steps(), default=None)
+
+
 def load_model(
-    path: str | os.PathLike,
+    path: AnyPath,
     *,
     step: int | None = None,
     mesh: Mesh | None = None,

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vpjax.data.text import Text
-from vpjax.files import write_whole
+from vpjax.files import AnyPath, write_whole
 from vpjax.training.grpo import JudgedRollouts
 from vpjax.types import Clip
 
@@ -30,7 +29,7 @@ class Writer:
     dropped, because the resumed run writes them again.
     """
 
-    def __init__(self, workdir: str | os.PathLike, step: int):
+    def __init__(self, workdir: AnyPath, step: int):
         from tensorboardX import SummaryWriter  # imports torch where that is installed
 
         self._workdir = workdir = Path(workdir)
@@ -61,14 +60,14 @@ class Writer:
         self._board.close()
 
 
-def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``, without a last line that a killed run left incomplete."""
     path = Path(workdir) / METRICS_FILE
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def draw_curves(workdir: str | os.PathLike, panels: Mapping[str, tuple[str, ...]]) -> Path:
+def draw_curves(workdir: AnyPath, panels: Mapping[str, tuple[str, ...]]) -> Path:
     """Draw ``curves.png`` from ``metrics.jsonl``. panels: the metrics of each panel by title; those that the
     run does not have are left out."""
     from matplotlib.figure import Figure
