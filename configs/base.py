@@ -39,8 +39,14 @@ def get_config() -> ConfigDict:
     data.cache_gb = 20.0  # largest size of the frame cache; frames beyond it are decoded again
     data.frames = 16  # frames per clip, uniform over its duration; 0 = use `fps`
     data.fps = 0.0  # frames per second; 0 = use `frames`
+    data.min_frames = 4  # a clip too short for so many at `fps` gives so many; no budget leaves fewer
+    data.max_frames = 768  # most frames of a clip; a clip with more at `fps` gives so many, evenly spread
     data.min_pixels = 56 * 56  # least pixels of a frame after resizing by Hugging Face's smart_resize
     data.max_pixels = 448 * 448  # most pixels, likewise
+    # Most pixels of a clip, of one frame of every slot (two frames), as in qwen-vl-utils. A clip with more
+    # gets smaller frames, down to min_pixels, then fewer, down to min_frames. 0 = no limit.
+    data.total_pixels = 0
+    data.max_missed_share = 0.05  # no run if a larger share of the annotated events is in no slot (ours)
     data.max_side = 8192  # longest side of a video in pixels; a larger file is rejected as damaged
     data.tfio_python = ""  # a Python with tensorflow-io (requirements-tfio.txt) for decoding; "" = PyAV
     data.length_multiple = 16  # prompts and answers are padded to a multiple of this many tokens

@@ -8,66 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import av
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from vpjax.data import tfio
 from vpjax.data.decode import BadTimestamps, FrameIndex, Problem, decode_frames, frame_index, packet_index
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
+from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS, Sampling, VideoInfo, choose, fit
+from vpjax.data.sampling import resolve_part as resolve_part
+from vpjax.data.sampling import seconds_per_slot as seconds_per_slot
 from vpjax.files import AnyPath, exists, is_folder
 from vpjax.models.patches import smart_resize
 from vpjax.types import UserError
 
-FACTOR = 28
-MIN_PIXELS, MAX_PIXELS = 4 * FACTOR**2, 768 * FACTOR**2
 MAX_SIDE = 8192
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """The choice of frames in a span of a video: exactly one of ``frames`` and ``fps`` is set.
-
-    frames=n: the frames on screen at the start of each of n equal parts of the span (as Qwen2.5-VL's
-    processor does); each frame once if the span has no more than n. fps=x: the frames on screen every 1/x
-    seconds; if these are more than ``max_frames``, so many as above. Frames that stay on screen repeat.
-    """
-
-    frames: int | None = None
-    fps: float | None = None
-    max_frames: int = 768
-
-    def __post_init__(self) -> None:
-        if (self.frames is None) == (self.fps is None):
-            raise UserError(f"frame sampling: set exactly one of frames ({self.frames}) and fps ({self.fps})")
-        if self.frames is not None and self.frames < 1:
-            raise UserError(f"frame sampling: frames is {self.frames}; set it to 1 or more")
-        if self.fps is not None and not 0 < self.fps < math.inf:
-            raise UserError(f"frame sampling: fps is {self.fps}; set it above 0")
-        if self.max_frames < 1:
-            raise UserError(f"frame sampling: max_frames is {self.max_frames}; set it to 1 or more")
-
-    @classmethod
-    def of(cls, data_config: ConfigDict) -> Sampling:
-        """From the fields ``data`` of configs/base.py, which may have ``max_frames`` too."""
-        max_frames = data_config.get("max_frames", cls.max_frames)
-        return cls(frames=data_config.frames or None, fps=data_config.fps or None, max_frames=max_frames)
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoInfo:
-    """width, height: of the upright frames in pixels. duration: seconds. fps: the mean frame rate."""
-
-    width: int
-    height: int
-    duration: float
-    fps: float
-    frames: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +42,7 @@ def probe(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
     """Size and timing of a video, from its packets and one decoded frame. UserError as ``read_frames``."""
     with _named_problems(path):
         index, _, [(height, width, _)] = _read_chosen(path, lambda _: np.zeros(1, int), np.shape, max_side)
-    count = len(index.times)
-    return VideoInfo(width, height, index.duration, count / index.duration, count)
+    return _info(index, height, width)
 
 
 def read_frames(
@@ -93,9 +50,10 @@ def read_frames(
     sampling: Sampling,
     *,
     size: tuple[int, int] | None = None,
-    min_pixels: int = MIN_PIXELS,
-    max_pixels: int = MAX_PIXELS,
+    frames: int | None = None,
     factor: int = FACTOR,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     start: float | None = None,
     end: float | None = None,
     max_side: int = MAX_SIDE,
@@ -103,22 +61,33 @@ def read_frames(
 ) -> Video:
     """The sampled frames of a video, upright. A folder of images is a video too: see ``folder_index``.
 
-    size: (height, width) of the result; None: ``smart_resize`` of the video's own, with ``factor``,
-    ``min_pixels`` and ``max_pixels`` of a frame. start, end: of the span in seconds; None: the video's.
-    max_side: the largest width or height in pixels that is accepted. tfio_python: a Python with
+    size: (height, width) of the result, and frames: an even number, the most that are read, as ``fit`` plans
+    both; None: as ``fit`` plans for this file and ``factor``. start, end: of the span in seconds; None: the
+    video's. max_side: the largest width or height in pixels that is accepted. tfio_python: a Python with
     tensorflow-io, which decodes in place of PyAV (``vpjax.data.tfio``). UserError if the file is missing,
     broken or cut short, has no video stream or no decodable frame, is too large or too slim, or does not
     contain the span.
     """
-
-    def fit(frame: np.ndarray) -> np.ndarray:
-        return _fit(frame, size, factor, min_pixels, max_pixels)
-
+    sampling = dataclasses.replace(
+        sampling,
+        min_pixels=min_pixels or min(sampling.min_pixels, max_pixels or sampling.max_pixels),
+        max_pixels=max_pixels or sampling.max_pixels,
+    )
     with _named_problems(path):
-        index, chosen, frames = _read_chosen(
-            path, lambda index: _choose(index, sampling, start, end), fit, max_side, tfio_python
+        if size is None and sampling.total_pixels:  # only then the frames' number depends on their size
+            try:
+                planned, *sides = fit(sampling, probe(path, max_side=max_side), (start, end), factor=factor)
+            except ValueError as error:
+                raise Problem(error) from error
+            size, frames = (sides[0], sides[1]), frames or planned
+
+        def resized(frame: np.ndarray) -> np.ndarray:
+            return _resized(frame, size, factor, sampling.min_pixels, sampling.max_pixels)
+
+        index, chosen, pixels = _read_chosen(
+            path, lambda index: _choose(index, sampling, start, end, frames), resized, max_side, tfio_python
         )
-    return Video(np.stack(frames), index.times[chosen], index.duration / len(index.times))
+    return Video(np.stack(pixels), index.times[chosen], index.duration / len(index.times))
 
 
 def read_image(
@@ -134,7 +103,7 @@ def read_image(
     with _named_problems(path):
         if is_folder(path):
             raise Problem("is a folder")
-        frame = _fit(image_pixels(path, max_side), size, factor, min_pixels, max_pixels)
+        frame = _resized(image_pixels(path, max_side), size, factor, min_pixels, max_pixels)
     return Video(np.stack([frame, frame]), np.zeros(2), 0.0)
 
 
@@ -143,25 +112,6 @@ def probe_image(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
     with _named_problems(path):
         height, width = image_size(path, max_side)
     return VideoInfo(width, height, duration=0.0, fps=0.0, frames=1)
-
-
-def seconds_per_slot(times: np.ndarray, temporal: int = 2) -> float:
-    """Seconds from one slot to the next, Hugging Face's ``second_per_grid_ts``: ``temporal`` mean frame
-    intervals of ``times`` f64[F], of which a repeated last one counts once; 0 for an image."""
-    if len(times) > 1 and times[-1] == times[-2]:
-        times = times[:-1]
-    return temporal * float(times[-1] - times[0]) / max(len(times) - 1, 1)
-
-
-def resolve_part(
-    duration: float, frame_seconds: float, start: float | None, end: float | None
-) -> tuple[float, float]:
-    """The part of a video from ``start`` to ``end`` (None: the video's own), in seconds. Both may lie outside
-    the video by less than a frame. ValueError if the part is not inside it."""
-    first, last = 0.0 if start is None else start, duration if end is None else end
-    if not (-frame_seconds < first < last < duration + frame_seconds and first < duration):
-        raise ValueError(f"the span {first:g} to {last:g} s is not inside the clip of {duration:g} s")
-    return max(first, 0.0), min(last, duration)
 
 
 def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -175,30 +125,26 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.rint(np.stack(resized, axis=-1).clip(0, 255)).astype(np.uint8)
 
 
-def _choose(index: FrameIndex, sampling: Sampling, start: float | None, end: float | None) -> np.ndarray:
+def _choose(
+    index: FrameIndex, sampling: Sampling, start: float | None, end: float | None, most: int | None
+) -> np.ndarray:
     """The numbers i64[F] of the sampled frames, F even, ascending."""
-    times, frame_seconds = index.times, index.duration / len(index.times)
+
+    def on_screen(moments: np.ndarray) -> np.ndarray:
+        return np.searchsorted(index.times, moments, "right") - 1
+
     try:
-        first, last = resolve_part(index.duration, frame_seconds, start, end)
+        return choose(sampling, _info(index), (start, end), on_screen, most)
     except ValueError as error:
         raise Problem(error) from error
-    # Timestamps are rounded to ticks, so a moment that close before a frame selects that frame.
-    slack = 1e-6 * frame_seconds + (index.tick if index.tick < frame_seconds / 10 else 0.0)
-    low = np.searchsorted(times, first + slack, "right") - 1
-    high = np.searchsorted(times, last - slack, "left")
-    if sampling.frames is not None and high - low <= sampling.frames:
-        chosen = np.arange(low, max(high, low + 1))
-    else:
-        if sampling.fps is not None:
-            count, interval = max(1, math.ceil((last - first - slack) * sampling.fps)), 1 / sampling.fps
-        if sampling.fps is None or count > sampling.max_frames:
-            count = sampling.frames or sampling.max_frames
-            interval = (last - first) / count
-        chosen = np.searchsorted(times, first + interval * np.arange(count) + slack, "right") - 1
-    return np.pad(chosen, (0, len(chosen) % 2), mode="edge")
 
 
-def _fit(
+def _info(index: FrameIndex, height: int = 0, width: int = 0) -> VideoInfo:
+    count = len(index.times)
+    return VideoInfo(width, height, index.duration, count / index.duration, count, index.tick)
+
+
+def _resized(
     frame: np.ndarray, size: tuple[int, int] | None, factor: int, min_pixels: int, max_pixels: int
 ) -> np.ndarray:
     """The frame resized to ``size``, or by ``smart_resize`` if that is None."""

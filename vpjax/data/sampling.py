@@ -1,0 +1,227 @@
+"""Which frames of a video are read, and how large they are: a frame rate within a budget of visual tokens.
+
+``fit`` plans the shape of a clip from the size and timing of its file alone, and ``choose`` picks the frames,
+for the plan (``frame_times``) and for the reader (``vpjax.data.video``) alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vpjax.models.patches import smart_resize
+from vpjax.types import UserError
+
+FACTOR = 28
+MIN_PIXELS, MAX_PIXELS = 4 * FACTOR**2, 768 * FACTOR**2
+SLOT = 2  # frames
+NO_LIMIT = 1 << 60  # tokens
+
+Shape = tuple[int, int, int]  # frames (an even number), height and width in pixels
+Part = tuple[float | None, float | None]  # start and end of a Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The frames of a part of a video that are read: exactly one of ``frames`` and ``fps`` is set.
+
+    frames=n: the frames on screen at the start of each of n equal parts of the part (as Qwen2.5-VL's
+    processor does); each frame once if there are no more than n. fps=x: the frames on screen every 1/x
+    seconds, and those that stay on screen repeat; if these are fewer than ``min_frames`` or more than
+    ``max_frames``, so many as above. min_pixels, max_pixels: of a frame. total_pixels: of one frame of each
+    slot, summed over the slots; 0: no limit. They mean what they mean in qwen-vl-utils, but min_frames is the
+    least to which a budget reduces the frames too, and no rounding of sizes exceeds a budget (see ``fit``).
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    min_frames: int = 1
+    max_frames: int = 768
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
+    total_pixels: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.frames is None) == (self.fps is None):
+            raise UserError(f"frame sampling: set exactly one of frames ({self.frames}) and fps ({self.fps})")
+        if self.frames is not None and self.frames < 1:
+            raise UserError(f"frame sampling: frames is {self.frames}; set it to 1 or more")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise UserError(f"frame sampling: fps is {self.fps}; set it above 0")
+        for low, high in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+            least, most = getattr(self, low), getattr(self, high)
+            if not 1 <= least <= most:
+                raise UserError(
+                    f"frame sampling: {low} is {least} and {high} {most}; set 1 <= {low} <= {high}"
+                )
+        if self.total_pixels < 0:
+            raise UserError(
+                f"frame sampling: total_pixels is {self.total_pixels}; set it to 0 (no limit) or more"
+            )
+
+    @classmethod
+    def of(cls, data_config: ConfigDict) -> Sampling:
+        """From the fields ``data`` of configs/base.py. A run of an older version may lack some of them."""
+        fields = {field.name for field in dataclasses.fields(cls)} & set(data_config)
+        values = {name: data_config[name] for name in fields}
+        return cls(**values | dict(frames=data_config.frames or None, fps=data_config.fps or None))
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoInfo:
+    """width, height: of the upright frames in pixels. duration: seconds; 0: an image. fps: the mean frame
+    rate. tick: seconds to which the file rounds its times."""
+
+    width: int
+    height: int
+    duration: float
+    fps: float
+    frames: int
+    tick: float = 0.0
+
+    @property
+    def frame_seconds(self) -> float:
+        """The mean duration of a frame; 0: an image."""
+        return self.duration / self.frames
+
+
+def fit(
+    sampling: Sampling,
+    info: VideoInfo,
+    part: Part = (None, None),
+    *,
+    factor: int,
+    max_tokens: int | None = None,
+    slot_tokens: int = 0,
+) -> Shape:
+    """The shape in which the part of a file is read: an image as two equal frames.
+
+    ``factor`` x ``factor`` pixels of a slot become one visual token. Frames are as many as ``choose`` returns
+    and as large as ``smart_resize`` makes them. If that exceeds ``sampling.total_pixels`` or, with
+    ``slot_tokens`` text tokens for each slot of a video, ``max_tokens``, the frames are made smaller, down to
+    ``min_pixels`` (less what rounding to whole tokens takes), then fewer, down to ``min_frames``.
+
+    ``read_frames`` never returns more frames, given the shape, and exactly so many if the frame rate is
+    constant. ValueError for an aspect ratio that smart_resize refuses and for a part that is not in the file;
+    UserError if the least frames of the least size exceed a budget.
+    """
+    if not info.duration:
+        natural, least_slots, slot_tokens = SLOT, 1, 0
+    else:
+        natural = len(_constant_rate_frames(sampling, info, part))
+        least_slots = math.ceil(min(natural, sampling.min_frames) / SLOT)
+    limits = dict(min_pixels=sampling.min_pixels, max_pixels=sampling.max_pixels)
+    height, width = smart_resize(info.height, info.width, factor=factor, **limits)
+    units, slots = height * width // factor**2, natural // SLOT
+
+    all_units = sampling.total_pixels // factor**2 if sampling.total_pixels else NO_LIMIT
+    all_tokens = NO_LIMIT if max_tokens is None else max_tokens
+    per_slot = min(all_units // slots, all_tokens // slots - slot_tokens)
+    if units <= per_slot:
+        return natural, height, width
+    least_units = sampling.min_pixels // factor**2
+    rows, columns = largest_grid(info.height, info.width, max(per_slot, least_units, 1))
+    if rows * columns < units:
+        height, width, units = rows * factor, columns * factor, rows * columns
+    affordable = min(all_units // units, all_tokens // (units + slot_tokens))
+    if affordable >= slots:
+        return natural, height, width
+    if affordable < least_slots:
+        raise UserError(
+            f"even data.min_frames={sampling.min_frames} frames of data.min_pixels={sampling.min_pixels} are "
+            "above the clip's budget: lower these, or raise data.total_pixels or data.max_tokens"
+        )
+    frames = _constant_rate_frames(sampling, info, part, SLOT * affordable)
+    return len(frames), height, width
+
+
+@functools.lru_cache(1 << 16)
+def largest_grid(height: int, width: int, units: int) -> tuple[int, int]:
+    """The (rows, columns) with most of at most ``units`` units, of nearly the aspect ratio of a frame: the
+    shorter side is less than one unit from it. Among equals, the nearest. At least 1 x 1."""
+    aspect = max(height, width) / min(height, width)
+    best, best_key = (1, 1), (0, 0.0)
+    for short in range(1, math.isqrt(units) + 1):
+        long = min(units // short, math.ceil((short + 1) * aspect) - 1)
+        distortion = abs(math.log(long / short / aspect))
+        if long > (short - 1) * aspect and (short * long, -distortion) > best_key:
+            best, best_key = (short, long), (short * long, -distortion)
+    return best if height <= width else best[::-1]
+
+
+def choose(
+    sampling: Sampling,
+    info: VideoInfo,
+    part: Part,
+    on_screen: Callable[[np.ndarray], np.ndarray],
+    most: int | None = None,
+) -> np.ndarray:
+    """The numbers i64[F] of the frames that are read of a part of a video, F even, ascending.
+
+    on_screen: the number of the frame on screen at each of some moments in seconds. most: an even number; if
+    more frames would be read, so many are, evenly spread. ValueError if the part is not inside the video.
+    """
+    first, last = resolve_part(info.duration, info.frame_seconds, *part)
+    # Timestamps are rounded to ticks, so a moment that close before a frame selects that frame.
+    slack = 1e-6 * info.frame_seconds + (info.tick if info.tick < info.frame_seconds / 10 else 0.0)
+    interval = 0.0  # seconds from one frame to the next; 0: evenly spread
+    if sampling.fps is None:
+        count = sampling.frames or 1
+    else:
+        natural = max(1, math.ceil((last - first - slack) * sampling.fps))
+        count = min(max(natural, sampling.min_frames), sampling.max_frames)
+        if count == natural:
+            interval = 1 / sampling.fps
+    if most is not None and count > most:
+        count, interval = most, 0.0
+    low, high = on_screen(np.array([first + slack, last - slack]))
+    if not interval and high - low < count:
+        chosen = np.arange(low, max(high, low) + 1)
+    else:
+        chosen = on_screen(first + np.arange(count) * (interval or (last - first) / count) + slack)
+    return np.pad(chosen, (0, len(chosen) % SLOT), mode="edge")
+
+
+def frame_times(
+    sampling: Sampling, info: VideoInfo, part: Part = (None, None), most: int | None = None
+) -> np.ndarray:
+    """The times f64[F] in seconds of the frames that are read of a part of a file, if its frame rate is
+    constant. most: F of the shape that ``fit`` gave. ValueError if the part is not inside the file."""
+    if not info.duration:
+        return np.zeros(SLOT)
+    return _constant_rate_frames(sampling, info, part, most) * info.frame_seconds
+
+
+def _constant_rate_frames(
+    sampling: Sampling, info: VideoInfo, part: Part, most: int | None = None
+) -> np.ndarray:
+    """``choose`` for a video whose frames all last equally long."""
+
+    def on_screen(moments: np.ndarray) -> np.ndarray:
+        return np.minimum(moments / info.frame_seconds, info.frames - 1).astype(np.int64)
+
+    return choose(sampling, info, part, on_screen, most)
+
+
+def seconds_per_slot(times: np.ndarray, temporal: int = SLOT) -> float:
+    """Seconds from one slot to the next, Hugging Face's ``second_per_grid_ts``: ``temporal`` mean frame
+    intervals of ``times`` f64[F], of which a repeated last one counts once; 0 for an image."""
+    if len(times) > 1 and times[-1] == times[-2]:
+        times = times[:-1]
+    return temporal * float(times[-1] - times[0]) / max(len(times) - 1, 1)
+
+
+def resolve_part(
+    duration: float, frame_seconds: float, start: float | None, end: float | None
+) -> tuple[float, float]:
+    """The part of a video from ``start`` to ``end`` (None: the video's own), in seconds. Both may lie outside
+    the video by less than a frame. ValueError if the part is not inside it."""
+    first, last = 0.0 if start is None else start, duration if end is None else end
+    if not (-frame_seconds < first < last < duration + frame_seconds and first < duration):
+        raise ValueError(f"the span {first:g} to {last:g} s is not inside the clip of {duration:g} s")
+    return max(first, 0.0), min(last, duration)
