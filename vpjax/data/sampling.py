@@ -142,14 +142,14 @@ def fit(
 
 @functools.lru_cache(1 << 16)
 def largest_grid(height: int, width: int, units: int) -> tuple[int, int]:
-    """The (rows, columns) with most of at most ``units`` units, of nearly the aspect ratio of a frame: the
-    shorter side is less than one unit from it. Among equals, the nearest. At least 1 x 1."""
-    aspect = max(height, width) / min(height, width)
+    """The (rows, columns) with most of at most ``units`` units, of nearly the aspect ratio of a frame: at most
+    one unit of the shorter side from it. Of several, the nearest. At least 1 x 1."""
+    low, high = min(height, width), max(height, width)
     best, best_key = (1, 1), (0, 0.0)
     for short in range(1, math.isqrt(units) + 1):
-        long = min(units // short, math.ceil((short + 1) * aspect) - 1)
-        distortion = abs(math.log(long / short / aspect))
-        if long > (short - 1) * aspect and (short * long, -distortion) > best_key:
+        long = min(units // short, (short + 1) * high // low)
+        distortion = abs(math.log(long * low / (short * high)))
+        if long * low >= (short - 1) * high and (short * long, -distortion) > best_key:
             best, best_key = (short, long), (short * long, -distortion)
     return best if height <= width else best[::-1]
 
@@ -184,7 +184,7 @@ def choose(
         chosen = np.arange(low, max(high, low) + 1)
     else:
         chosen = on_screen(first + np.arange(count) * (interval or (last - first) / count) + slack)
-    return np.pad(chosen, (0, len(chosen) % SLOT), mode="edge")
+    return np.append(chosen, chosen[-1]) if len(chosen) % SLOT else chosen
 
 
 def frame_times(
