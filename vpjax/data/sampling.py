@@ -142,8 +142,8 @@ def fit(
 
 @functools.lru_cache(1 << 16)
 def largest_grid(height: int, width: int, units: int) -> tuple[int, int]:
-    """The (rows, columns) with most of at most ``units`` units, of nearly the aspect ratio of a frame: at most
-    one unit of the shorter side from it. Of several, the nearest. At least 1 x 1."""
+    """The (rows, columns) with most of at most ``units`` units, whose aspect ratio is a frame's to within one
+    unit of the shorter side; of several, the nearest. At least 1 x 1."""
     low, high = min(height, width), max(height, width)
     best, best_key = (1, 1), (0, 0.0)
     for short in range(1, math.isqrt(units) + 1):
