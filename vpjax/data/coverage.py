@@ -127,9 +127,8 @@ def check(coverage: Coverage, max_missed_share: float) -> None:
             f"lower data.min_pixels={sampling.min_pixels}, or raise data.max_tokens, data.total_pixels or "
             f"data.max_frames, for {thinned} whose clips have fewer frames than asked for"
         )
-    raise UserError(
-        f"{coverage.total()}, more than data.max_missed_share={max_missed_share:g} allows: {'; '.join(remedies)}"
-    )
+    limit = f"more than data.max_missed_share={max_missed_share:g} allows"
+    raise UserError(f"{coverage.total()}, {limit}: {'; '.join(remedies)}")
 
 
 def _ranges(below: str, edges: Sequence[float]) -> list[str]:
