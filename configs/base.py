@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.method = "sft"  # "sft": the joint loss on answers; "grpo": rollouts, rewards and a policy update
     c.seed = 0  # of the data order, the initial weights, random replacement and sampling
     c.steps = 1000  # optimizer updates of the whole run; the learning rate schedule ends here
-    c.batch = 32  # clips per update, over all devices and processes
+    c.batch = 32  # rows per update, over all devices and processes: packed rows (SFT) or prompts (GRPO)
     c.accumulate = 1  # micro-batches per update; exact, so only memory and time change
 
     # The model. init_from is the work directory of a run or a Hugging Face folder with weights. "" starts
@@ -31,7 +31,9 @@ def get_config() -> ConfigDict:
     c.remat = False  # recompute each layer in the backward pass: less memory, about a third more time
 
     c.data = data = ConfigDict()
-    data.train = "events"  # a file of clips (.jsonl or .array_record), or "events": the built-in event clips
+    # A file of clips (.jsonl or .array_record), "events" (the built-in event clips), or several to be mixed:
+    # (dict(file="a.jsonl"), dict(file="b.jsonl", weight=0.5, name="general", instruction="...", videos=""))
+    data.train = "events"
     data.heldout = "events"  # the same, evaluated at the end of the run; "" = no evaluation
     data.videos = ""  # folder to which video paths are relative; "" = the folder of the clips file
     data.instructions = ConfigDict()  # text appended to questions, by task, such as dict(choice="...")
@@ -49,8 +51,13 @@ def get_config() -> ConfigDict:
     data.max_missed_share = 0.05  # no run if a larger share of the annotated events is in no slot (ours)
     data.max_side = 8192  # longest side of a video in pixels; a larger file is rejected as damaged
     data.tfio_python = ""  # a Python with tensorflow-io (requirements-tfio.txt) for decoding; "" = PyAV
-    data.length_multiple = 16  # prompts and answers are padded to a multiple of this many tokens
-    data.max_prompt = 4096  # tokens, visual ones included; clips with longer prompts are rejected and counted
+    data.length_multiple = 16  # rows have a multiple of this many tokens
+    # Most tokens of a clip: its video, question and answer. The video of a longer one gets smaller frames,
+    # down to min_pixels, then fewer, down to min_frames.
+    data.max_tokens = 4096
+    data.row_tokens = (
+        0  # tokens of an SFT row, which several clips share; 0 = as many as the longest clip has
+    )
     data.max_answer = 512  # tokens; clips with longer answers are rejected and counted
     data.keywords = 4  # J: keywords per clip; more are counted and left out
     data.keyword_tokens = 8  # W: tokens per keyword; longer keywords are counted and left out

@@ -33,7 +33,7 @@ def get_config():
     c.data.fps = 2.0
     c.data.min_pixels = 16 * 28 * 28
     c.data.max_pixels = 128 * 28 * 28
-    c.data.max_prompt = 8192
+    c.data.max_tokens = 8192
     c.data.length_multiple = 128
     c.data.cache_gb = 500.0
     c.data.workers = 16

@@ -46,7 +46,7 @@ def get_config():
     c.data.min_pixels = 128 * 28 * 28
     c.data.max_pixels = 256 * 28 * 28
     c.data.length_multiple = 128  # as the TPU's attention kernel requires
-    c.data.max_prompt = 16384
+    c.data.max_tokens = 16384
     c.data.cache_gb = 500.0
     c.data.workers = 16
 

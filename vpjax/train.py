@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax import cli, distributed
 from vpjax.cli import say
+from vpjax.data.mixture import data_sets
 from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
 from vpjax.evaluation import run as evaluation
@@ -36,9 +38,9 @@ from vpjax.scoring.judge import ConfigJudge
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.grpo import JudgedRollouts
 from vpjax.training.report import Writer, draw_curves, equal_rewards_reason, rollouts_page
-from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
+from vpjax.training.setup import initial_params, prepare_model, read_training, split_file
 from vpjax.training.state import create_state
-from vpjax.types import Array, Batch, Clip, UserError
+from vpjax.types import Array, Batch, Clip, Prompts, UserError
 
 CURVES = {
     "loss": ("loss", "loss/lm"),
@@ -88,25 +90,25 @@ def train(config: ConfigDict, workdir: AnyPath) -> None:
     workdir = Path(workdir)
     run_config.check(config)
     run_config.check_workdir(workdir, config)
-    clips, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
+    clips, data_set_of, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
         if step < config.steps:
-            step = fit(config, workdir, manager, step, clips, model_config, text)
+            step = fit(config, workdir, manager, step, clips, data_set_of, model_config, text)
     if step == config.steps:
         finish(config, workdir)
 
 
-def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], VLMConfig, Text]:
-    """The clips to train on, and the model's sizes and tokenizer. Built-in clips and the run's model/ folder
+def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[int], VLMConfig, Text]:
+    """The clips to train on, each one's data set, and the model's sizes and tokenizer. Built-in clips and the run's model/ folder
     are made if they do not exist. UserError, too, if the held-out clips could not be evaluated at the end."""
-    clips = read_split(config, "train", config.data.train)
+    clips, data_set_of = read_training(config)
     for split in heldout_splits(config):
         try:
             evaluation.requested_clips(heldout_request(config, workdir, split))
         except UserError as error:
             raise UserError(f"{error}; set data.heldout to '' for no evaluation") from error
-    return clips, *prepare_model(config, workdir, clips)
+    return clips, data_set_of, *prepare_model(config, workdir, clips)
 
 
 def fit(
@@ -115,6 +117,7 @@ def fit(
     manager: checkpoint.Manager,
     start: int,
     clips: Sequence[Clip],
+    data_set_of: Sequence[int],
     model_config: VLMConfig,
     text: Text,
 ) -> int:
@@ -126,8 +129,11 @@ def fit(
         text,
         model_config,
         config.data,
+        packed=config.method == "sft",
         seed=config.seed,
         batch_size=config.batch,
+        data_set_of=data_set_of,
+        weights=[data_set.weight for data_set in data_sets(config.data)],
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -180,7 +186,7 @@ def fit(
 
 
 class FinishedStep(NamedTuple):
-    """The results of a step. clips i32[B]: the numbers of its clips, -1 for padding. faults: messages of the
+    """The results of a step. clips i32[...]: the numbers of its clips, -1 for padding. faults: messages of the
     user's own rewards that failed."""
 
     step: int
@@ -208,7 +214,7 @@ class Report:
         self.interval_step, self.interval_start = step, time.perf_counter()
         self.seconds_waiting, self.tokens = 0.0, 0.0
 
-    def next_batch(self, loader: Loader) -> Batch:
+    def next_batch(self, loader: Loader) -> Batch | Prompts:
         """The next batch. The time until it is ready counts as waiting."""
         before = time.perf_counter()
         batch = next(loader)
@@ -251,7 +257,7 @@ class Report:
 
     def _count_skipped(self, finished: FinishedStep) -> None:
         self.skipped += 1
-        ids = ", ".join(self.clips[number].id for number in finished.clips if number >= 0)
+        ids = ", ".join(self.clips[number].id for number in np.ravel(finished.clips) if number >= 0)
         reason = "; ".join(finished.faults) or "loss or gradient not finite"
         message = f"step {finished.step}: {reason}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:

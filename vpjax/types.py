@@ -3,11 +3,12 @@
 Axes, as they stand in names such as ``h_BTD``:
 
     B  clips                    D  decoder width           J  keywords per clip
-    T  tokens                   N  query heads             W  tokens per keyword
-    F  frames                   K  key/value heads         E  contrastive width
-    S  slots: temporal patches  H  head width              G  completions per prompt
-    M  visual tokens per slot   L  layers                  C  completion tokens
-    V  visual tokens (S * M)    P  prompt tokens           O  vocabulary
+    R  packed rows of clips     N  query heads             W  tokens per keyword
+    T  tokens                   K  key/value heads         E  contrastive width
+    F  frames                   H  head width              G  completions per prompt
+    S  slots: temporal patches  L  layers                  C  completion tokens
+    M  visual tokens per slot   P  prompt tokens           A  target tokens
+    U  units, one per visual token                         O  vocabulary
 
 Glossary:
 
@@ -20,7 +21,10 @@ Glossary:
     control    another video made out of V for evaluation, such as its slots in random order
     rollout    a completion that the model samples during GRPO training, with its rewards
     branch     one of the two videos, V or V~, on which the rollouts of a prompt are sampled
-    bucket     the static shape that all rows of a batch share
+    unit       2 x 2 patches of a slot, which the vision tower makes one visual token
+    window     the units that see one another in most layers of the tower: at most 4 x 4 of Qwen2.5-VL's
+    row        the tokens of one or more clips: SFT packs as many as fit, generation takes one
+    segment    the part of a row that belongs to one clip and sees nothing else
     clip       one video, one question and one answer
     keyword    a word or phrase of the answer that names an event
     lemma      the dictionary form of a keyword; two keywords with one lemma name the same kind of event
@@ -79,55 +83,101 @@ class Clip:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """The static shape of a batch: all its rows share it, and so does one compiled step.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Units:
+    """The videos of R rows as flat lists of merged units: 2 x 2 patches of one slot, one visual token each.
 
-    frames: F, even. height, width: of a frame in pixels. prompt: P. suffix: C. video_end: tokens of a prompt
-    up to and including its last visual token (0: no video), the same for all rows; only this part of the
-    prompt is computed again for V~.
+    The units of a window stand together, in one block of ``block`` units; the blocks of a clip stand together.
+    pixels u8[R,U,4,X]: of each patch, in the order (channel, frame, row, column). place i32[R,U,2]: row and
+    column of a unit in its slot. grid i32[R,U,2]: rows and columns of its slot, in units. window, slot
+    i32[R,U]: numbers of its window and of its slot within the row, -1: padding. bins i32[R,Z]: units that
+    stand in bins of ``bin`` units, each slot in one bin, -1: padding; Z = 0 where every slot is one window.
+    binned i32[R,U]: the place of each unit in the bins, -1: padding.
     """
 
-    frames: int
-    height: int
-    width: int
-    prompt: int
-    suffix: int
-    video_end: int
+    pixels: Array
+    place: Array
+    grid: Array
+    window: Array
+    slot: Array
+    bins: Array
+    binned: Array
+    block: int = dataclasses.field(metadata=dict(static=True))
+    bin: int = dataclasses.field(metadata=dict(static=True))
+
+    @property
+    def count(self) -> int:
+        """U."""
+        return self.window.shape[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Strip:
+    """Rows of tokens in which several clips may stand one after another.
+
+    tokens i32[R,T]. segment i32[R,T]: 1 for the tokens of the first clip of a row, 2 for those of the second,
+    ..., 0 for padding; tokens see their own segment only. positions i32[R,3,T]: time, height, width. shows
+    i32[R,T]: the unit that a visual token shows, -1: text. slot i32[R,T]: the number of a visual token's slot
+    within the row, -1: text; in V~ it is the slot that is replaced, not the one that is seen.
+    """
+
+    tokens: Array
+    segment: Array
+    positions: Array
+    shows: Array
+    slot: Array
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Batch:
-    """Rows of one bucket, right-padded. A row that is all padding has no ``target`` and no ``slots``.
+    """Packed rows of clips with their answers, for SFT. -1 pads all lists.
 
-    frames u8[B,F,h,w,3]; slot_valid bool[B,S] (False: past the clip's end); prompt i32[B,P], prompt_valid
-    bool[B,P]; positions i32[B,3,P+C] (time, height, width); visual i32[B,V] index of each visual token in the
-    prompt, P where its slot is invalid; suffix i32[B,C]; target bool[B,C] (the tokens that are trained on or
-    scored); source i32[B,S] the slot of V that each slot of V~ shows (identity: no V~); slots bool[B,J,S] the
-    slots that show each keyword (all False: no such keyword); keywords i32[B,J,W] token ids as they stand in
-    the caption, -1 padded; lemma i32[B,J], -1: none; clip i32[B] index of the row's clip in its data set, -1:
-    padding; video_end: see Bucket; references: the data that rewards compare completions with
+    video: V. text: prompts and answers. degraded: the prompts of the clips that have a V~, up to their last
+    visual token, as they see V~. target i32[R,A]: the tokens of ``text`` that are trained on; origin i32[R,A]:
+    the data set of each, by its number in ``data.train``. keywords i32[R,Q,W]: token ids as they stand in the
+    caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of each keyword; slots bool[R,Q,N]: the slots of the row
+    that show it; has_degraded bool[R,Q]: its clip has a V~. windows i32[R,Y,3]: keyword, first slot, and slot
+    past the end, of moments that show no keyword of its clip (``data.keyframes.windows_of``). clip i32[R,X]:
+    the numbers of the row's clips in their data set.
+    """
+
+    video: Units
+    text: Strip
+    degraded: Strip
+    target: Array
+    origin: Array
+    keywords: Array
+    lemma: Array
+    owner: Array
+    slots: Array
+    has_degraded: Array
+    windows: Array
+    clip: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Prompts:
+    """One prompt per row, right-padded, for generation: rollouts, evaluation, predictions.
+
+    video: V. text: the prompts, segment 1. shows_degraded i32[B,P]: the units that V~ shows. keywords
+    i32[B,J,W], -1 padded; hidden bool[B,J]: V~ replaces slots that show the keyword. clip i32[B]: the number
+    of the row's clip in its data set, -1: padding. references: the data that rewards compare completions with
     (``scoring.references``); None without rewards.
     """
 
-    frames: Array
-    slot_valid: Array
-    prompt: Array
-    prompt_valid: Array
-    positions: Array
-    visual: Array
-    suffix: Array
-    target: Array
-    source: Array
-    slots: Array
+    video: Units
+    text: Strip
+    shows_degraded: Array
     keywords: Array
-    lemma: Array
+    hidden: Array
     clip: Array
-    video_end: int = dataclasses.field(metadata=dict(static=True))
     references: Any = None
 
     @property
-    def replaced(self) -> Array:
-        """bool[B, S]: whether each slot of V~ shows another slot of V; a row without such slots has no V~."""
-        return self.source != np.arange(self.source.shape[1])
+    def has_degraded(self) -> Array:
+        """bool[B]: whether V~ differs from V."""
+        return (self.shows_degraded != self.text.shows).any(axis=1)

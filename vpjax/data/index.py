@@ -1,11 +1,10 @@
-"""Indexes clips before training: the file, the tokens and the bucket that a worker needs to make each row."""
+"""Indexes clips before training: the file, the tokens, the shape and the sizes of each clip's row."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -19,20 +18,21 @@ from tqdm import tqdm
 
 from vpjax.data.cache import cache_folder
 from vpjax.data.images import is_image
-from vpjax.data.positions import is_visual
-from vpjax.data.rows import round_up
-from vpjax.data.text import Media, Text, Tokens, tokenize, with_media
-from vpjax.data.video import Sampling, VideoInfo, probe, probe_image, resolve_part
+from vpjax.data.packing import Sizes
+from vpjax.data.positions import Grid, is_visual
+from vpjax.data.rows import SHARED_TIMES
+from vpjax.data.sampling import Part, Sampling, Shape, VideoInfo, fit, frame_times, seconds_per_slot
+from vpjax.data.text import Media, Text, Tokens, tokenize
+from vpjax.data.units import Capacity, choose_capacity, laid_out_sizes
+from vpjax.data.video import probe, probe_image
 from vpjax.files import stamp, write_whole
-from vpjax.models.patches import smart_resize
-from vpjax.types import Bucket, Clip, UserError
+from vpjax.types import Clip, UserError
 
 if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
-
-Shape = tuple[int, int, int]  # frames, height and width
-Part = tuple[float | None, float | None]  # start and end of a Clip
+SMALLER = "frames are smaller than data.max_pixels allows, for a budget of tokens (data.max_tokens or data.total_pixels)"
+FEWER = "frames are fewer than data.fps or data.frames asks for, for a budget of tokens or data.max_frames"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,117 +50,178 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A clip that is used. number: its index among all clips. start, end: as in Clip."""
+    """A clip that is used. number: its index among all clips. part: its start and end, as in Clip. shape: of
+    its frames. data_set: the number of its data set. sizes: how much of a row it takes at most."""
 
     number: int
     id: str
     source: Source
-    start: float | None
-    end: float | None
+    part: Part
     tokens: Tokens
-    bucket: Bucket
+    shape: Shape
+    data_set: int
+    sizes: Sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """entries: the clips that are used, in order. rejected: reason -> ids of the clips that are not used."""
+    """entries: the clips that are used, in order. capacity: of the blocks and bins of their units. rejected:
+    reason -> ids of the clips that are not used. noted: remark -> ids of clips."""
 
     entries: list[Entry]
+    capacity: Capacity
     rejected: dict[str, list[str]]
+    noted: dict[str, list[str]]
 
 
-def build_index(clips: Sequence[Clip], text: Text, model_config: VLMConfig, data_config: ConfigDict) -> Index:
-    """Probe every file, tokenize every clip, assign its bucket and reject the clips that are too long.
+def build_index(
+    clips: Sequence[Clip],
+    text: Text,
+    model_config: VLMConfig,
+    data_config: ConfigDict,
+    data_set_of: Sequence[int] | None = None,
+) -> Index:
+    """Probe every file, tokenize every clip and plan its shape.
 
-    data_config: ``data`` of configs/base.py. A clip whose file cannot be used is kept, with its fault, in the
-    bucket for frames of the most common shape, and becomes a masked row. If all files are of one size, the
-    order of the other clips is therefore the same as without the fault.
+    data_config: ``data`` of configs/base.py. data_set_of: the number of each clip's data set. A clip whose
+    file cannot be used is kept, with its fault, at the most common shape, and is left out of its row. If all
+    files are of one size, the order of the other clips is therefore the same as without the fault.
     """
     paths = sorted({clip.video for clip in clips})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
-    sampling = Sampling.of(data_config)
-    sources: list[Source] = []
-    shapes: list[Shape | None] = []
-    for clip in clips:
-        source, shape = probed[clip.video], None
-        if not source.fault:
-            try:
-                shape = frame_shape(source, model_config, data_config, sampling, (clip.start, clip.end))
-            except ValueError as error:
-                source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
-        sources.append(source)
-        shapes.append(shape)
-    common = Counter(shape for shape in shapes if shape is not None).most_common(1)
-    if not common:
-        raise UserError(f"none of {len(probed)} videos can be used; the first: {sources[0].fault}")
-
-    longest = max((source.info.duration for source in probed.values() if source.info), default=0.0)
-    entries: list[Entry] = []
-    rejected: dict[str, list[str]] = {}
     keyword_sizes = dict(keywords=data_config.keywords, keyword_tokens=data_config.keyword_tokens)
-    for number, (clip, source, shape) in enumerate(zip(clips, sources, shapes, strict=True)):
-        try:
-            tokens = tokenize(clip, text, media=source.media, **keyword_sizes)
-            bucket = bucket_for(tokens, shape or common[0][0], longest, model_config, data_config)
-        except UserError as error:
-            rejected.setdefault(str(error), []).append(clip.id)
-        else:
-            entries.append(Entry(number, clip.id, source, clip.start, clip.end, tokens, bucket))
-    if not entries:
-        reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in rejected.items())
-        raise UserError(f"every one of {len(clips)} clips is rejected: {reasons}")
-    return Index(entries, rejected)
+    tokens, sources = [], []
+    for clip in clips:
+        source = probed[clip.video]
+        sources.append(source)
+        tokens.append(tokenize(clip, text, media=source.media, **keyword_sizes))
+    return index_clips(clips, sources, tokens, model_config, data_config, data_set_of)
 
 
-def frame_shape(
-    source: Source,
+def index_clips(
+    clips: Sequence[Clip],
+    sources: Sequence[Source],
+    tokens: Sequence[Tokens],
     model_config: VLMConfig,
     data_config: ConfigDict,
-    sampling: Sampling,
-    part: Part = (None, None),
-) -> Shape:
-    """The (F, h, w) of the bucket for the part (start, end) of a file. ValueError for an aspect ratio that
-    smart_resize refuses, and for a part that is not inside the file."""
-    info = source.info
-    if info is None:  # no file
-        return 0, 0, 0
-    factor = model_config.vision.factor
-    limits = dict(min_pixels=data_config.min_pixels, max_pixels=data_config.max_pixels)
-    height, width = smart_resize(info.height, info.width, factor=factor, **limits)
-    if source.media == "image":
-        return round_up(1, model_config.vision.temporal), height, width
-    first, last = resolve_part(info.duration, 1 / info.fps, *part)
-    if sampling.fps is None:
-        frames = sampling.frames or 0
-    else:
-        frames = min(math.ceil((last - first) * sampling.fps), sampling.max_frames)
-        # Clips differ in length: rounding up by at most a quarter makes few buckets out of many lengths.
-        frames = round_up(frames, 2 ** max(0, frames.bit_length() - 3))
-    return round_up(frames, model_config.vision.temporal), height, width
+    data_set_of: Sequence[int] | None = None,
+) -> Index:
+    """``build_index`` of clips whose files are probed and whose texts are tokenized. UserError if no clip can
+    be used."""
+    sampling = Sampling.of(data_config)
+    durations = [source.info.duration for source in sources if source.info]
+    slot_tokens = stamp_tokens(tokens[0], max(durations, default=0.0), model_config)
+    shapes: list[Shape | None] = []
+    used_sources = list(sources)
+    rejected: dict[str, list[str]] = {}
+    noted: dict[str, list[str]] = {}
+    is_rejected = np.zeros(len(clips), bool)
+    for number, (clip, source) in enumerate(zip(clips, sources, strict=True)):
+        part = clip.start, clip.end
+        shapes.append(None)
+        try:
+            budget = text_budget(tokens[number], data_config)
+            if source.info is not None:
+                limits = dict(factor=model_config.vision.factor, max_tokens=budget, slot_tokens=slot_tokens)
+                shapes[-1] = fit(sampling, source.info, part, **limits)
+                for remark in shape_remarks(source.info, part, shapes[-1], sampling, model_config):
+                    noted.setdefault(remark, []).append(clip.id)
+            elif not source.fault:
+                shapes[-1] = (0, 0, 0)
+        except UserError as error:
+            rejected.setdefault(str(error), []).append(clip.id)
+            is_rejected[number] = True
+        except ValueError as error:
+            used_sources[number] = dataclasses.replace(source, fault=f"{clip.video}: {error}")
+    common = Counter(shape for shape in shapes if shape is not None).most_common(1)
+    if not common:
+        faults = [source.fault for source in used_sources if source.fault]
+        reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in rejected.items())
+        raise UserError(f"none of {len(clips)} clips can be used; the first: {(faults or [reasons])[0]}")
+
+    used = [shape or common[0][0] for shape in shapes]
+    capacity = choose_capacity((grid_of(shape, model_config) for shape in used), model_config.vision)
+    entries = []
+    for number, clip in enumerate(clips):
+        if is_rejected[number]:
+            continue
+        sizes = row_sizes(tokens[number], used[number], slot_tokens, model_config, capacity)
+        data_set = 0 if data_set_of is None else data_set_of[number]
+        part = clip.start, clip.end
+        source = used_sources[number]
+        entries.append(Entry(number, clip.id, source, part, tokens[number], used[number], data_set, sizes))
+    return Index(entries, capacity, rejected, noted)
 
 
-def bucket_for(
-    tokens: Tokens, shape: Shape, longest: float, model_config: VLMConfig, data_config: ConfigDict
-) -> Bucket:
-    """The bucket of a clip with frames of ``shape``. longest: seconds of the longest video, so that there is
-    room for any time in words. UserError if the clip has too many tokens."""
-    frames, height, width = shape
-    unit = model_config.vision.factor
-    grid = (frames // model_config.vision.temporal, height // unit, width // unit)
-    whole = with_media(tokens.prompt, grid, np.full(grid[0], longest), model_config, tokens.stamps)
-    visual = np.flatnonzero(is_visual(whole, (model_config.image_token, model_config.video_token)))
-    if len(whole) > data_config.max_prompt:
-        raise UserError(f"prompt above {data_config.max_prompt} tokens (data.max_prompt)")
+def text_budget(tokens: Tokens, data_config: ConfigDict) -> int:
+    """The tokens that a clip's text leaves to its video. UserError if its answer is too long."""
     if len(tokens.answer) > data_config.max_answer:
         raise UserError(f"answer above {data_config.max_answer} tokens (data.max_answer)")
-    return Bucket(
-        frames=frames,
-        height=height,
-        width=width,
-        prompt=round_up(len(whole), data_config.length_multiple),
-        suffix=round_up(len(tokens.answer), data_config.length_multiple),
-        video_end=int(visual[-1]) + 1 if len(visual) else 0,
+    budget = data_config.max_tokens - len(tokens.prompt) - len(tokens.answer) + 1  # for the placeholder
+    if budget <= 0:
+        raise UserError(f"question and answer above {data_config.max_tokens} tokens (data.max_tokens)")
+    return budget
+
+
+def stamp_tokens(tokens: Tokens, longest: float, model_config: VLMConfig) -> int:
+    """The text tokens that stand beside each slot of a video, for a model that reads times in words, at most.
+    longest: seconds of the longest video."""
+    if model_config.tokens_per_second is not None or tokens.stamps is None:
+        return 0
+    return len(tokens.stamps.write(longest)) + len(("vision_start", "vision_end"))
+
+
+def grid_of(shape: Shape, model_config: VLMConfig) -> Grid:
+    """Slots, rows and columns of the units of frames."""
+    vision = model_config.vision
+    return shape[0] // vision.temporal, shape[1] // vision.factor, shape[2] // vision.factor
+
+
+def row_sizes(
+    tokens: Tokens, shape: Shape, slot_tokens: int, model_config: VLMConfig, capacity: Capacity
+) -> Sizes:
+    """How much of a row a clip takes at most."""
+    slots, rows, columns = grid = grid_of(shape, model_config)
+    pads = (model_config.image_token, model_config.video_token)
+    places = np.flatnonzero(is_visual(tokens.prompt, pads))
+    before = int(places[0]) if len(places) else 0
+    visual = slots * (rows * columns + slot_tokens)
+    units, bins = laid_out_sizes(grid, model_config.vision, capacity)
+    shown = sum(1 for spans in tokens.spans if spans)
+    return Sizes(
+        tokens=len(tokens.prompt) - len(places) + visual + len(tokens.answer),
+        units=units,
+        bins=bins,
+        degraded=before + visual if shown else 0,
+        targets=len(tokens.answer),
+        keywords=int((tokens.lemma >= 0).sum()),
+        slots=slots,
+        windows=shown * slots,
     )
+
+
+def prompt_sizes(sizes: Sizes) -> Sizes:
+    """The part of a clip's sizes that its prompt takes."""
+    return Sizes(sizes.tokens - sizes.targets, sizes.units, sizes.bins)
+
+
+def shape_remarks(
+    info: VideoInfo, part: Part, shape: Shape, sampling: Sampling, model_config: VLMConfig
+) -> list[str]:
+    """What the summary counts about the shape of a clip."""
+    remarks = []
+    factor = model_config.vision.factor
+    unlimited = dataclasses.replace(sampling, total_pixels=0, max_frames=max(sampling.max_frames, 1 << 20))
+    frames, height, width = fit(unlimited, info, part, factor=factor)
+    if shape[1] * shape[2] < height * width:
+        remarks.append(SMALLER)
+    if shape[0] < frames:
+        remarks.append(FEWER)
+    if model_config.tokens_per_second and shape[0] > model_config.vision.temporal and info.duration:
+        seconds = seconds_per_slot(frame_times(sampling, info, part, shape[0]), model_config.vision.temporal)
+        if seconds * model_config.tokens_per_second < 1 - 1e-4:
+            remarks.append(SHARED_TIMES)
+    return remarks
 
 
 def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:

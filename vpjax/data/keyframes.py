@@ -93,6 +93,18 @@ def moved_mask(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -
     return np.zeros_like(mask_JS)
 
 
+def windows_of(slots_JS: np.ndarray) -> np.ndarray:
+    """The windows i32[y,3] of each keyword, as (keyword, first slot, slot past the end): runs of as many slots
+    as the keyword has, starting at multiples of that number, that show no keyword of the clip."""
+    shown = np.any(slots_JS, axis=0)
+    found = []
+    for number, length in enumerate(slots_JS.sum(axis=1)):
+        for start in range(0, len(shown) - length + 1, length) if length else ():
+            if not shown[start : start + length].any():
+                found.append((number, start, start + length))
+    return np.array(found, np.int32).reshape(-1, 3)
+
+
 def random_source(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -> np.ndarray:
     """``source_of`` for runs of the same lengths in other places: the effect of frozen frames alone."""
     return source_of(moved_mask(mask_JS, slot_count, rng), slot_count)

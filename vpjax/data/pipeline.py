@@ -19,11 +19,16 @@ from ml_collections import ConfigDict
 
 from vpjax.data import tfio
 from vpjax.data.cache import FrameCache, cache_folder
-from vpjax.data.index import Entry, Index, build_index
-from vpjax.data.rows import Row, collate, masked_row, round_up, training_row
+from vpjax.data.collate import collate, collate_prompts
+from vpjax.data.index import Entry, Index, build_index, grid_of, prompt_sizes
+from vpjax.data.mixture import Mixture
+from vpjax.data.packing import PackedPlan, PromptPlan, Sizes, Usage
+from vpjax.data.rows import Row, training_row
+from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
-from vpjax.data.video import Sampling, Video, read_frames, read_image
-from vpjax.types import Batch, Bucket, Clip, UserError
+from vpjax.data.units import Capacity
+from vpjax.data.video import Video, read_frames, read_image
+from vpjax.types import Batch, Clip, Prompts, UserError
 
 if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
@@ -31,45 +36,10 @@ if TYPE_CHECKING:
 FOREVER = 1 << 40  # steps: a loader has no end
 
 
-class EpochPlan:
-    """The entries in the batch of each step.
-
-    In every epoch each entry comes once: the entries of each bucket are permuted and cut into batches, of
-    which the last is filled up with masked rows, and the batches of all buckets are permuted.
-    """
-
-    def __init__(self, groups: Sequence[np.ndarray], batch_size: int, seed: int):
-        """groups: the entries i64[n] of each bucket."""
-        self.groups = groups
-        self.batch_size = batch_size
-        self.seed = seed
-        self.steps_per_epoch = sum(-(-len(group) // batch_size) for group in groups)
-        self._latest: tuple[int, np.ndarray] = (-1, np.zeros(0))
-
-    def rows(self, step: int) -> np.ndarray:
-        """The entries i64[batch_size] of a step, all of one bucket; -1: a masked row, never the first."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        latest_epoch, batches = self._latest
-        if latest_epoch != epoch:
-            batches = self.epoch(epoch)
-            self._latest = epoch, batches
-        return batches[step_in_epoch]
-
-    def epoch(self, epoch: int) -> np.ndarray:
-        """The entries i64[steps_per_epoch, batch_size] of an epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
-        batches = []
-        for group in self.groups:
-            order = np.full(round_up(len(group), self.batch_size), -1)
-            order[: len(group)] = rng.permutation(group)
-            batches.append(order.reshape(-1, self.batch_size))
-        return rng.permutation(np.concatenate(batches))
-
-
 class Element(NamedTuple):
     """A batch, and the faults and remarks that came up while it was made, as (id, reason) pairs."""
 
-    batch: Batch
+    batch: Batch | Prompts
     faults: list[tuple[str, str]]
     notes: list[tuple[str, str]]
 
@@ -78,30 +48,38 @@ class Element(NamedTuple):
 class BatchMaker:
     """Maps a step to the Element with the rows ``part`` of its batch; runs in workers."""
 
-    plan: EpochPlan
+    plan: PackedPlan | PromptPlan
     entries: Sequence[Entry]
+    capacity: Capacity
     model_config: VLMConfig
     data_config: ConfigDict
     cache: FrameCache
     part: slice
+    seed: int
 
     def __call__(self, step: int) -> Element:
-        numbers = self.plan.rows(step)
-        first = self.entries[numbers[0]]
-        rows: list[Row] = []
+        rows: list[list[Row]] = []
         faults: list[tuple[str, str]] = []
         notes: list[tuple[str, str]] = []
-        for number in numbers[self.part]:
-            row = masked_row(*first.tokens.keywords.shape)
-            if number >= 0:
+        for epoch, numbers in self.plan.rows(step)[self.part]:
+            rows.append([])
+            for number in numbers:
                 entry = self.entries[number]
                 try:
-                    row = self.row(entry, step // self.plan.steps_per_epoch)
-                    notes.extend((entry.id, note) for note in row.notes)
+                    row = self.row(entry, epoch)
                 except UserError as error:
                     faults.append((entry.id, str(error)))
-            rows.append(row)
-        return Element(collate(rows, first.bucket, self.model_config), faults, notes)
+                else:
+                    rows[-1].append(row)
+                    notes.extend((entry.id, note) for note in row.notes)
+        shape = self.plan.capacity(step), self.capacity, self.model_config
+        batch: Batch | Prompts
+        if isinstance(self.plan, PackedPlan):
+            batch = collate(rows, *shape, self.data_config.keyword_tokens)
+        else:
+            keywords = self.data_config.keywords, self.data_config.keyword_tokens
+            batch = collate_prompts([row[0] if row else None for row in rows], *shape, *keywords)
+        return Element(batch, faults, notes)
 
     def row(self, entry: Entry, epoch: int) -> Row:
         """The row of a clip. UserError if its video cannot be used."""
@@ -115,34 +93,35 @@ class BatchMaker:
             entry.tokens,
             video,
             self.model_config,
+            self.capacity,
             replacement=self.data_config.replacement,
             pool=self.data_config.pool,
             widen=self.data_config.widen,
-            seed=(self.plan.seed, epoch, entry.number),
+            seed=(self.seed, epoch, entry.number),
             clip=entry.number,
+            data_set=entry.data_set,
         )
         return dataclasses.replace(row, notes=row.notes + notes)
 
     def video(self, entry: Entry) -> tuple[Video, tuple[str, ...]]:
         """The frames of a clip, from the cache if they are there, and remarks."""
-        source, size = entry.source, (entry.bucket.height, entry.bucket.width)
-        # No more frames than the bucket holds, whatever duration the file's header gave.
+        source, (frames, *size) = entry.source, entry.shape
         sampling = Sampling.of(self.data_config)
-        sampling = dataclasses.replace(sampling, max_frames=min(sampling.max_frames, entry.bucket.frames))
-        part = dict(start=entry.start, end=entry.end)
-        key = self.cache.key(source.path, source.size, source.modified, sampling, size, part)
+        parts = source.path, source.size, source.modified, sampling, entry.shape, entry.part
+        key = self.cache.key(*parts)
         video = self.cache.get(key)
         if video is not None:
             return video, ()
         if source.media == "image":
-            video = read_image(source.path, size=size, max_side=self.data_config.max_side)
+            video = read_image(source.path, size=tuple(size), max_side=self.data_config.max_side)
         else:
             video = read_frames(
                 source.path,
                 sampling,
-                size=size,
-                start=entry.start,
-                end=entry.end,
+                frames=frames,
+                size=tuple(size),
+                start=entry.part[0],
+                end=entry.part[1],
                 max_side=self.data_config.max_side,
                 tfio_python=self.data_config.tfio_python,
             )
@@ -154,28 +133,27 @@ class BatchMaker:
 
 
 class Loader:
-    """An endless iterator of Batches, which counts the faults and remarks of this process's rows so far.
+    """An endless iterator of batches, which counts the faults and remarks of this process's rows so far.
 
-    step: of the next batch; the whole state. faults: id of a clip whose rows are masked -> why its video
-    cannot be used, including faults found while indexing. rejected: reason -> ids of clips that are not used.
-    notes: remark -> ids of its clips.
+    step: of the next batch; the whole state. faults: id of a clip that is left out -> why its video cannot be
+    used, including faults found while indexing. notes: remark -> ids of its clips.
     """
 
     def __init__(self, maker: BatchMaker, index: Index, start_step: int = 0):
         self.step = start_step
         self.faults = {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
-        self.rejected = index.rejected
-        self.notes: dict[str, set[str]] = {}
-        self.clips = len(index.entries)
+        self.index = index
+        self.notes = {note: set(ids) for note, ids in index.noted.items()}
         self.plan = maker.plan
         self.max_fault_share = maker.data_config.max_fault_share
+        self.usage = usage(maker)
         self._batches = read_ahead(maker, range(start_step, FOREVER), maker.data_config.workers)
         self._stop_at_faults()
 
     def __iter__(self) -> Loader:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Batch | Prompts:
         element = next(self._batches)
         self.step += 1
         for name, note in element.notes:
@@ -186,33 +164,41 @@ class Loader:
         return element.batch
 
     def _stop_at_faults(self) -> None:
-        if len(self.faults) > self.max_fault_share * self.clips:
+        clips = len(self.index.entries)
+        if len(self.faults) > self.max_fault_share * clips:
             self.close()
             name, reason = next(iter(self.faults.items()))
             raise UserError(
-                f"{len(self.faults)} of {self.clips} clips cannot be read, more than data.max_fault_share="
+                f"{len(self.faults)} of {clips} clips cannot be read, more than data.max_fault_share="
                 f"{self.max_fault_share:g} allows; the first, {name}: {reason}"
             )
 
     def summary(self) -> list[str]:
-        """Lines about the data so far: its size, rejected clips, remarks and faults."""
-        size, batches = self.plan.batch_size, self.plan.steps_per_epoch
+        """Lines about the data so far: sizes, rejected clips, remarks and faults."""
+        use, clips = self.usage, len(self.index.entries)
         lines = [
-            f"{self.clips} clips in {len(self.plan.groups)} buckets: {batches} batches of {size} an epoch, "
-            f"{batches * size - self.clips} of their rows empty"
+            f"{clips} clips in {use.rows} rows of {use.programs} shape{'s' * (use.programs > 1)}, "
+            f"{use.batches:.1f} batches an epoch: {use.rows_filled:.1%} of the rows hold a clip; useful are "
+            f"{use.text:.1%} of the tokens, {use.degraded:.1%} of those of V~, {use.vision:.1%} of the patches"
         ]
-        for label, counts in (("rejected", self.rejected), ("noted", self.notes)):
+        for label, counts in (("rejected", self.index.rejected), ("noted", self.notes)):
             for reason, ids in sorted(counts.items()):
                 examples = ", ".join(sorted(ids)[:3])
                 if len(ids) > 3:
                     examples += ", ..."
                 lines.append(f"{len(ids)} clips {label}: {reason} ({examples})")
-        lines.extend(f"masked: {name}: {reason}" for name, reason in self.faults.items())
+        lines.extend(f"left out: {name}: {reason}" for name, reason in self.faults.items())
         return lines
 
     def close(self) -> None:
         """End the workers."""
         self._batches.close()
+
+
+def usage(maker: BatchMaker) -> Usage:
+    """How full the batches of the first epoch are."""
+    grids = [grid_of(entry.shape, maker.model_config) for entry in maker.entries]
+    return maker.plan.usage(np.prod(np.array(grids), axis=1))
 
 
 def read_ahead(maker: BatchMaker, steps: Sequence[int], workers: int) -> grain.DatasetIterator[Element]:
@@ -235,15 +221,21 @@ def make_batch_maker(
     model_config: VLMConfig,
     data_config: ConfigDict,
     *,
+    packed: bool,
     seed: int,
     batch_size: int,
+    data_set_of: Sequence[int] | None = None,
+    weights: Sequence[float] = (1.0,),
     process_index: int = 0,
     process_count: int = 1,
 ) -> tuple[BatchMaker, Index]:
     """The maker of batches and the index of the clips, from which a ``Loader`` is made.
 
-    data_config: the fields ``data`` of configs/base.py. batch_size: rows over all processes, of which process
-    p makes the p-th part. UserError if the config contradicts itself or no clip can be used."""
+    data_config: the fields ``data`` of configs/base.py. packed: several clips in a row, with their answers;
+    otherwise one prompt in a row. batch_size: rows over all processes, of which process p makes the p-th
+    part. data_set_of: the number of each clip's data set, of which ``weights`` says how often its
+    clips come in an epoch; None: all are of one. UserError if the config contradicts itself or no
+    clip can be used."""
     if bool(data_config.frames) == bool(data_config.fps):
         raise UserError(
             f"data.frames={data_config.frames} and data.fps={data_config.fps}: "
@@ -261,18 +253,37 @@ def make_batch_maker(
         )
     if data_config.tfio_python:
         tfio.worker(data_config.tfio_python)  # raises here, because it is no fault of a clip
-    index = build_index(clips, text, model_config, data_config)
-    groups: dict[Bucket, list[int]] = {}
-    for number, entry in enumerate(index.entries):
-        groups.setdefault(entry.bucket, []).append(number)
-    ordered = [np.array(groups[bucket]) for bucket in sorted(groups, key=dataclasses.astuple)]
+    index = build_index(clips, text, model_config, data_config, data_set_of)
+    plan = make_plan(index, data_config, packed=packed, seed=seed, rows=batch_size, weights=weights)
     rows = batch_size // process_count
     maker = BatchMaker(
-        plan=EpochPlan(ordered, batch_size, seed),
+        plan=plan,
         entries=index.entries,
+        capacity=index.capacity,
         model_config=model_config,
         data_config=data_config,
         cache=FrameCache(cache_folder(data_config) / "frames", int(data_config.cache_gb * 1e9)),
         part=slice(process_index * rows, (process_index + 1) * rows),
+        seed=seed,
     )
     return maker, index
+
+
+def make_plan(
+    index: Index,
+    data_config: ConfigDict,
+    *,
+    packed: bool,
+    seed: int,
+    rows: int,
+    weights: Sequence[float] = (1.0,),
+) -> PackedPlan | PromptPlan:
+    """The plan of batches of so many ``rows``, see ``make_batch_maker``."""
+    block, bin = index.capacity.block, max(index.capacity.bin, 1)
+    multiple = data_config.length_multiple
+    multiples = Sizes(multiple, block, bin, degraded=1, targets=1, keywords=1, slots=1, windows=1)
+    sizes = [entry.sizes for entry in index.entries]
+    mixture = Mixture([entry.data_set for entry in index.entries], weights, seed)
+    if not packed:
+        return PromptPlan([prompt_sizes(x) for x in sizes], mixture, rows, multiples)
+    return PackedPlan(sizes, mixture, rows, multiples, data_config.row_tokens)

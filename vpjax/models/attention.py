@@ -1,7 +1,7 @@
-"""The attention of the project: one static text layout, and unmasked blocks for the vision tower.
+"""The attention of the project: one static text layout, and groups of patches for the vision tower.
 
 A text sequence is a causal prefix of P tokens followed by G completions of C tokens that each see the prefix
-and themselves; SFT has G = 1, GRPO has G > 1, decoding is the same with a cache::
+and themselves; GRPO has G > 1, decoding is the same with a cache::
 
     P=3 G=2 C=2      prefix  c1   c2
       prefix         1..     ..   ..
@@ -12,8 +12,9 @@ and themselves; SFT has G = 1, GRPO has G > 1, decoding is the same with a cache
       c2             111     ..   1.
                      111     ..   11
 
-Scores between completions are never computed. Tokens of the prefix never see the padding to their right, so
-only the queries of completions need ``prompt_valid``. The output at padded tokens means nothing.
+Scores between completions are never computed. The prefix may hold several clips: its tokens see only those of
+their own segment, and completions see segment 1. SFT has packed rows of many segments and no completions.
+Segment 0 is padding, whose output means nothing.
 
 Whole sequences have three back ends, which agree except at padded tokens: ``xla`` everywhere, ``splash``
 (Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory.
@@ -44,11 +45,13 @@ _backend = contextvars.ContextVar("attention", default="auto")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Static shape of a text sequence: ``prefix`` + ``groups`` * ``suffix`` tokens."""
+    """Static shape of a text sequence: ``prefix`` + ``groups`` * ``suffix`` tokens. packed: the prefix may
+    hold several segments, so that being causal is not enough."""
 
     prefix: int
-    groups: int
-    suffix: int
+    groups: int = 1
+    suffix: int = 0
+    packed: bool = False
 
 
 class KeyValues(NamedTuple):
@@ -72,16 +75,22 @@ def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
     return (q * width**-0.5).reshape(*lead, kv_heads, heads // kv_heads, width)
 
 
-def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues) -> jax.Array:
-    """Causal attention of a prefix to itself: [B, P, N, H]."""
+def causal_inside(segment_BP: Array) -> jax.Array:
+    """bool[B, P, P]: whether a token sees another one, which is not later and of its own segment."""
+    causal = jnp.tril(jnp.ones((segment_BP.shape[1],) * 2, bool))
+    return causal & (segment_BP[:, :, None] == segment_BP[:, None])
+
+
+def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues, segment_BP: Array) -> jax.Array:
+    """Causal attention of a prefix to itself, inside segments: [B, P, N, H]."""
     q = _grouped(q_BPNH, prefix.k.shape[-2])
-    causal = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
-    weights = _softmax(jnp.einsum("bqkrh,bpkh->bkrqp", q, prefix.k), causal)
+    mask = causal_inside(segment_BP)[:, None, None]
+    weights = _softmax(jnp.einsum("bqkrh,bpkh->bkrqp", q, prefix.k), mask)
     return jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), prefix.v).reshape(q_BPNH.shape)
 
 
 def attend_suffix(
-    q_BGQNH: jax.Array, prefix: KeyValues, suffix: KeyValues, prompt_valid_BP: Array, start: Array | int = 0
+    q_BGQNH: jax.Array, prefix: KeyValues, suffix: KeyValues, segment_BP: Array, start: Array | int = 0
 ) -> jax.Array:
     """Attention of Q tokens of each completion to the prefix and to their own completion: [B, G, Q, N, H].
 
@@ -91,7 +100,7 @@ def attend_suffix(
     q = _grouped(q_BGQNH, prefix.k.shape[-2])
     rows, queries, length = q.shape[0], q.shape[2], suffix.k.shape[2]
     own_QC = jnp.arange(length) <= start + jnp.arange(queries)[:, None]
-    sees_prefix = jnp.broadcast_to(prompt_valid_BP[:, None], (rows, queries, prefix.k.shape[1]))
+    sees_prefix = jnp.broadcast_to((segment_BP == 1)[:, None], (rows, queries, prefix.k.shape[1]))
     sees_own = jnp.broadcast_to(own_QC, (rows, queries, length))
     mask = jnp.concatenate([sees_prefix, sees_own], axis=-1)[:, None, None, None]
     scores = [jnp.einsum("bgqkrh,bpkh->bgkrqp", q, prefix.k), jnp.einsum("bgqkrh,bgckh->bgkrqc", q, suffix.k)]
@@ -101,10 +110,10 @@ def attend_suffix(
     return (out + jnp.einsum("bgkrqc,bgckh->bgqkrh", to_suffix, suffix.v)).reshape(q_BGQNH.shape)
 
 
-def attend(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> jax.Array:
+def attend(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
     """Attention of a whole sequence of ``layout`` to itself: [B, P + G * C, N, H]."""
     functions = {"xla": _attend_xla, "splash": _attend_splash, "cudnn": _attend_cudnn}
-    return functions[backend_of(q_BTNH.dtype)](q_BTNH, kv, layout, prompt_valid_BP)
+    return functions[backend_of(q_BTNH.dtype)](q_BTNH, kv, layout, segment_BP)
 
 
 @contextlib.contextmanager
@@ -134,12 +143,12 @@ def backend_of(dtype: jnp.dtype) -> str:
     return "xla"
 
 
-def _attend_xla(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> jax.Array:
+def _attend_xla(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
     prefix, (q, *own) = _split(q_BTNH, kv, layout)
-    out = attend_prefix(q_BTNH[:, : layout.prefix], prefix)
+    out = attend_prefix(q_BTNH[:, : layout.prefix], prefix, segment_BP)
     if not layout.suffix:
         return out
-    suffix = attend_suffix(q, prefix, KeyValues(*own), prompt_valid_BP)
+    suffix = attend_suffix(q, prefix, KeyValues(*own), segment_BP)
     return jnp.concatenate([out, suffix.reshape(q_BTNH[:, layout.prefix :].shape)], axis=1)
 
 
@@ -147,7 +156,7 @@ def _attend_cudnn(
     q_BTNH: jax.Array,
     kv: KeyValues,
     layout: Layout,
-    prompt_valid_BP: Array,
+    segment_BP: Array,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """A causal call for the prefix and a second one for the completions, each with a copy of its prefix.
@@ -156,7 +165,8 @@ def _attend_cudnn(
     """
     prefix, (q_BGCNH, *own) = _split(q_BTNH, kv, layout)
     kernel = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-    out = kernel(q_BTNH[:, : layout.prefix], prefix.k, prefix.v, is_causal=True)
+    mask = causal_inside(segment_BP)[:, None] if layout.packed else None
+    out = kernel(q_BTNH[:, : layout.prefix], prefix.k, prefix.v, mask=mask, is_causal=True)
     if not layout.suffix:
         return out
     rows, groups, length = q_BGCNH.shape[:3]
@@ -165,7 +175,7 @@ def _attend_cudnn(
         for x, y in zip(prefix, own, strict=True)
     )
     causal = jnp.tril(jnp.ones((length, length), bool))
-    sees_prefix = jnp.broadcast_to(prompt_valid_BP[:, None, None], (rows, groups, length, layout.prefix))
+    sees_prefix = jnp.broadcast_to((segment_BP == 1)[:, None, None], (rows, groups, length, layout.prefix))
     sees_own = jnp.broadcast_to(causal, (rows, groups, length, length))
     mask = jnp.concatenate([sees_prefix, sees_own], axis=-1).reshape(rows * groups, 1, length, -1)
     q, k, v = (x.reshape(rows * groups, *x.shape[2:]) for x in (q_BGCNH, keys, values))
@@ -174,7 +184,7 @@ def _attend_cudnn(
 
 
 class _LayoutMask(splash_mask._ComputableMask):  # the only masks that the kernel computes instead of loading
-    """The mask of a layout, padded to ``length`` tokens; the padding sees the prefix and itself."""
+    """The mask of a layout, padded to ``length`` tokens; the segments part them further."""
 
     def __init__(self, layout: Layout, length: int):
         prefix, suffix = np.int32(layout.prefix), np.int32(max(layout.suffix, 1))
@@ -193,23 +203,23 @@ class _LayoutMask(splash_mask._ComputableMask):  # the only masks that the kerne
         return hash(self.key)
 
 
-def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, prompt_valid_BP: Array) -> jax.Array:
-    """One kernel over the whole sequence. The padding of a prompt is a segment of its own, which no other
-    token sees. With a mesh in use, the kernel runs on each device's rows and heads. UserError if the mesh
-    splits the heads unevenly."""
+def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
+    """One kernel over the whole sequence, which reads the segments. With a mesh in use, the kernel runs on
+    each device's rows and heads. UserError if the mesh splits the heads unevenly."""
     count = q_BTNH.shape[1]
     block = min(BLOCK, math.ceil(count / LANES) * LANES)
     extra = -count % block  # padding to whole blocks
     mask = _LayoutMask(layout, count + extra)
     sizes = splash.BlockSizes(block, block, block, block, block, block, block, block)
 
-    def on_device(q, k, v, valid):
-        segment = jnp.pad(valid, ((0, 0), (0, count + extra - layout.prefix)), constant_values=True)
+    def on_device(q, k, v, segment):
+        segment = jnp.pad(segment, ((0, 0), (0, count - layout.prefix)), constant_values=1)
+        segment = jnp.pad(segment, ((0, 0), (0, extra)))
         q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
         kernel = splash.make_splash_mha_single_device(
             splash_mask.MultiHeadMask([mask] * q.shape[1]), block_sizes=sizes, interpret=platform() != "tpu"
         )
-        segments = splash.SegmentIds(*[segment.astype(jnp.int32)] * 2)
+        segments = splash.SegmentIds(segment, segment)
         out = jax.vmap(kernel)(q * q.shape[-1] ** -0.5, k, v, segments)
         return out.swapaxes(1, 2)[:, :count].astype(q.dtype)
 
@@ -224,7 +234,7 @@ def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, prompt_vali
         on_device = jax.shard_map(
             on_device, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
         )
-    return on_device(q_BTNH, *kv, prompt_valid_BP)
+    return on_device(q_BTNH, *kv, jnp.asarray(segment_BP, jnp.int32))
 
 
 def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[jax.Array]]:
@@ -234,8 +244,9 @@ def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues,
     return KeyValues(kv.k[:, :p], kv.v[:, :p]), own
 
 
-def attend_blocks(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """Attention inside blocks, not causal: q, k, v [..., T, N, H]; valid bool[..., T]: False at padding."""
-    scores = jnp.einsum("...qnh,...knh->...nqk", q * q.shape[-1] ** -0.5, k)
-    weights = _softmax(scores, None if valid is None else valid[..., None, None, :])
-    return jnp.einsum("...nqk,...knh->...qnh", weights.astype(q.dtype), v)
+def attend_blocks(q_TNH: jax.Array, k_TNH: jax.Array, v_TNH: jax.Array, group_T: Array) -> jax.Array:
+    """Attention inside groups, not causal: q, k, v [..., T, N, H]; tokens see those with equal ``group``."""
+    same_TT = group_T[..., :, None] == group_T[..., None, :]
+    scores = jnp.einsum("...qnh,...knh->...nqk", q_TNH * q_TNH.shape[-1] ** -0.5, k_TNH)
+    weights = _softmax(scores, same_TT[..., None, :, :])
+    return jnp.einsum("...nqk,...knh->...qnh", weights.astype(q_TNH.dtype), v_TNH)

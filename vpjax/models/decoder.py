@@ -114,7 +114,7 @@ class Decoder(nnx.Module):
         x_BTD: jax.Array,
         positions_B3T: Array,
         layout: Layout,
-        prompt_valid_BP: Array,
+        segment_BP: Array,
         *,
         deep: tuple[jax.Array, ...] = (),
         layers: slice = slice(None),
@@ -122,13 +122,13 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """The hidden states [B, T, D] after ``layers``, before the final norm.
 
-        deep: additions [B, P, D] to the states of the first P tokens, after the first, second, ... of all
-        layers. remat: recompute each layer in the backward pass."""
+        segment: of the first P tokens, see ``attention``. deep: additions [B, P, D] to their states after the
+        first, second, ... of all layers. remat: recompute each layer in the backward pass."""
         angles = self.angles(positions_B3T)
 
         def layer(carry, block):
             x, _ = block(
-                split_rows(carry[0]), angles, lambda q, kv: (attend(q, kv, layout, prompt_valid_BP), None)
+                split_rows(carry[0]), angles, lambda q, kv: (attend(q, kv, layout, segment_BP), None)
             )
             return (x,)
 
@@ -136,13 +136,12 @@ class Decoder(nnx.Module):
         return _through(layer, (x_BTD,), stack, deep[layers], remat=remat)[0]
 
     def prefill(
-        self, x_BPD: jax.Array, positions_B3P: Array, deep: tuple[jax.Array, ...] = ()
+        self, x_BPD: jax.Array, positions_B3P: Array, segment_BP: Array, deep: tuple[jax.Array, ...] = ()
     ) -> tuple[jax.Array, KeyValues]:
         """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]. deep: as in
         ``run``."""
         rows, length = x_BPD.shape[:2]
-        angles, layout = self.angles(positions_B3P), Layout(length, 1, 0)
-        valid_BP = jnp.ones((rows, length), bool)  # the output at padding is not used
+        angles, layout = self.angles(positions_B3P), Layout(length)
 
         def layer(carry, block_index):
             x, cache = carry
@@ -150,7 +149,7 @@ class Decoder(nnx.Module):
 
             def attention(q, kv):
                 write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
-                return attend(q, kv, layout, valid_BP), jax.tree.map(write, cache, kv)
+                return attend(q, kv, layout, segment_BP), jax.tree.map(write, cache, kv)
 
             return block(split_rows(x), angles, attention)
 
@@ -162,7 +161,7 @@ class Decoder(nnx.Module):
         token_BG: Array,
         position_B3: Array,
         step: Array,
-        prompt_valid_BP: Array,
+        segment_BP: Array,
         prefix: KeyValues,
         suffix: KeyValues,
     ) -> tuple[jax.Array, KeyValues]:
@@ -181,7 +180,7 @@ class Decoder(nnx.Module):
                     lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
                 )
                 own = jax.tree.map(lambda c: c[index], written)
-                mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, prompt_valid_BP, step)
+                mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, segment_BP, step)
                 return split_heads(mixed[:, :, 0], "data"), written
 
             x, written = block(split_width(x), angles, attention)

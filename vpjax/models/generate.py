@@ -3,7 +3,6 @@
 The G completions of a prompt share one prefix cache. The loop ends when the last completion has ended.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 from vpjax.models.attention import KeyValues
 from vpjax.models.sharding import split_logits, split_vocabulary
 from vpjax.models.vision import Features
-from vpjax.models.vlm import VideoLM
-from vpjax.types import Array, Batch
+from vpjax.models.vlm import VideoLM, next_position
+from vpjax.types import Array, Prompts
 
 
 class Completions(NamedTuple):
@@ -41,7 +40,7 @@ class _Loop(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("max_new", "eos", "groups", "temperature", "top_p", "top_k"))
 def generate(
     model: VideoLM,
-    batch: Batch,
+    prompts: Prompts,
     key: Array,
     *,
     max_new: int,
@@ -53,18 +52,18 @@ def generate(
     top_p: float = 1.0,
     top_k: int = 0,
 ) -> Completions:
-    """Complete the prompts of ``batch``, whose suffix is not read.
+    """Complete prompts.
 
     max_new: C, the most tokens of a completion. eos: tokens that end a completion. features: from
-    ``model.encode``; default: of the batch's frames. groups: G. requested: bool[B, G]; other completions and
+    ``model.encode``; default: of the prompts' videos. groups: G. requested: bool[B, G]; other completions and
     those of a row without a prompt are empty. temperature: 0 is greedy. top_p, top_k: the tokens that are
     sampled from, after the temperature (1 and 0: all tokens); top_k first, as in transformers.
     A completion depends on ``key``, on the index of its row and its index in the row, not on the other rows.
     """
-    if features is None and batch.frames.shape[1]:
-        features = model.encode(batch.frames)
-    rows = len(batch.prompt)
-    next_B = next_position(batch)
+    if features is None:
+        features = model.encode(prompts.video)
+    rows, segment_BP = len(prompts.clip), jnp.asarray(prompts.text.segment)
+    next_B = next_position(prompts.text)
     keys_BG = _fold(_fold(key, jnp.arange(rows))[:, None], jnp.arange(groups))
     unembed_OD = split_vocabulary(model.unembed)
 
@@ -90,36 +89,18 @@ def generate(
         fed = state.step - 1
         token_BG = state.out.tokens[:, :, fed]
         position_B3 = jnp.tile((next_B + fed)[:, None], (1, 3))
-        h_BGD, cache = model.decoder.decode(
-            token_BG, position_B3, fed, batch.prompt_valid, prefix, state.cache
-        )
+        h_BGD, cache = model.decoder.decode(token_BG, position_B3, fed, segment_BP, prefix, state.cache)
         return choose(state._replace(cache=cache), h_BGD)
 
-    last_BD, prefix = model.prefill(features, batch)
+    last_BD, prefix = model.prefill(features, prompts)
     shape = (rows, groups, max_new)
     empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
-    done_BG = jnp.tile(~jnp.any(batch.prompt_valid, axis=1)[:, None], (1, groups))
+    done_BG = jnp.tile(~jnp.any(segment_BP > 0, axis=1)[:, None], (1, groups))
     if requested is not None:
         done_BG |= ~requested
     start = _Loop(jnp.int32(0), done_BG, model.decoder.empty_cache(*shape), empty)
     first = choose(start, jnp.tile(last_BD[:, None], (1, groups, 1)))
     return jax.lax.while_loop(lambda s: (s.step < max_new) & ~s.done_BG.all(), advance, first).out
-
-
-def next_position(batch: Batch) -> jax.Array:
-    """The position i32[B] of a completion's first token: 1 + the position of the prompt's last token, for a
-    visual token on its largest axis."""
-    last_B31 = jnp.maximum(batch.prompt_valid.sum(axis=1) - 1, 0)[:, None, None]
-    prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
-    return jnp.take_along_axis(prompt_B3P, last_B31, axis=2).max(axis=(1, 2)) + 1
-
-
-def completed(batch: Batch, tokens_BGC: Array) -> Batch:
-    """``batch`` with the completions i32[B, G, C] as its suffix and the positions after its prompts."""
-    suffix_BC = next_position(batch)[:, None] + jnp.arange(tokens_BGC.shape[2])
-    prompt_B3P = batch.positions[:, :, : batch.prompt.shape[1]]
-    positions = jnp.concatenate([prompt_B3P, jnp.tile(suffix_BC[:, None], (1, 3, 1))], axis=2)
-    return dataclasses.replace(batch, suffix=tokens_BGC, positions=positions)
 
 
 def sample(key: Array, logits_O: jax.Array, top_p: float, top_k: int) -> jax.Array:

@@ -1,5 +1,4 @@
-"""From frames to patches: the size of a frame, its normalised patches, and the interpolation of a table of
-learned positions."""
+"""From frames to patches: the size of a frame, and its normalised patches."""
 
 import math
 
@@ -34,34 +33,8 @@ def smart_resize(
     return h, w
 
 
-def patchify(
-    frames_BFhw3: Array,
-    *,
-    patch: int,
-    merge: int,
-    temporal: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> jax.Array:
-    """Normalised patches f32[B, S, N, X] of uint8 frames; F is a multiple of ``temporal``.
-
-    N = (h / patch) * (w / patch) patches, grouped by the ``merge`` x ``merge`` unit that becomes one token;
-    X = 3 * temporal * patch**2 values, in the order (channel, frame, row, column) of the HF image processor.
-    """
-    b, f, h, w, channels = frames_BFhw3.shape
-    x = jnp.subtract(frames_BFhw3.astype(jnp.float32) / 255, jnp.array(mean)) / jnp.array(std)
-    rows, columns = h // (merge * patch), w // (merge * patch)
-    x = x.reshape(b, f // temporal, temporal, rows, merge, patch, columns, merge, patch, channels)
-    x = x.transpose(0, 1, 3, 6, 4, 7, 9, 2, 5, 8)
-    return x.reshape(b, f // temporal, rows * columns * merge**2, -1)
-
-
-def interpolation(count: int, side: int) -> np.ndarray:
-    """Weights f32[count, side] of linear interpolation at ``count`` points, evenly spread from the first to
-    the last of ``side`` values.
-
-    Source: ``get_vision_interpolation_indices_and_weights`` of transformers, one axis of its bilinear
-    interpolation with aligned corners.
-    """
-    points = np.arange(count, dtype=np.float32) * (side - 1) / max(count - 1, 1)
-    return np.maximum(0, 1 - np.abs(points[:, None] - np.arange(side))).astype(np.float32)
+def normalised(pixels: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Patches f32[..., X] of patches u8[..., X], whose values stand channel by channel."""
+    each = pixels.shape[-1] // len(mean)
+    mean_X, std_X = (np.repeat(np.array(x, np.float32), each) for x in (mean, std))
+    return (jnp.asarray(pixels).astype(jnp.float32) / 255 - mean_X) / std_X

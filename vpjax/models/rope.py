@@ -13,15 +13,13 @@ def frequencies(width: int, theta: float) -> np.ndarray:
     return (theta ** -(np.arange(0, width, 2, dtype=np.float32) / width)).astype(np.float32)
 
 
-def vision_angles(
-    rows_N: np.ndarray, columns_N: np.ndarray, width: int, theta: float = 10000.0
-) -> np.ndarray:
-    """Angles f32[N, width / 2] of patches at the given rows and columns; each axis has half the channels.
+def vision_angles(rows: Array, columns: Array, width: int, theta: float = 10000.0) -> jax.Array:
+    """Angles f32[..., width / 2] of patches at rows and columns [...]; each axis has half the channels.
 
     Source: ``Qwen2_5_VisionRotaryEmbedding`` of transformers.
     """
     inverse = frequencies(width // 2, theta)
-    return np.concatenate([rows_N[:, None] * inverse, columns_N[:, None] * inverse], axis=-1)
+    return jnp.concatenate([rows[..., None] * inverse, columns[..., None] * inverse], axis=-1)
 
 
 def section_axes(sections: tuple[int, ...]) -> tuple[int, ...]:

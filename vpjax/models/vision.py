@@ -1,13 +1,14 @@
 """The vision tower: window and full attention inside each temporal patch, then 2 x 2 mergers.
 
-Slots (temporal patches) never see one another, so the tower runs on a batch of slots and
-``features(V~) == features(V)[source]`` holds exactly. Sources: ``Qwen2_5_VisionTransformerPretrainedModel``
+Slots (temporal patches) never see one another, so a row is a flat list of units of any number of slots of any
+size, and a visual token of V~ is the unit of another slot, exactly. Sources: ``Qwen2_5_VisionTransformerPretrainedModel``
 and ``Qwen3VLVisionModel`` of transformers, whose differences are fields of VisionConfig.
 """
 
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,14 @@ import numpy as np
 from flax import nnx
 
 from vpjax.models.attention import attend_blocks
-from vpjax.models.patches import interpolation
+from vpjax.models.gather import take
+from vpjax.models.patches import normalised
 from vpjax.models.rope import rotate, vision_angles
 from vpjax.models.sharding import split_rows
 from vpjax.models.swiglu import swiglu
-from vpjax.types import Array
+from vpjax.types import Array, Units
+
+CHUNK = 2048  # units of a row that go through a part of a layer at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +64,10 @@ class VisionConfig:
 
 
 class Features(NamedTuple):
-    """The visual features of a video; every array is [..., M, D], M tokens of a slot.
+    """The visual features of rows of units.
 
-    tokens: used as the embeddings of the visual tokens. deep: additions to the states of the visual tokens
-    after the first, second, ... decoder layer (DeepStack, arXiv 2406.04334); may be ().
+    tokens [R, U, D]: used as the embeddings of the visual tokens. deep: additions [R, U, D] to the states of
+    the visual tokens after the first, second, ... decoder layer (DeepStack, arXiv 2406.04334); may be ().
     """
 
     tokens: jax.Array
@@ -71,32 +75,61 @@ class Features(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
-    """The order of a slot's merged units (tokens) for attention in W windows, padded to equal size.
+class Groups:
+    """The groups inside which units attend: windows or slots. They lie in containers of ``size`` places.
 
-    order i32[U]: the unit at each place; padding repeats unit 0. valid bool[W, U / W]: False at padding.
-    inverse i32[units]: the place of each unit.
+    ids i32[R, containers, size]: the group at each place. places i32[R, containers * size]: the unit at each
+    place, and binned i32[R, U]: the place of each unit; None: they are the same.
     """
 
-    order: np.ndarray
-    valid: np.ndarray
-    inverse: np.ndarray
+    ids: Array
+    size: int
+    places: Array | None = None
+    binned: Array | None = None
+
+    @classmethod
+    def of_windows(cls, units: Units) -> "Groups":
+        return cls(units.window.reshape(len(units.window), -1, units.block), units.block)
+
+    @classmethod
+    def of_slots(cls, units: Units) -> "Groups":
+        ids = jnp.where(units.bins < 0, -1, jnp.take_along_axis(units.slot, units.bins, axis=1))
+        return cls(ids.reshape(len(ids), -1, units.bin), units.bin, units.bins, units.binned)
+
+    def attend(self, q_RUpNH: jax.Array, k_RUpNH: jax.Array, v_RUpNH: jax.Array) -> jax.Array:
+        """Attention of the patches of units inside their groups: [R, U, p, N, H]."""
+        rows, _, patches, *heads = q_RUpNH.shape
+
+        def contained(x_RUpNH):
+            if self.places is not None:
+                x_RUpNH = take(x_RUpNH, self.places)
+            return x_RUpNH.reshape(rows, -1, self.size * patches, *heads)
+
+        ids = jnp.repeat(jnp.asarray(self.ids), patches, axis=-1)
+        q, k, v = (contained(x) for x in (q_RUpNH, k_RUpNH, v_RUpNH))
+        out = _in_chunks(attend_blocks, max(1, CHUNK // self.size), q, k, v, ids)
+        out = out.reshape(rows, -1, patches, *heads)
+        return out if self.binned is None else take(out, self.binned)
 
 
-@functools.lru_cache
-def windows(rows: int, columns: int, side: int) -> Windows:
-    """Windows of ``side`` x ``side`` over ``rows`` x ``columns`` merged units, smaller at the edges."""
-    units = np.arange(rows * columns).reshape(rows, columns)
-    cuts = [
-        units[r : r + side, c : c + side].ravel()
-        for r in range(0, rows, side)
-        for c in range(0, columns, side)
-    ]
-    longest = max(len(cut) for cut in cuts)
-    valid = np.array([np.arange(longest) < len(cut) for cut in cuts])
-    order = np.concatenate([np.pad(cut, (0, longest - len(cut))) for cut in cuts])
-    places = np.flatnonzero(valid)
-    return Windows(order, valid, places[np.argsort(order[places])])
+def patch_places(units: Units, merge: int) -> jax.Array:
+    """Row and column i32[R, U, p, 2] of each patch in its slot."""
+    inside = np.stack(np.indices((merge, merge)), axis=-1).reshape(-1, 2)
+    return merge * jnp.asarray(units.place)[:, :, None] + inside
+
+
+def _in_chunks(function: Callable, size: int, *arrays: jax.Array) -> Any:
+    """``function`` of arrays [R, n, ...], at most ``size`` of the n at a time, recomputed in the backward
+    pass: the temporaries of a long row would not fit a chip."""
+    if arrays[0].shape[1] <= size:
+        return function(*arrays)
+
+    def one(parts):
+        return jax.tree.map(lambda x: x[:, 0], function(*(x[:, None] for x in parts)))
+
+    by_place = [jnp.moveaxis(x, 1, 0) for x in arrays]
+    out = jax.lax.map(jax.checkpoint(one), by_place, batch_size=size)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), out)
 
 
 def _norm_layer(model_config: VisionConfig, width: int, **options: Any) -> nnx.LayerNorm | nnx.RMSNorm:
@@ -122,27 +155,22 @@ class Block(nnx.Module):
         self.up = linear(hidden, config.intermediate)
         self.down = linear(config.intermediate, hidden)
 
-    def __call__(
-        self, x_XWTD: jax.Array, angles_WTh: Array, valid_WT: jax.Array | None, full: jax.Array
-    ) -> jax.Array:
-        """One layer on X slots of W windows of T patches. If ``full``, patches attend to their whole slot."""
-        qkv = self.qkv(self.norm1(x_XWTD))
-        q, k, v = (qkv[..., i, :].reshape(*x_XWTD.shape[:-1], self.heads, -1) for i in range(3))
-        q, k = rotate(q, angles_WTh), rotate(k, angles_WTh)
+    def __call__(self, x_RUpD: jax.Array, angles_RUph: Array, groups: Groups) -> jax.Array:
+        """One layer on units of p patches, which attend inside their group."""
 
-        def window(q, k, v):
-            return attend_blocks(q, k, v, valid_WT)
+        def project(x, angles):
+            qkv = self.qkv(self.norm1(x))
+            q, k, v = (qkv[..., i, :].reshape(*x.shape[:-1], self.heads, -1) for i in range(3))
+            return rotate(q, angles), rotate(k, angles), v
 
-        def whole(q, k, v):
-            valid = None if valid_WT is None else valid_WT.reshape(-1)
-            flat_q, flat_k, flat_v = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (q, k, v))
-            return attend_blocks(flat_q, flat_k, flat_v, valid).reshape(q.shape)
+        def rest(x, attended):
+            x = x + self.proj(attended.reshape(x.shape))
+            h = self.norm2(x)
+            up = self.up(h)
+            return x + self.down(swiglu(self.gate(h), up) if self.gated else jax.nn.gelu(up))
 
-        attended = window(q, k, v) if x_XWTD.shape[1] == 1 else jax.lax.cond(full, whole, window, q, k, v)
-        x = x_XWTD + self.proj(attended.reshape(x_XWTD.shape))
-        h = self.norm2(x)
-        up = self.up(h)
-        return x + self.down(swiglu(self.gate(h), up) if self.gated else jax.nn.gelu(up))
+        qkv = _in_chunks(project, CHUNK, x_RUpD, angles_RUph)
+        return _in_chunks(rest, CHUNK, x_RUpD, groups.attend(*qkv))
 
 
 class Merger(nnx.Module):
@@ -156,18 +184,18 @@ class Merger(nnx.Module):
         self.fc1 = nnx.Linear(wide, wide, param_dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(wide, config.out_hidden, param_dtype=dtype, rngs=rngs)
 
-    def __call__(self, x_XMUD: jax.Array) -> jax.Array:
-        """[X, M, patches of a unit, D] -> [X, M, decoder width]."""
-        flat_shape = (*x_XMUD.shape[:2], -1)
+    def __call__(self, x_RUpD: jax.Array) -> jax.Array:
+        """[R, U, patches of a unit, D] -> [R, U, decoder width]."""
+        flat_shape = (*x_RUpD.shape[:-2], -1)
         if self.norm_unit:
-            flat = self.norm(x_XMUD.reshape(flat_shape))
+            flat = self.norm(x_RUpD.reshape(flat_shape))
         else:
-            flat = self.norm(x_XMUD).reshape(flat_shape)
+            flat = self.norm(x_RUpD).reshape(flat_shape)
         return self.fc2(jax.nn.gelu(self.fc1(flat), approximate=False))
 
 
 class VisionTower(nnx.Module):
-    """Patches of X slots -> M tokens of the decoder's width for each slot."""
+    """Units of patches -> one token of the decoder's width for each unit."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = c = config
@@ -186,50 +214,56 @@ class VisionTower(nnx.Module):
                 lambda key: Merger(config, norm_unit=True, rngs=nnx.Rngs(key), dtype=dtype)
             )(jax.random.split(rngs.params(), len(c.deepstack)))
 
-    def learned_positions(self, grid: tuple[int, int]) -> jax.Array:
-        """The table of learned positions, bilinearly interpolated to ``grid``: [rows, columns, D]."""
+    def learned_positions(self, units: Units) -> jax.Array:
+        """The table of learned positions, interpolated bilinearly at every patch: [R, U, p, D].
+
+        Source: ``get_vision_interpolation_indices_and_weights`` of transformers."""
         side = self.config.position_side
-        rows, columns = (interpolation(count, side) for count in grid)
-        table = self.positions[...].reshape(side, side, -1)
-        return jnp.einsum("rh,cw,hwd->rcd", rows, columns, table).astype(table.dtype)
+        table = self.positions[...]
+        count_RU2 = jnp.asarray(units.grid) * self.config.merge
+        scale_RU2 = (side - 1) / jnp.maximum(count_RU2 - 1, 1).astype(jnp.float32)
+        at_RUp2 = patch_places(units, self.config.merge) * scale_RU2[:, :, None]
+        low_RUp2 = jnp.clip(jnp.floor(at_RUp2).astype(jnp.int32), 0, max(side - 2, 0))
+        share_RUp2 = (at_RUp2 - low_RUp2).astype(table.dtype)
+        total = jnp.zeros((), table.dtype)
+        for corner in itertools.product((0, 1), repeat=2):
+            row, column = (jnp.minimum(low_RUp2[..., i] + corner[i], side - 1) for i in (0, 1))
+            weights = [share_RUp2[..., i] if corner[i] else 1 - share_RUp2[..., i] for i in (0, 1)]
+            total = total + (weights[0] * weights[1])[..., None] * table[row * side + column]
+        return total
 
-    def __call__(self, patches_XNP: jax.Array, grid: tuple[int, int], *, remat: bool = False) -> Features:
-        """Features [X, M, decoder width] of patches [X, N, pixels of a patch] in the order of
-        ``patches.patchify``. grid: rows, columns of patches. remat: recompute layers in the backward pass."""
+    def __call__(self, units: Units, *, remat: bool = False) -> Features:
+        """The features of rows of units. remat: recompute layers in the backward pass."""
         c = self.config
-        unit = c.merge**2
-        rows, columns = grid[0] // c.merge, grid[1] // c.merge
-        layout = windows(rows, columns, c.window // c.factor or max(rows, columns))
-        count, places = layout.valid.shape
-        valid_WT = None if layout.valid.all() else jnp.asarray(layout.valid.repeat(unit, axis=1))
-
-        def to_windows(x):  # [..., units, unit, D] -> [..., W, T, D]
-            if not np.array_equal(layout.order, np.arange(rows * columns)):
-                x = x[..., layout.order, :, :]
-            return x.reshape(*x.shape[:-3], count, places * unit, x.shape[-1])
-
-        patch_rows, patch_columns = np.indices(grid).reshape(2, rows, c.merge, columns, c.merge)
-        order = (patch_rows.transpose(0, 2, 1, 3).ravel(), patch_columns.transpose(0, 2, 1, 3).ravel())
-        angles = vision_angles(*order, c.hidden // c.heads)
-        angles_WTh = to_windows(angles.reshape(rows * columns, unit, -1))
-
-        x = self.patch_embed(patches_XNP)
+        dtype = self.patch_embed.kernel.dtype
+        x_RUpD = self.patch_embed(normalised(units.pixels, c.pixel_mean, c.pixel_std).astype(dtype))
         if c.position_side:
-            x = x + self.learned_positions(grid)[order]
-        x_XWTD = to_windows(x.reshape(x.shape[0], rows * columns, unit, -1))
+            x_RUpD = x_RUpD + self.learned_positions(units)
+        places = patch_places(units, c.merge)
+        angles = vision_angles(places[..., 0], places[..., 1], c.hidden // c.heads)
+        windows = Groups.of_windows(units)
+        slots = Groups.of_slots(units) if units.bins.shape[1] else windows
 
-        def layer(x, block_full):
-            block, full = block_full
-            return block(split_rows(x), angles_WTh, valid_WT, full), None
+        def run(x, layers: slice, groups: Groups):
+            def layer(x, block):
+                return block(split_rows(x), angles, groups), None
 
-        full_L = np.isin(np.arange(c.depth), c.full_attention)
-        body = jax.checkpoint(layer) if remat else layer
-        states = []  # after each layer of ``deepstack`` and after the last layer
-        for start, end in itertools.pairwise((0, *(i + 1 for i in c.deepstack), c.depth)):
-            x_XWTD, _ = jax.lax.scan(body, x_XWTD, _cut((self.blocks, full_L), slice(start, end)))
-            states.append(x_XWTD.reshape(x.shape[0], count * places, unit, -1)[:, layout.inverse])
-        deep = tuple(_cut(self.deepstack, i)(state) for i, state in enumerate(states[:-1]))
-        return Features(self.merger(states[-1]), deep)
+            body = jax.checkpoint(layer) if remat else layer
+            return jax.lax.scan(body, x, _cut(self.blocks, layers))[0]
+
+        deep = []
+        # Runs of like layers are scanned one after another: a choice inside one scan would run slower.
+        cuts = sorted({0, c.depth, *(layer + 1 for layer in c.deepstack)})
+        for start, end in itertools.pairwise(cuts):
+            for is_full, run_of_layers in itertools.groupby(
+                range(start, end), lambda layer: layer in c.full_attention
+            ):
+                numbers = list(run_of_layers)
+                groups = slots if is_full else windows
+                x_RUpD = run(x_RUpD, slice(numbers[0], numbers[-1] + 1), groups)
+            if end - 1 in c.deepstack:
+                deep.append(_cut(self.deepstack, len(deep))(x_RUpD))
+        return Features(self.merger(x_RUpD), tuple(deep))
 
 
 def _cut(stack: Any, at: slice | int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,26 +12,17 @@ from flax import nnx
 from vpjax.models.attention import KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
-from vpjax.models.patches import patchify
+from vpjax.models.gather import take
 from vpjax.models.vision import Features, VisionTower
-from vpjax.types import Array, Batch
+from vpjax.types import Array, Prompts, Strip, Units
 
 
 class Hidden(NamedTuple):
-    """Hidden states after the final norm, which score completions, and those after layer l.
+    """Hidden states of packed rows. target [R, A, D]: after the final norm, the state that predicts each target
+    token. tap [R, T, D]: after layer l."""
 
-    last [B, D]: at the prompt's last valid token, predicts the first token of each completion.
-    suffix [B, G, C, D]. tap [B, V, D]: after layer l at the visual tokens, 0 if their slot is invalid.
-    """
-
-    last: jax.Array
-    suffix: jax.Array
+    target: jax.Array
     tap: jax.Array | None
-
-
-def gather_slots(features: Features, source_BS: Array) -> Features:
-    """The features of V~: slot s shows slot ``source[s]`` of V. Exact, for slots never see one another."""
-    return jax.tree.map(lambda f: jax.vmap(lambda slots, source: slots[source])(f, source_BS), features)
 
 
 def leaves(model: Any) -> dict[str, jax.Array]:
@@ -46,7 +38,7 @@ def rebuild(model: VideoLM, params: dict[str, Array]) -> VideoLM:
 
 
 class VideoLM(nnx.Module):
-    """A video language model: uint8 frames and tokens in, hidden states out (never logits for all tokens)."""
+    """A video language model: units of uint8 pixels and tokens in, hidden states out (never logits for all tokens)."""
 
     def __init__(self, config: VLMConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
@@ -58,90 +50,102 @@ class VideoLM(nnx.Module):
         """The output projection [O, D]: logits are ``hidden @ unembed.T``."""
         return (self.decoder.embed if self.config.decoder.tied else self.decoder.lm_head)[...]
 
-    def encode(self, frames_BFhw3: Array, *, remat: bool = False) -> Features:
-        """Visual features [B, S, M, D] of uint8 frames, F a multiple of the temporal patch."""
-        c = self.config.vision
-        dtype = self.vision.patch_embed.kernel.dtype
-        cut = dict(patch=c.patch, merge=c.merge, temporal=c.temporal)
-        patches_BSNP = patchify(frames_BFhw3, **cut, mean=c.pixel_mean, std=c.pixel_std).astype(dtype)
-        batch, slots = patches_BSNP.shape[:2]
-        grid = frames_BFhw3.shape[2] // c.patch, frames_BFhw3.shape[3] // c.patch
-        flat = self.vision(patches_BSNP.reshape(batch * slots, *patches_BSNP.shape[2:]), grid, remat=remat)
-        return jax.tree.map(lambda f: f.reshape(batch, slots, *f.shape[1:]), flat)
+    def encode(self, units: Units, *, remat: bool = False) -> Features | None:
+        """The visual features [R, U, D] of rows of units; None if U is 0."""
+        return self.vision(units, remat=remat) if units.count else None
 
-    def embed_prompt(
-        self, features: Features | None, prompt_BP: Array, visual_BV: Array
-    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Input embeddings [B, P, D] of a prompt with the visual features at their tokens, and the additions
-        to the states after the first decoder layers, 0 at other tokens."""
-        x_BPD = self.decoder.embed_tokens(prompt_BP)
+    def embed(self, features: Features | None, text: Strip) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Input embeddings [R, T, D] of rows of tokens, with visual features at the tokens that show a unit,
+        and the additions to the states after the first decoder layers, 0 at other tokens."""
+        x_RTD = self.decoder.embed_tokens(text.tokens)
         if features is None:
-            return x_BPD, ()
-
-        def placed(x_BPD, f_BSMD):
-            f_BVD = f_BSMD.reshape(f_BSMD.shape[0], -1, f_BSMD.shape[-1]).astype(x_BPD.dtype)
-            # An invalid slot's index is P, outside the prompt: dropped.
-            return jax.vmap(lambda x, at, f: x.at[at].set(f, mode="drop"))(x_BPD, visual_BV, f_BVD)
-
-        zeros = jnp.zeros_like(x_BPD)
-        return placed(x_BPD, features.tokens), tuple(placed(zeros, f) for f in features.deep)
+            return x_RTD, ()
+        is_visual_RT1 = jnp.asarray(text.shows)[..., None] >= 0
+        seen_RTD = take(features.tokens, text.shows).astype(x_RTD.dtype)
+        deep = tuple(take(f, text.shows).astype(x_RTD.dtype) for f in features.deep)
+        return jnp.where(is_visual_RT1, seen_RTD, x_RTD), deep
 
     def hidden(
-        self, features: Features | None, batch: Batch, *, tap: int | None = None, remat: bool = False
+        self,
+        features: Features | None,
+        text: Strip,
+        target_RA: Array,
+        *,
+        tap: int | None = None,
+        remat: bool = False,
     ) -> Hidden:
-        """Hidden states of a batch whose ``suffix`` is [B, C] (one completion) or [B, G, C]. ``tap`` = l also
-        returns the states at the visual tokens after l layers and the additions there."""
-        suffix_BGC = batch.suffix if batch.suffix.ndim == 3 else batch.suffix[:, None]
-        rows, groups, length = suffix_BGC.shape
-        prefix = batch.prompt.shape[1]
-        layout = Layout(prefix, groups, length)
-        x_BXD = self.decoder.embed_tokens(suffix_BGC.reshape(rows, groups * length))
-        x_BPD, deep = self.embed_prompt(features, batch.prompt, batch.visual)
-        x_BTD = jnp.concatenate([x_BPD, x_BXD], axis=1)
-        own = [batch.positions[:, :, prefix:]] * groups
-        positions = jnp.concatenate([batch.positions[:, :, :prefix], *own], axis=-1)
-
-        def run(x, layers):
-            return self.decoder.run(
-                x, positions, layout, batch.prompt_valid, deep=deep, layers=layers, remat=remat
-            )
-
+        """Hidden states of packed rows of whole clips. This is where targets shift by one: the state of a
+        token predicts the next one. ``tap`` = l also returns all states after l layers."""
+        x_RTD, deep = self.embed(features, text)
+        run = functools.partial(self._run_packed, text=text, deep=deep, remat=remat)
         tapped = None
         if tap is not None:
-            x_BTD = run(x_BTD, slice(0, tap))
-            tapped = _at(x_BTD[:, :prefix], batch.visual)
-        h_BTD = self.decoder.norm(run(x_BTD, slice(tap or 0, None)))
-        last = _last(h_BTD[:, :prefix], batch.prompt_valid)
-        return Hidden(last, h_BTD[:, prefix:].reshape(rows, groups, length, -1), tapped)
+            tapped = x_RTD = run(x_RTD, layers=slice(0, tap))
+        h_RTD = run(x_RTD, layers=slice(tap or 0, None))
+        before_RA = jnp.where(jnp.asarray(target_RA) < 0, -1, target_RA - 1)
+        return Hidden(self.decoder.norm(take(h_RTD, before_RA)), tapped)
 
-    def visual_hidden(
-        self, features: Features, batch: Batch, *, layers: int, remat: bool = False
+    def states_after(
+        self, features: Features | None, text: Strip, *, layers: int, remat: bool = False
     ) -> jax.Array:
-        """``hidden(..., tap=layers).tap`` [B, V, D] at less cost: only these layers run, and only over the
-        prompt up to its last visual token."""
-        end = batch.video_end
-        visual = jnp.where(batch.visual < end, batch.visual, end)
-        x_BPD, deep = self.embed_prompt(features, batch.prompt[:, :end], visual)
-        positions, valid, first = batch.positions[:, :, :end], batch.prompt_valid[:, :end], slice(0, layers)
-        h = self.decoder.run(x_BPD, positions, Layout(end, 1, 0), valid, deep=deep, layers=first, remat=remat)
-        return _at(h, visual)
+        """The states [R, T, D] of packed rows after the first layers, which alone are computed."""
+        x_RTD, deep = self.embed(features, text)
+        return self._run_packed(x_RTD, text=text, deep=deep, layers=slice(0, layers), remat=remat)
 
-    def prefill(self, features: Features | None, batch: Batch) -> tuple[jax.Array, KeyValues]:
-        """The state [B, D] at the prompt's last valid token, and the prefix cache."""
-        x_BPD, deep = self.embed_prompt(features, batch.prompt, batch.visual)
-        h_BPD, cache = self.decoder.prefill(x_BPD, batch.positions[:, :, : batch.prompt.shape[1]], deep)
-        return self.decoder.norm(_last(h_BPD, batch.prompt_valid)), cache
+    def _run_packed(
+        self, x_RTD: jax.Array, *, text: Strip, deep: tuple[jax.Array, ...], layers: slice, remat: bool
+    ) -> jax.Array:
+        layout = Layout(x_RTD.shape[1], packed=True)
+        return self.decoder.run(
+            x_RTD, text.positions, layout, text.segment, deep=deep, layers=layers, remat=remat
+        )
+
+    def predicting(
+        self, features: Features | None, prompts: Prompts, tokens_BGC: Array, *, remat: bool = False
+    ) -> jax.Array:
+        """The states [B, G, C, D] that predict each token of G completions of each prompt: the prompt's last
+        state predicts a completion's first token, and so on."""
+        text, (rows, groups, length) = prompts.text, tokens_BGC.shape
+        prefix = text.tokens.shape[1]
+        x_BPD, deep = self.embed(features, text)
+        x_BXD = self.decoder.embed_tokens(tokens_BGC.reshape(rows, groups * length))
+        own_B3C = jnp.repeat((next_position(text)[:, None] + jnp.arange(length))[:, None], 3, axis=1)
+        h_BTD = self.decoder.run(
+            jnp.concatenate([x_BPD, x_BXD], axis=1),
+            jnp.concatenate([text.positions, jnp.tile(own_B3C, (1, 1, groups))], axis=2),
+            Layout(prefix, groups, length),
+            text.segment,
+            deep=deep,
+            remat=remat,
+        )
+        last_BD = _last(h_BTD[:, :prefix], text)
+        own_BGCD = h_BTD[:, prefix:].reshape(rows, groups, length, -1)
+        first = jnp.broadcast_to(last_BD[:, None, None], (rows, groups, 1, last_BD.shape[-1]))
+        return self.decoder.norm(jnp.concatenate([first, own_BGCD[:, :, :-1]], axis=2))
+
+    def prefill(self, features: Features | None, prompts: Prompts) -> tuple[jax.Array, KeyValues]:
+        """The state [B, D] at each prompt's last token, and the prefix cache."""
+        text = prompts.text
+        x_BPD, deep = self.embed(features, text)
+        h_BPD, cache = self.decoder.prefill(x_BPD, text.positions, text.segment, deep)
+        return self.decoder.norm(_last(h_BPD, text)), cache
 
 
-def _at(h_BPD: jax.Array, index_BV: Array) -> jax.Array:
-    """``h`` at the given tokens, 0 for an index outside ``h``."""
-    return jnp.take_along_axis(h_BPD, index_BV[..., None], axis=1, mode="fill", fill_value=0)
+def last_token(text: Strip) -> jax.Array:
+    """The index i32[B] of the last token of rows of one prompt; 0 for a row of padding."""
+    return jnp.maximum((jnp.asarray(text.segment) > 0).sum(axis=1) - 1, 0)
 
 
-def _last(h_BPD: jax.Array, valid_BP: Array) -> jax.Array:
-    """``h`` at each row's last valid token; for a row of only padding, at its first token."""
-    last = jnp.maximum(valid_BP.sum(axis=1) - 1, 0)
-    return jnp.take_along_axis(h_BPD, last[:, None, None], axis=1)[:, 0]
+def next_position(text: Strip) -> jax.Array:
+    """The position i32[B] of a completion's first token: 1 + the position of the prompt's last token, for a
+    visual token on its largest axis."""
+    last_B11 = last_token(text)[:, None, None]
+    return jnp.take_along_axis(jnp.asarray(text.positions), last_B11, axis=2).max(axis=(1, 2)) + 1
+
+
+def _last(h_BPD: jax.Array, text: Strip) -> jax.Array:
+    """``h`` at each prompt's last token; for a row of only padding, at its first token."""
+    return jnp.take_along_axis(h_BPD, last_token(text)[:, None, None], axis=1)[:, 0]
 
 
 def abstract_model(model_config: VLMConfig, dtype=jnp.float32) -> VideoLM:

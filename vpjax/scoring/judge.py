@@ -14,9 +14,9 @@ from vpjax.scoring.references import reference_rows, reference_sizes
 from vpjax.scoring.rewards import check_names, compute_rewards
 from vpjax.scoring.texts import byte_table
 from vpjax.scoring.user import RewardFault, UserReward, load_user_reward
-from vpjax.types import Array, Batch, Clip, UserError
+from vpjax.types import Array, Clip, Prompts, UserError
 
-HostScore = Callable[[Batch, Completions], Array]
+HostScore = Callable[[Prompts, Completions], Array]
 REMOVED = "keyword_removed"  # the recall of the relative rewards (docs/method.md, section 3)
 
 
@@ -47,28 +47,28 @@ class ConfigJudge:
         self.table = byte_table(text)
         self._faults: list[str] = []
 
-    def with_references(self, batch: Batch) -> Batch:
-        """A batch (NumPy) with its clips' references."""
-        return dataclasses.replace(batch, references=reference_rows(self._clips(batch), self.sizes))
+    def with_references(self, prompts: Prompts) -> Prompts:
+        """Prompts (NumPy) with their clips' references."""
+        return dataclasses.replace(prompts, references=reference_rows(self._clips(prompts), self.sizes))
 
-    def score(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
+    def score(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
         """The rewards f32[B, X] on the device; NaN: the reward does not count for the clip."""
-        return compute_rewards(self.names, self.table, tokens_BXC, mask_BXC, batch.references)
+        return compute_rewards(self.names, self.table, tokens_BXC, mask_BXC, prompts.references)
 
-    def recall(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
+    def recall(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
         """Share f32[B, X] of the keywords removed from V~ that a completion mentions."""
-        return compute_rewards((REMOVED,), self.table, tokens_BXC, mask_BXC, batch.references)[REMOVED]
+        return compute_rewards((REMOVED,), self.table, tokens_BXC, mask_BXC, prompts.references)[REMOVED]
 
     def take_faults(self) -> list[str]:
         """The failures of the user's own functions since the last call."""
         faults, self._faults = self._faults, []
         return faults
 
-    def _user_reward(self, function: UserReward, batch: Batch, completions: Completions) -> np.ndarray:
+    def _user_reward(self, function: UserReward, prompts: Prompts, completions: Completions) -> np.ndarray:
         """A user's reward f32[B, R, G]. If the function fails, all rewards are +inf, which makes the step
         skip its update."""
         tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
-        numbers = np.asarray(batch.clip)
+        numbers = np.asarray(prompts.clip)
         rewards = np.full(mask.shape[:3], np.nan, np.float32)
         index = np.nonzero(mask.any(-1) & (numbers >= 0)[:, None, None])
         texts = [self.text.decode(ids[valid]) for ids, valid in zip(tokens[index], mask[index], strict=True)]
@@ -79,5 +79,5 @@ class ConfigJudge:
             rewards[:] = np.inf
         return rewards
 
-    def _clips(self, batch: Batch) -> list[Clip | None]:
-        return [self.clips[number] if number >= 0 else None for number in np.asarray(batch.clip)]
+    def _clips(self, prompts: Prompts) -> list[Clip | None]:
+        return [self.clips[number] if number >= 0 else None for number in np.asarray(prompts.clip)]

@@ -18,10 +18,10 @@ import optax
 from ml_collections import ConfigDict
 
 from vpjax.models.attention import backend
-from vpjax.models.generate import Completions, completed, generate
+from vpjax.models.generate import Completions, generate
 from vpjax.models.sharding import check_rows, in_use
 from vpjax.models.vision import Features
-from vpjax.models.vlm import VideoLM, gather_slots, rebuild
+from vpjax.models.vlm import VideoLM, rebuild
 from vpjax.scoring.judge import HostScore
 from vpjax.scoring.rewards import combine
 from vpjax.training.losses import token_logprobs
@@ -35,7 +35,7 @@ from vpjax.training.relative import (
     relative_term,
 )
 from vpjax.training.state import Optimizer, State, accumulate, advance, optimize
-from vpjax.types import Array, Batch
+from vpjax.types import Array, Prompts
 
 ROLE = 2  # of the rollouts' keys among the folds of (seed, role, step); 0 and 1 are the initial parameters'
 
@@ -51,10 +51,10 @@ class Judge(Protocol):
     def weights(self) -> Mapping[str, float]:
         """The weights of all rewards by name."""
 
-    def score(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> Mapping[str, jax.Array]:
+    def score(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> Mapping[str, jax.Array]:
         """The other rewards by name, f32[B, X], of X completions of each row, on the device."""
 
-    def recall(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
+    def recall(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
         """Share f32[B, X] of the keywords hidden in V~ that a completion names."""
 
 
@@ -73,7 +73,7 @@ class UpdateRows(NamedTuple):
     """The rows of an update. tokens, mask, advantages [B, R, G, C]. features: of V, if the vision tower is
     frozen. old, reference [B, R, G, C]: log-probabilities under the old policy and the reference."""
 
-    batch: Batch
+    prompts: Prompts
     tokens: Array
     mask: Array
     advantages: Array
@@ -90,8 +90,8 @@ def make_step(
     *,
     judge: Judge,
     eos: tuple[int, ...],
-) -> Callable[[State, Batch], tuple[State, dict[str, Array], JudgedRollouts]]:
-    """``step(state, batch) -> state, metrics (f32 scalars), rollouts``. The state is donated. An update whose
+) -> Callable[[State, Prompts], tuple[State, dict[str, Array], JudgedRollouts]]:
+    """``step(state, prompts) -> state, metrics (f32 scalars), rollouts``. The state is donated. An update whose
     loss, gradient or reward is not finite is skipped and counted.
 
     model: arrays or shapes. shardings: of the state, from ``create_state``. eos: stop tokens. UserError if
@@ -111,8 +111,8 @@ def make_step(
 
     rollout, judge_and_update = on_mesh(grpo.rollout), on_mesh(grpo.judge_and_update)
 
-    def whole_step(state, batch):
-        return judge_and_update(state, batch, *rollout(state, batch), {})
+    def whole_step(state, prompts):
+        return judge_and_update(state, prompts, *rollout(state, prompts), {})
 
     out_shardings = None if shardings is None else (shardings, None, None)
     if not judge.host_scores:
@@ -120,10 +120,10 @@ def make_step(
     first = jax.jit(rollout)
     second = jax.jit(judge_and_update, donate_argnums=0, out_shardings=out_shardings)
 
-    def step_with_host_rewards(state: State, batch: Batch):
-        completions, features = first(state, batch)
-        host_rewards = {name: score(batch, completions) for name, score in judge.host_scores.items()}
-        return second(state, batch, completions, features, host_rewards)
+    def step_with_host_rewards(state: State, prompts: Prompts):
+        completions, features = first(state, prompts)
+        host_rewards = {name: score(prompts, completions) for name, score in judge.host_scores.items()}
+        return second(state, prompts, completions, features, host_rewards)
 
     return step_with_host_rewards
 
@@ -138,11 +138,11 @@ class GRPOStep:
     judge: Judge
     eos: tuple[int, ...]
 
-    def rollout(self, state: State, batch: Batch) -> tuple[Completions, Features | None]:
+    def rollout(self, state: State, prompts: Prompts) -> tuple[Completions, Features | None]:
         """Completions [B, R, G, C] of all branches, sampled in one loop, and the features of V."""
-        options, rows = self.config.grpo, len(batch.clip)
+        options, rows = self.config.grpo, len(prompts.clip)
         model = self.compute_model(state.params, state.frozen)
-        features = model.encode(batch.frames) if batch.video_end else None
+        features = model.encode(prompts.video)
         counts = [options.groups]
         if options.degraded > 0:
             counts.append(options.degraded)
@@ -150,16 +150,16 @@ class GRPOStep:
         is_requested = jnp.arange(groups) < jnp.array(counts)[:, None]
         is_requested_BRG = jnp.broadcast_to(is_requested, (rows, branches, groups))
         if branches > 1:  # nothing is sampled on V~ for clips that have none
-            has_branch_BR = jnp.stack([jnp.ones(rows, bool), _has_degraded(batch)], axis=1)
+            has_branch_BR = jnp.stack([jnp.ones(rows, bool), prompts.has_degraded], axis=1)
             is_requested_BRG &= has_branch_BR[..., None]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), ROLE), state.step)
         completions = generate(
             model,
-            _repeat_prompts(batch, branches),
+            _branch_prompts(prompts, branches),
             key,
             max_new=options.max_new,
             eos=self.eos,
-            features=_branch_features(features, batch, branches),
+            features=_repeat_rows(features, branches),
             groups=groups,
             requested=_merge_branches(is_requested_BRG),
             temperature=options.temperature,
@@ -171,29 +171,29 @@ class GRPOStep:
     def judge_and_update(
         self,
         state: State,
-        batch: Batch,
+        prompts: Prompts,
         completions: Completions,
         features: Features | None,
         host_rewards: dict[str, Array],
     ) -> tuple[State, dict[str, Array], JudgedRollouts]:
         """Score the completions, compute their advantages and update. host_rewards: f32[B, R, G] by name."""
         options, mask = self.config.grpo, completions.mask
-        rewards = _score_branches(self.judge.score, batch, completions) | host_rewards
+        rewards = _score_branches(self.judge.score, prompts, completions) | host_rewards
         total = jnp.where(mask.any(-1), combine(rewards, self.judge.weights), jnp.nan)
-        evidence = self.evidence(state, batch, completions, total, features)
+        evidence = self.evidence(state, prompts, completions, total, features)
         term = relative_term(evidence, options.relative)
         branch_advantages = [
             jnp.broadcast_to(advantages(evidence.rewards, term, scale=options.scale), mask[:, 0].shape)
         ]
         if options.train_on_degraded:
-            on_degraded = advantages(total[:, 1], NO_TERM, scale=options.scale)
-            branch_advantages.append(jnp.broadcast_to(on_degraded, mask[:, 1].shape))
+            advantages_degraded = advantages(total[:, 1], NO_TERM, scale=options.scale)
+            branch_advantages.append(jnp.broadcast_to(advantages_degraded, mask[:, 1].shape))
         advantages_BRGC = jnp.stack(branch_advantages, axis=1)
         trained = len(branch_advantages)  # branches
         ended_BRG = has_ended(completions.tokens, mask, self.eos)
         trains_vision = any(path.startswith("vision.") for path in state.params)
         rows = UpdateRows(
-            batch,
+            prompts,
             completions.tokens[:, :trained],
             trained_tokens(mask, ended_BRG, options)[:, :trained],
             advantages_BRGC,
@@ -204,38 +204,42 @@ class GRPOStep:
         state, metrics = self.update(state, rows, completions.logprobs[:, :trained], no_faults)
         metrics |= relative_metrics(evidence, term, scale=options.scale)
         metrics |= _rollout_metrics(completions, ended_BRG, rewards, total)
-        metrics["tokens"] = batch.prompt_valid.sum() * mask.shape[1] + mask.sum()
+        metrics["tokens"] = (prompts.text.segment > 0).sum() * mask.shape[1] + mask.sum()
         mean_BRG = jnp.where(rows.mask, advantages_BRGC, 0.0).sum(-1) / jnp.maximum(rows.mask.sum(-1), 1)
-        judged = JudgedRollouts(completions, rewards, total, mean_BRG, batch.clip)
+        judged = JudgedRollouts(completions, rewards, total, mean_BRG, prompts.clip)
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
     def evidence(
-        self, state: State, batch: Batch, completions: Completions, total: Array, features: Features | None
+        self,
+        state: State,
+        prompts: Prompts,
+        completions: Completions,
+        total: Array,
+        features: Features | None,
     ) -> Evidence:
         """The evidence that the relative reward needs, and no more."""
         needs = NEEDS[self.config.grpo.relative.kind]
         tokens, mask = completions.tokens, completions.mask
-        evidence = Evidence(rewards=total[:, 0], has_degraded=_has_degraded(batch))
+        evidence = Evidence(rewards=total[:, 0], has_degraded=prompts.has_degraded)
         if total.shape[1] > 1:
             evidence = evidence._replace(degraded=total[:, 1])
         if "recall" in needs:
-            recall = jnp.where(mask.any(-1), _score_branches(self.judge.recall, batch, completions), jnp.nan)
+            recall = jnp.where(
+                mask.any(-1), _score_branches(self.judge.recall, prompts, completions), jnp.nan
+            )
             evidence = evidence._replace(recall=recall[:, 0], degraded_recall=recall[:, 1])
         if "gap" in needs:
             model = self.compute_model(state.params, state.frozen)
 
-            def logprobs_given_degraded(rows: UpdateRows):
-                if rows.features is not None:
-                    rows = rows._replace(features=gather_slots(rows.features, rows.batch.source))
-                return (), self.logprobs(model, rows)
-
-            rows = UpdateRows(batch, tokens[:, :1], mask[:, :1], mask[:, :1], features)
-            _, logprobs = accumulate(logprobs_given_degraded, rows, self.config.accumulate)
+            rows = UpdateRows(on_degraded(prompts), tokens[:, :1], mask[:, :1], mask[:, :1], features)
+            _, logprobs = accumulate(
+                lambda micro: ((), self.logprobs(model, micro)), rows, self.config.accumulate
+            )
             gap = completions.logprobs[:, 0] - logprobs[:, 0]
             evidence = evidence._replace(gap=gap, mask=mask[:, 0])
         if "keyword" in needs:
-            is_hidden_BJ = jnp.any(batch.slots & batch.replaced[:, None], axis=-1)
-            evidence = evidence._replace(keyword=keyword_tokens(tokens[:, 0], batch.keywords, is_hidden_BJ))
+            spelled = keyword_tokens(tokens[:, 0], prompts.keywords, prompts.hidden)
+            evidence = evidence._replace(keyword=spelled)
         return evidence
 
     def update(
@@ -286,22 +290,19 @@ class GRPOStep:
 
     def logprobs(self, model: VideoLM, rows: UpdateRows) -> Array:
         """log p f32[B, R, G, C] of the tokens of each branch, whose completions share its prompt."""
-        batch, shape = rows.batch, rows.tokens.shape
-        features = rows.features
-        if features is None and batch.video_end:
-            features = model.encode(batch.frames, remat=self.config.remat)
-        prompts = _repeat_prompts(batch, shape[1])
+        prompts, shape, features = rows.prompts, rows.tokens.shape, rows.features
+        if features is None:
+            features = model.encode(prompts.video, remat=self.config.remat)
         tokens = _merge_branches(rows.tokens)
-        features = _branch_features(features, batch, shape[1])
-        hidden = model.hidden(features, completed(prompts, tokens), remat=self.config.remat)
-        return token_logprobs(
-            hidden.last,
-            hidden.suffix,
-            model.unembed,
+        h_BGCD = model.predicting(
+            _repeat_rows(features, shape[1]),
+            _branch_prompts(prompts, shape[1]),
             tokens,
-            chunk=self.config.loss.chunk,
-            temperature=self.config.grpo.temperature,
-        ).reshape(shape)
+            remat=self.config.remat,
+        )
+        temperature, chunk = self.config.grpo.temperature, self.config.loss.chunk
+        logprobs = token_logprobs(h_BGCD, model.unembed, tokens, chunk=chunk, temperature=temperature)
+        return logprobs.reshape(shape)
 
     def compute_model(self, params: dict[str, Array], frozen: dict[str, Array]) -> VideoLM:
         """The model in the compute dtype."""
@@ -326,19 +327,14 @@ def keyword_tokens(tokens_BGC: Array, keywords_BJW: Array, requested_BJ: Array) 
     return marked.any(axis=2)
 
 
-def _has_degraded(batch: Batch) -> Array:
-    """bool[B]: the clip has a V~."""
-    return batch.replaced.any(-1) & (batch.clip >= 0)
-
-
 def _score_branches(
-    score: Callable[[Batch, jax.Array, jax.Array], Any], batch: Batch, completions: Completions
+    score: Callable[[Prompts, jax.Array, jax.Array], Any], prompts: Prompts, completions: Completions
 ) -> Any:
     """``score`` of completions [B, R, G, C]: its arrays f32[B, X] as f32[B, R, G]."""
     rows, branches, groups, length = completions.mask.shape
     tokens = jnp.reshape(completions.tokens, (rows, -1, length))
     mask = jnp.reshape(completions.mask, (rows, -1, length))
-    return jax.tree.map(lambda x: x.reshape(rows, branches, groups), score(batch, tokens, mask))
+    return jax.tree.map(lambda x: x.reshape(rows, branches, groups), score(prompts, tokens, mask))
 
 
 def _merge_branches(x: Array) -> Array:
@@ -346,18 +342,23 @@ def _merge_branches(x: Array) -> Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _repeat_prompts(batch: Batch, count: int) -> Batch:
-    """A batch with each row ``count`` times, without its frames."""
-    batch = dataclasses.replace(batch, frames=batch.frames[:, :0])
-    return jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
+def on_degraded(prompts: Prompts) -> Prompts:
+    """The prompts with V~ in place of V."""
+    return dataclasses.replace(prompts, text=dataclasses.replace(prompts.text, shows=prompts.shows_degraded))
 
 
-def _branch_features(features: Features | None, batch: Batch, branches: int) -> Features | None:
-    """[B * R, S, ...]: the features of V and, with two branches, of V~."""
-    if features is None or branches == 1:
-        return features
-    degraded = gather_slots(features, batch.source)
-    return jax.tree.map(lambda *x: _merge_branches(jnp.stack(x, axis=1)), features, degraded)
+def _branch_prompts(prompts: Prompts, branches: int) -> Prompts:
+    """[B * R, ...]: each prompt on V and, with two branches, on V~ after it. Their videos are left out."""
+    no_video = jax.tree.map(lambda x: x[:, :0], prompts.video)
+    prompts = dataclasses.replace(prompts, video=no_video)
+    if branches == 1:
+        return prompts
+    return jax.tree.map(lambda *x: _merge_branches(jnp.stack(x, axis=1)), prompts, on_degraded(prompts))
+
+
+def _repeat_rows(features: Features | None, branches: int) -> Features | None:
+    """[B * R, ...]: the features of each row's video for each branch."""
+    return jax.tree.map(lambda x: jnp.repeat(x, branches, axis=0), features)
 
 
 def _rollout_metrics(

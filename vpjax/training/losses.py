@@ -16,30 +16,21 @@ NEGATIVES = ("batch", "degraded", "windows")
 
 
 def token_logprobs(
-    last_BD: Array,
-    suffix_BGCD: Array,
-    unembed_OD: Array,
-    targets_BGC: Array,
-    *,
-    chunk: int,
-    temperature: float = 1.0,
+    h_BGCD: Array, unembed_OD: Array, targets_BGC: Array, *, chunk: int, temperature: float = 1.0
 ) -> Array:
-    """log p f32[B, G, C] of each completion token, from logits divided by ``temperature``.
+    """log p f32[B, G, C] of the tokens ``targets``, from logits divided by ``temperature``. h: the states
+    that predict them.
 
-    This is the only place that shifts by one: the prompt's last state predicts a completion's first token,
-    and the state of token c predicts token c + 1. Logits are float32 and exist for at most ``chunk``
-    positions of every completion at a time; the backward pass computes them again. On accelerators each
-    device of a mesh scores the states of all rows on its part of the vocabulary, because states are smaller
-    than weights and logits. CPU devices score their own rows: they share one memory, and gloo may mix up
-    collectives of several processes that do not wait for one another.
+    Logits are float32 and exist for at most ``chunk`` positions of every completion at a time; the backward
+    pass computes them again. On accelerators each device of a mesh scores the states of all rows on its part
+    of the vocabulary, because states are smaller than weights and logits. CPU devices score their own rows:
+    they share one memory, and gloo may mix up collectives of several processes that do not wait for one
+    another.
     """
     splits_vocabulary = platform() != "cpu"
     if splits_vocabulary:
         unembed_OD = split_vocabulary(jnp.asarray(unembed_OD))
-    b, g, c, d = suffix_BGCD.shape
-    h_BGCD = jnp.concatenate(
-        [jnp.broadcast_to(last_BD[:, None, None], (b, g, 1, d)), suffix_BGCD[:, :, :-1]], axis=2
-    )
+    b, g, c, _ = h_BGCD.shape
     count = -(-c // chunk)
     chunk = -(-c // count)  # chunks of nearly equal length need the least padding
     padded = count * chunk
@@ -63,9 +54,11 @@ def token_logprobs(
     return jnp.moveaxis(out, 0, 2).reshape(b, g, padded)[:, :, :c]
 
 
-def causal_lm(logprobs: Array, target: Array) -> tuple[Array, Array]:
-    """Summed negative log-likelihood f32[] of the target tokens, and their number."""
-    return -jnp.where(target, logprobs, 0.0).sum(), target.sum()
+def causal_lm(logprobs_RA: Array, origin_RA: Array, count: int) -> tuple[Array, Array]:
+    """Summed negative log-likelihood of the target tokens of each of ``count`` data sets, f32[count], and
+    their number. origin: the data set of each target, -1: padding."""
+    is_origin = jnp.asarray(origin_RA)[..., None] == jnp.arange(count)
+    return -jnp.where(is_origin, logprobs_RA[..., None], 0.0).sum((0, 1)), is_origin.sum((0, 1))
 
 
 class Keywords(NamedTuple):
@@ -88,10 +81,10 @@ class ContrastSums(NamedTuple):
 
 
 def contrastive(
-    z_BJE: Array,
-    degraded_BJE: Array | None,
-    windows_BJSE: Array | None,
-    window_valid_BJS: Array | None,
+    z_RQE: Array,
+    degraded_RQE: Array | None,
+    windows_RYE: Array | None,
+    window_of_RY: Array | None,
     own: Keywords,
     pool: Keywords,
     tau: Array,
@@ -102,12 +95,13 @@ def contrastive(
     (docs/method.md, section 2).
 
     z: states of V pooled at each keyword's slots, as unit vectors. degraded: the same of V~; windows: of V at
-    other slots. None leaves out this kind of negative. own: these B * J keywords. pool: the keywords of the
-    whole batch. Those of other clips with another lemma are the candidates of retrieval@1 and, if
-    ``in_batch``, negatives.
+    other slots, and window_of: the keyword of each, -1: padding. None leaves out this kind of negative. own:
+    these R * Q keywords. pool: the keywords of the whole batch. Those of other clips with another lemma are
+    the candidates of retrieval@1 and, if ``in_batch``, negatives.
     """
-    z = z_BJE.reshape(-1, z_BJE.shape[-1]).astype(jnp.float32)
-    e = own.e.reshape(-1, own.e.shape[-1]).astype(jnp.float32)
+    rows, keywords = z_RQE.shape[:2]
+    z = z_RQE.reshape(rows * keywords, -1).astype(jnp.float32)
+    e = own.e.reshape(rows * keywords, -1).astype(jnp.float32)
     positive = (z * e).sum(-1)
     is_other = (own.clip[:, None] != pool.clip) & (own.lemma[:, None] != pool.lemma) & pool.valid
     others = z @ pool.e.T
@@ -115,13 +109,15 @@ def contrastive(
     always = jnp.ones_like(is_other[:, :1])
     scores, exists = [positive[:, None], others], [always, is_other & in_batch]
     degraded = jnp.zeros_like(positive)
-    if degraded_BJE is not None:
-        degraded = (degraded_BJE.reshape(z.shape) * e).sum(-1)
+    if degraded_RQE is not None:
+        degraded = (degraded_RQE.reshape(z.shape) * e).sum(-1)
         scores.append(degraded[:, None])
         exists.append(always)
-    if windows_BJSE is not None and window_valid_BJS is not None:
-        scores.append(jnp.einsum("xse,xe->xs", windows_BJSE.reshape(len(z), -1, z.shape[-1]), e))
-        exists.append(window_valid_BJS.reshape(len(z), -1))
+    if windows_RYE is not None and window_of_RY is not None:
+        of_row = jnp.einsum("rqe,rye->rqy", e.reshape(rows, keywords, -1), windows_RYE)
+        is_own = jnp.arange(keywords)[:, None] == window_of_RY[:, None]
+        scores.append(of_row.reshape(rows * keywords, -1))
+        exists.append(is_own.reshape(rows * keywords, -1))
     # Masked after the division: otherwise the gradient of tau would be 0 * inf.
     logits = jnp.where(jnp.concatenate(exists, axis=1), jnp.concatenate(scores, axis=1) / tau, -jnp.inf)
     loss = jax.nn.logsumexp(logits, axis=1) - positive / tau
@@ -133,29 +129,22 @@ def contrastive(
     return ContrastSums(total(loss), total(positive), total(degraded), retrieved, own.valid.sum())
 
 
-def pool_slots(h_BVD: Array, slots_BXS: Array) -> Array:
-    """Mean over the visual tokens of the marked slots: f32[B, X, D], 0 if none is marked."""
-    b, v, d = h_BVD.shape
-    per_slot_BSD = h_BVD.reshape(b, slots_BXS.shape[-1], -1, d).astype(jnp.float32).mean(axis=2)
-    weights = slots_BXS.astype(jnp.float32)
-    return jnp.einsum("bxs,bsd->bxd", weights, per_slot_BSD) / jnp.maximum(
-        weights.sum(-1, keepdims=True), 1.0
-    )
+def slot_means(h_RTD: Array, slot_RT: Array, count: int) -> Array:
+    """Mean over the visual tokens of each of ``count`` slots of a row: f32[R, count, D]; 0 without tokens."""
+
+    def sums(x_TD: Array, slot_T: Array) -> Array:
+        place_T = jnp.where(slot_T < 0, count, slot_T)  # beyond the last slot, which drops text
+        return jax.ops.segment_sum(x_TD, place_T, count + 1)[:count]
+
+    total_RND = jax.vmap(sums)(h_RTD.astype(jnp.float32), slot_RT)
+    tokens_RN = jax.vmap(sums)(jnp.ones(slot_RT.shape, jnp.float32), slot_RT)
+    return total_RND / jnp.maximum(tokens_RN, 1.0)[..., None]
 
 
-def keyword_windows(slots_BJS: Array, slot_valid_BS: Array) -> tuple[Array, Array]:
-    """The windows of each keyword: runs of as many slots as the keyword has, starting at multiples of that
-    number, over valid slots that show no keyword of the clip.
-
-    Returns bool[B, J, S, S], the slots of window w, and bool[B, J, S], whether window w exists.
-    """
-    s = slots_BJS.shape[-1]
-    length = slots_BJS.sum(-1)[..., None, None]
-    start = jnp.arange(s)[:, None] * length
-    inside = (jnp.arange(s) >= start) & (jnp.arange(s) < start + length)
-    free = (slot_valid_BS & ~slots_BJS.any(axis=1))[:, None, None]
-    exists = (length[..., 0] > 0) & (start + length <= s)[..., 0] & ~(inside & ~free).any(-1)
-    return inside, exists
+def pool_slots(means_RND: Array, slots_RXN: Array) -> Array:
+    """Mean over the marked slots, all of them of equal size: f32[R, X, D], 0 if none is marked."""
+    weights = slots_RXN.astype(jnp.float32)
+    return jnp.einsum("rxn,rnd->rxd", weights, means_RND) / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
 
 
 def unit(x: Array) -> Array:

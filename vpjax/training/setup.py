@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
+from vpjax.data.mixture import EVENTS, data_sets
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
 from vpjax.models import hf
@@ -26,7 +27,7 @@ from vpjax.types import Clip, UserError
 def split_file(config: ConfigDict, split: str, source: str) -> str:
     """The file of clips that ``source`` names. "events" stands for the built-in clips of a split, which are
     made if they do not exist."""
-    if source != "events":
+    if source != EVENTS:
         return source
     counts = {split: config.events[split]}
     return str(events.make_event_clips(event_spec(config), cache_folder(config.data), counts)[split])
@@ -34,9 +35,31 @@ def split_file(config: ConfigDict, split: str, source: str) -> str:
 
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
     """The clips of a split with the instructions of their tasks."""
-    videos = "" if source == "events" else config.data.videos
+    videos = "" if source == EVENTS else config.data.videos
     clips = read_clips(split_file(config, split, source), videos)
     return [instructed(clip, config.data.instructions) for clip in clips]
+
+
+def read_training(config: ConfigDict) -> tuple[list[Clip], list[int]]:
+    """The clips of ``data.train`` with their instructions, and the number of each one's data set. UserError if
+    two data sets have a clip of the same id."""
+    clips: list[Clip] = []
+    data_set_of: list[int] = []
+    of_id: dict[str, str] = {}
+    for number, data_set in enumerate(data_sets(config.data)):
+        videos = "" if data_set.file == EVENTS else data_set.videos
+        for clip in read_clips(split_file(config, "train", data_set.file), videos):
+            if of_id.setdefault(clip.id, data_set.name) != data_set.name:
+                raise UserError(
+                    f"data.train: {of_id[clip.id]} and {data_set.name} both have a clip {clip.id!r}: "
+                    "give the clips of one of them other ids"
+                )
+            clip = instructed(clip, config.data.instructions)
+            if data_set.instruction:
+                clip = dataclasses.replace(clip, question=f"{clip.question}\n{data_set.instruction}")
+            clips.append(clip)
+            data_set_of.append(number)
+    return clips, data_set_of
 
 
 def instructed(clip: Clip, instructions: Mapping[str, str]) -> Clip:
@@ -81,7 +104,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
 def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     """Train a tokenizer and write the config.json of a model from scratch, with the tokenizer's ids."""
     texts: Iterable[str] = (text for clip in clips for text in (clip.question, clip.answer))
-    if config.data.train == "events":
+    if [data_set.file for data_set in data_sets(config.data)] == [EVENTS]:
         texts = events.tokenizer_sentences(event_spec(config))
     model = config.model.to_dict()
     train_tokenizer(texts, folder, model["text_config"]["vocab_size"])

@@ -2,7 +2,8 @@
 
 L = L_lm + lambda * L_contrast: next-token cross-entropy on the answer given V, and a keyword contrast between
 V and the degraded V~ on the states after decoder layer l. V~ is a gather of V's features and runs through the
-first l layers only, up to its last visual token.
+first l layers only, up to each clip's last visual token. Rows hold several clips, which see nothing of one
+another.
 """
 
 import math
@@ -14,16 +15,18 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vpjax.data.mixture import data_sets
 from vpjax.models.attention import backend
+from vpjax.models.gather import take
 from vpjax.models.sharding import check_rows, in_use
-from vpjax.models.vlm import VideoLM, gather_slots, rebuild
+from vpjax.models.vlm import VideoLM, rebuild
 from vpjax.training.losses import (
     ContrastSums,
     Keywords,
     causal_lm,
     contrastive,
-    keyword_windows,
     pool_slots,
+    slot_means,
     token_logprobs,
     unit,
 )
@@ -34,7 +37,7 @@ LOG_TAU = HEADS_PREFIX + "log_tau"
 
 
 class SFTSums(NamedTuple):
-    """Summed losses and counts, which add up over micro-batches."""
+    """Summed losses and counts, which add up over micro-batches. lm, tokens: f32[N], by data set."""
 
     lm: Array
     tokens: Array
@@ -69,7 +72,7 @@ def tap_layer(model: VideoLM, config: ConfigDict) -> int:
 
 
 def embed_keywords(model: VideoLM, batch: Batch) -> Array:
-    """emb(k) [B, J, D]: the mean input embedding of a keyword's tokens, without a gradient."""
+    """emb(k) [R, Q, D]: the mean input embedding of a keyword's tokens, without a gradient."""
     valid = batch.keywords >= 0
     embedded = model.decoder.embed_tokens(jnp.maximum(batch.keywords, 0)).astype(jnp.float32)
     count = jnp.maximum(valid.sum(-1, keepdims=True), 1)
@@ -77,33 +80,32 @@ def embed_keywords(model: VideoLM, batch: Batch) -> Array:
 
 
 def valid_keywords(batch: Batch, config: ConfigDict) -> Array:
-    """bool[B, J]: a slot shows the keyword and, if V~ is a negative, the clip has a V~."""
+    """bool[R, Q]: a slot shows the keyword and, if V~ is a negative, the clip has a V~."""
     valid = batch.slots.any(-1) & (batch.lemma >= 0)
     if "degraded" in config.contrast.negatives:
-        valid &= batch.replaced.any(-1, keepdims=True)
+        valid &= batch.has_degraded
     return valid
 
 
 def batch_keywords(model: VideoLM, heads: dict[str, Array], batch: Batch, config: ConfigDict) -> Keywords:
     """The keywords of a batch, flat."""
     e = project(heads, "text", embed_keywords(model, batch))
-    clip = jnp.broadcast_to(batch.clip[:, None], batch.lemma.shape)
     valid = valid_keywords(batch, config)
-    return Keywords(e.reshape(-1, e.shape[-1]), batch.lemma.ravel(), clip.ravel(), valid.ravel())
+    return Keywords(e.reshape(-1, e.shape[-1]), batch.lemma.ravel(), batch.owner.ravel(), valid.ravel())
 
 
 def summed_losses(
-    model: VideoLM, heads: dict[str, Array], batch: Batch, whole: Batch, config: ConfigDict
+    model: VideoLM, heads: dict[str, Array], batch: Batch, whole: Batch, config: ConfigDict, sources: int
 ) -> SFTSums:
     """Summed losses of a (micro-)batch. ``whole`` is the whole batch: its keywords are each other's
-    negatives. Without ``heads`` the contrast is 0 and is not computed."""
+    negatives. Without ``heads`` the contrast is 0 and is not computed. sources: number of data sets."""
     tap = tap_layer(model, config) if heads else None
-    features = model.encode(batch.frames, remat=config.remat) if batch.video_end else None
-    hidden = model.hidden(features, batch, tap=tap, remat=config.remat)
-    logprobs = token_logprobs(
-        hidden.last, hidden.suffix, model.unembed, batch.suffix[:, None], chunk=config.loss.chunk
-    )
-    lm, tokens = causal_lm(logprobs[:, 0], batch.target)
+    features = model.encode(batch.video, remat=config.remat)
+    hidden = model.hidden(features, batch.text, batch.target, tap=tap, remat=config.remat)
+    targets = take(batch.text.tokens, batch.target)
+    chunk = config.loss.chunk
+    logprobs = token_logprobs(hidden.target[:, None], model.unembed, targets[:, None], chunk=chunk)
+    lm, tokens = causal_lm(logprobs[:, 0], batch.origin, sources)
     if tap is None or features is None or hidden.tap is None:
         zero = jnp.float32(0)
         return SFTSums(lm, tokens, ContrastSums(zero, zero, zero, zero, jnp.int32(0)))
@@ -111,19 +113,21 @@ def summed_losses(
     negatives = config.contrast.negatives
     own = batch_keywords(model, heads, batch, config)
     pool = batch_keywords(model, heads, whole, config)
-    z = project(heads, "visual", pool_slots(hidden.tap, batch.slots))
-    degraded = windows = exists = None
+    slots = batch.slots.shape[-1]
+    means = slot_means(hidden.tap, batch.text.slot, slots)
+    z = project(heads, "visual", pool_slots(means, batch.slots))
+    degraded = windows = window_of = None
     if "degraded" in negatives:
-        features_degraded = gather_slots(features, batch.source)
-        states = model.visual_hidden(features_degraded, batch, layers=tap, remat=config.remat)
-        degraded = project(heads, "visual", pool_slots(states, batch.slots))
+        states = model.states_after(features, batch.degraded, layers=tap, remat=config.remat)
+        means_degraded = slot_means(states, batch.degraded.slot, slots)
+        degraded = project(heads, "visual", pool_slots(means_degraded, batch.slots))
     if "windows" in negatives:
-        inside, exists = keyword_windows(batch.slots, batch.slot_valid)
-        pooled = pool_slots(hidden.tap, inside.reshape(len(inside), -1, inside.shape[-1]))
-        windows = project(heads, "visual", pooled).reshape(*exists.shape, -1)
+        window_of, first, end = (batch.windows[..., i] for i in range(3))
+        inside = (jnp.arange(slots) >= first[..., None]) & (jnp.arange(slots) < end[..., None])
+        windows = project(heads, "visual", pool_slots(means, inside))
     tau = jnp.exp(heads[LOG_TAU])
     in_batch = "batch" in negatives
-    contrast = contrastive(z, degraded, windows, exists, own, pool, tau, in_batch=in_batch)
+    contrast = contrastive(z, degraded, windows, window_of, own, pool, tau, in_batch=in_batch)
     return SFTSums(lm, tokens, contrast)
 
 
@@ -140,16 +144,17 @@ def make_step(
     if mesh is not None:
         check_rows(config.batch // config.accumulate, mesh, "config.batch / config.accumulate")
     dtype = jnp.dtype(config.dtype)
+    names = [data_set.name for data_set in data_sets(config.data)]
 
     def loss(params, frozen, batch, whole, weight, target_count, keyword_count):
         heads = {path: x for path, x in params.items() if path.startswith(HEADS_PREFIX)}
         compute = {path: x.astype(dtype) for path, x in params.items() if path not in heads}
-        sums = summed_losses(rebuild(model, compute | frozen), heads, batch, whole, config)
-        return sums.lm / target_count + weight * sums.contrast.loss / keyword_count, sums
+        sums = summed_losses(rebuild(model, compute | frozen), heads, batch, whole, config, len(names))
+        return sums.lm.sum() / target_count + weight * sums.contrast.loss / keyword_count, sums
 
     def step(state: State, batch: Batch):
         weight = config.contrast.weight * _ramp(state.step, config.contrast.warmup_share * config.steps)
-        targets, keywords = batch.target.sum(), valid_keywords(batch, config).sum()
+        targets, keywords = (batch.target >= 0).sum(), valid_keywords(batch, config).sum()
         targets = jnp.maximum(targets, 1).astype(jnp.float32)
         keywords = jnp.maximum(keywords, 1).astype(jnp.float32)
 
@@ -167,12 +172,15 @@ def make_step(
             params[LOG_TAU] = jnp.clip(params[LOG_TAU], math.log(lowest), math.log(highest))
         metrics = {
             "loss": value,
-            "loss/lm": sums.lm / targets,
+            "loss/lm": sums.lm.sum() / targets,
             "grad_norm": norm,
             "lr": optimizer.learning_rate(state.step - state.skipped),
             "nonfinite": ~finite,
-            "tokens": batch.prompt_valid.sum() + sums.tokens,
+            "tokens": (batch.text.segment > 0).sum(),
         }
+        if len(names) > 1:
+            mean_N = sums.lm / sums.tokens  # NaN: the batch has nothing of this data set
+            metrics |= {f"loss/lm/{name}": mean_N[i] for i, name in enumerate(names)}
         if LOG_TAU in params:
             metrics |= _contrast_metrics(sums.contrast, jnp.exp(state.params[LOG_TAU]), weight, config)
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}

@@ -1,0 +1,192 @@
+"""Batches of one shape: wholly padding at first, into which the clips are written one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vpjax.data.keyframes import windows_of
+from vpjax.data.packing import Sizes, round_up
+from vpjax.data.rows import Row
+from vpjax.data.units import Capacity
+from vpjax.types import Batch, Prompts, Strip, Units
+
+if TYPE_CHECKING:
+    from vpjax.models.config import VLMConfig
+
+
+def empty_units(rows: int, sizes: Sizes, capacity: Capacity, model_config: VLMConfig) -> Units:
+    vision = model_config.vision
+    values = vision.channels * vision.temporal * vision.patch**2
+    window, slot, binned = np.full((3, rows, sizes.units), -1, np.int32)
+    place, grid = np.ones((2, rows, sizes.units, 2), np.int32)
+    return Units(
+        pixels=np.zeros((rows, sizes.units, vision.merge**2, values), np.uint8),
+        place=place,
+        grid=grid,
+        window=window,
+        slot=slot,
+        bins=np.full((rows, sizes.bins), -1, np.int32),
+        binned=binned,
+        block=capacity.block,
+        bin=capacity.bin,
+    )
+
+
+def empty_strip(rows: int, tokens: int) -> Strip:
+    shows, slot = np.full((2, rows, tokens), -1, np.int32)
+    zero, segment = np.zeros((2, rows, tokens), np.int32)
+    return Strip(zero, segment, np.zeros((rows, 3, tokens), np.int32), shows, slot)
+
+
+def empty_batch(
+    rows: int, sizes: Sizes, capacity: Capacity, model_config: VLMConfig, keyword_tokens: int
+) -> Batch:
+    """Packed rows that are wholly padding."""
+
+    def none(*shape: int) -> np.ndarray:
+        return np.full((rows, *shape), -1, np.int32)
+
+    return Batch(
+        video=empty_units(rows, sizes, capacity, model_config),
+        text=empty_strip(rows, sizes.tokens),
+        degraded=empty_strip(rows, sizes.degraded),
+        target=none(sizes.targets),
+        origin=none(sizes.targets),
+        keywords=none(sizes.keywords, keyword_tokens),
+        lemma=none(sizes.keywords),
+        owner=none(sizes.keywords),
+        slots=np.zeros((rows, sizes.keywords, sizes.slots), bool),
+        has_degraded=np.zeros((rows, sizes.keywords), bool),
+        windows=none(sizes.windows, 3),
+        clip=none(sizes.clips),
+    )
+
+
+def empty_prompts(
+    rows: int,
+    sizes: Sizes,
+    capacity: Capacity,
+    model_config: VLMConfig,
+    keywords: int = 0,
+    keyword_tokens: int = 0,
+) -> Prompts:
+    """Rows of prompts that are wholly padding."""
+    return Prompts(
+        video=empty_units(rows, sizes, capacity, model_config),
+        text=empty_strip(rows, sizes.tokens),
+        shows_degraded=np.full((rows, sizes.tokens), -1, np.int32),
+        keywords=np.full((rows, keywords, keyword_tokens), -1, np.int32),
+        hidden=np.zeros((rows, keywords), bool),
+        clip=np.full(rows, -1, np.int32),
+    )
+
+
+def collate(
+    rows: Sequence[Sequence[Row]],
+    sizes: Sizes,
+    capacity: Capacity,
+    model_config: VLMConfig,
+    keyword_tokens: int = 0,
+) -> Batch:
+    """Packed rows, each with the clips of one of ``rows``. sizes: how much a row holds. ValueError if the
+    clips of a row are too many."""
+    batch = empty_batch(len(rows), sizes, capacity, model_config, keyword_tokens)
+    for r, clips in enumerate(rows):
+        used = Sizes(*[0] * len(Sizes._fields))
+        for row in clips:
+            used = _add(batch, r, row, used)
+    return batch
+
+
+def collate_prompts(
+    rows: Sequence[Row | None],
+    sizes: Sizes,
+    capacity: Capacity,
+    model_config: VLMConfig,
+    keywords: int = 0,
+    keyword_tokens: int = 0,
+) -> Prompts:
+    """Prompts of clips of so many keywords, one in a row; None: a row of padding. sizes: as in ``collate``."""
+    prompts = empty_prompts(len(rows), sizes, capacity, model_config, keywords, keyword_tokens)
+    for r, row in enumerate(rows):
+        if row is None:
+            continue
+        _write_units(prompts.video, r, row.video, 0, 0, 0)
+        _write_strip(prompts.text, r, row.prompt, 0, 0, 0, segment=1)
+        prompts.shows_degraded[r, : len(row.shows_degraded)] = row.shows_degraded
+        prompts.keywords[r], prompts.hidden[r] = row.keywords, row.hidden
+        prompts.clip[r] = row.clip
+    return prompts
+
+
+def prompt_sizes(rows: Sequence[Row], multiple: int = 1) -> Sizes:
+    """The smallest sizes that hold each of ``rows``, with prompts of a multiple of so many tokens."""
+    tokens = max(len(row.prompt.tokens) for row in rows)
+    units, bins = (max(len(x) for x in of) for of in zip(*((r.video.window, r.video.bins) for r in rows)))
+    return Sizes(round_up(tokens, multiple), units, bins)
+
+
+def _add(batch: Batch, r: int, row: Row, used: Sizes) -> Sizes:
+    """Write a clip into row ``r`` after what is ``used`` of it. Returns what is used then."""
+    text, degraded = row.text, row.degraded
+    named = row.lemma >= 0  # the other keywords were left out
+    slots_QS = row.slots[named]
+    windows = windows_of(slots_QS)
+    _write_units(batch.video, r, row.video, used.units, used.bins, used.slots)
+    shift = dict(units=used.units, slots=used.slots, segment=used.clips + 1)
+    _write_strip(batch.text, r, text, used.tokens, **shift)
+    _write_strip(batch.degraded, r, degraded, used.degraded, **shift)
+
+    first_target = used.tokens + len(row.prompt.tokens)
+    targets = slice(used.targets, used.targets + len(row.answer))
+    batch.target[r, targets] = first_target + np.arange(len(row.answer))
+    batch.origin[r, targets] = row.data_set
+
+    count, slots = slots_QS.shape
+    keywords = slice(used.keywords, used.keywords + count)
+    batch.keywords[r, keywords] = row.keywords[named]
+    batch.lemma[r, keywords] = row.lemma[named]
+    batch.owner[r, keywords] = row.clip
+    batch.slots[r, keywords, used.slots : used.slots + slots] = slots_QS
+    batch.has_degraded[r, keywords] = row.has_degraded
+    shift_windows = np.array([used.keywords, used.slots, used.slots], np.int32)
+    batch.windows[r, used.windows : used.windows + len(windows)] = windows + shift_windows
+    batch.clip[r, used.clips] = row.clip
+    taken = Sizes(
+        tokens=len(text.tokens),
+        units=len(row.video.window),
+        bins=len(row.video.bins),
+        degraded=len(degraded.tokens),
+        targets=len(row.answer),
+        keywords=count,
+        slots=slots,
+        windows=len(windows),
+    )
+    return Sizes(*(a + b for a, b in zip(used, taken, strict=True)))
+
+
+def _write_units(out: Units, r: int, units: Units, first: int, first_bin: int, first_slot: int) -> None:
+    """Write a clip's units into row ``r``, from place ``first`` and bin place ``first_bin`` on."""
+    here = slice(first, first + len(units.window))
+    out.pixels[r, here], out.place[r, here], out.grid[r, here] = units.pixels, units.place, units.grid
+    # Windows of other clips never share a block, so any number that differs inside the block would do.
+    out.window[r, here] = _shifted(units.window, first)
+    out.slot[r, here] = _shifted(units.slot, first_slot)
+    out.bins[r, first_bin : first_bin + len(units.bins)] = _shifted(units.bins, first)
+    out.binned[r, here] = _shifted(units.binned, first_bin)
+
+
+def _write_strip(out: Strip, r: int, strip: Strip, first: int, units: int, slots: int, segment: int) -> None:
+    """Write a clip's tokens into row ``r``, from token ``first`` on, as a segment that shows the units and
+    slots from these numbers on."""
+    here = slice(first, first + len(strip.tokens))
+    out.tokens[r, here], out.segment[r, here] = strip.tokens, segment
+    out.positions[r, :, here] = strip.positions
+    out.shows[r, here], out.slot[r, here] = _shifted(strip.shows, units), _shifted(strip.slot, slots)
+
+
+def _shifted(index: np.ndarray, by: int) -> np.ndarray:
+    return np.where(index < 0, -1, index + by)

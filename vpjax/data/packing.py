@@ -1,0 +1,257 @@
+"""Which clips stand in which row of which step: a pure function of their sizes, the seed and the step.
+
+Training with answers packs several clips into each row (``PackedPlan``). Generation has one clip in a row and
+a few lengths of rows (``PromptPlan``). Either way the shape of a batch is fixed before the first step, so the
+number of compiled programs does not grow with the variety of the clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vpjax.data.mixture import Mixture
+
+OPEN_ROWS = 256  # rows that are filled at the same time
+SAMPLE = 20_000  # clips from which the capacity of rows is estimated
+QUANTILE = 0.95  # of the rows that are full of tokens: so many fit the other capacities too
+LENGTHS = 4  # prompt lengths at most, each of which is a program
+WORTH = 0.05  # share of the computed tokens that another length must save
+
+
+class Sizes(NamedTuple):
+    """What a clip takes of a row, or how much a row holds.
+
+    tokens: T, of the decoder. units, bins: places for the vision tower. degraded: tokens that are computed
+    again for V~. targets, keywords, slots, windows, clips: lengths of the lists of ``types.Batch``."""
+
+    tokens: int
+    units: int = 0
+    bins: int = 0
+    degraded: int = 0
+    targets: int = 0
+    keywords: int = 0
+    slots: int = 0
+    windows: int = 0
+    clips: int = 1
+
+
+class PlannedRow(NamedTuple):
+    """The entries of a row, and the epoch to which it belongs."""
+
+    epoch: int
+    entries: Sequence[int]
+
+
+def round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def pack(sizes_NK: np.ndarray, capacity_K: np.ndarray, order: np.ndarray) -> list[list[int]]:
+    """Rows of entries such that the sizes in a row add up to no more than the capacity: first fit in the
+    given order, into the rows that are still open. ValueError if one entry alone exceeds the capacity."""
+    if len(order) and (sizes_NK[order].max(axis=0) > capacity_K).any():
+        raise ValueError("an entry is larger than a row")
+    rows: list[list[int]] = []
+    free_OK = np.zeros((OPEN_ROWS, len(capacity_K)), np.int64)
+    row_of = np.full(OPEN_ROWS, -1)
+    for entry in order:
+        size_K = sizes_NK[entry]
+        fits_O = (free_OK >= size_K).all(axis=1)
+        at = int(fits_O.argmax())
+        if not fits_O[at] or row_of[at] < 0:
+            at = int(np.argmin(free_OK[:, 0]))  # the fullest row is closed, or an unused place is taken
+            free_OK[at], row_of[at] = capacity_K, len(rows)
+            rows.append([])
+        rows[row_of[at]].append(int(entry))
+        free_OK[at] -= size_K
+    return rows
+
+
+def row_capacity(sizes_NK: np.ndarray, order: np.ndarray, row_tokens: int, multiples: Sizes) -> Sizes:
+    """The capacity of packed rows of ``row_tokens`` tokens (0: as many as the longest clip has).
+
+    Rows of a sample in ``order`` that are full of tokens show how much of everything else a row needs.
+    multiples: to which capacities are rounded up."""
+    largest = sizes_NK.max(axis=0)
+    tokens = round_up(max(row_tokens, int(largest[0])), multiples.tokens)
+    rows = pack(sizes_NK[:, :1], np.array([tokens]), order[:SAMPLE])
+    needed_RK = np.array([sizes_NK[row].sum(axis=0) for row in rows])
+    capacity = np.maximum(largest, np.quantile(needed_RK, QUANTILE, axis=0, method="higher"))
+    capacity[0] = tokens
+    return Sizes(*(round_up(int(n), multiple) for n, multiple in zip(capacity, multiples, strict=True)))
+
+
+class Usage(NamedTuple):
+    """How full the batches of the first epoch are. programs: shapes of a batch. batches, rows: their numbers.
+    rows_filled: the share of rows that hold a clip. text, degraded, vision: useful / computed tokens of V,
+    tokens of V~, and patches."""
+
+    programs: int
+    batches: float
+    rows: int
+    rows_filled: float
+    text: float
+    degraded: float
+    vision: float
+
+
+def usage_of(used: Sizes, computed: Sizes, rows: int, filled: int, per_batch: int, programs: int) -> Usage:
+    """used: the sums over all clips, of which ``units`` counts no padding. computed: over all rows."""
+    degraded = used.degraded / max(computed.degraded, 1)
+    vision = used.units / max(computed.units, 1)
+    text = used.tokens / max(computed.tokens, 1)
+    return Usage(programs, rows / per_batch, rows, filled / max(rows, 1), text, degraded, vision)
+
+
+class PackedPlan:
+    """The rows of each step. An epoch has every clip as often as its data set's weight says, in an order of
+    its own; the rows of the epochs follow one another without a gap, so that no row is empty."""
+
+    programs = 1
+
+    def __init__(
+        self,
+        sizes: Sequence[Sizes],
+        mixture: Mixture,
+        rows: int,
+        multiples: Sizes,
+        row_tokens: int,
+    ):
+        """rows: of a batch. multiples, row_tokens: see ``row_capacity``."""
+        self.sizes, self.mixture, self.row_count = np.array(sizes), mixture, rows
+        order = mixture.order(mixture.rng(0))
+        self._capacity = row_capacity(self.sizes, order, row_tokens, multiples)
+        self._rows_in: list[int] = []  # of each epoch so far
+        self._latest: dict[int, list[list[int]]] = {}
+
+    def capacity(self, step: int) -> Sizes:
+        """How much each row of a step holds."""
+        return self._capacity
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """The rows of an epoch."""
+        if epoch not in self._latest:
+            rng = self.mixture.rng(epoch)
+            rows = pack(self.sizes, np.array(self._capacity), self.mixture.order(rng))
+            # Rows that were opened late are less full, and short clips stand in rows that were opened early.
+            shuffled = [rows[i] for i in rng.permutation(len(rows))]
+            self._latest = {e: r for e, r in self._latest.items() if e == epoch - 1} | {epoch: shuffled}
+        return self._latest[epoch]
+
+    def usage(self, units_N: np.ndarray) -> Usage:
+        """units: of each entry, without padding."""
+        rows = self.epoch(0)
+        entries = np.concatenate(rows)
+        used = Sizes(*self.sizes[entries].sum(axis=0))._replace(units=units_N[entries].sum())
+        computed = Sizes(*(len(rows) * np.array(self._capacity)))
+        return usage_of(used, computed, len(rows), len(rows), self.row_count, self.programs)
+
+    def rows(self, step: int) -> list[PlannedRow]:
+        """The rows of a step."""
+        first = step * self.row_count
+        out: list[PlannedRow] = []
+        epoch = start = 0
+        while len(out) < self.row_count:
+            if epoch == len(self._rows_in):
+                self._rows_in.append(len(self.epoch(epoch)))
+            end = start + self._rows_in[epoch]
+            if end > first:
+                rows = self.epoch(epoch)[max(first - start, 0) : first + self.row_count - start]
+                out += [PlannedRow(epoch, row) for row in rows]
+            epoch, start = epoch + 1, end
+        return out
+
+
+class PromptPlan:
+    """The rows of each step of an epoch, one clip each: clips of neighbouring lengths together.
+
+    Clips that are left over of one length go with those of the next one, so that only the last batch of an
+    epoch has empty rows."""
+
+    def __init__(self, sizes: Sequence[Sizes], mixture: Mixture, rows: int, multiples: Sizes):
+        """rows: of a batch. multiples: to which the capacities of rows are rounded up."""
+        self.sizes, self.mixture, self.row_count = np.array(sizes), mixture, rows
+        lengths = [round_up(int(tokens), multiples.tokens) for tokens in self.sizes[:, 0]]
+        limits = choose_lengths(np.array(lengths), LENGTHS)
+        self.class_of = np.searchsorted(limits, lengths)
+        self.capacities = []
+        for number in range(len(limits)):
+            largest = self.sizes[self.class_of <= number].max(axis=0)
+            rounded = [round_up(int(n), multiple) for n, multiple in zip(largest, multiples, strict=True)]
+            self.capacities.append(Sizes(*rounded))
+        self.steps_per_epoch = -(-len(mixture.order(mixture.rng(0))) // rows)
+        self._latest: tuple[int, list[tuple[int, list[int]]]] = (-1, [])
+
+    def capacity(self, step: int) -> Sizes:
+        """How much each row of a step holds."""
+        return self.capacities[self._batch(step)[0]]
+
+    @property
+    def programs(self) -> int:
+        """Number of shapes that the first epoch has."""
+        return len({number for number, _ in self.epoch(0)})
+
+    def usage(self, units_N: np.ndarray) -> Usage:
+        """units: of each entry, without padding."""
+        batches = self.epoch(0)
+        rows = len(batches) * self.row_count
+        entries = np.concatenate([entries for _, entries in batches])
+        used = Sizes(*self.sizes[entries].sum(axis=0))._replace(units=units_N[entries].sum())
+        capacities = np.array([self.capacities[number] for number, _ in batches])
+        computed = Sizes(*(self.row_count * capacities.sum(axis=0)))
+        return usage_of(used, computed, rows, len(entries), self.row_count, self.programs)
+
+    def rows(self, step: int) -> list[PlannedRow]:
+        """The rows of a step; rows without an entry are padding, and never the first."""
+        entries = self._batch(step)[1]
+        padded = [[entry] for entry in entries] + [[] for _ in range(self.row_count - len(entries))]
+        return [PlannedRow(step // self.steps_per_epoch, row) for row in padded]
+
+    def _batch(self, step: int) -> tuple[int, list[int]]:
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        if self._latest[0] != epoch:
+            self._latest = epoch, self.epoch(epoch)
+        return self._latest[1][step_in_epoch]
+
+    def epoch(self, epoch: int) -> list[tuple[int, list[int]]]:
+        """The batches of an epoch: the number of their capacity, and their entries."""
+        rng = self.mixture.rng(epoch)
+        order = self.mixture.order(rng)
+        batches: list[tuple[int, list[int]]] = []
+        waiting: list[int] = []
+        last = len(self.capacities) - 1
+        for number in range(last + 1):
+            waiting += order[self.class_of[order] == number].tolist()
+            while len(waiting) >= self.row_count or (waiting and number == last):
+                batches.append((number, waiting[: self.row_count]))
+                waiting = waiting[self.row_count :]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def choose_lengths(lengths_N: np.ndarray, most: int) -> np.ndarray:
+    """Up to ``most`` lengths, ascending, such that rows padded to the next of them compute the fewest tokens.
+    Another length must save the share WORTH of them."""
+    distinct = np.unique(np.quantile(lengths_N, np.linspace(0, 1, 129), method="higher"))
+    counts = np.diff(np.searchsorted(np.sort(lengths_N), distinct, "right"), prepend=0)
+    total = np.concatenate([[0], np.cumsum(counts)])
+    # cost[j]: of the clips up to distinct[j - 1], with the lengths in use so far.
+    cost = np.full(len(distinct) + 1, np.inf)
+    cost[0] = 0
+    best, chosen = np.inf, distinct[-1:]
+    back: list[np.ndarray] = []
+    for _ in range(most):
+        options = cost[:, None] + (total[None, 1:] - total[:, None]) * distinct[None]
+        options[np.arange(len(cost))[:, None] > np.arange(len(distinct))[None]] = np.inf
+        back.append(options.argmin(axis=0))
+        cost = np.concatenate([[np.inf], options.min(axis=0)])
+        if not cost[-1] < (1 - WORTH) * best:
+            break
+        best, end, found = cost[-1], len(distinct), []
+        for previous in reversed(back):
+            found.append(distinct[end - 1])
+            end = int(previous[end - 1])
+        chosen = np.array(found[::-1])
+    return chosen

@@ -1,0 +1,181 @@
+"""Cuts a clip's frames into merged units and lays them out for the vision tower.
+
+A unit is 2 x 2 patches of one slot, and becomes one visual token. Most layers of a Qwen2.5-VL tower attend
+inside windows of units, the others inside whole slots. The tower sees a row as a flat list of units, so the
+sizes of frames are no part of its shape: whole windows stand in blocks of equal size, and for the other
+layers whole slots are gathered into bins of equal size. What is left over in a block or bin is padding.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vpjax.data.positions import Grid
+
+if TYPE_CHECKING:
+    from vpjax.models.vision import VisionConfig
+
+LARGEST = 4  # blocks and bins of up to so many times the largest window and slot are considered
+
+
+class Capacity(NamedTuple):
+    """Units in a block and in a bin. bin = 0: every slot is one window, so blocks serve all layers."""
+
+    block: int
+    bin: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The places of a clip's units. unit i32[u]: the unit at each place, counted slot by slot and row by row,
+    -1: padding. window i32[u]: its window's number, -1: padding. bins i32[z]: the places of the units in the
+    bins, -1: padding."""
+
+    unit: np.ndarray
+    window: np.ndarray
+    bins: np.ndarray
+
+
+def cut(frames_Fhw3: np.ndarray, vision: VisionConfig) -> np.ndarray:
+    """The units u8[S * M, 4, X] of frames u8[F,h,w,3], slot by slot and row by row. X values of a patch stand
+    in the order (channel, frame, row, column) of the HF image processor."""
+    frames, height, width, channels = frames_Fhw3.shape
+    rows, columns = height // vision.factor, width // vision.factor
+    side = vision.merge, vision.patch
+    x = frames_Fhw3.reshape(frames // vision.temporal, vision.temporal, rows, *side, columns, *side, channels)
+    x = x.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return np.ascontiguousarray(x).reshape(-1, vision.merge**2, channels * vision.temporal * vision.patch**2)
+
+
+@functools.lru_cache
+def windows_of_slot(rows: int, columns: int, vision: VisionConfig) -> tuple[np.ndarray, ...]:
+    """The units i32[w] of each window of a slot; smaller at the edges. A tower without windows has one.
+
+    Source: ``get_window_index`` of transformers' Qwen2_5_VisionTransformerPretrainedModel."""
+    side = vision.window // vision.factor or max(rows, columns)
+    units = np.arange(rows * columns).reshape(rows, columns)
+    starts = [(r, c) for r in range(0, rows, side) for c in range(0, columns, side)]
+    return tuple(units[r : r + side, c : c + side].ravel() for r, c in starts)
+
+
+def fill(counts: Mapping[int, int], capacity: int) -> list[tuple[tuple[int, ...], int]]:
+    """Parts, given as {size: count}, in containers of ``capacity``, the largest first.
+
+    Returns (sizes of the parts in a container, number of such containers) pairs."""
+    left = {size: counts[size] for size in sorted(counts, reverse=True) if counts[size]}
+    out = []
+    while left:
+        taken, space = {}, capacity
+        for size, count in left.items():
+            if number := min(count, space // size):
+                taken[size] = number
+                space -= number * size
+        if not taken:
+            raise ValueError(f"parts of {max(left)} do not fit containers of {capacity}")
+        repeats = min(left[size] // number for size, number in taken.items())
+        out.append((tuple(size for size, number in taken.items() for _ in range(number)), repeats))
+        left = {size: count - repeats * taken.get(size, 0) for size, count in left.items()}
+        left = {size: count for size, count in left.items() if count}
+    return out
+
+
+def _window_counts(grid: Grid, vision: VisionConfig) -> dict[int, int]:
+    """{units: number} of a clip's windows."""
+    counts = collections.Counter(len(units) for units in windows_of_slot(*grid[1:], vision))
+    return {size: number * grid[0] for size, number in counts.items()}
+
+
+@functools.lru_cache(1 << 16)
+def laid_out_sizes(grid: Grid, vision: VisionConfig, capacity: Capacity) -> tuple[int, int]:
+    """The places in blocks and in bins that a clip takes."""
+    slots, rows, columns = grid
+    if not slots:
+        return 0, 0
+    blocks = sum(count for _, count in fill(_window_counts(grid, vision), capacity.block))
+    bins = 0
+    if capacity.bin:
+        bins = -(-slots // (capacity.bin // (rows * columns)))
+    return blocks * capacity.block, bins * capacity.bin
+
+
+@functools.lru_cache(1 << 8)
+def lay_out(grid: Grid, vision: VisionConfig, capacity: Capacity) -> Layout:
+    """The layout of a clip of ``grid`` = (slots, rows, columns) of units."""
+    slots, rows, columns = grid
+    windows = windows_of_slot(rows, columns, vision)
+    waiting: dict[int, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
+    for slot in reversed(range(slots)):  # taken from the end
+        for number in reversed(range(len(windows))):
+            units = slot * rows * columns + windows[number]
+            waiting[len(units)].append((slot * len(windows) + number, units))
+    places, bin_places = laid_out_sizes(grid, vision, capacity)
+    unit, window = np.full((2, places), -1, np.int32)
+    block = 0
+    for sizes, repeats in fill(_window_counts(grid, vision), capacity.block) if slots else ():
+        for _ in range(repeats):
+            at = block
+            for size in sizes:
+                number, units = waiting[size].pop()
+                unit[at : at + size], window[at : at + size] = units, number
+                at += size
+            block += capacity.block
+    bins = np.full(bin_places, -1, np.int32)
+    if bin_places:
+        place_of = places_of(unit).reshape(slots, -1)
+        slots_in_bin = capacity.bin // place_of.shape[1]
+        for slot, of_slot in enumerate(place_of):
+            start = slot // slots_in_bin * capacity.bin + slot % slots_in_bin * len(of_slot)
+            bins[start : start + len(of_slot)] = of_slot
+    return Layout(unit, window, bins)
+
+
+def places_of(index: np.ndarray) -> np.ndarray:
+    """The inverse of an index with padding -1: the place of each number 0, 1, ... that stands in it."""
+    places = np.flatnonzero(index >= 0)
+    return places[np.argsort(index[places])].astype(np.int32)
+
+
+def choose_capacity(grids: Iterable[Grid], vision: VisionConfig) -> Capacity:
+    """The sizes of blocks and bins that cost the tower least on clips of these grids.
+
+    A place costs its linear layers, whatever the size, and attention in proportion to the size.
+    """
+    slots: collections.Counter[tuple[int, int]] = collections.Counter()
+    for count, rows, columns in grids:
+        if count:
+            slots[rows, columns] += count
+    if not slots:
+        return Capacity(1, 0)
+    linear = 4 * vision.hidden + 3 * vision.intermediate  # multiplications of a patch and channel
+    windows: collections.Counter[tuple[tuple[int, int], ...]] = collections.Counter()
+    for (rows, columns), count in slots.items():
+        sizes = collections.Counter(len(units) for units in windows_of_slot(rows, columns, vision))
+        windows[tuple(sorted(sizes.items()))] += count
+    many = 64  # slots whose windows share blocks: what a clip leaves over at its end does not count
+
+    def cost_of_block(size: int) -> float:
+        places = 0
+        for sizes, count in windows.items():
+            blocks = sum(n for _, n in fill({s: many * n for s, n in sizes}, size))
+            places += blocks * size * count
+        return places * (linear + 2 * vision.merge**2 * size)
+
+    largest = max(size for sizes in windows for size, _ in sizes)
+    block = min(range(largest, LARGEST * largest + 1), key=cost_of_block)
+    if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):
+        return Capacity(block, 0)
+
+    def cost_of_bin(size: int) -> float:
+        places = 0.0
+        for (rows, columns), count in slots.items():
+            places += count / (size // (rows * columns)) * size
+        return places * size
+
+    largest = max(rows * columns for rows, columns in slots)
+    return Capacity(block, min(range(largest, LARGEST * largest + 1), key=cost_of_bin))
