@@ -12,7 +12,8 @@ from PIL import Image
 from tests.videos import SIZE, frame_numbers, greys, noisy, quarters, read, write, write_sound
 from vpjax.data import decode as decode_module
 from vpjax.data import video as module
-from vpjax.data.video import Sampling, VideoInfo, probe, read_frames, read_image, seconds_per_slot
+from vpjax.data.sampling import Sampling, VideoInfo, seconds_per_slot
+from vpjax.data.video import probe, read_frames, read_image
 from vpjax.files import write_whole
 from vpjax.types import UserError
 
@@ -198,14 +199,6 @@ def test_frames_before_the_first_keyframe_are_not_counted(tmp_path, decoded_once
     assert probe(tmp_path / name).frames == 18
 
 
-def test_seconds_per_slot():
-    assert seconds_per_slot(np.arange(8) / 4) == pytest.approx(0.5)
-    assert seconds_per_slot(np.array([1.0, 1.5, 2.0, 2.0])) == pytest.approx(1.0)  # the last one is repeated
-    assert seconds_per_slot(np.array([0.0, 0.0, 1.0, 1.0, 2.0, 3.0])) == pytest.approx(1.2)
-    assert seconds_per_slot(np.arange(9) / 3, temporal=3) == pytest.approx(1.0)
-    assert seconds_per_slot(np.zeros(2)) == 0
-
-
 # Bad input
 
 
@@ -311,25 +304,6 @@ def test_a_span_outside_the_clip_is_named(tmp_path, start, end):
     path = write(tmp_path / "a.mp4", greys(25))
     with pytest.raises(UserError, match=re.escape(f"a.mp4: the span {start:g} to {end:g} s")):
         read(path, frames=4, start=start, end=end)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {},
-        dict(frames=4, fps=1.0),
-        dict(frames=0),
-        dict(frames=-2),
-        dict(fps=0.0),
-        dict(fps=-1.0),
-        dict(fps=float("nan")),
-        dict(fps=float("inf")),
-        dict(fps=1.0, max_frames=0),
-    ],
-)
-def test_bad_sampling_is_refused(wrong):
-    with pytest.raises(UserError, match="sampling"):
-        Sampling(**wrong)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
