@@ -9,11 +9,13 @@ import numpy as np
 
 from vpjax.data.keyframes import windows_of
 from vpjax.data.packing import Sizes, round_up
-from vpjax.data.rows import Row
-from vpjax.data.units import Capacity
+from vpjax.data.rows import Row, prompt_row
+from vpjax.data.units import Capacity, choose_capacity, grid_of
 from vpjax.types import Batch, Prompts, Strip, Units
 
 if TYPE_CHECKING:
+    from vpjax.data.text import Stamps
+    from vpjax.data.video import Video
     from vpjax.models.config import VLMConfig
 
 
@@ -122,11 +124,24 @@ def collate_prompts(
     return prompts
 
 
-def prompt_sizes(rows: Sequence[Row], multiple: int = 1) -> Sizes:
-    """The smallest sizes that hold each of ``rows``, with prompts of a multiple of so many tokens."""
-    tokens = max(len(row.prompt.tokens) for row in rows)
-    units, bins = (max(len(x) for x in of) for of in zip(*((r.video.window, r.video.bins) for r in rows)))
-    return Sizes(round_up(tokens, multiple), units, bins)
+def single_prompt(
+    prompt: np.ndarray,
+    video: Video | None,
+    model_config: VLMConfig,
+    *,
+    stamps: Stamps | None = None,
+    multiple: int = 1,
+) -> tuple[Row, Prompts]:
+    """One prompt about one video, as a row and as a batch of its own shape, with tokens padded to a
+    ``multiple``. Arguments as in ``prompt_row``."""
+    grids = []
+    if video is not None:
+        grids = [grid_of(video.frames.shape[:3], model_config.vision)]
+    capacity = choose_capacity(grids, model_config.vision)
+    row = prompt_row(prompt, video, model_config, capacity, stamps=stamps)
+    tokens = round_up(len(row.prompt.tokens), multiple)
+    sizes = Sizes(tokens, units=len(row.video.window), bins=len(row.video.bins))
+    return row, collate_prompts([row], sizes, capacity, model_config)
 
 
 def _add(batch: Batch, r: int, row: Row, used: Sizes) -> Sizes:

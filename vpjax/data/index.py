@@ -19,11 +19,11 @@ from tqdm import tqdm
 from vpjax.data.cache import cache_folder
 from vpjax.data.images import is_image
 from vpjax.data.packing import Sizes
-from vpjax.data.positions import Grid, is_visual
+from vpjax.data.positions import is_visual
 from vpjax.data.rows import SHARED_TIMES
 from vpjax.data.sampling import Part, Sampling, Shape, VideoInfo, fit, frame_times, seconds_per_slot
 from vpjax.data.text import Media, Text, Tokens, tokenize
-from vpjax.data.units import Capacity, choose_capacity, laid_out_sizes
+from vpjax.data.units import Capacity, choose_capacity, grid_of, laid_out_sizes
 from vpjax.data.video import probe, probe_image
 from vpjax.files import stamp, write_whole
 from vpjax.types import Clip, UserError
@@ -140,7 +140,7 @@ def index_clips(
         raise UserError(f"none of {len(clips)} clips can be used; the first: {(faults or [reasons])[0]}")
 
     used = [shape or common[0][0] for shape in shapes]
-    capacity = choose_capacity((grid_of(shape, model_config) for shape in used), model_config.vision)
+    capacity = choose_capacity((grid_of(shape, model_config.vision) for shape in used), model_config.vision)
     entries = []
     for number, clip in enumerate(clips):
         if is_rejected[number]:
@@ -171,17 +171,11 @@ def stamp_tokens(tokens: Tokens, longest: float, model_config: VLMConfig) -> int
     return len(tokens.stamps.write(longest)) + len(("vision_start", "vision_end"))
 
 
-def grid_of(shape: Shape, model_config: VLMConfig) -> Grid:
-    """Slots, rows and columns of the units of frames."""
-    vision = model_config.vision
-    return shape[0] // vision.temporal, shape[1] // vision.factor, shape[2] // vision.factor
-
-
 def row_sizes(
     tokens: Tokens, shape: Shape, slot_tokens: int, model_config: VLMConfig, capacity: Capacity
 ) -> Sizes:
     """How much of a row a clip takes at most."""
-    slots, rows, columns = grid = grid_of(shape, model_config)
+    slots, rows, columns = grid = grid_of(shape, model_config.vision)
     pads = (model_config.image_token, model_config.video_token)
     places = np.flatnonzero(is_visual(tokens.prompt, pads))
     before = int(places[0]) if len(places) else 0

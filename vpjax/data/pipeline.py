@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from vpjax.data import tfio
 from vpjax.data.cache import FrameCache, cache_folder
 from vpjax.data.collate import collate, collate_prompts
-from vpjax.data.index import Entry, Index, build_index, grid_of, prompt_sizes
+from vpjax.data.index import Entry, Index, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, PromptPlan, Sizes, Usage
 from vpjax.data.rows import Row, training_row
 from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
-from vpjax.data.units import Capacity
+from vpjax.data.units import Capacity, grid_of
 from vpjax.data.video import Video, read_frames, read_image
 from vpjax.types import Batch, Clip, Prompts, UserError
 
@@ -197,7 +197,7 @@ class Loader:
 
 def usage(maker: BatchMaker) -> Usage:
     """How full the batches of the first epoch are."""
-    grids = [grid_of(entry.shape, maker.model_config) for entry in maker.entries]
+    grids = [grid_of(entry.shape, maker.model_config.vision) for entry in maker.entries]
     return maker.plan.usage(np.prod(np.array(grids), axis=1))
 
 

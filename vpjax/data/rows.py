@@ -11,8 +11,8 @@ import numpy as np
 from vpjax.data.keyframes import identity_source, moved_mask, slots_of, source_of, widened
 from vpjax.data.positions import is_visual, positions, slot_seconds
 from vpjax.data.text import Stamps, Tokens, with_media
-from vpjax.data.units import Capacity, cut, lay_out, places_of
-from vpjax.data.video import seconds_per_slot
+from vpjax.data.units import Capacity, cut, grid_of, lay_out, places_of
+from vpjax.data.sampling import seconds_per_slot
 from vpjax.types import Strip, Units
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def units_of(video: Video | None, model_config: VLMConfig, capacity: Capacity) -
         frames = np.zeros((0, vision.factor, vision.factor, vision.channels), np.uint8)
     else:
         frames = video.frames
-    count, height, width, _ = frames.shape
-    grid = (count // vision.temporal, height // vision.factor, width // vision.factor)
+    grid = grid_of(frames.shape[:3], vision)
     layout = lay_out(grid, vision, capacity)
     is_unit, per_slot = layout.unit >= 0, grid[1] * grid[2]
     cut_units = cut(frames, vision)
@@ -145,7 +144,7 @@ def prompt_row(
         video=units,
         prompt=Strip(prompt, np.ones(len(prompt), np.int32), prompt_positions, shows, slot),
         shows_degraded=shows,
-        answer=none[0:0].ravel(),
+        answer=none.ravel(),
         slots=np.zeros((0, len(unit_SM)), bool),
         hidden=np.zeros(0, bool),
         keywords=none,

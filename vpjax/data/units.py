@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vpjax.data.positions import Grid
+from vpjax.data.sampling import Shape
 
 if TYPE_CHECKING:
     from vpjax.models.vision import VisionConfig
@@ -42,13 +43,18 @@ class Layout:
     bins: np.ndarray
 
 
+def grid_of(shape: Shape, vision: VisionConfig) -> Grid:
+    """Slots, rows and columns of the units of frames of a shape (F, height, width)."""
+    return shape[0] // vision.temporal, shape[1] // vision.factor, shape[2] // vision.factor
+
+
 def cut(frames_Fhw3: np.ndarray, vision: VisionConfig) -> np.ndarray:
     """The units u8[S * M, 4, X] of frames u8[F,h,w,3], slot by slot and row by row. X values of a patch stand
     in the order (channel, frame, row, column) of the HF image processor."""
-    frames, height, width, channels = frames_Fhw3.shape
-    rows, columns = height // vision.factor, width // vision.factor
+    channels = frames_Fhw3.shape[-1]
+    slots, rows, columns = grid_of(frames_Fhw3.shape[:3], vision)
     side = vision.merge, vision.patch
-    x = frames_Fhw3.reshape(frames // vision.temporal, vision.temporal, rows, *side, columns, *side, channels)
+    x = frames_Fhw3.reshape(slots, vision.temporal, rows, *side, columns, *side, channels)
     x = x.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return np.ascontiguousarray(x).reshape(-1, vision.merge**2, channels * vision.temporal * vision.patch**2)
 
