@@ -64,9 +64,9 @@ def draw_caption(axes: Axes, left: float, clip: Clip) -> None:
 
 def main() -> None:
     clip, scene = describe(SPEC, "train", INDEX)
-    frames = draw(scene, size=SPEC.size, frames=SPEC.frames, noise=SPEC.noise)
-    times = np.arange(SPEC.frames) / SPEC.fps
-    key = slots_of(clip.spans, times, 1 / SPEC.fps)
+    frames = draw(scene, noise=SPEC.noise)
+    times = np.arange(scene.frames) / scene.fps
+    key = slots_of(clip.spans, times, 1 / scene.fps)
     source = source_of(key[None], len(key))
     slots = frames[1::2]  # the second frame of each slot
 

@@ -14,7 +14,8 @@ from vpjax.recipes import base
 from vpjax.training import checkpoint, run_config
 from vpjax.training.state import State
 
-SPEC = events.EventSpec(frames=14, size=56)
+FRAMES = 14
+SPEC = events.EventSpec(sizes=((56, 56),), seconds=(FRAMES / 8, FRAMES / 8))
 
 
 def make_run(folder, *, clips=10, seed=0, spec=SPEC, kind="tied"):
@@ -37,8 +38,8 @@ def make_run(folder, *, clips=10, seed=0, spec=SPEC, kind="tied"):
     config = base.get_config()
     config.data.cache, config.data.frames, config.data.max_pixels = (
         str(folder.parent),
-        spec.frames,
-        spec.size**2,
+        FRAMES,
+        spec.sizes[0][0] ** 2,
     )
     config.model = raw
     config.events = ConfigDict(dataclasses.asdict(spec) | dict(train=0, heldout=clips, unseen=0))

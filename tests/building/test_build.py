@@ -112,7 +112,7 @@ def test_a_folder_belongs_to_the_build_that_began_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
-    spec = EventSpec(frames=16, noise=1.0, flicker=0.0)
+    spec = EventSpec(noise=1.0, flicker=0.0)
     file = make_event_clips(spec, tmp_path, {"train": 6})["train"]
     truth = read_clips(file)
     rows = []

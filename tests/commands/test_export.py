@@ -34,7 +34,8 @@ pytestmark = pytest.mark.slow
 QUESTION = "What does the shape do?"
 
 
-SPECS = {"tied": runs.SPEC, "deep": dataclasses.replace(runs.SPEC, size=64)}  # 4 x 4 patches in each family
+# Frames of 4 x 4 patches in each family.
+SPECS = {"tied": runs.SPEC, "deep": dataclasses.replace(runs.SPEC, sizes=((64, 64),))}
 
 
 @pytest.fixture(scope="module", params=SPECS)
@@ -62,8 +63,8 @@ def clip(kind, workdir):
 def test_transformers_answers_the_same(kind, workdir, exported, clip):
     """On the same frames, at the positions of training: each token of an answer is the best of
     transformers' logits after those before it."""
-    family, size = tiny.MODELS[kind]["model_type"], SPECS[kind].size
-    options = dict(frames=runs.SPEC.frames, max_pixels=size**2, max_new_tokens=STEPS)
+    family, size = tiny.MODELS[kind]["model_type"], SPECS[kind].sizes[0][0]
+    options = dict(frames=runs.FRAMES, max_pixels=size**2, max_new_tokens=STEPS)
     loaded = load(exported)
     answer = ask(loaded, QUESTION, clip, **options)
     tokens = answer.samples[0].token_ids
@@ -72,7 +73,7 @@ def test_transformers_answers_the_same(kind, workdir, exported, clip):
     theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
     assert type(theirs) is tiny.FAMILIES[family].model and theirs.dtype == torch.float32
     model_config, text = loaded.model.config, loaded.text
-    video = read_frames(clip, Sampling(frames=runs.SPEC.frames), size=(size, size))
+    video = read_frames(clip, Sampling(frames=runs.FRAMES), size=(size, size))
     row = prompt_row(text.chat(QUESTION), video, model_config, stamps=text.stamps)
     batch = collate([row], bucket_of([row], suffix=STEPS), model_config)
     length = len(row.prompt)
@@ -83,7 +84,7 @@ def test_transformers_answers_the_same(kind, workdir, exported, clip):
             position_ids=places[:, :, :length],
             mm_token_type_ids=torch.tensor(2 * (row.prompt[None] == model_config.video_token)).long(),
             pixel_values_videos=tiny.patches(video.frames, family),
-            video_grid_thw=torch.tensor([[runs.SPEC.frames // 2, 4, 4]]),
+            video_grid_thw=torch.tensor([[runs.FRAMES // 2, 4, 4]]),
             use_cache=True,
         )
         steps = theirs(  # apart, for the random model also writes <|video_pad|>
@@ -106,12 +107,12 @@ def test_heads_stay_behind_and_sizes_travel(kind, workdir, exported):
     assert "heads.visual.0.kernel" in manager.shapes(3)["params"]
     manager.close()
     images = Qwen2VLImageProcessor.from_pretrained(exported)
-    family, most = tiny.FAMILIES[tiny.MODELS[kind]["model_type"]], SPECS[kind].size ** 2
+    family, most = tiny.FAMILIES[tiny.MODELS[kind]["model_type"]], SPECS[kind].sizes[0][0] ** 2
     assert (images.size["shortest_edge"], images.size["longest_edge"]) == (56 * 56, most)
     assert (images.patch_size, images.merge_size) == (family.patch, 2)
     np.testing.assert_allclose(images.image_mean, family.mean)
     videos = json.loads((exported / "video_preprocessor_config.json").read_text())
-    assert videos["num_frames"] == runs.SPEC.frames and "fps" not in videos and videos["do_sample_frames"]
+    assert videos["num_frames"] == runs.FRAMES and "fps" not in videos and videos["do_sample_frames"]
     assert "<|vision_start|>" in (exported / "chat_template.jinja").read_text()
 
 
@@ -119,7 +120,7 @@ def test_its_processor_loads(exported):
     pytest.importorskip("torchvision")
     from transformers import AutoProcessor
 
-    assert AutoProcessor.from_pretrained(exported).video_processor.num_frames == runs.SPEC.frames
+    assert AutoProcessor.from_pretrained(exported).video_processor.num_frames == runs.FRAMES
 
 
 @pytest.mark.parametrize("side", [(720, 1280), (100, 60), (1080, 1920)])
@@ -157,7 +158,7 @@ def test_files_that_came_with_the_model_travel_on(kind, workdir, tmp_path):
     (run / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
     exporting.export(run, tmp_path / "out")
     got = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
-    assert got["own"] == 1 and got["max_pixels"] == SPECS[kind].size ** 2
+    assert got["own"] == 1 and got["max_pixels"] == SPECS[kind].sizes[0][0] ** 2
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
         "repetition_penalty": 1.05
     }

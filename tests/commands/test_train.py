@@ -317,7 +317,7 @@ BROKEN = '{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\
         ({"mesh.data": 3}, "config.mesh"),
         ({"batch": 6}, "config.batch"),
         ({"optim.freeze": ("nothing.*",)}, "optim.freeze: 'nothing.*'"),
-        ({"events.size": 3}, "events.size"),
+        ({"events.sizes": ((3, 3),)}, "events.sizes"),
         ({"model.text_config.vocab_size": 100}, "vocab_size 100"),
     ],
 )

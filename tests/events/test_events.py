@@ -18,12 +18,11 @@ from vpjax.events.text import event_of
 from vpjax.types import UserError
 
 SPEC = EventSpec()
-DRAWING = dict(size=SPEC.size, frames=SPEC.frames, noise=SPEC.noise)
 MIXED = EventSpec(choice=1, order=1, grounding=1)
 
 
 def drawn(scene, **changes):
-    return draw(dataclasses.replace(scene, **changes), **DRAWING).astype(np.float32)
+    return draw(dataclasses.replace(scene, **changes), noise=SPEC.noise).astype(np.float32)
 
 
 def clips_of(spec, count, split="train"):
@@ -79,9 +78,9 @@ def test_every_event_survives_compression(kind, tmp_path):
         clip, scene = describe(SPEC, split, place + len(EVENTS) * length)
         assert clip.extra["event"] == kind and clip.extra["length"] == SPEC.lengths[length]
         path = tmp_path / f"{split}{length}.mp4"
-        path.write_bytes(encode(drawn(scene).astype(np.uint8), fps=SPEC.fps, crf=SPEC.crf))
-        video = read_frames(path, Sampling(frames=SPEC.frames), size=(SPEC.size, SPEC.size))
-        np.testing.assert_allclose(video.times, np.arange(SPEC.frames) / SPEC.fps, atol=1e-6)
+        path.write_bytes(encode(drawn(scene).astype(np.uint8), fps=scene.fps, crf=SPEC.crf))
+        video = read_frames(path, Sampling(frames=scene.frames), size=(scene.height, scene.width))
+        np.testing.assert_allclose(video.times, np.arange(16) / 8, atol=1e-6)
         quiet = drawn(scene, events=())
         change, kept = drawn(scene) - quiet, video.frames - quiet
         ((start, end),) = clip.spans
@@ -116,7 +115,7 @@ def test_nothing_but_the_video_tells_the_event():
         lambda clip: clip.extra["direction"],
         lambda clip: clip.extra["flicker"],
         lambda clip: (clip.answer.split()[0], clip.extra["colour"]),
-        lambda clip: round(clip.spans[0][0] * SPEC.fps),
+        lambda clip: round(clip.spans[0][0] * 8),
     ):
         values = sorted({feature(clip) for clip in clips})
         table = np.zeros((len(EVENTS), len(values)))
@@ -191,7 +190,7 @@ def test_tasks_are_asked_and_answered():
                 assert len({event_of(choice) for choice in clip.choices}) == 4
                 assert all(f"({x}) {c}" in clip.question for x, c in zip("ABCD", clip.choices, strict=True))
             case "order":
-                assert len(set(kinds)) == 2 and clip.spans[0][1] + 2 / MIXED.fps <= clip.spans[1][0]
+                assert len(set(kinds)) == 2 and clip.spans[0][1] + 2 / 8 <= clip.spans[1][0]
                 assert event_of(clip.answer) == kinds[0]
             case "grounding":
                 span = [float(number) for number in re.findall(r"\d+\.\d+", clip.answer)]
@@ -200,7 +199,7 @@ def test_tasks_are_asked_and_answered():
                 assert event_of(clip.answer) == kinds[0] and clip.keywords[0].text in clip.answer
     assert min(letters.values()) > 40
     edges = [(e.start, e.start + e.length) for _, scene in clips for e in scene.events]
-    assert min(start for start, _ in edges) == 2 and max(end for _, end in edges) == MIXED.frames - 2
+    assert min(start for start, _ in edges) == 2 and max(end for _, end in edges) == 16 - 2
 
 
 def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
@@ -250,12 +249,18 @@ def test_another_spec_has_another_folder():
 @pytest.mark.parametrize(
     "wrong",
     [
-        dict(size=57),
+        dict(sizes=()),
+        dict(sizes=((56, 57),)),
+        dict(sizes=(56, 56)),
         dict(seed=-1),
-        dict(frames=12),
+        dict(seconds=(0.9, 2.0)),
+        dict(seconds=(2.0, 1.0)),
         dict(lengths=()),
         dict(lengths=(0, 1)),
-        dict(fps=0),
+        dict(rates=()),
+        dict(rates=(0,)),
+        dict(details=(2, 1)),
+        dict(details=(0, 9)),
         dict(radius=(0.2, 0.1)),
         dict(noise=-1.0),
         dict(flicker=1.5),
@@ -275,9 +280,9 @@ def test_specs_that_cannot_be_drawn_are_refused(wrong):
 
 
 def test_other_sizes_can_be_drawn():
-    spec = EventSpec(size=28, frames=8, lengths=(1,), fps=4)
-    _, scene = describe(dataclasses.replace(spec, order=1.0, caption=0.0), "train", 0)
-    assert draw(scene, size=28, frames=8, noise=0.0).shape == (8, 28, 28, 3)
+    spec = EventSpec(sizes=((28, 30),), seconds=(5 / 8, 5 / 8), lengths=(1,), order=1.0, caption=0.0)
+    _, scene = describe(spec, "train", 0)
+    assert draw(scene, noise=0.0).shape == (8, 28, 30, 3)  # no shorter than two events and three margins
     assert [event.start for event in scene.events] == [2, 5]
 
 

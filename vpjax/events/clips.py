@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,13 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, draw, encode
-from vpjax.events.text import EVENT_TASKS, make_dialogue
+from vpjax.events.text import DETAILS, EVENT_TASKS, make_dialogue
 from vpjax.files import AnyPath, write_whole
 from vpjax.types import Clip, Keyword, UserError
 
 EVENT_CLIPS_VERSION = 1  # increased whenever the same spec gives other clips
 SPLITS = ("train", "heldout", "unseen")
-MARGIN = 2  # frames without an event: at least so many at either end and between two events
+MARGIN = 2  # eighths of a second without an event: at least so many at either end and between two events
 CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
 
@@ -36,20 +37,26 @@ Option = TypeVar("Option")
 class EventSpec:
     """The appearance of the clips and the kinds of their questions.
 
-    size: of a square frame in pixels. frames: per clip. fps: frames per second. lengths: of events in frames.
-    radius, travel: least and most of the shape's radius and of the distance that it travels, as shares of
-    ``size``. noise: standard deviation of the pixel noise in grey levels. flicker: share of clips in which,
-    as a distractor, the whole picture is darker or brighter for 1 or 2 frames. crf: H.264's quality, 0 to 51.
-    prior: share of clips whose colour follows from the kind of event. paired: clips 2i and 2i + 1 differ only
-    in the event. caption, choice, order, grounding: shares of the tasks; a clip about order has two events.
+    Each clip draws its frame's size from ``sizes``, (height, width) in pixels, its frames per second from
+    ``rates`` and its duration log-uniformly from ``seconds``, (least, most); a clip for whose events this is
+    too short lasts a little longer. With one size, one rate and one duration, all clips have the same shape.
+    lengths: of events in eighths of a second, rounded up to whole frames. So no event falls between frames
+    that are sampled 8 times a second. details: least and most number of a caption's further sentences.
+    radius: least and most of the shape's radius, as shares of the frame's shorter side. travel: likewise of
+    the distance that it travels, as shares of the side along which it moves. noise: standard deviation of the
+    pixel noise in grey levels. flicker: share of clips in which, as a distractor, the whole picture is darker
+    or brighter for 1 or 2 eighths of a second. crf: H.264's quality, 0 to 51. prior: share of clips whose
+    colour follows from the kind of event. paired: clips 2i and 2i + 1 differ only in the event. caption,
+    choice, order, grounding: shares of the tasks; a clip about order has two events.
     UserError for a value that cannot be drawn.
     """
 
     seed: int = 0
-    size: int = 56
-    frames: int = 16
-    fps: int = 8
+    sizes: tuple[tuple[int, int], ...] = ((56, 56),)
+    seconds: tuple[float, float] = (2.0, 2.0)
+    rates: tuple[int, ...] = (8,)
     lengths: tuple[int, ...] = (1, 2, 4)
+    details: tuple[int, int] = (0, 0)
     radius: tuple[float, float] = (0.14, 0.165)
     travel: tuple[float, float] = (0.25, 0.38)
     noise: float = 3.0
@@ -67,17 +74,20 @@ class EventSpec:
             if not holds:
                 raise UserError(f"events.{field} is {getattr(self, field)} and must be {rule}")
 
-        longest = max(self.lengths, default=0)
-        least = MARGIN + 2 * (MARGIN + longest)
         for field in ("seed", "noise", *EVENT_TASKS):
             require(field, getattr(self, field) >= 0, "at least 0")
         for field in ("flicker", "prior"):
             require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
         require("crf", 0 <= self.crf <= 51, "from 0 to 51")
-        require("size", self.size >= 28 and self.size % 2 == 0, "even and at least 28")
-        require("lengths", longest > 0 and min(self.lengths) > 0, "frame counts above 0")
-        require("frames", self.frames >= least, f"at least {least}, for two of the longest events")
-        require("fps", self.fps > 0, "above 0")
+        are_sizes = len(self.sizes) > 0 and all(_is_size(size) for size in self.sizes)
+        require("sizes", are_sizes, "pairs (height, width) of even numbers of at least 28")
+        require("lengths", min(self.lengths, default=0) > 0, "one or more numbers above 0")
+        require("rates", min(self.rates, default=0) > 0, "one or more numbers above 0")
+        least = (2 * MARGIN + max(self.lengths)) / 8
+        for_longest = f"(least, most) with {least:g} <= least <= most, so that the longest event fits"
+        require("seconds", least <= self.seconds[0] <= self.seconds[1], for_longest)
+        at_most = f"(least, most) with 0 <= least <= most <= {len(DETAILS)}"
+        require("details", 0 <= self.details[0] <= self.details[1] <= len(DETAILS), at_most)
         require("radius", 0 < self.radius[0] <= self.radius[1], "(least, most) with 0 < least <= most")
         require("travel", 0 <= self.travel[0] <= self.travel[1], "(least, most) with 0 <= least <= most")
         no_pairs = "False where events.prior is set: a pair has one colour"
@@ -110,8 +120,7 @@ def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]
         clip, scene = describe(spec, split, index)
         video = home / clip.video
         if not video.exists():
-            frames = draw(scene, size=spec.size, frames=spec.frames, noise=spec.noise)
-            write_whole(video, encode(frames, fps=spec.fps, crf=spec.crf))
+            write_whole(video, encode(draw(scene, noise=spec.noise), fps=scene.fps, crf=spec.crf))
         return json.dumps(dataclasses.asdict(clip)) + "\n"
 
     files = {split: home / f"{split}-{count}.jsonl" for split, count in splits.items()}
@@ -135,6 +144,12 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     """The clip at ``index`` of a split, its video's path relative to the split's file, and its scene."""
     scene_index = index // 2 if spec.paired else index
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), scene_index])
+    # The format has a generator of its own, so that its choices leave the rest of the scene as it is.
+    format_rng = rng.spawn(1)[0]
+    height, width = _pick(format_rng, spec.sizes)
+    fps = _pick(format_rng, spec.rates)
+    seconds = math.exp(format_rng.uniform(*np.log(spec.seconds)))
+    details = int(format_rng.integers(spec.details[0], spec.details[1] + 1))
     task = EVENT_TASKS[rng.choice(len(EVENT_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
     event_kind = EVENTS[scene_index % len(EVENTS)]
     shape = _pick(rng, [shape for shape in SHAPES if _occurs(split, event_kind, shape)])
@@ -147,10 +162,17 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
         colour = _pick(rng, COLOURS)
     lengths = [spec.lengths[scene_index // len(EVENTS) % len(spec.lengths)], _pick(rng, spec.lengths)]
     count = 2 if task == "order" else 1
-    starts = _start_frames(spec, lengths[:count], rng)
+    event_frames = [_whole_frames(length, fps) for length in lengths[:count]]
+    margin = _whole_frames(MARGIN, fps)
+    frames = max(round(seconds * fps), margin * (count + 1) + sum(event_frames))
+    starts = _start_frames(frames, margin, event_frames, rng)
     if spec.paired and index % 2:
         kinds.reverse()
     scene = Scene(
+        height=height,
+        width=width,
+        frames=frames,
+        fps=fps,
         shape=shape,
         colour=colour,
         direction=_pick(rng, DIRECTIONS),
@@ -159,14 +181,14 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
         centre=tuple(0.5 + rng.choice([-1, 1], 2) * rng.uniform(0.04, 0.1, 2)),
         travel=rng.uniform(*spec.travel),
         background=int(rng.integers(35, 75)),
-        events=tuple(Event(kinds[i], starts[i], lengths[i]) for i in range(count)),
-        flickers=_flicker_frames(spec, rng),
+        events=tuple(Event(kinds[i], starts[i], event_frames[i]) for i in range(count)),
+        flickers=_flicker_frames(spec.flicker, frames, fps, rng),
         flicker=_pick(rng, (0.7, 1.3)),
         noise=int(rng.integers(2**32)),
     )
-    spans = tuple((event.start / spec.fps, event.end / spec.fps) for event in scene.events)
+    spans = tuple((event.start / fps, event.end / fps) for event in scene.events)
     words = dict(colour=colour, shape=shape, direction=scene.direction)
-    dialogue = make_dialogue(task, kinds, spans, words, rng)
+    dialogue = make_dialogue(task, kinds, spans, words | _facts(scene), details, rng)
     clip = Clip(
         id=f"{split}-{index:06d}",
         video=f"{split}/{index // CLIPS_PER_FOLDER:03d}/{index:06d}.mp4",
@@ -186,17 +208,54 @@ def _occurs(split: str, kind: str, shape: str) -> bool:
     return (split == "unseen") == (shape == SHAPES[EVENTS.index(kind) % len(SHAPES)])
 
 
-def _start_frames(spec: EventSpec, lengths: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """The first frames of successive events, MARGIN frames from the edges and from one another."""
-    slack = spec.frames - MARGIN * (len(lengths) + 1) - sum(lengths)
+def _is_size(size: Any) -> bool:
+    """Whether a shape can be drawn and encoded in frames of this (height, width)."""
+    return isinstance(size, Sequence) and len(size) == 2 and all(x >= 28 and x % 2 == 0 for x in size)
+
+
+def _whole_frames(eighths: int, fps: int) -> int:
+    """The fewest frames that last at least so many eighths of a second."""
+    return math.ceil(eighths * fps / 8)
+
+
+def _start_frames(frames: int, margin: int, lengths: Sequence[int], rng: np.random.Generator) -> list[int]:
+    """The first frames of successive events, ``margin`` frames from the edges and from one another."""
+    slack = frames - margin * (len(lengths) + 1) - sum(lengths)
     waits = np.sort(rng.integers(0, slack + 1, len(lengths)))
-    earliest = MARGIN * np.arange(1, len(lengths) + 1) + np.cumsum([0, *lengths[:-1]])
+    earliest = margin * np.arange(1, len(lengths) + 1) + np.cumsum([0, *lengths[:-1]])
     return (earliest + waits).tolist()
 
 
-def _flicker_frames(spec: EventSpec, rng: np.random.Generator) -> tuple[int, ...]:
-    start, length = int(rng.integers(spec.frames - 1)), int(rng.integers(1, 3))
-    return tuple(range(start, start + length)) if rng.random() < spec.flicker else ()
+def _flicker_frames(share: float, frames: int, fps: int, rng: np.random.Generator) -> tuple[int, ...]:
+    start = int(rng.integers(frames - _whole_frames(2, fps) + 1))
+    length = _whole_frames(int(rng.integers(1, 3)), fps)
+    return tuple(range(start, start + length)) if rng.random() < share else ()
+
+
+def _facts(scene: Scene) -> dict[str, str]:
+    """What DETAILS say of a scene; the same whatever the kind of its event."""
+    centre, step = np.array(scene.centre), np.array(DIRECTIONS[scene.direction])
+    light = "The light stays the same throughout."
+    if scene.flickers:
+        light = f"For a moment the whole picture is {'darker' if scene.flicker < 1 else 'brighter'}."
+    if scene.width == scene.height:
+        outline = "as wide as high"
+    else:
+        outline = "wider than high" if scene.width > scene.height else "higher than wide"
+    return dict(
+        half="first" if 2 * scene.events[0].start < scene.frames else "second",
+        start=_quarter(centre - step * scene.travel / 2),
+        end=_quarter(centre + step * scene.travel / 2),
+        light=light,
+        outline=outline,
+        seconds=str(round(scene.frames / scene.fps)),
+        background="nearly black" if scene.background < 55 else "dark grey",
+    )
+
+
+def _quarter(place: np.ndarray) -> str:
+    """The quarter of the frame in which (x, y), as shares of its width and height, lies."""
+    return f"{'upper' if place[1] < 0.5 else 'lower'} {'left' if place[0] < 0.5 else 'right'}"
 
 
 def _pick(rng: np.random.Generator, options: Iterable[Option]) -> Option:

@@ -23,7 +23,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 WHITE = (250, 250, 250)
 GLOW = 70  # grey levels that a flash adds around the shape
 SHRINK, GROW = 0.45, 1.7  # times the radius
-JUMP = 0.36  # of the frame's size, across the motion and past the middle
+JUMP = 0.36  # of the frame's width or height, across the motion and past the middle
 GAP = 0.9  # of the radius, by which each half of a split shape moves aside
 # Half of the turn that brings a shape back onto itself: as different as a turn can make it.
 SPIN = {"square": np.pi / 4, "triangle": np.pi / 3, "cross": np.pi / 4}
@@ -44,13 +44,19 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All that a clip shows, independent of its size in pixels and its frame rate.
+    """All that a clip shows.
 
-    All lengths are shares of the frame's size. centre: (x, y) of the shape halfway through the clip. travel:
-    the distance that the shape moves over the clip. background: grey level 0-255. flickers: frames in which
-    the whole picture's brightness is multiplied by ``flicker``. noise: seed of the pixel noise.
+    height, width: of a frame in pixels. frames: of the clip. fps: frames per second. radius: of the shape, as
+    a share of the frame's shorter side. centre: (x, y) of the shape halfway through the clip, as shares of
+    the width and the height. travel: the distance that the shape moves over the clip, as a share of the side
+    along which it moves. background: grey level 0-255. flickers: frames in which the whole picture's
+    brightness is multiplied by ``flicker``. noise: seed of the pixel noise.
     """
 
+    height: int
+    width: int
+    frames: int
+    fps: int
     shape: str
     colour: str
     direction: str
@@ -64,8 +70,9 @@ class Scene:
     noise: int
 
 
-def draw(scene: Scene, *, size: int, frames: int, noise: float) -> np.ndarray:
-    """The clip's frames u8[F,h,w,3], ``size`` pixels square. noise: standard deviation in grey levels."""
+def draw(scene: Scene, *, noise: float) -> np.ndarray:
+    """The clip's frames u8[F,h,w,3]. noise: standard deviation in grey levels."""
+    frames, height, width = scene.frames, scene.height, scene.width
     step = np.array(DIRECTIONS[scene.direction])
     centre_F2 = np.array(scene.centre) + np.outer(np.linspace(-0.5, 0.5, frames) * scene.travel, step)
     radius = np.full((frames, 1, 1), scene.radius)  # this and all below: one value for each frame
@@ -93,10 +100,11 @@ def draw(scene: Scene, *, size: int, frames: int, noise: float) -> np.ndarray:
             case "spin":
                 angle[during] = SPIN[scene.shape]
 
-    pixels = np.arange(size, dtype=np.float32) + 0.5
-    centre_x, centre_y = centre_F2.T[:, :, None, None].astype(np.float32) * size
-    radius, gap = radius.astype(np.float32) * size, gap * size
-    x, y = pixels - centre_x, pixels[:, None] - centre_y
+    side = min(height, width)
+    radius, gap = radius.astype(np.float32) * side, gap * side
+    centre_x, centre_y = centre_F2.T[:, :, None, None].astype(np.float32)
+    x = np.arange(width, dtype=np.float32) + 0.5 - centre_x * width
+    y = np.arange(height, dtype=np.float32)[:, None] + 0.5 - centre_y * height
     u = np.abs(np.cos(angle) * x + np.sin(angle) * y)  # every shape is its own mirror image in u
     v = np.cos(angle) * y - np.sin(angle) * x
     outside = distance(scene.shape, u - gap, v, radius)
@@ -105,7 +113,7 @@ def draw(scene: Scene, *, size: int, frames: int, noise: float) -> np.ndarray:
     halo_FHW1 = (np.clip(2 - np.hypot(x, y) / radius, 0, 1) * glow)[..., None]
     picture = (scene.background + halo_FHW1) * (1 - cover_FHW1) + colour * cover_FHW1
     picture[list(scene.flickers)] *= scene.flicker
-    grain = np.random.default_rng(scene.noise).standard_normal((frames, size, size, 1), np.float32)
+    grain = np.random.default_rng(scene.noise).standard_normal((frames, height, width, 1), np.float32)
     return np.clip(picture + noise * grain, 0, 255).round().astype(np.uint8)
 
 

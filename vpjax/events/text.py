@@ -40,6 +40,17 @@ CAPTIONS = (
     ("Moving {direction}, a {colour} {shape} briefly {event}.", 1),
     ("While it drifts {direction}, the {colour} {shape} {event}.", 1),
 )
+# A caption of several sentences goes on with the first of these. They hold no word of EVENT_WORDS and no
+# PHRASES, and are the same whatever the event.
+DETAILS = (
+    "This happens in the {half} half of the clip.",
+    "At the start the {shape} is in the {start} quarter of the picture, at the end in the {end} quarter.",
+    "{light}",
+    "The picture is {outline} and the clip lasts about {seconds} s.",
+    "A {shape} has {corners} corners, and this one is {colour} on a {background} background.",
+)
+CORNERS = {"square": "four", "triangle": "three", "cross": "twelve"}
+LONGER_QUESTION = "{question} Use {sentences} sentences."
 CHOICE_QUESTION = "What does the shape do?"
 OPTION_LETTERS = "ABCD"
 ORDER_QUESTION = "Which comes first: it {} or it {}?"
@@ -63,12 +74,14 @@ def make_dialogue(
     kinds: Sequence[str],
     spans: Sequence[tuple[float, float]],
     words: Mapping[str, str],
+    details: int,
     rng: np.random.Generator,
 ) -> Dialogue:
     """A question about the event ``kinds[0]``, which happens in ``spans[0]``, and its answer.
 
     kinds: that event and another one: the second event of an order clip, else a wrong option. The question of
-    a choice or an order is the same for both orders of the two. words: the shape, its colour and direction.
+    a choice or an order is the same for both orders of the two. words: the shape, its colour and direction,
+    and what DETAILS name. details: number of a caption's further sentences.
     """
     phrase_of = {kind: phrases[0] for kind, phrases in PHRASES.items()}
     phrase = phrase_of[kinds[0]]
@@ -90,7 +103,12 @@ def make_dialogue(
     pattern, phrase_index = CAPTIONS[rng.integers(len(CAPTIONS))]
     phrase = PHRASES[kinds[0]][phrase_index]
     question = QUESTIONS[rng.integers(len(QUESTIONS))]
-    return Dialogue(question, pattern.format(event=phrase, **words), (phrase,))
+    sentences = [pattern.format(event=phrase, **words)]
+    if details:
+        corners = CORNERS[words["shape"]]
+        sentences += [detail.format(corners=corners, **words) for detail in DETAILS[:details]]
+        question = LONGER_QUESTION.format(question=question, sentences=len(sentences))
+    return Dialogue(question, " ".join(sentences), (phrase,))
 
 
 def event_of(text: str) -> str | None:
