@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vpjax.data.sampling import Sampling, VideoInfo, fit
 from vpjax.training import run_config
 from vpjax.types import UserError
 
@@ -40,6 +41,12 @@ def test_recipes_pass(name):
         ("contrast.negatives", ("batch,degraded",)),
         ("loss.chunk", 0),
         ("data.replacement", "none"),
+        ("data.min_frames", 0),
+        ("data.max_frames", 3),
+        ("data.min_pixels", 0),
+        ("data.max_pixels", 56 * 55),
+        ("data.total_pixels", -1),
+        ("data.max_missed_share", 1.5),
         ("data.instructions", {"chioce": "Answer."}),
         ("method", "dpo"),
         ("grpo.groups", 1),
@@ -65,6 +72,7 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
 
     other = recipe()
     other.log_every, other.mesh.data, other.data.cache = 7, 2, "elsewhere"  # changes no number
+    other.data.max_missed_share = 1.0
     run_config.check_workdir(tmp_path, other)
 
     other.seed, other.optim.freeze = 1, ("vision.*",)
@@ -73,3 +81,15 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     assert "(optim.freeze is ['vision.*'], there []; seed is 1, there 0)" in str(error.value)
     assert str(tmp_path / "config.json") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_videos_of_a_hugging_face_folder_are_read_within_a_budget(tmp_path):
+    """At 2 frames a second, four at least, and 25,000 tokens at most, or 18,816 of 32 x 32 pixels."""
+    sampling = Sampling.of(run_config.data_of(tmp_path))
+    for seconds in (0.5, 10.0, 100.0, 1000.0, 10000.0):
+        info = VideoInfo(1920, 1080, seconds, 25.0, int(25 * seconds))
+        for factor in (28, 32):
+            frames, height, width = fit(sampling, info, factor=factor)
+            assert frames == min(max(4, 2 * seconds), 768)
+            count = frames // 2 * height * width // factor**2
+            assert count <= 25000 and (seconds < 100 or count > 17000)

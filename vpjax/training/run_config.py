@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vpjax.data.video import MAX_PIXELS, MAX_SIDE, MIN_PIXELS
+from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
+from vpjax.data.video import MAX_SIDE
 from vpjax.files import write_whole
 from vpjax.models.attention import BACKENDS
 from vpjax.training.losses import NEGATIVES
@@ -20,6 +21,7 @@ FILE = "config.json"
 MAY_CHANGE = tuple(
     """
     log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention data.workers data.cache
+    data.max_missed_share
     """.split()
 )
 DTYPES = ("float32", "bfloat16")
@@ -35,19 +37,21 @@ ONE_OF = {
 ABOVE_0 = """
     steps batch log_every checkpoint_every keep eval_clips data.length_multiple data.keywords
     data.keyword_tokens optim.lr optim.clip contrast.width grpo.temperature grpo.max_new grpo.eps_high
-    grpo.num_iterations grpo.show_every grpo.relative.scale loss.chunk
+    grpo.num_iterations grpo.show_every grpo.relative.scale loss.chunk data.min_frames data.min_pixels
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite data.workers data.widen contrast.weight grpo.degraded grpo.top_k grpo.beta
+    max_nonfinite data.workers data.widen data.total_pixels contrast.weight grpo.degraded grpo.top_k grpo.beta
 """.split()
-# How videos are read for the model of a Hugging Face folder: at Qwen2.5-VL's own 2 frames per second, and no
-# more frames than make about 25,000 tokens at the largest size.
+# How videos are read for the model of a Hugging Face folder: as by qwen-vl-utils, at 2 frames per second and
+# with at most about 25,000 visual tokens. Small frames are left small, though.
 HF_VIDEO_DEFAULTS = dict(
     frames=0,
     fps=2.0,
-    max_frames=64,
+    min_frames=4,
+    max_frames=768,
     min_pixels=MIN_PIXELS,
     max_pixels=MAX_PIXELS,
+    total_pixels=24576 * FACTOR**2,
     max_side=MAX_SIDE,
     tfio_python="",
     cache="",
@@ -77,6 +81,10 @@ def check(config: ConfigDict) -> None:
     is_given = bool(config.init_from or config.model)
     require("init_from", is_given, "is a folder with weights, or '' where config.model gives sizes")
     require("data.train", bool(data.train), "is a file of clips, or 'events'")
+    for unit in ("frames", "pixels"):
+        least = data[f"min_{unit}"]
+        require(f"data.max_{unit}", data[f"max_{unit}"] >= least, f"is data.min_{unit}, {least}, or more")
+    require("data.max_missed_share", 0 <= data.max_missed_share <= 1, "lies in [0, 1]")
     tasks = f"has texts for some of {', '.join(TASKS)}"
     require("data.instructions", set(data.instructions) <= set(TASKS), tasks)
 
