@@ -25,12 +25,15 @@ from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.data.images import is_image
+from vpjax.data.index import stamp_tokens
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.text import Media, Text
-from vpjax.data.video import MAX_SIDE, Sampling, Video, read_frames, read_image
+from vpjax.data.sampling import Sampling, fit
+from vpjax.data.text import Media, Text, Tokens, tokenize
+from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
 from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
+from vpjax.types import Clip, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +92,18 @@ def ask(
     num_samples: int = 1,
     frames: int | None = None,
     fps: float | None = None,
+    min_pixels: int | None = None,
     max_pixels: int | None = None,
+    total_pixels: int | None = None,
     max_side: int | None = None,
     seed: int = 0,
 ) -> Answer:
     """Answer a prompt about a video or image file, or about none.
 
     temperature: 0 is greedy. top_p, top_k: the tokens to sample from; 1 and 0: all. num_samples: answers,
-    which share one cache of the prompt. frames, fps, max_pixels, max_side: how the video is read; None: as in
-    the run that made the model. UserError for a file that cannot be used.
+    which share one cache of the prompt. frames, fps, min_pixels, max_pixels, total_pixels (see ``Sampling``)
+    and max_side: how the video is read; None: as in the run that made the model. total_pixels replaces all of
+    its budgets, which otherwise hold for other frames too. UserError for a file that cannot be used.
     """
     model, text = loaded.model, loaded.text
     start = time.perf_counter()
@@ -107,10 +113,16 @@ def ask(
     grid: tuple[int, int, int] | None = None
     if video is not None:
         media = "image" if is_image(video) else "video"
-        decoded = _read(loaded, video, frames, fps, max_pixels, max_side)
+    tokens = tokenize(Clip(id="", video="", question=prompt, answer=""), text, media=media)
+    if video is not None:
+        sampling = _sampling(loaded, frames, fps, min_pixels, max_pixels, total_pixels)
+        max_tokens = None
+        if total_pixels is None and "max_tokens" in loaded.data_config:
+            max_tokens = loaded.data_config.max_tokens - len(tokens.prompt) + 1  # for the placeholder
+        decoded = _read(loaded, video, tokens, sampling, max_tokens, max_side)
         count, height, width, _ = decoded.frames.shape
         grid = count // vision.temporal, height // vision.patch, width // vision.patch
-    row = prompt_row(text.chat(prompt, media), decoded, model.config, stamps=text.stamps)
+    row = prompt_row(tokens.prompt, decoded, model.config, stamps=text.stamps)
     arguments = model, collate([row], bucket_of([row]), model.config), jax.random.key(seed)
     video_read = time.perf_counter()
 
@@ -150,27 +162,51 @@ def _samples_of(completions: Completions, text: Text) -> list[Sample]:
     return samples
 
 
+def _sampling(
+    loaded: LoadedModel,
+    frames: int | None,
+    fps: float | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    total_pixels: int | None,
+) -> Sampling:
+    """The run's sampling but for what is asked for. UserError for frames and fps at once."""
+    sampling = Sampling.of(loaded.data_config)
+    if frames is not None or fps is not None:
+        sampling = dataclasses.replace(sampling, frames=frames, fps=fps)
+    # A limit of the run gives way to one that is asked for.
+    most = max_pixels or max(sampling.max_pixels, min_pixels or 0)
+    least = min_pixels or min(sampling.min_pixels, most)
+    total = sampling.total_pixels if total_pixels is None else total_pixels
+    return dataclasses.replace(sampling, min_pixels=least, max_pixels=most, total_pixels=total)
+
+
 def _read(
     loaded: LoadedModel,
     path: str | Path,
-    frames: int | None,
-    fps: float | None,
-    max_pixels: int | None,
+    tokens: Tokens,
+    sampling: Sampling,
+    max_tokens: int | None,
     max_side: int | None,
 ) -> Video:
-    """The frames of a file."""
-    data = loaded.data_config
-    most = max_pixels or data.max_pixels
-    size = dict(
-        min_pixels=min(data.min_pixels, most),
-        max_pixels=most,
-        factor=loaded.model.config.vision.factor,
-        max_side=max_side or data.get("max_side", MAX_SIDE),
-    )
+    """The frames of a file, in a shape within the budgets. tokens: of the question. max_tokens: visual ones,
+    with the times in words between them."""
+    model_config = loaded.model.config
+    side = max_side or loaded.data_config.get("max_side", MAX_SIDE)
+    info = (probe_image if is_image(path) else probe)(path, max_side=side)
+    try:
+        count, height, width = fit(
+            sampling,
+            info,
+            factor=model_config.vision.factor,
+            max_tokens=max_tokens,
+            slot_tokens=stamp_tokens(tokens, info.duration, model_config),
+        )
+    except ValueError as error:  # an aspect ratio that no model takes
+        raise UserError(f"{path}: {error}") from error
     if is_image(path):
-        return read_image(path, **size)
-    sampling = Sampling.of(data) if frames is None and fps is None else Sampling(frames, fps)
-    return read_frames(path, sampling, **size)
+        return read_image(path, size=(height, width), max_side=side)
+    return read_frames(path, sampling, size=(height, width), frames=count, max_side=side)
 
 
 def main() -> None:
@@ -190,7 +226,13 @@ def main() -> None:
     parser.add_argument("--num_samples", type=number(1), default=1, help="answers; all read one cache")
     parser.add_argument("--frames", type=number(1), help="frames to look at, evenly spaced")
     parser.add_argument("--fps", type=float, help="frames to look at per second, in place of --frames")
-    parser.add_argument("--max_pixels", type=number(1), help="of a frame after resizing")
+    parser.add_argument("--min_pixels", type=number(1), help="of a frame after resizing, at least")
+    parser.add_argument("--max_pixels", type=number(1), help="of a frame after resizing, at most")
+    parser.add_argument(
+        "--total_pixels",
+        type=number(0),
+        help="of one frame in two, summed, at most, in place of the run's budgets; 0: no limit",
+    )
     parser.add_argument("--max_side", type=number(1), help="a file with more pixels a side is refused")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
