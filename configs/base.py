@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
     # tokenizer is then trained on the run's texts, and token ids are filled in).
     c.init_from = ""
     c.model = ConfigDict()  # read only if init_from is ""
+    # Time positions per second of a Qwen2.5-VL's visual tokens; slots that are closer share one. 0 = as in the
+    # model; a new model gets at least one for each slot of data.fps.
+    c.tokens_per_second = 0.0
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; trained parameters stay float32
     c.attention = "auto"  # back end: auto (the platform's best), xla, splash (TPU) or cudnn (GPU)
     c.remat = False  # recompute each layer in the backward pass: less memory, about a third more time
@@ -139,6 +142,7 @@ def get_config() -> ConfigDict:
 
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # devices per axis; -1 = all remaining ones
 
+    c.compile_cache = True  # keep compiled programs in data.cache, so that the next start takes seconds
     c.log_every = 20  # steps between progress lines (metrics.jsonl has every step)
     c.checkpoint_every = 250  # steps
     c.keep = 2  # number of newest checkpoints that are kept

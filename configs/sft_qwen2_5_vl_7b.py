@@ -42,11 +42,12 @@ def get_config():
     c.data.train = "/path/to/train.jsonl"
     c.data.heldout = ""
     c.data.frames = 0
-    c.data.fps = 2.0
-    c.data.min_pixels = 128 * 28 * 28
+    c.data.fps = 8.0  # at 2 frames a second, half of the events of a quarter second fall between the frames
+    c.data.min_pixels = 48 * 28 * 28
     c.data.max_pixels = 256 * 28 * 28
+    c.data.max_tokens = 8192
+    c.data.row_tokens = 16384  # a multiple of max_tokens: two of the longest clips fill a row
     c.data.length_multiple = 128  # as the TPU's attention kernel requires
-    c.data.max_tokens = 16384
     c.data.cache_gb = 500.0
     c.data.workers = 16
 

@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from vpjax import cli, distributed
 from vpjax.cli import say
+from vpjax.data import coverage
+from vpjax.data.cache import cache_folder
 from vpjax.data.mixture import data_sets
 from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
@@ -34,6 +36,7 @@ from vpjax.files import AnyPath
 from vpjax.models.config import VLMConfig
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import abstract_model
+from vpjax.programs import Announced, keep_in
 from vpjax.scoring.judge import ConfigJudge
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.grpo import JudgedRollouts
@@ -90,6 +93,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> None:
     workdir = Path(workdir)
     run_config.check(config)
     run_config.check_workdir(workdir, config)
+    if config.compile_cache:
+        keep_in(cache_folder(config.data) / "programs")
     clips, data_set_of, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
@@ -138,7 +143,8 @@ def fit(
         process_count=jax.process_count(),
     )
     loader = Loader(maker, index, start)
-    say(*loader.summary())
+    say(*loader.summary(), *loader.coverage.lines())
+    coverage.check(loader.coverage, config.data.max_missed_share)
     params = initial_params(config, model_config, mesh, only_shapes=start > 0)
     state, optimizer, shardings = create_state(params, config, mesh)
     if start:
@@ -148,8 +154,10 @@ def fit(
     if config.method == "grpo":
         judge = ConfigJudge(config, text, clips)
         grpo_step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=text.stops)
+        step_function = Announced(grpo_step, loader.usage.programs)
     else:
         sft_step = sft.make_step(model, config, optimizer, shardings)
+        step_function = Announced(sft_step, loader.usage.programs)
     if jax.process_index() == 0:
         run_config.write(workdir, config)
 
@@ -158,12 +166,12 @@ def fit(
         pending = None  # a step is reported while the next one runs, so that devices do not wait for the host
         for step in range(start + 1, config.steps + 1):
             batch = report.next_batch(loader)
-            if config.method == "grpo":
-                batch_with_references = put_batch(judge.with_references(batch), mesh)
-                state, metrics, rollouts = grpo_step(state, batch_with_references)
+            if isinstance(batch, Prompts):
+                prompts = put_batch(judge.with_references(batch), mesh)
+                state, metrics, rollouts = step_function(state, prompts)
                 finished = FinishedStep(step, batch.clip, metrics, rollouts, judge.take_faults())
             else:
-                state, metrics = sft_step(state, put_batch(batch, mesh))
+                state, metrics = step_function(state, put_batch(batch, mesh))
                 finished = FinishedStep(step, batch.clip, metrics)
 
             if pending:

@@ -7,8 +7,9 @@ number of compiled programs does not grow with the variety of the clips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,9 +17,13 @@ from vpjax.data.mixture import Mixture
 
 OPEN_ROWS = 256  # rows that are filled at the same time
 SAMPLE = 20_000  # clips from which the capacity of rows is estimated
-QUANTILE = 0.95  # of the rows that are full of tokens: so many fit the other capacities too
+# Of the rows that are full of tokens, so many fit the capacity for what the model computes with.
+QUANTILES = dict(units=0.95, bins=0.95, degraded=0.95)
 LENGTHS = 4  # prompt lengths at most, each of which is a program
 WORTH = 0.05  # share of the computed tokens that another length must save
+
+T = TypeVar("T")
+PLANNING = threading.Lock()
 
 
 class Sizes(NamedTuple):
@@ -79,15 +84,17 @@ def row_capacity(sizes_NK: np.ndarray, order: np.ndarray, row_tokens: int, multi
     tokens = round_up(max(row_tokens, int(largest[0])), multiples.tokens)
     rows = pack(sizes_NK[:, :1], np.array([tokens]), order[:SAMPLE])
     needed_RK = np.array([sizes_NK[row].sum(axis=0) for row in rows])
-    capacity = np.maximum(largest, np.quantile(needed_RK, QUANTILE, axis=0, method="higher"))
-    capacity[0] = tokens
-    return Sizes(*(round_up(int(n), multiple) for n, multiple in zip(capacity, multiples, strict=True)))
+    capacity = [tokens]
+    for k, name in enumerate(Sizes._fields[1:], 1):
+        needed = np.quantile(needed_RK[:, k], QUANTILES.get(name, 1.0), method="higher")
+        capacity.append(round_up(max(int(needed), int(largest[k])), multiples[k]))
+    return Sizes(*capacity)
 
 
 class Usage(NamedTuple):
     """How full the batches of the first epoch are. programs: shapes of a batch. batches, rows: their numbers.
     rows_filled: the share of rows that hold a clip. text, degraded, vision: useful / computed tokens of V,
-    tokens of V~, and patches."""
+    tokens of V~, patches, and tokens of both."""
 
     programs: int
     batches: float
@@ -96,6 +103,7 @@ class Usage(NamedTuple):
     text: float
     degraded: float
     vision: float
+    all_text: float
 
 
 def usage_of(used: Sizes, computed: Sizes, rows: int, filled: int, per_batch: int, programs: int) -> Usage:
@@ -103,7 +111,23 @@ def usage_of(used: Sizes, computed: Sizes, rows: int, filled: int, per_batch: in
     degraded = used.degraded / max(computed.degraded, 1)
     vision = used.units / max(computed.units, 1)
     text = used.tokens / max(computed.tokens, 1)
-    return Usage(programs, rows / per_batch, rows, filled / max(rows, 1), text, degraded, vision)
+    both = (used.tokens + used.degraded) / max(computed.tokens + computed.degraded, 1)
+    return Usage(programs, rows / per_batch, rows, filled / max(rows, 1), text, degraded, vision, both)
+
+
+class Epochs(Generic[T]):
+    """The plan of each epoch, which is made once: of the threads that make batches, one plans and the others
+    wait. The newest two are kept."""
+
+    def __init__(self, plan: Callable[[int], T]):
+        self.plan, self.kept = plan, dict[int, T]()
+
+    def __getitem__(self, epoch: int) -> T:
+        with PLANNING:
+            if epoch not in self.kept:
+                before = {e: planned for e, planned in self.kept.items() if e == epoch - 1}
+                self.kept = before | {epoch: self.plan(epoch)}
+            return self.kept[epoch]
 
 
 class PackedPlan:
@@ -124,26 +148,22 @@ class PackedPlan:
         self.sizes, self.mixture, self.row_count = np.array(sizes), mixture, rows
         order = mixture.order(mixture.rng(0))
         self._capacity = row_capacity(self.sizes, order, row_tokens, multiples)
-        self._rows_in: list[int] = []  # of each epoch so far
-        self._latest: dict[int, list[list[int]]] = {}
+        self.epochs = Epochs(self._rows_of)
+        self._rows_in: dict[int, int] = {}  # of each epoch so far
 
     def capacity(self, step: int) -> Sizes:
         """How much each row of a step holds."""
         return self._capacity
 
-    def epoch(self, epoch: int) -> list[list[int]]:
-        """The rows of an epoch."""
-        if epoch not in self._latest:
-            rng = self.mixture.rng(epoch)
-            rows = pack(self.sizes, np.array(self._capacity), self.mixture.order(rng))
-            # Rows that were opened late are less full, and short clips stand in rows that were opened early.
-            shuffled = [rows[i] for i in rng.permutation(len(rows))]
-            self._latest = {e: r for e, r in self._latest.items() if e == epoch - 1} | {epoch: shuffled}
-        return self._latest[epoch]
+    def _rows_of(self, epoch: int) -> list[list[int]]:
+        rng = self.mixture.rng(epoch)
+        rows = pack(self.sizes, np.array(self._capacity), self.mixture.order(rng))
+        # Rows that were opened late are less full, and short clips stand in rows that were opened early.
+        return [rows[i] for i in rng.permutation(len(rows))]
 
     def usage(self, units_N: np.ndarray) -> Usage:
         """units: of each entry, without padding."""
-        rows = self.epoch(0)
+        rows = self.epochs[0]
         entries = np.concatenate(rows)
         used = Sizes(*self.sizes[entries].sum(axis=0))._replace(units=units_N[entries].sum())
         computed = Sizes(*(len(rows) * np.array(self._capacity)))
@@ -155,11 +175,11 @@ class PackedPlan:
         out: list[PlannedRow] = []
         epoch = start = 0
         while len(out) < self.row_count:
-            if epoch == len(self._rows_in):
-                self._rows_in.append(len(self.epoch(epoch)))
+            if epoch not in self._rows_in:
+                self._rows_in[epoch] = len(self.epochs[epoch])
             end = start + self._rows_in[epoch]
             if end > first:
-                rows = self.epoch(epoch)[max(first - start, 0) : first + self.row_count - start]
+                rows = self.epochs[epoch][max(first - start, 0) : first + self.row_count - start]
                 out += [PlannedRow(epoch, row) for row in rows]
             epoch, start = epoch + 1, end
         return out
@@ -183,7 +203,7 @@ class PromptPlan:
             rounded = [round_up(int(n), multiple) for n, multiple in zip(largest, multiples, strict=True)]
             self.capacities.append(Sizes(*rounded))
         self.steps_per_epoch = -(-len(mixture.order(mixture.rng(0))) // rows)
-        self._latest: tuple[int, list[tuple[int, list[int]]]] = (-1, [])
+        self.epochs = Epochs(self._batches_of)
 
     def capacity(self, step: int) -> Sizes:
         """How much each row of a step holds."""
@@ -192,11 +212,11 @@ class PromptPlan:
     @property
     def programs(self) -> int:
         """Number of shapes that the first epoch has."""
-        return len({number for number, _ in self.epoch(0)})
+        return len({number for number, _ in self.epochs[0]})
 
     def usage(self, units_N: np.ndarray) -> Usage:
         """units: of each entry, without padding."""
-        batches = self.epoch(0)
+        batches = self.epochs[0]
         rows = len(batches) * self.row_count
         entries = np.concatenate([entries for _, entries in batches])
         used = Sizes(*self.sizes[entries].sum(axis=0))._replace(units=units_N[entries].sum())
@@ -212,11 +232,9 @@ class PromptPlan:
 
     def _batch(self, step: int) -> tuple[int, list[int]]:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        if self._latest[0] != epoch:
-            self._latest = epoch, self.epoch(epoch)
-        return self._latest[1][step_in_epoch]
+        return self.epochs[epoch][step_in_epoch]
 
-    def epoch(self, epoch: int) -> list[tuple[int, list[int]]]:
+    def _batches_of(self, epoch: int) -> list[tuple[int, list[int]]]:
         """The batches of an epoch: the number of their capacity, and their entries."""
         rng = self.mixture.rng(epoch)
         order = self.mixture.order(rng)

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from vpjax.data import tfio
+from vpjax.data import coverage, tfio
 from vpjax.data.cache import FrameCache, cache_folder
 from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import Entry, Index, build_index, prompt_sizes
@@ -136,7 +136,8 @@ class Loader:
     """An endless iterator of batches, which counts the faults and remarks of this process's rows so far.
 
     step: of the next batch; the whole state. faults: id of a clip that is left out -> why its video cannot be
-    used, including faults found while indexing. notes: remark -> ids of its clips.
+    used, including faults found while indexing. notes: remark -> ids of its clips. usage, coverage: of the
+    first epoch.
     """
 
     def __init__(self, maker: BatchMaker, index: Index, start_step: int = 0):
@@ -146,7 +147,8 @@ class Loader:
         self.notes = {note: set(ids) for note, ids in index.noted.items()}
         self.plan = maker.plan
         self.max_fault_share = maker.data_config.max_fault_share
-        self.usage = usage(maker)
+        self.usage = maker.plan.usage(useful_units(index.entries, maker.model_config))
+        self.coverage = coverage_of(index, maker.data_config)
         self._batches = read_ahead(maker, range(start_step, FOREVER), maker.data_config.workers)
         self._stop_at_faults()
 
@@ -195,10 +197,20 @@ class Loader:
         self._batches.close()
 
 
-def usage(maker: BatchMaker) -> Usage:
-    """How full the batches of the first epoch are."""
-    grids = [grid_of(entry.shape, maker.model_config.vision) for entry in maker.entries]
-    return maker.plan.usage(np.prod(np.array(grids), axis=1))
+def useful_units(entries: Sequence[Entry], model_config: VLMConfig) -> np.ndarray:
+    """The visual tokens of each clip, i64[n]."""
+    grids = [grid_of(entry.shape, model_config.vision) for entry in entries]
+    return np.prod(np.array(grids), axis=1)
+
+
+def coverage_of(index: Index, data_config: ConfigDict) -> coverage.Coverage:
+    """Which of the events that the clips' keywords name will be seen."""
+    planned = []
+    for entry in index.entries:
+        if entry.source.info is not None:
+            spans, info = entry.tokens.spans, entry.source.info
+            planned.append(coverage.PlannedClip(spans, info, entry.part, entry.shape))
+    return coverage.measure(planned, Sampling.of(data_config))
 
 
 def read_ahead(maker: BatchMaker, steps: Sequence[int], workers: int) -> grain.DatasetIterator[Element]:

@@ -21,7 +21,7 @@ FILE = "config.json"
 MAY_CHANGE = tuple(
     """
     log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention data.workers data.cache
-    data.max_missed_share
+    data.max_missed_share compile_cache
     """.split()
 )
 DTYPES = ("float32", "bfloat16")
@@ -40,7 +40,7 @@ ABOVE_0 = """
     grpo.num_iterations grpo.show_every grpo.relative.scale loss.chunk data.min_frames data.min_pixels
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite data.workers data.widen data.total_pixels contrast.weight grpo.degraded grpo.top_k grpo.beta
+    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight grpo.degraded grpo.top_k grpo.beta
 """.split()
 # How videos are read for the model of a Hugging Face folder: as by qwen-vl-utils, at 2 frames per second and
 # with at most about 25,000 visual tokens. Small frames are left small, though.

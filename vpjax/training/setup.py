@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,8 +98,25 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
                     shutil.copyfile(file, part / file.name)
         else:
             new_model(config, part, clips)
+        set_tokens_per_second(part / "config.json", config)
         part.replace(folder)
     return hf.read_config(folder), Text.load(folder)
+
+
+def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
+    """Write ``config.tokens_per_second`` into a config.json; 0 raises a new model's own value where the slots of
+    ``data.fps`` need it. UserError for a model that reads times in words."""
+    raw = json.loads(file.read_text())
+    vision, wanted = raw["vision_config"], config.tokens_per_second
+    reads_words = raw["model_type"] != "qwen2_5_vl"
+    if wanted and reads_words:
+        raise UserError(f"config.tokens_per_second={wanted:g}: {raw['model_type']} reads times in words; set it to 0")
+    if reads_words or (not wanted and config.init_from):
+        return
+    slots_per_second = math.ceil(config.data.fps / vision.get("temporal_patch_size", 2))
+    rate = wanted or max(vision.get("tokens_per_second", 2), slots_per_second)
+    vision["tokens_per_second"] = int(rate) if rate == int(rate) else rate  # as an integer for other clients
+    file.write_text(json.dumps(raw, indent=2) + "\n")
 
 
 def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
