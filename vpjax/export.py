@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.sampling import SLOT, Sampling
 from vpjax.data.text import Text
-from vpjax.data.video import Sampling, Video
+from vpjax.data.video import Video
 from vpjax.evaluation.results import interval
 from vpjax.models import hf
 from vpjax.models.names import FAMILIES
@@ -64,32 +65,40 @@ def generation_config(text: Text) -> dict[str, Any]:
 def image_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config of the image processor in two parts: all but sizes, and the sizes of the run's frames."""
     defaults = _processor(model) | {"image_processor_type": "Qwen2VLImageProcessor"}
-    return defaults, _frame_sizes(data_config)
+    return defaults, _frame_sizes(Sampling.of(data_config))
 
 
 def video_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of the video processor in two parts: all but sizes, and the sizes of the run's videos."""
-    family = FAMILIES[model.config.family]
+    """The config of the video processor in two parts: what it is, and the frames of the run's videos.
+
+    A budget makes frames smaller there as here, but never fewer, and counts visual tokens only.
+    """
+    family, factor = FAMILIES[model.config.family], model.config.vision.factor
     defaults = _processor(model) | {
         "video_processor_type": family.video_processor,
         "do_sample_frames": True,
     }
-    if data_config.frames:
-        defaults["num_frames"] = data_config.frames
-    else:
-        defaults["fps"] = data_config.fps
-    sizes = _frame_sizes(data_config)
-    if family.whole_video and data_config.frames:
-        edges = sizes["size"]
-        sizes = {"size": {edge: data_config.frames * pixels for edge, pixels in edges.items()}}
-    elif family.whole_video:  # the number of frames is not known, so only the upper limit can be given
-        limit = Sampling.max_frames * data_config.max_pixels
-        sizes = {
-            "size": sizes["size"] | {"longest_edge": limit},
-            "cap_pixels_per_frame": True,
-            "max_video_tokens": data_config.max_pixels // model.config.vision.factor**2,
-        }
-    return defaults, sizes
+    sampling = Sampling.of(data_config)
+    # Either is null, for together with a default of the other kind they are an error there.
+    fields = {"num_frames": sampling.frames, "fps": sampling.fps}
+    fields |= {"min_frames": sampling.min_frames, "max_frames": sampling.max_frames}
+    budgets = [sampling.total_pixels, data_config.get("max_tokens", 0) * factor**2]
+    budget = min((pixels for pixels in budgets if pixels), default=0)  # of one frame of each slot
+    if not family.whole_video:
+        fields |= _frame_sizes(sampling)
+        if budget:  # of max_video_tokens, nine tenths are the budget there
+            tokens = math.ceil(budget / factor**2 / 0.9)
+            fields |= {"cap_pixels_per_frame": True, "max_video_tokens": tokens}
+        return defaults, fields
+    frames = sampling.frames or sampling.max_frames
+    least, most = sampling.min_pixels, frames * sampling.max_pixels
+    if sampling.frames:
+        least *= frames
+    else:  # the number of frames is not known, so only the upper limit can be given for each of them
+        fields |= {"cap_pixels_per_frame": True, "max_video_tokens": sampling.max_pixels // factor**2}
+    if budget:
+        most = max(least, min(most, SLOT * budget))
+    return defaults, fields | {"size": {"shortest_edge": least, "longest_edge": most}}
 
 
 def _processor(model: VideoLM) -> dict[str, Any]:
@@ -105,8 +114,8 @@ def _processor(model: VideoLM) -> dict[str, Any]:
     }
 
 
-def _frame_sizes(data_config: ConfigDict) -> dict[str, Any]:
-    least, most = data_config.min_pixels, data_config.max_pixels
+def _frame_sizes(sampling: Sampling) -> dict[str, Any]:
+    least, most = sampling.min_pixels, sampling.max_pixels
     return {
         "min_pixels": least,
         "max_pixels": most,
