@@ -18,7 +18,8 @@ from tests import runs, tiny
 from tests.commands.call import call
 from vpjax import export as exporting
 from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.video import Sampling, read_frames
+from vpjax.data.sampling import Sampling, VideoInfo, fit
+from vpjax.data.video import read_frames
 from vpjax.events import clips as events
 from vpjax.models import hf
 from vpjax.models.config import VLMConfig
@@ -112,7 +113,7 @@ def test_heads_stay_behind_and_sizes_travel(kind, workdir, exported):
     assert (images.patch_size, images.merge_size) == (family.patch, 2)
     np.testing.assert_allclose(images.image_mean, family.mean)
     videos = json.loads((exported / "video_preprocessor_config.json").read_text())
-    assert videos["num_frames"] == runs.FRAMES and "fps" not in videos and videos["do_sample_frames"]
+    assert (videos["num_frames"], videos["fps"], videos["do_sample_frames"]) == (runs.FRAMES, None, True)
     assert "<|vision_start|>" in (exported / "chat_template.jinja").read_text()
 
 
@@ -123,31 +124,56 @@ def test_its_processor_loads(exported):
     assert AutoProcessor.from_pretrained(exported).video_processor.num_frames == runs.FRAMES
 
 
+def written(kind, **fields):
+    """A config with these fields of ``data``, the model's units, and the fields of its video processor."""
+    model = abstract_model(VLMConfig.from_hf(tiny.MODELS[kind]))
+    data = base.get_config().data
+    data.update(fields)
+    return data, model.config.vision.factor, exporting.video_processor(model, data)[1]
+
+
+def their_size(kind, fields, factor, count, side):
+    """The size of each of ``count`` frames, as in ``resize`` of the family's video processor."""
+    least, most = fields["size"]["shortest_edge"], fields["size"]["longest_edge"]
+    floor, tokens = int(1.05 * least), fields.get("max_video_tokens", 0)
+    if kind == "tied":
+        if fields["cap_pixels_per_frame"]:
+            most = max(min(most, int(0.9 * tokens * factor**2) * 2 // count), floor)
+        return qwen2_5_size(*side, factor, least, most)
+    if fields.get("cap_pixels_per_frame"):
+        most = count * max(min(tokens * factor**2, most // count), floor)
+    return qwen3_size(count, *side, 2, factor, least, most)
+
+
 @pytest.mark.parametrize("side", [(720, 1280), (100, 60), (1080, 1920)])
 @pytest.mark.parametrize("frames, fps", [(16, 0.0), (0, 2.0)])
 def test_videos_get_the_size_that_they_had(kind, side, frames, fps):
     """transformers' own rule of the family, given what is written, against the rule of the run. (That of
     Qwen3-VL has no lower limit for each frame where their number is not known.)"""
-    model = abstract_model(VLMConfig.from_hf(tiny.MODELS[kind]))
-    data = base.get_config().data
-    data.frames, data.fps, data.min_pixels, data.max_pixels = frames, fps, 96 * 96, 256 * 256
-    limits = exporting.video_processor(model, data)[1]
-    size, factor = limits["size"], model.config.vision.factor
-    if kind == "tied":
-        theirs = qwen2_5_size(*side, factor, size["shortest_edge"], size["longest_edge"])
-    else:
-        count = frames or 20
-        most = size["longest_edge"]
-        if limits.get("cap_pixels_per_frame"):  # as in Qwen3VLVideoProcessor.resize
-            most = count * max(
-                min(limits["max_video_tokens"] * factor**2, most // count), int(1.05 * size["shortest_edge"])
-            )
-        theirs = qwen3_size(count, *side, 2, factor, size["shortest_edge"], most)
+    data, factor, fields = written(kind, frames=frames, fps=fps, min_pixels=96 * 96, max_pixels=256 * 256)
+    assert (fields["num_frames"], fields["fps"]) == (frames or None, fps or None)
+    theirs = their_size(kind, fields, factor, frames or 20, side)
     ours = smart_resize(*side, factor=factor, min_pixels=data.min_pixels, max_pixels=data.max_pixels)
     if (kind, side, frames) == ("deep", (100, 60), 0):
         assert theirs == (96, 64) and ours == (128, 96)
     else:
         assert theirs == ours
+
+
+@pytest.mark.parametrize("side", [(720, 1280), (480, 360)])
+@pytest.mark.parametrize("sampling", [dict(frames=60), dict(frames=0, fps=2.0)], ids=["frames", "fps"])
+@pytest.mark.parametrize("budget", ["total_pixels", "max_tokens"])
+def test_a_budget_holds_there_too(kind, side, sampling, budget):
+    """60 frames leave 2,000 / 30 = 66 units to a slot. Theirs are rounded down to whole rows and columns."""
+    factor = written(kind)[1]
+    fields = dict(min_pixels=16 * factor**2, max_pixels=256 * factor**2, **sampling)
+    fields |= dict(total_pixels=2000 * factor**2) if budget == "total_pixels" else dict(max_tokens=2000)
+    data, _, fields = written(kind, **fields)
+    height, width = their_size(kind, fields, factor, 60, side)
+    info = VideoInfo(side[1], side[0], 30.0, 25.0, 750)
+    frames, *ours = fit(Sampling.of(data), info, factor=factor, max_tokens=data.max_tokens)
+    assert frames == 60 and (fields["min_frames"], fields["max_frames"]) == (4, 768)
+    assert 0.8 * np.prod(ours) <= height * width <= np.prod(ours) <= 66 * factor**2
 
 
 def test_files_that_came_with_the_model_travel_on(kind, workdir, tmp_path):
