@@ -1,4 +1,4 @@
-"""A small model, its run's config and a batch with keywords, for tests of the losses' step."""
+"""A small model, its run's config and batches with keywords, for tests of the steps."""
 
 import dataclasses
 import functools
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tests import tiny
+from tests import batches, tiny
+from vpjax.data.packing import Sizes
 from vpjax.hlo import inner_jaxprs
 from vpjax.models.decoder import DecoderConfig
 from vpjax.models.rope import section_axes
@@ -22,7 +23,9 @@ from vpjax.training.state import create_state, state_shardings
 LAYERS = 4
 MODEL = VLMConfig(
     family="qwen2_5_vl",
-    vision=VisionConfig(depth=1, hidden=16, intermediate=32, heads=2, out_hidden=32, full_attention=(0,)),
+    vision=VisionConfig(
+        depth=2, hidden=16, intermediate=32, heads=2, out_hidden=32, window=56, full_attention=(1,)
+    ),
     decoder=DecoderConfig(
         vocab=128,
         hidden=32,
@@ -75,29 +78,63 @@ def config(**fields):
     return c
 
 
-def batch(rows=8, *, suffix=6, seed=0):
-    """Rows of different lengths with 1 to ``suffix`` target tokens and up to two keywords; the last has no
-    keyword and no V~."""
+GRIDS = (1, 2), (2, 3), (3, 1), (2, 2), (1, 1)
+# All batches of small clips have one shape, so that a step is compiled once: so much of everything, and room
+# for the largest window and slot in a block and a bin.
+LEAST = Sizes(
+    tokens=80, units=63, bins=65, degraded=56, targets=12, keywords=4, slots=10, windows=16, clips=2
+)
+LAYOUT = dict(block=9, bin=13)
+
+
+def contents(count=16, *, answer=6, seed=0):
+    """Clips of several sizes with 1 to ``answer`` tokens in the answer and up to two keywords. Of each eight,
+    the third is text only, the fourth has keywords and no V~, and the last two have neither: an image, and a
+    video."""
     rng = np.random.default_rng(seed)
-    slots = [5, 4, 5, 3] * (rows // 4)
-    layout = [tiny.Row(slots=s, before=2 + b % 3) for b, s in enumerate(slots)]
-    out = tiny.batch(layout, size=(28, 56), suffix=suffix)
-    keywords = rng.integers(0, 100, (rows, 2, 3), dtype=np.int32)
-    keywords[..., 1:][rng.random((rows, 2, 2)) < 0.4] = -1
-    marked = np.zeros((rows, 2, 5), bool)
-    source = np.tile(np.arange(5, dtype=np.int32), (rows, 1))
-    marked[:-1, 0, 1] = True
-    source[:-1, 1] = 2
-    marked[:-1:2, 1, 0] = True
-    source[:-1:2, 0] = 2
-    return dataclasses.replace(
-        out,
-        target=np.arange(suffix) < rng.integers(1, suffix + 1, (rows, 1)),
-        source=source,
-        slots=marked,
-        keywords=keywords,
-        lemma=np.where(marked.any(-1), rng.integers(0, 3, (rows, 2)), -1).astype(np.int32),
-    )
+    clips = []
+    for n in range(count):
+        kind = dict(slots=3 + n % 3)
+        if n % 8 == 2:
+            kind = {}
+        elif n % 8 == 6:
+            kind = dict(slots=1, image=True)
+        length = int(rng.integers(1, answer + 1))
+        clips.append(batches.Clip(**kind, grid=GRIDS[n % 5], before=2 + n % 3, answer=length))
+    out = []
+    for n, content in enumerate(batches.contents(clips, seed=seed)):
+        slots = len(content.source)
+        count_J = 0 if n % 8 in (2, 6, 7) else 1 + n % 2
+        keywords = rng.integers(0, 100, (count_J, 3), dtype=np.int32)
+        keywords[:, 1:][rng.random((count_J, 2)) < 0.4] = -1
+        marked, source = np.zeros((count_J, slots), bool), content.source.copy()
+        for j, at in zip(range(count_J), (1, 0), strict=False):
+            marked[j, at] = True
+            source[at] = 2 if n % 8 != 3 else at
+        lemma = rng.integers(0, 3, count_J).astype(np.int32)
+        out.append(dataclasses.replace(content, keywords=keywords, lemma=lemma, marked=marked, source=source))
+    return out
+
+
+def packed(rows):
+    """A Batch of rows of contents, all of one shape if a row has about two of them."""
+    return batches.packed(rows, MODEL.vision, least=LEAST, **LAYOUT)
+
+
+def batch(rows=8, *, answer=6, seed=0):
+    """Packed rows of two clips each, see ``contents``."""
+    clips = contents(2 * rows, answer=answer, seed=seed)
+    return packed([clips[2 * r : 2 * r + 2] for r in range(rows)])
+
+
+def prompts(rows=8, *, seed=0):
+    """One prompt in a row, all of one shape; as in ``contents``, but each with a video, and only the last
+    without keywords and V~."""
+    videos = [content for content in contents(8 * rows, seed=seed) if content.has_degraded]
+    clips = videos[: rows - 1] + [contents(8, seed=seed)[7]]
+    clips = [dataclasses.replace(content, number=n) for n, content in enumerate(clips)]
+    least = Sizes(tokens=40, units=45, bins=39)
+    return batches.prompts(clips, MODEL.vision, least=least, **LAYOUT)
 
 
 def setup(c, *, mesh=ONE, tx=None, shapes=MODEL):
@@ -114,7 +151,7 @@ def setup(c, *, mesh=ONE, tx=None, shapes=MODEL):
 
 
 def compiled(c, b, *, mesh=ONE, **options):
-    """(state, step, b on the mesh); the step is compiled, and takes no other bucket and no other sharding."""
+    """(state, step, b on the mesh); the step is compiled, and takes no other shape and no other sharding."""
     state, step = setup(c, mesh=mesh, **options)
     b = put_batch(b, mesh)
     return state, step.lower(state, b).compile(), b

@@ -1,4 +1,4 @@
-"""Tiny checkpoints as ``transformers`` itself writes them, and batches laid out by hand.
+"""Tiny checkpoints as ``transformers`` itself writes them, and the inputs of its models.
 
 Weights are drawn wide (std 1.5 / sqrt(fan-in)): at the default init, leaving out a whole mechanism changes
 the logits by only 5e-3 of their spread, and a test against the reference would not see it.
@@ -9,8 +9,6 @@ import copy
 import dataclasses
 
 import numpy as np
-
-from vpjax.types import Batch
 
 IMAGE, VIDEO, START, END = 120, 121, 122, 123
 TEXT_IDS = 120  # below: ordinary tokens
@@ -221,142 +219,54 @@ def write_checkpoint(folder, raw, **options):
     return folder
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One row of a batch. slots: temporal patches of its video, 1 for an image, 0 for text only.
-    before, after: tokens of the prompt around it. seconds: the duration of one slot."""
-
-    slots: int = 0
-    image: bool = False
-    before: int = 3
-    after: int = 4
-    seconds: float = 1.0
-
-
-def lay_out(row, grid, family, tokens_per_second, rng):
-    """The prompt i32[p] of a row and its positions i32[3, p]. grid: rows and columns of a slot's tokens. Text
-    and visual tokens continue at the largest position so far + 1."""
-    tokens, columns = [], []
-
-    def add_text(ids):
-        tokens.extend(ids)
-        start = max(map(max, columns), default=-1) + 1
-        columns.extend([start + i] * 3 for i in range(len(ids)))
-
-    def add_slots(times):
-        start = max(map(max, columns), default=-1) + 1
-        places = [(start + t, start + y, start + x) for t in times for y, x in np.ndindex(*grid)]
-        tokens.extend([IMAGE if row.image else VIDEO] * len(places))
-        columns.extend(places)
-
-    def words(count):
-        return rng.integers(0, TEXT_IDS, count).tolist()
-
-    add_text(words(row.before))
-    if row.image:
-        add_slots([0] * row.slots)
-    elif not FAMILIES[family].stamped:
-        add_slots([int(slot * row.seconds * tokens_per_second) for slot in range(row.slots)])
-    else:
-        for slot in range(row.slots):
-            add_text([*words(1 + slot % 2), START])
-            add_slots([0])
-            add_text([END])
-    add_text(words(row.after))
-    return np.array(tokens, np.int32), np.array(columns, np.int32).reshape(-1, 3).T
-
-
-def batch(
-    rows, family="qwen2_5_vl", *, size=None, slots=None, prompt=None, suffix=5, tokens_per_second=2, seed=0
-):
-    """A Batch of random frames and tokens, its rows padded at the right to ``slots`` and ``prompt``. size: of
-    a frame; None: 3 x 5 tokens of a slot. Time ids are the integer part of slot * seconds *
-    tokens_per_second."""
-    rng = np.random.default_rng(seed)
-    unit = 2 * FAMILIES[family].patch
-    size = size or (3 * unit, 5 * unit)
-    grid = size[0] // unit, size[1] // unit
-    slots = slots or max(row.slots for row in rows)
-    laid = [lay_out(row, grid, family, tokens_per_second, rng) for row in rows]
-    prompt = prompt or max(len(ids) for ids, _ in laid)
-    tokens = rng.integers(0, TEXT_IDS, (len(rows), prompt + suffix), dtype=np.int32)
-    positions = np.zeros((len(rows), 3, prompt + suffix), np.int32)
-    visual = np.full((len(rows), slots * grid[0] * grid[1]), prompt, np.int32)
-    for b, (ids, place) in enumerate(laid):
-        at = np.flatnonzero((ids == IMAGE) | (ids == VIDEO))
-        tokens[b, : len(ids)] = ids
-        visual[b, : len(at)] = at
-        positions[b, :, : len(ids)] = place
-        positions[b, :, prompt:] = place.max() + 1 + np.arange(suffix)
-    frames = rng.integers(0, 256, (len(rows), 2 * slots, *size, 3), dtype=np.uint8)
-    for b, row in enumerate(rows):
-        if row.image:
-            frames[b, 1] = frames[b, 0]
-    none = np.zeros((len(rows), 0), np.int32)
-    return Batch(
-        frames=frames,
-        slot_valid=np.arange(slots) < np.array([[row.slots] for row in rows]),
-        prompt=tokens[:, :prompt],
-        prompt_valid=np.arange(prompt) < np.array([[len(ids)] for ids, _ in laid]),
-        positions=positions,
-        visual=visual,
-        suffix=tokens[:, prompt:],
-        target=np.ones((len(rows), suffix), bool),
-        source=np.broadcast_to(np.arange(slots, dtype=np.int32), (len(rows), slots)),
-        slots=np.zeros((len(rows), 0, slots), bool),
-        keywords=none[:, :, None],
-        lemma=none,
-        clip=np.arange(len(rows), dtype=np.int32),
-        video_end=int(visual[visual < prompt].max(initial=-1)) + 1,
-    )
-
-
-def patches(frames, family="qwen2_5_vl"):
-    """uint8 frames [F,h,w,3] as the rows of ``pixel_values_videos``, patch by patch as the image processor of
-    Qwen2-VL writes them: 2 x 2 patches of a merged token together, each (channel, frame, row, column)."""
-    import torch
-
-    kind = FAMILIES[family]
-    p = kind.patch
-    frames = (frames / 255.0 - np.array(kind.mean)) / np.array(kind.std)
+def cut(frames, patch):
+    """The patches [units, 4, X] of frames [F, h, w, 3] in the order of Qwen2-VL's image processor: slot by
+    slot, 2 x 2 patches of a unit together, each (channel, frame, row, column)."""
     count, height, width, _ = frames.shape
     rows = [
-        frames[2 * s : 2 * s + 2, p * y : p * y + p, p * x : p * x + p].transpose(3, 0, 1, 2).ravel()
+        frames[2 * s : 2 * s + 2, patch * y : patch * y + patch, patch * x : patch * x + patch]
+        .transpose(3, 0, 1, 2)
+        .ravel()
         for s in range(count // 2)
-        for top in range(0, height // p, 2)
-        for left in range(0, width // p, 2)
+        for top in range(0, height // patch, 2)
+        for left in range(0, width // patch, 2)
         for y in (top, top + 1)
         for x in (left, left + 1)
     ]
-    return torch.tensor(np.array(rows), dtype=torch.float32)
+    return np.array(rows, frames.dtype).reshape(-1, 4, 6 * patch**2)
 
 
-def reference_inputs(batch, family="qwen2_5_vl", *, left=True):
-    """The arguments of the torch model for ``batch``, positions included: each row's prompt and suffix
-    without a gap, padded at the left (so that the last C columns are the suffixes) or at the right."""
+def patches(frames, family="qwen2_5_vl"):
+    """uint8 frames [F,h,w,3] as the rows of ``pixel_values_videos``."""
     import torch
 
-    total = batch.prompt.shape[1] + batch.suffix.shape[1]
-    ids, mask = np.zeros((len(batch.prompt), total), np.int64), np.zeros((len(batch.prompt), total), np.int64)
-    positions = np.zeros((3, len(batch.prompt), total), np.int64)
-    for b, valid in enumerate(batch.prompt_valid):
-        valid = np.concatenate([valid, np.ones(batch.suffix.shape[1], bool)])
-        at = slice(total - valid.sum(), None) if left else slice(valid.sum())
-        ids[b, at] = np.concatenate([batch.prompt[b], batch.suffix[b]])[valid]
-        positions[:, b, at] = batch.positions[b][:, valid]
-        mask[b, at] = 1
+    kind = FAMILIES[family]
+    rows = cut((frames / 255.0 - np.array(kind.mean)) / np.array(kind.std), kind.patch)
+    return torch.tensor(rows.reshape(-1, rows.shape[-1]), dtype=torch.float32)
+
+
+def reference_inputs(clips, family="qwen2_5_vl", *, left=True):
+    """The arguments of the torch model for contents of ``tests.batches``, positions included: each clip's
+    prompt and answer in a row of its own, padded at the left or at the right."""
+    import torch
+
+    total = max(len(content.prompt) + len(content.answer) for content in clips)
+    ids, mask = np.zeros((2, len(clips), total), np.int64)
+    positions = np.zeros((3, len(clips), total), np.int64)
+    for b, content in enumerate(clips):
+        tokens = np.concatenate([content.prompt, content.answer])
+        at = slice(total - len(tokens), None) if left else slice(len(tokens))
+        ids[b, at], mask[b, at], positions[:, b, at] = tokens, 1, content.all_positions
     inputs = dict(input_ids=ids, attention_mask=mask, position_ids=positions)
     inputs["mm_token_type_ids"] = (ids == IMAGE) * 1 + (ids == VIDEO) * 2
     inputs = {name: torch.tensor(value) for name, value in inputs.items()}
-    grid = [side // FAMILIES[family].patch for side in batch.frames.shape[2:4]]
     for token, pixels, grids in (
         (VIDEO, "pixel_values_videos", "video_grid_thw"),
         (IMAGE, "pixel_values", "image_grid_thw"),
     ):
-        rows = [b for b in range(len(ids)) if (ids[b] == token).any()]
-        if rows:
-            counts = [int(batch.slot_valid[b].sum()) for b in rows]
-            frames = [batch.frames[b, : 2 * count] for b, count in zip(rows, counts, strict=True)]
-            inputs[pixels] = torch.cat([patches(f, family) for f in frames])
-            inputs[grids] = torch.tensor([[count, *grid] for count in counts])
+        shown = [content for content in clips if token in content.prompt]
+        if shown:
+            inputs[pixels] = torch.cat([patches(content.frames, family) for content in shown])
+            grid = [[len(content.source), *(2 * side for side in content.grid)] for content in shown]
+            inputs[grids] = torch.tensor(grid)
     return inputs
