@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from typing import NamedTuple
 
 from vpjax.data.text import Text
 
@@ -32,11 +33,24 @@ def word_text():
     return Text(tokenizer, *(tokenizer(f"<|{name}|>")["input_ids"][0] for name in names))
 
 
+class StubVision(NamedTuple):
+    """As much of a VisionConfig as making rows reads: Qwen2.5-VL's."""
+
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
+    channels: int = 3
+    window: int = 112
+    factor: int = 28
+    hidden: int = 16
+    intermediate: int = 32
+
+
 def stub_config(text):
     """As much of a VLMConfig as making rows reads."""
     return SimpleNamespace(
         image_token=text.image_pad,
         video_token=text.video_pad,
         tokens_per_second=4.0,
-        vision=SimpleNamespace(factor=28, temporal=2),
+        vision=StubVision(),
     )
