@@ -10,8 +10,8 @@ import numpy as np
 from vpjax.data.keyframes import windows_of
 from vpjax.data.packing import Sizes, round_up
 from vpjax.data.rows import Row, prompt_row
-from vpjax.data.units import Capacity, choose_capacity, grid_of
-from vpjax.types import Batch, Prompts, Strip, Units
+from vpjax.data.units import Capacity, grid_of, windows_of_slot
+from vpjax.types import Array, Batch, Prompts, Strip, Units
 
 if TYPE_CHECKING:
     from vpjax.data.text import Stamps
@@ -99,7 +99,7 @@ def collate(
     for r, clips in enumerate(rows):
         used = Sizes(*[0] * len(Sizes._fields))
         for row in clips:
-            used = _add(batch, r, row, used)
+            used = _add(batch, r, row, used, sizes)
     return batch
 
 
@@ -111,7 +111,8 @@ def collate_prompts(
     keywords: int = 0,
     keyword_tokens: int = 0,
 ) -> Prompts:
-    """Prompts of clips of so many keywords, one in a row; None: a row of padding. sizes: as in ``collate``."""
+    """Prompts of clips with J = ``keywords``, one in a row; None: a row of padding. sizes, ValueError: as in
+    ``collate``."""
     prompts = empty_prompts(len(rows), sizes, capacity, model_config, keywords, keyword_tokens)
     for r, row in enumerate(rows):
         if row is None:
@@ -130,46 +131,37 @@ def single_prompt(
     model_config: VLMConfig,
     *,
     stamps: Stamps | None = None,
-    multiple: int = 1,
 ) -> tuple[Row, Prompts]:
-    """One prompt about one video, as a row and as a batch of its own shape, with tokens padded to a
-    ``multiple``. Arguments as in ``prompt_row``."""
-    grids = []
+    """One prompt about one video, as a row and as a batch. Arguments as in ``prompt_row``.
+
+    All sizes of the batch are ``coarse``, so that videos of many sizes and lengths share a few programs."""
+    capacity = Capacity(1, 0)
     if video is not None:
-        grids = [grid_of(video.frames.shape[:3], model_config.vision)]
-    capacity = choose_capacity(grids, model_config.vision)
+        _, *grid = grid_of(video.frames.shape[:3], model_config.vision)
+        windows = windows_of_slot(*grid, model_config.vision)
+        bin = coarse(grid[0] * grid[1]) if len(windows) > 1 else 0
+        capacity = Capacity(coarse(max(len(window) for window in windows)), bin)
     row = prompt_row(prompt, video, model_config, capacity, stamps=stamps)
-    tokens = round_up(len(row.prompt.tokens), multiple)
-    sizes = Sizes(tokens, units=len(row.video.window), bins=len(row.video.bins))
+    units = round_up(coarse(len(row.video.window)), capacity.block)
+    bins = round_up(coarse(len(row.video.bins)), max(capacity.bin, 1))
+    sizes = Sizes(coarse(len(row.prompt.tokens)), units, bins)
     return row, collate_prompts([row], sizes, capacity, model_config)
 
 
-def _add(batch: Batch, r: int, row: Row, used: Sizes) -> Sizes:
-    """Write a clip into row ``r`` after what is ``used`` of it. Returns what is used then."""
+def coarse(count: int) -> int:
+    """``count`` rounded up to a multiple of 16 and, above 128, to one of four sizes an octave: by less than a
+    quarter."""
+    return round_up(count, max(16, 1 << max(count.bit_length() - 3, 0)))
+
+
+def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
+    """Write a clip into row ``r`` after what is ``used`` of it. Returns what is used then: no more than
+    ``most``."""
     text, degraded = row.text, row.degraded
     named = row.lemma >= 0  # the other keywords were left out
     slots_QS = row.slots[named]
     windows = windows_of(slots_QS)
-    _write_units(batch.video, r, row.video, used.units, used.bins, used.slots)
-    shift = dict(units=used.units, slots=used.slots, segment=used.clips + 1)
-    _write_strip(batch.text, r, text, used.tokens, **shift)
-    _write_strip(batch.degraded, r, degraded, used.degraded, **shift)
-
-    first_target = used.tokens + len(row.prompt.tokens)
-    targets = slice(used.targets, used.targets + len(row.answer))
-    batch.target[r, targets] = first_target + np.arange(len(row.answer))
-    batch.origin[r, targets] = row.data_set
-
     count, slots = slots_QS.shape
-    keywords = slice(used.keywords, used.keywords + count)
-    batch.keywords[r, keywords] = row.keywords[named]
-    batch.lemma[r, keywords] = row.lemma[named]
-    batch.owner[r, keywords] = row.clip
-    batch.slots[r, keywords, used.slots : used.slots + slots] = slots_QS
-    batch.has_degraded[r, keywords] = row.has_degraded
-    shift_windows = np.array([used.keywords, used.slots, used.slots], np.int32)
-    batch.windows[r, used.windows : used.windows + len(windows)] = windows + shift_windows
-    batch.clip[r, used.clips] = row.clip
     taken = Sizes(
         tokens=len(text.tokens),
         units=len(row.video.window),
@@ -180,7 +172,30 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes) -> Sizes:
         slots=slots,
         windows=len(windows),
     )
-    return Sizes(*(a + b for a, b in zip(used, taken, strict=True)))
+    used_then = Sizes(*(a + b for a, b in zip(used, taken, strict=True)))
+    if any(a > b for a, b in zip(used_then, most, strict=True)):
+        raise ValueError(f"with clip {row.clip} a row has {used_then}, which is more than {most}")
+
+    _write_units(batch.video, r, row.video, used.units, used.bins, used.slots)
+    shift = dict(units=used.units, slots=used.slots, segment=used.clips + 1)
+    _write_strip(batch.text, r, text, used.tokens, **shift)
+    _write_strip(batch.degraded, r, degraded, used.degraded, **shift)
+
+    first_target = used.tokens + len(row.prompt.tokens)
+    targets = slice(used.targets, used.targets + len(row.answer))
+    batch.target[r, targets] = first_target + np.arange(len(row.answer))
+    batch.origin[r, targets] = row.data_set
+
+    keywords = slice(used.keywords, used.keywords + count)
+    batch.keywords[r, keywords] = row.keywords[named]
+    batch.lemma[r, keywords] = row.lemma[named]
+    batch.owner[r, keywords] = row.clip
+    batch.slots[r, keywords, used.slots : used.slots + slots] = slots_QS
+    batch.has_degraded[r, keywords] = row.has_degraded
+    shift_windows = np.array([used.keywords, used.slots, used.slots], np.int32)
+    batch.windows[r, used.windows : used.windows + len(windows)] = windows + shift_windows
+    batch.clip[r, used.clips] = row.clip
+    return used_then
 
 
 def _write_units(out: Units, r: int, units: Units, first: int, first_bin: int, first_slot: int) -> None:
@@ -203,5 +218,5 @@ def _write_strip(out: Strip, r: int, strip: Strip, first: int, units: int, slots
     out.shows[r, here], out.slot[r, here] = _shifted(strip.shows, units), _shifted(strip.slot, slots)
 
 
-def _shifted(index: np.ndarray, by: int) -> np.ndarray:
+def _shifted(index: Array, by: int) -> np.ndarray:
     return np.where(index < 0, -1, index + by)

@@ -31,8 +31,11 @@ from vpjax.types import Clip, UserError
 if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
-SMALLER = "frames are smaller than data.max_pixels allows, for a budget of tokens (data.max_tokens or data.total_pixels)"
-FEWER = "frames are fewer than data.fps or data.frames asks for, for a budget of tokens or data.max_frames"
+SMALLER = "frames are smaller than data.max_pixels allows, for data.max_tokens or data.total_pixels"
+FEWER = (
+    "frames are fewer than data.fps or data.frames asks for, for data.max_tokens, data.total_pixels or "
+    "data.max_frames"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,66 +93,68 @@ def build_index(
     paths = sorted({clip.video for clip in clips})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
     keyword_sizes = dict(keywords=data_config.keywords, keyword_tokens=data_config.keyword_tokens)
-    tokens, sources = [], []
-    for clip in clips:
-        source = probed[clip.video]
-        sources.append(source)
-        tokens.append(tokenize(clip, text, media=source.media, **keyword_sizes))
+    sources = [probed[clip.video] for clip in clips]
+    tokens: list[Tokens | UserError] = []
+    for clip, source in zip(clips, sources, strict=True):
+        try:
+            tokens.append(tokenize(clip, text, media=source.media, **keyword_sizes))
+        except UserError as error:
+            tokens.append(error)
     return index_clips(clips, sources, tokens, model_config, data_config, data_set_of)
 
 
 def index_clips(
     clips: Sequence[Clip],
     sources: Sequence[Source],
-    tokens: Sequence[Tokens],
+    tokens: Sequence[Tokens | UserError],
     model_config: VLMConfig,
     data_config: ConfigDict,
     data_set_of: Sequence[int] | None = None,
 ) -> Index:
-    """``build_index`` of clips whose files are probed and whose texts are tokenized. UserError if no clip can
-    be used."""
+    """``build_index`` of clips whose files are probed. tokens: of each clip, or why it has none. UserError if
+    no clip can be used."""
     sampling = Sampling.of(data_config)
-    durations = [source.info.duration for source in sources if source.info]
-    slot_tokens = stamp_tokens(tokens[0], max(durations, default=0.0), model_config)
-    shapes: list[Shape | None] = []
-    used_sources = list(sources)
+    longest = max((source.info.duration for source in sources if source.info), default=0.0)
+    planned: list[tuple[int, Source, Tokens, Shape | None]] = []
     rejected: dict[str, list[str]] = {}
     noted: dict[str, list[str]] = {}
-    is_rejected = np.zeros(len(clips), bool)
-    for number, (clip, source) in enumerate(zip(clips, sources, strict=True)):
-        part = clip.start, clip.end
-        shapes.append(None)
+    for number, (clip, source, own) in enumerate(zip(clips, sources, tokens, strict=True)):
+        if isinstance(own, UserError):
+            rejected.setdefault(str(own), []).append(clip.id)
+            continue
+        shape = None
         try:
-            budget = text_budget(tokens[number], data_config)
+            budget = text_budget(own, data_config)
             if source.info is not None:
-                limits = dict(factor=model_config.vision.factor, max_tokens=budget, slot_tokens=slot_tokens)
-                shapes[-1] = fit(sampling, source.info, part, **limits)
-                for remark in shape_remarks(source.info, part, shapes[-1], sampling, model_config):
+                beside = stamp_tokens(own, longest, model_config)
+                part = clip.start, clip.end
+                limits = dict(factor=model_config.vision.factor, max_tokens=budget, slot_tokens=beside)
+                shape = fit(sampling, source.info, part, **limits)
+                for remark in shape_remarks(source.info, part, shape, sampling, model_config):
                     noted.setdefault(remark, []).append(clip.id)
             elif not source.fault:
-                shapes[-1] = (0, 0, 0)
+                shape = 0, 0, 0
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
-            is_rejected[number] = True
-        except ValueError as error:
-            used_sources[number] = dataclasses.replace(source, fault=f"{clip.video}: {error}")
-    common = Counter(shape for shape in shapes if shape is not None).most_common(1)
-    if not common:
-        faults = [source.fault for source in used_sources if source.fault]
-        reasons = "; ".join(f"{reason}: {len(ids)}" for reason, ids in rejected.items())
-        raise UserError(f"none of {len(clips)} clips can be used; the first: {(faults or [reasons])[0]}")
-
-    used = [shape or common[0][0] for shape in shapes]
-    capacity = choose_capacity((grid_of(shape, model_config.vision) for shape in used), model_config.vision)
-    entries = []
-    for number, clip in enumerate(clips):
-        if is_rejected[number]:
             continue
-        sizes = row_sizes(tokens[number], used[number], slot_tokens, model_config, capacity)
+        except ValueError as error:
+            source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
+        planned.append((number, source, own, shape))
+    common = Counter(shape for *_, shape in planned if shape is not None).most_common(1)
+    if not common:
+        faults = [source.fault for _, source, _, _ in planned]
+        reasons = [f"{reason} (so {len(ids)} clips)" for reason, ids in rejected.items()]
+        raise UserError(f"none of {len(clips)} clips can be used; the first: {(faults + reasons)[0]}")
+
+    shapes = [shape or common[0][0] for *_, shape in planned]
+    capacity = choose_capacity((grid_of(shape, model_config.vision) for shape in shapes), model_config.vision)
+    entries = []
+    for (number, source, own, _), shape in zip(planned, shapes, strict=True):
+        beside = stamp_tokens(own, longest, model_config) if source.media == "video" else 0
+        sizes = row_sizes(own, shape, beside, model_config, capacity)
         data_set = 0 if data_set_of is None else data_set_of[number]
-        part = clip.start, clip.end
-        source = used_sources[number]
-        entries.append(Entry(number, clip.id, source, part, tokens[number], used[number], data_set, sizes))
+        part = clips[number].start, clips[number].end
+        entries.append(Entry(number, clips[number].id, source, part, own, shape, data_set, sizes))
     return Index(entries, capacity, rejected, noted)
 
 

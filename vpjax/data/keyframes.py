@@ -94,8 +94,8 @@ def moved_mask(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -
 
 
 def windows_of(slots_JS: np.ndarray) -> np.ndarray:
-    """The windows i32[y,3] of each keyword, as (keyword, first slot, slot past the end): runs of as many slots
-    as the keyword has, starting at multiples of that number, that show no keyword of the clip."""
+    """The windows i32[y,3] of the keywords, as (keyword, first slot, slot past the end): runs of as many
+    slots as the keyword has, starting at multiples of that number, that show no keyword of the clip."""
     shown = np.any(slots_JS, axis=0)
     found = []
     for number, length in enumerate(slots_JS.sum(axis=1)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import PurePath
 
@@ -29,20 +30,21 @@ class DataSet:
 def data_sets(data_config: ConfigDict) -> list[DataSet]:
     """The data sets of ``data.train``. UserError, naming the field, for an invalid one."""
     train = data_config.train
-    if isinstance(train, str):
-        return [DataSet(train, PurePath(train).stem, videos=data_config.videos)]
-    fields = {field.name for field in dataclasses.fields(DataSet)}
+    if not isinstance(train, list | tuple):
+        train = [train]
+    fields = [field.name for field in dataclasses.fields(DataSet)]
     found: list[DataSet] = []
     for number, given in enumerate(train):
-        values = dict(given)
-        if not values.get("file") or not set(values) <= fields:
+        values = dict(file=given) if isinstance(given, str) else dict(given)
+        if not values.get("file") or not set(values) <= set(fields):
             raise UserError(
-                f"data.train[{number}] is {values}: give file, and any of {', '.join(sorted(fields - {'file'}))}"
+                f"data.train[{number}] is {values}: give file, and any of {', '.join(fields[1:])}"
             )
         values.setdefault("name", PurePath(values["file"]).stem)
         values.setdefault("videos", data_config.videos)
-        if not float(values.get("weight", 1.0)) > 0:
-            raise UserError(f"data.train[{number}]: weight={values['weight']}: set it above 0")
+        weight = values.get("weight", 1.0)
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise UserError(f"data.train[{number}]: weight={weight!r}: set it to a number above 0")
         found.append(DataSet(**values))
     names = [data_set.name for data_set in found]
     if not found or len(set(names)) < len(names):
@@ -56,11 +58,18 @@ class Mixture:
     """The order of the entries of several data sets in each epoch, a pure function of the seed and the epoch.
 
     data_set_of: the data set of each entry. weights: how often the entries of each data set come in an epoch;
-    of the fraction of a weight, a random share of them comes once more. seed: of the order.
+    of the fraction of a weight, a random share of them comes once more. seed: of the order. UserError if a
+    weight leaves nothing of its data set.
     """
 
     def __init__(self, data_set_of: Sequence[int], weights: Sequence[float], seed: int):
         self.data_set_of, self.weights, self.seed = np.array(data_set_of), tuple(weights), seed
+        for number, weight in enumerate(self.weights):
+            count = int((self.data_set_of == number).sum())
+            if count and not round(weight * count):
+                raise UserError(
+                    f"data.train[{number}]: weight={weight:g} takes none of {count} clips; raise it"
+                )
 
     def rng(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch))

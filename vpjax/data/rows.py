@@ -10,10 +10,10 @@ import numpy as np
 
 from vpjax.data.keyframes import identity_source, moved_mask, slots_of, source_of, widened
 from vpjax.data.positions import is_visual, positions, slot_seconds
+from vpjax.data.sampling import seconds_per_slot
 from vpjax.data.text import Stamps, Tokens, with_media
 from vpjax.data.units import Capacity, cut, grid_of, lay_out, places_of
-from vpjax.data.sampling import seconds_per_slot
-from vpjax.types import Strip, Units
+from vpjax.types import Array, Strip, Units
 
 if TYPE_CHECKING:
     from vpjax.data.video import Video
@@ -52,7 +52,7 @@ class Row:
     def text(self) -> Strip:
         """The prompt and the answer after it."""
         own = np.zeros(len(self.answer), np.int32)
-        start = self.prompt.positions.max(initial=-1) + 1
+        start = int(self.prompt.positions.max(initial=-1)) + 1
         answer_positions = np.tile(np.arange(start, start + len(own), dtype=np.int32), (3, 1))
         return Strip(
             tokens=np.concatenate([self.prompt.tokens, self.answer]),
@@ -122,7 +122,8 @@ def prompt_row(
     pads = (model_config.image_token, model_config.video_token)
     rate = model_config.tokens_per_second
     units, unit_SM = units_of(video, model_config, capacity)
-    grid, seconds, notes = None, 0.0, ()
+    grid, seconds = None, 0.0
+    notes: tuple[str, ...] = ()
     if video is not None:
         vision = model_config.vision
         _, height, width, _ = video.frames.shape
@@ -203,10 +204,11 @@ def training_row(
     )
 
 
-def seen_through(shows_P: np.ndarray, slot_P: np.ndarray, source_S: np.ndarray) -> np.ndarray:
+def seen_through(shows_P: Array, slot_P: Array, source_S: np.ndarray) -> np.ndarray:
     """The units i32[P] that the visual tokens of a changed video show, whose slot s shows slot ``source[s]``.
     shows: the units that the tokens of V show; slot: their slots, in order."""
-    out = shows_P.copy()
-    visual = slot_P >= 0
-    out[visual] = shows_P[visual].reshape(len(source_S), -1)[source_S].ravel()
+    out = np.array(shows_P)
+    visual = np.flatnonzero(slot_P >= 0)
+    per_slot = len(visual) // max(len(source_S), 1)
+    out[visual] = out[visual].reshape(len(source_S), per_slot)[source_S].ravel()
     return out
