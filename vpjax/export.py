@@ -17,17 +17,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax import cli
-from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.collate import single_prompt
+from vpjax.data.rows import Row
 from vpjax.data.sampling import SLOT, Sampling
 from vpjax.data.text import Text
+from vpjax.data.units import cut, grid_of
 from vpjax.data.video import Video
 from vpjax.evaluation.results import interval
 from vpjax.models import hf
 from vpjax.models.names import FAMILIES
-from vpjax.models.patches import patchify
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.training import checkpoint, run_config
-from vpjax.types import Batch, UserError
+from vpjax.types import Prompts, UserError
 
 IMAGE_PROCESSOR, VIDEO_PROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
@@ -178,8 +179,8 @@ def check_export(model: VideoLM, out: Path) -> list[str]:
     for (name, a), b in zip(leaves(model).items(), leaves(loaded).values(), strict=True):
         if not np.array_equal(np.asarray(a), np.asarray(b)):
             raise UserError(f"{out}: {name} was read back with other numbers; export again")
-    batch = noise_batch(loaded, text)
-    if not np.array_equal(_logits(loaded, batch), _logits(model, batch)):
+    video, row, prompts = noise_prompt(loaded, text)
+    if not np.array_equal(_logits(loaded, prompts), _logits(model, prompts)):
         raise UserError(f"{out}: read back, the model gives other logits; export again")
     lines = [f"read back: the same {len(leaves(model))} parameters and logits, bit for bit"]
     try:
@@ -187,59 +188,53 @@ def check_export(model: VideoLM, out: Path) -> list[str]:
     except ImportError:
         return [*lines, "not compared with transformers: torch is not installed"]
     # In float32, whatever the type of the weights, because transformers rounds bfloat16 in other places.
-    ours = _logits(hf.load_pretrained(out, dtype=jnp.float32), batch)
-    apart = float(np.abs(_torch_logits(torch, loaded, batch, out) - ours).max() / ours.std())
+    ours = _logits(hf.load_pretrained(out, dtype=jnp.float32), prompts)
+    apart = float(np.abs(_torch_logits(torch, loaded, video, row, out) - ours).max() / ours.std())
     if not apart <= 1e-3:
         raise UserError(f"{out}: transformers' logits are {apart:.1g} of their spread apart from ours")
     return [*lines, f"transformers loads it; its logits are within {apart:.1g} of their spread"]
 
 
-def noise_batch(model: VideoLM, text: Text) -> Batch:
+def noise_prompt(model: VideoLM, text: Text) -> tuple[Video, Row, Prompts]:
     """A question about a small video of noise."""
     vision = model.config.vision
     side = 2 * vision.patch * vision.merge
     noise = np.random.default_rng(0).integers(0, 256, (4 * vision.temporal, side, side, 3), np.uint8)
     video = Video(noise, np.arange(len(noise)) / 2, 0.5)
-    row = prompt_row(text.chat("What happens in the video?"), video, model.config, stamps=text.stamps)
-    return collate([row], bucket_of([row]), model.config)
+    chat = text.chat("What happens in the video?")
+    return video, *single_prompt(chat, video, model.config, stamps=text.stamps)
 
 
-def _logits(model: VideoLM, batch: Batch) -> np.ndarray:
+def _logits(model: VideoLM, prompts: Prompts) -> np.ndarray:
     """f32[O] of the first token of the answer."""
-    last_D = _last_state(model, batch)
+    last_D = _last_state(model, prompts)
     return np.asarray(last_D.astype(jnp.float32) @ model.unembed.T.astype(jnp.float32))
 
 
 @jax.jit
-def _last_state(model: VideoLM, batch: Batch) -> jax.Array:
-    last_BD, _ = model.prefill(model.encode(batch.frames), batch)
+def _last_state(model: VideoLM, prompts: Prompts) -> jax.Array:
+    last_BD, _ = model.prefill(model.encode(prompts.video), prompts)
     return last_BD[0]
 
 
-def _torch_logits(torch: Any, model: VideoLM, batch: Batch, folder: Path) -> np.ndarray:
-    """The logits f32[O] of transformers, given our pixels and positions."""
+def _torch_logits(torch: Any, model: VideoLM, video: Video, row: Row, folder: Path) -> np.ndarray:
+    """The logits f32[O] of transformers, given our tokens, positions and patches."""
     from transformers import AutoModelForImageTextToText
 
     theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     vision = model.config.vision
-    patches = patchify(
-        batch.frames,
-        patch=vision.patch,
-        merge=vision.merge,
-        temporal=vision.temporal,
-        mean=vision.pixel_mean,
-        std=vision.pixel_std,
-    )
-    ids = torch.tensor(batch.prompt).long()
-    frames, height, width = batch.frames.shape[1:4]
-    grid = frames // vision.temporal, height // vision.patch, width // vision.patch
+    colours = cut(video.frames, vision).reshape(-1, vision.channels, vision.temporal * vision.patch**2)
+    mean, std = (np.array(x)[:, None] for x in (vision.pixel_mean, vision.pixel_std))
+    pixels = ((colours / 255.0 - mean) / std).reshape(len(colours), -1)
+    slots, rows, columns = grid_of(video.frames.shape[:3], vision)
+    ids = torch.tensor(row.prompt.tokens[None]).long()
     with torch.no_grad():
         out = theirs(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            position_ids=torch.tensor(batch.positions[:, :, : ids.shape[1]]).long().transpose(0, 1),
-            pixel_values_videos=torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1])),
-            video_grid_thw=torch.tensor([grid]),
+            position_ids=torch.tensor(row.prompt.positions[:, None]).long(),
+            pixel_values_videos=torch.tensor(pixels, dtype=torch.float32),
+            video_grid_thw=torch.tensor([[slots, rows * vision.merge, columns * vision.merge]]),
             mm_token_type_ids=2 * (ids == model.config.video_token).long(),
         )
     return out.logits[0, -1].numpy()

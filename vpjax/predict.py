@@ -24,9 +24,9 @@ import jax
 from ml_collections import ConfigDict
 
 from vpjax import cli
+from vpjax.data.collate import single_prompt
 from vpjax.data.images import is_image
 from vpjax.data.index import stamp_tokens
-from vpjax.data.rows import bucket_of, collate, prompt_row
 from vpjax.data.sampling import Sampling, fit
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
@@ -122,8 +122,8 @@ def ask(
         decoded = _read(loaded, video, tokens, sampling, max_tokens, max_side)
         count, height, width, _ = decoded.frames.shape
         grid = count // vision.temporal, height // vision.patch, width // vision.patch
-    row = prompt_row(tokens.prompt, decoded, model.config, stamps=text.stamps)
-    arguments = model, collate([row], bucket_of([row]), model.config), jax.random.key(seed)
+    row, prompts = single_prompt(tokens.prompt, decoded, model.config, stamps=text.stamps)
+    arguments = model, prompts, jax.random.key(seed)
     video_read = time.perf_counter()
 
     program = generate.lower(

@@ -88,7 +88,7 @@ class Clip:
 class Units:
     """The videos of R rows as flat lists of merged units: 2 x 2 patches of one slot, one visual token each.
 
-    The units of a window stand together, in one block of ``block`` units; the blocks of a clip stand together.
+    The units of a window stand together, in one block of ``block`` units, and the blocks of a clip too.
     pixels u8[R,U,4,X]: of each patch, in the order (channel, frame, row, column). place i32[R,U,2]: row and
     column of a unit in its slot. grid i32[R,U,2]: rows and columns of its slot, in units. window, slot
     i32[R,U]: numbers of its window and of its slot within the row, -1: padding. bins i32[R,Z]: units that
@@ -136,12 +136,12 @@ class Batch:
     """Packed rows of clips with their answers, for SFT. -1 pads all lists.
 
     video: V. text: prompts and answers. degraded: the prompts of the clips that have a V~, up to their last
-    visual token, as they see V~. target i32[R,A]: the tokens of ``text`` that are trained on; origin i32[R,A]:
-    the data set of each, by its number in ``data.train``. keywords i32[R,Q,W]: token ids as they stand in the
-    caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of each keyword; slots bool[R,Q,N]: the slots of the row
-    that show it; has_degraded bool[R,Q]: its clip has a V~. windows i32[R,Y,3]: keyword, first slot, and slot
-    past the end, of moments that show no keyword of its clip (``data.keyframes.windows_of``). clip i32[R,X]:
-    the numbers of the row's clips in their data set.
+    visual token, as they see V~. target i32[R,A]: the tokens of ``text`` that are trained on; origin
+    i32[R,A]: the data set of each, by its number in ``data.train``. keywords i32[R,Q,W]: token ids as they
+    stand in the caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of each keyword; slots bool[R,Q,N]: the
+    slots of the row that show it; has_degraded bool[R,Q]: its clip has a V~. windows i32[R,Y,3]: keyword,
+    first slot, and slot past the end, of moments that show no keyword of its clip
+    (``data.keyframes.windows_of``). clip i32[R,X]: the numbers of the row's clips in their data set.
     """
 
     video: Units
@@ -181,3 +181,11 @@ class Prompts:
     def has_degraded(self) -> Array:
         """bool[B]: whether V~ differs from V."""
         return (self.shows_degraded != self.text.shows).any(axis=1)
+
+    def showing(self, shows_BP: Array) -> "Prompts":
+        """The prompts about another video of the same units: those that its visual tokens show."""
+        return dataclasses.replace(self, text=dataclasses.replace(self.text, shows=shows_BP))
+
+    def without_video(self) -> "Prompts":
+        """The prompts without their units, for programs that are given the features."""
+        return dataclasses.replace(self, video=jax.tree.map(lambda x: x[:, :0], self.video))

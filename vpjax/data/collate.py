@@ -149,8 +149,8 @@ def single_prompt(
 
 
 def coarse(count: int) -> int:
-    """``count`` rounded up to a multiple of 16 and, above 128, to one of four sizes an octave: by less than a
-    quarter."""
+    """``count`` rounded up to a multiple of 16 and, above 128, to one of four sizes an octave, which adds
+    less than a quarter."""
     return round_up(count, max(16, 1 << max(count.bit_length() - 3, 0)))
 
 

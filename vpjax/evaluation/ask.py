@@ -1,6 +1,6 @@
 """Predicts a model's answers about clips: on their videos, on changed videos and without a video.
 
-Every video is encoded once: a changed video is a gather of its slots.
+Every video is encoded once: a changed video is another list of the units that its visual tokens show.
 """
 
 import collections
@@ -20,15 +20,18 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax.data import keyframes
+from vpjax.data.collate import collate_prompts
+from vpjax.data.packing import PromptPlan, Sizes, round_up
 from vpjax.data.pipeline import make_batch_maker, read_ahead
-from vpjax.data.rows import bucket_of, collate, masked_row, prompt_row, round_up
+from vpjax.data.rows import prompt_row, seen_through
 from vpjax.data.text import Text
-from vpjax.models.generate import completed, generate
+from vpjax.data.units import Capacity
+from vpjax.models.generate import generate
 from vpjax.models.sharding import on_mesh, put_whole, row_parts
 from vpjax.models.vision import Features
-from vpjax.models.vlm import VideoLM, gather_slots
+from vpjax.models.vlm import VideoLM
 from vpjax.training.losses import token_logprobs
-from vpjax.types import Array, Batch, Clip, UserError
+from vpjax.types import Array, Clip, Prompts, UserError
 
 # The videos on which a model is evaluated. none: V itself; key: V~, the event's slots replaced by those
 # beside them; random: as many slots replaced elsewhere; shuffle, reverse: the slots in another order; single:
@@ -97,17 +100,17 @@ class Predictions(contextlib.AbstractContextManager):
 class QueryBatch(NamedTuple):
     """A batch of prompts under one control.
 
-    clips: the clips of each row: none for padding, several if their prompts are equal. features: of V.
-    source: i32[B, S], the slots of V that the control's video shows. has_control: bool[B], whether the row's
-    clip has this control.
+    clips: the clips of each row: none for padding, several if their prompts are equal. prompts: without their
+    videos. features: of V. shows: i32[B, P], the units of V that the control's video shows. has_control:
+    bool[B], whether the row's clip has this control.
     """
 
     clips: list[list[Clip]]
     control: str
     ranked: bool
-    batch: Batch
-    features: Any
-    source: Array | None
+    prompts: Prompts
+    features: Features | None
+    shows: Array
     has_control: np.ndarray
 
 
@@ -115,25 +118,25 @@ class QueryBatch(NamedTuple):
 def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> tuple[Callable[..., Any], ...]:
     """Three programs, cached so that they stay compiled.
 
-    encode: model, frames -> features of V. complete: model, batch, features, source -> greedy Completions.
+    encode: model, units -> features of V. complete: model, prompts, features, shows -> greedy Completions.
     rank: the same arguments and candidate tokens -> the index i32[B] of the likeliest candidate."""
 
-    def encode(model, frames):
-        return model.encode(frames)
+    def encode(model, units):
+        return model.encode(units)
 
-    def complete(model, batch, features, source):
-        changed = gather_slots(features, source)
-        return generate(model, batch, jax.random.key(0), max_new=max_new, eos=eos, features=changed)
+    def complete(model, prompts, features, shows):
+        changed = prompts.showing(shows)
+        return generate(model, changed, jax.random.key(0), max_new=max_new, eos=eos, features=features)
 
-    def rank(model, batch, features, source, tokens_BGC, valid_BGC):
-        changed = gather_slots(features, source)
-        return answer_logprobs(model, batch, tokens_BGC, valid_BGC, features=changed).argmax(1)
+    def rank(model, prompts, features, shows, tokens_BGC, valid_BGC):
+        changed = prompts.showing(shows)
+        return answer_logprobs(model, changed, tokens_BGC, valid_BGC, features=features).argmax(1)
 
     return on_mesh(mesh, jax.jit(encode), rows=True), on_mesh(mesh, complete), on_mesh(mesh, rank)
 
 
 class ClipPredictor:
-    """Predicts answers about clips under controls, a batch of equal shapes at a time."""
+    """Predicts answers about clips under controls, in batches of a few prompt lengths."""
 
     def __init__(
         self,
@@ -170,7 +173,13 @@ class ClipPredictor:
         self.length = round_up(longest, data_config.length_multiple)
 
         self.maker, self.index = make_batch_maker(
-            clips, text, model.config, self.data_config, seed=SEED, batch_size=self.batch_size
+            clips,
+            text,
+            model.config,
+            self.data_config,
+            packed=False,
+            seed=SEED,
+            batch_size=self.batch_size,
         )
         self.faults = {clip: reason for reason, rejected in self.index.rejected.items() for clip in rejected}
         self.faults |= {entry.id: entry.source.fault for entry in self.index.entries if entry.source.fault}
@@ -211,21 +220,24 @@ class ClipPredictor:
         """The batches of all controls but ``blind``. Each video is read and encoded once."""
         video_controls = [control for control in self.controls if control != "blind"]
         modes = list(itertools.product(video_controls, self.ranked_values))
-        rows_of_step = {}
-        for step in range(self.maker.plan.steps_per_epoch):
-            numbers = self.maker.plan.rows(step)
-            rows = [[self.clips[self.index.entries[n].number]] if n >= 0 else [] for n in numbers]
+        rows_of_step, plan = {}, self.maker.plan
+        assert isinstance(plan, PromptPlan)
+        for step in range(plan.steps_per_epoch):
+            rows = [
+                [self.clips[self.index.entries[n].number] for n in row.entries] for row in plan.rows(step)
+            ]
             if any(self._pending(row, *mode) for row in rows for mode in modes):
                 rows_of_step[step] = rows
         steps = list(rows_of_step)
         with contextlib.closing(read_ahead(self.maker, steps, self.data_config.workers)) as elements:
             for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
                 self.faults.update(element.faults)
-                batch = put_whole(element.batch, self.mesh)
-                features = self.encode(self.model, batch.frames) if batch.frames.shape[1] else None
+                units, on_host = element.batch.video, element.batch.without_video()
+                prompts = put_whole(on_host, self.mesh)
+                features = self.encode(self.model, put_whole(units, self.mesh)) if units.count else None
                 for control in video_controls:
-                    source, has_control = sources(element.batch, control, SEED)
-                    shared = batch, features, put_whole(source, self.mesh), has_control
+                    shows, has_control = control_shows(on_host, control, SEED)
+                    shared = prompts, features, put_whole(shows, self.mesh), has_control
                     for ranked in self.ranked_values:
                         yield QueryBatch(rows_of_step[step], control, ranked, *shared)
 
@@ -238,22 +250,23 @@ class ClipPredictor:
         by_question = collections.defaultdict(list)
         for clip in usable:
             by_question[clip.question].append(clip)
-        model_config = self.model.config
+        model_config, capacity = self.model.config, Capacity(1, 0)
         for ranked in self.ranked_values:
-            rows = [[clip] for clip in usable] if ranked else [by_question[q] for q in sorted(by_question)]
-            prompts = [prompt_row(self.text.chat(row[0].question, None), None, model_config) for row in rows]
-            bucket = bucket_of(prompts, multiple=self.data_config.length_multiple)
+            clips = [[clip] for clip in usable] if ranked else [by_question[q] for q in sorted(by_question)]
+            chats = [self.text.chat(row[0].question, None) for row in clips]
+            sizes = Sizes(round_up(max(map(len, chats)), self.data_config.length_multiple))
+            rows = [prompt_row(chat, None, model_config, capacity) for chat in chats]
             for first in range(0, len(rows), self.batch_size):
                 part = slice(first, first + self.batch_size)
                 empty = self.batch_size - len(rows[part])
-                batch = collate(prompts[part] + [masked_row()] * empty, bucket, model_config)
-                clips = rows[part] + [[]] * empty
-                valid = np.asarray(batch.clip) >= 0
-                yield QueryBatch(clips, "blind", ranked, put_whole(batch, self.mesh), None, None, valid)
+                batch = collate_prompts([*rows[part], *[None] * empty], sizes, capacity, model_config)
+                prompts, valid = put_whole(batch, self.mesh), np.asarray(batch.clip) >= 0
+                asked = clips[part] + [[]] * empty
+                yield QueryBatch(asked, "blind", ranked, prompts, None, prompts.text.shows, valid)
 
     def _predict(self, queries: QueryBatch) -> list[str]:
         """The text that is predicted for each row."""
-        inputs = self.model, queries.batch, queries.features, queries.source
+        inputs = self.model, queries.prompts, queries.features, queries.shows
         if not queries.ranked:
             out = self.complete(*inputs)
             ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
@@ -268,30 +281,35 @@ class ClipPredictor:
         return texts
 
 
-def sources(batch: Batch, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The slots of V that a control's video shows, i32[B, S], and whether each row has that video, bool[B]:
-    padding has none, and ``key`` and ``random`` need key slots that can be replaced."""
-    key_BS, valid_BS, clip_B = (np.asarray(x) for x in (batch.source, batch.slot_valid, batch.clip))
-    identity = keyframes.identity_source(key_BS.shape[1])
-    source_BS = np.tile(identity, (len(clip_B), 1))
+def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The units that a control's video shows, i32[B, P], and whether each row has that video, bool[B]:
+    padding has none, and ``key`` and ``random`` need key slots that can be replaced. prompts: on the host."""
+    shows_BP, slot_BP = np.asarray(prompts.text.shows), np.asarray(prompts.text.slot)
+    key_BP, clip_B = np.asarray(prompts.shows_degraded), np.asarray(prompts.clip)
+    changed_BP = (key_BP if control == "key" else shows_BP).copy()
     for row, number in enumerate(clip_B):
-        count = int(valid_BS[row].sum())
+        slots = int(slot_BP[row].max()) + 1
+        if not slots:
+            continue
         rng = np.random.default_rng([seed, max(number, 0)])
         match control:
-            case "key":
-                source_BS[row] = key_BS[row]
             case "random":
-                source_BS[row] = keyframes.random_source((key_BS[row] != identity)[None], count, rng)
+                replaced = np.zeros((1, slots), bool)
+                replaced[0, slot_BP[row, key_BP[row] != shows_BP[row]]] = True
+                source = keyframes.random_source(replaced, slots, rng)
             case "shuffle":
-                source_BS[row] = keyframes.shuffle_source(len(identity), count, rng)
+                source = keyframes.shuffle_source(slots, slots, rng)
             case "reverse":
-                source_BS[row] = keyframes.reverse_source(len(identity), count)
+                source = keyframes.reverse_source(slots, slots)
             case "single":
-                source_BS[row] = keyframes.single_source(len(identity), count)
-    has_control = clip_B >= 0
+                source = keyframes.single_source(slots, slots)
+            case _:
+                continue
+        changed_BP[row] = seen_through(shows_BP[row], slot_BP[row], source)
+    has_control_B = clip_B >= 0
     if control in ("key", "random"):
-        has_control &= (source_BS != identity).any(axis=1)
-    return source_BS, has_control
+        has_control_B &= (changed_BP != shows_BP).any(axis=1)
+    return changed_BP, has_control_B
 
 
 def pad_answers(
@@ -310,7 +328,7 @@ def pad_answers(
 @functools.partial(jax.jit, static_argnames="chunk")
 def answer_logprobs(
     model: VideoLM,
-    batch: Batch,
+    prompts: Prompts,
     tokens_BGC: Array,
     valid_BGC: Array,
     *,
@@ -319,11 +337,11 @@ def answer_logprobs(
 ) -> jax.Array:
     """log p f32[B, G] of each whole answer after its row's prompt; -inf for an answer without tokens.
 
-    features: from ``model.encode``; None: those of the batch's frames. chunk: positions whose logits are held
-    at once. The suffix of ``batch`` is not read."""
-    if features is None and batch.frames.shape[1]:
-        features = model.encode(batch.frames)
-    hidden = model.hidden(features, completed(batch, tokens_BGC))
-    logprobs = token_logprobs(hidden.last, hidden.suffix, model.unembed, tokens_BGC, chunk=chunk)
+    features: from ``model.encode``; None: those of the prompts' videos. chunk: positions whose logits are
+    held at once."""
+    if features is None:
+        features = model.encode(prompts.video)
+    h_BGCD = model.predicting(features, prompts, tokens_BGC)
+    logprobs = token_logprobs(h_BGCD, model.unembed, tokens_BGC, chunk=chunk)
     total_BG = jnp.where(valid_BGC, logprobs, 0.0).sum(-1)
     return jnp.where(valid_BGC.any(-1), total_BG, -jnp.inf)

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Predictions, Query
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
@@ -29,11 +30,11 @@ from vpjax.training import checkpoint, run_config
 from vpjax.training.setup import instructed, split_file
 from vpjax.types import Clip, Keyword, UserError
 
-# Benchmarks need more room than training: long prompts, of few lengths (each is compiled once), and spans of
-# any number of events. Videos that cannot be used are counted in the results instead of ending the command.
+# Benchmarks need more room than training: long texts beside the videos, and spans of any number of events.
+# Videos that cannot be used are counted in the results instead of ending the command.
 ROOM = dict(
     length_multiple=64,
-    max_prompt=32768,
+    max_tokens=32768,
     max_answer=8192,
     keywords=16,
     keyword_tokens=64,
@@ -140,7 +141,7 @@ def describe_request(
     request: Request, digest: str, step: int | None, model: VideoLM, data_config: ConfigDict
 ) -> dict[str, Any]:
     """What determines the predictions, ready for JSON. digest: of the clips before the limit."""
-    fields = ("frames", "fps", "max_frames", "min_pixels", "max_pixels")
+    shown = evaluation_data(data_config, request.benchmark, model)
     return {
         "benchmark": request.benchmark,
         "rows": digest,
@@ -148,9 +149,26 @@ def describe_request(
         "step": step,
         "weights": fingerprint(model),
         "dtype": str(model.decoder.embed.dtype),
-        "shown": {field: data_config[field] for field in fields},
+        "shown": dataclasses.asdict(Sampling.of(shown)) | {"max_tokens": shown.max_tokens},
         "new_tokens": request.new_tokens,
     }
+
+
+def evaluation_data(data_config: ConfigDict, benchmark: str, model: VideoLM) -> ConfigDict:
+    """The section ``data`` of an evaluation: that of the run, with ROOM.
+
+    Videos have the run's budget of tokens. Its own clips share it with their texts, as in training; those of
+    other benchmarks leave it to the videos alone."""
+    fields = data_config.to_dict() | ROOM
+    budget = data_config.get("max_tokens")
+    if benchmark in OWN:
+        fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
+        fields["max_tokens"] = budget or ROOM["max_tokens"]
+    elif budget:
+        pixels = budget * model.config.vision.factor**2
+        fields["total_pixels"] = min(data_config.get("total_pixels") or pixels, pixels)
+        fields["max_tokens"] += budget
+    return ConfigDict(fields)
 
 
 def evaluate_model(
@@ -173,9 +191,6 @@ def evaluate_model(
     """
     if predictions is None:
         predictions = Predictions()
-    fields = data_config.to_dict() | ROOM
-    if request.benchmark in OWN:  # their prompts are as short as in training
-        fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
     candidates = {}
     if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
@@ -183,7 +198,7 @@ def evaluate_model(
         model,
         text,
         [without_answer(clip) for clip in clips],
-        ConfigDict(fields),
+        evaluation_data(data_config, request.benchmark, model),
         controls=request.controls,
         batch_size=request.batch,
         max_new=request.new_tokens,
