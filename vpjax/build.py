@@ -2,7 +2,8 @@
 
     python -m vpjax.build --annotations FILE --videos DIR --out DIR [--scorer span,motion] [...]
 
-The same command again continues, and retries the videos that were missing or could not be read.
+The same command again continues, and retries the videos that were missing or could not be read. At its end
+it says which events no frame shows if a run samples the videos as the recipe ``--config`` does.
 
     <out>/clips.jsonl    one clip a line, for vpjax.train as --config.data.train (or clips.array_record)
     <out>/skipped.jsonl  the questions that gave no clip: their places and the reasons
@@ -23,6 +24,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax import cli
@@ -30,10 +32,19 @@ from vpjax.building import report
 from vpjax.building.annotations import FORMATS, Item, read_annotations
 from vpjax.building.examine import SCORERS, Options
 from vpjax.building.parts import is_finished, make_part, parts_of, read_part
+from vpjax.data import coverage
+from vpjax.data.cache import cache_folder
 from vpjax.data.clips import write_clips
+from vpjax.data.images import is_image
+from vpjax.data.index import probe_sources
+from vpjax.data.sampling import Sampling, fit
 from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
+from vpjax.recipes import sft_qwen2_5_vl_7b
 from vpjax.types import Clip, UserError
 
+RECIPE = "sft_qwen2_5_vl_7b"  # the one for clips of your own
+BYTES_PER_TOKEN = 4  # of English text, roughly
+STAMP_TOKENS = 11  # of a slot whose time is written before it, as Qwen3-VL's are, and of the marks around it
 Job = tuple[list[Item], Options, str]  # the arguments of make_part
 
 
@@ -49,14 +60,17 @@ def build(
     beam: Sequence[str] = (),
     samples: int = 24,
     max_skipped_share: float = 0.1,
+    config: ConfigDict | None = None,
 ) -> report.Summary:
     """Make the data set ``out`` from a file of annotations and return its counts.
 
     options: how clips are examined; without ``videos``, paths start at the folder of the annotations. format:
     a name in FORMATS; "" detects it. workers: local processes, by default one per core. runner, beam: an
     Apache Beam runner that replaces them, and Beam's own options. samples: clips that the report shows.
-    max_skipped_share: of the questions; if more are skipped, no clips are written. UserError then, for files
-    that cannot be used, and if ``out`` holds another build.
+    max_skipped_share: of the questions; if more are skipped, no clips are written. config: the recipe of the
+    run for which the events that no frame shows are counted; None: RECIPE. UserError if too many questions
+    are skipped, for files that cannot be used, if ``out`` holds another build and, once all is written, if
+    more than ``config.data.max_missed_share`` of the events are missed.
     """
     from vpjax.building.keywords import load_extractor  # spaCy, which --help does not wait for
 
@@ -78,10 +92,15 @@ def build(
         chosen = [source.items[n] for n in report.choose_samples(items, samples)]
         sheets = make_sheets(pool, chosen, options)
     summary = report.summarize(items, source.rows)
+    config = config or sft_qwen2_5_vl_7b.get_config()
+    seen, problems = coverage_of([item.clip for item in items if item.clip], config)
+    sampling = (
+        f"{Sampling.of(config.data).describe()}, at most {config.data.max_tokens} tokens a clip (--config)"
+    )
     skipped = [dict(place=item.place, reason=item.skipped) for item in items if item.skipped]
     write_whole(join_path(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in skipped).encode())
     page = join_path(out, "report.html")
-    write_whole(page, report.render_report(summary, items, sheets, about).encode())
+    write_whole(page, report.render_report(summary, items, sheets, about, seen).encode())
     manifest = dict(about=about, options=dataclasses.asdict(options), counts=dataclasses.asdict(summary))
     write_whole(join_path(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
     print(
@@ -91,7 +110,44 @@ def build(
     check_skipped(summary, max_skipped_share)
     clips = [relative_to(item.clip, out) for item in items if item.clip]
     write_clips(join_path(out, "clips.array_record" if array_record else "clips.jsonl"), clips)
+    if lines := seen.lines():
+        print(f"with {sampling}:", *lines, sep="\n")
+    if problems:
+        print(f"{len(problems)} clips could not be looked at again for this, such as {problems[0]}")
+    coverage.check(seen, config.data.max_missed_share)
     return summary
+
+
+def coverage_of(clips: Sequence[Clip], config: ConfigDict) -> tuple[coverage.Coverage, list[str]]:
+    """Which of the clips' events a run of ``config`` will see, and why some clips are not counted. Texts, for
+    which there is no tokenizer here, count by BYTES_PER_TOKEN."""
+    sampling = Sampling.of(config.data)
+    timed = [clip for clip in clips if clip.video and any(keyword.spans for keyword in clip.keywords)]
+    timed = [clip for clip in timed if not is_image(clip.video)]
+    if not timed:
+        return coverage.measure([], sampling), []
+    from vpjax.plan import read_model  # brings the model's code
+
+    model_config = read_model(config)
+    slot_tokens = STAMP_TOKENS if model_config.tokens_per_second is None else 0
+    paths = sorted({clip.video for clip in timed})
+    sources = probe_sources(paths, cache_folder(config.data), config.data.max_side)
+    planned: list[coverage.PlannedClip] = []
+    problems: list[str] = []
+    for clip in timed:
+        info, part = sources[clip.video].info, (clip.start, clip.end)
+        text = len((clip.question + clip.answer).encode()) // BYTES_PER_TOKEN
+        limits = dict(max_tokens=config.data.max_tokens - text, slot_tokens=slot_tokens)
+        try:
+            if info is None:
+                raise UserError(sources[clip.video].fault)
+            shape = fit(sampling, info, part, factor=model_config.vision.factor, **limits)
+        except (UserError, ValueError) as error:
+            problems.append(f"{clip.id}: {error}")
+        else:
+            events = [keyword.spans for keyword in clip.keywords]
+            planned.append(coverage.PlannedClip(events, info, part, shape))
+    return coverage.measure(planned, sampling), problems
 
 
 def examine_in_parts(
@@ -236,7 +292,14 @@ def main() -> None:
     add("--beam", action="append", default=[], help="an option of Beam, as --beam=--flink_master=HOST:PORT")
     add("--samples", type=number(0), default=24, help="clips that the report shows")
     add("--max_skipped_share", type=share, default=0.1, help="of the questions; beyond it, no data set")
-    flags = vars(parser.parse_args())
+    add(
+        "--config",
+        default=RECIPE,
+        help="recipe whose run is to see the events; --config.FIELD=VALUE changes it",
+    )
+    arguments, config = parser.parse_config()
+    flags = vars(arguments)
+    flags["config"] = config
     flags["scorers"] = tuple(flags.pop("scorer"))
     flags["keywords"] = read_keywords(flags["keywords"]) if flags["keywords"] else ()
     options = Options(**{field.name: flags.pop(field.name) for field in dataclasses.fields(Options)})

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from vpjax.building.annotations import Item
 from vpjax.building.examine import Options
 from vpjax.data.clips import read_clips
 from vpjax.events.clips import EventSpec, make_event_clips
+from vpjax.recipes import sft_qwen2_5_vl_7b
 from vpjax.types import Clip, UserError
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,7 @@ def test_flags_have_the_defaults_of_the_function(monkeypatch):
     arguments = run_main(monkeypatch, "--annotations=a.json", "--out=o")
     assert arguments.pop("options") == Options()
     assert (arguments.pop("annotations"), arguments.pop("out")) == ("a.json", "o")
+    assert arguments.pop("config").to_dict() == sft_qwen2_5_vl_7b.get_config().to_dict()
     assert arguments.pop("workers") == os.cpu_count() and arguments.pop("beam") == []
     parameters = inspect.signature(BUILD).parameters
     assert arguments == {name: parameters[name].default for name in arguments}
@@ -74,8 +77,17 @@ def test_flags_become_options(monkeypatch, tmp_path):
     del flags["scorers"]
     flags = [f"--{name}={value}" for name, value in flags.items()]
     arguments = run_main(
-        monkeypatch, "--annotations=a", "--out=o", "--array_record", "--beam=--x=1", "--beam=--y=2", *flags
+        monkeypatch,
+        "--annotations=a",
+        "--out=o",
+        "--array_record",
+        "--beam=--x=1",
+        "--beam=--y=2",
+        "--config=sft",
+        "--config.data.frames=6",
+        *flags,
     )
+    assert arguments["config"].data.frames == 6
     assert arguments["options"] == options
     assert arguments["array_record"] and arguments["beam"] == ["--x=1", "--y=2"]
 
@@ -92,7 +104,9 @@ def test_flags_become_options(monkeypatch, tmp_path):
         ("--max_skipped_share=-0.5", "--max_skipped_share: -0.5 is below 0"),
         ("--max_frames=1", "--max_frames: 1 is below 2"),
         ("--keywords=/dev/null", "--keywords=/dev/null: no keywords in this file"),
-        ("--nope=1", "unrecognized arguments: --nope=1"),
+        ("--nope=1", "Unknown command line flag 'nope'"),
+        ("--config=nope", "no recipe of that name"),
+        ("--config.data.nope=1", "--config.data.nope: sft_qwen2_5_vl_7b has no such field"),
     ],
 )
 def test_wrong_flags_are_named(monkeypatch, flag, message):
@@ -127,8 +141,10 @@ def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
     out = tmp_path / "out"
 
     flags = [f"--annotations={annotations}", f"--out={out}", "--workers=1", "--max_skipped_share=0.3"]
-    printed = run_command(*flags, "--samples=2")
+    printed = run_command(*flags, "--samples=2", f"--config.data.cache={tmp_path}")
     assert "7 questions = 5 clips (5 with V~) + 2 skipped" in printed
+    # The clips have 8 frames a second, and the recipe looks at as many.
+    assert re.search(r"with 8 frames a second, .*\n% missed .*\n(.*\n)*0 of \d+ annotated events", printed)
     skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [row["place"] for row in skipped] == ["row 2", "row 7"] and "later.mp4" in skipped[0]["reason"]
     manifest = json.loads((out / "manifest.json").read_text())
@@ -145,7 +161,16 @@ def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
         UserError, match="1 of 7 questions give no clip, where --max_skipped_share=0.1 allows"
     ):
         build.build(**arguments)
-    summary = build.build(**arguments, max_skipped_share=0.3)
+    config = sft_qwen2_5_vl_7b.get_config()
+    config.data.cache, config.data.fps = str(tmp_path), 1.0
+    with pytest.raises(
+        UserError, match="annotated events .* data.max_missed_share=0.05 .* raise data.fps=1 for"
+    ):
+        build.build(**arguments, max_skipped_share=0.3, config=config)
+    written = (out / "clips.array_record").read_bytes()  # for the recipe can be changed later
+    config.data.max_missed_share = 1.0
+    summary = build.build(**arguments, max_skipped_share=0.3, config=config)
+    assert (out / "clips.array_record").read_bytes() == written
     assert (summary.questions, summary.clips, summary.degraded) == (7, 6, 6)
     clips = read_clips(out / "clips.array_record")
     assert [clip for clip in clips if clip.id != "later"] == five

@@ -15,6 +15,8 @@ from vpjax.building import report
 from vpjax.building.annotations import Item
 from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Options, caption_of, examine
 from vpjax.building.parts import is_finished, make_part, parts_of, read_part
+from vpjax.data.coverage import PlannedClip, measure
+from vpjax.data.sampling import Sampling, VideoInfo
 from vpjax.types import Clip, Keyword
 
 
@@ -185,7 +187,11 @@ def test_the_page_shows_the_clip_and_needs_no_other_file(options):
     assert [f.seconds for f in sheet.degraded] == [f.seconds for f in sheet.frames]  # V~ keeps its times
     assert [keyword for track in sheet.tracks for keyword in track.texts] == ["flashes"]
     items = [sheet.item, Item("row 2", None, "several media: 2 in one row")]
-    page = report.render_report(report.summarize(items, 2), items, [sheet], {"annotations": "a.json"})
+    sampling, info, span = Sampling(fps=1.0), VideoInfo(56, 56, 10.0, 8.0, 80), (3.3, 3.6)
+    seen = measure([PlannedClip([(span,)], info, (None, None), (10, 56, 56))], sampling)
+    page = report.render_report(report.summarize(items, 2), items, [sheet], {"annotations": "a.json"}, seen)
+    assert "1 of 1 annotated events (100.0 %) are in no slot" in page
+    assert re.search(r"<th>events 0.25 to 0.5 s</th><td class=.number.>100.0 \(1\)</td>", page)
     assert page.count('class="run given"') == page.count('class="run"') == 1
     assert page.count("data:image/jpeg;base64,") == 2 * report.STRIP_FRAMES
     assert "<b>lamp" not in page and "&lt;b&gt;lamp" in page and "<mark>flashes</mark>" in page

@@ -17,9 +17,11 @@ from PIL import Image
 from vpjax.building.annotations import Item
 from vpjax.building.examine import NO_VTILDE, Examined, Options, examine
 from vpjax.building.scorers import Spans
+from vpjax.data.coverage import Coverage
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import identity_source, slots_of, source_of
-from vpjax.data.video import Sampling, Video, probe, read_frames, read_image, resolve_part
+from vpjax.data.sampling import Sampling, resolve_part
+from vpjax.data.video import Video, probe, read_frames, read_image
 from vpjax.types import Clip
 
 REPORT_TEMPLATE = Path(__file__).with_suffix(".html")
@@ -214,9 +216,10 @@ def histogram(values: Sequence[float], edges: Sequence[float], unit: str) -> lis
 
 
 def render_report(
-    summary: Summary, items: Sequence[Item], sheets: Sequence[Sheet], about: dict[str, str]
+    summary: Summary, items: Sequence[Item], sheets: Sequence[Sheet], about: dict[str, str], seen: Coverage
 ) -> str:
-    """The report as one HTML page that needs no other file. about: facts about the build, by name."""
+    """The report as one HTML page that needs no other file. about: facts about the build, by name. seen: the
+    events that a run will see."""
     clips = [item.clip for item in items if item.clip]
     keywords = [keyword for clip in clips for keyword in clip.keywords]
     lemmas = Counter(keyword.lemma for keyword in keywords)
@@ -230,4 +233,4 @@ def render_report(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(REPORT_TEMPLATE.read_text(encoding="utf-8"))
     about_page = dict(summary=summary, sheets=sheets, about=about, pieces=pieces, strip=STRIP_FRAMES)
-    return template.render(about_page, histograms=histograms)
+    return template.render(about_page, histograms=histograms, seen=seen)

@@ -71,6 +71,14 @@ class Sampling:
         values = {name: data_config[name] for name in fields}
         return cls(**values | dict(frames=data_config.frames or None, fps=data_config.fps or None))
 
+    def describe(self) -> str:
+        """The choice in words."""
+        frames = f"{self.fps:g} frames a second, {self.min_frames} to {self.max_frames} of a clip"
+        if self.fps is None:
+            frames = f"{self.frames} frames, evenly spread"
+        limit = f", at most {self.total_pixels} in one of two frames" if self.total_pixels else ""
+        return f"{frames}, of {self.min_pixels} to {self.max_pixels} pixels{limit}"
+
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
