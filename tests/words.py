@@ -44,6 +44,7 @@ class StubVision(NamedTuple):
     factor: int = 28
     hidden: int = 16
     intermediate: int = 32
+    gated: bool = True
 
 
 def stub_config(text):

@@ -158,7 +158,8 @@ def choose_capacity(grids: Iterable[Grid], vision: VisionConfig) -> Capacity:
             slots[rows, columns] += count
     if not slots:
         return Capacity(1, 0)
-    linear = 4 * vision.hidden + 3 * vision.intermediate  # multiplications of a patch and channel
+    matrices = 3 if vision.gated else 2
+    linear = 4 * vision.hidden + matrices * vision.intermediate  # multiplications of a patch and channel
     windows: collections.Counter[tuple[tuple[int, int], ...]] = collections.Counter()
     for (rows, columns), count in slots.items():
         sizes = collections.Counter(len(units) for units in windows_of_slot(rows, columns, vision))
