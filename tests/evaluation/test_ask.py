@@ -1,65 +1,108 @@
 """What each control shows, and predictions on disk."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from vpjax.evaluation.ask import CONTROLS, Prediction, Predictions, Query, pad_answers, sources
+from vpjax.data.collate import empty_prompts
+from vpjax.data.packing import Sizes
+from vpjax.data.units import Capacity
+from vpjax.evaluation.ask import CONTROLS, Prediction, Predictions, Query, control_shows, pad_answers
+from vpjax.models.config import VLMConfig
 from vpjax.types import UserError
 
-SLOTS = 7
-IDENTITY = np.arange(SLOTS)
 VIDEO_CONTROLS = [control for control in CONTROLS if control != "blind"]
+TOKENS = 30
+SLOTS, UNITS = (5, 7, 7, 0, 0), (2, 3, 1, 0, 0)  # of each row, and of each of its slots
+KEY = {0: [0, 1, 1, 1, 4], 1: [0, 1, 2, 3, 4, 6, 6]}  # the slots that V~ shows
+CLIPS = [3, 0, 5, 4, -1]
+
+
+def visual(row):
+    """The places of a row's visual tokens: after some words, with a word between its slots."""
+    return np.arange(SLOTS[row])[:, None] * (UNITS[row] + 1) + 2 + np.arange(UNITS[row])
+
+
+def units(row):
+    """The unit [S, M] that each token of V shows: in an order of its own, as windows have."""
+    return np.random.default_rng(row).permutation(SLOTS[row] * UNITS[row]).reshape(SLOTS[row], UNITS[row])
+
+
+def seen(row, source):
+    """The ``shows`` of a row, worked token by token."""
+    out = np.full(TOKENS, -1)
+    for slot, shown in enumerate(source):
+        for m, place in enumerate(visual(row)[slot]):
+            out[place] = units(row)[shown, m]
+    return out
 
 
 @pytest.fixture
-def batch():
-    """Rows with 5 and 7 slots and a V~, a row without a V~, and a row of padding."""
-    source = np.tile(IDENTITY, (4, 1))
-    source[0, 2:4] = 1
-    source[1, 5] = 6
-    valid = IDENTITY < [[5], [7], [7], [7]]
-    return SimpleNamespace(clip=np.array([3, 0, 5, -1]), slot_valid=valid, source=source)
+def prompts():
+    """Rows of 5 and 7 slots and a V~, a row without a V~, a row of text and one of padding."""
+    from tests import tiny
+
+    model_config = VLMConfig.from_hf(tiny.MODELS["tied"])
+    prompts = empty_prompts(len(CLIPS), Sizes(TOKENS), Capacity(1, 0), model_config)
+    prompts.clip[:] = CLIPS
+    for row, slots in enumerate(SLOTS):
+        prompts.text.shows[row] = seen(row, range(slots))
+        prompts.shows_degraded[row] = seen(row, KEY.get(row, range(slots)))
+        for slot, places in enumerate(visual(row)):
+            prompts.text.slot[row, places] = slot
+    return prompts
+
+
+def sources(prompts, control, seed):
+    """The slot of V that each slot of a control's video shows, of each row, found by its units; None for a
+    slot that mixes them or shows them in another order."""
+    shows, has_control = control_shows(prompts, control, seed)
+    found = []
+    for row, slots in enumerate(SLOTS):
+        of_units = {tuple(units(row)[slot]): slot for slot in range(slots)}
+        found.append([of_units.get(tuple(shows[row, places])) for places in visual(row)])
+        is_text = np.setdiff1d(np.arange(TOKENS), visual(row).ravel())
+        assert (shows[row, is_text] == -1).all()
+    return found, has_control.tolist()
 
 
 @pytest.mark.parametrize("control", VIDEO_CONTROLS)
-def test_only_slots_of_the_clip_are_changed(batch, control):
-    source, has_control = sources(batch, control, seed=3)
-    assert not has_control[3]
-    for row, valid in zip(source, batch.slot_valid, strict=True):
-        np.testing.assert_array_equal(row[~valid], IDENTITY[~valid])
-        assert set(row[valid]) <= set(IDENTITY[valid])
+def test_every_slot_shows_a_whole_slot_of_its_clip(prompts, control):
+    found, has_control = sources(prompts, control, seed=3)
+    assert all(None not in row for row in found) and not has_control[4]
+    assert [len(row) for row in found] == list(SLOTS)
 
 
-def test_key_and_random_replace_as_many_slots(batch):
-    replaced = batch.source != IDENTITY
-    changed = {}
+def test_key_and_random_replace_as_many_slots(prompts):
+    replaced = {}
     for control in ("key", "random"):
-        source, has_control = sources(batch, control, seed=3)
-        changed[control] = source != IDENTITY
-        np.testing.assert_array_equal(has_control, [True, True, False, False])
-    np.testing.assert_array_equal(changed["key"], replaced)
-    np.testing.assert_array_equal(changed["random"].sum(1), replaced.sum(1))
-    assert not (changed["random"] & replaced).any()
+        found, has_control = sources(prompts, control, seed=3)
+        assert has_control == [True, True, False, False, False]
+        replaced[control] = [{slot for slot, shown in enumerate(row) if slot != shown} for row in found]
+        if control == "key":
+            assert found == [KEY.get(row, list(range(slots))) for row, slots in enumerate(SLOTS)]
+    assert replaced["key"] == [{2, 3}, {5}, set(), set(), set()]
+    for key, random in zip(replaced["key"], replaced["random"], strict=True):
+        assert len(random) == len(key) and not random & key
 
 
-def test_other_controls_are_orders_of_all_slots(batch):
-    source = {}
+def test_other_controls_are_orders_of_all_slots(prompts):
+    found = {}
     for control in ("none", "shuffle", "reverse", "single"):
-        source[control], has_control = sources(batch, control, seed=3)
-        np.testing.assert_array_equal(has_control, [True, True, True, False])
-    for row, count in enumerate((5, 7, 7)):
-        np.testing.assert_array_equal(source["none"][row], IDENTITY)
-        np.testing.assert_array_equal(np.sort(source["shuffle"][row]), IDENTITY)
-        np.testing.assert_array_equal(source["reverse"][row][:count], IDENTITY[:count][::-1])
-        assert set(source["single"][row][:count]) == {count // 2}
+        found[control], has_control = sources(prompts, control, seed=3)
+        assert has_control == [True, True, True, True, False]
+    for row, slots in enumerate(SLOTS):
+        in_order = list(range(slots))
+        assert found["none"][row] == sorted(found["shuffle"][row]) == in_order
+        assert found["reverse"][row] == in_order[::-1]
+        assert found["single"][row] == [slots // 2] * slots
 
 
-def test_shuffle_depends_on_the_seed_alone(batch):
-    shuffled = [sources(batch, "shuffle", seed)[0] for seed in (3, 3, 4)]
-    np.testing.assert_array_equal(shuffled[0], shuffled[1])
-    assert (shuffled[0] != shuffled[2]).any()
+def test_shuffle_depends_on_the_seed_and_the_clip_alone(prompts):
+    first, again, other = (sources(prompts, "shuffle", seed)[0] for seed in (3, 3, 4))
+    assert first == again != other
+    prompts.clip[1] = 9
+    changed = sources(prompts, "shuffle", 3)[0]
+    assert changed[1] != first[1] and changed[0] == first[0] and changed[2] == first[2]
 
 
 def test_candidates_are_padded():

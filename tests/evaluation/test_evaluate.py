@@ -12,17 +12,21 @@ import pytest
 
 import vpjax.evaluate
 from tests import runs
+from vpjax.data.collate import collate, single_prompt
+from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import Loader, make_batch_maker
-from vpjax.data.rows import bucket_of, collate, prompt_row
-from vpjax.data.video import Sampling, read_frames
+from vpjax.data.rows import prompt_row
+from vpjax.data.sampling import Sampling
+from vpjax.data.units import Capacity
+from vpjax.data.video import read_frames
 from vpjax.evaluation import ask
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import CONTROLS, NO_KEY, Predictions, Query
 from vpjax.evaluation.benchmarks import answers_to, read_benchmark
 from vpjax.evaluation.results import format_results
 from vpjax.events.clips import make_event_clips
+from vpjax.models.gather import take
 from vpjax.models.generate import Completions, generate
-from vpjax.models.vlm import gather_slots
 from vpjax.training import checkpoint, run_config
 from vpjax.types import UserError
 
@@ -121,31 +125,31 @@ def test_nothing_is_predicted_twice(workdir, whole, monkeypatch):
 
 @jax.jit
 def forced(model, batch):
-    """Hidden states of the last prompt token and of the answers' tokens."""
-    hidden = model.hidden(model.encode(batch.frames), batch)
-    return hidden.last, hidden.suffix
+    """The states that predict the tokens of given answers, in rows of a prompt and an answer."""
+    return model.hidden(model.encode(batch.video), batch.text, batch.target).target
 
 
 def test_predictions_are_the_models(loaded, clips, whole):
-    """Greedy generation of each clip alone, and the likeliest of eight captions by the log-probabilities that
-    the decoder gives when it is made to say them."""
+    """Greedy generation of each clip alone, and the likeliest of eight captions by the log-probabilities of
+    whole rows."""
     model, text, _ = loaded
     predictions = Predictions(whole / "predictions.jsonl", writes=False).known
     for clip in clips[:3]:
         prompt = text.chat(clip.question, "video")
         video = read_frames(clip.video, Sampling(frames=14), max_pixels=56**2, min_pixels=56**2)
-        row = prompt_row(prompt, video, model.config)
-        batch = collate([row], bucket_of([row], multiple=64), model.config)
-        out = generate(model, batch, jax.random.key(0), max_new=6, eos=text.stops)
+        row, alone = single_prompt(prompt, video, model.config)
+        out = generate(model, alone, jax.random.key(0), max_new=6, eos=text.stops)
         ids, valid = np.asarray(out.tokens)[0, 0], np.asarray(out.mask)[0, 0]
         assert predictions[Query(clip.id, "none")].text == text.decode(ids[valid])
+
         answers = [text.answer(candidate) for candidate in answers_to(clip)]
-        rows = [dataclasses.replace(row, suffix=ids) for ids in answers]
-        last, suffix = forced(model, collate(rows, bucket_of(rows, multiple=64), model.config))
+        row = prompt_row(prompt, video, model.config, capacity := Capacity(4, 4))
+        sizes = Sizes(tokens=128, units=28, bins=28, targets=32, slots=7)
+        rows = [[dataclasses.replace(row, answer=ids)] for ids in answers]
+        h_RAD = np.asarray(forced(model, collate(rows, sizes, capacity, model.config)), np.float64)
         logprobs = []
-        for number, ids in enumerate(answers):
-            states = np.concatenate([last[number][None], suffix[number, 0][: len(ids) - 1]])
-            logits = states.astype(np.float64) @ np.asarray(model.unembed, np.float64).T
+        for states, ids in zip(h_RAD, answers, strict=True):
+            logits = states[: len(ids)] @ np.asarray(model.unembed, np.float64).T
             logprobs.append(sum(x[i] - np.logaddexp.reduce(x) for x, i in zip(logits, ids, strict=True)))
         likeliest = answers_to(clip)[int(np.argmax(logprobs))]
         assert predictions[Query(clip.id, "none", ranked=True)].text == likeliest
@@ -177,24 +181,28 @@ def test_results_hold_what_is_on_disk(workdir, whole):
 
 @pytest.mark.parametrize("control", [control for control in CONTROLS if control != "blind"])
 def test_a_control_is_the_changed_video(loaded, batch_of_four, control):
-    """Gathering features is showing the slots of ``sources`` to the vision tower."""
+    """Showing other units is filming the slots that they belong to."""
     model, batch = loaded[0], batch_of_four
-    source, _ = ask.sources(batch, control, seed=0)
-    slots = batch.frames.reshape(4, 7, 2, *batch.frames.shape[2:])
-    changed = np.stack([row[gather] for row, gather in zip(slots, source, strict=True)])
-    expected = ENCODE(model, changed.reshape(batch.frames.shape))
-    got = gather_slots(ENCODE(model, batch.frames), source)
-    chex.assert_trees_all_close(got, expected, atol=1e-6)
+    shows, _ = ask.control_shows(batch, control, seed=0)
+    filmed = batch.video.pixels.copy()
+    for row, (own, shown) in enumerate(zip(batch.text.shows, shows, strict=True)):
+        filmed[row, own[own >= 0]] = batch.video.pixels[row, shown[own >= 0]]
+    expected = SEEN(model, dataclasses.replace(batch.video, pixels=filmed), batch.text.shows)
+    chex.assert_trees_all_close(SEEN(model, batch.video, shows), expected, atol=1e-6)
+    if control in ("reverse", "single"):
+        assert np.abs(expected - SEEN(model, batch.video, batch.text.shows)).max() > 0.1
 
 
-ENCODE = jax.jit(lambda model, frames: model.encode(frames))
+SEEN = jax.jit(lambda model, units, shows: take(model.encode(units).tokens, shows))
 
 
 @pytest.fixture(scope="module")
 def batch_of_four(loaded, clips):
     """With rows of padding."""
     model, text, data_config = loaded
-    maker, index = make_batch_maker(clips, text, model.config, data_config, seed=0, batch_size=4)
+    maker, index = make_batch_maker(
+        clips, text, model.config, data_config, packed=False, seed=0, batch_size=4
+    )
     loader = Loader(maker, index)
     batches = [next(loader) for _ in range(loader.plan.steps_per_epoch)]
     loader.close()
@@ -213,9 +221,9 @@ def test_predictions_go_to_their_clips(loaded, workdir, monkeypatch):
         ids = text.answer(clip.answer)
         truth[number, : len(ids)] = ids
 
-    def oracle(model, batch, key, *, features=None, max_new, eos):
-        knows = (batch.clip % 2 == 1) & (features is not None)
-        tokens = np.where(knows[:, None], truth[batch.clip], 0)
+    def oracle(model, prompts, key, *, features=None, max_new, eos):
+        knows = (prompts.clip % 2 == 1) & (features is not None)
+        tokens = np.where(knows[:, None], truth[prompts.clip], 0)
         return Completions(tokens[:, None], (tokens != 0)[:, None], None)
 
     monkeypatch.setattr(ask, "generate", oracle)

@@ -5,10 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests import tiny
-from tests.tiny import Row
+from tests import batches, tiny
 from vpjax.evaluation.ask import answer_logprobs, pad_answers
 from vpjax.models.hf import load_pretrained
 
@@ -19,28 +17,34 @@ LENGTHS = ((4, 1, 3), (2, 4, 0))  # of three answers to each of two rows; the la
 ATOL = 1e-4
 
 
-def test_answers_are_as_likely_as_in_transformers(checkpoint):
-    batch = tiny.batch([Row(slots=2, before=2, seconds=0.5), Row(slots=3, after=6)], suffix=4)
+@pytest.mark.parametrize("name", tiny.ONE_OF_EACH)
+def test_answers_are_as_likely_as_in_transformers(checkpoint, name):
+    model, theirs = load_pretrained(checkpoint(name)), tiny.reference(checkpoint(name))
+    family = model.config.family
+    clips = [
+        batches.Clip(slots=2, grid=(3, 5), before=2, seconds=0.5, answer=4),
+        batches.Clip(slots=3, grid=(2, 2), after=6, answer=4),
+    ]
+    contents = batches.contents(clips, family)
     rng = np.random.default_rng(0)
     answers = [[rng.integers(0, tiny.TEXT_IDS, n, dtype=np.int32) for n in row] for row in LENGTHS]
     tokens, valid = pad_answers(answers, 3, 4)
     assert tokens.shape == valid.shape == (2, 3, 4) and valid.sum() == sum(map(sum, LENGTHS))
 
-    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        checkpoint("tied"), dtype=torch.float32
-    ).eval()
     expected = np.zeros((2, 3))
     for g in range(3):
         theirs.model.rope_deltas = None
+        answered = [dataclasses.replace(content, answer=tokens[b, g]) for b, content in enumerate(contents)]
         with torch.no_grad():
-            logits = theirs(**tiny.reference_inputs(dataclasses.replace(batch, suffix=tokens[:, g]))).logits
+            logits = theirs(**tiny.reference_inputs(answered, family)).logits
         logprobs = torch.log_softmax(logits[:, -5:-1], dim=-1).numpy()
         each = np.take_along_axis(logprobs, tokens[:, g, :, None], axis=-1)[..., 0]
         expected[:, g] = np.where(valid[:, g], each, 0).sum(-1)
     expected[1, 2] = -np.inf  # never the likeliest
 
-    model = load_pretrained(checkpoint("tied"))
-    got = np.asarray(answer_logprobs(model, batch, tokens, valid))
+    prompts = batches.prompts(contents, model.config.vision)
+    got = np.asarray(answer_logprobs(model, prompts, tokens, valid))
     np.testing.assert_allclose(got, expected, atol=ATOL)
-    chunked = answer_logprobs(model, batch, tokens, valid, features=model.encode(batch.frames), chunk=2)
+    features = model.encode(prompts.video)
+    chunked = answer_logprobs(model, prompts.without_video(), tokens, valid, features=features, chunk=2)
     np.testing.assert_allclose(chunked, got, atol=ATOL)

@@ -1,0 +1,100 @@
+"""Clips of any sizes and lengths are evaluated together, in few programs, as they are alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from tests import runs
+from vpjax.evaluation import run as evaluation
+from vpjax.evaluation.ask import ClipPredictor, Query
+from vpjax.evaluation.run import evaluation_data, without_answer
+from vpjax.events.clips import make_event_clips
+from vpjax.models.generate import generate
+from vpjax.training import checkpoint, run_config
+from vpjax.types import Clip
+
+pytestmark = pytest.mark.slow
+
+SPEC = dataclasses.replace(
+    runs.SPEC, sizes=((56, 56), (56, 112), (84, 56)), seconds=(1.0, 8.0), rates=(8, 12)
+)
+CONTROLS = ("none", "key", "reverse", "single", "blind")  # those that do not depend on a clip's number
+OPTIONS = dict(controls=CONTROLS, max_new=6)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    """The model, its tokenizer, and how its videos are shown: at 8 frames a second, of 4 to 8 tokens each."""
+    folder = runs.make_run(tmp_path_factory.mktemp("runs") / "run")
+    data = run_config.data_of(folder)
+    data.frames, data.fps, data.min_pixels, data.max_pixels = 0, 8.0, 56 * 56, 56 * 112
+    model, text = checkpoint.load_model(folder)
+    return model, text, evaluation_data(data, "events", model)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Videos, an image and a question without a file; the longest question is asked about the shortest."""
+    folder = tmp_path_factory.mktemp("clips")
+    file = make_event_clips(SPEC, folder, {"heldout": 10})["heldout"]
+    clips, _ = evaluation.read_benchmark("events", file)
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "image.png")
+    return [
+        *(without_answer(clip) for clip in clips),
+        Clip("image", str(folder / "image.png"), "What does the shape do?" * 4, ""),
+        Clip("text", "", "What does a shape do?", ""),
+    ]
+
+
+def test_together_as_alone(loaded, clips):
+    model, text, data = loaded
+    together = ClipPredictor(model, text, clips, data, batch_size=4, **OPTIONS)
+    assert together.maker.plan.programs > 1
+    got = {prediction.query: prediction for prediction in together.predictions()}
+    assert len(got) == len(clips) * len(CONTROLS)
+    videos = [clip for clip in clips if clip.video.endswith(".mp4")]
+    shapes = {entry.shape for entry in together.index.entries}
+    assert len({shape[1:] for shape in shapes}) > 3 and len({shape[0] for shape in shapes}) > 4
+    for clip in [videos[0], videos[4], videos[9], *clips[-2:]]:
+        alone = ClipPredictor(model, text, [clip], data, batch_size=1, **OPTIONS)
+        for prediction in alone.predictions():
+            assert got[prediction.query] == prediction
+    assert any(got[Query(clip.id, "none")].text != got[Query(clip.id, "reverse")].text for clip in videos)
+    assert len({got[Query(clip.id, "none")].text for clip in videos}) > 5
+
+
+def test_few_programs(loaded, clips):
+    """At most four for all videos under all controls, and one without videos."""
+    model, text, data = loaded
+    many = [dataclasses.replace(clip, id=f"{clip.id}-{n}") for n in range(3) for clip in clips]
+    jax.clear_caches()
+    for batch_size in (2, 8):
+        before = generate._cache_size()
+        predictor = ClipPredictor(
+            model, text, many, data, batch_size=batch_size, controls=("none", "key", "blind"), max_new=3
+        )
+        encode = predictor.encode._cache_size()
+        assert all(not x.fault or x.control == "key" for x in predictor.predictions())
+        assert 1 < predictor.encode._cache_size() - encode <= 4
+        assert generate._cache_size() - before <= 5
+
+
+def test_videos_keep_to_the_budget_of_training(loaded, clips):
+    """Clips like those of training share it with their texts, other benchmarks have more room for texts."""
+    model, text, shown = loaded
+    data = ConfigDict(shown.to_dict() | dict(max_tokens=100, total_pixels=0, max_pixels=112 * 112))
+    tokens = {}
+    for benchmark in ("events", "mlvu"):
+        fields = evaluation_data(data, benchmark, model)
+        predictor = ClipPredictor(model, text, clips, fields, batch_size=4, **OPTIONS)
+        assert not predictor.faults
+        entries = predictor.index.entries
+        visual = max(np.prod(entry.shape) // (2 * 28 * 28) for entry in entries)
+        tokens[benchmark] = visual, max(entry.sizes.tokens for entry in entries)
+    assert tokens["events"][0] < 90 < tokens["events"][1] <= 100
+    assert 90 < tokens["mlvu"][0] <= 100 < tokens["mlvu"][1]
