@@ -12,7 +12,7 @@ from PIL import Image
 from tests.videos import SIZE, frame_numbers, greys, noisy, quarters, read, write, write_sound
 from vpjax.data import decode as decode_module
 from vpjax.data import video as module
-from vpjax.data.sampling import Sampling, VideoInfo, seconds_per_slot
+from vpjax.data.sampling import Sampling, VideoInfo, fit, seconds_per_slot
 from vpjax.data.video import probe, read_frames, read_image
 from vpjax.files import write_whole
 from vpjax.types import UserError
@@ -133,6 +133,23 @@ def test_a_rate_stops_at_max_frames(tmp_path):
         == frame_numbers(read(path, frames=6))
         == list(range(0, 24, 4))
     )
+
+
+def test_frames_are_as_planned_without_a_plan_too(tmp_path):
+    path = write(tmp_path / "a.mp4", greys(60, (256, 384)), rate=10)
+    for most in (40, 300, 10**6):
+        sampling = Sampling(fps=5.0, min_frames=4, total_pixels=most * 28**2)
+        frames, *size = fit(sampling, probe(path), (1.0, None), factor=28)
+        video = read_frames(path, sampling, start=1.0)
+        assert video.frames.shape == (frames, *size, 3)
+        expected = read_frames(path, sampling, size=tuple(size), frames=frames, start=1.0)
+        np.testing.assert_array_equal(video.frames, expected.frames)
+        np.testing.assert_array_equal(video.times, expected.times)
+    assert video.frames.shape == (26, 252, 392, 3)
+    with pytest.raises(UserError, match="a.mp4: the span 9 to 6 s"):
+        read_frames(path, sampling, start=9.0)
+    with pytest.raises(UserError, match="data.min_frames=4 frames"):
+        read_frames(path, Sampling(fps=5.0, min_frames=4, total_pixels=28**2))
 
 
 def test_a_span_is_in_seconds_of_the_clip(tmp_path):
