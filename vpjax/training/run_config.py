@@ -40,7 +40,8 @@ ABOVE_0 = """
     grpo.num_iterations grpo.show_every grpo.relative.scale loss.chunk data.min_frames data.min_pixels
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight grpo.degraded grpo.top_k grpo.beta
+    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight grpo.degraded
+    grpo.top_k grpo.beta
 """.split()
 # How videos are read for the model of a Hugging Face folder: as by qwen-vl-utils, at 2 frames per second and
 # with at most about 25,000 visual tokens. Small frames are left small, though.
