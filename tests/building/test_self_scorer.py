@@ -9,7 +9,8 @@ import torch
 
 from tests import tiny
 from vpjax.building import self_scorer
-from vpjax.data.rows import prompt_row
+from vpjax.data import collate
+from vpjax.data.collate import single_prompt
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.data.video import Video
 from vpjax.models.hf import load_pretrained
@@ -43,9 +44,10 @@ def models(tmp_path_factory):
 @torch.no_grad()
 def reference_logprob(model, row, frames, answer, places):
     """log p of the answer's tokens at ``places``, by transformers."""
-    ids = np.concatenate([row.prompt, answer])
-    after = row.positions.max() + 1 + np.arange(len(answer))
-    positions = np.concatenate([row.positions, np.repeat(after[None], 3, axis=0)], axis=1)
+    prompt = row.prompt
+    ids = np.concatenate([prompt.tokens, answer])
+    after = prompt.positions.max() + 1 + np.arange(len(answer))
+    positions = np.concatenate([prompt.positions, np.repeat(after[None], 3, axis=0)], axis=1)
     model.model.rope_deltas = None
     logits = model(
         input_ids=torch.tensor(ids[None], dtype=torch.int64),
@@ -55,7 +57,7 @@ def reference_logprob(model, row, frames, answer, places):
         pixel_values_videos=tiny.patches(frames),
         video_grid_thw=torch.tensor([[len(frames) // 2, 4, 4]]),
     ).logits[0]
-    logprobs = torch.log_softmax(logits[len(row.prompt) - 1 : -1], dim=-1)
+    logprobs = torch.log_softmax(logits[len(prompt.tokens) - 1 : -1], dim=-1)
     return sum(float(logprobs[c, answer[c]]) for c in places)
 
 
@@ -68,7 +70,8 @@ def replaced(*sources):
 @pytest.mark.parametrize("keyword", [KEYWORD, Keyword("absent", "absent")])
 def test_scores_are_drops_on_replaced_pixels(models, keyword):
     ours, reference, text = models
-    row, answer = prompt_row(text.chat(CLIP.question), VIDEO, ours.config), text.answer(ANSWER)
+    row, _ = single_prompt(text.chat(CLIP.question), VIDEO, ours.config)
+    answer = text.answer(ANSWER)
     places = [c for c in range(len(answer)) if text.decode(answer[c : c + 1]).strip() in ("tips", "over")]
     assert text.decode(answer[places]) == " tips over"
     if keyword is not KEYWORD:  # the whole answer, its end included
@@ -101,16 +104,40 @@ def test_scores_are_drops_on_replaced_pixels(models, keyword):
 def test_the_video_is_encoded_once(models, monkeypatch):
     ours, _, text = models
     calls = []
-    encode = type(ours).encode
-    monkeypatch.setattr(type(ours), "encode", lambda *args: calls.append(1) or encode(*args))
-    longer = dataclasses.replace(
-        CLIP, answer="A cup falls and a cup tips over and a cup tips over and falls."
-    )
-    scorer = self_scorer.self_scorer(ours, text)
-    scorer(VIDEO, longer, KEYWORD)  # another length: a program of its own
+    encode = self_scorer.encode
+    monkeypatch.setattr(self_scorer, "encode", lambda *args: calls.append(1) or encode(*args))
+    self_scorer.self_scorer(ours, text)(VIDEO, CLIP, KEYWORD)
     assert len(calls) == 1
-    scorer(VIDEO, longer, Keyword("falls", "fall"))
-    assert len(calls) == 1  # and the same program again
+
+
+def test_few_programs(models):
+    """Clips of other lengths, sizes and answers share one program of each kind, whatever is scored."""
+    ours, _, text = models
+    scorer = self_scorer.self_scorer(ours, text)
+    rng = np.random.default_rng(0)
+
+    def score(slots, size, answer, keyword):
+        video = Video(rng.integers(0, 256, (2 * slots, *size, 3), np.uint8), np.arange(2 * slots) / 4, 0.25)
+        scores = scorer(video, dataclasses.replace(CLIP, answer=answer), keyword)
+        assert scores.shape == (2 * slots,) and np.isfinite(scores).all()
+
+    score(45, (56, 84), ANSWER, KEYWORD)
+    before = self_scorer.encode._cache_size(), self_scorer.answer_logprobs._cache_size()
+    score(44, (56, 84), ANSWER, Keyword("falls", "fall"))
+    score(44, (84, 56), "A cup falls.", KEYWORD)
+    score(43, (84, 56), ANSWER, Keyword("absent", "absent"))
+    assert (self_scorer.encode._cache_size(), self_scorer.answer_logprobs._cache_size()) == before
+
+
+def test_padding_changes_nothing(models, monkeypatch):
+    """Neither that of a prompt and its units nor that of the answer; that of the videos is cut off again."""
+    ours, _, text = models
+    scores = self_scorer.self_scorer(ours, text)(VIDEO, CLIP, KEYWORD)
+    monkeypatch.setattr(collate, "coarse", lambda count: count)
+    monkeypatch.setattr(self_scorer, "coarse", lambda count: count)
+    monkeypatch.setattr(self_scorer, "VIDEOS_AT_ONCE", 3)
+    without = self_scorer.self_scorer(ours, text)(VIDEO, CLIP, KEYWORD)
+    np.testing.assert_allclose(scores, without, atol=1e-4)  # of log p near -10 in float32
 
 
 def test_an_image_has_no_neighbouring_slot(models):

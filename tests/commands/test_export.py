@@ -17,7 +17,7 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize 
 from tests import runs, tiny
 from tests.commands.call import call
 from vpjax import export as exporting
-from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.collate import single_prompt
 from vpjax.data.sampling import Sampling, VideoInfo, fit
 from vpjax.data.video import read_frames
 from vpjax.events import clips as events
@@ -75,22 +75,22 @@ def test_transformers_answers_the_same(kind, workdir, exported, clip):
     assert type(theirs) is tiny.FAMILIES[family].model and theirs.dtype == torch.float32
     model_config, text = loaded.model.config, loaded.text
     video = read_frames(clip, Sampling(frames=runs.FRAMES), size=(size, size))
-    row = prompt_row(text.chat(QUESTION), video, model_config, stamps=text.stamps)
-    batch = collate([row], bucket_of([row], suffix=STEPS), model_config)
-    length = len(row.prompt)
-    places = torch.tensor(batch.positions).long().transpose(0, 1)
+    row, _ = single_prompt(text.chat(QUESTION), video, model_config, stamps=text.stamps)
+    prompt = torch.tensor(row.prompt.tokens[None]).long()
+    places = torch.tensor(row.prompt.positions[:, None]).long()
+    after = places.max() + 1 + torch.arange(len(tokens) - 1)
     with torch.no_grad():
         prefill = theirs(
-            input_ids=torch.tensor(row.prompt[None]).long(),
-            position_ids=places[:, :, :length],
-            mm_token_type_ids=torch.tensor(2 * (row.prompt[None] == model_config.video_token)).long(),
+            input_ids=prompt,
+            position_ids=places,
+            mm_token_type_ids=2 * (prompt == model_config.video_token).long(),
             pixel_values_videos=tiny.patches(video.frames, family),
             video_grid_thw=torch.tensor([[runs.FRAMES // 2, 4, 4]]),
             use_cache=True,
         )
         steps = theirs(  # apart, for the random model also writes <|video_pad|>
             input_ids=torch.tensor([tokens[:-1]]),
-            position_ids=places[:, :, length : length + len(tokens) - 1],
+            position_ids=after.expand(3, 1, -1),
             past_key_values=prefill.past_key_values,
         )
     logits = torch.cat([prefill.logits[0, -1:], steps.logits[0]])

@@ -14,9 +14,12 @@ from PIL import Image
 
 from tests import tiny
 from tests.commands.call import call
-from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.collate import coarse, collate_prompts, single_prompt
+from vpjax.data.packing import Sizes
+from vpjax.data.rows import prompt_row
 from vpjax.data.text import Text, train_tokenizer
-from vpjax.data.video import Sampling, read_frames
+from vpjax.data.units import choose_capacity, grid_of
+from vpjax.data.video import Sampling, Video, read_frames
 from vpjax.models.generate import generate
 from vpjax.models.vlm import leaves
 from vpjax.predict import ask, load, main
@@ -61,10 +64,13 @@ def loaded(folder):
 
 
 def expected(loaded, media, video, **options):
-    """The completions of one prompt, without ``ask``."""
+    """The completions of one prompt, without ``ask``, and without padding."""
     model, text = loaded.model, loaded.text
-    row = prompt_row(text.chat(PROMPT, media), video, model.config)
-    batch = collate([row], bucket_of([row]), model.config)
+    vision = model.config.vision
+    capacity = choose_capacity([] if video is None else [grid_of(video.frames.shape[:3], vision)], vision)
+    row = prompt_row(text.chat(PROMPT, media), video, model.config, capacity)
+    sizes = Sizes(len(row.prompt.tokens), units=len(row.video.window), bins=len(row.video.bins))
+    batch = collate_prompts([row], sizes, capacity, model.config)
     key = jax.random.key(options.pop("seed", 0))
     out = generate(model, batch, key, max_new=6, eos=text.stops, **options)
     return jax.tree.map(lambda x: np.asarray(x)[0], out), text
@@ -90,9 +96,9 @@ def test_json_is_the_model_on_the_reported_frames(loaded, folder, video):
 
 def test_samples(loaded, video):
     sampling = dict(temperature=2.0, top_k=50, seed=7)
-    answer = ask(loaded, PROMPT, video, fps=2.0, num_samples=3, max_new_tokens=6, **sampling)
-    np.testing.assert_allclose(answer.frame_times, np.array([0, 4, 8, 8]) / FPS, atol=1e-6)
-    out, text = expected(loaded, "video", read_frames(video, Sampling(fps=2.0)), groups=3, **sampling)
+    answer = ask(loaded, PROMPT, video, fps=4.0, num_samples=3, max_new_tokens=6, **sampling)
+    np.testing.assert_allclose(answer.frame_times, np.array([0, 2, 4, 6, 8, 8]) / FPS, atol=1e-6)
+    out, text = expected(loaded, "video", read_frames(video, Sampling(fps=4.0)), groups=3, **sampling)
     for sample, ids, mask in zip(answer.samples, out.tokens, out.mask, strict=True):
         assert sample.token_ids == ids[mask].tolist() and len(sample.logprobs) == mask.sum()
     assert len({sample.text for sample in answer.samples}) > 1
@@ -133,6 +139,24 @@ def test_a_work_directory_sees_as_it_was_trained(loaded, folder, video, tmp_path
     assert len(answer.frame_times) == 4 and answer.grid == (2, 2, 4)
     out, _ = expected(loaded, "video", read_frames(video, Sampling(frames=4), max_pixels=56 * 56))
     assert answer.samples[0].token_ids == out.tokens[0][out.mask[0]].tolist()
+
+
+def test_videos_of_many_lengths_share_few_shapes(loaded):
+    """Every shape is a program that is compiled."""
+    model, text = loaded.model, loaded.text
+    shapes, longest = set(), 0
+    for slots in range(1, 65):
+        video = Video(np.zeros((2 * slots, 56, 84, 3), np.uint8), np.arange(2 * slots) / 8, 1 / 8)
+        for question in (PROMPT, PROMPT * 3):
+            row, prompts = single_prompt(text.chat(question), video, model.config, stamps=text.stamps)
+            tokens, units, bins = len(row.prompt.tokens), len(row.video.window), len(row.video.bins)
+            assert tokens <= prompts.text.tokens.shape[1] < 1.25 * tokens + 16
+            assert max(units, bins) <= prompts.video.count < 1.25 * max(units, bins) + 32
+            assert prompts.video.bins.shape[1] >= bins and (prompts.text.segment == 1).sum() == tokens
+            shapes.add(tuple((x.shape, x.dtype) for x in jax.tree.leaves(prompts)))
+            longest = max(longest, tokens)
+    assert longest > 400 and len(shapes) <= 32  # of 128 prompts
+    assert len({coarse(count) for count in range(129, 1025)}) == 3 * 4
 
 
 def other_model(folder):

@@ -142,8 +142,10 @@ def single_prompt(
         bin = coarse(grid[0] * grid[1]) if len(windows) > 1 else 0
         capacity = Capacity(coarse(max(len(window) for window in windows)), bin)
     row = prompt_row(prompt, video, model_config, capacity, stamps=stamps)
-    units = round_up(coarse(len(row.video.window)), capacity.block)
-    bins = round_up(coarse(len(row.video.bins)), max(capacity.bin, 1))
+    places = coarse(max(len(row.video.window), len(row.video.bins)))
+    units, bins = round_up(places, capacity.block), 0
+    if capacity.bin:
+        bins = round_up(places, capacity.bin)
     sizes = Sizes(coarse(len(row.prompt.tokens)), units, bins)
     return row, collate_prompts([row], sizes, capacity, model_config)
 
