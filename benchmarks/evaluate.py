@@ -27,10 +27,13 @@ from benchmarks.sft_step import torch_videos
 from benchmarks.timing import environment, medians, publish
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
+from vpjax.data.index import Entry
+from vpjax.data.packing import PromptPlan
 from vpjax.data.pipeline import make_batch_maker
 from vpjax.data.text import Text
+from vpjax.data.video import Video
 from vpjax.evaluation.ask import ClipPredictor
-from vpjax.evaluation.run import ROOM, without_answer
+from vpjax.evaluation.run import evaluation_data, without_answer
 from vpjax.events.clips import make_event_clips
 from vpjax.events.text import event_of
 from vpjax.export import export
@@ -38,36 +41,38 @@ from vpjax.models.generate import generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
 from vpjax.training.setup import event_spec
-from vpjax.types import Batch
+from vpjax.types import Prompts
 
 NEW = 32  # most tokens of an answer; answers about event clips end earlier
 
 
-def jax_run(model: VideoLM, text: Text, batches: list[Batch]) -> Callable[[], list[str]]:
+def jax_run(model: VideoLM, text: Text, batches: list[Prompts]) -> Callable[[], list[str]]:
     def run() -> list[str]:
         answers = []
-        for batch in batches:
-            out = generate(model, batch, jax.random.key(0), max_new=NEW, eos=text.stops)
+        for prompts in batches:
+            out = generate(model, prompts, jax.random.key(0), max_new=NEW, eos=text.stops)
             ids, masks = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
-            answers += [text.decode(row[mask]) for row, mask in zip(ids, masks, strict=True)]
+            real = np.flatnonzero(prompts.clip >= 0)  # the others are padding
+            answers += [text.decode(ids[row][masks[row]]) for row in real]
         return answers
 
     return run
 
 
-def torch_inputs(model: VideoLM, batch: Batch) -> dict[str, torch.Tensor]:
+def torch_inputs(model: VideoLM, prompts: Prompts, videos: list[Video]) -> dict[str, torch.Tensor]:
     """A batch as transformers' ``generate`` takes it: its prompts are padded on the left."""
-    ids = np.zeros(batch.prompt.shape, np.int64)
-    mask = np.zeros(batch.prompt.shape, np.int64)
-    for row, (prompt, valid) in enumerate(zip(batch.prompt, batch.prompt_valid, strict=True)):
-        start = len(valid) - valid.sum()
-        ids[row, start:] = prompt[valid]
+    is_prompt = np.asarray(prompts.text.segment)[np.asarray(prompts.clip) >= 0] > 0
+    length = is_prompt.sum(axis=1).max()
+    ids, mask = np.zeros((2, len(is_prompt), length), np.int64)
+    for row, valid in enumerate(is_prompt):
+        start = length - valid.sum()
+        ids[row, start:] = prompts.text.tokens[row][valid]
         mask[row, start:] = 1
     seconds_per_slot = model.config.vision.temporal / 8  # event clips have 8 frames a second
     return dict(
         input_ids=torch.tensor(ids),
         attention_mask=torch.tensor(mask),
-        **torch_videos(model.config.vision, batch.frames),
+        **torch_videos(model.config.vision, videos),
         second_per_grid_ts=torch.full((len(ids),), seconds_per_slot),
         mm_token_type_ids=torch.tensor(2 * (ids == model.config.video_token)),
     )
@@ -96,31 +101,38 @@ def main() -> None:
     args = parser.parse_args()
 
     config = ConfigDict(json.loads((args.workdir / run_config.FILE).read_text()))
-    data_config = ConfigDict(
-        run_config.HF_VIDEO_DEFAULTS | config.data.to_dict() | ROOM | dict(replacement="none", pool="key")
-    )
-    file = make_event_clips(event_spec(config), cache_folder(data_config), {"heldout": args.clips})["heldout"]
+    folder = cache_folder(config.data)
+    file = make_event_clips(event_spec(config), folder, {"heldout": args.clips})["heldout"]
     clips = [without_answer(clip) for clip in read_clips(file)]
-    with tempfile.TemporaryDirectory() as folder:
-        export(args.workdir, Path(folder), dtype="float32")
-        torch_model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        model, text = checkpoint.load_model(folder)
-    maker, _ = make_batch_maker(clips, text, model.config, data_config, seed=0, batch_size=args.batch)
-    batches = [maker(step).batch for step in range(maker.plan.steps_per_epoch)]
-    inputs = [torch_inputs(model, batch) for batch in batches]
+    with tempfile.TemporaryDirectory() as exported:
+        export(args.workdir, Path(exported), dtype="float32")
+        torch_model = AutoModelForImageTextToText.from_pretrained(exported, dtype=torch.float32).eval()
+        model, text = checkpoint.load_model(exported)
+    data_config = evaluation_data(config.data, "events", model)
+    maker, index = make_batch_maker(
+        clips, text, model.config, data_config, packed=False, seed=0, batch_size=args.batch
+    )
+    plan = maker.plan
+    assert isinstance(plan, PromptPlan)
+    entries: list[Entry] = []
+    batches, inputs = [], []
+    for step in range(plan.steps_per_epoch):
+        shown = [index.entries[number] for row in plan.rows(step) for number in row.entries]
+        prompts = maker(step).batch
+        assert isinstance(prompts, Prompts)
+        entries += shown
+        batches.append(prompts)
+        inputs.append(torch_inputs(model, prompts, [maker.video(entry)[0] for entry in shown]))
     runs = {
         "vpjax": jax_run(model, text, batches),
         "transformers": torch_run(torch_model, text, inputs),
     }
     answers = {name: run() for name, run in runs.items()}
-    numbers = np.concatenate([batch.clip for batch in batches])
-    real = np.flatnonzero(numbers >= 0)  # rows that are not padding
-    events = [clips[numbers[row]].extra["event"] for row in real]
+    events = [clips[entry.number].extra["event"] for entry in entries]
     named = {}
     for name, texts in answers.items():
-        found = [event_of(texts[row]) for row in real]
-        named[name] = np.mean([event == right for event, right in zip(found, events, strict=True)])
-    equal = np.mean([answers["vpjax"][row] == answers["transformers"][row] for row in real])
+        named[name] = np.mean([event_of(x) == event for x, event in zip(texts, events, strict=True)])
+    equal = np.mean([a == b for a, b in zip(*answers.values(), strict=True)])
     seconds = medians(runs, rounds=args.rounds, warmup=1)
 
     def from_files() -> None:
@@ -130,13 +142,14 @@ def main() -> None:
         assert not any(prediction.fault for prediction in predictor.predictions())
 
     from_files_seconds = medians({"vpjax": from_files}, rounds=args.rounds, warmup=1)["vpjax"]
-    frames, side = batches[0].frames.shape[1:3]
+    shapes = sorted({entry.shape for entry in entries})
+    frames = ", ".join(f"{count} frames of {height} x {width}" for count, height, width in shapes)
     size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     lines = [
         "# Evaluation",
         "",
         environment("jax", "flax", "transformers", "torch"),
-        f"{size:.1f} M parameters, float32; {len(clips)} event clips of {frames} frames of {side} x {side}, "
+        f"{size:.1f} M parameters, float32; {len(clips)} event clips of {frames}, "
         f"batches of {args.batch}, at most {NEW} new tokens; median of {args.rounds} rounds in turns",
         "",
         "| | answers/s | over transformers |",

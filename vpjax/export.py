@@ -26,6 +26,7 @@ from vpjax.data.video import Video
 from vpjax.evaluation.results import interval
 from vpjax.models import hf
 from vpjax.models.names import FAMILIES
+from vpjax.models.patches import normalised
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.training import checkpoint, run_config
 from vpjax.types import Prompts, UserError
@@ -223,9 +224,7 @@ def _torch_logits(torch: Any, model: VideoLM, video: Video, row: Row, folder: Pa
 
     theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     vision = model.config.vision
-    colours = cut(video.frames, vision).reshape(-1, vision.channels, vision.temporal * vision.patch**2)
-    mean, std = (np.array(x)[:, None] for x in (vision.pixel_mean, vision.pixel_std))
-    pixels = ((colours / 255.0 - mean) / std).reshape(len(colours), -1)
+    patches = np.asarray(normalised(cut(video.frames, vision), vision.pixel_mean, vision.pixel_std))
     slots, rows, columns = grid_of(video.frames.shape[:3], vision)
     ids = torch.tensor(row.prompt.tokens[None]).long()
     with torch.no_grad():
@@ -233,7 +232,7 @@ def _torch_logits(torch: Any, model: VideoLM, video: Video, row: Row, folder: Pa
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             position_ids=torch.tensor(row.prompt.positions[:, None]).long(),
-            pixel_values_videos=torch.tensor(pixels, dtype=torch.float32),
+            pixel_values_videos=torch.tensor(patches.reshape(-1, patches.shape[-1])),
             video_grid_thw=torch.tensor([[slots, rows * vision.merge, columns * vision.merge]]),
             mm_token_type_ids=2 * (ids == model.config.video_token).long(),
         )
