@@ -19,7 +19,7 @@ CASES = {
         Clip(slots=1, grid=(4, 2), image=True, before=1),
         Clip(slots=1, grid=(2, 6), image=True),
     ],
-    "video": [Clip(slots=3), Clip(slots=3, grid=(5, 3)), Clip(slots=4, grid=(2, 2))],
+    "video": [Clip(slots=3), Clip(slots=3, grid=(5, 3), after=0), Clip(slots=4, grid=(2, 2))],
     DIFFERENT: [
         Clip(slots=2, before=2, seconds=0.5),
         Clip(slots=3, grid=(4, 3), after=7),
