@@ -147,6 +147,39 @@ def test_widening_keeps_seventy_percent():
     assert grow("x.........", 2) == "xxx......."
     assert grow("....xxx...", 1) == "....xxx..."
     assert grow("...xxxxx..", 1) == "...xxxxx.."  # too long already: not trimmed
+    assert kf.widened(np.zeros(0, bool), 1).shape == (0,)  # a clip without a video
+
+
+@pytest.mark.parametrize(
+    "marked, windows",
+    [
+        ("..x.....", [(0, 0, 1), (0, 1, 2), *((0, s, s + 1) for s in range(3, 8))]),
+        ("..xx....", [(0, 0, 2), (0, 4, 6), (0, 6, 8)]),
+        ("...xx...", [(0, 0, 2), (0, 6, 8)]),  # they start at multiples of the length
+        ("..xxx...", []),  # 0, 3 and 6: the first two show the event, the last is cut
+        ("x..x....", [(0, 4, 6), (0, 6, 8)]),  # two slots: runs of two
+        ("..xx.... ........ .....x..", [(0, 0, 2), (0, 6, 8), *((2, s, s + 1) for s in (0, 1, 4, 6, 7))]),
+        ("........", []),
+        ("xxxxxxxx", []),
+    ],
+)
+def test_windows_show_no_keyword(marked, windows):
+    found = kf.windows_of(mask(marked))
+    assert [tuple(window) for window in found.tolist()] == windows
+    assert found.dtype == np.int32 and found.shape[1:] == (3,)
+
+
+def test_windows_by_trying_every_place():
+    for marked, valid, _ in random_masks():
+        slots = marked[:, :valid]
+        free = ~slots.any(0)
+        expected = []
+        for number, length in enumerate(slots.sum(1)):
+            for start in range(valid):
+                fits = length and start % length == 0 and start + length <= valid
+                if fits and free[start : start + length].all():
+                    expected.append([number, start, start + length])
+        assert kf.windows_of(slots).tolist() == expected
 
 
 def test_controls():

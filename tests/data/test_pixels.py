@@ -74,16 +74,18 @@ def test_pixels_reach_the_tower_as_the_image_processor_gives_them(tmp_path):
     """The same file is decoded by plain PyAV for Hugging Face, and by vpjax."""
     import transformers
 
-    from vpjax.models.patches import patchify
+    from tests.words import StubVision
+    from vpjax.data.units import cut
+    from vpjax.models.patches import normalised
 
     noise = np.random.default_rng(0).integers(0, 256, (6, 56, 84, 3), np.uint8)
     path = write(tmp_path / "a.mp4", noise)
     with av.open(str(path)) as file:
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     processor = transformers.Qwen2VLImageProcessor()  # 56 x 84 lies within its budget: not resized
-    kw = dict(patch=14, merge=2, temporal=2, mean=tuple(processor.image_mean), std=tuple(processor.image_std))
-    video = read_frames(path, Sampling(frames=6))
-    ours = np.asarray(patchify(video.frames[None], **kw))[0].reshape(3, 24, 3, 2, 14, 14)
+    units = cut(read_frames(path, Sampling(frames=6)).frames, StubVision())
+    ours = normalised(units, tuple(processor.image_mean), tuple(processor.image_std))
+    ours = np.asarray(ours).reshape(3, 24, 3, 2, 14, 14)
     for place, frame in enumerate(frames):
         theirs = processor(frame, return_tensors="np")["pixel_values"].reshape(24, 3, 2, 14, 14)
         slot, half = divmod(place, 2)

@@ -1,19 +1,21 @@
-"""Rows and batches: targets, key slots, V~ and padding."""
+"""The part of a row that is one clip: what its tokens show, key slots, V~, and remarks."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tests.words import stub_config, word_text
+from tests.words import StubVision, stub_config, word_text
 from vpjax.data.keyframes import runs_of
-from vpjax.data.rows import bucket_of, collate, masked_row, training_row
+from vpjax.data.rows import seen_through, training_row
 from vpjax.data.text import tokenize
+from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Video
 from vpjax.types import Clip, Keyword
 
-CAPTIONS = ("A red square drifts left and flashes twice.", "A blue cross spins, then it jumps.")
+CAPTION = "A red square drifts left and flashes twice."
 QUESTION = "What happens?"
 
 
@@ -32,27 +34,68 @@ def video_of(frames=8, height=56, width=28, fps=8.0):
     return Video(pixels, np.arange(frames) / fps, 1 / 8)
 
 
-def clip_of(answer=CAPTIONS[0], keyword="flashes", spans=((0.375, 0.5),)):
-    return Clip("a", "a.mp4", QUESTION, answer, (Keyword(keyword, "flash", spans),))
+def clip_of(spans=((0.375, 0.5),), video="a.mp4", question=QUESTION):
+    return Clip("a", video, question, CAPTION, (Keyword("flashes", "flash", spans),))
 
 
 def encode(clip, video, text, config, media="video", **options):
     tokens = tokenize(clip, text, media=media, keywords=2, keyword_tokens=3)
-    return training_row(tokens, video, config, **options)
+    grids = [] if video is None else [grid_of(video.frames.shape[:3], config.vision)]
+    return training_row(tokens, video, config, choose_capacity(grids, config.vision), **options)
 
 
-def test_only_the_answer_and_its_end_are_targets(text, config):
+def slot_of_unit(row, shows):
+    """The slot of each visual token's unit."""
+    return row.video.slot[shows[shows >= 0]]
+
+
+def source(row):
+    """For each slot of V~, the slot of V that it shows: all of its tokens agree."""
+    per_slot = slot_of_unit(row, row.shows_degraded).reshape(row.slots.shape[1], -1)
+    assert (per_slot == per_slot[:, :1]).all()
+    return per_slot[:, 0].tolist()
+
+
+@pytest.mark.parametrize("height, width", [(56, 28), (12, 20), (4, 4), (36, 16)])
+def test_a_visual_token_shows_the_pixels_of_its_place(text, config, height, width):
+    """Slot by slot, row by row, whatever the order of the units, which is that of windows of 2 x 2 here."""
+    config = SimpleNamespace(**vars(config) | dict(vision=StubVision(patch=2, window=8, factor=4)))
+    video = video_of(6, height, width)
+    row = encode(clip_of(), video, text, config)
+    shows, units = row.prompt.shows, row.video
+    at = np.flatnonzero(shows >= 0)
+    rows, columns = height // 4, width // 4
+    np.testing.assert_array_equal(row.prompt.tokens[at], text.video_pad)
+    np.testing.assert_array_equal(np.diff(at), 1)
+    assert len(at) == 3 * rows * columns and (row.prompt.slot[row.prompt.shows < 0] == -1).all()
+    for token, (s, r, k) in zip(at, np.ndindex(3, rows, columns), strict=True):
+        unit = shows[token]
+        patches = units.pixels[unit].reshape(2, 2, 3, 2, 2, 2)  # i, j, channel, frame, y, x
+        pixels = patches.transpose(3, 0, 4, 1, 5, 2).reshape(2, 4, 4, 3)
+        box = np.s_[2 * s : 2 * s + 2, 4 * r : 4 * r + 4, 4 * k : 4 * k + 4]
+        np.testing.assert_array_equal(pixels, video.frames[box])
+        assert units.place[unit].tolist() == [r, k] and units.grid[unit].tolist() == [rows, columns]
+        assert row.prompt.slot[token] == units.slot[unit] == s
+
+
+def test_the_answer_goes_on_where_the_prompt_ends(text, config):
     row = encode(clip_of(), video_of(), text, config)
-    batch = collate([row, masked_row(2, 3)], bucket_of([row], multiple=16), config)
-    assert text.tokenizer.decode(batch.suffix[0][batch.target[0]]) == CAPTIONS[0] + "<|im_end|>"
-    assert batch.suffix[0][batch.target[0]][-1] == text.end  # even where pad and end are one id
-    assert not batch.target[1].any() and not batch.slots[1].any() and batch.clip.tolist() == [0, -1]
-    assert QUESTION not in text.tokenizer.decode(batch.suffix[0])
+    assert text.tokenizer.decode(row.answer) == CAPTION + "<|im_end|>" and row.answer[-1] == text.end
+    whole, prompt = row.text, row.prompt
+    split = len(prompt.tokens)
+    np.testing.assert_array_equal(whole.tokens, [*prompt.tokens, *row.answer])
+    np.testing.assert_array_equal(whole.positions[:, :split], prompt.positions)
+    after = prompt.positions.max() + 1 + np.arange(len(row.answer))
+    np.testing.assert_array_equal(whole.positions[:, split:], [after] * 3)
+    assert (whole.segment == 1).all()
+    for name in ("shows", "slot"):
+        np.testing.assert_array_equal(getattr(whole, name)[:split], getattr(prompt, name))
+        assert (getattr(whole, name)[split:] == -1).all()
 
 
 def test_keywords_that_do_not_fit_are_left_out_and_noted(text, config):
     names = ("red square drifts left and", "flashes", "left")
-    clip = Clip("a", "a.mp4", QUESTION, CAPTIONS[0], tuple(Keyword(n, n, ((0.0, 0.1),)) for n in names))
+    clip = Clip("a", "a.mp4", QUESTION, CAPTION, tuple(Keyword(n, n, ((0.0, 0.1),)) for n in names))
     row = encode(clip, video_of(), text, config)
     assert (row.keywords[0] == -1).all() and row.lemma[0] == -1 and not row.slots[0].any()
     assert (row.keywords[1] != -1).sum() == 1 and row.lemma[1] >= 0
@@ -63,29 +106,48 @@ def test_keywords_that_do_not_fit_are_left_out_and_noted(text, config):
 def test_a_row_carries_its_key_slots_and_degraded_video(text, config):
     row = encode(clip_of(), video_of(), text, config)
     assert row.slots.tolist() == [[False, True, False, False], [False] * 4]
-    assert row.source.tolist() == [0, 0, 2, 3]
+    assert source(row) == [0, 0, 2, 3] and row.has_degraded and row.hidden.tolist() == [True, False]
     assert row.notes == ()
+    # A token of V~ shows the unit of the same place in another slot.
+    visual = row.prompt.shows >= 0
+    seen, own = row.shows_degraded[visual], row.prompt.shows[visual]
+    np.testing.assert_array_equal(row.video.place[seen], row.video.place[own])
+    assert (row.shows_degraded[~visual] == -1).all()
+
+
+def test_the_degraded_tokens_end_with_the_video(text, config):
+    row = encode(clip_of(), video_of(), text, config)
+    end = np.flatnonzero(row.prompt.tokens == text.video_pad)[-1] + 1
+    degraded = row.degraded
+    np.testing.assert_array_equal(degraded.tokens, row.prompt.tokens[:end])
+    np.testing.assert_array_equal(degraded.positions, row.prompt.positions[:, :end])
+    np.testing.assert_array_equal(degraded.shows, row.shows_degraded[:end])
+    np.testing.assert_array_equal(degraded.slot, row.prompt.slot[:end])  # those that are replaced
+    plain = encode(clip_of(spans=()), video_of(), text, config)
+    assert not plain.has_degraded and not plain.hidden.any()
+    assert plain.degraded.tokens.shape == (0,) and plain.degraded.positions.shape == (3, 0)
 
 
 def test_replacement_and_pool(text, config):
     video, clip = video_of(28), clip_of(spans=((0.5, 0.9),))  # slots 2 and 3 of 14
     for seed in range(20):
         row = encode(clip, video, text, config, replacement="random", pool="random", seed=(seed,))
-        changed = row.source != np.arange(14)
+        changed = source(row) != np.arange(14)
         np.testing.assert_array_equal(row.slots[0], changed)  # pooled where replaced
-        assert runs_of(changed)[0] != (2, 4) and changed.sum() == 2
+        assert runs_of(changed)[0] != (2, 4) and changed.sum() == 2 and row.hidden.tolist() == [True, False]
         row = encode(clip, video, text, config, replacement="random", seed=(seed,))
-        assert np.flatnonzero(row.slots[0]).tolist() == [2, 3] and row.source[2:4].tolist() == [2, 3]
+        assert np.flatnonzero(row.slots[0]).tolist() == [2, 3] and source(row)[2:4] == [2, 3]
+        assert row.has_degraded and not row.hidden.any()  # V~ hides other slots than the keyword's
     row = encode(clip, video, text, config, replacement="none")
-    assert row.source.tolist() == list(range(14)) and row.slots[0].sum() == 2
+    assert source(row) == list(range(14)) and row.slots[0].sum() == 2 and not row.has_degraded
     row = encode(clip, video, text, config, widen=1)
-    assert row.source.tolist() == [0, 0, 0, 5, 5, *range(5, 14)] and row.slots[0].sum() == 2
+    assert source(row) == [0, 0, 0, 5, 5, *range(5, 14)] and row.slots[0].sum() == 2
 
 
 def test_events_between_the_sampled_frames_are_noted(text, config):
     row = encode(clip_of(spans=((0.2, 0.4),)), video_of(fps=2.0), text, config)
     assert row.notes == ("keyword whose event falls between the sampled frames",) and not row.slots.any()
-    assert row.source.tolist() == [0, 1, 2, 3]
+    assert source(row) == [0, 1, 2, 3] and not row.has_degraded
 
 
 def test_time_positions_that_collapse_are_noted(text, config):
@@ -94,56 +156,34 @@ def test_time_positions_that_collapse_are_noted(text, config):
     assert encode(clip_of(), video_of(fps=8.0), text, config).notes == ()
 
 
-def test_batch_of_different_videos(text, config):
-    """4 and 2 slots of 2 tokens, different answers: everything is right-padded, and nothing else moves."""
-    long = encode(clip_of(), video_of(8), text, config)
-    short = encode(clip_of(CAPTIONS[1]), video_of(4), text, config)
-    bucket = bucket_of([long, short], multiple=8)
-    assert bucket.frames == 8 and bucket.prompt % 8 == 0 and bucket.suffix % 8 == 0
-    batch = collate([long, short], bucket, config)
-    assert batch.frames.shape == (2, 8, 56, 28, 3) and batch.frames.dtype == np.uint8
-    assert batch.slot_valid.tolist() == [[True] * 4, [True, True, False, False]]
-    for i, row in enumerate((long, short)):
-        p, v, s = len(row.prompt), len(row.visual), len(row.source)
-        assert batch.prompt_valid[i].sum() == p and batch.prompt_valid[i, :p].all()
-        np.testing.assert_array_equal(batch.prompt[i, :p], row.prompt)
-        np.testing.assert_array_equal(batch.frames[i, : 2 * s], row.frames)
-        assert (batch.prompt[i, batch.visual[i, :v]] == text.video_pad).all()
-        assert (batch.visual[i, v:] == bucket.prompt).all()
-        assert batch.source[i, s:].tolist() == list(range(s, 4))
-        # The answer goes on where the prompt ends, not where its padding ends.
-        after = row.positions[:, -1] + 1
-        np.testing.assert_array_equal(batch.positions[i, :, bucket.prompt], after)
-        np.testing.assert_array_equal(np.diff(batch.positions[i, :, bucket.prompt :]), 1)
-    assert batch.video_end == batch.visual[0].max() + 1
-    assert batch.visual.shape == (2, 8) and batch.keywords.shape == (2, 2, 3)
-
-
-def test_rows_of_text_only(text, config):
-    row = encode(Clip("t", "", QUESTION, "yes"), None, text, config, media=None)
-    bucket = bucket_of([row])
-    batch = collate([row], bucket, config)
-    assert (bucket.frames, bucket.video_end) == (0, 0) and batch.visual.shape == (1, 0)
-    length = len(row.prompt) + len(row.suffix)
-    np.testing.assert_array_equal(batch.positions[0], np.tile(np.arange(length), (3, 1)))
+@pytest.mark.parametrize("choice", ["key", "random"])
+def test_rows_of_text_only(text, config, choice):
+    clip = clip_of(video="", spans=())
+    row = encode(clip, None, text, config, media=None, replacement=choice, pool=choice, widen=1)
+    assert (row.text.shows == -1).all() and row.slots.shape == (2, 0) and not row.has_degraded
+    assert row.lemma[0] >= 0 and row.video.pixels.shape == (0, 4, 3 * 2 * 14**2)
+    np.testing.assert_array_equal(row.text.positions, [np.arange(len(row.text.tokens))] * 3)
 
 
 def test_rows_of_one_image(text, config):
     video = Video(np.repeat(video_of(1).frames, 2, 0), np.zeros(2))
     row = encode(clip_of(spans=()), video, text, config, media="image")
-    assert (row.prompt[row.visual] == text.image_pad).all()
-    assert len(row.visual) == 2 and row.source.tolist() == [0]
+    visual = row.prompt.shows >= 0
+    assert (row.prompt.tokens[visual] == text.image_pad).all()
+    assert visual.sum() == 2 and source(row) == [0]
 
 
-def test_rows_that_do_not_fit_are_refused(text, config):
-    row = encode(clip_of(), video_of(8), text, config)
-    with pytest.raises(ValueError, match="does not fit"):
-        collate([row], bucket_of([encode(clip_of(), video_of(4), text, config)]), config)
-    with pytest.raises(ValueError, match="share no bucket"):
-        bucket_of([row, encode(clip_of(), video_of(8, 28, 56), text, config)])
+def test_what_a_changed_video_shows():
+    """Slots of two tokens; text between them stays."""
+    slot = np.array([-1, 0, 0, -1, 1, 1, 2, 2, -1])
+    shows = np.array([-1, 7, 5, -1, 3, 9, 4, 6, -1])
+    assert seen_through(shows, slot, np.array([2, 1, 1])).tolist() == [-1, 4, 6, -1, 3, 9, 3, 9, -1]
+    np.testing.assert_array_equal(seen_through(shows, slot, np.arange(3)), shows)
+    assert shows[1] == 7  # left as it was
+    assert seen_through(np.array([-1]), np.array([-1]), np.zeros(0, int)).tolist() == [-1]
 
 
 @pytest.mark.slow
 def test_importing_needs_neither_torch_nor_transformers():
-    code = "import sys, vpjax.data.rows; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+    code = "import sys, vpjax.data.collate; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -42,7 +42,7 @@ def widened(marked: np.ndarray, by: int) -> np.ndarray:
     slots stay unmarked. For spans that are known only roughly."""
     for _ in range(by):
         wider = marked | np.append(marked[1:], False) | np.append(False, marked[:-1])
-        if np.mean(~wider) < KEEP_WIDENED:
+        if not marked.any() or np.mean(~wider) < KEEP_WIDENED:
             break
         marked = wider
     return marked
