@@ -254,7 +254,7 @@ def test_favor_and_dream(tmp_path):
 def test_event_clips(tmp_path):
     made = events.make_event_clips(events.EventSpec(), tmp_path, {"heldout": 9})["heldout"]
     clips, _ = read("events", made)
-    assert groups(clips) == ["1 frame"] * 8 + ["2 frames"] and all(Path(c.video).exists() for c in clips)
+    assert groups(clips) == ["0.125 s"] * 8 + ["0.25 s"] and all(Path(c.video).exists() for c in clips)
     for clip in clips:
         given = answers_to(clip)
         assert clip.answer in given and len(set(given)) == 8

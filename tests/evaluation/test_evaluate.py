@@ -248,7 +248,7 @@ def test_predictions_go_to_their_clips(loaded, workdir, monkeypatch):
             of_group = [clip for clip in clips if clip.extra[key] == name]
             assert mean["rows"] == len(of_group)
             assert mean["mean"] == sum(clip in odd for clip in of_group) / len(of_group)
-    assert list(accuracy["groups"]) == ["1 frame", "2 frames", "4 frames"]
+    assert list(accuracy["groups"]) == ["0.125 s", "0.25 s", "0.5 s"]
 
 
 def test_split_over_devices(loaded, clips, whole):

@@ -70,14 +70,15 @@ class Coverage:
         return table
 
     def lines(self) -> list[str]:
-        """The table and its sum, to be printed; [] without events."""
+        """The table, if an event is missed, and its sum, to be printed; [] without events."""
         lines = []
-        if len(self.missed):
+        if self.missed.any():
             table = self.table()
             widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
             for name, *cells in table:
                 aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
                 lines.append("  ".join([name.ljust(widths[0]), *aligned]))
+        if len(self.missed):
             lines.append(f"{self.total()}; in clips up to {SHORT:g} s {100 * self.share(SHORT):.1f} %")
         if self.outside:
             lines.append(f"{self.outside} annotated events lie outside of their clips and are not counted")

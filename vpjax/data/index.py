@@ -225,7 +225,8 @@ def shape_remarks(
 
 def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:
     """Probe files in parallel; ``cache`` keeps the results for later runs, for files that do not change."""
-    name = hashlib.sha256("\n".join([*paths, str(max_side)]).encode()).hexdigest()[:32]
+    fields = [field.name for field in dataclasses.fields(VideoInfo)]  # a cache of other fields is another one
+    name = hashlib.sha256("\n".join([*paths, str(max_side), *fields]).encode()).hexdigest()[:32]
     file = cache / "index" / f"{name}.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
 

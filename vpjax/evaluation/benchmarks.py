@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, parse_clip, read_records
+from vpjax.events.clips import EIGHTHS
 from vpjax.events.text import caption_variants, event_of
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path, names_in, open_file
 from vpjax.scoring.answers import parse_choice, parse_options, without_letter
@@ -307,8 +308,8 @@ def own_clips(record: Record) -> Iterator[Clip]:
 
 
 def event_clips(record: Record) -> Iterator[Clip | str]:
-    """The built-in event clips, or others with an event in ``extra``. Captions are grouped by the number of
-    frames of the event, other tasks by task. A clip whose answer should name its event but does not is left
+    """The built-in event clips, or others with an event in ``extra``. Captions are grouped by how long the
+    event lasts, other tasks by task. A clip whose answer should name its event but does not is left
     out."""
     clip = parse_clip(record.row)
     event, length = clip.extra.get("event"), clip.extra.get("length")
@@ -318,7 +319,7 @@ def event_clips(record: Record) -> Iterator[Clip | str]:
         return
     group = clip.task
     if clip.task == "caption":
-        group = "1 frame" if length == 1 else f"{length} frames"
+        group = f"{length / EIGHTHS:g} s"
     yield dataclasses.replace(clip, extra={**clip.extra, "group": group})
 
 

@@ -26,6 +26,7 @@ from vpjax.types import Clip, Keyword, UserError
 
 EVENT_CLIPS_VERSION = 1  # increased whenever the same spec gives other clips
 SPLITS = ("train", "heldout", "unseen")
+EIGHTHS = 8  # of a second, in which the lengths of events are given
 MARGIN = 2  # eighths of a second without an event: at least so many at either end and between two events
 CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
@@ -83,7 +84,7 @@ class EventSpec:
         require("sizes", are_sizes, "pairs (height, width) of even numbers of at least 28")
         require("lengths", min(self.lengths, default=0) > 0, "one or more numbers above 0")
         require("rates", min(self.rates, default=0) > 0, "one or more numbers above 0")
-        least = (2 * MARGIN + max(self.lengths)) / 8
+        least = (2 * MARGIN + max(self.lengths)) / EIGHTHS
         for_longest = f"(least, most) with {least:g} <= least <= most, so that the longest event fits"
         require("seconds", least <= self.seconds[0] <= self.seconds[1], for_longest)
         at_most = f"(least, most) with 0 <= least <= most <= {len(DETAILS)}"
@@ -215,7 +216,7 @@ def _is_size(size: Any) -> bool:
 
 def _whole_frames(eighths: int, fps: int) -> int:
     """The fewest frames that last at least so many eighths of a second."""
-    return math.ceil(eighths * fps / 8)
+    return math.ceil(eighths * fps / EIGHTHS)
 
 
 def _start_frames(frames: int, margin: int, lengths: Sequence[int], rng: np.random.Generator) -> list[int]:
