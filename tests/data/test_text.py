@@ -1,4 +1,4 @@
-"""Tokenizer, prompts, rows and batches: targets, the places of keywords and visual tokens, padding."""
+"""Tokenizer, prompts and answers: the places of keywords and of visual tokens, times in words."""
 
 import copy
 import dataclasses
@@ -7,13 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.words import stub_config
-from vpjax.data.index import bucket_for
+from tests.words import StubVision, stub_config
+from vpjax.data.index import row_sizes, stamp_tokens
 from vpjax.data.positions import is_visual, positions
-from vpjax.data.rows import collate, prompt_row, training_row
+from vpjax.data.rows import prompt_row, training_row
 from vpjax.data.text import Text, tokenize, train_tokenizer
+from vpjax.data.units import Capacity
 from vpjax.data.video import Video
 from vpjax.types import Clip, Keyword, UserError
+
+CAPACITY = Capacity(16, 0)
 
 CAPTIONS = (
     "A red square drifts left and flashes twice.",
@@ -38,7 +41,7 @@ def config(text):
 @pytest.fixture(scope="module")
 def config3(config, text):
     """As of Qwen3-VL: a slot's time in words, patches of 16."""
-    own = dict(tokens_per_second=None, vision=SimpleNamespace(factor=32, temporal=2))
+    own = dict(tokens_per_second=None, vision=StubVision(patch=16, window=0, factor=32))
     return SimpleNamespace(**vars(config) | own, vision_start=text.vision_start, vision_end=text.vision_end)
 
 
@@ -92,20 +95,22 @@ def test_prompt_layout(text):
 def test_slots_stand_behind_their_times(text, config3):
     """The ids are those of the whole text: pieces of it are written, but no boundary is another."""
     video = video_of(8, 32, 64)  # at 8 fps: a slot's middle is 1/16 s, 5/16 s, ...
-    row = prompt_row(text.chat(QUESTION), video, config3, stamps=text.stamps)
+    row = prompt_row(text.chat(QUESTION), video, config3, CAPACITY, stamps=text.stamps)
+    tokens = row.prompt.tokens
     slots = "".join(
         f"<{time} seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
         for time in ("0.1", "0.3", "0.6", "0.8")
     )
     written = f"<|im_start|>user\n{slots}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    assert text.tokenizer.decode(row.prompt) == written
-    assert row.prompt.tolist() == text.encode(written) and row.prompt.dtype == np.int32
-    assert row.notes == () and (row.prompt[row.visual] == text.video_pad).all()
+    assert text.tokenizer.decode(tokens) == written
+    assert tokens.tolist() == text.encode(written) and tokens.dtype == np.int32
+    assert row.notes == () and (tokens[row.prompt.shows >= 0] == text.video_pad).all()
+    assert row.prompt.slot[row.prompt.slot >= 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     np.testing.assert_array_equal(
-        row.positions, positions(row.prompt, (4, 1, 2), 0, None, pads=(text.image_pad, text.video_pad))
+        row.prompt.positions, positions(tokens, (4, 1, 2), 0, None, pads=(text.image_pad, text.video_pad))
     )
-    again = prompt_row(row.prompt, video, config3)  # with all of its tokens there already
-    np.testing.assert_array_equal(again.positions, row.positions)
+    again = prompt_row(tokens, video, config3, CAPACITY)  # with all of its tokens there already
+    np.testing.assert_array_equal(again.prompt.positions, row.prompt.positions)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.04, 9.94, 9.96, 59.95, 100.0, 3599.9])
@@ -115,29 +120,29 @@ def test_any_time_is_written_as_the_tokenizer_does(text, seconds):
 
 def test_an_image_has_no_time(text, config3):
     image = Video(np.repeat(video_of(1, 32, 64).frames, 2, 0), np.zeros(2))
-    row = prompt_row(text.chat(QUESTION, "image"), image, config3, stamps=text.stamps)
-    np.testing.assert_array_equal(row.prompt, whole_prompt(text, QUESTION, 1, 2, "image"))
+    row = prompt_row(text.chat(QUESTION, "image"), image, config3, CAPACITY, stamps=text.stamps)
+    np.testing.assert_array_equal(row.prompt.tokens, whole_prompt(text, QUESTION, 1, 2, "image"))
 
 
-def test_a_bucket_has_room_for_every_time(text, config3):
-    data_config = SimpleNamespace(max_prompt=99, max_answer=99, length_multiple=1)
-    tokens = tokenize(clip_of(), text)
-    bucket = bucket_for(tokens, (8, 32, 64), 20.0, config3, data_config)
+def test_the_planned_sizes_have_room_for_every_time(text, config3):
+    tokens = tokenize(clip_of(spans=((0.375, 0.5), (10.375, 10.5))), text, keywords=1, keyword_tokens=3)
+    beside = stamp_tokens(tokens, 20.0, config3)
+    sizes = row_sizes(tokens, (8, 32, 64), beside, config3, CAPACITY)
     for start, spare in ((10.0, 0), (0.0, 4), (9.2, 3)):  # one token less for each time below 10
         video = dataclasses.replace(video_of(8, 32, 64), times=start + np.arange(8) / 8)
-        row = training_row(tokens, video, config3)
-        assert bucket.prompt - len(row.prompt) == bucket.video_end - 1 - row.visual[-1] == spare
-        assert collate([row], bucket, config3).video_end == bucket.video_end
-    data_config.max_prompt = bucket.prompt - 1
-    with pytest.raises(UserError, match="prompt above"):
-        bucket_for(tokens, (8, 32, 64), 20.0, config3, data_config)
+        row = training_row(tokens, video, config3, CAPACITY)
+        pair = 2  # the template's own start and end of the video, which the slots' replace
+        assert sizes.tokens - len(row.text.tokens) == spare + pair
+        if row.has_degraded:
+            end = 1  # of the last slot, which follows its visual tokens
+            assert sizes.degraded - len(row.degraded.tokens) == spare + pair - 1 + end
 
 
 def test_a_tokenizer_that_merges_digits_cannot_write_times(text, config3):
     other = dataclasses.replace(text, tokenizer=lambda words, **_: {"input_ids": [len(words)]})
     assert other.stamps is None
     with pytest.raises(UserError, match="digit by digit"):
-        prompt_row(text.chat(QUESTION), video_of(8, 32, 64), config3, stamps=other.stamps)
+        prompt_row(text.chat(QUESTION), video_of(8, 32, 64), config3, CAPACITY, stamps=other.stamps)
 
 
 def test_another_chat_template_is_followed(text):
@@ -199,7 +204,7 @@ def test_a_keyword_outside_the_answer_stands_as_in_a_sentence(text):
 
 def test_a_prompt_with_all_of_its_visual_tokens_is_kept(text, config):
     prompt = whole_prompt(text, QUESTION, slots=2, tokens_per_slot=2)
-    row = prompt_row(prompt, video_of(4), config)  # 4 frames of 56 x 28
-    np.testing.assert_array_equal(row.prompt, prompt)
+    row = prompt_row(prompt, video_of(4), config, CAPACITY)  # 4 frames of 56 x 28
+    np.testing.assert_array_equal(row.prompt.tokens, prompt)
     expected = positions(prompt, (2, 2, 1), 0.25, 4.0, pads=(text.image_pad, text.video_pad))
-    np.testing.assert_array_equal(row.positions, expected)
+    np.testing.assert_array_equal(row.prompt.positions, expected)
