@@ -11,7 +11,7 @@ from tests import joint
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import leaves
 from vpjax.training.sft import init_heads
-from vpjax.training.state import create_state, make_optimizer
+from vpjax.training.state import accumulate, create_state, make_optimizer
 from vpjax.types import UserError
 
 PARAMS = {
@@ -155,4 +155,12 @@ def test_shapes_give_the_state_that_arrays_give():
     for moments in (state.opt[1].mu, state.opt[1].nu):
         for path, x in state.params.items():
             assert moments[path].sharding == x.sharding, path
-    assert put_batch(joint.batch(), mesh).prompt.sharding.shard_shape((8, 3)) == (2, 3)
+    assert put_batch(joint.batch(), mesh).target.sharding.shard_shape((8, 3)) == (2, 3)
+
+
+def test_micro_batches_may_hold_arrays_without_elements():
+    """As the bins of a tower without windows have none. Values by row come back in the order of the rows."""
+    rows = dict(number=jnp.arange(8.0), bins=jnp.zeros((8, 0), jnp.int32))
+    total, by_row = accumulate(lambda micro: (micro["number"].sum(), micro), rows, 4)
+    assert total == 28
+    jax.tree.map(np.testing.assert_array_equal, by_row, dict(number=np.arange(8), bins=np.zeros((8, 0))))

@@ -91,8 +91,8 @@ def make_step(
     judge: Judge,
     eos: tuple[int, ...],
 ) -> Callable[[State, Prompts], tuple[State, dict[str, Array], JudgedRollouts]]:
-    """``step(state, prompts) -> state, metrics (f32 scalars), rollouts``. The state is donated. An update whose
-    loss, gradient or reward is not finite is skipped and counted.
+    """``step(state, prompts) -> state, metrics (f32 scalars), rollouts``. The state is donated. An update
+    whose loss, gradient or reward is not finite is skipped and counted.
 
     model: arrays or shapes. shardings: of the state, from ``create_state``. eos: stop tokens. UserError if
     the rows of a micro-batch do not divide over the devices.
@@ -230,8 +230,8 @@ class GRPOStep:
             evidence = evidence._replace(recall=recall[:, 0], degraded_recall=recall[:, 1])
         if "gap" in needs:
             model = self.compute_model(state.params, state.frozen)
-
-            rows = UpdateRows(on_degraded(prompts), tokens[:, :1], mask[:, :1], mask[:, :1], features)
+            degraded = prompts.showing(prompts.shows_degraded)
+            rows = UpdateRows(degraded, tokens[:, :1], mask[:, :1], mask[:, :1], features)
             _, logprobs = accumulate(
                 lambda micro: ((), self.logprobs(model, micro)), rows, self.config.accumulate
             )
@@ -339,21 +339,16 @@ def _score_branches(
 
 def _merge_branches(x: Array) -> Array:
     """[B, R, ...] as [B * R, ...]: the branches of a row stay on its device."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def on_degraded(prompts: Prompts) -> Prompts:
-    """The prompts with V~ in place of V."""
-    return dataclasses.replace(prompts, text=dataclasses.replace(prompts.text, shows=prompts.shows_degraded))
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # a -1 could not be inferred without elements
 
 
 def _branch_prompts(prompts: Prompts, branches: int) -> Prompts:
     """[B * R, ...]: each prompt on V and, with two branches, on V~ after it. Their videos are left out."""
-    no_video = jax.tree.map(lambda x: x[:, :0], prompts.video)
-    prompts = dataclasses.replace(prompts, video=no_video)
+    prompts = prompts.without_video()
     if branches == 1:
         return prompts
-    return jax.tree.map(lambda *x: _merge_branches(jnp.stack(x, axis=1)), prompts, on_degraded(prompts))
+    degraded = prompts.showing(prompts.shows_degraded)
+    return jax.tree.map(lambda *x: _merge_branches(jnp.stack(x, axis=1)), prompts, degraded)
 
 
 def _repeat_rows(features: Features | None, branches: int) -> Features | None:

@@ -132,7 +132,15 @@ def accumulate(function: Callable[[Any], tuple[Any, Any]], rows: Any, count: int
     """
     if count == 1:
         return function(rows)
-    micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), rows)
+
+    # Numbers of rows are written out: that of an array without elements could not be inferred.
+    def cut(x):
+        return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+
+    def joined(x):
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1] * count, *x.shape[2:])
+
+    micro = jax.tree.map(cut, rows)
     shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], micro))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -141,7 +149,7 @@ def accumulate(function: Callable[[Any], tuple[Any, Any]], rows: Any, count: int
         return jax.tree.map(jnp.add, total, sums), by_row
 
     sums, by_row = jax.lax.scan(add, zero, micro)
-    return sums, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), by_row)
+    return sums, jax.tree.map(joined, by_row)
 
 
 def optimize(
