@@ -3,8 +3,9 @@
     python -m vpjax.train --config sft_qwen2_5_vl_7b --workdir runs/7b \\
         --config.init_from=/data/Qwen2.5-VL-7B-Instruct --config.data.train=/data/train.jsonl
 
-What it does: 2,000 updates of 64 annotated clips each (JSON lines of ``vpjax.types.Clip``) at 2 frames per
-second. The vision tower is frozen; its merger is trained at a tenth of the decoder's learning rate.
+What it does: 2,000 updates of 64 rows of annotated clips (JSON lines of ``vpjax.types.Clip``), 8 frames a
+second within 8,192 tokens a clip, two clips and more in a row. The vision tower is frozen; its merger is
+trained at a tenth of the decoder's learning rate.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of
 them. Not measured yet: no accelerator has run it.
 """

@@ -3,9 +3,9 @@
     python -m vpjax.train --config sft_qwen3_vl_8b --workdir runs/8b \\
         --config.init_from=/data/Qwen3-VL-8B-Instruct --config.data.train=/data/train.jsonl
 
-What it does: 2,000 updates of 64 annotated clips each (JSON lines of ``vpjax.types.Clip``) at 2 frames per
-second. The vision tower is frozen; its mergers (DeepStack too) are trained at a tenth of the decoder's
-learning rate. The dense 2B, 4B and 32B models differ in ``init_from`` alone.
+What it does: 2,000 updates of 64 rows of annotated clips (JSON lines of ``vpjax.types.Clip``), 8 frames a
+second within 8,192 tokens a clip, two clips and more in a row. The vision tower is frozen; its mergers
+(DeepStack too) are trained at a tenth of the decoder's learning rate. The dense 2B, 4B and 32B models differ in ``init_from`` alone.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of
 them. Not measured yet: no accelerator has run it.
 """
@@ -43,7 +43,7 @@ def with_model(c):
     """Change ``c``, a recipe of Qwen2.5-VL-7B, into one of this model."""
     c.init_from = "/path/to/Qwen3-VL-8B-Instruct"
     c.model = SIZES  # for vpjax.plan, which does not need the folder
-    c.data.min_pixels = 128 * 32 * 32  # 128 to 256 tokens a slot, of 32 x 32 pixels each
+    c.data.min_pixels = 32 * 32 * 32  # 32 to 256 tokens a slot, of 32 x 32 pixels each
     c.data.max_pixels = 256 * 32 * 32
     c.optim.freeze = ("vision.patch_embed*", "vision.positions", "vision.blocks*")
     c.optim.lr_multipliers = (("vision.merger*", 0.1), ("vision.deepstack*", 0.1))
