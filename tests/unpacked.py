@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from vpjax.data.packing import Sizes
+
 
 def same(ours, theirs):
     """Whether all arrays of two dicts are equal; says which are not."""
@@ -105,3 +107,22 @@ def clips_of(batch):
         assert (batch.video.slot[r] < last_slot).all() and not batch.slots[r][:, last_slot:].any()
         assert (batch.target[r] >= 0).sum() == (batch.origin[r] >= 0).sum()
     return out
+
+
+def sizes_of(row):
+    """What a row of ``data.rows`` takes, counted one by one."""
+    free = 0
+    for slots in row.slots:
+        length = slots.sum()
+        for first in range(0, len(slots) - length + 1, length) if length else ():
+            free += not row.slots[:, first : first + length].any()
+    return Sizes(
+        tokens=len(row.text.tokens),
+        units=len(row.video.window),
+        bins=len(row.video.bins),
+        degraded=len(row.degraded.tokens),
+        targets=len(row.answer),
+        keywords=int((row.lemma >= 0).sum()),
+        slots=row.slots.shape[1],
+        windows=int(free),
+    )

@@ -88,29 +88,13 @@ def random_rows(text, family, count=24, seed=0):
     return rows, capacity, config
 
 
-def sizes_of(row):
-    """Counted one by one."""
-    free = shown = 0
-    for slots in row.slots:
-        length = slots.sum()
-        shown += length > 0
-        for first in range(0, len(slots) - length + 1, length) if length else ():
-            free += not row.slots[:, first : first + length].any()
-    return Sizes(
-        tokens=len(row.text.tokens),
-        units=len(row.video.window),
-        bins=len(row.video.bins),
-        degraded=len(row.degraded.tokens),
-        targets=len(row.answer),
-        keywords=int((row.lemma >= 0).sum()),
-        slots=row.slots.shape[1],
-        windows=int(free),
-    )
-
-
 def capacity_for(packing, rows):
     """What the fullest row of a packing holds, and a little more."""
-    sums = [np.sum([sizes_of(rows[number]) for number in numbers], axis=0) for numbers in packing if numbers]
+    sums = [
+        np.sum([unpacked.sizes_of(rows[number]) for number in numbers], axis=0)
+        for numbers in packing
+        if numbers
+    ]
     return np.max(sums, axis=0)
 
 
@@ -240,7 +224,7 @@ def test_prompts_are_the_rows_without_their_answers(text, family):
     rows, capacity, config = random_rows(text, family)
     order = np.random.default_rng(2).permutation(len(rows)).tolist()
     picked = [rows[n] for n in order[:7]] + [None]
-    longest = np.max([sizes_of(row) for row in rows], axis=0)
+    longest = np.max([unpacked.sizes_of(row) for row in rows], axis=0)
     sizes = Sizes(*(int(n) for n in longest))
     batch = collate_prompts(picked, sizes, capacity, config, J, W)
     unpacked.check_units(batch.video)
