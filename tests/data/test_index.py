@@ -1,0 +1,282 @@
+"""The index of clips: budgets, what is rejected and noted, and planned sizes that hold."""
+
+import dataclasses
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import unpacked
+from tests.videos import greys, write
+from tests.words import StubVision, stub_config, word_text
+from vpjax.data import index as index_module
+from vpjax.data.index import FEWER, SMALLER, Source, build_index, index_clips, prompt_sizes
+from vpjax.data.rows import SHARED_TIMES, prompt_row, training_row
+from vpjax.data.sampling import Sampling, VideoInfo, frame_times
+from vpjax.data.text import Stamps, tokenize
+from vpjax.data.video import Video, read_frames, read_image
+from vpjax.recipes import base
+from vpjax.types import Clip, Keyword, UserError
+
+UNIT = 28 * 28  # pixels of a visual token
+STAMPS = Stamps({**{piece: (901,) for piece in "<0123456789."}, " seconds>": (902, 903)})
+
+
+@pytest.fixture(scope="module")
+def text():
+    return word_text()
+
+
+@pytest.fixture(scope="module")
+def config(text):
+    return stub_config(text)
+
+
+@pytest.fixture(scope="module")
+def config3(config, text):
+    """As of Qwen3-VL: a slot's time in words, no windows."""
+    own = dict(tokens_per_second=None, vision=StubVision(window=0))
+    return SimpleNamespace(**vars(config) | own, vision_start=text.vision_start, vision_end=text.vision_end)
+
+
+def data_of(**fields):
+    data = base.get_config().data
+    defaults = dict(frames=0, fps=4.0, min_pixels=4 * UNIT, max_pixels=64 * UNIT, max_tokens=600)
+    data.update(defaults | fields)
+    return data
+
+
+def info_of(seconds=4.0, height=360, width=640, fps=24.0):
+    count = max(1, round(seconds * fps))
+    return VideoInfo(width, height, count / fps, fps, count)
+
+
+def clip_of(number=0, question="What happens?", answer="It flashes.", spans=((0.5, 0.9),), **part):
+    return Clip(f"c{number}", "x.mp4", question, answer, (Keyword("flashes", "flash", spans),), **part)
+
+
+def index_of(clips, infos, text, config, data, **options):
+    """The index of clips of videos (None: of text only)."""
+    media = [info and ("video" if info.duration else "image") for info in infos]
+    sources = [Source("x.mp4", kind, info=info) for kind, info in zip(media, infos, strict=True)]
+    limits = dict(keywords=data.keywords, keyword_tokens=data.keyword_tokens)
+    tokens = [
+        dataclasses.replace(tokenize(clip, text, media=kind, **limits), stamps=STAMPS)
+        for clip, kind in zip(clips, media, strict=True)
+    ]
+    return index_clips(clips, sources, tokens, config, data, **options)
+
+
+def population(count=150, seed=0):
+    """Clips of every length, from a second to an hour, of any size, with keywords that are seen some time."""
+    rng = np.random.default_rng(seed)
+    words = "a red square drifts left and flashes twice while it spins".split()
+    clips, infos = [], []
+    for number in range(count):
+        seconds = float(rng.lognormal(3, 1.5))
+        height, width = (int(n) for n in rng.integers(100, 1100, 2))
+        width = int(np.clip(width, height // 3, 3 * height))
+        info = info_of(seconds, height, width, float(rng.choice([8, 24, 30000 / 1001, 60])))
+        kind = rng.integers(8)
+        if kind == 0:
+            info = None
+        elif kind == 1:
+            info = VideoInfo(width, height, 0.0, 0.0, 1)
+        start = float(rng.uniform(0, seconds))
+        answer = " ".join(rng.choice(words, rng.integers(1, 30)))
+        keywords = tuple(
+            Keyword(word, word, ((start, start + 0.5),) if rng.random() < 0.7 else ())
+            for word in answer.split()[: rng.integers(0, 5)]
+        )
+        question = " ".join(rng.choice(words, rng.integers(1, 40)))
+        clips.append(Clip(f"c{number}", "x.mp4", question, answer, keywords))
+        infos.append(info)
+    return clips, infos
+
+
+FAMILIES = pytest.mark.parametrize("family", ["config", "config3"])
+
+
+@FAMILIES
+@pytest.mark.parametrize("fields", [dict(), dict(total_pixels=300 * UNIT), dict(frames=16, fps=0.0)])
+def test_no_clip_is_rejected_for_being_long(text, request, family, fields):
+    config, data = request.getfixturevalue(family), data_of(**fields)
+    clips, infos = population()
+    index = index_of(clips, infos, text, config, data)
+    assert index.rejected == {} and [entry.number for entry in index.entries] == list(range(len(clips)))
+    for entry, info in zip(index.entries, infos, strict=True):
+        frames, height, width = entry.shape
+        # One placeholder and, in words, the pair around it are counted twice.
+        assert entry.sizes.tokens <= data.max_tokens + 2
+        assert frames // 2 * height * width <= (data.total_pixels or np.inf)
+        assert (frames > 0) == (info is not None)
+        if info is not None and info.duration:
+            natural = len(frame_times(Sampling.of(data), info))
+            assert frames >= min(data.min_frames, natural) and frames % 2 == 0
+    if not data.total_pixels:
+        assert max(entry.sizes.tokens for entry in index.entries) > 0.9 * data.max_tokens
+
+
+def test_clips_of_which_not_even_the_least_fits_are_named(text, config):
+    """4 frames of 4 units are 8 tokens: a question or answer that leaves less rejects its clip, no other."""
+    data = data_of(max_tokens=100, min_frames=4, max_answer=60)
+    clips = [
+        clip_of(0),
+        clip_of(1, question="word " * 85),
+        clip_of(2, question="word " * 70),
+        clip_of(3, answer="word " * 70),
+        clip_of(4, question="word " * 200),
+        clip_of(5, question="word " * 85),
+    ]
+    index = index_of(clips, [info_of()] * 6, text, config, data)
+    assert [entry.id for entry in index.entries] == ["c0", "c2"]
+    reasons = {reason[:35]: ids for reason, ids in index.rejected.items()}
+    assert reasons == {
+        "even data.min_frames=4 frames of da": ["c1", "c5"],
+        "answer above 60 tokens (data.max_an": ["c3"],
+        "question and answer above 100 token": ["c4"],
+    }
+    assert index.entries[1].sizes.tokens <= 100
+    with pytest.raises(UserError, match="none of 6 clips can be used; the first: even data.min_frames=4"):
+        index_of([clips[1]] * 6, [info_of()] * 6, text, config, data)
+
+
+def test_what_a_budget_changes_is_counted(text, config):
+    """32 frames of 60 units are 960 tokens at 4 frames a second of 8 s: 600 make the frames smaller; 20
+    minutes leave fewer; 16 frames a second share positions at 4 tokens a second."""
+    infos = [info_of(2.0, 280, 336), info_of(8.0, 280, 336), info_of(1200.0, 280, 336), None]
+    clips = [clip_of(n) for n in range(4)]
+    index = index_of(clips, infos, text, config, data_of(total_pixels=0))
+    assert index.noted == {SMALLER: ["c1", "c2"], FEWER: ["c2"]}
+    assert index_of(clips, infos, text, config, data_of(max_tokens=10**6)).noted.keys() == {FEWER}
+    assert index_of(clips, infos, text, config, data_of(max_tokens=10**6, max_frames=10**4)).noted == {}
+    dense = index_of(clips[:1], infos[:1], text, config, data_of(fps=16.0))
+    assert dense.noted[SHARED_TIMES] == ["c0"]
+    assert SHARED_TIMES not in index_of(clips[:1], infos[:1], text, config, data_of(fps=8.0)).noted
+    data = data_of(max_tokens=10**6, max_frames=16, fps=16.0)  # but 16 frames of 20 minutes lie far apart
+    assert index_of(clips[2:3], infos[2:3], text, config, data).noted == {FEWER: ["c2"]}
+
+
+def made(entry, config, capacity, times):
+    """The row of an entry with frames at ``times``, and that of its prompt."""
+    frames, height, width = entry.shape
+    video = None
+    if frames:
+        pixels = np.zeros((len(times), height, width, 3), np.uint8)
+        video = Video(pixels, times, entry.source.info.frame_seconds)
+    row = training_row(entry.tokens, video, config, capacity)
+    return row, prompt_row(entry.tokens.prompt, video, config, capacity, stamps=entry.tokens.stamps)
+
+
+@FAMILIES
+def test_planned_sizes_are_never_exceeded(text, request, family):
+    """The row that is made takes no more than was planned, also if the file has fewer frames; and if it is
+    read as planned, no less than a few tokens."""
+    config, data = request.getfixturevalue(family), data_of()
+    clips, infos = population(60)
+    index = index_of(clips, infos, text, config, data)
+    rng = np.random.default_rng(0)
+    for entry, info in zip(index.entries, infos, strict=True):
+        times = np.zeros(2)
+        if info is not None:
+            times = frame_times(Sampling.of(data), info, most=entry.shape[0])
+            assert len(times) == entry.shape[0]
+        row, prompt = made(entry, config, index.capacity, times)
+        taken = unpacked.sizes_of(row)
+        assert (np.array(taken) <= entry.sizes).all()
+        assert (
+            np.array(unpacked.sizes_of(prompt)) <= prompt_sizes(entry.sizes)._replace(slots=1 << 20)
+        ).all()
+        exact = ("units", "bins", "targets", "keywords", "slots")
+        assert all(getattr(taken, name) == getattr(entry.sizes, name) for name in exact)
+        words = entry.shape[0] // 2 * 4 + 2 if family == "config3" and entry.source.media == "video" else 0
+        assert entry.sizes.tokens - taken.tokens <= words
+        if len(times) > 2:
+            fewer = times[: 2 * int(rng.integers(1, len(times) // 2))]
+            row, _ = made(entry, config, index.capacity, fewer)
+            assert (np.array(unpacked.sizes_of(row)) <= entry.sizes).all()
+
+
+def test_planned_sizes_hold_for_real_files(text, config, tmp_path):
+    """Of constant and of varying frame rate, cut short by the clip, and an image."""
+    rng = np.random.default_rng(0)
+    write(tmp_path / "even.mp4", greys(40, (64, 96)), rate=8)
+    gaps = np.cumsum(rng.integers(1, 30, 40))
+    write(tmp_path / "uneven.mp4", greys(40, (96, 64)), [int(n) for n in gaps - gaps[0]], rate=25)
+    Image.new("RGB", (200, 120)).save(tmp_path / "one.png")
+    span = ((1.0, 1.5),)
+    clips = [
+        dataclasses.replace(clip_of(0, spans=span), video=str(tmp_path / "even.mp4")),
+        dataclasses.replace(clip_of(1, spans=span), video=str(tmp_path / "uneven.mp4")),
+        dataclasses.replace(clip_of(2, spans=span, start=0.8, end=3.1), video=str(tmp_path / "uneven.mp4")),
+        dataclasses.replace(clip_of(3, spans=()), video=str(tmp_path / "one.png")),
+        dataclasses.replace(clip_of(4, spans=()), video=""),
+    ]
+    for fields in (dict(), dict(max_tokens=60), dict(frames=7, fps=0.0), dict(fps=30.0, max_tokens=3000)):
+        data = data_of(cache=str(tmp_path / "cache"), **fields)
+        index = build_index(clips, text, config, data)
+        assert not index.rejected and len(index.entries) == 5
+        for entry in index.entries:
+            video, (frames, *size) = None, entry.shape
+            if entry.source.media == "image":
+                video = read_image(entry.source.path, size=tuple(size))
+            elif entry.source.media == "video":
+                start, end = entry.part
+                options = dict(frames=frames, size=tuple(size), start=start, end=end)
+                video = read_frames(entry.source.path, Sampling.of(data), **options)
+                assert len(video.frames) <= frames and (entry.number != 0 or len(video.frames) == frames)
+            row = training_row(entry.tokens, video, config, index.capacity)
+            assert (np.array(unpacked.sizes_of(row)) <= entry.sizes).all()
+
+
+def test_an_image_takes_no_times_in_words(text, config3):
+    """Its row is planned to the token."""
+    infos = [info_of(), VideoInfo(280, 280, 0.0, 0.0, 1)]
+    index = index_of([clip_of(0), clip_of(1)], infos, text, config3, data_of())
+    row, _ = made(index.entries[1], config3, index.capacity, np.zeros(2))
+    assert index.entries[1].sizes.tokens == len(row.text.tokens)
+
+
+def test_a_file_that_cannot_be_used_keeps_its_place(text, config, tmp_path):
+    """With the most common shape, so that the other clips are packed as they would be."""
+    write(tmp_path / "a.mp4", greys(16, (56, 84)), rate=8)
+    write(tmp_path / "b.mp4", greys(16, (84, 56)), rate=8)
+    good = dataclasses.replace(clip_of(0), video=str(tmp_path / "a.mp4"))
+    other = dataclasses.replace(clip_of(1), video=str(tmp_path / "b.mp4"))
+    gone = dataclasses.replace(clip_of(2), video=str(tmp_path / "gone.mp4"))
+    outside = dataclasses.replace(clip_of(3, start=1.0, end=30.0), video=str(tmp_path / "a.mp4"))
+    data = data_of(cache=str(tmp_path / "cache"))
+    index = build_index([gone, good, other, outside, good], text, config, data, [0, 1, 0, 1, 1])
+    assert [entry.source.fault != "" for entry in index.entries] == [True, False, False, True, False]
+    assert "gone.mp4" in index.entries[0].source.fault
+    assert "a.mp4: the span 1 to 30 s is not inside the clip of 2 s" in index.entries[3].source.fault
+    assert index.entries[0].shape == index.entries[3].shape == index.entries[1].shape
+    assert [entry.data_set for entry in index.entries] == [0, 1, 0, 1, 1]
+    with pytest.raises(UserError, match="none of 2 clips can be used; the first: .*gone.mp4"):
+        build_index([gone, gone], text, config, data)
+
+
+def test_a_question_that_holds_a_placeholder_rejects_its_clip_alone(text, config, tmp_path):
+    clips = [dataclasses.replace(clip_of(n), video="") for n in range(3)]
+    clips[1] = dataclasses.replace(clips[1], question="<|video_pad|> and this one?")
+    index = build_index(clips, text, config, data_of(cache=str(tmp_path)), [0, 1, 2])
+    assert [(entry.number, entry.data_set) for entry in index.entries] == [(0, 0), (2, 2)]
+    ((reason, ids),) = index.rejected.items()
+    assert "1 places for media" in reason and ids == ["c1"]
+
+
+def test_unchanged_files_are_not_probed_again(text, config, tmp_path, monkeypatch):
+    paths = [str(write(tmp_path / f"{n}.mp4", greys(4), rate=8)) for n in range(3)]
+    clips = [dataclasses.replace(clip_of(n), video=path) for n, path in enumerate(paths)]
+    data = data_of(cache=str(tmp_path / "cache"))
+    first = build_index(clips, text, config, data)
+    probed = []
+    probe = index_module.probe
+    monkeypatch.setattr(index_module, "probe", lambda path, **options: probed.append(path) or probe(path))
+    again = build_index(clips, text, config, data)
+    assert probed == [] and [entry.sizes for entry in again.entries] == [e.sizes for e in first.entries]
+    os.utime(paths[1], ns=(1, 1))
+    build_index(clips, text, config, data)
+    assert probed == paths[1:2]
