@@ -13,11 +13,13 @@ from vpjax.models.attention import KeyValues, Layout, attend
 from vpjax.models.sharding import in_use, make_mesh, replicated
 
 # Ragged on purpose: no length is a multiple of the kernel's blocks, and no block begins where a part does.
-LAYOUTS = [Layout(100, 1, 37), Layout(131, 3, 50), Layout(140, 1, 0)]
+PACKED = Layout(140, packed=True)
+LAYOUTS = [Layout(100, 1, 37), Layout(131, 3, 50), Layout(140), PACKED]
 pytestmark = pytest.mark.slow
 
 
 def inputs(layout, heads=4, kv_heads=2, width=16, rows=4):
+    """Queries, keys, values, segments, weights of the outputs in a loss, and which outputs mean something."""
     rng = np.random.default_rng(0)
     count = layout.prefix + layout.groups * layout.suffix
     q, k, v, weight = (
@@ -25,20 +27,24 @@ def inputs(layout, heads=4, kv_heads=2, width=16, rows=4):
         for n in (heads, kv_heads, kv_heads, heads)
     )
     lengths = np.linspace(layout.prefix, layout.prefix // 3, rows, dtype=int)
-    valid = np.arange(layout.prefix) < lengths[:, None]
-    real = np.concatenate([valid, np.ones((rows, count - layout.prefix), bool)], axis=1)
-    return q, k, v, valid, weight * real[:, :, None, None], real
+    segment = (np.arange(layout.prefix) < lengths[:, None]).astype(np.int32)
+    if layout.packed:  # rows of 1 to 4 segments
+        for row, end in enumerate(lengths):
+            starts = np.sort(rng.choice(np.arange(1, end), row, replace=False))
+            segment[row, :end] += np.searchsorted(starts, np.arange(end), side="right")
+    real = np.concatenate([segment > 0, np.ones((rows, count - layout.prefix), bool)], axis=1)
+    return q, k, v, segment, weight * real[:, :, None, None], real
 
 
-def by_hand(q, k, v, valid, layout):
+def by_hand(q, k, v, segment, layout):
     """Attention in float64 by the picture in models/attention.py, a row and a head at a time."""
     count, prefix = q.shape[1], layout.prefix
     i, j = np.indices((count, count))
     group = np.where(np.arange(count) < prefix, -1, (np.arange(count) - prefix) // max(layout.suffix, 1))
     out = np.zeros(q.shape)
     for b in range(len(q)):
-        seen = (j <= i) & ((j < prefix) | (group[i] == group[j]))
-        seen &= (i < prefix) | (j >= prefix) | np.pad(valid[b], (0, count - prefix))[j]
+        own = np.pad(segment[b], (0, count - prefix), constant_values=1)
+        seen = (j <= i) & ((j < prefix) | (group[i] == group[j])) & (own[i] == own[j])
         for n in range(q.shape[2]):
             head = n * k.shape[2] // q.shape[2]
             x = np.float64(q[b, :, n]) @ np.float64(k[b, :, head]).T / np.sqrt(q.shape[-1])
@@ -47,16 +53,16 @@ def by_hand(q, k, v, valid, layout):
     return out
 
 
-def attended(name, layout, q, k, v, valid):
+def attended(name, layout, q, k, v, segment):
     if name == "cudnn":  # all but the kernel itself, which needs a GPU
-        return attention._attend_cudnn(q, KeyValues(k, v), layout, valid, "xla")
+        return attention._attend_cudnn(q, KeyValues(k, v), layout, segment, "xla")
     with attention.backend(name):
-        return attend(q, KeyValues(k, v), layout, valid)
+        return attend(q, KeyValues(k, v), layout, segment)
 
 
-def values_and_gradients(name, layout, q, k, v, valid, weight):
+def values_and_gradients(name, layout, q, k, v, segment, weight):
     def loss(q, k, v):
-        out = attended(name, layout, q, k, v, valid)
+        out = attended(name, layout, q, k, v, segment)
         return (out * weight).sum(), out
 
     gradients, out = jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
@@ -66,16 +72,16 @@ def values_and_gradients(name, layout, q, k, v, valid, weight):
 @functools.cache
 def results(name, layout):
     """``values_and_gradients`` of ``inputs(layout)`` as NumPy arrays."""
-    q, k, v, valid, weight, _ = inputs(layout)
+    q, k, v, segment, weight, _ = inputs(layout)
     program = jax.jit(functools.partial(values_and_gradients, name, layout))
-    return jax.tree.map(np.asarray, program(q, k, v, valid, weight))
+    return jax.tree.map(np.asarray, program(q, k, v, segment, weight))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_attention_is_what_the_picture_says(layout):
-    q, k, v, valid, _, real = inputs(layout)
+    q, k, v, segment, _, real = inputs(layout)
     ours = results("xla", layout)[0]
-    np.testing.assert_allclose(ours[real], by_hand(q, k, v, valid, layout)[real], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ours[real], by_hand(q, k, v, segment, layout)[real], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -89,10 +95,10 @@ def test_back_ends_are_equal(name, layout):
         np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
 
 
-def test_splash_on_a_mesh_is_splash():
+@pytest.mark.parametrize("layout", [LAYOUTS[0], PACKED], ids=str)
+def test_splash_on_a_mesh_is_splash(layout):
     """Each device computes its rows and heads, with the values that one device computes for them."""
-    layout = LAYOUTS[0]
-    q, k, v, valid, weight, _ = inputs(layout)
+    q, k, v, segment, weight, _ = inputs(layout)
     mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
 
     def run(*arguments):
@@ -100,10 +106,41 @@ def test_splash_on_a_mesh_is_splash():
             return values_and_gradients("splash", layout, *arguments)
 
     program = jax.jit(run)
-    split = program(*jax.device_put((q, k, v, valid, weight), replicated(mesh)))
+    split = program(*jax.device_put((q, k, v, segment, weight), replicated(mesh)))
     whole = results("splash", layout)
     for x, y in zip(split, whole, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["xla", "splash", "cudnn"])
+def test_another_segment_changes_nothing(name):
+    """To the bit, whatever its keys and values are; and a token of another segment changes something."""
+    q, k, v, segment, _, _ = inputs(PACKED)
+    row = 2
+    others = segment[row] != 2
+    program = jax.jit(functools.partial(attended, name, PACKED))
+    expected = np.asarray(program(q, k, v, segment))[row, ~others]
+    q, k, v = (x.copy() for x in (q, k, v))
+    for x in (q, k, v):
+        x[row, others] = 1 - x[row, others]
+    changed = np.asarray(program(q, k, v, segment))
+    np.testing.assert_array_equal(changed[row, ~others], expected)
+    segment[row, np.flatnonzero(segment[row] == 1)[-1]] = 2
+    assert np.abs(np.asarray(program(q, k, v, segment))[row, ~others] - expected).max() > 0.1
+
+
+def test_groups_of_blocks_by_hand():
+    """Attention inside groups, in any order, padding among itself."""
+    rng = np.random.default_rng(0)
+    group = rng.integers(-1, 3, (2, 3, 12))
+    q, k, v = (rng.standard_normal((2, 3, 12, 2, 8)).astype(np.float32) for _ in range(3))
+    ours = np.asarray(attention.attend_blocks(q, k, v, group))
+    for at in np.ndindex(2, 3, 12, 2):
+        *block, i, n = at
+        seen = np.flatnonzero(group[*block] == group[*block, i])
+        x = np.float64(q[at]) @ np.float64(k[*block][seen, n]).T / np.sqrt(8)
+        x = np.exp(x - x.max())
+        np.testing.assert_allclose(ours[at], x / x.sum() @ v[*block][seen, n], rtol=0, atol=2e-6)
 
 
 def test_the_platform_chooses(monkeypatch):
@@ -124,10 +161,12 @@ def test_the_platform_is_that_of_the_mesh():
 
 def test_splash_holds_no_scores():
     """No array of tokens x tokens is in its program, nor in its kernel's."""
-    layout, tokens = Layout(1024, 1, 0), 1024
-    q, k, v, valid, _, _ = inputs(layout)
+    layout, tokens = Layout(1024, packed=True), 1024
+    q, k, v, segment, _, _ = inputs(layout)
 
     def largest(name):
-        return joint.largest(jax.make_jaxpr(functools.partial(attended, name, layout))(q, k, v, valid).jaxpr)
+        return joint.largest(
+            jax.make_jaxpr(functools.partial(attended, name, layout))(q, k, v, segment).jaxpr
+        )
 
     assert largest("splash") < tokens**2 <= largest("xla")

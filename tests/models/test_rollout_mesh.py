@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests import joint, tiny
+from tests import batches, joint
+from tests.batches import Clip
 from tests.joint import mesh_of
 from vpjax.hlo import collectives
 from vpjax.models.generate import generate
@@ -42,8 +43,9 @@ def model():
     return joint.model(WIDE)
 
 
-def batch():
-    return tiny.batch([tiny.Row(slots=1 + b % 2, before=1 + b % 3) for b in range(ROWS)], size=(28, 56))
+def prompts():
+    clips = [Clip(slots=1 + b % 2, before=1 + b % 3, grid=(1 + b % 2, 2)) for b in range(ROWS)]
+    return batches.prompts(batches.contents(clips), WIDE.vision, bin=8)
 
 
 def compiled(mesh):
@@ -51,11 +53,11 @@ def compiled(mesh):
     params = leaves(model())
     params = jax.device_put(params, shardings(params, mesh))
 
-    def roll(params, batch, key):
+    def roll(params, prompts, key):
         with in_use(mesh):
-            return generate(rebuild(model(), params), batch, key, max_new=NEW, eos=(119,), groups=2)
+            return generate(rebuild(model(), params), prompts, key, max_new=NEW, eos=(119,), groups=2)
 
-    arguments = params, put_batch(batch(), mesh), jax.random.key(0)
+    arguments = params, put_batch(prompts(), mesh), jax.random.key(0)
     program = jax.jit(roll).lower(*arguments).compile()
     return program, arguments
 
