@@ -1,36 +1,42 @@
-"""Batches of clips: their order, resuming, processes, workers, faults and caches."""
+"""Batches of clips: what each row holds, resuming, processes, workers, faults, caches and mixtures."""
 
 import dataclasses
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import av
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import ExifTags, Image
 
+from tests import unpacked
 from tests.words import stub_config, word_text
-from vpjax.data import index as index_module
 from vpjax.data.cache import FrameCache
 from vpjax.data.pipeline import Loader, make_batch_maker
+from vpjax.recipes import base
 from vpjax.types import Clip, Keyword, UserError
 
 QUESTION = "What happens?"
 ANSWER = "A red square flashes."
+BOTH = pytest.mark.parametrize("packed", [True, False], ids=["packed", "prompts"])
 
 
-def write_video(path, number, frames=16, width=56, height=56, fps=8):
-    """A still of its own grey, so that a row can be recognised by its pixels; brighter in the last frame."""
+def write_video(path, greys, width=56, height=56, fps=8):
+    """Stills of these levels of grey, which survive compression to within 2."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "bf": "0"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "bf": "0"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for i in range(frames):
-            pixels = np.full((height, width, 3), 40 + 10 * number + 40 * (i == frames - 1), np.uint8)
+        for grey in greys:
+            pixels = np.full((height, width, 3), grey, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+    return str(path)
+
+
+def level(number):
+    """The grey of a file, by which a clip is recognised; its last frame is brighter."""
+    return 40 + 10 * number
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,8 @@ def videos(tmp_path_factory):
     """Ten files: 0-6 square, 7-8 wide, 9 square but of only 6 frames."""
     folder = tmp_path_factory.mktemp("videos")
     for i in range(10):
-        write_video(folder / f"{i}.mp4", i, frames=6 if i == 9 else 16, width=84 if i in (7, 8) else 56)
+        stills = [level(i)] * (5 if i == 9 else 15) + [level(i) + 40]
+        write_video(folder / f"{i}.mp4", stills, width=84 if i in (7, 8) else 56)
     return folder
 
 
@@ -61,33 +68,21 @@ def clips(videos):
 
 @pytest.fixture
 def load(text, tmp_path):
-    """A function that makes a Loader with small defaults, and closes it after the test."""
+    """A function that makes a Loader with small defaults, of rows of about three clips, and closes it after
+    the test."""
     loaders = []
     config = stub_config(text)
-    defaults = dict(
-        cache=str(tmp_path / "cache"),
-        cache_gb=1.0,
-        frames=16,
-        fps=0.0,
-        min_pixels=28 * 28,
-        max_pixels=84 * 56,
-        length_multiple=8,
-        max_prompt=200,
-        max_answer=40,
-        keywords=2,
-        keyword_tokens=3,
-        max_fault_share=0.0,
-        max_side=8192,
-        tfio_python="",
-        workers=0,
-        replacement="key",
-        pool="key",
-        widen=0,
-    )
+    small = dict(min_pixels=28 * 28, max_pixels=84 * 56, length_multiple=8, max_tokens=100, row_tokens=160)
+    small |= dict(max_answer=40, keywords=2, keyword_tokens=3, max_fault_share=0.0)
 
-    def make(clips, *, seed=3, batch_size=4, start_step=0, processes=(0, 1), **fields):
-        data_config = ConfigDict(defaults | fields)
-        place = dict(process_index=processes[0], process_count=processes[1])
+    def make(
+        clips, *, packed=True, seed=3, batch_size=2, start_step=0, processes=(0, 1), sets=None, **fields
+    ):
+        data_config = base.get_config().data
+        data_config.update(dict(cache=str(tmp_path / "cache")) | small | fields)
+        place = dict(process_index=processes[0], process_count=processes[1], packed=packed)
+        if sets is not None:
+            place |= dict(data_set_of=sets[0], weights=sets[1])
         maker, index = make_batch_maker(
             clips, text, config, data_config, seed=seed, batch_size=batch_size, **place
         )
@@ -104,69 +99,135 @@ def take(loader, count):
     return [next(loader) for _ in range(count)]
 
 
+def epoch(loader):
+    """What the first rows say of their clips, until each clip that can be used has come: {number: part}."""
+    out, wanted = {}, len(loader.index.entries) - len(loader.faults)
+    while len(out) < wanted:
+        batch = next(loader)
+        for number, part in unpacked.clips_of(batch).items():
+            out.setdefault(number, part)
+        wanted = len(loader.index.entries) - len(loader.faults)
+    return out
+
+
+def grey(part):
+    """The mean level of a clip's first slot."""
+    return part["pixels"][part["slot"] == 0].mean()
+
+
+def slots_in(part):
+    return part["slot"].max() + 1
+
+
 def assert_equal(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_every_clip_comes_once_an_epoch_with_its_own_pixels(load, clips):
+    """Square, wide and short ones share rows, and no row is empty."""
     loader = load(clips)
-    assert loader.plan.steps_per_epoch == 3  # eight square clips, two wide ones
-    epochs = [take(loader, 3) for _ in range(4)]
-    orders = []
-    for batches in epochs:
-        assert sorted(i for b in batches for i in b.clip.tolist() if i >= 0) == list(range(10))
-        orders.append([b.clip.tolist() for b in batches])
-        for batch in batches:
-            assert (
-                len({clips[i].video in (clips[7].video, clips[8].video) for i in batch.clip if i >= 0}) == 1
-            )
-            for row, i in enumerate(batch.clip):
-                if i >= 0:
-                    assert abs(int(batch.frames[row, 0].mean()) - (40 + 10 * i)) <= 2
-                    assert batch.slots[row, 0].sum() == 1
-    assert len({str(order) for order in orders}) == 4  # shuffled anew each time
-    assert len({str([len(set(b)) for b in order]) for order in orders}) > 1  # and so are the batches
+    rows = [[n for n in row if n >= 0] for batch in take(loader, 20) for row in batch.clip.tolist()]
+    per_epoch = len(loader.plan.epochs[0])
+    assert per_epoch < 5  # ten clips
+    starts = np.cumsum([0] + [len(loader.plan.epochs[e]) for e in range(5)])
+    orders = [[n for row in rows[a:b] for n in row] for a, b in zip(starts, starts[1:], strict=False)]
+    assert all(sorted(order) == list(range(10)) for order in orders) and all(rows)
+    assert len({str(order) for order in orders}) == 5  # shuffled anew each time
+
+    for i, part in epoch(load(clips)).items():
+        assert abs(grey(part) - level(i)) <= 2
+        assert slots_in(part) == (3 if i == 9 else 8)
+        assert part["key_slots"].sum() == 1 and part["key_slots"][0, -1] and part["has_degraded"][0]
+        # V~ shows the slot before in place of the last, which is the brighter one.
+        last = part["degraded_pixels"][part["degraded_slot"] == slots_in(part) - 1]
+        assert (
+            abs(last.mean() - level(i))
+            <= 2
+            < part["pixels"][part["slot"] == slots_in(part) - 1].mean() - level(i)
+        )
 
 
-def test_left_over_rows_are_masked(load, clips):
-    (batch,) = [b for b in take(load(clips), 3) if b.frames.shape[3] == 84]
-    assert batch.clip[2:].tolist() == [-1, -1] and (batch.clip[:2] >= 0).all()
-    for field in (batch.target, batch.slots, batch.prompt_valid, batch.slot_valid):
-        assert not field[2:].any() and field[:2].any()
+def test_prompts_have_a_row_each(load, clips):
+    loader = load(clips, packed=False, batch_size=4)
+    batches = take(loader, loader.plan.steps_per_epoch)
+    assert len(batches) == 3 and loader.usage.programs <= 2
+    numbers = [n for batch in batches for n in batch.clip.tolist()]
+    assert sorted(numbers) == [-1, -1, *range(10)]
+    for batch in batches:
+        unpacked.check_units(batch.video)
+        for r, i in enumerate(batch.clip):
+            length = int((batch.text.segment[r] > 0).sum())
+            seen = unpacked.seen(batch.video, r, batch.text, np.arange(length), 0)
+            if i >= 0:
+                assert abs(grey(seen) - level(i)) <= 2 and batch.has_degraded[r] and batch.hidden[r, 0]
+            else:
+                assert length == 0 and not batch.has_degraded[r]
 
 
-def test_a_short_clip_shares_the_bucket_with_masked_slots(load, clips):
-    batches = take(load(clips), 3)
-    (batch, row), *_ = [(b, b.clip.tolist().index(9)) for b in batches if 9 in b.clip]
-    assert batch.slot_valid[row].tolist() == [True] * 3 + [False] * 5
-    assert (batch.visual[row] < batch.prompt.shape[1]).sum() == 3 * 4
-    whole = next(i for i, clip in enumerate(batch.clip) if 0 <= clip < 9)
-    assert batch.video_end == batch.visual[whole].max() + 1 > batch.visual[row, :12].max()
+def test_images_texts_and_videos_share_a_batch(load, text, clips, tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # shown a quarter turn to the right
+    Image.new("RGB", (56, 28), (200, 0, 0)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    mixed = [clips[0], Clip("i", str(tmp_path / "a.jpg"), QUESTION, ANSWER), Clip("t", "", QUESTION, ANSWER)]
+    loader = load(mixed, batch_size=1)
+    (row,) = next(loader).clip.tolist()
+    assert sorted(row) == [0, 1, 2]
+    video, image, plain = (part for _, part in sorted(epoch(load(mixed, batch_size=1)).items()))
+    assert slots_in(video) == 8 and slots_in(image) == 1 and slots_in(plain) == 0
+    assert (image["tokens"] == text.image_pad).sum() == 2  # upright: 2 rows, 1 column
+    assert image["grid"][image["slot"] == 0].tolist() == [[2, 1]] * 2
+    red = image["pixels"][image["slot"] == 0].reshape(2, 4, 3, -1)[:, :, 0]
+    assert abs(red.mean() - 200) <= 3
+    for part in (video, image, plain):
+        answer = part["tokens"][part["target"]].tolist()
+        assert text.tokenizer.decode(answer) == ANSWER + "<|im_end|>"
 
 
-def test_a_seed_fixes_the_order(load, clips):
-    ours, same, other = (take(load(clips, seed=seed), 3) for seed in (1, 1, 2))
+@BOTH
+def test_a_seed_fixes_the_order(load, clips, packed):
+    ours, same, other = (take(load(clips, seed=seed, packed=packed), 4) for seed in (1, 1, 2))
     for a, b in zip(ours, same, strict=True):
         assert_equal(a, b)
     assert [b.clip.tolist() for b in ours] != [b.clip.tolist() for b in other]
 
 
+@BOTH
 @pytest.mark.parametrize("replacement", ["key", "random"])
-def test_a_loader_started_at_any_step_goes_on_bitwise(load, clips, replacement):
-    whole = take(load(clips, replacement=replacement), 8)
+def test_a_loader_started_at_any_step_goes_on_bitwise(load, clips, replacement, packed):
+    options = dict(replacement=replacement, packed=packed)
+    whole = take(load(clips, **options), 8)
     for start in (1, 3, 5):
-        loader = load(clips, replacement=replacement, start_step=start)
+        loader = load(clips, **options, start_step=start)
         for batch in whole[start:]:
             assert_equal(next(loader), batch)
         assert loader.step == 8
 
 
-def test_two_processes_yield_the_rows_of_one(load, clips):
-    one = take(load(clips), 4)
-    halves = [take(load(clips, processes=(p, 2)), 4) for p in range(2)]
+@BOTH
+def test_two_processes_yield_the_rows_of_one(load, clips, packed):
+    one = take(load(clips, packed=packed), 4)
+    halves = [take(load(clips, packed=packed, processes=(p, 2)), 4) for p in range(2)]
     for whole, *parts in zip(one, *halves, strict=True):
         assert_equal(whole, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
+
+
+def test_a_mixture_of_data_sets_keeps_their_weights_and_names(load, clips):
+    """Clips 0 to 4 are of one data set, twice an epoch; of the others, each second one comes."""
+    loader = load(clips, sets=([0] * 5 + [1] * 5, (2.0, 0.4)), batch_size=3)
+    times = [np.zeros(10, int) for _ in range(3)]
+    starts = np.cumsum([0] + [len(loader.plan.epochs[e]) for e in range(3)])
+    batches = take(loader, -(-int(starts[-1]) // 3))
+    for number, row in enumerate(row for batch in batches for row in batch.clip):
+        if number < starts[-1]:
+            np.add.at(times[np.searchsorted(starts, number, "right") - 1], row[row >= 0], 1)
+    for counts in times:
+        assert (counts[:5] == 2).all() and counts[5:].sum() == 2 and counts.max() == 2
+    for batch in batches:
+        for r, row in enumerate(batch.clip):
+            for place, clip in enumerate(row[row >= 0]):
+                own = batch.text.segment[r, batch.target[r]] == place + 1
+                assert set(batch.origin[r][own & (batch.target[r] >= 0)]) == {int(clip >= 5)}
 
 
 def broken(clips, number, folder):
@@ -191,39 +252,58 @@ def test_worker_processes_change_nothing(load, clips, tmp_path):
     assert workers.notes == threads.notes
 
 
-def test_a_clip_that_cannot_be_decoded_is_a_masked_row(load, clips, tmp_path):
-    good = take(load(clips), 3)
-    loader = load(broken(clips, 4, tmp_path), max_fault_share=0.1)
+@pytest.mark.parametrize("kind", ["broken", "gone", "outside"])
+def test_a_fault_leaves_out_its_clip_and_nothing_else(load, clips, tmp_path, kind):
+    """Not its row: the other clips of the row are what they were, in the same order."""
+    faulty = clips
+    if kind == "broken":
+        faulty = broken(clips, 4, tmp_path)
+    elif kind == "gone":
+        faulty = [dataclasses.replace(c, video="gone.mp4") if c.id == "c4" else c for c in clips]
+    else:
+        faulty = [dataclasses.replace(c, start=1.0, end=30.0) if c.id == "c4" else c for c in clips]
+    loader, good = load(faulty, max_fault_share=0.1), load(clips)
+    assert (list(loader.faults) == ["c4"]) == (kind != "broken")  # known before the first step
+    shared = 0
+    for ours, theirs in zip(take(loader, 4), take(good, 4), strict=True):
+        left = [[n for n in row if n not in (4, -1)] for row in theirs.clip.tolist()]
+        assert [[n for n in row if n != -1] for row in ours.clip.tolist()] == left
+        shared += any(4 in row and len(rest) for row, rest in zip(theirs.clip.tolist(), left, strict=True))
+        ours, theirs = unpacked.clips_of(ours), unpacked.clips_of(theirs)
+        for number, part in ours.items():
+            unpacked.same(part, theirs[number])
+    assert shared and list(loader.faults) == ["c4"]
+    reason = dict(
+        broken="broken.mp4", gone="gone.mp4", outside="span 1 to 30 s is not inside the clip of 2 s"
+    )
+    assert reason[kind] in loader.faults["c4"]
+    assert any(f"left out: c4: {loader.faults['c4']}" in line for line in loader.summary())
+
+
+def test_a_faulty_prompt_is_an_empty_row(load, clips, tmp_path):
+    loader, good = (
+        load(broken(clips, 4, tmp_path), packed=False, max_fault_share=0.1),
+        load(clips, packed=False),
+    )
     found = 0
-    for ours, theirs in zip(take(loader, 3), good, strict=True):
+    for ours, theirs in zip(take(loader, 5), take(good, 5), strict=True):
         for row, clip in enumerate(theirs.clip):
+            pick = lambda leaf: leaf[row]  # noqa: B023, E731
             if clip == 4:
                 found += 1
-                assert ours.clip[row] == -1 and not ours.target[row].any() and not ours.slots[row].any()
+                assert ours.clip[row] == -1 and not ours.text.segment[row].any()
             else:
-                pick = lambda leaf: leaf[row]  # noqa: B023, E731
                 assert_equal(jax.tree.map(pick, ours), jax.tree.map(pick, theirs))
     assert found == 1
-    assert list(loader.faults) == ["c4"] and "broken.mp4" in loader.faults["c4"]
-    assert any("masked: c4: " in line for line in loader.summary())
-
-
-def test_a_missing_file_is_a_masked_row_too(load, clips, videos):
-    gone = [dataclasses.replace(c, video=str(videos / "gone.mp4")) if c.id == "c2" else c for c in clips]
-    good = take(load(clips), 3)
-    loader = load(gone, max_fault_share=0.1)
-    assert list(loader.faults) == ["c2"] and "gone.mp4" in loader.faults["c2"]  # known before the first step
-    for ours, theirs in zip(take(loader, 3), good, strict=True):
-        assert ours.clip.tolist() == [-1 if i == 2 else i for i in theirs.clip]
 
 
 def test_too_many_faults_stop_the_run(load, clips, tmp_path):
     loader = load(broken(clips, 4, tmp_path), max_fault_share=0.09)
     with pytest.raises(UserError, match=r"1 of 10 clips .* data.max_fault_share=0.09 .* c4: .*broken.mp4"):
-        take(loader, 3)
+        take(loader, 5)
     with pytest.raises(UserError, match="gone.mp4"):
         load([dataclasses.replace(clips[0], video="gone.mp4"), clips[1]])
-    with pytest.raises(UserError, match="none of 1 videos can be used; the first: .*gone.mp4"):
+    with pytest.raises(UserError, match="none of 1 clips can be used; the first: .*gone.mp4"):
         load([dataclasses.replace(clips[0], video="gone.mp4")])
 
 
@@ -232,130 +312,59 @@ def test_later_epochs_decode_nothing(load, clips, tmp_path):
         os.link(clip.video, tmp_path / Path(clip.video).name)
     moved = [dataclasses.replace(c, video=str(tmp_path / Path(c.video).name)) for c in clips]
     loader = load(moved)
-    first = take(loader, 24)  # far enough that whatever was prefetched during the first epoch is done
+    first = {}
+    for batch in take(loader, 24):  # far enough that what was read ahead in the first epoch is done
+        first |= unpacked.clips_of(batch)
     for clip in moved:
         os.unlink(clip.video)
-    rest = take(loader, 6)
+    for batch in take(loader, 6):
+        for number, part in unpacked.clips_of(batch).items():
+            unpacked.same(part, first[number])
     assert not loader.faults
-    pixels = {i: b.frames[row] for b in first for row, i in enumerate(b.clip) if i >= 0}
-    for batch in rest:
-        for row, i in enumerate(batch.clip):
-            if i >= 0:
-                np.testing.assert_array_equal(batch.frames[row], pixels[i])
 
 
 def test_a_changed_file_or_size_is_decoded_anew(load, tmp_path):
-    path = tmp_path / "a.mp4"
-    clip = Clip("a", str(path), QUESTION, ANSWER)
+    clip = Clip("a", str(tmp_path / "a.mp4"), QUESTION, ANSWER)
     for number, frames in ((0, 16), (3, 16), (3, 8)):
-        write_video(path, number, frames)
+        write_video(clip.video, [level(number)] * frames)
         for side in (56, 28):
-            batch = next(load([clip], batch_size=1, max_pixels=side * side))
-            assert abs(int(batch.frames[0, 0].mean()) - (40 + 10 * number)) <= 2
-            assert batch.slot_valid.sum() == frames // 2 and batch.frames.shape[2:4] == (side, side)
+            (part,) = epoch(load([clip], batch_size=1, max_pixels=side * side)).values()
+            assert abs(grey(part) - level(number)) <= 2
+            assert slots_in(part) == frames // 2 and (part["slot"] == 0).sum() == (side // 28) ** 2
 
 
-def test_unchanged_files_are_not_probed_again(load, clips, monkeypatch, tmp_path):
-    load(clips)
-    probed = []
-    probe = index_module.probe
-    monkeypatch.setattr(index_module, "probe", lambda path, **options: probed.append(path) or probe(path))
-    load(clips)
-    assert probed == []
-    os.utime(clips[3].video, ns=(1, 1))
-    load(clips)
-    assert probed == [clips[3].video]
-
-
-def test_clips_that_are_too_long_are_rejected_and_listed(load, clips):
+def test_rejected_clips_and_remarks_are_listed(load, clips):
     clips[3] = dataclasses.replace(clips[3], question="word " * 200)
     clips[5] = dataclasses.replace(clips[5], answer="word " * 50)
     clips[6] = dataclasses.replace(clips[6], question="<|video_pad|> and this one?")
-    loader = load(clips)
-    reasons = {reason[:12]: ids for reason, ids in loader.rejected.items()}
-    assert reasons == {"prompt above": ["c3"], "answer above": ["c5"], "video prompt": ["c6"]}
-    used = {i for b in take(loader, loader.plan.steps_per_epoch) for i in b.clip.tolist()} - {-1}
-    assert used == {0, 1, 2, 4, 7, 8, 9}
-    assert sum("rejected" in line for line in loader.summary()) == 3
-    with pytest.raises(UserError, match="every one of 10 clips is rejected: prompt above 5 tokens"):
-        load(clips, max_prompt=5)
-
-
-def test_events_between_the_sampled_frames_are_reported(load, clips):
     clips[0] = dataclasses.replace(clips[0], keywords=(Keyword("flashes", "flash", ((0.3, 0.35),)),))
-    loader = load(clips, fps=1.0, frames=0)
-    take(loader, loader.plan.steps_per_epoch)
-    ((note, ids),) = [(n, ids) for n, ids in loader.notes.items() if "between" in n]
+    loader = load(clips, fps=1.0, frames=0, min_frames=2)
+    assert sorted(epoch(loader)) == [0, 1, 2, 4, 7, 8, 9]
+    reasons = {reason[:12]: ids for reason, ids in loader.index.rejected.items()}
+    assert reasons == {"question and": ["c3"], "answer above": ["c5"], "video prompt": ["c6"]}
+    ((note, ids),) = [(note, ids) for note, ids in loader.notes.items() if "between" in note]
     assert "c0" in ids
-    assert any(note in line for line in loader.summary())
-
-
-def test_sampling_by_fps(load, clips, videos, tmp_path):
-    write_video(tmp_path / "long.mp4", 2, frames=80)
-    clips = [clips[0], Clip("long", str(tmp_path / "long.mp4"), QUESTION, ANSWER)]
-    loader = load(clips, fps=2.0, frames=0, batch_size=1)
-    frames = {int(b.clip[0]): (b.frames.shape[1], int(b.slot_valid.sum())) for b in take(loader, 2)}
-    assert 2 * frames[0][1] == pytest.approx(4, abs=2) and 2 * frames[1][1] == pytest.approx(20, abs=2)
-    for room, used in frames.values():
-        assert 2 * used <= room <= 1.5 * 2 * used + 2
-    (epoch,) = [take(load(clips, fps=2.0, frames=0, batch_size=1), 2)]
-    assert {int(b.slot_valid.sum()) for b in epoch} == {used for _, used in frames.values()}
-
-
-def ramp(path):
-    """Five seconds at 8 frames per second; each frame is a little brighter than the one before."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8, options={"crf": "10", "bf": "0"})
-        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
-        for i in range(40):
-            pixels = np.full((56, 56, 3), 20 + 5 * i, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return str(path)
+    lines = loader.summary()
+    assert sum("1 clips rejected: " in line for line in lines) == 3 and any(note in line for line in lines)
+    assert lines[0].startswith(f"7 clips in {loader.usage.rows} rows of 1 shape, ")
 
 
 @pytest.mark.parametrize("fields", [dict(), dict(frames=0, fps=8.0)])
 def test_a_clip_is_the_part_of_its_file_that_it_names(load, tmp_path, fields):
-    path = ramp(tmp_path / "a.mp4")
+    path = write_video(tmp_path / "a.mp4", 20 + 5 * np.arange(40))  # five seconds at 8 frames a second
     flash = Keyword("flashes", "flash", ((3.0, 3.25),))  # seconds of the file: frames 24 and 25
     parts = {"end": (None, 2.0), "start": (4.0, None), "both": (2.0, 4.0)}
     clips = [Clip(name, path, QUESTION, ANSWER, (flash,), start=s, end=e) for name, (s, e) in parts.items()]
     for _ in range(2):  # decoded, then from the cache
-        loader = load(clips, batch_size=1, **fields)
-        rows = {int(b.clip[0]): b for b in take(loader, loader.plan.steps_per_epoch)}
+        found = epoch(load(clips, batch_size=1, **fields))
         for number, first, count in ((0, 0, 16), (1, 32, 8), (2, 16, 16)):
-            frames = rows[number].frames[0][:count]
-            numbers = (frames.mean((1, 2, 3)) - 20) / 5
-            np.testing.assert_allclose(
-                numbers, first + np.arange(count), atol=0.5
-            )  # of a step between frames
-            assert rows[number].slot_valid.sum() == count / 2
-        assert [rows[n].slots.any() for n in range(3)] == [False, False, True]
-        np.testing.assert_array_equal(np.flatnonzero(rows[2].slots[0, 0]), [4])
-
-
-def test_a_part_that_is_not_in_the_file_is_a_masked_row(load, clips):
-    clips[0] = dataclasses.replace(clips[0], start=1.0, end=30.0)
-    loader = load(clips, max_fault_share=0.1)
-    assert "0.mp4: the span 1 to 30 s is not inside the clip of 2 s" in loader.faults["c0"]
-    assert {int(n) for b in take(loader, loader.plan.steps_per_epoch) for n in b.clip} == {-1, *range(1, 10)}
-
-
-def test_text_only_clips_have_batches_of_their_own(load, clips):
-    clips = [*clips[:2], Clip("t", "", QUESTION, ANSWER)]
-    batches = take(load(clips), 2)
-    assert sorted(b.frames.shape[1] for b in batches) == [0, 16]
-    (plain,) = [b for b in batches if b.frames.shape[1] == 0]
-    assert plain.clip.tolist() == [2, -1, -1, -1] and plain.video_end == 0 and plain.target[0].any()
-
-
-def test_images_are_videos_of_one_slot_as_they_are_shown(load, text, tmp_path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6  # shown a quarter turn to the right
-    Image.new("RGB", (56, 28), (200, 0, 0)).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    batch = next(load([Clip("a", str(tmp_path / "a.jpg"), QUESTION, ANSWER)], batch_size=1))
-    assert batch.frames.shape == (1, 2, 56, 28, 3) and abs(int(batch.frames[..., 0].mean()) - 200) <= 3
-    assert (batch.prompt == text.image_pad).sum() == 2 == batch.visual.shape[1]
+            part = found[number]
+            visual = part["slot"] >= 0
+            units = part["pixels"][visual].reshape(count // 2, 4, 4, 3, 2, -1)  # of a slot, patches, channels
+            numbers = (units.mean((1, 2, 3, 5)).ravel() - 20) / 5
+            np.testing.assert_allclose(numbers, first + np.arange(count), atol=0.5)  # of a frame's step
+        assert [found[n]["key_slots"].any() for n in range(3)] == [False, False, True]
+        np.testing.assert_array_equal(np.flatnonzero(found[2]["key_slots"][0]), [4])
 
 
 @pytest.mark.parametrize(
@@ -373,17 +382,11 @@ def test_configs_that_contradict_themselves_are_refused(load, clips, fields, mes
         load(clips, **fields)
 
 
-def test_a_tokenizer_of_another_model_is_refused(load, clips, text):
+def test_a_tokenizer_of_another_model_is_refused(clips, text):
     other = dataclasses.replace(text, video_pad=text.video_pad + 1)
     with pytest.raises(UserError, match="do not belong together"):
-        make_batch_maker(
-            clips,
-            other,
-            SimpleNamespace(image_token=text.image_pad, video_token=text.video_pad),
-            ConfigDict(dict(frames=16, fps=0.0, replacement="key", pool="key", tfio_python="")),
-            seed=0,
-            batch_size=1,
-        )
+        options = dict(packed=True, seed=0, batch_size=1)
+        make_batch_maker(clips, other, stub_config(text), base.get_config().data, **options)
 
 
 def test_a_full_disk_is_noted_and_stops_nothing(load, clips, monkeypatch):
@@ -392,6 +395,6 @@ def test_a_full_disk_is_noted_and_stops_nothing(load, clips, monkeypatch):
 
     monkeypatch.setattr(FrameCache, "put", full)
     loader = load(clips)
-    take(loader, 3)
+    epoch(loader)
     ((note, ids),) = loader.notes.items()
     assert "No space left" in note and len(ids) == 10
