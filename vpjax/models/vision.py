@@ -1,8 +1,9 @@
 """The vision tower: window and full attention inside each temporal patch, then 2 x 2 mergers.
 
 Slots (temporal patches) never see one another, so a row is a flat list of units of any number of slots of any
-size, and a visual token of V~ is the unit of another slot, exactly. Sources: ``Qwen2_5_VisionTransformerPretrainedModel``
-and ``Qwen3VLVisionModel`` of transformers, whose differences are fields of VisionConfig.
+size, and a visual token of V~ is the unit of another slot, exactly. Sources:
+``Qwen2_5_VisionTransformerPretrainedModel`` and ``Qwen3VLVisionModel`` of transformers, whose differences are
+fields of VisionConfig.
 """
 
 import dataclasses
@@ -114,11 +115,11 @@ class Groups:
 
 def patch_places(units: Units, merge: int) -> jax.Array:
     """Row and column i32[R, U, p, 2] of each patch in its slot."""
-    inside = np.stack(np.indices((merge, merge)), axis=-1).reshape(-1, 2)
+    inside = np.array(list(np.ndindex(merge, merge)))
     return merge * jnp.asarray(units.place)[:, :, None] + inside
 
 
-def _in_chunks(function: Callable, size: int, *arrays: jax.Array) -> Any:
+def _in_chunks(function: Callable, size: int, *arrays: Array) -> Any:
     """``function`` of arrays [R, n, ...], at most ``size`` of the n at a time, recomputed in the backward
     pass: the temporaries of a long row would not fit a chip."""
     if arrays[0].shape[1] <= size:
@@ -251,7 +252,7 @@ class VisionTower(nnx.Module):
             body = jax.checkpoint(layer) if remat else layer
             return jax.lax.scan(body, x, _cut(self.blocks, layers))[0]
 
-        deep = []
+        deep: list[jax.Array] = []
         # Runs of like layers are scanned one after another: a choice inside one scan would run slower.
         cuts = sorted({0, c.depth, *(layer + 1 for layer in c.deepstack)})
         for start, end in itertools.pairwise(cuts):

@@ -18,8 +18,8 @@ from vpjax.types import Array, Prompts, Strip, Units
 
 
 class Hidden(NamedTuple):
-    """Hidden states of packed rows. target [R, A, D]: after the final norm, the state that predicts each target
-    token. tap [R, T, D]: after layer l."""
+    """Hidden states of packed rows. target [R, A, D]: after the final norm, the state that predicts each
+    target token. tap [R, T, D]: after layer l."""
 
     target: jax.Array
     tap: jax.Array | None
@@ -38,7 +38,8 @@ def rebuild(model: VideoLM, params: dict[str, Array]) -> VideoLM:
 
 
 class VideoLM(nnx.Module):
-    """A video language model: units of uint8 pixels and tokens in, hidden states out (never logits for all tokens)."""
+    """A video language model: units of uint8 pixels and tokens in, hidden states out (never logits for all
+    tokens)."""
 
     def __init__(self, config: VLMConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
