@@ -23,7 +23,8 @@ from benchmarks.timing import environment, publish
 from vpjax.building.annotations import Item
 from vpjax.building.examine import Options, examine
 from vpjax.building.parts import make_part
-from vpjax.data.video import Sampling, probe, read_frames
+from vpjax.data.sampling import Sampling
+from vpjax.data.video import probe, read_frames
 from vpjax.types import Clip
 
 WIDTH, HEIGHT, RATE = 320, 240, 25
@@ -72,7 +73,7 @@ def clips_per_second(items: list[Item], options: Options, folder: Path, workers:
 
 def decoding_share(items: list[Item], options: Options) -> float:
     """The share of one process's time that probing, decoding and resizing take."""
-    sampling = Sampling(fps=options.fps, max_frames=options.max_frames)
+    sampling = Sampling(fps=options.fps, max_frames=options.max_frames, max_pixels=options.max_pixels)
     list(examine([items[0]], options))  # loads what all of them need
     examined = decoded = 0.0
     for item in items:
@@ -82,7 +83,7 @@ def decoding_share(items: list[Item], options: Options) -> float:
         list(examine([item], options))
         middle = time.perf_counter()
         probe(path)
-        read_frames(path, sampling, max_pixels=options.max_pixels)
+        read_frames(path, sampling)
         examined += middle - start
         decoded += time.perf_counter() - middle
     return decoded / examined

@@ -24,7 +24,8 @@ from benchmarks.timing import environment, publish
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.keyframes import slots_of
-from vpjax.data.video import Sampling, Video, read_frames
+from vpjax.data.sampling import Sampling
+from vpjax.data.video import Video, read_frames
 from vpjax.recipes import sft as recipe
 from vpjax.training import checkpoint
 from vpjax.training.setup import read_split
@@ -68,7 +69,7 @@ def measure(clips: list[Clip], finders: dict[str, Finder]) -> Iterator[dict[str,
     """A record for each clip and finder: recall, intersection over union, whether anything was found."""
     rng = np.random.default_rng(0)
     for clip in tqdm(clips, "clips", unit="clip"):
-        video = read_frames(clip.video, Sampling(frames=16), min_pixels=1, max_pixels=56 * 56)
+        video = read_frames(clip.video, Sampling(frames=16, min_pixels=1, max_pixels=56 * 56))
         true = slots_of(clip.spans, video.times, video.frame_seconds)
         wide = widen_spans(video, clip)
         masks = {}

@@ -29,9 +29,7 @@ from vpjax.data.pipeline import coverage_of, make_plan, useful_units
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Stamps, Tokens
 from vpjax.models.config import VLMConfig
-
 from vpjax.types import Clip
-
 
 # As many token ids as Qwen's tokenizer makes of a time in words.
 STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
@@ -79,7 +77,10 @@ def main() -> None:
     use = plan.usage(useful_units(index.entries, model_config))
     planned = time.perf_counter()
     missed = coverage_of(index, config.data)
-    print(f"{len(clips)} clips: indexed in {indexed - start:.1f} s, an epoch planned in {planned - indexed:.1f} s")
+    print(
+        f"{len(clips)} clips: indexed in {indexed - start:.1f} s, "
+        f"an epoch planned in {planned - indexed:.1f} s"
+    )
     print(f"{use.rows} rows, {use.batches:.1f} batches of {config.batch}; a row holds {plan.capacity(0)}")
     report(index, missed)
     for name, share in (("V", use.text), ("V~", use.degraded)):

@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     # tokenizer is then trained on the run's texts, and token ids are filled in).
     c.init_from = ""
     c.model = ConfigDict()  # read only if init_from is ""
-    # Time positions per second of a Qwen2.5-VL's visual tokens; slots that are closer share one. 0 = as in the
-    # model; a new model gets at least one for each slot of data.fps.
+    # Time positions per second of a Qwen2.5-VL's visual tokens; slots that are closer share one. 0 = as in
+    # the model; a new model gets at least one for each slot of data.fps.
     c.tokens_per_second = 0.0
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; trained parameters stay float32
     c.attention = "auto"  # back end: auto (the platform's best), xla, splash (TPU) or cudnn (GPU)

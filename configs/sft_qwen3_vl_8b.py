@@ -5,7 +5,8 @@
 
 What it does: 2,000 updates of 64 rows of annotated clips (JSON lines of ``vpjax.types.Clip``), 8 frames a
 second within 8,192 tokens a clip, two clips and more in a row. The vision tower is frozen; its mergers
-(DeepStack too) are trained at a tenth of the decoder's learning rate. The dense 2B, 4B and 32B models differ in ``init_from`` alone.
+(DeepStack too) are trained at a tenth of the decoder's learning rate. The dense 2B, 4B and 32B models differ
+in ``init_from`` alone.
 Hardware and cost: made for 64 chips of TPU v5e (16 GB each), parameters and optimizer sharded over all of
 them. Not measured yet: no accelerator has run it.
 """

@@ -9,7 +9,8 @@ import fractions
 import av
 import numpy as np
 
-from vpjax.data.video import Sampling, read_frames
+from vpjax.data.sampling import Sampling
+from vpjax.data.video import read_frames
 
 STEP = 8
 SIZE = (32, 48)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from vpjax import cli
+from vpjax import cli, programs
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import CONTROLS
 from vpjax.evaluation.benchmarks import BENCHMARKS
@@ -67,6 +67,7 @@ def main() -> None:
         video_options=video_options,
         **flags,
     )
+    programs.keep_as_in_run(Path(request.model))
     out, results = evaluation.evaluate(request, cli.say)
     cli.say(format_results(results), "", f"in {out}: results.html, results.json, predictions.jsonl")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vpjax import cli
+from vpjax import cli, programs
 from vpjax.data.collate import single_prompt
 from vpjax.data.images import is_image
 from vpjax.data.index import stamp_tokens
@@ -240,6 +240,7 @@ def main() -> None:
     as_json, folder, prompt = flags.pop("json"), flags.pop("model"), flags.pop("prompt")
 
     start = time.perf_counter()
+    programs.keep_as_in_run(Path(folder))
     loaded = load(folder)
     timings = {"load": time.perf_counter() - start}
     answer = ask(loaded, prompt, **flags)

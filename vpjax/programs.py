@@ -8,6 +8,8 @@ from typing import Any
 import jax
 
 from vpjax.cli import say
+from vpjax.data.cache import cache_folder
+from vpjax.training import run_config
 from vpjax.types import Batch, Prompts
 
 LEAST_SECONDS = 0.2  # of compiling, for a program to be kept
@@ -19,6 +21,13 @@ def keep_in(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+
+
+def keep_as_in_run(folder: Path) -> None:
+    """``keep_in`` the cache of the run in ``folder``, unless its config says otherwise; for a Hugging Face
+    folder, in the usual place."""
+    if run_config.read(folder).get("compile_cache", True):
+        keep_in(cache_folder(run_config.data_of(folder)) / "programs")
 
 
 class Announced:

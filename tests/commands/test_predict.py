@@ -1,5 +1,6 @@
 """``load``, ``ask`` and the command ``predict``: they answer about the frames that they report."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -137,7 +138,7 @@ def test_a_work_directory_sees_as_it_was_trained(loaded, folder, video, tmp_path
     manager.close()
     answer = ask(load(tmp_path), PROMPT, video, max_new_tokens=6)
     assert len(answer.frame_times) == 4 and answer.grid == (2, 2, 4)
-    out, _ = expected(loaded, "video", read_frames(video, Sampling(frames=4), max_pixels=56 * 56))
+    out, _ = expected(loaded, "video", read_frames(video, Sampling(frames=4, max_pixels=56 * 56)))
     assert answer.samples[0].token_ids == out.tokens[0][out.mask[0]].tolist()
 
 
@@ -157,6 +158,20 @@ def test_videos_of_many_lengths_share_few_shapes(loaded):
             longest = max(longest, tokens)
     assert longest > 400 and len(shapes) <= 32  # of 128 prompts
     assert len({coarse(count) for count in range(129, 1025)}) == 3 * 4
+
+
+def test_other_frames_keep_to_the_budget(loaded, video):
+    """At 8 frames a second the clip has 5 slots of 2 x 3 units. 16 units are 4 slots of the least frames."""
+    data = ConfigDict(loaded.data_config.to_dict() | dict(total_pixels=16 * 28 * 28))
+    tight = dataclasses.replace(loaded, data_config=data)
+    for options in (dict(fps=8.0), dict(frames=9)):
+        assert ask(loaded, PROMPT, video, max_new_tokens=2, **options).grid == (5, 4, 6)
+        assert ask(tight, PROMPT, video, max_new_tokens=2, **options).grid == (4, 4, 4)
+        assert ask(tight, PROMPT, video, max_new_tokens=2, total_pixels=0, **options).grid == (5, 4, 6)
+    prompt = len(loaded.text.chat(PROMPT)) - 1
+    data = ConfigDict(loaded.data_config.to_dict() | dict(max_tokens=prompt + 16))
+    tight = dataclasses.replace(loaded, data_config=data)
+    assert ask(tight, PROMPT, video, max_new_tokens=2, fps=8.0).grid == (4, 4, 4)
 
 
 def other_model(folder):

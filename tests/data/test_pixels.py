@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.videos import greys, quarters, read, write
-from vpjax.data.video import Sampling, probe, read_frames, read_image, resize
+from vpjax.data.sampling import Sampling
+from vpjax.data.video import probe, read_frames, read_image, resize
 
 ONE = 1 << 16
 TURNS = {  # the display matrix a, b, c, d takes the point (x, y) to (a x + c y, b x + d y), y pointing down
@@ -29,7 +30,7 @@ def test_rotation_is_respected(tmp_path, matrix, turn):
     video = read(path, frames=1, size=expected.shape[:2])
     np.testing.assert_array_equal(video.frames[0], expected)
     assert (probe(path).height, probe(path).width) == expected.shape[:2]
-    own = read_frames(path, Sampling(frames=1), factor=16, min_pixels=1, max_pixels=10**6)
+    own = read_frames(path, Sampling(frames=1, min_pixels=1, max_pixels=10**6), factor=16)
     assert own.frames.shape[1:] == expected.shape
 
 
@@ -63,9 +64,9 @@ def test_an_unchanged_size_changes_no_pixel():
 
 def test_size_is_chosen_by_the_budget(tmp_path):
     path = write(tmp_path / "a.mp4", greys(2, (64, 96)))
-    video = read_frames(path, Sampling(frames=2), min_pixels=56 * 56, max_pixels=56 * 84)
+    video = read_frames(path, Sampling(frames=2, min_pixels=56 * 56, max_pixels=56 * 84))
     assert video.frames.shape == (2, 56, 84, 3) and video.frames.dtype == np.uint8
-    video = read_frames(path, Sampling(frames=2), factor=32, min_pixels=1, max_pixels=10**6)
+    video = read_frames(path, Sampling(frames=2, min_pixels=1, max_pixels=10**6), factor=32)
     assert video.frames.shape == (2, 64, 96, 3)
 
 

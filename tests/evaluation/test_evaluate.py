@@ -136,7 +136,7 @@ def test_predictions_are_the_models(loaded, clips, whole):
     predictions = Predictions(whole / "predictions.jsonl", writes=False).known
     for clip in clips[:3]:
         prompt = text.chat(clip.question, "video")
-        video = read_frames(clip.video, Sampling(frames=14), max_pixels=56**2, min_pixels=56**2)
+        video = read_frames(clip.video, Sampling(frames=14, min_pixels=56**2, max_pixels=56**2))
         row, alone = single_prompt(prompt, video, model.config)
         out = generate(model, alone, jax.random.key(0), max_new=6, eos=text.stops)
         ids, valid = np.asarray(out.tokens)[0, 0], np.asarray(out.mask)[0, 0]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vpjax.data.clips import read_clips
-from vpjax.data.video import Sampling, read_frames
+from vpjax.data.sampling import Sampling
+from vpjax.data.video import read_frames
 from vpjax.events import clips as events
 from vpjax.events import text as event_text
 from vpjax.events.clips import EventSpec, describe, make_event_clips, tokenizer_sentences

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vpjax.data.clips import read_clips
-from vpjax.data.video import Sampling, probe, read_frames
+from vpjax.data.sampling import Sampling
+from vpjax.data.video import probe, read_frames
 from vpjax.events import text as event_text
 from vpjax.events.clips import EventSpec, describe, make_event_clips, tokenizer_sentences
 from vpjax.events.drawing import EVENTS, draw, encode
@@ -18,12 +19,11 @@ from vpjax.recipes import sft_mix
 CONFIG = sft_mix.get_config()
 SPEC = EventSpec(**{field.name: CONFIG.events[field.name] for field in dataclasses.fields(EventSpec)})
 TASKS = dataclasses.replace(SPEC, choice=1.0, order=1.0, grounding=1.0)
-SAMPLING = Sampling(fps=CONFIG.data.fps)
+SAMPLING = Sampling.of(CONFIG.data)
 
 
 def read_as_trained(path):
-    limits = dict(min_pixels=CONFIG.data.min_pixels, max_pixels=CONFIG.data.max_pixels)
-    return read_frames(path, SAMPLING, **limits)
+    return read_frames(path, SAMPLING)
 
 
 # Two frames that show different events differ in more pixels than these (measured: 38 and more, of a shape

@@ -17,7 +17,8 @@ from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, produ
 from vpjax.data import tfio
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import KEEP
-from vpjax.data.video import FACTOR, Sampling, Video, VideoInfo, probe, probe_image, read_frames, resolve_part
+from vpjax.data.sampling import FACTOR, MIN_PIXELS, Sampling, VideoInfo, resolve_part
+from vpjax.data.video import Video, probe, probe_image, read_frames
 from vpjax.files import exists, join_path
 from vpjax.types import Clip, Keyword, UserError
 
@@ -120,7 +121,12 @@ def load_tools(options: Options) -> Tools:
         scorer = chosen[0] if len(chosen) == 1 else product(*chosen)
         return scorer(video, clip, keyword)
 
-    sampling = Sampling(fps=options.fps, max_frames=max_frames)
+    sampling = Sampling(
+        fps=options.fps,
+        max_frames=max_frames,
+        min_pixels=min(MIN_PIXELS, options.max_pixels),
+        max_pixels=options.max_pixels,
+    )
     return Tools(load_extractor(options.spacy, options.keywords), score, sampling, factor)
 
 
@@ -135,7 +141,6 @@ def examine(items: Sequence[Item], options: Options) -> Iterator[Examined]:
         return read_frames(
             path,
             tools.sampling,
-            max_pixels=options.max_pixels,
             factor=tools.factor,
             start=start,
             end=end,

@@ -22,7 +22,7 @@ from vpjax.data.cache import FrameCache, cache_folder
 from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import Entry, Index, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
-from vpjax.data.packing import PackedPlan, PromptPlan, Sizes, Usage
+from vpjax.data.packing import PackedPlan, PromptPlan, Sizes
 from vpjax.data.rows import Row, training_row
 from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
@@ -105,7 +105,7 @@ class BatchMaker:
 
     def video(self, entry: Entry) -> tuple[Video, tuple[str, ...]]:
         """The frames of a clip, from the cache if they are there, and remarks."""
-        source, (frames, *size) = entry.source, entry.shape
+        source, (frames, height, width) = entry.source, entry.shape
         sampling = Sampling.of(self.data_config)
         parts = source.path, source.size, source.modified, sampling, entry.shape, entry.part
         key = self.cache.key(*parts)
@@ -113,13 +113,13 @@ class BatchMaker:
         if video is not None:
             return video, ()
         if source.media == "image":
-            video = read_image(source.path, size=tuple(size), max_side=self.data_config.max_side)
+            video = read_image(source.path, size=(height, width), max_side=self.data_config.max_side)
         else:
             video = read_frames(
                 source.path,
                 sampling,
                 frames=frames,
-                size=tuple(size),
+                size=(height, width),
                 start=entry.part[0],
                 end=entry.part[1],
                 max_side=self.data_config.max_side,
@@ -180,8 +180,9 @@ class Loader:
         use, clips = self.usage, len(self.index.entries)
         lines = [
             f"{clips} clips in {use.rows} rows of {use.programs} shape{'s' * (use.programs > 1)}, "
-            f"{use.batches:.1f} batches an epoch: {use.rows_filled:.1%} of the rows hold a clip; useful are "
-            f"{use.text:.1%} of the tokens, {use.degraded:.1%} of those of V~, {use.vision:.1%} of the patches"
+            f"{use.batches:.1f} batches an epoch; {use.rows_filled:.1%} of the rows hold a clip",
+            f"useful: {use.text:.1%} of the tokens, {use.degraded:.1%} of those of V~, {use.vision:.1%} of the "
+            "patches",
         ]
         for label, counts in (("rejected", self.index.rejected), ("noted", self.notes)):
             for reason, ids in sorted(counts.items()):
@@ -207,7 +208,7 @@ def coverage_of(index: Index, data_config: ConfigDict) -> coverage.Coverage:
     """Which of the events that the clips' keywords name will be seen."""
     planned = []
     for entry in index.entries:
-        if entry.source.info is not None:
+        if entry.source.info is not None and not entry.source.fault:
             spans, info = entry.tokens.spans, entry.source.info
             planned.append(coverage.PlannedClip(spans, info, entry.part, entry.shape))
     return coverage.measure(planned, Sampling.of(data_config))

@@ -19,8 +19,6 @@ from vpjax.data import tfio
 from vpjax.data.decode import BadTimestamps, FrameIndex, Problem, decode_frames, frame_index, packet_index
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
 from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS, Sampling, VideoInfo, choose, fit
-from vpjax.data.sampling import resolve_part as resolve_part
-from vpjax.data.sampling import seconds_per_slot as seconds_per_slot
 from vpjax.files import AnyPath, exists, is_folder
 from vpjax.models.patches import smart_resize
 from vpjax.types import UserError
@@ -52,8 +50,6 @@ def read_frames(
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     factor: int = FACTOR,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
     start: float | None = None,
     end: float | None = None,
     max_side: int = MAX_SIDE,
@@ -68,11 +64,6 @@ def read_frames(
     broken or cut short, has no video stream or no decodable frame, is too large or too slim, or does not
     contain the span.
     """
-    sampling = dataclasses.replace(
-        sampling,
-        min_pixels=min_pixels or min(sampling.min_pixels, max_pixels or sampling.max_pixels),
-        max_pixels=max_pixels or sampling.max_pixels,
-    )
     with _named_problems(path):
         if size is None and sampling.total_pixels:  # only then the frames' number depends on their size
             try:

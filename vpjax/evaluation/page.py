@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from vpjax.data.images import is_image
-from vpjax.data.video import Sampling, read_frames, read_image
+from vpjax.data.sampling import Sampling
+from vpjax.data.video import read_frames, read_image
 from vpjax.evaluation.ask import Prediction
 from vpjax.evaluation.results import interval, label, per_cent, remarks
 from vpjax.files import write_whole
@@ -70,12 +71,12 @@ def _frames(clip: Clip) -> list[tuple[str, float, bool]]:
     """Frames of a clip as (data URL, seconds, whether it lies in a span of the clip)."""
     if not clip.video:
         return []
-    size: dict[str, Any] = dict(max_pixels=SAMPLE_PIXELS, min_pixels=1, factor=2)
     try:
         if is_image(clip.video):
-            video = read_image(clip.video, **size)
+            video = read_image(clip.video, factor=2, min_pixels=1, max_pixels=SAMPLE_PIXELS)
         else:
-            video = read_frames(clip.video, Sampling(SAMPLE_FRAMES), start=clip.start, end=clip.end, **size)
+            sampling = Sampling(SAMPLE_FRAMES, min_pixels=1, max_pixels=SAMPLE_PIXELS)
+            video = read_frames(clip.video, sampling, factor=2, start=clip.start, end=clip.end)
     except UserError:
         return []
     spans = [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
