@@ -3,8 +3,8 @@
     python -m vpjax.train --config sft_mix
 
 What it does: the same as configs/sft.py, on clips of six frame sizes (square, wide and upright, 56 to 100
-pixels a side), 1 to 8 seconds long at 8 to 16 frames per second, whose captions have one to six sentences. Frames
-are taken 8 times a second, so that no event falls between them, and several clips share a row.
+pixels a side), 1 to 8 seconds long at 8 to 16 frames per second, whose captions have one to six sentences.
+Frames are taken 8 times a second, so that no event falls between them, and several clips share a row.
 """
 
 from vpjax.recipes import sft

@@ -181,8 +181,8 @@ class Loader:
         lines = [
             f"{clips} clips in {use.rows} rows of {use.programs} shape{'s' * (use.programs > 1)}, "
             f"{use.batches:.1f} batches an epoch; {use.rows_filled:.1%} of the rows hold a clip",
-            f"useful: {use.text:.1%} of the tokens, {use.degraded:.1%} of those of V~, {use.vision:.1%} of the "
-            "patches",
+            f"useful: {use.text:.1%} of the tokens, {use.degraded:.1%} of those of V~, "
+            f"{use.vision:.1%} of the patches",
         ]
         for label, counts in (("rejected", self.index.rejected), ("noted", self.notes)):
             for reason, ids in sorted(counts.items()):
