@@ -137,6 +137,23 @@ def test_another_segment_changes_nothing(name):
     assert np.abs(np.asarray(program(q, k, v, segment))[row, ~others] - expected).max() > 0.1
 
 
+def test_splash_computes_no_scores_between_segments(monkeypatch):
+    """NaNs are seen wherever they are computed with, masked or not. Here segments end where blocks do."""
+    monkeypatch.setattr(attention, "BLOCK", attention.LANES)
+    lengths = np.array([2, 1, 3]) * attention.LANES
+    layout = Layout(int(lengths.sum()) + 100, packed=True)
+    q, k, v, _, weight, _ = inputs(layout, rows=2)
+    segment = np.pad(np.repeat([1, 2, 3], lengths), (0, 100))
+    segment = np.stack([segment, np.where(segment > 0, 1, 0)])
+    own = (segment == 2) | (segment == 0)
+    program = jax.jit(functools.partial(values_and_gradients, "splash", layout))
+    expected = program(q, k, v, segment, weight)
+    k, v = (np.where(own[:, :, None, None], x, np.nan).astype(np.float32) for x in (k, v))
+    for x, y in zip(program(q, k, v, segment, weight), expected, strict=True):
+        assert np.isnan(x[~own]).all()
+        np.testing.assert_array_equal(np.asarray(x)[segment == 2], np.asarray(y)[segment == 2])
+
+
 def test_groups_of_blocks_by_hand():
     """Attention inside groups, in any order, padding among itself."""
     rng = np.random.default_rng(0)

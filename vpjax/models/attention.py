@@ -26,7 +26,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -219,8 +219,12 @@ def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP:
         kernel = splash.make_splash_mha_single_device(
             splash_mask.MultiHeadMask([mask] * q.shape[1]), block_sizes=sizes, interpret=platform() != "tpu"
         )
-        segments = splash.SegmentIds(segment, segment)
-        out = jax.vmap(kernel)(q * q.shape[-1] ** -0.5, k, v, segments)
+
+        def of_row(q, k, v, segment_T):
+            segments = splash.SegmentIds(segment_T, segment_T)
+            return _inside_segments(kernel, segment_T, block)(q, k, v, segments)
+
+        out = jax.vmap(of_row)(q * q.shape[-1] ** -0.5, k, v, segment)
         return out.swapaxes(1, 2)[:, :count].astype(q.dtype)
 
     mesh = jax.sharding.get_abstract_mesh()
@@ -235,6 +239,26 @@ def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP:
             on_device, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
         )
     return on_device(q_BTNH, *kv, jnp.asarray(segment_BP, jnp.int32))
+
+
+def _inside_segments(kernel: Any, segment_T: jax.Array, block: int) -> Any:
+    """A splash kernel that leaves out the blocks of scores in which no query and key share a segment.
+    Segments ascend along a row, and padding stands last."""
+    ordered = jnp.where(segment_T == 0, segment_T.size, segment_T).reshape(-1, block)
+    first, last = ordered.min(axis=1), ordered.max(axis=1)
+
+    def fewer(info: Any, axis: int) -> Any:
+        """A MaskInfo: block_mask says which steps along ``axis`` run, data_next which blocks they load."""
+        own, other = jnp.indices(info.data_next.shape)[3 - axis], info.data_next.astype(jnp.int32)
+        runs = (info.block_mask > 0) & (first[own] <= last[other]) & (first[other] <= last[own])
+        # A step that does not run names the block of one that does: what is there is not loaded again.
+        needed = jnp.take_along_axis(info.data_next, runs.argmax(axis, keepdims=True), axis)
+        return info._replace(
+            block_mask=jnp.where(runs, info.block_mask, 0), data_next=jnp.where(runs, info.data_next, needed)
+        )
+
+    infos = zip((kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info), (2, 2, 1), strict=True)
+    return splash.SplashAttentionKernel(*(fewer(*info) for info in infos), **kernel.kwargs)
 
 
 def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[jax.Array]]:
