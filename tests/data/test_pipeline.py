@@ -4,13 +4,13 @@ import dataclasses
 import os
 from pathlib import Path
 
-import av
 import jax
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
 from tests import unpacked
+from tests.videos import write
 from tests.words import stub_config, word_text
 from vpjax.data.cache import FrameCache
 from vpjax.data.pipeline import Loader, make_batch_maker
@@ -22,16 +22,10 @@ ANSWER = "A red square flashes."
 BOTH = pytest.mark.parametrize("packed", [True, False], ids=["packed", "prompts"])
 
 
-def write_video(path, greys, width=56, height=56, fps=8):
+def write_video(path, greys, width=56):
     """Stills of these levels of grey, which survive compression to within 2."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "bf": "0"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for grey in greys:
-            pixels = np.full((height, width, 3), grey, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return str(path)
+    frames = np.broadcast_to(np.uint8(greys)[:, None, None, None], (len(greys), 56, width, 3))
+    return str(write(path, frames, rate=8, crf="10", bf="0"))
 
 
 def level(number):
@@ -101,12 +95,10 @@ def take(loader, count):
 
 def epoch(loader):
     """What the first rows say of their clips, until each clip that can be used has come: {number: part}."""
-    out, wanted = {}, len(loader.index.entries) - len(loader.faults)
-    while len(out) < wanted:
-        batch = next(loader)
-        for number, part in unpacked.clips_of(batch).items():
+    out = {}
+    while len(out) < len(loader.index.entries) - len(loader.faults):
+        for number, part in unpacked.clips_of(next(loader)).items():
             out.setdefault(number, part)
-        wanted = len(loader.index.entries) - len(loader.faults)
     return out
 
 
@@ -212,6 +204,15 @@ def test_two_processes_yield_the_rows_of_one(load, clips, packed):
         assert_equal(whole, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
 
 
+def test_random_slots_are_others_in_each_epoch(load, clips):
+    loader = load(clips[:7], packed=False, batch_size=7, replacement="random")
+    shown = {clip: set() for clip in range(7)}
+    for batch in take(loader, 4):
+        for clip, shows in zip(batch.clip, batch.shows_degraded, strict=True):
+            shown[int(clip)].add(shows.tobytes())
+    assert sum(len(videos) > 1 for videos in shown.values()) >= 5
+
+
 def test_a_mixture_of_data_sets_keeps_their_weights_and_names(load, clips):
     """Clips 0 to 4 are of one data set, twice an epoch; of the others, each second one comes."""
     loader = load(clips, sets=([0] * 5 + [1] * 5, (2.0, 0.4)), batch_size=3)
@@ -255,13 +256,12 @@ def test_worker_processes_change_nothing(load, clips, tmp_path):
 @pytest.mark.parametrize("kind", ["broken", "gone", "outside"])
 def test_a_fault_leaves_out_its_clip_and_nothing_else(load, clips, tmp_path, kind):
     """Not its row: the other clips of the row are what they were, in the same order."""
-    faulty = clips
+    faulty = list(clips)
     if kind == "broken":
         faulty = broken(clips, 4, tmp_path)
-    elif kind == "gone":
-        faulty = [dataclasses.replace(c, video="gone.mp4") if c.id == "c4" else c for c in clips]
     else:
-        faulty = [dataclasses.replace(c, start=1.0, end=30.0) if c.id == "c4" else c for c in clips]
+        wrong = dict(gone=dict(video="gone.mp4"), outside=dict(start=1.0, end=30.0))
+        faulty[4] = dataclasses.replace(clips[4], **wrong[kind])
     loader, good = load(faulty, max_fault_share=0.1), load(clips)
     assert (list(loader.faults) == ["c4"]) == (kind != "broken")  # known before the first step
     shared = 0
