@@ -127,14 +127,22 @@ def batch(rows=8, *, answer=6, seed=0):
     return packed([clips[2 * r : 2 * r + 2] for r in range(rows)])
 
 
-def prompts(rows=8, *, seed=0):
-    """One prompt in a row, all of one shape; as in ``contents``, but each with a video, and only the last
-    without keywords and V~."""
+def prompt_contents(rows=8, *, seed=0):
+    """As ``contents``, but each with a video, and only the last without keywords and V~."""
     videos = [content for content in contents(8 * rows, seed=seed) if content.has_degraded]
     clips = videos[: rows - 1] + [contents(8, seed=seed)[7]]
-    clips = [dataclasses.replace(content, number=n) for n, content in enumerate(clips)]
+    return [dataclasses.replace(content, number=n) for n, content in enumerate(clips)]
+
+
+def prompts_of(clips):
+    """One prompt of contents in a row, all of one shape. None: a row of padding."""
     least = Sizes(tokens=40, units=45, bins=39)
     return batches.prompts(clips, MODEL.vision, least=least, **LAYOUT)
+
+
+def prompts(rows=8, *, seed=0):
+    """See ``prompt_contents``."""
+    return prompts_of(prompt_contents(rows, seed=seed))
 
 
 def setup(c, *, mesh=ONE, tx=None, shapes=MODEL):

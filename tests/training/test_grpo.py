@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from tests import joint, tiny
+from tests import batches, joint
 from vpjax.hlo import inner_jaxprs
-from vpjax.models.generate import Completions, generate, next_position
+from vpjax.models.generate import Completions, generate
 from vpjax.models.sharding import in_use, make_mesh, put_batch
-from vpjax.models.vlm import gather_slots, leaves, rebuild
+from vpjax.models.vlm import leaves, rebuild
 from vpjax.training import grpo, policy
 from vpjax.training.losses import token_logprobs
 from vpjax.training.state import create_state, state_shardings
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 EOS = (7, 8, 9)
 ROWS, GROUPS, DEGRADED, LENGTH = 8, 4, 2, 5
 SGD = optax.sgd(1.0)  # so that the parameters move by the gradient
+CLIPS = joint.prompt_contents(ROWS)
 
 
 def config(**fields):
@@ -44,10 +45,10 @@ class Judge:
     def __init__(self, weight=1.0):
         self.weights = {"small": weight}
 
-    def score(self, batch, tokens, mask):
-        return {"small": self.recall(batch, tokens, mask)}
+    def score(self, prompts, tokens, mask):
+        return {"small": self.recall(prompts, tokens, mask)}
 
-    def recall(self, batch, tokens, mask):
+    def recall(self, prompts, tokens, mask):
         return ((tokens < 64) & mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)
 
 
@@ -60,10 +61,10 @@ class HostJudge(Judge):
         self.weights = {"small": 1.0, "logged": 0.0}
         self.host_scores = {name: functools.partial(self.host_score, name) for name in self.weights}
 
-    def score(self, batch, tokens, mask):
+    def score(self, prompts, tokens, mask):
         return {}
 
-    def host_score(self, name, batch, completions):
+    def host_score(self, name, prompts, completions):
         tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
         share = ((tokens < 64) & mask).sum(-1) / np.maximum(mask.sum(-1), 1)
         return np.full_like(share, np.inf) if name in self.failing else share.astype(np.float32)
@@ -94,19 +95,19 @@ def compiled(function, *args):
 
 @functools.cache
 def learner(mesh=joint.ONE, rows=ROWS, **fields):
-    """``learn(batch, completions) -> gradient by path, metrics, judged``: one step on given completions."""
+    """``learn(prompts, completions) -> gradient by path, metrics, judged``: one step on given completions."""
     state, parts, _ = setup(config(**fields), joint.model(), mesh=mesh)
 
-    def step(state, batch, completions):
+    def step(state, prompts, completions):
         with in_use(mesh):
-            features = parts.compute_model(state.params, {}).encode(batch.frames)
-            return parts.judge_and_update(state, batch, completions, features, {})
+            features = parts.compute_model(state.params, {}).encode(prompts.video)
+            return parts.judge_and_update(state, prompts, completions, features, {})
 
-    some = jax.tree.map(lambda x: x[:rows], (joint.batch(ROWS), random_completions()))
+    some = jax.tree.map(lambda x: x[:rows], (joint.prompts(ROWS), random_completions()))
     program = compiled(step, state, put_batch(some[0], mesh), some[1])
 
-    def learn(batch, completions):
-        after, metrics, judged = program(state, put_batch(batch, mesh), completions)
+    def learn(prompts, completions):
+        after, metrics, judged = program(state, put_batch(prompts, mesh), completions)
         gradient = {path: np.asarray(x) - np.asarray(after.params[path]) for path, x in state.params.items()}
         return gradient, {name: float(x) for name, x in metrics.items()}, judged
 
@@ -120,13 +121,13 @@ def assert_close(gradient, expected, tolerance):
         np.testing.assert_allclose(x, expected[path], rtol=0, atol=tolerance * spread, err_msg=path)
 
 
-def stepped(c, batch):
+def stepped(c, prompts):
     """(state before, after, metrics, judged) of one whole step, compiled as above."""
     state, _, step = setup(c, wide())
     before = jax.tree.map(np.array, state)
-    b = put_batch(batch, joint.ONE)
-    step = step.lower(state, b).compile()
-    after, metrics, judged = step(state, b)
+    p = put_batch(prompts, joint.ONE)
+    step = step.lower(state, p).compile()
+    after, metrics, judged = step(state, p)
     return before, after, {name: float(x) for name, x in metrics.items()}, judged
 
 
@@ -141,8 +142,8 @@ def random_completions(seed=0, branches=2):
 
 
 @pytest.fixture(scope="module")
-def batch():
-    return joint.batch(ROWS)
+def prompts():
+    return joint.prompts_of(CLIPS)
 
 
 @pytest.fixture(scope="module")
@@ -151,17 +152,17 @@ def completions():
 
 
 @pytest.fixture(scope="module")
-def plain(batch, completions):
-    return learner(grpo__relative__kind="none")(batch, completions)
+def plain(prompts, completions):
+    return learner(grpo__relative__kind="none")(prompts, completions)
 
 
 @pytest.fixture(scope="module")
-def rolled(batch):
+def rolled(prompts):
     """What the compiled step says and does."""
-    return stepped(config(), batch)[1:]
+    return stepped(config(), prompts)[1:]
 
 
-def test_a_step_rolls_out_both_videos(batch, rolled):
+def test_a_step_rolls_out_both_videos(prompts, rolled):
     """G completions of V and Gd of V~; none of V~ where a clip has none (the last row); each ends at a stop
     token."""
     after, metrics, judged = rolled
@@ -174,7 +175,7 @@ def test_a_step_rolls_out_both_videos(batch, rolled):
     assert (stop.sum(-1) <= 1).all() and not (stop[..., :-1] & mask[..., 1:]).any()
     np.testing.assert_array_equal(np.isnan(judged.total), ~mask.any(-1))
     assert metrics["completions/mean_length"] == pytest.approx(mask[:, 0].sum(-1).mean())
-    assert metrics["tokens"] == 2 * batch.prompt_valid.sum() + mask.sum()
+    assert metrics["tokens"] == 2 * sum(len(clip.prompt) for clip in CLIPS) + mask.sum()
     assert metrics["reward"] == pytest.approx(np.nanmean(judged.total[:, 0]))
     assert metrics["reward_degraded"] == pytest.approx(np.nanmean(judged.total[:, 1]))
 
@@ -189,99 +190,125 @@ def test_the_first_ratio_is_one(rolled):
     assert metrics["loss"] == pytest.approx(-mean, abs=1e-5)
 
 
-def test_sampling_and_training_see_the_same_probabilities(batch, rolled):
+def filmed():
+    """The prompts about videos that show what V~ shows, frame by frame."""
+    return joint.prompts_of([clip.filmed(clip.source) for clip in CLIPS])
+
+
+def test_sampling_and_training_see_the_same_probabilities(prompts, rolled):
     """Where V~ is V, its likelihoods are those that were sampled from, the temperature included; top-p and
-    top-k shape only what is drawn. Where V~ is another video, the likelihoods differ."""
+    top-k shape only what is drawn. Where V~ is another video, they are those of a film of it."""
     assert 0 < rolled[1]["sampling/logp_difference/max"] < 1e-4
-    same = dataclasses.replace(batch, source=np.tile(np.arange(5, dtype=np.int32), (ROWS, 1)))
+    same = dataclasses.replace(prompts, shows_degraded=prompts.text.shows)
     sampling = dict(grpo__temperature=0.7, grpo__top_p=0.8, grpo__top_k=50)
     state, parts, _ = setup(config(grpo__relative__kind="token", **sampling), wide())
 
-    def gap(state, batch):
-        completions, features = parts.rollout(state, batch)
+    def gaps(state, prompts, film):
+        """Of the tokens on V: as the evidence has them, and from the film."""
+        completions, features = parts.rollout(state, prompts)
         total = jnp.zeros(completions.mask.shape[:3])
-        evidence = parts.evidence(state, batch, completions, total, features)
-        return jnp.where(evidence.mask, jnp.abs(evidence.gap), 0.0).max()
+        evidence = parts.evidence(state, prompts, completions, total, features)
+        tokens, mask, logprobs = (x[:, :1] for x in completions)
+        rows = grpo.UpdateRows(film, tokens, mask, mask)
+        gap = logprobs - parts.logprobs(parts.compute_model(state.params, {}), rows)
+        return jnp.where(evidence.mask, evidence.gap, 0.0), jnp.where(mask, gap, 0.0)[:, 0]
 
-    gap = compiled(gap, state, batch)
-    assert 0 < gap(state, same) < 1e-4 < 0.1 < gap(state, batch)
+    gaps = compiled(gaps, state, prompts, filmed())
+    assert 0 < np.abs(gaps(state, same, prompts)[0]).max() < 1e-4
+    gap, expected = gaps(state, prompts, filmed())
+    assert np.abs(gap).max() > 0.1
+    np.testing.assert_allclose(gap, expected, rtol=0, atol=1e-4)
 
 
-def test_branches_are_the_video_and_its_gather(batch):
-    """With one token to choose from, both branches say what greedy decoding says of V and of V~."""
+def test_branches_are_the_video_and_a_film_of_the_degraded_one(prompts):
+    """With one token to choose from, both branches say what greedy decoding says of these videos."""
     state, parts, _ = setup(config(grpo__top_k=1), wide())
-    completions, features = compiled(parts.rollout, state, batch)(state, batch)
-    greedy = functools.partial(generate, wide(), batch, jax.random.key(0), max_new=LENGTH, eos=EOS)
-    other = gather_slots(features, batch.source)
-    for branch, seen in enumerate((features, other)):
-        expected = greedy(features=seen)
+    completions, _ = compiled(parts.rollout, state, prompts)(state, prompts)
+    greedy = functools.partial(generate, wide(), key=jax.random.key(0), max_new=LENGTH, eos=EOS)
+    for branch, seen in enumerate((prompts, filmed())):
+        expected = greedy(seen)
         rows = slice(None) if branch == 0 else slice(0, -1)  # the last has no V~
         for group in range((GROUPS, DEGRADED)[branch]):
             np.testing.assert_array_equal(completions.tokens[rows, branch, group], expected.tokens[rows, 0])
     assert (completions.tokens[:-1, 0, 0] != completions.tokens[:-1, 1, 0]).any()
 
 
-def test_the_shared_prefix_equals_repeated_prompts(batch, completions, plain):
-    """The gradient of G completions after one prompt is that of G rows with a prompt each."""
+def test_the_degraded_video_costs_no_vision():
+    """Pixels are read as often with V~ as without it."""
+
+    def readings(**fields):
+        state, _, step = setup(config(**fields), joint.model())
+        jaxpr = jax.make_jaxpr(step)(state, joint.prompts(ROWS)).jaxpr
+        products = [eqn for eqn in _equations(jaxpr) if eqn.primitive.name == "dot_general"]
+        pixels = joint.prompts(ROWS).video.pixels.shape[-1]
+        return sum(pixels in (*eqn.invars[0].aval.shape, *eqn.invars[1].aval.shape) for eqn in products)
+
+    plain = readings(grpo__relative__kind="none", grpo__degraded=0)
+    assert readings(grpo__relative__kind="token") == readings(grpo__train_on_degraded=True) == plain
+    # For the rollouts, for the update, and its gradient.
+    assert plain == 3
+    assert readings(optim__freeze=("vision.*",)) == 1
+
+
+def test_completions_of_a_prompt_equal_packed_rows(prompts, completions, plain):
+    """The gradient of G completions after one prompt is that of G packed rows, each of which has the prompt
+    and a completion as its answer."""
     gradient, metrics, judged = plain
-    rows = jax.tree.map(lambda x: np.repeat(x, GROUPS, axis=0), dataclasses.replace(batch, video_end=0))
-    rows = dataclasses.replace(rows, video_end=batch.video_end)
-    tokens, mask = (x[:, 0].reshape(-1, LENGTH) for x in (completions.tokens, completions.mask))
-    advantage = np.asarray(judged.advantages)[:, 0].reshape(-1, 1, 1)
-    place = np.asarray(next_position(rows))[:, None] + np.arange(LENGTH)
-    prompt = rows.prompt.shape[1]
-    positions = np.concatenate([rows.positions[:, :, :prompt], np.repeat(place[:, None], 3, 1)], axis=2)
-    rows = dataclasses.replace(rows, suffix=tokens, positions=positions)
+    tokens, mask = completions.tokens[:, 0], completions.mask[:, 0]
+    rows = [
+        [dataclasses.replace(clip, answer=tokens[b, g][mask[b, g]])]
+        for b, clip in enumerate(CLIPS)
+        for g in range(GROUPS)
+    ]
+    packed = batches.packed(rows, joint.MODEL.vision, **joint.LAYOUT)
+    advantage = np.asarray(judged.advantages)[:, 0].reshape(-1, 1)
 
     def loss(m):
-        hidden = m.hidden(m.encode(rows.frames), rows)
-        logprobs = token_logprobs(hidden.last, hidden.suffix, m.unembed, tokens[:, None], chunk=LENGTH)
+        h = m.hidden(m.encode(packed.video), packed.text, packed.target).target
+        targets = np.take_along_axis(packed.text.tokens, packed.target, axis=1)
+        logprobs = token_logprobs(h[:, None], m.unembed, targets[:, None], chunk=LENGTH)[:, 0]
         ratio = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
-        return -jnp.where(mask[:, None], ratio * advantage, 0.0).sum() / mask.sum()
+        return -jnp.where(packed.target >= 0, ratio * advantage, 0.0).sum() / mask.sum()
 
     value, expected = compiled(jax.value_and_grad(loss), joint.model())(joint.model())
     assert metrics["loss"] == pytest.approx(float(value), abs=1e-5)
     assert_close(gradient, leaves(expected), 1e-4)
 
 
-def test_micro_batches_add_up(batch, completions):
+def test_micro_batches_add_up(prompts, completions):
     """In the update, and in the likelihoods on V~."""
-    whole = learner(grpo__relative__kind="likelihood")(batch, completions)
-    micro = learner(grpo__relative__kind="likelihood", accumulate=4)(batch, completions)
+    whole = learner(grpo__relative__kind="likelihood")(prompts, completions)
+    micro = learner(grpo__relative__kind="likelihood", accumulate=4)(prompts, completions)
     assert_close(micro[0], whole[0], 1e-5)  # float32 sums in another order
     chex.assert_trees_all_close(micro[1], whole[1], rtol=1e-4, atol=1e-6)
     assert whole[1]["rel/logp_gap"] != 0
 
 
-def test_nothing_is_learned_from_equal_rewards(batch, completions):
+def test_nothing_is_learned_from_equal_rewards(prompts, completions):
     same = completions._replace(tokens=np.where(completions.mask, completions.tokens | 64, 0))
-    gradient, metrics, _ = learner(grpo__relative__kind="none")(batch, same)
+    gradient, metrics, _ = learner(grpo__relative__kind="none")(prompts, same)
     assert metrics["frac_reward_zero_std"] == 1.0 and metrics["grad_norm"] == 0.0
     assert not any(x.any() for x in gradient.values())
 
 
-def test_the_degraded_rollouts_are_not_trained_on(batch, completions, plain):
+def test_the_degraded_rollouts_are_not_trained_on(prompts, completions, plain):
     """Other words on V~ change no gradient where the relative reward is none, unless they are trained on."""
     is_degraded = np.arange(2)[:, None, None] == 1
     other = completions._replace(tokens=np.where(is_degraded, completions.tokens ^ 64, completions.tokens))
-    chex.assert_trees_all_equal(learner(grpo__relative__kind="none")(batch, other)[0], plain[0])
+    chex.assert_trees_all_equal(learner(grpo__relative__kind="none")(prompts, other)[0], plain[0])
     learn = learner(grpo__relative__kind="none", grpo__train_on_degraded=True)
-    (both, _, judged), (changed, _, _) = learn(batch, completions), learn(batch, other)
+    (both, _, judged), (changed, _, _) = learn(prompts, completions), learn(prompts, other)
     assert judged.advantages.shape[1] == 2 and not np.isnan(judged.advantages).any()
     assert max(np.abs(both[path] - changed[path]).max() for path in both) > 1e-3
     assert max(np.abs(both[path] - plain[0][path]).max() for path in both) > 1e-3
 
 
-def test_padding_rows_count_for_nothing(batch, completions, plain):
+def test_padding_rows_count_for_nothing(prompts, completions, plain):
     """A batch whose last half is padding gives the gradient and the rewards of its first half."""
     empty = np.arange(ROWS) >= ROWS // 2
-    masked = dataclasses.replace(
-        batch,
-        clip=np.where(empty, -1, batch.clip),
-        prompt_valid=batch.prompt_valid & ~empty[:, None],
-    )
+    masked = joint.prompts_of([*CLIPS[: ROWS // 2], *[None] * (ROWS // 2)])
     quiet = completions._replace(mask=completions.mask & ~empty[:, None, None, None])
-    half = jax.tree.map(lambda x: x[: ROWS // 2], (batch, completions))
+    half = jax.tree.map(lambda x: x[: ROWS // 2], (prompts, completions))
     got = learner(grpo__relative__kind="none")(masked, quiet)
     expected = learner(grpo__relative__kind="none", rows=ROWS // 2, batch=ROWS // 2)(*half)
     assert_close(got[0], expected[0], 1e-5)
@@ -289,15 +316,17 @@ def test_padding_rows_count_for_nothing(batch, completions, plain):
         assert got[1][name] == pytest.approx(expected[1][name], abs=1e-6), name
 
 
-def test_a_second_iteration_clips(batch, completions):
+def test_a_second_iteration_clips(prompts, completions):
     """Two updates on the same rollouts are two steps of gradient descent on the clipped loss, the second
     with the ratio to the first forward."""
     c = config(grpo__num_iterations=2, grpo__relative__kind="none")
-    twice, metrics, judged = learner(grpo__num_iterations=2, grpo__relative__kind="none")(batch, completions)
+    twice, metrics, judged = learner(grpo__num_iterations=2, grpo__relative__kind="none")(
+        prompts, completions
+    )
     assert metrics["clip_ratio/region_mean"] > 0.05
     state, parts, _ = setup(c, joint.model())
     rows = grpo.UpdateRows(
-        batch, completions.tokens[:, :1], completions.mask[:, :1], judged.advantages[..., None]
+        prompts, completions.tokens[:, :1], completions.mask[:, :1], judged.advantages[..., None]
     )
 
     def loss(params, old):
@@ -314,16 +343,16 @@ def test_a_second_iteration_clips(batch, completions):
     assert_close(twice, jax.tree.map(jnp.add, first, second), 1e-3)
 
 
-def test_a_reference_stays(batch, completions):
+def test_a_reference_stays(prompts, completions):
     """The first policy is its reference, so the KL begins at 0; the policy moves away and the reference
     does not."""
     state, parts, _ = setup(config(grpo__beta=0.1, grpo__relative__kind="none"), joint.model())
 
-    def step(state, batch, completions):
-        features = parts.compute_model(state.params, {}).encode(batch.frames)
-        return parts.judge_and_update(state, batch, completions, features, {})
+    def step(state, prompts, completions):
+        features = parts.compute_model(state.params, {}).encode(prompts.video)
+        return parts.judge_and_update(state, prompts, completions, features, {})
 
-    after, metrics, _ = compiled(step, state, batch, completions)(state, batch, completions)
+    after, metrics, _ = compiled(step, state, prompts, completions)(state, prompts, completions)
     chex.assert_trees_all_equal(after.reference, state.params)
     assert any(np.any(x != state.params[path]) for path, x in after.params.items())
     assert metrics["kl"] == pytest.approx(0, abs=1e-9)
@@ -331,28 +360,28 @@ def test_a_reference_stays(batch, completions):
     assert not setup(config(), joint.model())[0].reference
 
 
-def test_rewards_on_the_host(batch, rolled):
+def test_rewards_on_the_host(prompts, rolled):
     """They make the same step as on the device. If one fails, even one that weighs nothing, the update is
     skipped and counted."""
     judge = HostJudge()
     state, _, step = setup(config(), wide(), judge=judge)
-    after, _, judged = step(state, put_batch(batch, joint.ONE))
+    after, _, judged = step(state, put_batch(prompts, joint.ONE))
     np.testing.assert_array_equal(judged.completions.tokens, rolled[2].completions.tokens)
     # Compiled in two parts and with XLA's optimizations.
     chex.assert_trees_all_close(after.params, rolled[0].params, atol=1e-4)
     before = jax.tree.map(np.array, after.params)
     for count, name in enumerate(("small", "logged"), start=1):
         judge.failing = {name}
-        after, metrics, judged = step(after, put_batch(batch, joint.ONE))
+        after, metrics, judged = step(after, put_batch(prompts, joint.ONE))
         assert metrics["nonfinite"] == 1 and int(after.skipped) == count and int(after.step) == 1 + count
         chex.assert_trees_all_equal(jax.tree.map(np.array, after.params), before)
-        np.testing.assert_array_equal(judged.clip, batch.clip)
+        np.testing.assert_array_equal(judged.clip, prompts.clip)
 
 
 def test_text_alone():
     """Clips without a video have no V~, whatever the kind: nothing is rolled out on it, and they train."""
-    text = tiny.batch([tiny.Row(before=b) for b in range(2, 2 + ROWS)], suffix=LENGTH)
-    before, after, metrics, judged = stepped(config(), text)
+    clips = batches.contents([batches.Clip(before=n) for n in range(ROWS)])
+    before, after, metrics, judged = stepped(config(), batches.prompts(clips, joint.MODEL.vision))
     mask = np.asarray(judged.completions.mask)
     assert mask[:, 0, :, 0].all() and not mask[:, 1].any()
     assert metrics["rel/clips"] == metrics["nonfinite"] == 0 and metrics["reward_std"] > 0
@@ -360,29 +389,29 @@ def test_text_alone():
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
-def test_devices_agree(batch, completions, plain, sizes):
+def test_devices_agree(prompts, completions, plain, sizes):
     """The same gradient on one device and on eight, for given completions."""
     mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
-    gradient, metrics, _ = learner(mesh=mesh, grpo__relative__kind="none")(batch, completions)
+    gradient, metrics, _ = learner(mesh=mesh, grpo__relative__kind="none")(prompts, completions)
     assert_close(gradient, plain[0], 1e-5)
     assert metrics["loss"] == pytest.approx(plain[1]["loss"], abs=1e-5)
 
 
-def test_logits_of_all_completions_never_exist(batch):
+def test_logits_of_all_completions_never_exist(prompts):
     """With a chunk of one token, no array that ends in the vocabulary holds more than one token of each."""
     state, _, step = setup(config(loss__chunk=1), joint.model())
-    jaxpr = jax.make_jaxpr(step)(state, batch)
-    shapes = {out.aval.shape for out in _outputs(jaxpr.jaxpr)}
+    jaxpr = jax.make_jaxpr(step)(state, prompts)
+    shapes = {out.aval.shape for eqn in _equations(jaxpr.jaxpr) for out in eqn.outvars}
     vocabulary = joint.MODEL.decoder.vocab
     scores = [shape for shape in shapes if shape and shape[-1] == vocabulary and len(shape) > 2]
     assert scores and max(int(np.prod(shape)) for shape in scores) <= 2 * ROWS * GROUPS * vocabulary
 
 
-def _outputs(jaxpr):
+def _equations(jaxpr):
     for eqn in jaxpr.eqns:
-        yield from eqn.outvars
+        yield eqn
         for part in inner_jaxprs(eqn):
-            yield from _outputs(part)
+            yield from _equations(part)
 
 
 def test_tokens_that_spell_a_keyword():

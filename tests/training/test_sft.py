@@ -13,10 +13,11 @@ import numpy as np
 import optax
 import pytest
 
-from tests import joint, tiny
+from tests import batches, joint, tiny
 from vpjax.hlo import flops
+from vpjax.models import vision
 from vpjax.models.sharding import put_batch
-from vpjax.models.vlm import gather_slots, leaves, rebuild
+from vpjax.models.vlm import leaves, rebuild
 from vpjax.training import sft
 
 pytestmark = pytest.mark.slow
@@ -25,6 +26,8 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 2e-6
 DESCENT = optax.sgd(1.0, momentum=0.9)  # its first update is the gradient
 WIDTH, E = joint.MODEL.decoder.hidden, 16
+CLIPS = joint.contents(16)
+ROWS = [CLIPS[n : n + 2] for n in range(0, 16, 2)]
 
 
 @functools.cache
@@ -41,33 +44,38 @@ def base():
     return joint.take(*step())
 
 
-def changed(**fields):
-    """The same from a state or a batch with other fields; ``params`` are those that differ."""
-    state, compiled, batch = step()
-    params = state.params | fields.pop("params", {})
-    batch_fields = {name: fields.pop(name) for name in list(fields) if hasattr(batch, name)}
-    batch = put_batch(dataclasses.replace(joint.batch(), **batch_fields), joint.ONE)
-    return joint.take(dataclasses.replace(state, params=params, **fields), compiled, batch)
+def changed(batch=None, params=(), **fields):
+    """The same on another batch, or from a state with other fields; ``params`` are those that differ."""
+    state, compiled, given = step()
+    if batch is not None:
+        given = put_batch(batch, joint.ONE)
+    state = dataclasses.replace(state, params=state.params | dict(params), **fields)
+    return joint.take(state, compiled, given)
 
 
 def gradient(before, after):
     return {path: before.params[path] - after.params[path] for path in before.params}
 
 
+def read_tokens(batch):
+    """The ids of the text that the decoder reads."""
+    return set(batch.text.tokens[(batch.text.segment > 0) & (batch.text.shows < 0)].tolist())
+
+
 def test_loss_is_the_formula():
-    """Means, windows, rivals and heads in loops over NumPy arrays, from the model's hidden states alone."""
+    """Means, windows, rivals and heads in loops over clips in NumPy, from the model's hidden states alone."""
     before, _, metrics = base()
     batch, params = joint.batch(), before.params
 
     @jax.jit
     def forward(model):
-        features = model.encode(batch.frames)
-        degraded = model.visual_hidden(gather_slots(features, batch.source), batch, layers=2)
-        return model.hidden(features, batch, tap=2), degraded
+        features = model.encode(batch.video)
+        text = model.states_after(features, batch.text, layers=2)
+        degraded = model.states_after(features, batch.degraded, layers=2)
+        last = model.states_after(features, batch.text, layers=joint.LAYERS)
+        return text, degraded, model.decoder.norm(last)
 
-    hidden, degraded_tap = jax.tree.map(np.array, forward(rebuild(joint.model(), params)))
-    states = hidden.tap, degraded_tap
-    tokens_per_slot = states[0].shape[1] // batch.slots.shape[-1]
+    text_RTD, degraded_RTD, last_RTD = map(np.array, forward(rebuild(joint.model(), params)))
 
     def unit(x):
         return x / np.linalg.norm(x)
@@ -77,50 +85,46 @@ def test_loss_is_the_formula():
         h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
         return unit(h @ params[f"heads.{side}.1.kernel"] + params[f"heads.{side}.1.bias"])
 
-    def pooled(stream, b, slots):
-        tokens = [s * tokens_per_slot + i for s in slots for i in range(tokens_per_slot)]
-        return head("visual", states[stream][b, tokens].mean(axis=0))
+    keywords, answers = [], []  # (clip, lemma, e, z, z~, those of the windows); -log p
+    for r, row in enumerate(ROWS):
+        token = token_degraded = 0
+        for clip in row:
+            if clip.has_degraded:
+                visual, slots = np.flatnonzero(clip.shows >= 0), len(clip.source)
+                v_SMD = text_RTD[r, token + visual].reshape(slots, -1, WIDTH)
+                degraded_SMD = degraded_RTD[r, token_degraded + visual].reshape(slots, -1, WIDTH)
+                token_degraded += visual[-1] + 1
+                for ids, lemma, marked in zip(clip.keywords, clip.lemma, clip.marked, strict=True):
+                    e = head("text", np.mean([params["decoder.embed"][t] for t in ids if t >= 0], axis=0))
+                    pooled = [head("visual", x[marked].mean((0, 1))) for x in (v_SMD, degraded_SMD)]
+                    length = marked.sum()
+                    runs = [range(i, i + length) for i in range(0, slots - length + 1, length)]
+                    runs = [run for run in runs if not clip.marked[:, run].any()]
+                    elsewhere = [head("visual", v_SMD[run].mean((0, 1))) for run in runs]
+                    keywords.append((clip.number, lemma, e, *pooled, elsewhere))
+            for c, target in enumerate(clip.answer):
+                before_target = last_RTD[r, token + len(clip.prompt) + c - 1].astype(np.float64)
+                logits = params["decoder.lm_head"] @ before_target
+                answers.append(np.log(np.exp(logits).sum()) - logits[target])
+            token += len(clip.prompt) + len(clip.answer)
+    assert len(keywords) == metrics["contrast/keywords"] == 12
+    assert sum(len(elsewhere) for *_, elsewhere in keywords) > 12
 
-    slots_of = {
-        (b, j): np.flatnonzero(m) for b, row in enumerate(batch.slots) for j, m in enumerate(row) if m.any()
-    }
-    assert len(slots_of) == metrics["contrast/keywords"] == 11
-    embeddings = {at: [params["decoder.embed"][t] for t in batch.keywords[at] if t >= 0] for at in slots_of}
-    text = {at: head("text", np.mean(tokens, axis=0)) for at, tokens in embeddings.items()}
-    total = clean = degraded = retrieved = windows = 0.0
-    for (b, j), slots in slots_of.items():
-        z, e = pooled(0, b, slots), text[b, j]
-        others = [
-            z @ text[other] for other in slots_of if other[0] != b and batch.lemma[other] != batch.lemma[b, j]
-        ]
-        marked = set(np.flatnonzero(batch.slots[b].any(0)))
-        runs = [
-            range(i, i + len(slots)) for i in range(0, batch.slot_valid[b].sum() - len(slots) + 1, len(slots))
-        ]
-        elsewhere = [pooled(0, b, run) @ e for run in runs if not marked & set(run)]
-        windows += len(elsewhere)
-        scores = np.array([z @ e, pooled(1, b, slots) @ e, *others, *elsewhere])
+    total = clean = degraded = retrieved = 0.0
+    for number, lemma, e, z, z_degraded, elsewhere in keywords:
+        rivals = [z @ other[2] for other in keywords if other[0] != number and other[1] != lemma]
+        scores = np.array([z @ e, z_degraded @ e, *rivals, *(window @ e for window in elsewhere)])
         total += np.log(np.exp(scores / 0.07).sum()) - scores[0] / 0.07
-        clean, degraded, retrieved = (
-            clean + scores[0],
-            degraded + scores[1],
-            retrieved + (z @ e > max(others)),
-        )
-    assert windows > 11
-
-    logits = np.concatenate([hidden.last[:, None], hidden.suffix[:, 0, :-1]], axis=1)
-    logits = logits.astype(np.float64) @ params["decoder.lm_head"].T
-    chosen = np.take_along_axis(logits, batch.suffix[..., None], axis=-1)[..., 0]
-    lm = -(chosen - np.log(np.exp(logits).sum(-1)))[batch.target].mean()
-
+        clean, degraded = clean + scores[0], degraded + scores[1]
+        retrieved += scores[0] > max(rivals)
     expected = {
-        "loss": lm + 0.1 * total / 11,
-        "loss/lm": lm,
-        "loss/contrast": total / 11,
-        "contrast/clean": clean / 11,
-        "contrast/degraded": degraded / 11,
-        "contrast/gap": (clean - degraded) / 11,
-        "contrast/retrieval@1": retrieved / 11,
+        "loss": np.mean(answers) + 0.1 * total / 12,
+        "loss/lm": np.mean(answers),
+        "loss/contrast": total / 12,
+        "contrast/clean": clean / 12,
+        "contrast/degraded": degraded / 12,
+        "contrast/gap": (clean - degraded) / 12,
+        "contrast/retrieval@1": retrieved / 12,
         "contrast/tau": 0.07,
         "contrast/lambda": 0.1,
     }
@@ -128,15 +132,18 @@ def test_loss_is_the_formula():
     assert metrics == pytest.approx(metrics | expected, rel=0, abs=1e-5)
     norm = np.sqrt(sum(np.square(g.astype(np.float64)).sum() for g in gradient(*base()[:2]).values()))
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
-    assert metrics["tokens"] == batch.prompt_valid.sum() + batch.target.sum()
+    assert metrics["tokens"] == sum(len(clip.prompt) + len(clip.answer) for clip in CLIPS)
 
 
-def test_accumulation_is_exact():
-    """Rows have 1 to 6 targets and 0 to 2 keywords, so means of micro-batches' means would differ."""
+@pytest.mark.parametrize(("accumulate", "remat", "chunk"), [(2, True, vision.CHUNK), (4, False, 18)])
+def test_memory_options_are_exact(accumulate, remat, chunk, monkeypatch):
+    """Micro-batches, layers that are computed again, and a tower that sees two blocks or one bin at a time.
+    Rows differ in targets and keywords, so means of micro-batches' means would differ."""
     batch = joint.batch()
-    for values in (batch.target.sum(1), batch.slots.any(-1).sum(1)):
-        assert len({values[i::4].sum() for i in range(4)}) > 1
-    before, after, metrics = joint.take(*step(accumulate=4))
+    for values in ((batch.target >= 0).sum(1), (batch.lemma >= 0).sum(1)):
+        assert len({values[i::accumulate].sum() for i in range(accumulate)}) > 1
+    monkeypatch.setattr(vision, "CHUNK", chunk)
+    before, after, metrics = joint.take(*step(accumulate=accumulate, remat=remat))
     assert metrics == pytest.approx(base()[2], rel=1e-5, abs=TOLERANCE)
     expected = gradient(*base()[:2])
     for path, ours in gradient(before, after).items():
@@ -144,52 +151,109 @@ def test_accumulation_is_exact():
         np.testing.assert_allclose(ours, expected[path], rtol=0, atol=TOLERANCE * scale, err_msg=path)
 
 
+def test_the_loss_of_each_data_set():
+    """Their means weighted by tokens are the whole loss; NaN stands for a data set of which the batch has
+    nothing, in no micro-batch alone."""
+    names = ("events", "general", "empty")
+    config = joint.config(accumulate=2, contrast__weight=0.0)
+    with config.unlocked(), config.ignore_type():
+        config.data.train = tuple(dict(file=f"{name}.jsonl") for name in names)
+    rows = [[dataclasses.replace(clip, data_set=clip.number % 3 == 0) for clip in row] for row in ROWS]
+    _, _, metrics = joint.run(config, joint.packed(rows), tx=DESCENT)
+    assert metrics["nonfinite"] == 0 and np.isnan(metrics["loss/lm/empty"])
+
+    def loss_of(kept):
+        """From the step of one data set, with the other targets left out."""
+        batch = joint.packed(rows)
+        target = np.where(np.isin(batch.origin, kept), batch.target, -1)
+        return changed(dataclasses.replace(batch, target=target, origin=np.where(target < 0, -1, 0)))[2]
+
+    tokens = [sum(len(clip.answer) for row in rows for clip in row if clip.data_set == n) for n in (0, 1)]
+    mean = np.average([metrics[f"loss/lm/{name}"] for name in names[:2]], weights=tokens)
+    assert metrics["loss/lm"] == pytest.approx(mean, rel=1e-6)
+    for number, name in enumerate(names[:2]):
+        assert metrics[f"loss/lm/{name}"] == pytest.approx(loss_of([number])["loss/lm"], rel=1e-6)
+    assert metrics["loss/lm"] == pytest.approx(base()[2]["loss/lm"], rel=1e-6)
+    assert not any(name.startswith("loss/lm/") for name in base()[2])
+
+
 def test_contrast_does_not_see_the_answer():
     """Other answers change nothing; and of the tokens, only those before the video have a gradient."""
-    batch = joint.batch()
-    _, _, metrics = changed(suffix=(batch.suffix + 7) % tiny.TEXT_IDS)
+    batch, answers = joint.batch(), joint.batch()
+    for tokens, target in zip(answers.text.tokens, answers.target, strict=True):
+        tokens[target[target >= 0]] = (tokens[target[target >= 0]] + 7) % tiny.TEXT_IDS
+    _, _, metrics = changed(answers)
     assert metrics["loss/lm"] != base()[2]["loss/lm"]
     for name in ("loss/contrast", "contrast/clean", "contrast/degraded"):
         assert metrics[name] == base()[2][name], name
 
-    before, after, _ = changed(target=np.zeros_like(batch.target))  # leaves the contrast alone
+    no_target = np.full_like(batch.target, -1)  # leaves the contrast alone
+    before, after, _ = changed(dataclasses.replace(batch, target=no_target, origin=no_target))
     moved = np.flatnonzero(np.abs(gradient(before, after)["decoder.embed"]).max(axis=1))
-    rows = np.flatnonzero(batch.slots.any(axis=(1, 2)))
-    before_video = {int(token) for b in rows for token in batch.prompt[b, : batch.visual[b, 0]]}
+    shown = [clip for clip in CLIPS if clip.has_degraded and len(clip.marked)]
+    before_video = {int(t) for clip in shown for t in clip.prompt[: (clip.shows >= 0).argmax()]}
     assert set(moved.tolist()) == before_video
 
 
-def test_keywords_give_no_gradient_to_embeddings():
+def test_neither_keywords_nor_padding_give_a_gradient_to_embeddings():
     batch = joint.batch()
-    read = set(batch.prompt.ravel()) | set(batch.suffix.ravel())
+    read = read_tokens(batch)
     assert not set(batch.keywords[batch.keywords >= 0]) <= read
+    assert not set(batch.text.tokens[batch.text.segment == 0].tolist()) <= read
     moved = gradient(*base()[:2])
     assert set(np.flatnonzero(np.abs(moved["decoder.embed"]).max(axis=1))) <= read
     assert all(np.any(moved[path]) for path in moved if path.startswith("heads.text"))
 
 
-@pytest.mark.parametrize("without", ["keywords", "degraded video"])
-def test_rows_without_a_degraded_video_are_masked(without):
+def without_slots(clip):
+    return dataclasses.replace(clip, marked=np.zeros_like(clip.marked))
+
+
+def without_degraded(clip):
+    return dataclasses.replace(clip, source=np.arange(len(clip.source), dtype=np.int32))
+
+
+@pytest.mark.parametrize("change", [without_slots, without_degraded])
+def test_clips_without_a_degraded_video_are_masked(change):
     """Nothing left: the contrast is 0, and its heads have a gradient of 0, not NaN."""
-    if without == "keywords":
-        before, after, metrics = changed(slots=np.zeros_like(joint.batch().slots))
-    else:
-        before, after, metrics = changed(source=np.tile(np.arange(5, dtype=np.int32), (8, 1)))
+    before, after, metrics = changed(joint.packed([[change(clip) for clip in row] for row in ROWS]))
     assert metrics["nonfinite"] == metrics["loss/contrast"] == metrics["contrast/keywords"] == 0
     assert metrics["loss"] == metrics["loss/lm"] == base()[2]["loss/lm"]
     for path, x in gradient(before, after).items():
         assert np.any(x) != path.startswith(sft.HEADS_PREFIX), path
 
 
-def test_a_batch_of_text_alone():
-    batch = tiny.batch([tiny.Row(before=n) for n in (3, 5, 4, 4)], suffix=6)
-    slots = np.zeros((4, 2, 0), bool)
-    batch = dataclasses.replace(
-        batch, slots=slots, keywords=np.full((4, 2, 3), -1), lemma=np.full((4, 2), -1)
-    )
-    _, after, metrics = joint.run(joint.config(), batch, tx=DESCENT)
-    assert metrics["nonfinite"] == metrics["loss/contrast"] == metrics["contrast/keywords"] == 0
-    assert metrics["loss"] == metrics["loss/lm"] > 0
+def test_videos_without_keywords():
+    """Of a run in which no clip has any: rows have no room for them."""
+    clips = [dataclasses.replace(clip, marked=np.zeros((0, len(clip.source)), bool)) for clip in CLIPS]
+    clips = [
+        without_degraded(dataclasses.replace(c, keywords=c.keywords[:0], lemma=c.lemma[:0])) for c in clips
+    ]
+    batch = joint.packed([clips[n : n + 2] for n in range(0, 16, 2)])
+    shorter = {name: getattr(batch, name)[:, :0] for name in ("keywords", "lemma", "owner", "slots")}
+    empty = dict(has_degraded=batch.has_degraded[:, :0], windows=batch.windows[:, :0])
+    batch = dataclasses.replace(batch, **shorter, **empty)
+    state, step = joint.setup(joint.config(), tx=DESCENT)
+    _, metrics = jax.eval_shape(step, state, batch)
+    assert set(metrics) == set(base()[2])
+
+
+def test_text_alone():
+    """In a run with videos, and in a run without any, whose rows have no units."""
+    clips = batches.contents([batches.Clip(before=1 + n, answer=3) for n in range(8)])
+    clips = [dataclasses.replace(clip, keywords=np.zeros((0, 3), np.int32)) for clip in clips]
+    rows = [[clip] for clip in clips]
+    bare = batches.packed(rows, joint.MODEL.vision)
+    assert bare.video.count == bare.slots.shape[-1] == bare.windows.shape[1] == 0
+    results = changed(joint.packed(rows)), joint.run(joint.config(), bare, tx=DESCENT)
+    for _, _, metrics in results:
+        assert metrics["nonfinite"] == metrics["loss/contrast"] == metrics["contrast/keywords"] == 0
+        assert metrics["loss"] == metrics["loss/lm"] > 0
+    (_, padded, metrics), (_, after, expected) = results
+    assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+    for path, x in after.params.items():
+        np.testing.assert_allclose(padded.params[path], x, rtol=0, atol=TOLERANCE, err_msg=path)
+        assert np.any(x != base()[0].params[path]) == path.startswith("decoder."), path
 
 
 def step_flops(**fields):
@@ -205,13 +269,13 @@ def layer_flops(tokens):
 
 
 def test_degraded_video_costs_the_lower_layers_only():
-    """Through layer l, up to the last visual token, forward and backward (twice that): to the operation."""
+    """Its tokens go through l layers, forward and backward (twice that): to the operation."""
     batch = joint.batch()
     rows, keywords, slots = batch.slots.shape
-    end = batch.video_end
-    assert end < batch.prompt.shape[1]
+    tokens = batch.degraded.tokens.shape[1]
+    assert tokens < batch.text.tokens.shape[1]
     extra = step_flops(contrast__negatives=("batch", "degraded")) - step_flops(contrast__negatives=("batch",))
-    stream = 3 * rows * 2 * layer_flops(end)
+    stream = 3 * rows * 2 * layer_flops(tokens)
     head = 3 * rows * keywords * 2 * (WIDTH * E + E * E)
     pooling = 2 * rows * keywords * slots * 2 * WIDTH
     assert extra == stream + head + pooling
@@ -225,15 +289,16 @@ def test_no_weight_no_contrast():
 
     def loss(params):
         m = rebuild(model, params)
-        hidden = m.hidden(m.encode(batch.frames), batch)
-        return sft.token_logprobs(hidden.last, hidden.suffix, m.unembed, batch.suffix[:, None], chunk=8).sum()
+        hidden = m.hidden(m.encode(batch.video), batch.text, batch.target)
+        targets = np.take_along_axis(batch.text.tokens, batch.target, axis=1)
+        return sft.token_logprobs(hidden.target[:, None], m.unembed, targets[:, None], chunk=12).sum()
 
     assert flops(step.trace(state, batch).jaxpr) == flops(jax.make_jaxpr(jax.grad(loss))(state.params).jaxpr)
     assert not any(path.startswith(sft.HEADS_PREFIX) for path in state.params)
     assert "loss/contrast" not in jax.eval_shape(step, state, batch)[1]
 
 
-def test_frozen_parts_have_no_backward_and_no_slots_and_do_not_change():
+def test_frozen_parts_have_no_backward_and_no_moments_and_do_not_change():
     freeze = ("vision.*", "decoder.embed")
     config = joint.config(optim__freeze=freeze)
     before, after, metrics = joint.run(config, joint.batch(), tx=DESCENT)
@@ -250,12 +315,9 @@ def test_frozen_parts_have_no_backward_and_no_slots_and_do_not_change():
     assert metrics["nonfinite"] == 0
 
     batch = joint.batch()
-    vision = flops(
-        jax.make_jaxpr(lambda model, frames: model.encode(frames))(joint.model(), batch.frames).jaxpr
-    )
-    pixels = batch.frames.shape[1] // 2 * np.prod(batch.frames.shape[2:4]) // 14**2 * 14**2 * 6 * 16
-    first = 2 * len(batch.frames) * int(pixels)  # pixels need no gradient
-    assert step_flops() - step_flops(optim__freeze=freeze) == 2 * vision - first
+    encode = jax.make_jaxpr(lambda model, units: model.encode(units).tokens)(joint.model(), batch.video)
+    first = 2 * batch.video.pixels.size * joint.MODEL.vision.hidden  # pixels need no gradient
+    assert step_flops() - step_flops(optim__freeze=freeze) == 2 * flops(encode.jaxpr) - first
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
@@ -300,9 +362,9 @@ def test_the_warm_up_of_the_contrast():
 
 def test_memory_does_not_hold_all_logits():
     """Of the compiled step; nor is any array as large among those that it computes."""
-    shapes = dataclasses.replace(joint.MODEL, decoder=dataclasses.replace(joint.MODEL.decoder, vocab=32768))
-    batch = joint.batch(suffix=96)
-    logits = batch.suffix.size * 32768
+    shapes = dataclasses.replace(joint.MODEL, decoder=dataclasses.replace(joint.MODEL.decoder, vocab=65536))
+    batch = joint.batch(answer=96)
+    logits = batch.target.size * 65536
 
     def traced(chunk):
         config = joint.config(loss__chunk=chunk, contrast__weight=0.0)
@@ -313,4 +375,4 @@ def test_memory_does_not_hold_all_logits():
     held = chunked.lower().compile().memory_analysis().temp_size_in_bytes
     assert held < 4 * logits / 2
     assert joint.largest(chunked.jaxpr) < logits / 4
-    assert joint.largest(traced(chunk=96).jaxpr) >= logits
+    assert joint.largest(traced(chunk=batch.target.shape[1]).jaxpr) >= logits

@@ -99,14 +99,15 @@ def contrastive(
     these R * Q keywords. pool: the keywords of the whole batch. Those of other clips with another lemma are
     the candidates of retrieval@1 and, if ``in_batch``, negatives.
     """
-    rows, keywords = z_RQE.shape[:2]
-    z = z_RQE.reshape(rows * keywords, -1).astype(jnp.float32)
-    e = own.e.reshape(rows * keywords, -1).astype(jnp.float32)
+    rows, keywords, width = z_RQE.shape
+    # Shapes are written out: without keywords there is nothing to infer them from.
+    z = z_RQE.reshape(rows * keywords, width).astype(jnp.float32)
+    e = own.e.astype(jnp.float32)
     positive = (z * e).sum(-1)
     is_other = (own.clip[:, None] != pool.clip) & (own.lemma[:, None] != pool.lemma) & pool.valid
     others = z @ pool.e.T
     best = jnp.where(is_other, others, -jnp.inf).max(axis=1, initial=-jnp.inf)
-    always = jnp.ones_like(is_other[:, :1])
+    always = jnp.ones((rows * keywords, 1), bool)
     scores, exists = [positive[:, None], others], [always, is_other & in_batch]
     degraded = jnp.zeros_like(positive)
     if degraded_RQE is not None:
@@ -114,10 +115,10 @@ def contrastive(
         scores.append(degraded[:, None])
         exists.append(always)
     if windows_RYE is not None and window_of_RY is not None:
-        of_row = jnp.einsum("rqe,rye->rqy", e.reshape(rows, keywords, -1), windows_RYE)
+        of_row = jnp.einsum("rqe,rye->rqy", e.reshape(z_RQE.shape), windows_RYE)
         is_own = jnp.arange(keywords)[:, None] == window_of_RY[:, None]
-        scores.append(of_row.reshape(rows * keywords, -1))
-        exists.append(is_own.reshape(rows * keywords, -1))
+        scores.append(of_row.reshape(rows * keywords, of_row.shape[2]))
+        exists.append(is_own.reshape(rows * keywords, of_row.shape[2]))
     # Masked after the division: otherwise the gradient of tau would be 0 * inf.
     logits = jnp.where(jnp.concatenate(exists, axis=1), jnp.concatenate(scores, axis=1) / tau, -jnp.inf)
     loss = jax.nn.logsumexp(logits, axis=1) - positive / tau

@@ -91,7 +91,8 @@ def batch_keywords(model: VideoLM, heads: dict[str, Array], batch: Batch, config
     """The keywords of a batch, flat."""
     e = project(heads, "text", embed_keywords(model, batch))
     valid = valid_keywords(batch, config)
-    return Keywords(e.reshape(-1, e.shape[-1]), batch.lemma.ravel(), batch.owner.ravel(), valid.ravel())
+    lemma, owner = batch.lemma.ravel(), batch.owner.ravel()
+    return Keywords(e.reshape(valid.size, e.shape[2]), lemma, owner, valid.ravel())
 
 
 def summed_losses(
