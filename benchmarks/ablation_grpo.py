@@ -51,7 +51,7 @@ from vpjax.training import grpo, run_config
 from vpjax.training.relative import NEEDS
 from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
 from vpjax.training.state import create_state
-from vpjax.types import Clip
+from vpjax.types import Clip, Prompts
 
 START, PLAIN = "SFT, where all start", "GRPO"
 # Each row and the config fields by which it differs.
@@ -102,7 +102,7 @@ def run(
     per step."""
     mesh, model = make_mesh(config.mesh), abstract_model(model_config)
     maker, index = make_batch_maker(
-        clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch
+        clips, text, model_config, config.data, packed=False, seed=config.seed, batch_size=config.batch
     )
     loader = Loader(maker, index)
     params = initial_params(config, model_config, mesh)
@@ -112,7 +112,9 @@ def run(
     times = []
     history = []
     for _ in range(steps):
-        state, metrics, _ = step(state, put_batch(judge.with_references(next(loader)), mesh))
+        prompts = next(loader)
+        assert isinstance(prompts, Prompts)  # not packed
+        state, metrics, _ = step(state, put_batch(judge.with_references(prompts), mesh))
         history.append({name: float(x) for name, x in metrics.items()})
         times.append(time.perf_counter())
     loader.close()

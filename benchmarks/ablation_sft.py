@@ -40,8 +40,9 @@ from benchmarks.timing import environment, publish
 from vpjax.building import scorers
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.pipeline import Loader, make_batch_maker
+from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
-from vpjax.data.video import Sampling, read_frames
+from vpjax.data.video import read_frames
 from vpjax.evaluation.benchmarks import read_benchmark
 from vpjax.evaluation.run import Request, evaluate_model
 from vpjax.models.sharding import make_mesh, put_batch
@@ -91,7 +92,7 @@ def find_key_frames(
     found = []
     overlaps = []
     for clip in tqdm(clips, "key frames", unit="clip"):
-        video = read_frames(clip.video, sampling, min_pixels=1, max_pixels=56 * 56)
+        video = read_frames(clip.video, sampling)
         keywords = []
         for keyword in clip.keywords:
             spans, _ = scorers.key_runs(scorer(video, clip, keyword), video.times)
@@ -119,7 +120,7 @@ def train(
     """The trained model, the seconds per step and how many steps were skipped."""
     mesh = make_mesh(config.mesh)
     maker, index = make_batch_maker(
-        clips, text, model_config, config.data, seed=config.seed, batch_size=config.batch
+        clips, text, model_config, config.data, packed=True, seed=config.seed, batch_size=config.batch
     )
     loader = Loader(maker, index)
     params = initial_params(config, model_config, mesh)
@@ -161,7 +162,7 @@ def main() -> None:
                 scorer: scorers.Scorer = scorers.motion_scorer
                 if FOUND_BY[name] == "self":
                     scorer = self_scorer(plain_model(seed), text)
-                sampling = Sampling(config.data.frames)
+                sampling = Sampling(config.data.frames, min_pixels=1, max_pixels=56 * 56)
                 train_clips, record["overlap"] = find_key_frames(scorer, clips, sampling)
             model, costs = train(configure(ROWS[name], seed, arguments), train_clips, model_config, text)
             if name == PLAIN:

@@ -29,28 +29,23 @@ from benchmarks.sft_step import (
     write_model,
 )
 from benchmarks.timing import environment, medians, publish
-from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.collate import single_prompt
+from vpjax.data.video import Video
 from vpjax.models.generate import generate
 from vpjax.models.hf import load_pretrained
 from vpjax.models.vlm import VideoLM
-from vpjax.types import Batch
+from vpjax.types import Prompts
 
 COMPARED = (1, 8)  # completions of a prompt, for vpjax and transformers
 GROUPS = (1, 2, 4, 8, 16)  # the same, for vpjax alone
 
 
-def make_batch(model: VideoLM) -> Batch:
-    prompt, video = random_prompt(np.random.default_rng(0), FRAMES, QUESTION)
-    row = prompt_row(prompt, video, model.config)
-    return collate([row], bucket_of([row]), model.config)
-
-
-def jax_run(model: VideoLM, batch: Batch, groups: int, new: int) -> Callable[[], object]:
+def jax_run(model: VideoLM, prompts: Prompts, groups: int, new: int) -> Callable[[], object]:
     temperature = 0.0 if groups == 1 else 1.0
 
     def run() -> object:
         out = generate(
-            model, batch, jax.random.key(0), max_new=new, eos=(), groups=groups, temperature=temperature
+            model, prompts, jax.random.key(0), max_new=new, eos=(), groups=groups, temperature=temperature
         )
         return jax.block_until_ready(out)
 
@@ -70,13 +65,13 @@ def torch_run(torch_model: Any, inputs: dict[str, Any], groups: int, new: int) -
     return run
 
 
-def torch_inputs(model: VideoLM, batch: Batch) -> dict[str, Any]:
-    """A batch as the arguments of transformers' ``generate``."""
-    ids = torch.tensor(np.asarray(batch.prompt)).long()
+def torch_inputs(model: VideoLM, prompts: Prompts, video: Video) -> dict[str, Any]:
+    """A prompt with its video as the arguments of transformers' ``generate``."""
+    ids = torch.tensor(np.asarray(prompts.text.tokens)).long()
     return dict(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        **torch_videos(model.config.vision, np.asarray(batch.frames)),
+        **torch_videos(model.config.vision, [video]),
         mm_token_type_ids=2 * (ids == VIDEO).long(),
     )
 
@@ -93,12 +88,13 @@ def main() -> None:
         torch_model = write_model(folder, args.layers).eval()
         model = load_pretrained(folder)
     torch_model.generation_config.eos_token_id = None
-    batch = make_batch(model)
-    inputs = torch_inputs(model, batch)
+    prompt, video = random_prompt(np.random.default_rng(0), FRAMES, QUESTION)
+    _, prompts = single_prompt(prompt, video, model.config)
+    inputs = torch_inputs(model, prompts, video)
     runs: dict[tuple[str, int, int], Callable[[], object]] = {}
     for new in (1, args.new):
         for groups in GROUPS:
-            runs["vpjax", groups, new] = jax_run(model, batch, groups, new)
+            runs["vpjax", groups, new] = jax_run(model, prompts, groups, new)
         for groups in COMPARED:
             runs["transformers", groups, new] = torch_run(torch_model, inputs, groups, new)
     seconds = medians(runs, rounds=args.rounds, warmup=1)
@@ -112,13 +108,14 @@ def main() -> None:
             f"| {groups * args.new / call:.0f} | {whole['transformers', groups] / call:.2f} |"
         )
 
+    length = prompts.text.tokens.shape[1]
     size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     lines = [
         "# Generation",
         "",
         environment("jax", "flax", "transformers", "torch"),
         f"{size:.0f} M parameters, {args.layers} layers, float32; {FRAMES} frames of {SIDE} x {SIDE}; "
-        f"prompt of {batch.prompt.shape[1]} tokens, {args.new} new; median of {args.rounds} calls in turns",
+        f"prompt of {length} tokens, {args.new} new; median of {args.rounds} calls in turns",
         "",
         "| G | | call, s | prefill, s | step, ms | decoded tokens/s | tokens/s | over transformers |",
         "|---|---|---|---|---|---|---|---|",

@@ -12,7 +12,6 @@ installed (``pip install trl``), its GRPOTrainer is measured on text of the same
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.metadata
 import importlib.util
 import statistics
@@ -38,7 +37,8 @@ from benchmarks.sft_step import (
     write_model,
 )
 from benchmarks.timing import environment, medians, publish
-from vpjax.data.rows import bucket_of, collate, prompt_row
+from vpjax.data.collate import single_prompt
+from vpjax.data.video import Video
 from vpjax.models.generate import Completions, generate
 from vpjax.models.hf import load_pretrained
 from vpjax.models.sharding import make_mesh, put_batch
@@ -49,7 +49,7 @@ from vpjax.training.losses import token_logprobs
 from vpjax.training.policy import denominator, policy_loss
 from vpjax.training.relative import NO_TERM, advantages
 from vpjax.training.state import Optimizer, State, advance, create_state, optimize
-from vpjax.types import Array, Batch
+from vpjax.types import Array, Prompts
 
 GROUPS = (1, 4, 8, 16)  # G, completions of a prompt
 COMPARED = 8  # the G at which torch and TRL are measured too
@@ -58,14 +58,18 @@ FRAMES, QUESTION, NEW = 32, 24, 32  # 256 visual tokens and 26 others, then 32 n
 Run = Callable[[], object]
 
 
-def make_batch(model: VideoLM, *, video: bool) -> Batch:
-    """One prompt: a video and a question, or as many tokens of text."""
-    rng = np.random.default_rng(0)
-    prompt, frames = random_prompt(rng, FRAMES, QUESTION)
-    row = prompt_row(prompt, frames, model.config)
-    if not video:
-        row = prompt_row(rng.integers(2, START, len(row.prompt), dtype=np.int32), None, model.config)
-    return collate([row], bucket_of([row], suffix=NEW), model.config)
+def video_prompt(model: VideoLM) -> tuple[Prompts, Video]:
+    """A question about a video, and the video."""
+    prompt, video = random_prompt(np.random.default_rng(0), FRAMES, QUESTION)
+    _, prompts = single_prompt(prompt, video, model.config)
+    return prompts, video
+
+
+def text_prompt(model: VideoLM) -> Prompts:
+    """As many tokens of text."""
+    count = video_prompt(model)[0].text.tokens.shape[1]
+    prompt = np.random.default_rng(0).integers(2, START, count, dtype=np.int32)
+    return single_prompt(prompt, None, model.config)[1]
 
 
 def configure(groups: int) -> ConfigDict:
@@ -86,10 +90,10 @@ class OddTokens:
         self.weights = {"odd": 1.0}
         self.host_scores: dict[str, Any] = {}
 
-    def score(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
-        return {"odd": self.recall(batch, tokens_BXC, mask_BXC)}
+    def score(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
+        return {"odd": self.recall(prompts, tokens_BXC, mask_BXC)}
 
-    def recall(self, batch: Batch, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
+    def recall(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
         return jnp.mean(tokens_BXC % 2, axis=-1)
 
 
@@ -97,8 +101,8 @@ def repeated_step(model: VideoLM, config: ConfigDict, optimizer: Optimizer) -> C
     """A GRPO step of vpjax's parts in which each prompt stands in the batch G times."""
     options = config.grpo
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, Array], None]:
-        rows = repeat_rows(batch, options.groups)
+    def step(state: State, prompts: Prompts) -> tuple[State, dict[str, Array], None]:
+        rows = repeat_rows(prompts, options.groups)
         completions = sample(rebuild(model, state.params), rows, state.step, 1)
         rewards = OddTokens().recall(rows, completions.tokens, completions.mask)
         rewards_BG = rewards.reshape(-1, options.groups)
@@ -106,11 +110,8 @@ def repeated_step(model: VideoLM, config: ConfigDict, optimizer: Optimizer) -> C
 
         def loss(params: dict[str, Array]) -> Array:
             current = rebuild(model, params)
-            features = current.encode(rows.frames)
-            hidden = current.hidden(features, dataclasses.replace(rows, suffix=completions.tokens))
-            logprobs = token_logprobs(
-                hidden.last, hidden.suffix, current.unembed, completions.tokens, chunk=config.loss.chunk
-            )
+            h_BGCD = current.predicting(current.encode(rows.video), rows, completions.tokens)
+            logprobs = token_logprobs(h_BGCD, current.unembed, completions.tokens, chunk=config.loss.chunk)
             sums = policy_loss(logprobs, None, completions.mask, advantages_B11, None, options)
             return sums.loss / denominator(completions.mask, options)
 
@@ -121,13 +122,13 @@ def repeated_step(model: VideoLM, config: ConfigDict, optimizer: Optimizer) -> C
     return jax.jit(step, donate_argnums=0)
 
 
-def repeat_rows(batch: Batch, count: int) -> Batch:
-    return jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), batch)
+def repeat_rows(prompts: Prompts, count: int) -> Prompts:
+    return jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), prompts)
 
 
-def sample(model: VideoLM, batch: Batch, step: Array | int, groups: int) -> Completions:
+def sample(model: VideoLM, prompts: Prompts, step: Array | int, groups: int) -> Completions:
     key = jax.random.fold_in(jax.random.key(0), step)
-    return generate(model, batch, key, max_new=NEW, eos=(), groups=groups, temperature=1.0)
+    return generate(model, prompts, key, max_new=NEW, eos=(), groups=groups, temperature=1.0)
 
 
 def jax_runs(folder: str, name: str, groups: int, *, video: bool) -> tuple[dict[str, Run], float]:
@@ -135,36 +136,36 @@ def jax_runs(folder: str, name: str, groups: int, *, video: bool) -> tuple[dict[
     "repeated"."""
     model, config = load_pretrained(folder), configure(groups)
     mesh = make_mesh(config.mesh)
-    batch = put_batch(make_batch(model, video=video), mesh)
+    prompts = put_batch(video_prompt(model)[0] if video else text_prompt(model), mesh)
     state, optimizer, shardings = create_state(leaves(model), config, mesh)
     step: Any  # jitted, since all rewards are computed on the device
     if name == "vpjax":
         step = grpo.make_step(model, config, optimizer, shardings, judge=OddTokens(), eos=())
-        sampled_batch, sampled_groups = batch, groups
+        sampled_prompts, sampled_groups = prompts, groups
     else:
         step = repeated_step(model, config, optimizer)
-        sampled_batch, sampled_groups = repeat_rows(batch, groups), 1
-    compiled = step.lower(state, batch).compile()
+        sampled_prompts, sampled_groups = repeat_rows(prompts, groups), 1
+    compiled = step.lower(state, prompts).compile()
     memory = compiled.memory_analysis()
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
 
     def total() -> float:
         nonlocal state
-        state, metrics, _ = compiled(state, batch)
+        state, metrics, _ = compiled(state, prompts)
         return float(metrics["loss"])
 
     def rollout() -> None:
-        jax.block_until_ready(sample(rebuild(model, state.params), sampled_batch, 0, sampled_groups))
+        jax.block_until_ready(sample(rebuild(model, state.params), sampled_prompts, 0, sampled_groups))
 
     return {"total": total, "rollout": rollout}, peak / 2**20
 
 
 def torch_runs(torch_model: Any, model: VideoLM, groups: int) -> dict[str, Run]:
     """The rollout and the update of one prompt with ``groups`` copies of its video."""
-    batch = make_batch(model, video=True)
-    prompt = torch.tensor(np.asarray(batch.prompt)).long()
-    video = torch_videos(model.config.vision, np.asarray(batch.frames))
+    prompts, video = video_prompt(model)
+    prompt = torch.tensor(np.asarray(prompts.text.tokens)).long()
+    pixels = torch_videos(model.config.vision, [video])
     optimizer = torch.optim.AdamW(torch_model.parameters(), lr=1e-6, weight_decay=0.01)
     sequences = torch.zeros(0)
 
@@ -172,8 +173,8 @@ def torch_runs(torch_model: Any, model: VideoLM, groups: int) -> dict[str, Run]:
         return dict(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values_videos=video["pixel_values_videos"].repeat(copies, 1),
-            video_grid_thw=video["video_grid_thw"].repeat(copies, 1),
+            pixel_values_videos=pixels["pixel_values_videos"].repeat(copies, 1),
+            video_grid_thw=pixels["video_grid_thw"].repeat(copies, 1),
             mm_token_type_ids=2 * (ids == VIDEO).long(),
         )
 
@@ -336,7 +337,7 @@ def main() -> None:
         calls = torch_runs(torch_model, model, COMPARED)
         runs |= {("torch", COMPARED, part): call for part, call in calls.items()}
         seconds = medians(runs, rounds=args.rounds, warmup=1)
-        prompt = make_batch(model, video=True).prompt.shape[1]
+        prompt = video_prompt(model)[0].text.tokens.shape[1]
         trl = trl_seconds(folder, COMPARED, prompt, args.layers, args.rounds)
 
     for name, groups in peak:

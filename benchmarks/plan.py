@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.timing import environment, write_result
 from vpjax import plan as planning
+from vpjax.chips import find_devices
 from vpjax.models.sharding import make_mesh
 from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 
@@ -39,11 +40,12 @@ def main() -> None:
         "",
         environment("jax", "jaxlib", "libtpu", "flax"),
         f"clips of {clips.seconds:g} s, {clips.width} x {clips.height}; text {clips.text} + {clips.answer}; "
-        "GiB and TFLOP of a chip; sent: by a chip in a step, in the decode loop: for one token",
+        "GiB and TFLOP of a chip; TFLOP of a token: of all chips, padding left out; sent: by a chip in a "
+        "step, in the decode loop: for one token",
         "",
-        "| recipe | topology | mesh | batch | arguments | temporaries | needed / HBM | TFLOP | sent "
-        "| decode loop: sent, largest all-gather | compiled in s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | topology | mesh | batch | a row holds | arguments | temporaries | needed / HBM | TFLOP "
+        "| TFLOP of a token | sent | decode loop: sent, largest all-gather | compiled in s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
 
@@ -54,10 +56,11 @@ def main() -> None:
         if layers:
             config.model.text_config.num_hidden_layers = layers
             name += f", {layers} layers"
-        chip, devices = planning.find_devices(topology)
+        chip, devices = find_devices(topology)
         assert chip is not None, topology
-        mesh = make_mesh(config.mesh, devices)
-        plan = planning.plan_step(config, planning.read_model(config), mesh, clips)
+        mesh, model_config = make_mesh(config.mesh, devices), planning.read_model(config)
+        row = planning.planned_row(config, model_config, clips)
+        plan = planning.plan_step(config, model_config, mesh, row)
         if layers not in seconds:
             seconds[layers] = plan.seconds
         sent = sum(collective.sent * collective.times for collective in plan.collectives)
@@ -67,10 +70,12 @@ def main() -> None:
             topology,
             str(tuple(mesh.shape.values())),
             str(config.batch),
+            planning.contents(row, config),
             f"{plan.arguments / GIB:.2f}",
             f"{plan.temporaries / GIB:.2f}",
             f"{needed} / {chip.memory:g}",
             f"{plan.flops / 1e12:.1f}",
+            f"{planning.work_of_token(plan, row, config, mesh) / 1e12:.3f}",
             f"{sent / GIB:.1f}",
             decode_traffic(plan, config.grpo.max_new) if config.method == "grpo" else "",
             f"{plan.seconds:.0f}",

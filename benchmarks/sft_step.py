@@ -2,16 +2,17 @@
 
     python -m benchmarks.sft_step [--rounds N] [--batch B] [--layers L] [--out FILE]
 
-One process, with the same weights and batch for all; the calls take turns. The table has medians of whole
-updates (forward, backward, AdamW).
+One process, with the same weights and batch for all, one clip in a row; the calls take turns. The table has
+medians of whole updates (forward, backward, AdamW).
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,23 @@ from ml_collections import ConfigDict
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.timing import environment, medians, publish
-from vpjax.data.rows import Tokens, bucket_of, collate, training_row
+from vpjax.data.collate import collate
+from vpjax.data.index import row_sizes
+from vpjax.data.rows import training_row
+from vpjax.data.text import Tokens
+from vpjax.data.units import choose_capacity, cut, grid_of
 from vpjax.data.video import Video
-from vpjax.models.attention import Layout
 from vpjax.models.config import VisionConfig
+from vpjax.models.gather import take
 from vpjax.models.hf import load_pretrained
-from vpjax.models.patches import patchify
+from vpjax.models.patches import normalised
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import Hidden, VideoLM, leaves, rebuild
 from vpjax.recipes import base
 from vpjax.training import sft
-from vpjax.training.losses import causal_lm, contrastive, keyword_windows, pool_slots, token_logprobs
+from vpjax.training.losses import causal_lm, contrastive, pool_slots, slot_means, token_logprobs
 from vpjax.training.state import HEADS_PREFIX, Optimizer, State, create_state, optimize
-from vpjax.types import Array, Batch
+from vpjax.types import Array, Batch, Units
 
 VOCAB, START, END, VIDEO, IMAGE = 8192, 8180, 8181, 8182, 8183
 FRAMES, SIDE, QUESTION, ANSWER = 16, 112, 24, 24
@@ -93,75 +98,88 @@ def random_prompt(rng: np.random.Generator, frames: int, question: int) -> tuple
     return np.concatenate([tokens[:4], [START, VIDEO, END], tokens[4:]]).astype(np.int32), video
 
 
-def torch_videos(vision: VisionConfig, frames_BFhw3: Array) -> dict[str, torch.Tensor]:
-    """The videos of a batch as the arguments of a transformers model."""
-    patches = patchify(
-        frames_BFhw3,
-        patch=vision.patch,
-        merge=vision.merge,
-        temporal=vision.temporal,
-        mean=vision.pixel_mean,
-        std=vision.pixel_std,
-    )
-    rows, frames, height, width, _ = frames_BFhw3.shape
-    grid = [frames // vision.temporal, height // vision.patch, width // vision.patch]
+def torch_videos(vision: VisionConfig, videos: Sequence[Video]) -> dict[str, torch.Tensor]:
+    """Videos as the arguments of a transformers model."""
+    patches = [
+        np.asarray(normalised(cut(video.frames, vision), vision.pixel_mean, vision.pixel_std))
+        for video in videos
+    ]
+    grids = [grid_of(video.frames.shape[:3], vision) for video in videos]
     return dict(
-        pixel_values_videos=torch.tensor(np.asarray(patches).reshape(-1, patches.shape[-1])),
-        video_grid_thw=torch.tensor([grid] * rows),
+        pixel_values_videos=torch.tensor(np.concatenate(patches).reshape(-1, patches[0].shape[-1])),
+        video_grid_thw=torch.tensor(
+            [[s, rows * vision.merge, columns * vision.merge] for s, rows, columns in grids]
+        ),
     )
 
 
-def make_batch(model: VideoLM, size: int) -> Batch:
+def make_batch(model: VideoLM, size: int) -> tuple[Batch, list[Video]]:
+    """A batch of so many clips, one in a row, and their videos."""
     rng = np.random.default_rng(0)
-    rows = []
+    shape = FRAMES, SIDE, SIDE
+    capacity = choose_capacity([grid_of(shape, model.config.vision)], model.config.vision)
+    rows, videos = [], []
     for index in range(size):
         prompt, video = random_prompt(rng, FRAMES, QUESTION)
         answer = rng.integers(2, START, ANSWER, dtype=np.int32)
         tokens = Tokens(prompt, answer, answer[None, 4:6], np.array([index], np.int32), (((0.5, 1.0),),))
-        rows.append(training_row(tokens, video, model.config, clip=index))
-    return collate(rows, bucket_of(rows), model.config)
+        rows.append([training_row(tokens, video, model.config, capacity, clip=index)])
+        videos.append(video)
+    sizes = row_sizes(tokens, shape, 0, model.config, capacity)  # the same for all
+    return collate(rows, sizes, capacity, model.config, keyword_tokens=2), videos
 
 
 def all_logits(model: VideoLM, heads: dict[str, Array], batch: Batch) -> Array:
     """The loss of ``plain``, computed from the logits of every token."""
-    prompt, suffix = batch.prompt.shape[1], batch.suffix.shape[1]
-    x, deep = model.embed_prompt(model.encode(batch.frames), batch.prompt, batch.visual)
-    x = jnp.concatenate([x, model.decoder.embed_tokens(batch.suffix)], axis=1)
-    h = model.decoder.run(x, batch.positions, Layout(prompt, 1, suffix), batch.prompt_valid, deep=deep)
-    logits = (model.decoder.norm(h) @ model.unembed.T)[:, :-1]
-    labels = jnp.concatenate([batch.prompt, batch.suffix], axis=1)[:, 1:]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    features = model.encode(batch.video)
+    h_RTD = model.states_after(features, batch.text, layers=model.config.decoder.layers)
+    logits = (model.decoder.norm(h_RTD) @ model.unembed.T)[:, :-1]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.text.tokens[:, 1:])
     # The prompt's losses are computed too and count for nothing.
-    return losses[:, prompt - 1 :].mean() + 0 * losses[:, : prompt - 1].sum()
+    return take(losses, batch.target - 1).mean() + 0 * losses.sum()
+
+
+def degraded_video(batch: Batch) -> Units:
+    """V~ as a video of its own: the units of V with the pixels that V~ shows in their places."""
+    count = batch.video.count
+    seen = jnp.asarray(batch.degraded.shows)
+    replaced = jnp.asarray(batch.text.shows)[:, : seen.shape[1]]
+    replaced = jnp.where(replaced < 0, count, replaced)  # text, which the scatter drops
+    index = jnp.tile(jnp.arange(count), (len(seen), 1))
+    index = index.at[jnp.arange(len(seen))[:, None], replaced].set(seen, mode="drop")
+    return dataclasses.replace(batch.video, pixels=take(batch.video.pixels, index))
 
 
 def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: ConfigDict) -> Array:
     """The loss of ``joint`` with V~ as a second full forward pass."""
-    slots = batch.frames.reshape(*batch.source.shape, -1, *batch.frames.shape[2:])
-    replaced = jax.vmap(lambda frames, source: frames[source])(slots, batch.source)
-    tap = sft.tap_layer(model, config)
-    clean = model.hidden(model.encode(batch.frames), batch, tap=tap)
-    degraded = model.hidden(model.encode(replaced.reshape(batch.frames.shape)), batch, tap=tap)
+    tap, slots = sft.tap_layer(model, config), batch.slots.shape[-1]
+
+    def forward(video: Units) -> Hidden:
+        return model.hidden(model.encode(video), batch.text, batch.target, tap=tap)
 
     def lm(hidden: Hidden) -> Array:
+        targets = take(batch.text.tokens, batch.target)
         logprobs = token_logprobs(
-            hidden.last, hidden.suffix, model.unembed, batch.suffix[:, None], chunk=config.loss.chunk
+            hidden.target[:, None], model.unembed, targets[:, None], chunk=config.loss.chunk
         )
-        total, count = causal_lm(logprobs[:, 0], batch.target)
-        return total / count
+        total, count = causal_lm(logprobs[:, 0], batch.origin, 1)
+        return total.sum() / count.sum()
 
-    def pooled(states: Array | None, marked: Array) -> Array:
-        assert states is not None  # the layer is tapped
-        return sft.project(heads, "visual", pool_slots(states, marked))
+    def pooled(hidden: Hidden, marked: Array) -> Array:
+        assert hidden.tap is not None  # the layer is tapped
+        return sft.project(
+            heads, "visual", pool_slots(slot_means(hidden.tap, batch.text.slot, slots), marked)
+        )
 
+    clean, degraded = forward(batch.video), forward(degraded_video(batch))
     keywords = sft.batch_keywords(model, heads, batch, config)
-    inside, exists = keyword_windows(batch.slots, batch.slot_valid)
-    windows = pooled(clean.tap, inside.reshape(len(inside), -1, inside.shape[-1])).reshape(*exists.shape, -1)
+    window_of, first, end = (jnp.asarray(batch.windows)[..., i, None] for i in range(3))
+    inside = (jnp.arange(slots) >= first) & (jnp.arange(slots) < end)
     contrast = contrastive(
-        pooled(clean.tap, batch.slots),
-        pooled(degraded.tap, batch.slots),
-        windows,
-        exists,
+        pooled(clean, batch.slots),
+        pooled(degraded, batch.slots),
+        pooled(clean, inside),
+        window_of[..., 0],
         keywords,
         keywords,
         jnp.exp(heads[sft.LOG_TAU]),
@@ -171,14 +189,13 @@ def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: C
     return joint + 0 * lm(degraded)
 
 
-def jax_runs(folder: str, rows: int) -> tuple[dict[str, Callable[[], float]], Batch, VideoLM]:
-    """A call for each step of vpjax, their batch and their model."""
+def jax_runs(model: VideoLM, batch: Batch) -> dict[str, Callable[[], float]]:
+    """A call for each step of vpjax."""
     config = base.get_config()
     config.steps = 1000
     config.data.keywords = 1
     mesh = make_mesh(config.mesh)
-    model = load_pretrained(folder)
-    batch = put_batch(make_batch(model, rows), mesh)
+    batch = put_batch(batch, mesh)
 
     def start(config: ConfigDict) -> tuple[State, Optimizer, State]:
         heads = sft.init_heads(config, model.config.decoder.hidden, jax.random.key(0))
@@ -217,23 +234,24 @@ def jax_runs(folder: str, rows: int) -> tuple[dict[str, Callable[[], float]], Ba
 
         return run
 
-    runs = {
+    return {
         "plain": shipped(0.0),
         "joint": shipped(0.1),
         "naive": simple(lambda model, heads, batch: naive_joint(model, heads, batch, config)),
         "all logits": simple(all_logits),
     }
-    return runs, batch, model
 
 
-def torch_runs(torch_model: Any, batch: Batch, vision: VisionConfig) -> dict[str, Callable[[], float]]:
+def torch_runs(
+    torch_model: Any, batch: Batch, videos: Sequence[Video], vision: VisionConfig
+) -> dict[str, Callable[[], float]]:
     """A call for each step of transformers."""
-    ids = torch.tensor(np.concatenate([batch.prompt, batch.suffix], axis=1)).long()
+    ids = torch.tensor(np.asarray(batch.text.tokens)).long()
     inputs = dict(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        **torch_videos(vision, np.asarray(batch.frames)),
-        position_ids=torch.tensor(np.asarray(batch.positions)).permute(1, 0, 2).long(),
+        **torch_videos(vision, videos),
+        position_ids=torch.tensor(np.asarray(batch.text.positions)).permute(1, 0, 2).long(),
         mm_token_type_ids=2 * (ids == VIDEO).long(),
     )
     answer = ids[:, -ANSWER:]
@@ -268,18 +286,20 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         torch_model = write_model(folder, args.layers)
-        runs, batch, model = jax_runs(folder, args.batch)
-    runs |= torch_runs(torch_model, batch, model.config.vision)
+        model = load_pretrained(folder)
+    batch, videos = make_batch(model, args.batch)
+    runs = jax_runs(model, batch) | torch_runs(torch_model, batch, videos, model.config.vision)
     first_loss = {name: run() for name, run in runs.items()}
     seconds = medians(runs, rounds=args.rounds)
 
     size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
+    prompt = batch.text.tokens.shape[1] - ANSWER
     lines = [
         "# SFT step",
         "",
         environment("jax", "flax", "transformers", "torch"),
         f"{size:.0f} M parameters, {args.layers} decoder layers; batch {args.batch}, {FRAMES} frames of "
-        f"{SIDE} x {SIDE}, prompt {batch.prompt.shape[1]} + answer {ANSWER} tokens, vocabulary {VOCAB}; "
+        f"{SIDE} x {SIDE}, prompt {prompt} + answer {ANSWER} tokens, vocabulary {VOCAB}; "
         f"median of {args.rounds} updates in turns",
         "",
         "| step | seconds | first loss | what it is |",

@@ -7,12 +7,14 @@ Compiles the run's real step for these chips, from shapes alone and without the 
 step's time, and what to change where it does not fit. cpu:N takes N virtual devices of this machine.
 
 The model's sizes are those of the folder ``config.init_from``, of which only config.json is read, or else of
-``config.model``. The batch is what clips of ``--seconds`` and ``--video`` make of ``config.data``.
+``config.model``. The batch is what ``config.data`` makes of clips of ``--seconds``, ``--video``, ``--text``
+and ``--answer``: in SFT as many in a row as fit, in GRPO one prompt in a row. Each has a keyword whose event
+can be seen, so that its V~ is planned too.
 """
 
 import collections
 import dataclasses
-import os
+import math
 import re
 import time
 from collections.abc import Callable
@@ -21,15 +23,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax import cli
-from vpjax.data.index import Source, bucket_for, frame_shape
-from vpjax.data.rows import collate, masked_row
+from vpjax.chips import Chip, find_devices
+from vpjax.data.collate import empty_batch, empty_prompts
+from vpjax.data.index import Entry, Source, index_clips
+from vpjax.data.packing import Sizes
+from vpjax.data.pipeline import make_plan
+from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Stamps, Tokens
-from vpjax.data.video import Sampling, VideoInfo
+from vpjax.data.units import Capacity, grid_of
 from vpjax.hlo import Collective, collectives, flops
 from vpjax.models import hf
 from vpjax.models.sharding import batch_sharding, make_mesh, row_parts
@@ -37,19 +42,9 @@ from vpjax.models.vlm import VLMConfig, abstract_model
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.setup import initial_params
 from vpjax.training.state import State, create_state
-from vpjax.types import Batch, Bucket, UserError
+from vpjax.types import Batch, Clip, Prompts, UserError
 
 GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """Published figures of a chip. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
-    sent over all links together. grids: sizes of a slice."""
-
-    memory: float
-    flops: float
-    links: float
-    grids: tuple[str, ...]
 
 
 class PlannedClips(NamedTuple):
@@ -62,14 +57,17 @@ class PlannedClips(NamedTuple):
     answer: int = 128
 
 
-SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-# cloud.google.com/tpu/docs/v5e, /v5p and /v6e; of the interchip bandwidth, which counts both ways, half.
-CHIPS = {
-    "v5e": Chip(16, 197e12, 100e9, SQUARES),
-    "v5p": Chip(95, 459e12, 300e9, CUBES),
-    "v6e": Chip(32, 918e12, 224e9, SQUARES),
-}
+class PlannedRow(NamedTuple):
+    """A row of the batch: ``clips`` clips, all like ``entry``, each of so many ``units`` without padding.
+    sizes: how much the row could hold. capacity: of the blocks and bins of its units."""
+
+    entry: Entry
+    clips: int
+    units: int
+    sizes: Sizes
+    capacity: Capacity
+
+
 # Stand-in ids for times in words: as many tokens as Qwen's tokenizer makes of them.
 STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
 
@@ -98,33 +96,6 @@ def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
     return changed
 
 
-def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
-    """The chip (None: a CPU) and the devices of a topology. UserError for an unknown topology, or if libtpu
-    is missing."""
-    name, _, grid = topology.partition(":")
-    if name == "cpu" and grid.isdigit() and int(grid):
-        try:
-            jax.config.update("jax_platforms", "cpu")
-            jax.config.update("jax_num_cpu_devices", int(grid))
-        except RuntimeError:  # they exist already
-            pass
-        if len(jax.devices("cpu")) < int(grid):
-            raise UserError(
-                f"--topology={topology}: this process has {len(jax.devices('cpu'))} devices already"
-            )
-        return None, jax.devices("cpu")[: int(grid)]
-    if name not in CHIPS or grid not in CHIPS[name].grids:
-        known = "; ".join(f"{name}:{{{','.join(chip.grids)}}}" for name, chip in CHIPS.items())
-        raise UserError(f"--topology={topology} is not known; known are {known}; cpu:N")
-    # No chip is taken, so others may plan at the same time; nothing runs, so no TPU is looked for.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        return CHIPS[name], list(topologies.get_topology_desc(topology, platform="tpu").devices)
-    except (ImportError, RuntimeError) as error:
-        raise UserError(f"--topology={topology} needs libtpu: pip install 'vpjax[tpu]' ({error})") from error
-
-
 def read_model(config: ConfigDict) -> VLMConfig:
     """The sizes of the model. UserError if neither a folder nor the config gives them."""
     folder = checkpoint.model_folder(config.init_from)
@@ -137,22 +108,36 @@ def read_model(config: ConfigDict) -> VLMConfig:
     return VLMConfig.from_hf(config.model.to_dict())
 
 
-def planned_bucket(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips) -> Bucket:
-    """The shape of a batch of ``clips``. UserError if their prompts or answers are too long."""
-    info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=int(30 * clips.seconds))
-    source, sampling = Source("", "video", info=info), Sampling.of(config.data)
-    shape = frame_shape(source, model_config, config.data, sampling)
+def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips) -> PlannedRow:
+    """A row of a batch of ``clips``, as the loader of a run plans it. UserError if a clip's text leaves no
+    room for its video."""
+    count = max(1, int(30 * clips.seconds))
+    info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=count)
     video = [model_config.vision_start, model_config.video_token, model_config.vision_end]
-    empty = masked_row()
+    keywords = min(1, config.data.keywords)
     tokens = Tokens(
         prompt=np.array([*video, *[0] * clips.text], np.int32),
         answer=np.zeros(clips.answer, np.int32),
-        keywords=empty.keywords,
-        lemma=empty.lemma,
-        spans=(),
+        keywords=np.zeros((keywords, config.data.keyword_tokens), np.int32),
+        lemma=np.zeros(keywords, np.int32),
+        spans=(((0.0, clips.seconds),),) * keywords,
         stamps=STAMPS,
     )
-    return bucket_for(tokens, shape, clips.seconds, model_config, config.data)
+    clip, source = Clip("planned", "", "", ""), Source("", "video", info=info)
+    index = index_clips([clip], [source], [tokens], model_config, config.data)
+    packed = config.method == "sft"
+
+    def sizes(repeats: int) -> Sizes:
+        """How much a row holds if there are so many clips."""
+        filled = dataclasses.replace(index, entries=index.entries * repeats)
+        plan = make_plan(filled, config.data, packed=packed, seed=config.seed, rows=config.batch)
+        return plan.capacity(0)
+
+    entry, fitting = index.entries[0], 1
+    if packed:
+        fitting = sizes(1).tokens // entry.sizes.tokens
+    units = math.prod(grid_of(entry.shape, model_config.vision))
+    return PlannedRow(entry, fitting, units, sizes(fitting), index.capacity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,21 +147,25 @@ class FreeRewards:
     weights: dict[str, float]
     host_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def score(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> dict[str, jax.Array]:
-        return {name: self.recall(batch, tokens_BXC, mask_BXC) for name in self.weights}
+    def score(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> dict[str, jax.Array]:
+        return {name: self.recall(prompts, tokens_BXC, mask_BXC) for name in self.weights}
 
-    def recall(self, batch: Batch, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
+    def recall(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
         return mask_BXC.mean(axis=-1, dtype=jnp.float32)
 
 
 def abstract_step(
-    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, clips: PlannedClips
-) -> tuple[Any, State, Batch]:
+    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow
+) -> tuple[Any, State, Batch | Prompts]:
     """The run's step, and the shapes of its arguments on ``mesh``."""
     params = initial_params(config, model_config, mesh, only_shapes=True)
     state, optimizer, shardings = create_state(params, config, mesh)
-    row = masked_row(config.data.keywords, config.data.keyword_tokens)
-    one_row = collate([row], planned_bucket(config, model_config, clips), model_config)
+    shape, keyword_tokens = (1, row.sizes, row.capacity, model_config), config.data.keyword_tokens
+    one_row: Batch | Prompts
+    if config.method == "grpo":
+        one_row = empty_prompts(*shape, config.data.keywords, keyword_tokens)
+    else:
+        one_row = empty_batch(*shape, keyword_tokens)
     sharding = batch_sharding(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=sharding), one_row
@@ -191,10 +180,10 @@ def abstract_step(
     return step, state, batch
 
 
-def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, clips: PlannedClips) -> StepPlan:
+def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow) -> StepPlan:
     """Compile the step of ``config`` for ``mesh``."""
     start = time.perf_counter()
-    step, *shapes = abstract_step(config, model_config, mesh, clips)
+    step, *shapes = abstract_step(config, model_config, mesh, row)
     try:
         program = step.lower(*shapes).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -207,10 +196,12 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, clips: Pl
     memory = program.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     result = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Counted with plain attention, because a kernel hides its work. Causal attention is counted whole.
-    plain = config.copy_and_resolve_references()
+    # Counted with plain attention, because a kernel hides its work, and with each clip in a row of its own,
+    # because the kernel leaves out what lies between clips. Causal attention is counted whole.
+    plain = with_batch(config, config.batch * row.clips)
     plain.attention = "xla"
-    step, *shapes = abstract_step(plain, model_config, mesh, clips)
+    share = Sizes(*(math.ceil(count / row.clips) for count in row.sizes))
+    step, *shapes = abstract_step(plain, model_config, mesh, row._replace(sizes=share))
     work = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=config.grpo.max_new)
     return StepPlan(
         arguments=arguments,
@@ -227,13 +218,13 @@ def fits(plan: StepPlan, chip: Chip | None) -> bool:
 
 
 def find_batch(
-    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, clips: PlannedClips, chip: Chip | None
+    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow, chip: Chip | None
 ) -> int:
     """The largest batch whose step fits ``chip``. UserError if not even one row for each chip fits."""
     unit = row_parts(mesh) * config.accumulate
 
     def batch_fits(batch: int) -> bool:
-        fitting = fits(plan_step(with_batch(config, batch), model_config, mesh, clips), chip)
+        fitting = fits(plan_step(with_batch(config, batch), model_config, mesh, row), chip)
         print(f"batch {batch}: {'fits' if fitting else 'does not fit'}", flush=True)
         return fitting
 
@@ -259,18 +250,45 @@ def largest(is_good: Callable[[int], bool], unit: int) -> int:
     return low * unit
 
 
-def report(plan: StepPlan, config: ConfigDict, chip: Chip | None, mesh: Mesh, topology: str) -> str:
+def work_of_token(plan: StepPlan, row: PlannedRow, config: ConfigDict, mesh: Mesh) -> float:
+    """Operations of all chips for a token that is no padding: of the clips in SFT; in GRPO of the prompts of
+    both branches and of completions of full length."""
+    tokens = row.clips * row.entry.sizes.tokens
+    if config.method == "grpo":
+        options, prompt = config.grpo, tokens - row.entry.sizes.targets
+        branches = 2 if options.degraded else 1
+        tokens = branches * prompt + (options.groups + options.degraded) * options.max_new
+    return plan.flops * mesh.size / (config.batch * tokens)
+
+
+def contents(row: PlannedRow, config: ConfigDict) -> str:
+    """What a row holds, in words."""
+    (frames, height, width), clip = row.entry.shape, row.entry.sizes
+    tokens = clip.tokens if config.method == "sft" else clip.tokens - clip.targets
+    clips = f"{row.clips} clip{'s' * (row.clips > 1)} of {frames} frames of {width} x {height}"
+    return (
+        f"{clips}: {row.clips * tokens:,} of {row.sizes.tokens:,} tokens, "
+        f"{row.clips * row.units:,} of {row.sizes.units:,} units"
+    )
+
+
+def report(
+    plan: StepPlan, row: PlannedRow, config: ConfigDict, chip: Chip | None, mesh: Mesh, topology: str
+) -> str:
     """The report of a plan, or of a step that does not fit, with advice."""
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     lines = [
         f"{config.method} step on {topology}: mesh {sizes}; "
         f"batch {config.batch} in {config.accumulate} parts",
+        f"a row holds           {contents(row, config)}",
         f"compiled in {plan.seconds:.0f} s",
     ]
     if plan.over:
         lines.append(f"memory of a chip      {plan.over}: does not fit")
     else:
         lines += _costs(plan, chip)
+        per_token = work_of_token(plan, row, config, mesh)
+        lines.append(f"work of a token       {per_token / 1e12:.3f} TFLOP, padding left out")
     if not fits(plan, chip):
         lines.append("it does not fit; what helps, the cheapest first:")
         lines += [f"  {line}" for line in advice(config, mesh)]
@@ -319,7 +337,11 @@ def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
         out.append("--config.dtype=bfloat16")
     if config.method == "grpo" and config.grpo.groups > 2:
         out.append("fewer completions: --config.grpo.groups and --config.grpo.max_new")
-    out.append("smaller or fewer frames: --config.data.max_pixels, --config.data.fps or --config.data.frames")
+    if config.method == "sft" and config.data.row_tokens > config.data.max_tokens:
+        out.append("fewer clips in a row: --config.data.row_tokens (and a larger batch)")
+    out.append(
+        "smaller or fewer frames: --config.data.max_tokens, --config.data.max_pixels or --config.data.fps"
+    )
     out.append("freeze more: --config.optim.freeze; or take more chips")
     return out
 
@@ -338,7 +360,9 @@ def main() -> None:
     parser.add_argument(
         "--find_batch", action="store_true", help="find the largest batch that fits; each try compiles anew"
     )
-    parser.add_argument("--seconds", type=cli.at_least(0.0), default=usual.seconds, help="length of a clip")
+    parser.add_argument(
+        "--seconds", type=cli.at_least(0.0), default=usual.seconds, help="length; 0: an image"
+    )
     parser.add_argument("--video", default=f"{usual.width}x{usual.height}", help="size of a clip in pixels")
     parser.add_argument(
         "--text", type=cli.at_least(1), default=usual.text, help="tokens of a prompt beside the video's"
@@ -358,10 +382,11 @@ def main() -> None:
     chip, devices = find_devices(flags.topology)
     mesh = make_mesh(config.mesh, devices)
     model_config = read_model(config)
+    row = planned_row(config, model_config, clips)
     if flags.find_batch:
-        config = with_batch(config, find_batch(config, model_config, mesh, clips, chip))
-    plan = plan_step(config, model_config, mesh, clips)
-    print(report(plan, config, chip, mesh, flags.topology))
+        config = with_batch(config, find_batch(config, model_config, mesh, row, chip))
+    plan = plan_step(config, model_config, mesh, row)
+    print(report(plan, row, config, chip, mesh, flags.topology))
 
 
 if __name__ == "__main__":

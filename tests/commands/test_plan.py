@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -12,8 +13,15 @@ from tests import joint
 from tests.commands.call import call
 from tests.joint import mesh_of
 from vpjax import plan
+from vpjax.chips import CHIPS, find_devices
+from vpjax.data.collate import empty_units
+from vpjax.data.mixture import Mixture
+from vpjax.data.packing import PackedPlan, Sizes
+from vpjax.data.units import Capacity
 from vpjax.hlo import Collective, flops
+from vpjax.models import vision
 from vpjax.models.sharding import replicated
+from vpjax.models.vision import VisionTower
 from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from vpjax.types import UserError
 
@@ -31,9 +39,10 @@ def test_the_work_of_a_7b_step(method):
     model, mesh = plan.read_model(config), mesh_of(1, 8, 1)
     config.contrast.weight = 0.0
     config.attention = "xla"
-    clips = plan.PlannedClips(4.0, 1280, 720, text=64, answer=128)
-    bucket = plan.planned_bucket(config, model, clips)
-    step, *shapes = plan.abstract_step(config, model, mesh, clips)
+    config.data.row_tokens = 0
+    row = plan.planned_row(config, model, plan.PlannedClips(1.0, 1280, 720, text=64, answer=128))
+    assert row.clips == 1
+    step, *shapes = plan.abstract_step(config, model, mesh, row)
     c, v = model.decoder, model.vision
     layer = (
         2 * c.hidden * c.heads * c.head_dim
@@ -41,17 +50,70 @@ def test_the_work_of_a_7b_step(method):
         + 3 * c.hidden * c.intermediate
     )
     tower = v.depth * (4 * v.hidden**2 + 3 * v.hidden * v.intermediate)
-    patches = bucket.frames // 2 * bucket.height * bucket.width // 14**2
     options = config.grpo
-    completions = 128 if method == "sft" else options.groups * options.max_new
-    forward = 2 * (c.layers * layer * (bucket.prompt + completions) + c.vocab * c.hidden * completions)
+    targets, tokens = 128, row.sizes.tokens
+    if method == "grpo":
+        targets = options.groups * options.max_new
+        tokens += targets
+    forward = 2 * (c.layers * layer * tokens + c.vocab * c.hidden * targets)
     forwards, encodings = {"sft": (4, 1), "grpo": (4 + 2, 2)}[method]
-    expected = config.batch * (forwards * forward + encodings * 2 * tower * patches)
+    expected = config.batch * (forwards * forward + encodings * 2 * tower * 4 * row.sizes.units)
     ours = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=options.max_new)
-    assert 0.98 < ours / expected < 1.15  # the last product of a layer need not be computed again
+    assert 0.96 < ours / expected < 1.15  # a layer's last product need not be computed again
     state, batch = shapes
-    assert batch.frames.shape == (config.batch, bucket.frames, bucket.height, bucket.width, 3)
+    assert batch.video.pixels.shape == (config.batch, row.sizes.units, 4, 3 * 2 * 14**2)
     assert state.params["decoder.layers.q.kernel"].sharding.shard_shape((28, 3584, 3584)) == (28, 448, 3584)
+
+
+@pytest.mark.parametrize(
+    "seconds, row_tokens", [(2.0, 16384), (8.0, 16384), (8.0, 0), (60.0, 8192), (0.0, 16384)]
+)
+def test_rows_are_filled_with_clips(seconds, row_tokens):
+    """Another clip would not fit, and the loader's own plan puts so many into a row."""
+    config = sft_qwen2_5_vl_7b.get_config()
+    config.data.row_tokens = row_tokens
+    row = plan.planned_row(config, plan.read_model(config), plan.PlannedClips(seconds))
+    clip, sizes = row.entry.sizes, row.sizes
+    for one, whole in zip(clip._replace(tokens=0), sizes._replace(tokens=0), strict=True):
+        assert row.clips * one <= whole
+    assert row.clips * clip.tokens <= sizes.tokens < (row.clips + 1) * clip.tokens
+    assert sizes.tokens == row_tokens or (
+        not row_tokens and row.clips == 1 and sizes.tokens - clip.tokens < 128
+    )
+    assert clip.keywords == 1 and clip.degraded > clip.units - row.capacity.block  # V~ is planned
+    mixture = Mixture([0] * 5 * row.clips, (1.0,), seed=0)
+    multiples = Sizes(128, row.capacity.block, row.capacity.bin, 1, 1, 1, 1, 1)
+    filled = PackedPlan([clip] * 5 * row.clips, mixture, 1, multiples, row_tokens)
+    assert [len(entries) for _, entries in filled.rows(0)] == [row.clips]
+    assert filled.capacity(0) == sizes
+    printed = plan.contents(row, config)
+    assert f"{row.clips * clip.tokens:,} of {sizes.tokens:,} tokens" in printed
+
+
+def test_prompts_stand_alone_in_their_rows():
+    config = grpo_qwen2_5_vl_7b.get_config()
+    row = plan.planned_row(config, plan.read_model(config), plan.PlannedClips(8.0, text=64, answer=128))
+    prompt = row.units + 64 + 3 - 1  # vision_start, vision_end and the text
+    assert row.clips == 1 and 0 <= row.sizes.tokens - prompt < 128
+    assert f"1 clip of 64 frames of 560 x 336: {prompt:,} of" in plan.contents(row, config)
+    config.batch, config.grpo.groups, config.grpo.degraded, config.grpo.max_new = 2, 8, 4, 16
+    step, mesh = plan.StepPlan(flops=1e9), mesh_of(1, 8, 1)
+    assert plan.work_of_token(step, row, config, mesh) == 8e9 / (2 * (2 * prompt + 12 * 16))
+    config.grpo.degraded = 0
+    assert plan.work_of_token(step, row, config, mesh) == 8e9 / (2 * (prompt + 8 * 16))
+
+
+def test_a_tower_in_chunks_is_counted_whole(monkeypatch):
+    units = jax.tree.map(jnp.asarray, empty_units(2, Sizes(1, 96, 96), Capacity(4, 16), joint.MODEL))
+    tower = jax.eval_shape(lambda: VisionTower(joint.MODEL.vision, rngs=nnx.Rngs(0)))
+
+    def work():
+        return flops(jax.make_jaxpr(lambda tower: tower(units).tokens)(tower).jaxpr)
+
+    whole = work()
+    for chunk in (16, 20, 48):  # of 20, the last one is smaller
+        monkeypatch.setattr(vision, "CHUNK", chunk)
+        assert work() == whole
 
 
 def test_memory_of_a_program(monkeypatch):
@@ -64,31 +126,43 @@ def test_memory_of_a_program(monkeypatch):
     )
     batch = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=replicated(mesh))
     monkeypatch.setattr(plan, "abstract_step", lambda *_: (step, shape, batch))
-    compiled = plan.plan_step(joint.config(), None, mesh, None)
+    row = plan.PlannedRow(None, 1, 0, Sizes(1), None)
+    compiled = plan.plan_step(joint.config(), None, mesh, row)
     assert compiled.arguments == 2**23 + 64 * 64 * 4
     assert compiled.flops == 2 * (2 * 64 * 64 * 2**18) / 8
     assert compiled.needed >= compiled.arguments + compiled.temporaries
-    assert plan.fits(compiled, plan.CHIPS["v5e"]) and plan.fits(compiled, None)
+    assert plan.fits(compiled, CHIPS["v5e"]) and plan.fits(compiled, None)
 
 
 def test_what_does_not_fit_is_printed_with_what_helps():
-    config, chip, mesh = joint.config(batch=32), plan.CHIPS["v5e"], mesh_of(2, 2, 2)
+    recipe = sft_qwen2_5_vl_7b.get_config()
+    row = plan.planned_row(recipe, plan.read_model(recipe), plan.PlannedClips(2.0))
+    config, chip, mesh = joint.config(batch=32, data__row_tokens=16384), CHIPS["v5e"], mesh_of(2, 2, 2)
     big = plan.StepPlan(10 * GIB, 6 * GIB, 17 * GIB, 1e15, (Collective("all-gather", 0, GIB, (3,)),), 1.0)
     assert (
         not plan.fits(big, chip)
-        and plan.fits(big, plan.CHIPS["v5p"])
+        and plan.fits(big, CHIPS["v5p"])
         and not plan.fits(plan.StepPlan(over="x"), chip)
     )
-    printed = plan.report(big, config, chip, mesh, "v5e:2x4")
+    printed = plan.report(big, row, config, chip, mesh, "v5e:2x4")
     for part in ("in all 17.00 GiB of 16 GiB", "1000.00 TFLOP", "3.00 GiB sent by a chip in 3 calls"):
         assert part in printed
     # 1e15 operations at 197e12 a second; 3 GiB at 100e9 bytes a second.
     assert "estimated step time   5.08 to 5.11 s at published peak rates" in printed
-    for change in ("remat=True", "mesh.data=1", "accumulate=8", "moments_dtype=bfloat16", "max_pixels"):
+    for change in (
+        "remat=True",
+        "mesh.data=1",
+        "accumulate=8",
+        "moments_dtype=bfloat16",
+        "row_tokens",
+        "max_pixels",
+    ):
         assert change in printed
-    assert "does not fit" not in plan.report(big, config, plan.CHIPS["v5p"], mesh, "v5p:2x2x2")
+    # 8 devices; 7 clips of 64 + 128 + 2 tokens and 8 slots of 12 x 21 in each of 32 rows.
+    assert f"work of a token       {8 * 1000 / (32 * 7 * (194 + 8 * 252)):.3f} TFLOP" in printed
+    assert "does not fit" not in plan.report(big, row, config, CHIPS["v5p"], mesh, "v5p:2x2x2")
     assert "Used 20G of 15.75G hbm: does not fit" in plan.report(
-        plan.StepPlan(over="Used 20G of 15.75G hbm"), config, chip, mesh, "v5e:2x4"
+        plan.StepPlan(over="Used 20G of 15.75G hbm"), row, config, chip, mesh, "v5e:2x4"
     )
 
 
@@ -109,14 +183,14 @@ def test_unknown_topologies(topology):
     with pytest.raises(
         UserError, match=f"--topology={topology} is not known; .*v5e:.*8x8.*v5p:.*v6e:.*cpu:N"
     ):
-        plan.find_devices(topology)
+        find_devices(topology)
 
 
 def test_more_virtual_devices_than_there_are():
-    chip, devices = plan.find_devices("cpu:4")
+    chip, devices = find_devices("cpu:4")
     assert chip is None and len(devices) == 4
     with pytest.raises(UserError, match="cpu:64: this process has 8 devices"):
-        plan.find_devices("cpu:64")
+        find_devices("cpu:64")
 
 
 def test_a_model_that_is_not_there():
@@ -129,8 +203,12 @@ def test_a_model_that_is_not_there():
 
 def test_clips_that_are_too_long():
     config = sft_qwen2_5_vl_7b.get_config()
-    with pytest.raises(UserError, match=r"prompt above 16384 tokens \(data.max_prompt\)"):
-        plan.planned_bucket(config, plan.read_model(config), plan.PlannedClips(600.0, 1280, 720, 64, 128))
+    model = plan.read_model(config)
+    assert plan.planned_row(config, model, plan.PlannedClips(600.0)).entry.sizes.tokens <= 8192
+    with pytest.raises(UserError, match=r"question and answer above 8192 tokens \(data.max_tokens\)"):
+        plan.planned_row(config, model, plan.PlannedClips(600.0, text=8000, answer=200))
+    with pytest.raises(UserError, match=r"answer above 512 tokens \(data.max_answer\)"):
+        plan.planned_row(config, model, plan.PlannedClips(8.0, answer=513))
 
 
 @pytest.mark.parametrize(

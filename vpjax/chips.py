@@ -1,0 +1,56 @@
+"""The chips of TPU slices, and the devices for which a program is compiled without them."""
+
+import os
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from vpjax.types import UserError
+
+
+class Chip(NamedTuple):
+    """Published figures of a chip. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
+    sent over all links together. grids: sizes of a slice."""
+
+    memory: float
+    flops: float
+    links: float
+    grids: tuple[str, ...]
+
+
+SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+# cloud.google.com/tpu/docs/v5e, /v5p and /v6e; of the interchip bandwidth, which counts both ways, half.
+CHIPS = {
+    "v5e": Chip(16, 197e12, 100e9, SQUARES),
+    "v5p": Chip(95, 459e12, 300e9, CUBES),
+    "v6e": Chip(32, 918e12, 224e9, SQUARES),
+}
+
+
+def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
+    """The chip (None: a CPU) and the devices of a topology. UserError for an unknown topology, or if libtpu
+    is missing."""
+    name, _, grid = topology.partition(":")
+    if name == "cpu" and grid.isdigit() and int(grid):
+        try:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", int(grid))
+        except RuntimeError:  # they exist already
+            pass
+        if len(jax.devices("cpu")) < int(grid):
+            raise UserError(
+                f"--topology={topology}: this process has {len(jax.devices('cpu'))} devices already"
+            )
+        return None, jax.devices("cpu")[: int(grid)]
+    if name not in CHIPS or grid not in CHIPS[name].grids:
+        known = "; ".join(f"{name}:{{{','.join(chip.grids)}}}" for name, chip in CHIPS.items())
+        raise UserError(f"--topology={topology} is not known; known are {known}; cpu:N")
+    # No chip is taken, so others may plan at the same time; nothing runs, so no TPU is looked for.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        return CHIPS[name], list(topologies.get_topology_desc(topology, platform="tpu").devices)
+    except (ImportError, RuntimeError) as error:
+        raise UserError(f"--topology={topology} needs libtpu: pip install 'vpjax[tpu]' ({error})") from error
