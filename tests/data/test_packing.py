@@ -267,7 +267,7 @@ def test_lengths_of_many_clips_are_nearly_the_best():
         return (limits[np.searchsorted(limits, lengths)]).sum()
 
     rng = np.random.default_rng(1)
-    for _ in range(2000):
+    for _ in range(400):
         others = np.unique([*rng.choice(finest, len(chosen) - 1, replace=False), lengths.max()])
         assert tokens(chosen) <= tokens(others) * 1.01
 
