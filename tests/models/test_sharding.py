@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 
 from tests import joint, tiny
 from tests.joint import mesh_of
+from vpjax.models import vision
 from vpjax.models.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves
 from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
@@ -145,11 +146,16 @@ def uncached():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sizes", "accumulate"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 2, 4), 1)])
-def test_eight_devices_compute_what_one_does(sizes, accumulate, uncached, capfd):
+@pytest.mark.parametrize(
+    ("sizes", "accumulate", "chunk"),
+    [((1, 8, 1), 1, vision.CHUNK), ((2, 2, 2), 2, 16), ((1, 2, 4), 1, vision.CHUNK)],
+)
+def test_eight_devices_compute_what_one_does(sizes, accumulate, chunk, uncached, capfd, monkeypatch):
     """Losses and gradients; the latter of order 1, so 2e-6 is a few roundings of a float32 sum. XLA warns if
-    it moves an array by copying all of it to every device: it must not."""
-    mesh = mesh_of(*sizes)
+    it moves an array by copying all of it to every device: it must not. chunk: units that the tower takes at
+    once, in one case a part of a row."""
+    mesh, one_step = mesh_of(*sizes), one_device_step()
+    monkeypatch.setattr(vision, "CHUNK", chunk)
     state, step, batch = joint.compiled(
         joint.config(accumulate=accumulate), joint.batch(16), mesh=mesh, tx=DESCENT
     )
@@ -157,7 +163,7 @@ def test_eight_devices_compute_what_one_does(sizes, accumulate, uncached, capfd)
     kernel = state.params["decoder.layers.q.kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 32 // sizes[1], 32 // sizes[2])
     # No device computes all rows: each needs little more than its part of the memory of a single device.
-    held, whole = (s.memory_analysis().temp_size_in_bytes for s in (step, one_device_step()[1]))
+    held, whole = (s.memory_analysis().temp_size_in_bytes for s in (step, one_step[1]))
     assert held < 1.3 * whole / (sizes[0] * sizes[1])
     before, after, metrics = joint.take(state, step, batch)
     one_before, one_after, one_metrics = one_device()
