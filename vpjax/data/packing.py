@@ -16,9 +16,9 @@ import numpy as np
 from vpjax.data.mixture import Mixture
 
 OPEN_ROWS = 256  # rows that are filled at the same time
-SAMPLE = 20_000  # clips from which the capacity of rows is estimated
-# Of the rows that are full of tokens, so many fit the capacity for what the model computes with.
-QUANTILES = dict(units=0.95, bins=0.95, degraded=0.95)
+SAMPLE = 4_000  # clips from which the capacity of rows is estimated
+QUANTILES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of rows that are full of tokens, see ``row_capacity``
+COMPUTED = ("units", "bins", "degraded")  # what the model computes with; other lists cost nearly nothing
 LENGTHS = 4  # prompt lengths at most, each of which is a program
 WORTH = 0.05  # share of the computed tokens that another length must save
 
@@ -78,17 +78,28 @@ def pack(sizes_NK: np.ndarray, capacity_K: np.ndarray, order: np.ndarray) -> lis
 def row_capacity(sizes_NK: np.ndarray, order: np.ndarray, row_tokens: int, multiples: Sizes) -> Sizes:
     """The capacity of packed rows of ``row_tokens`` tokens (0: as many as the longest clip has).
 
-    Rows of a sample in ``order`` that are full of tokens show how much of everything else a row needs.
-    multiples: to which capacities are rounded up."""
+    Rows of a sample in ``order`` that are full of tokens show how much of everything else a row needs. Room
+    for the fullest of them would leave the others emptier. So their quantile is taken for which the whole
+    sample costs the fewest tokens, units and tokens of V~. multiples: to which capacities are rounded up."""
     largest = sizes_NK.max(axis=0)
     tokens = round_up(max(row_tokens, int(largest[0])), multiples.tokens)
-    rows = pack(sizes_NK[:, :1], np.array([tokens]), order[:SAMPLE])
+    sample = order[:SAMPLE]
+    rows = pack(sizes_NK[:, :1], np.array([tokens]), sample)
     needed_RK = np.array([sizes_NK[row].sum(axis=0) for row in rows])
-    capacity = [tokens]
-    for k, name in enumerate(Sizes._fields[1:], 1):
-        needed = np.quantile(needed_RK[:, k], QUANTILES.get(name, 1.0), method="higher")
-        capacity.append(round_up(max(int(needed), int(largest[k])), multiples[k]))
-    return Sizes(*capacity)
+
+    def capacity_at(quantile: float) -> Sizes:
+        capacity = [tokens]
+        for k, name in enumerate(Sizes._fields[1:], 1):
+            at = quantile if name in COMPUTED else 1.0
+            needed = int(np.quantile(needed_RK[:, k], at, method="higher"))
+            capacity.append(round_up(max(needed, int(largest[k])), multiples[k]))
+        return Sizes(*capacity)
+
+    def cost(capacity: Sizes) -> int:
+        count = len(pack(sizes_NK, np.array(capacity), sample))
+        return count * (capacity.tokens + capacity.units + capacity.degraded)
+
+    return min((capacity_at(quantile) for quantile in QUANTILES), key=cost)
 
 
 class Usage(NamedTuple):

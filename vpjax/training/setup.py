@@ -113,8 +113,9 @@ def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
         raise UserError(f"config.tokens_per_second={wanted:g}: {raw['model_type']} reads times in words; set it to 0")
     if reads_words or (not wanted and config.init_from):
         return
-    slots_per_second = math.ceil(config.data.fps / vision.get("temporal_patch_size", 2))
-    rate = wanted or max(vision.get("tokens_per_second", 2), slots_per_second)
+    slots_per_second = config.data.fps / vision.get("temporal_patch_size", 2)
+    # A quarter more, for a file's own frames are not exactly 1 / data.fps apart.
+    rate = wanted or max(vision.get("tokens_per_second", 2), math.ceil(1.25 * slots_per_second))
     vision["tokens_per_second"] = int(rate) if rate == int(rate) else rate  # as an integer for other clients
     file.write_text(json.dumps(raw, indent=2) + "\n")
 
