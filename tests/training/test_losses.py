@@ -15,7 +15,6 @@ from jax.sharding import PartitionSpec as P
 
 from tests import joint
 from tests.joint import mesh_of
-from vpjax.data.keyframes import windows_of
 from vpjax.hlo import collectives
 from vpjax.models.sharding import batch_sharding, in_use
 from vpjax.training import losses
@@ -262,25 +261,6 @@ def test_a_batch_without_room_for_keywords():
     z, degraded, windows, window_of, own = contrast_case(per_row=0, windows=0)
     out = contrastive(z, degraded, windows, window_of, own, own, 0.1)
     assert [float(x) for x in out] == [0, 0, 0, 0, 0]
-
-
-def windows_found(slots):
-    """The slots of the windows of each keyword."""
-    windows = windows_of(np.array(slots, bool))
-    return [[list(range(first, end)) for of, first, end in windows if of == j] for j in range(len(slots))]
-
-
-def test_windows_by_hand():
-    # Slots 2 and 3 of 7 show keyword 0, slot 5 keyword 1, none keyword 2.
-    slots = np.zeros((3, 7))
-    slots[0, 2:4] = slots[1, 5] = 1
-    assert windows_found(slots) == [[[0, 1]], [[0], [1], [4], [6]], []]
-
-
-def test_windows_stand_a_length_apart():
-    slots = np.zeros((1, 9))
-    slots[0, [0, 1, 3]] = 1
-    assert windows_found(slots) == [[[6, 7, 8]]]
 
 
 def test_slot_means_and_pooling():
