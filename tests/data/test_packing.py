@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vpjax.data.mixture import Mixture
-from vpjax.data.packing import LENGTHS, WORTH, PackedPlan, PromptPlan, Sizes, choose_lengths, pack
+from vpjax.data.packing import LENGTHS, WORTH, Epochs, PackedPlan, PromptPlan, Sizes, choose_lengths, pack
 
 MULTIPLES = Sizes(16, 4, 6, 1, 1, 1, 1, 1)
 CLIPS = 600
@@ -108,12 +108,48 @@ def test_a_step_is_a_pure_function_of_sizes_seed_and_step(packed):
     assert [other.rows(step) for step in range(5)] != [rows for rows, _ in expected[:5]]
 
 
+def in_threads(work, count=8):
+    """Run ``work(number)`` in threads that start together."""
+    start = threading.Barrier(count)
+
+    def run(number):
+        start.wait()
+        work(number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_an_epoch_is_planned_once():
+    """Whichever thread comes first; those that are still in the epoch before find it kept."""
+    planned = []
+
+    def plan(epoch):
+        time.sleep(1e-3)  # other threads run meanwhile
+        planned.append(epoch)
+        return epoch
+
+    epochs = Epochs(plan)
+
+    def work(_):
+        assert [epochs[epoch] for epoch in (0, 1, 1, 0, 1)] == [0, 1, 1, 0, 1]
+
+    in_threads(work)
+    assert planned == [0, 1]
+
+
 @KINDS
 def test_threads_and_copies_see_the_same_rows(packed, monkeypatch):
     """Batches are made by several threads, which come to a new epoch at the same time, or by processes."""
     sizes = population(60)
     one = plan_of(sizes, packed=packed)
     expected = [one.rows(step) for step in range(40)]
+    copy = pickle.loads(pickle.dumps(one))
+    assert [copy.rows(step) for step in range(40)] == expected
+
     order = Mixture.order
 
     def slow_order(self, rng):
@@ -122,22 +158,13 @@ def test_threads_and_copies_see_the_same_rows(packed, monkeypatch):
 
     monkeypatch.setattr(Mixture, "order", slow_order)
     for _ in range(2):
-        plan = plan_of(sizes, packed=packed)
-        found, start = {}, threading.Barrier(8)
+        plan, found = plan_of(sizes, packed=packed), {}
 
-        def make(first, plan=plan, found=found, start=start):
-            start.wait()
-            for step in range(first, 40, 8):
-                found[step] = plan.rows(step)
+        def work(number, plan=plan, found=found):
+            found.update({step: plan.rows(step) for step in range(number, 40, 8)})
 
-        threads = [threading.Thread(target=make, args=(first,)) for first in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work)
         assert [found[step] for step in range(40)] == expected
-    copy = pickle.loads(pickle.dumps(one))
-    assert [copy.rows(step) for step in range(40)] == expected
 
 
 def test_packed_epochs_follow_without_a_gap():
