@@ -153,6 +153,7 @@ class Text:
         """The ids at which generation ends."""
         return self.end, self.pad
 
+    @functools.lru_cache(1 << 12)  # noqa: B019 - data sets repeat few questions, and a run has one tokenizer
     def chat(self, question: str, media: Media | None = "video") -> np.ndarray:
         """The prompt i32[p] of one user turn, to the end of the assistant's header, with one placeholder for
         the video or image before the question. UserError if the question itself contains a placeholder."""
@@ -174,18 +175,21 @@ class Text:
     def keyword(self, keyword: str, answer: str) -> list[int]:
         """The ids of a keyword's tokens as they stand in the answer, leading space included; those of ``" " +
         keyword`` if the answer does not contain it (for example a letter that picks an option)."""
-        places = self.places(keyword, answer)
-        tokens = self.encode(answer)
-        return [tokens[place] for place in places] or self.encode(" " + keyword)
+        return [token for _, token in self._found(keyword, answer)] or self.encode(" " + keyword)
 
     def places(self, keyword: str, answer: str) -> list[int]:
         """The places of a keyword's tokens among the answer's, leading space included; [] if absent."""
+        return [place for place, _ in self._found(keyword, answer)]
+
+    def _found(self, keyword: str, answer: str) -> list[tuple[int, int]]:
+        """The places and ids of a keyword's tokens in the answer."""
         start = answer.find(keyword)
         if start < 0:
             return []
-        offsets = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
-        spans = enumerate(offsets["offset_mapping"])
-        return [i for i, (first, last) in spans if first < start + len(keyword) and last > start]
+        tokens = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
+        spans = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+        end = start + len(keyword)
+        return [(i, token) for i, (token, (first, last)) in enumerate(spans) if first < end and last > start]
 
     @functools.cached_property
     def stamps(self) -> Stamps | None:
