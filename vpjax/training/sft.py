@@ -118,7 +118,7 @@ def summed_losses(
     means = slot_means(hidden.tap, batch.text.slot, slots)
     z = project(heads, "visual", pool_slots(means, batch.slots))
     degraded = windows = window_of = None
-    if "degraded" in negatives:
+    if "degraded" in negatives and batch.degraded.tokens.size:  # empty if no clip of the data has a V~
         states = model.states_after(features, batch.degraded, layers=tap, remat=config.remat)
         means_degraded = slot_means(states, batch.degraded.slot, slots)
         degraded = project(heads, "visual", pool_slots(means_degraded, batch.slots))
