@@ -7,7 +7,7 @@ in docs/method.md.
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from vpjax.events.clips import EventSpec
 
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     c.data = data = ConfigDict()
     # A file of clips (.jsonl or .array_record), "events" (the built-in event clips), or several to be mixed:
     # (dict(file="a.jsonl"), dict(file="b.jsonl", weight=0.5, name="general", instruction="...", videos=""))
-    data.train = "events"
+    data.train = FieldReference("events", field_type=object)
     data.heldout = "events"  # the same, evaluated at the end of the run; "" = no evaluation
     data.videos = ""  # folder to which video paths are relative; "" = the folder of the clips file
     data.instructions = ConfigDict()  # text appended to questions, by task, such as dict(choice="...")

@@ -105,8 +105,9 @@ def train(config: ConfigDict, workdir: AnyPath) -> None:
 
 
 def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[int], VLMConfig, Text]:
-    """The clips to train on, each one's data set, and the model's sizes and tokenizer. Built-in clips and the run's model/ folder
-    are made if they do not exist. UserError, too, if the held-out clips could not be evaluated at the end."""
+    """The clips to train on, each one's data set, and the model's sizes and tokenizer. Built-in clips and the
+    run's model/ folder are made if they do not exist. UserError, too, if the held-out clips could not be
+    evaluated at the end."""
     clips, data_set_of = read_training(config)
     for split in heldout_splits(config):
         try:
@@ -194,8 +195,8 @@ def fit(
 
 
 class FinishedStep(NamedTuple):
-    """The results of a step. clips i32[...]: the numbers of its clips, -1 for padding. faults: messages of the
-    user's own rewards that failed."""
+    """The results of a step. clips i32[...]: the numbers of its clips, -1 for padding. faults: messages of
+    the user's own rewards that failed."""
 
     step: int
     clips: Array

@@ -88,9 +88,10 @@ def test_laws_of_a_layout(vision):
 
         place = places_of(layout.unit)  # of each unit
         np.testing.assert_array_equal(layout.unit[place], np.arange(len(place)))
-        counted = (
-            counted_windows(grid) if vision.window else [u // (rows * columns) for u in range(len(place))]
-        )
+        if vision.window:
+            counted = counted_windows(grid)
+        else:  # with bins, which all layers use then, units need not stand together
+            counted = [u if capacity.bin else u // (rows * columns) for u in range(len(place))]
         assert partition(layout.window[place].tolist()) == partition(counted)
         block = place // capacity.block
         assert len(set(zip(partition(counted), block, strict=True))) == len(set(counted))
@@ -163,6 +164,11 @@ def test_no_other_capacity_costs_less(vision):
         window = max(len(w) for _, r, c in grids for w in windows_of_slot(r, c, vision))
         slot = max(r * c for _, r, c in grids)
         whole = all(len(windows_of_slot(r, c, vision)) == 1 for _, r, c in grids)
+        if not vision.window and chosen.bin:  # slots of many sizes: units stand alone, bins serve all layers
+            assert chosen.block == 1 and cost(chosen, grids, vision)[1] <= min(
+                cost(Capacity(1, bin), grids, vision)[1] for bin in range(slot, LARGEST * slot + 1)
+            ) * (1 + 1e-12)
+            continue
         assert (chosen.bin == 0) == whole
         blocks, bins = cost(chosen, grids, vision)
         for block in range(window, LARGEST * window + 1):
@@ -178,6 +184,13 @@ def test_slots_of_one_size_stand_alone():
     assert choose_capacity([(8, 4, 4), (1, 4, 4)], WINDOWED) == (16, 0)
     assert choose_capacity([(3, 8, 8)], WINDOWED) == (16, 64)
     assert choose_capacity([], WINDOWED) == choose_capacity([(0, 1, 1)], WINDOWED) == (1, 0)
+
+
+def test_slots_of_many_sizes_of_a_tower_without_windows_stand_in_bins():
+    """Blocks of whole slots would be emptier than gathering costs."""
+    grids = [(60, 8, 14), (16, 14, 8), (40, 10, 10), (24, 9, 12), (8, 16, 16), (120, 6, 8)]
+    assert choose_capacity(grids, WHOLE).block == 1 and choose_capacity(grids, WHOLE).bin > 0
+    assert waste(grids, choose_capacity(grids, WHOLE), WHOLE)[0] == 1.0
 
 
 def waste(grids, capacity, vision):

@@ -279,7 +279,7 @@ def test_a_batch_of_the_data_pipeline_is_that_by_hand(model, clips):
         row = prompt_row(clip.prompt, video, config, capacity)
         degraded = seen_through(row.prompt.shows, row.prompt.slot, clip.source)
         rows.append(dataclasses.replace(row, shows_degraded=degraded, answer=clip.answer, clip=number))
-    units, bins = 20 * capacity.block, 6 * capacity.bin
+    units, bins = max(20 * capacity.block, 60), 6 * capacity.bin
     sizes = Sizes(tokens=140, units=units, bins=bins, degraded=90, targets=20, slots=6, clips=3)
     batch = collate([[rows[2], rows[3], rows[1]], [rows[0]]], sizes, capacity, config)
     by_hand = packed(clips, config.vision)

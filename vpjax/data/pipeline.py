@@ -178,11 +178,11 @@ class Loader:
     def summary(self) -> list[str]:
         """Lines about the data so far: sizes, rejected clips, remarks and faults."""
         use, clips = self.usage, len(self.index.entries)
+        of_degraded = f", {use.degraded:.1%} of those of V~" if use.degraded else ""
         lines = [
             f"{clips} clips in {use.rows} rows of {use.programs} shape{'s' * (use.programs > 1)}, "
             f"{use.batches:.1f} batches an epoch; {use.rows_filled:.1%} of the rows hold a clip",
-            f"useful: {use.text:.1%} of the tokens, {use.degraded:.1%} of those of V~, "
-            f"{use.vision:.1%} of the patches",
+            f"useful: {use.text:.1%} of the tokens{of_degraded}, {use.vision:.1%} of the patches",
         ]
         for label, counts in (("rejected", self.index.rejected), ("noted", self.notes)):
             for reason, ids in sorted(counts.items()):

@@ -22,6 +22,7 @@ from vpjax.data.sampling import Shape
 if TYPE_CHECKING:
     from vpjax.models.vision import VisionConfig
 
+GATHER = 1.15  # times which a layer's linear parts cost where units are gathered into bins and back
 LARGEST = 4  # blocks and bins of up to so many times the largest window and slot are considered
 
 
@@ -91,9 +92,17 @@ def fill(counts: Mapping[int, int], capacity: int) -> list[tuple[tuple[int, ...]
     return out
 
 
-def _window_counts(grid: Grid, vision: VisionConfig) -> dict[int, int]:
+def _blocked(grid: Grid, vision: VisionConfig, capacity: Capacity) -> tuple[np.ndarray, ...]:
+    """The units i32[w] of a slot that must stand in one block: those of a window. A tower without windows
+    that attends in bins needs no blocks, so each unit stands for itself."""
+    if not vision.window and capacity.bin:
+        return tuple(np.arange(grid[1] * grid[2])[:, None])
+    return windows_of_slot(*grid[1:], vision)
+
+
+def _window_counts(grid: Grid, vision: VisionConfig, capacity: Capacity) -> dict[int, int]:
     """{units: number} of a clip's windows."""
-    counts = collections.Counter(len(units) for units in windows_of_slot(*grid[1:], vision))
+    counts = collections.Counter(len(units) for units in _blocked(grid, vision, capacity))
     return {size: number * grid[0] for size, number in counts.items()}
 
 
@@ -103,7 +112,7 @@ def laid_out_sizes(grid: Grid, vision: VisionConfig, capacity: Capacity) -> tupl
     slots, rows, columns = grid
     if not slots:
         return 0, 0
-    blocks = sum(count for _, count in fill(_window_counts(grid, vision), capacity.block))
+    blocks = sum(count for _, count in fill(_window_counts(grid, vision, capacity), capacity.block))
     bins = 0
     if capacity.bin:
         bins = -(-slots // (capacity.bin // (rows * columns)))
@@ -114,7 +123,7 @@ def laid_out_sizes(grid: Grid, vision: VisionConfig, capacity: Capacity) -> tupl
 def lay_out(grid: Grid, vision: VisionConfig, capacity: Capacity) -> Layout:
     """The layout of a clip of ``grid`` = (slots, rows, columns) of units."""
     slots, rows, columns = grid
-    windows = windows_of_slot(rows, columns, vision)
+    windows = _blocked(grid, vision, capacity)
     waiting: dict[int, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
     for slot in reversed(range(slots)):  # taken from the end
         for number in reversed(range(len(windows))):
@@ -123,7 +132,7 @@ def lay_out(grid: Grid, vision: VisionConfig, capacity: Capacity) -> Layout:
     places, bin_places = laid_out_sizes(grid, vision, capacity)
     unit, window = np.full((2, places), -1, np.int32)
     block = 0
-    for sizes, repeats in fill(_window_counts(grid, vision), capacity.block) if slots else ():
+    for sizes, repeats in fill(_window_counts(grid, vision, capacity), capacity.block) if slots else ():
         for _ in range(repeats):
             at = block
             for size in sizes:
@@ -167,22 +176,26 @@ def choose_capacity(grids: Iterable[Grid], vision: VisionConfig) -> Capacity:
     many = 64  # slots whose windows share blocks: what a clip leaves over at its end does not count
 
     def cost_of_block(size: int) -> float:
-        places = 0
+        places = 0.0
         for sizes, count in windows.items():
-            blocks = sum(n for _, n in fill({s: many * n for s, n in sizes}, size))
+            blocks = sum(n for _, n in fill({s: many * n for s, n in sizes}, size)) / many
             places += blocks * size * count
         return places * (linear + 2 * vision.merge**2 * size)
-
-    largest = max(size for sizes in windows for size, _ in sizes)
-    block = min(range(largest, LARGEST * largest + 1), key=cost_of_block)
-    if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):
-        return Capacity(block, 0)
 
     def cost_of_bin(size: int) -> float:
         places = 0.0
         for (rows, columns), count in slots.items():
             places += count / (size // (rows * columns)) * size
-        return places * size
+        return places * 2 * vision.merge**2 * size
 
+    largest = max(size for sizes in windows for size, _ in sizes)
+    block = min(range(largest, LARGEST * largest + 1), key=cost_of_block)
     largest = max(rows * columns for rows, columns in slots)
-    return Capacity(block, min(range(largest, LARGEST * largest + 1), key=cost_of_bin))
+    bin = min(range(largest, LARGEST * largest + 1), key=cost_of_bin)
+    if not vision.window:
+        units = sum(rows * columns * count for (rows, columns), count in slots.items())
+        if GATHER * linear * units + cost_of_bin(bin) < cost_of_block(block):
+            return Capacity(1, bin)
+    if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):
+        return Capacity(block, 0)
+    return Capacity(block, bin)

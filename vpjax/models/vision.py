@@ -257,7 +257,7 @@ class VisionTower(nnx.Module):
         cuts = sorted({0, c.depth, *(layer + 1 for layer in c.deepstack)})
         for start, end in itertools.pairwise(cuts):
             for is_full, run_of_layers in itertools.groupby(
-                range(start, end), lambda layer: layer in c.full_attention
+                range(start, end), lambda layer: not c.window or layer in c.full_attention
             ):
                 numbers = list(run_of_layers)
                 groups = slots if is_full else windows

@@ -42,8 +42,8 @@ def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
 
 
 def read_training(config: ConfigDict) -> tuple[list[Clip], list[int]]:
-    """The clips of ``data.train`` with their instructions, and the number of each one's data set. UserError if
-    two data sets have a clip of the same id."""
+    """The clips of ``data.train`` with their instructions, and the number of each one's data set. UserError
+    if two data sets have a clip of the same id."""
     clips: list[Clip] = []
     data_set_of: list[int] = []
     of_id: dict[str, str] = {}
@@ -104,13 +104,15 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
 
 
 def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
-    """Write ``config.tokens_per_second`` into a config.json; 0 raises a new model's own value where the slots of
-    ``data.fps`` need it. UserError for a model that reads times in words."""
+    """Write ``config.tokens_per_second`` into a config.json; 0 raises a new model's own value where the slots
+    of ``data.fps`` need it. UserError for a model that reads times in words."""
     raw = json.loads(file.read_text())
     vision, wanted = raw["vision_config"], config.tokens_per_second
     reads_words = raw["model_type"] != "qwen2_5_vl"
     if wanted and reads_words:
-        raise UserError(f"config.tokens_per_second={wanted:g}: {raw['model_type']} reads times in words; set it to 0")
+        raise UserError(
+            f"config.tokens_per_second={wanted:g}: {raw['model_type']} reads times in words; set it to 0"
+        )
     if reads_words or (not wanted and config.init_from):
         return
     slots_per_second = config.data.fps / vision.get("temporal_patch_size", 2)
