@@ -188,7 +188,7 @@ def test_slots_of_one_size_stand_alone():
 
 def test_slots_of_many_sizes_of_a_tower_without_windows_stand_in_bins():
     """Blocks of whole slots would be emptier than gathering costs."""
-    grids = [(60, 8, 14), (16, 14, 8), (40, 10, 10), (24, 9, 12), (8, 16, 16), (120, 6, 8)]
+    grids = [(8, rows, columns) for rows in range(7, 17) for columns in range(7, 17)]
     assert choose_capacity(grids, WHOLE).block == 1 and choose_capacity(grids, WHOLE).bin > 0
     assert waste(grids, choose_capacity(grids, WHOLE), WHOLE)[0] == 1.0
 
