@@ -21,12 +21,12 @@ SMALL = {
     "events.heldout": 24,
     "events.unseen": 8,
 }
-# What the run above gave before the code was moved into the rooms of today: the losses of its two steps.
+# What the run above gave on 2026-11-21: a change of these says that the default run has become another one.
 # They are float32 sums, which processors round differently.
 FIRST_LOSSES = {
-    "loss": (6.638489, 6.338771),
-    "loss/lm": (6.638489, 6.114491),
-    "loss/contrast": (2.045856, 2.2428),
+    "loss": (6.677948, 5.984085),
+    "loss/lm": (6.677948, 5.691805),
+    "loss/contrast": (2.545757, 2.922796),
 }
 
 
