@@ -24,12 +24,12 @@ from benchmarks.sft_step import (
     QUESTION,
     SIDE,
     VIDEO,
+    prompt_batch,
     random_prompt,
     torch_videos,
     write_model,
 )
 from benchmarks.timing import environment, medians, publish
-from vpjax.data.collate import single_prompt
 from vpjax.data.video import Video
 from vpjax.models.generate import generate
 from vpjax.models.hf import load_pretrained
@@ -89,7 +89,7 @@ def main() -> None:
         model = load_pretrained(folder)
     torch_model.generation_config.eos_token_id = None
     prompt, video = random_prompt(np.random.default_rng(0), FRAMES, QUESTION)
-    _, prompts = single_prompt(prompt, video, model.config)
+    prompts = prompt_batch(model, prompt, video)
     inputs = torch_inputs(model, prompts, video)
     runs: dict[tuple[str, int, int], Callable[[], object]] = {}
     for new in (1, args.new):

@@ -32,12 +32,12 @@ from benchmarks.sft_step import (
     START,
     VIDEO,
     VOCAB,
+    prompt_batch,
     random_prompt,
     torch_videos,
     write_model,
 )
 from benchmarks.timing import environment, medians, publish
-from vpjax.data.collate import single_prompt
 from vpjax.data.video import Video
 from vpjax.models.generate import Completions, generate
 from vpjax.models.hf import load_pretrained
@@ -61,15 +61,14 @@ Run = Callable[[], object]
 def video_prompt(model: VideoLM) -> tuple[Prompts, Video]:
     """A question about a video, and the video."""
     prompt, video = random_prompt(np.random.default_rng(0), FRAMES, QUESTION)
-    _, prompts = single_prompt(prompt, video, model.config)
-    return prompts, video
+    return prompt_batch(model, prompt, video), video
 
 
 def text_prompt(model: VideoLM) -> Prompts:
     """As many tokens of text."""
     count = video_prompt(model)[0].text.tokens.shape[1]
     prompt = np.random.default_rng(0).integers(2, START, count, dtype=np.int32)
-    return single_prompt(prompt, None, model.config)[1]
+    return prompt_batch(model, prompt, None)
 
 
 def configure(groups: int) -> ConfigDict:

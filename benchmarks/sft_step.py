@@ -25,9 +25,10 @@ from ml_collections import ConfigDict
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.timing import environment, medians, publish
-from vpjax.data.collate import collate
+from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import row_sizes
-from vpjax.data.rows import training_row
+from vpjax.data.packing import Sizes
+from vpjax.data.rows import prompt_row, training_row
 from vpjax.data.text import Tokens
 from vpjax.data.units import choose_capacity, cut, grid_of
 from vpjax.data.video import Video
@@ -41,7 +42,7 @@ from vpjax.recipes import base
 from vpjax.training import sft
 from vpjax.training.losses import causal_lm, contrastive, pool_slots, slot_means, token_logprobs
 from vpjax.training.state import HEADS_PREFIX, Optimizer, State, create_state, optimize
-from vpjax.types import Array, Batch, Units
+from vpjax.types import Array, Batch, Prompts, Units
 
 VOCAB, START, END, VIDEO, IMAGE = 8192, 8180, 8181, 8182, 8183
 FRAMES, SIDE, QUESTION, ANSWER = 16, 112, 24, 24
@@ -96,6 +97,15 @@ def random_prompt(rng: np.random.Generator, frames: int, question: int) -> tuple
     )
     tokens = rng.integers(2, START, question, dtype=np.int32)
     return np.concatenate([tokens[:4], [START, VIDEO, END], tokens[4:]]).astype(np.int32), video
+
+
+def prompt_batch(model: VideoLM, prompt: np.ndarray, video: Video | None) -> Prompts:
+    """A batch of one prompt without any padding."""
+    vision = model.config.vision
+    capacity = choose_capacity([grid_of(video.frames.shape[:3], vision)] if video else [], vision)
+    row = prompt_row(prompt, video, model.config, capacity)
+    sizes = Sizes(len(row.prompt.tokens), len(row.video.window), len(row.video.bins))
+    return collate_prompts([row], sizes, capacity, model.config)
 
 
 def torch_videos(vision: VisionConfig, videos: Sequence[Video]) -> dict[str, torch.Tensor]:
