@@ -72,9 +72,9 @@ FOUND_BY = {
 QUICK = dict(steps=160, seeds=[0], clips=2048, heldout=120)
 REQUEST = Request("events", controls=("none", "key", "random", "shuffle", "single", "blind"))
 COLUMNS = {
-    "1 frame": "event/none/1",
-    "2": "event/none/2",
-    "4": "event/none/4",
+    "0.125 s": "event/none/0.125",
+    "0.25 s": "event/none/0.25",
+    "0.5 s": "event/none/0.5",
     "all": "event/none",
     "on V~": "event/key",
     "random replaced": "event/random",

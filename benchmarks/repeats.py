@@ -79,7 +79,7 @@ def repeat(
 
 
 def accuracies(results: dict[str, Any]) -> dict[str, float]:
-    """``event/<control>`` and ``event/<control>/<frames>`` of the results of an evaluation on event clips."""
+    """``event/<control>`` and ``event/<control>/<seconds>`` of an evaluation on event clips."""
     metrics = {}
     for control, scores in results["controls"].items():
         accuracy = scores["metrics"]["accuracy"]
