@@ -3,7 +3,7 @@
     python -m vpjax.train --config sft_mix
 
 What it does: the same as configs/sft.py, on clips of six frame sizes (square, wide and upright, 56 to 100
-pixels a side), 1 to 8 seconds long at 8 to 16 frames per second, whose captions have one to six sentences.
+pixels a side), 1 to 8 seconds long at 8 to 16 frames per second, whose captions have one to four sentences.
 Frames are taken 8 times a second, so that no event falls between them, and several clips share a row.
 """
 
@@ -12,19 +12,19 @@ from vpjax.recipes import sft
 
 def get_config():
     c = sft.get_config()
-    c.batch = 14  # rows, about 34 clips
+    c.batch = 10  # rows, about 31 clips
 
     c.model.text_config.vocab_size = 640  # holds the words of the longer captions whole
 
     c.events.sizes = ((56, 56), (68, 68), (60, 80), (80, 60), (56, 100), (100, 56))  # (height, width)
     c.events.seconds = (1.0, 8.0)
     c.events.rates = (8, 10, 12, 15, 16)
-    c.events.details = (0, 5)
+    c.events.details = (0, 3)
 
     c.data.frames = 0
     c.data.fps = 8.0
-    c.data.min_pixels = 4 * 28 * 28  # 4 to 8 visual tokens a slot
-    c.data.max_pixels = 8 * 28 * 28
-    c.data.max_tokens = 384  # the longest clip has 360, the mean one 147
+    c.data.min_pixels = 4 * 28 * 28  # 4 to 6 visual tokens a slot
+    c.data.max_pixels = 6 * 28 * 28
+    c.data.max_tokens = 384
     c.data.row_tokens = 384
     return c

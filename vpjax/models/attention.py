@@ -38,6 +38,7 @@ from jax.sharding import PartitionSpec as P
 from vpjax.types import Array, UserError
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
+QUERIES = 96  # xla: tokens of a prefix that attend at once
 BLOCK, LANES = 512, 128  # splash: tokens in a block at most; a block is a multiple of LANES
 
 _backend = contextvars.ContextVar("attention", default="auto")
@@ -82,11 +83,19 @@ def causal_inside(segment_BP: Array) -> jax.Array:
 
 
 def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues, segment_BP: Array) -> jax.Array:
-    """Causal attention of a prefix to itself, inside segments: [B, P, N, H]."""
+    """Causal attention of a prefix to itself, inside segments: [B, P, N, H].
+
+    QUERIES tokens at a time, to the keys up to the last of them: later keys would be masked out."""
     q = _grouped(q_BPNH, prefix.k.shape[-2])
-    mask = causal_inside(segment_BP)[:, None, None]
-    weights = _softmax(jnp.einsum("bqkrh,bpkh->bkrqp", q, prefix.k), mask)
-    return jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), prefix.v).reshape(q_BPNH.shape)
+    mask_BPP = causal_inside(segment_BP)
+    out = []
+    for start in range(0, q.shape[1], QUERIES):
+        end = min(start + QUERIES, q.shape[1])
+        k, v = prefix.k[:, :end], prefix.v[:, :end]
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, start:end], k)
+        weights = _softmax(scores, mask_BPP[:, None, None, start:end, :end])
+        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
+    return jnp.concatenate(out, axis=1).reshape(q_BPNH.shape)
 
 
 def attend_suffix(
