@@ -197,7 +197,7 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: Plan
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     result = memory.output_size_in_bytes - memory.alias_size_in_bytes
     # Counted with plain attention, because a kernel hides its work, and with each clip in a row of its own,
-    # because the kernel leaves out what lies between clips. Causal attention is counted whole.
+    # because the kernel leaves out what lies between clips.
     plain = with_batch(config, config.batch * row.clips)
     plain.attention = "xla"
     share = Sizes(*(math.ceil(count / row.clips) for count in row.sizes))
