@@ -2,7 +2,7 @@
 
     python -m vpjax.train --config sft_mix
 
-What it does: the same as configs/sft.py, on clips of six frame sizes (square, wide and upright, 56 to 100
+What it does: the same as configs/sft.py, on clips of six frame sizes (square, wide and upright, 56 to 84
 pixels a side), 1 to 8 seconds long at 8 to 16 frames per second, whose captions have one to four sentences.
 Frames are taken 8 times a second, so that no event falls between them, and several clips share a row.
 """
@@ -16,7 +16,7 @@ def get_config():
 
     c.model.text_config.vocab_size = 640  # holds the words of the longer captions whole
 
-    c.events.sizes = ((56, 56), (68, 68), (60, 80), (80, 60), (56, 100), (100, 56))  # (height, width)
+    c.events.sizes = ((56, 56), (68, 68), (60, 80), (80, 60), (56, 84), (84, 56))  # (height, width)
     c.events.seconds = (1.0, 8.0)
     c.events.rates = (8, 10, 12, 15, 16)
     c.events.details = (0, 3)

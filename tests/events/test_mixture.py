@@ -89,7 +89,9 @@ def test_formats_are_drawn_evenly():
         "rate": [scene.fps for _, scene in clips],
         "sentences": [clip.answer.count(". ") for clip, _ in clips],
     }
-    for values, options in zip(drawn.values(), (SPEC.sizes, SPEC.rates, range(6)), strict=True):
+    for values, options in zip(
+        drawn.values(), (SPEC.sizes, SPEC.rates, range(SPEC.details[0], SPEC.details[1] + 1)), strict=True
+    ):
         assert set(values) == set(options)
         share = 1 / len(options)
         deviation = np.sqrt(share * (1 - share) / count)

@@ -225,8 +225,9 @@ def test_a_wrong_clip_changes_the_logits(right):
     for mistake, edit in WRONG_CLIPS.items():
         wrong = [dataclasses.replace(clip, **edit(clip)) for clip in clips]
         assert error(logits(model, packed(wrong, vision)), reference) > WRONG, mistake
-    other = dataclasses.replace(vision, window=3 * vision.factor)
-    assert error(logits(model, packed(clips, other)), reference) > WRONG, "windows of another size"
+    if vision.window:  # a tower without them attends in bins
+        other = dataclasses.replace(vision, window=3 * vision.factor)
+        assert error(logits(model, packed(clips, other)), reference) > WRONG, "windows of another size"
 
 
 def test_a_wrong_layout_changes_the_logits(right):
