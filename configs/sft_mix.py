@@ -5,6 +5,7 @@
 What it does: the same as configs/sft.py, on clips of six frame sizes (square, wide and upright, 56 to 84
 pixels a side), 1 to 8 seconds long at 8 to 16 frames per second, whose captions have one to four sentences.
 Frames are taken 8 times a second, so that no event falls between them, and several clips share a row.
+Hardware and cost: 2 CPU cores, half an hour or less, 3 GB of memory; not yet run to its end.
 """
 
 from vpjax.recipes import sft
