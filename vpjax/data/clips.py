@@ -89,6 +89,7 @@ def parse_clip(record: Any) -> Clip:
         task=_string(record, "task", "caption"),
         choices=tuple(str(choice) for choice in _list(record, "choices")),
         boxes=tuple(parse_box(box) for box in _list(record, "boxes")),
+        degraded_answer=_string(record, "degraded_answer", ""),
         **parse_part(record),
         extra=record.get("extra", {}),
     )
