@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     c.events.train = 6144
     c.events.heldout = 768
     c.events.unseen = 240  # clips with pairs of shape and event that never occur in training
+    c.events_heldout = ConfigDict()  # fields of their appearance that differ in heldout and unseen clips
 
     c.optim = optim = ConfigDict()  # AdamW with a linear warm-up, then a cosine schedule
     optim.lr = 1e-3

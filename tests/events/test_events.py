@@ -13,9 +13,9 @@ from vpjax.data.sampling import Sampling
 from vpjax.data.video import read_frames
 from vpjax.events import clips as events
 from vpjax.events import text as event_text
-from vpjax.events.clips import EventSpec, describe, make_event_clips, tokenizer_sentences
-from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, draw, encode
-from vpjax.events.text import event_of
+from vpjax.events.clips import EventSpec, describe, make_event_clips, predicted_event, tokenizer_sentences
+from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, draw, encode, opposite
+from vpjax.events.text import event_of, events_named, says_nothing_happens
 from vpjax.types import UserError
 
 SPEC = EventSpec()
@@ -39,6 +39,12 @@ def test_every_caption_names_its_event():
     assert set(event_text.PHRASES) == set(event_text.EVENT_WORDS) == set(EVENTS)
 
 
+def test_articles_fit_their_words():
+    answers = {clip.answer for clip in clips_of(SPEC, 400)}
+    assert any(re.search(r"\b[Aa]n orange", answer) for answer in answers)
+    assert not any(re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiou]", answer) for answer in answers)
+
+
 def test_an_event_is_named_by_whole_words_and_alone():
     words = [word for line in event_text.EVENT_WORDS.values() for word in line.split()]
     assert len(set(words)) == len(words)
@@ -47,6 +53,11 @@ def test_an_event_is_named_by_whole_words_and_alone():
     assert event_of("a springboard, outgrown and unsplit") is None
     assert event_of("it spins or it grows") is None
     assert event_of("it spins and rotates") == "spin"
+    assert events_named("it spins, grows and rotates") == ("grow", "spin")
+    for phrase in event_text.NOTHING:
+        assert not events_named(phrase) and says_nothing_happens(f"It {phrase}.")
+    phrases = itertools.chain(*event_text.PHRASES.values(), event_text.DETAILS)
+    assert not any(says_nothing_happens(phrase) for phrase in phrases)
 
 
 def test_captions_begin_so_that_one_phrase_is_right():
@@ -60,7 +71,7 @@ def test_captions_begin_so_that_one_phrase_is_right():
 def test_tokenizer_sentences_hold_the_grammar():
     words = {word for text in tokenizer_sentences(SPEC) for word in re.findall(r"\w+", text)}
     grammar = [
-        *itertools.chain(*event_text.PHRASES.values()),
+        *itertools.chain(*event_text.PHRASES.values(), event_text.NOTHING),
         *COLOURS,
         *SHAPES,
         *DIRECTIONS,
@@ -91,6 +102,30 @@ def test_every_event_survives_compression(kind, tmp_path):
             assert np.sum(kept[frame] * change[frame]) > 0.75 * np.sum(change[frame] ** 2)
         assert not change[~inside].any()
         assert np.abs(kept[~inside]).mean() < 4  # grey levels; the noise alone is 3
+
+
+def test_colours_survive_compression(tmp_path):
+    """In every frame of a file, the shape's mean colour is nearer to its own than to any other colour."""
+    spec = EventSpec(eventless=1.0, flicker=0.0)
+    palette = np.array(list(COLOURS.values()))
+    _, scene = describe(spec, "train", 0)
+    for number, colour in enumerate(COLOURS):
+        scene = dataclasses.replace(scene, colour=colour)
+        path = tmp_path / f"{colour}.mp4"
+        path.write_bytes(encode(drawn(scene).astype(np.uint8), fps=scene.fps, crf=spec.crf))
+        frames = read_frames(path, Sampling(frames=scene.frames), size=(scene.height, scene.width)).frames
+        coloured = np.ptp(draw(scene, noise=0.0).astype(int), axis=-1) > 60
+        for frame, mask in zip(frames, coloured, strict=True):
+            distances = np.linalg.norm(palette - frame[mask].mean(0), axis=1)
+            own = distances[number]
+            assert own < 0.6 * np.delete(distances, number).min(), (colour, distances)
+
+
+def test_flips_go_to_the_other_side_of_the_colour_wheel():
+    for colour in COLOURS:
+        assert opposite(opposite(colour)) == colour
+        distance = list(COLOURS).index(opposite(colour)) - list(COLOURS).index(colour)
+        assert abs(distance) == 4
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -128,13 +163,44 @@ def test_nothing_but_the_video_tells_the_event():
 
 
 def test_a_prior_ties_the_colour_to_the_event():
-    colours_of = collections.defaultdict(set)
+    """A prior of 1 tells the event by the colour alone, one of half in half of the clips and by chance."""
+    assert {predicted_event(colour) for colour in COLOURS} == set(EVENTS)
     for clip in clips_of(EventSpec(prior=1.0), 240):
-        colours_of[clip.extra["event"]].add(clip.extra["colour"])
-    assert all(len(colours) == 1 for colours in colours_of.values())
+        assert predicted_event(clip.extra["colour"]) == clip.extra["event"]
     half = clips_of(EventSpec(prior=0.5), 2400)
-    share = np.mean([{clip.extra["colour"]} == colours_of[clip.extra["event"]] for clip in half])
-    assert abs(share - (0.5 + 0.5 / len(COLOURS))) < 0.04
+    share = np.mean([predicted_event(clip.extra["colour"]) == clip.extra["event"] for clip in half])
+    assert abs(share - (0.5 + 0.5 / len(COLOURS))) < 0.04  # four deviations of .01
+
+
+def test_the_truth_of_degraded_videos_stands_in_the_events_place():
+    """The caption with another phrase and no event, for captions only."""
+    for clip in clips_of(MIXED, 400):
+        if clip.task != "caption":
+            assert clip.degraded_answer == ""
+            continue
+        phrase = clip.keywords[0].text
+        index = event_text.PHRASES[clip.extra["event"]].index(phrase)
+        assert clip.degraded_answer == clip.answer.replace(phrase, event_text.NOTHING[index])
+        assert not events_named(clip.degraded_answer) and says_nothing_happens(clip.degraded_answer)
+        assert not says_nothing_happens(clip.answer)
+
+
+def test_clips_without_an_event_leave_the_others_as_they_are():
+    """They have the scene of the clip that they replace, without its event."""
+    some, without = dataclasses.replace(MIXED, eventless=0.3), 0
+    captions = 0
+    for index in range(1200):
+        (usual, scene), (clip, other) = (describe(spec, "train", index) for spec in (MIXED, some))
+        captions += usual.task == "caption"
+        if clip.extra["event"]:
+            assert (clip, other) == (usual, scene)
+            continue
+        without += 1
+        assert clip.task == "caption" and clip.answer == usual.degraded_answer
+        assert (clip.keywords, clip.spans, clip.degraded_answer, clip.extra["length"]) == ((), (), "", 0)
+        assert other == dataclasses.replace(scene, events=())
+    assert abs(without / captions - 0.3) < 0.11  # four deviations for about 300 captions
+    assert not any(clip.extra["event"] for clip in clips_of(EventSpec(eventless=1.0), 48))
 
 
 def test_unseen_pairs_are_unseen():
@@ -267,6 +333,8 @@ def test_another_spec_has_another_folder():
         dict(flicker=1.5),
         dict(crf=60),
         dict(prior=2.0),
+        dict(eventless=-0.1),
+        dict(paired=True, eventless=0.5),
         dict(paired=True, prior=0.5),
         dict(choice=-1.0),
         dict(caption=0.0),

@@ -137,8 +137,10 @@ def test_further_sentences_are_true():
         clip, scene = describe(spec, "heldout", index)
         frames = draw(scene, noise=0.0).astype(int)
         seconds = len(frames) / scene.fps
-        half = re.search(r"in the (\w+) half", clip.answer)[1]
-        assert half == ("first" if clip.spans[0][0] < seconds / 2 else "second")
+        half = re.search(r"in ([\w ]+) half", clip.answer)[1]
+        assert half == ("the first" if clip.spans[0][0] < seconds / 2 else "the second")
+        assert clip.degraded_answer.count(".") == clip.answer.count(".")
+        assert "in neither half" in clip.degraded_answer
         places = re.search(
             r"in the (\w+ \w+) quarter of the picture, at the end in the (\w+ \w+)", clip.answer
         )
@@ -149,7 +151,7 @@ def test_further_sentences_are_true():
         grey = np.median(frames, axis=(1, 2, 3))
         usual = np.median(grey)
         light = {"darker": grey.min() < usual - 5, "brighter": grey.max() > usual + 5}
-        light["stays the same"] = not any(light.values())
+        light["is the same throughout"] = not any(light.values())
         assert {words for words, holds in light.items() if holds} == {w for w in light if w in clip.answer}
         height, width = frames.shape[1:3]
         outline = {"wider than high": width > height, "higher than wide": width < height}

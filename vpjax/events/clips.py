@@ -24,7 +24,7 @@ from vpjax.events.text import DETAILS, EVENT_TASKS, make_dialogue
 from vpjax.files import AnyPath, write_whole
 from vpjax.types import Clip, Keyword, UserError
 
-EVENT_CLIPS_VERSION = 1  # increased whenever the same spec gives other clips
+EVENT_CLIPS_VERSION = 2  # increased whenever the same spec gives other clips
 SPLITS = ("train", "heldout", "unseen")
 EIGHTHS = 8  # of a second, in which the lengths of events are given
 MARGIN = 2  # eighths of a second without an event: at least so many at either end and between two events
@@ -47,8 +47,10 @@ class EventSpec:
     the distance that it travels, as shares of the side along which it moves. noise: standard deviation of the
     pixel noise in grey levels. flicker: share of clips in which, as a distractor, the whole picture is darker
     or brighter for 1 or 2 eighths of a second. crf: H.264's quality, 0 to 51. prior: share of clips whose
-    colour follows from the kind of event. paired: clips 2i and 2i + 1 differ only in the event. caption,
-    choice, order, grounding: shares of the tasks; a clip about order has two events.
+    colour follows from the kind of event: event i has colour i, so that a colour predicts an event
+    (``predicted_event``). eventless: share of captions whose clips show no event. paired: clips 2i and 2i + 1
+    differ only in the event. caption, choice, order, grounding: shares of the tasks; a clip about order has
+    two events.
     UserError for a value that cannot be drawn.
     """
 
@@ -64,6 +66,7 @@ class EventSpec:
     flicker: float = 0.3
     crf: int = 23
     prior: float = 0.0
+    eventless: float = 0.0
     paired: bool = False
     caption: float = 1.0
     choice: float = 0.0
@@ -77,7 +80,7 @@ class EventSpec:
 
         for field in ("seed", "noise", *EVENT_TASKS):
             require(field, getattr(self, field) >= 0, "at least 0")
-        for field in ("flicker", "prior"):
+        for field in ("flicker", "prior", "eventless"):
             require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
         require("crf", 0 <= self.crf <= 51, "from 0 to 51")
         are_sizes = len(self.sizes) > 0 and all(_is_size(size) for size in self.sizes)
@@ -91,8 +94,8 @@ class EventSpec:
         require("details", 0 <= self.details[0] <= self.details[1] <= len(DETAILS), at_most)
         require("radius", 0 < self.radius[0] <= self.radius[1], "(least, most) with 0 < least <= most")
         require("travel", 0 <= self.travel[0] <= self.travel[1], "(least, most) with 0 <= least <= most")
-        no_pairs = "False where events.prior is set: a pair has one colour"
-        require("paired", not self.paired or not self.prior, no_pairs)
+        no_pairs = "False where events.prior or events.eventless is set: a pair is one scene with two events"
+        require("paired", not self.paired or not (self.prior or self.eventless), no_pairs)
         if not any(self.shares):
             raise UserError(f"events: no task; one of {', '.join(EVENT_TASKS)} must be above 0")
 
@@ -145,8 +148,8 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     """The clip at ``index`` of a split, its video's path relative to the split's file, and its scene."""
     scene_index = index // 2 if spec.paired else index
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), scene_index])
-    # The format has a generator of its own, so that its choices leave the rest of the scene as it is.
-    format_rng = rng.spawn(1)[0]
+    # These have generators of their own, so that their choices leave the rest of the scene as it is.
+    format_rng, eventless_rng = rng.spawn(2)
     height, width = _pick(format_rng, spec.sizes)
     fps = _pick(format_rng, spec.rates)
     seconds = math.exp(format_rng.uniform(*np.log(spec.seconds)))
@@ -158,7 +161,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     others = [kind for kind in EVENTS if kind != event_kind and _occurs(split, kind, shape)]
     kinds = [event_kind, _pick(rng, others)]
     if rng.random() < spec.prior:
-        colour = list(COLOURS)[EVENTS.index(event_kind) % len(COLOURS)]
+        colour = list(COLOURS)[EVENTS.index(event_kind)]
     else:
         colour = _pick(rng, COLOURS)
     lengths = [spec.lengths[scene_index // len(EVENTS) % len(spec.lengths)], _pick(rng, spec.lengths)]
@@ -190,6 +193,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     spans = tuple((event.start / fps, event.end / fps) for event in scene.events)
     words = dict(colour=colour, shape=shape, direction=scene.direction)
     dialogue = make_dialogue(task, kinds, spans, words | _facts(scene), details, rng)
+    extra = dict(event=kinds[0], length=lengths[0], flicker=bool(scene.flickers), **words)
     clip = Clip(
         id=f"{split}-{index:06d}",
         video=f"{split}/{index // CLIPS_PER_FOLDER:03d}/{index:06d}.mp4",
@@ -199,9 +203,25 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
         spans=spans,
         task=task,
         choices=dialogue.choices,
-        extra=dict(event=kinds[0], length=lengths[0], flicker=bool(scene.flickers), **words),
+        degraded_answer=dialogue.degraded_answer,
+        extra=extra,
     )
+    if task == "caption" and eventless_rng.random() < spec.eventless:
+        clip = dataclasses.replace(
+            clip,
+            answer=dialogue.degraded_answer,
+            keywords=(),
+            spans=(),
+            degraded_answer="",
+            extra=extra | dict(event="", length=0),
+        )
+        scene = dataclasses.replace(scene, events=())
     return clip, scene
+
+
+def predicted_event(colour: str) -> str:
+    """The event that a colour predicts where clips have a prior (``EventSpec.prior``)."""
+    return EVENTS[list(COLOURS).index(colour)]
 
 
 def _occurs(split: str, kind: str, shape: str) -> bool:
@@ -236,7 +256,7 @@ def _flicker_frames(share: float, frames: int, fps: int, rng: np.random.Generato
 def _facts(scene: Scene) -> dict[str, str]:
     """What DETAILS say of a scene; the same whatever the kind of its event."""
     centre, step = np.array(scene.centre), np.array(DIRECTIONS[scene.direction])
-    light = "The light stays the same throughout."
+    light = "The light is the same throughout."
     if scene.flickers:
         light = f"For a moment the whole picture is {'darker' if scene.flicker < 1 else 'brighter'}."
     if scene.width == scene.height:
@@ -244,7 +264,7 @@ def _facts(scene: Scene) -> dict[str, str]:
     else:
         outline = "wider than high" if scene.width > scene.height else "higher than wide"
     return dict(
-        half="first" if 2 * scene.events[0].start < scene.frames else "second",
+        half="the first" if 2 * scene.events[0].start < scene.frames else "the second",
         start=_quarter(centre - step * scene.travel / 2),
         end=_quarter(centre + step * scene.travel / 2),
         light=light,
@@ -272,3 +292,4 @@ def tokenizer_sentences(spec: EventSpec) -> Iterator[str]:
             clip, _ = describe(dataclasses.replace(spec, **shares), "train", index)
             yield clip.question
             yield clip.answer
+            yield clip.degraded_answer

@@ -9,14 +9,17 @@ import numpy as np
 
 EVENTS = ("flash", "jump", "flip", "shrink", "grow", "vanish", "split", "spin")
 SHAPES = ("square", "triangle", "cross")
-# The colour three places further on is the opposite, to which the event ``flip`` changes.
+# In the order of the colour wheel: the colour four places further on is the opposite, to which the event
+# ``flip`` changes.
 COLOURS = {
-    "red": (225, 45, 45),
-    "green": (40, 190, 60),
-    "blue": (60, 90, 245),
+    "red": (215, 30, 35),
+    "orange": (240, 130, 25),
+    "yellow": (235, 225, 50),
+    "green": (40, 180, 50),
     "cyan": (40, 205, 215),
-    "purple": (170, 60, 215),
-    "yellow": (230, 210, 45),
+    "blue": (55, 80, 240),
+    "purple": (140, 45, 200),
+    "pink": (245, 130, 195),
 }
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
@@ -87,8 +90,7 @@ def draw(scene: Scene, *, noise: float) -> np.ndarray:
             case "jump":
                 centre_F2[during] += JUMP * np.where(centre_F2[during] > 0.5, -1, 1) * (step == 0)
             case "flip":
-                names = list(COLOURS)
-                colour[during] = COLOURS[names[(names.index(scene.colour) + 3) % len(names)]]
+                colour[during] = COLOURS[opposite(scene.colour)]
             case "shrink":
                 radius[during] *= SHRINK
             case "grow":
@@ -115,6 +117,12 @@ def draw(scene: Scene, *, noise: float) -> np.ndarray:
     picture[list(scene.flickers)] *= scene.flicker
     grain = np.random.default_rng(scene.noise).standard_normal((frames, height, width, 1), np.float32)
     return np.clip(picture + noise * grain, 0, 255).round().astype(np.uint8)
+
+
+def opposite(colour: str) -> str:
+    """The colour on the other side of the colour wheel."""
+    names = list(COLOURS)
+    return names[(names.index(colour) + len(names) // 2) % len(names)]
 
 
 def distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:

@@ -28,22 +28,24 @@ EVENT_WORDS = {
     "split": "split splits splitting break breaks broke broken breaking",
     "spin": "spin spins spun spinning rotate rotates rotated rotating",
 }
+# The two phrases that stand in the event's place where no event is seen. They hold no word of EVENT_WORDS.
+NOTHING = ("stays the same", "does nothing")
 KIND_OF_WORD = {word: kind for kind, words in EVENT_WORDS.items() for word in words.split()}
 
 EVENT_TASKS = ("caption", "choice", "order", "grounding")
 QUESTIONS = ("Describe the video.", "What happens in the video?", "What does the shape do?")
-# A caption, and which of the two phrases it uses for the event. The words before the event already determine
-# which, so that a model that saw the event has exactly one correct continuation.
+# A caption, and which of the two phrases of PHRASES, or of NOTHING, stands in the event's place. The words
+# before it already determine which, so that a model that saw the event has exactly one correct continuation.
 CAPTIONS = (
     ("A {colour} {shape} moves {direction} and suddenly {event}.", 0),
     ("The {colour} {shape} drifts {direction} and {event} for a moment.", 0),
     ("Moving {direction}, a {colour} {shape} briefly {event}.", 1),
     ("While it drifts {direction}, the {colour} {shape} {event}.", 1),
 )
-# A caption of several sentences goes on with the first of these. They hold no word of EVENT_WORDS and no
-# PHRASES, and are the same whatever the event.
+# A caption of several sentences goes on with the first of these. They hold no word of EVENT_WORDS, no PHRASES
+# and none of NOTHING, and are the same whatever the event.
 DETAILS = (
-    "This happens in the {half} half of the clip.",
+    "This happens in {half} half of the clip.",
     "At the start the {shape} is in the {start} quarter of the picture, at the end in the {end} quarter.",
     "{light}",
     "The picture is {outline} and the clip lasts about {seconds} s.",
@@ -61,12 +63,14 @@ GROUNDING_ANSWER = "From {:.2f} to {:.2f} seconds."
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """A question with its options, if any, its answer, and the phrases that name the events in them."""
+    """A question with its options, if any, its answer, and the phrases that name the events in them.
+    degraded_answer: the caption if the event is not seen; "" for other tasks."""
 
     question: str
     answer: str
     phrases: tuple[str, ...]
     choices: tuple[str, ...] = ()
+    degraded_answer: str = ""
 
 
 def make_dialogue(
@@ -103,18 +107,35 @@ def make_dialogue(
     pattern, phrase_index = CAPTIONS[rng.integers(len(CAPTIONS))]
     phrase = PHRASES[kinds[0]][phrase_index]
     question = QUESTIONS[rng.integers(len(QUESTIONS))]
-    sentences = [pattern.format(event=phrase, **words)]
     if details:
-        corners = CORNERS[words["shape"]]
-        sentences += [detail.format(corners=corners, **words) for detail in DETAILS[:details]]
-        question = LONGER_QUESTION.format(question=question, sentences=len(sentences))
-    return Dialogue(question, " ".join(sentences), (phrase,))
+        question = LONGER_QUESTION.format(question=question, sentences=details + 1)
+    answer = _caption(pattern, phrase, words, details)
+    nothing = _caption(pattern, NOTHING[phrase_index], {**words, "half": "neither"}, details)
+    return Dialogue(question, answer, (phrase,), degraded_answer=nothing)
+
+
+def _caption(pattern: str, phrase: str, words: Mapping[str, str], details: int) -> str:
+    sentence = pattern.format(event=phrase, **words)
+    sentence = re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence)  # an orange cross
+    corners = CORNERS[words["shape"]]
+    return " ".join([sentence, *(detail.format(corners=corners, **words) for detail in DETAILS[:details])])
+
+
+def events_named(text: str) -> tuple[str, ...]:
+    """The kinds of events that ``text`` names by any of their words, in the order of PHRASES."""
+    kinds = {KIND_OF_WORD.get(word) for word in re.findall(r"[a-z]+", text.lower())}
+    return tuple(kind for kind in PHRASES if kind in kinds)
 
 
 def event_of(text: str) -> str | None:
     """The kind of event that ``text`` names by any of its words; None if it names none or several."""
-    kinds = {KIND_OF_WORD.get(word) for word in re.findall(r"[a-z]+", text.lower())} - {None}
-    return kinds.pop() if len(kinds) == 1 else None
+    kinds = events_named(text)
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def says_nothing_happens(text: str) -> bool:
+    """Whether ``text`` holds one of NOTHING."""
+    return any(phrase in text.lower() for phrase in NOTHING)
 
 
 def caption_variants(caption: str) -> tuple[str, ...]:

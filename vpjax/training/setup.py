@@ -31,7 +31,8 @@ def split_file(config: ConfigDict, split: str, source: str) -> str:
     if source != EVENTS:
         return source
     counts = {split: config.events[split]}
-    return str(events.make_event_clips(event_spec(config), cache_folder(config.data), counts)[split])
+    spec = event_spec(config, split)
+    return str(events.make_event_clips(spec, cache_folder(config.data), counts)[split])
 
 
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
@@ -71,8 +72,17 @@ def instructed(clip: Clip, instructions: Mapping[str, str]) -> Clip:
     return dataclasses.replace(clip, question=f"{clip.question}\n{instruction}")
 
 
-def event_spec(config: ConfigDict) -> events.EventSpec:
-    return events.EventSpec(**{f.name: config.events[f.name] for f in dataclasses.fields(events.EventSpec)})
+def event_spec(config: ConfigDict, split: str = "train") -> events.EventSpec:
+    """The appearance of a split's built-in clips: ``config.events``, and for clips that are not trained on
+    also ``config.events_heldout``. UserError for a field that ``EventSpec`` lacks."""
+    names = [field.name for field in dataclasses.fields(events.EventSpec)]
+    values = {name: config.events[name] for name in names}
+    if split != "train":
+        unknown = sorted(set(config.events_heldout) - set(names))
+        if unknown:
+            raise UserError(f"config.events_heldout: no field {unknown[0]}; give some of {', '.join(names)}")
+        values |= config.events_heldout.to_dict()
+    return events.EventSpec(**values)
 
 
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:

@@ -1,0 +1,49 @@
+"""The splits of the built-in clips and their own appearances."""
+
+import numpy as np
+import pytest
+
+from vpjax.data.clips import read_clips
+from vpjax.events.clips import EventSpec, predicted_event
+from vpjax.recipes import base, sft_shortcut
+from vpjax.training.setup import event_spec, split_file
+from vpjax.types import UserError
+
+
+def small(config, folder):
+    config.data.cache = str(folder)
+    config.events.update(train=32, heldout=64, unseen=64, flicker=0.0, seconds=(1.0, 1.0))
+    return config
+
+
+def colour_tells(file):
+    """The share of clips whose colour predicts their event."""
+    clips = read_clips(file)
+    return np.mean([predicted_event(clip.extra["colour"]) == clip.extra["event"] for clip in clips])
+
+
+def test_one_spec_serves_all_splits_unless_told_otherwise():
+    config = base.get_config()
+    assert {event_spec(config, split) for split in ("train", "heldout", "unseen")} == {EventSpec()}
+
+
+def test_heldout_clips_have_a_spec_of_their_own(tmp_path):
+    config = small(sft_shortcut.get_config(), tmp_path)
+    files = {split: split_file(config, split, "events") for split in ("train", "heldout", "unseen")}
+    assert colour_tells(files["train"]) > 0.7  # .91 expected of 32 clips, with a deviation of .05
+    for split in ("heldout", "unseen"):
+        assert colour_tells(files[split]) < 0.3  # .125 expected of 64 clips, with a deviation of .04
+
+    # The training clips are those of a config whose held-out clips look like them.
+    config.events_heldout = {}
+    assert split_file(config, "train", "events") == files["train"]
+    assert split_file(config, "heldout", "events") != files["heldout"]
+
+
+@pytest.mark.parametrize("field", ["heldout", "colour"])
+def test_unknown_fields_are_named(field):
+    config = base.get_config()
+    config.events_heldout = {field: 1}
+    assert event_spec(config) == EventSpec()
+    with pytest.raises(UserError, match=f"events_heldout: no field {field}; .*prior"):
+        event_spec(config, "heldout")
