@@ -3,8 +3,8 @@
     python -m vpjax.train --config sft_shortcut
 
 What it does: the same as configs/sft.py, on 4,096 training clips, nine of ten of which have the colour that
-belongs to their event. In the held-out clips the colour says nothing. A model that reads the colour instead of
-the event does well in training only, and the held-out table shows how often a model does.
+belongs to their event. In the held-out clips the colour says nothing about the event. A model that reads the
+colour instead does well in training only, and the held-out table shows how often the model does.
 Hardware and cost: 2 CPU cores, 4 to 6 minutes, 2 GB of memory; not yet run to its end.
 Expected: not yet run to its end.
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, answers_to, read_benchmark
+from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, answers_to, read_benchmark
 from vpjax.events import clips as events
 from vpjax.scoring.answers import parse_choice
 from vpjax.types import Clip, UserError
@@ -262,6 +262,22 @@ def test_event_clips(tmp_path):
         assert sum(right) == 1 and right[given.index(clip.answer)] == 1
     own, _ = read("clips", made)
     assert groups(own) == ["caption"] * 9
+
+
+def test_event_clips_without_an_event(tmp_path):
+    """They are right where no event is named, and have no candidates, all of which would name one."""
+    spec = events.EventSpec(eventless=1.0, details=(0, 3))
+    clips, left_out = read("events", events.make_event_clips(spec, tmp_path, {"heldout": 8})["heldout"])
+    assert groups(clips) == ["no event"] * 8 and not left_out
+    for clip in clips:
+        assert not answers_to(clip) and BENCHMARKS["events"].score(clip, clip.answer) == (
+            True,
+            {"accuracy": 1},
+        )
+    named = events.describe(events.EventSpec(), "heldout", 0)[0].answer
+    row = json.loads((tmp_path / spec.key / "heldout-8.jsonl").read_text().splitlines()[0])
+    mixed, left_out = read("events", write(tmp_path, e_jsonl=[row, row | dict(id="x", answer=named)]))
+    assert [clip.id for clip in mixed] == [row["id"]] and left_out == {NO_EVENT: 1}
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,29 @@ def test_answers_about_one_video_are_one_draw():
     assert width(together) == pytest.approx(2 * width(independent), rel=0.1)
 
 
+def test_metrics_have_rows_of_their_own():
+    """A metric's mean and interval are those of the rows that have it alone; so are its differences."""
+    values = np.random.default_rng(4).random(200) < 0.4
+    every = rows(values)
+    some = [
+        row._replace(values=row.values | {"on even rows": row.values["accuracy"]}) if i % 2 == 0 else row
+        for i, row in enumerate(every)
+    ]
+    got, even = summary(some)["metrics"], summary(every[::2])["metrics"]["accuracy"]
+    assert got["accuracy"] == summary(every)["metrics"]["accuracy"] and got["on even rows"] == even
+    assert summary(some[1::2])["metrics"].keys() == {"accuracy"}
+    zero = [row._replace(values=dict.fromkeys(row.values, 0.0)) for row in some]
+    assert difference(some, zero)["metrics"]["on even rows"] == even["micro"]
+    assert difference(some, every)["metrics"].keys() == {"accuracy"}
+
+
+def test_rows_without_a_second_group_are_in_none():
+    grouped = [row._replace(second_group="ab  "[i].strip()) for i, row in enumerate(rows([1, 0, 1, 1]))]
+    accuracy = summary(grouped)["metrics"]["accuracy"]
+    assert accuracy["micro"]["mean"] == 0.75
+    assert {g: x["mean"] for g, x in accuracy["second_groups"].items()} == {"a": 1, "b": 0}
+
+
 def test_one_video_has_no_interval():
     got = summary(rows([1, 0], videos=["v", "v"]))["metrics"]["accuracy"]["micro"]
     assert got == {"mean": 0.5, "low": None, "high": None}

@@ -1,5 +1,6 @@
 """Metrics of evaluation against numbers worked by hand."""
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -69,6 +70,12 @@ def test_events_are_named():
     assert metrics.score_event(caption, "A red cross rotates.") == (True, {"accuracy": 1})
     assert metrics.score_event(caption, "A red cross rotates and vanishes.") == (False, {"accuracy": 0})
     assert metrics.score_event(caption, "A red cross grows.") == (True, {"accuracy": 0})
+    assert metrics.score_event(caption, "A red cross stays the same.") == (True, {"accuracy": 0})
+    quiet = dataclasses.replace(caption, answer="A red cross does nothing.", extra=dict(event=""))
+    assert metrics.score_event(quiet, "It stays the same.") == (True, {"accuracy": 1})
+    assert metrics.score_event(quiet, "A red cross.") == (False, {"accuracy": 1})
+    assert metrics.score_event(quiet, "It rotates.") == (True, {"accuracy": 0})
+    assert metrics.score_event(quiet, "It rotates and vanishes.") == (False, {"accuracy": 0})
     choice = make_clip("(B) spins", task="choice", choices=("grows", "spins"), extra={"event": "spin"})
     assert metrics.score_event(choice, "(B) spins") == (True, {"accuracy": 1})
     when = make_clip("", task="grounding", spans=((1.0, 2.0),), extra={"event": "spin"})

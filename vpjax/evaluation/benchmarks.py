@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, parse_clip, read_records
 from vpjax.events.clips import EIGHTHS
-from vpjax.events.text import caption_variants, event_of
+from vpjax.events.text import caption_variants, events_named
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path, names_in, open_file
 from vpjax.scoring.answers import parse_choice, parse_options, without_letter
 from vpjax.scoring.metrics import (
@@ -59,6 +59,7 @@ class Benchmark:
     """read: yields the Clips of a record. score: scores an answer. new_tokens: the most tokens of an answer.
     folders: where videos may lie below their root; ``{file}`` is the annotation file's name. published:
     metric -> per cent, by ``REPORTED``. second_group: a field of ``Clip.extra`` that groups scores too.
+    names_events: its captions name events, which have the scores of event_scores.py as well.
     """
 
     read: Callable[[Record], Iterator[Clip | str]]
@@ -67,6 +68,7 @@ class Benchmark:
     folders: tuple[str, ...] = ("", "video", "videos")
     published: dict[str, float] = dataclasses.field(default_factory=dict)
     second_group: str = ""
+    names_events: bool = False
 
 
 def read_benchmark(
@@ -308,18 +310,18 @@ def own_clips(record: Record) -> Iterator[Clip]:
 
 
 def event_clips(record: Record) -> Iterator[Clip | str]:
-    """The built-in event clips, or others with an event in ``extra``. Captions are grouped by how long the
-    event lasts, other tasks by task. A clip whose answer should name its event but does not is left
-    out."""
+    """The built-in event clips, or others with an event in ``extra``, where "" means that none is seen.
+    Captions are grouped by how long the event lasts, other tasks by task. A clip whose answer should name its
+    event, or no event, but does not is left out."""
     clip = parse_clip(record.row)
     event, length = clip.extra.get("event"), clip.extra.get("length")
-    names_event = clip.task in ("choice", "grounding") or event_of(clip.answer) == event
-    if event is None or length is None or not names_event:
+    names_event = events_named(clip.answer) == ((event,) if event else ())
+    if event is None or length is None or not (names_event or clip.task in ("choice", "grounding")):
         yield NO_EVENT
         return
     group = clip.task
     if clip.task == "caption":
-        group = f"{length / EIGHTHS:g} s"
+        group = f"{length / EIGHTHS:g} s" if event else "no event"
     yield dataclasses.replace(clip, extra={**clip.extra, "group": group})
 
 
@@ -336,6 +338,6 @@ BENCHMARKS = {
     "charades-sta": Benchmark(charades_sta, score_span, 64, published={"mIoU": 60.8, "R@0.5": 71.7}),
     "favor-bench": Benchmark(favor, score_choice, 128),
     "dream-1k": Benchmark(dream_1k, score_description, 512),
-    "events": Benchmark(event_clips, score_event, 64, second_group="event"),
+    "events": Benchmark(event_clips, score_event, 64, second_group="event", names_events=True),
     "clips": Benchmark(own_clips, score_by_task, 512),
 }

@@ -12,7 +12,8 @@ LEVEL = 0.95
 
 class Scored(NamedTuple):
     """The scores of one prediction. group, second_group: means are also taken by these; "": no second group.
-    readable: whether the answer could be read. values: by metric, each from 0 to 1."""
+    readable: whether the answer could be read. values: by metric, without those that do not apply to it.
+    named: the events that the answer to a question about events names; None for other questions."""
 
     id: str
     video: str
@@ -21,56 +22,63 @@ class Scored(NamedTuple):
     readable: bool
     values: dict[str, float]
     second_group: str = ""
+    named: Sequence[str] | None = None
 
 
 def summary(rows: Sequence[Scored]) -> dict[str, Any]:
     """The means of one control's rows, ready for JSON:
 
-    rows, videos: their numbers. readable: a share. metrics: name -> micro, the mean over rows; macro, the
-    mean over groups; groups and, if rows have them, second_groups: name -> the mean of its rows. Each mean is
-    {"mean", "low", "high"}; those of groups have "rows" too.
+    rows, videos: their numbers. readable: a share. metrics: name -> micro, the mean over the rows that have
+    it; macro, the mean over groups; groups and, if rows have them, second_groups: name -> the mean of its
+    rows. Each mean is {"mean", "low", "high"}; those of groups have "rows" too.
     """
-    videos, video = np.unique([row.video for row in rows], return_inverse=True)
-    groups, group = np.unique([row.group for row in rows], return_inverse=True)
-    second_groups, second_group = np.unique([row.second_group for row in rows], return_inverse=True)
-    weights_RV = _weights(len(videos))
     metrics = {}
-    for name in rows[0].values:
-        values = np.array([row.values[name] for row in rows])
-        sums_VG, counts_VG = _totals(values, video, group)
-        total_V1, count_V1 = sums_VG.sum(1, keepdims=True), counts_VG.sum(1, keepdims=True)
-        metrics[name] = {
-            "micro": _estimate(total_V1, count_V1, weights_RV),
-            "macro": _estimate(sums_VG, counts_VG, weights_RV),
-            "groups": _by_group(groups, sums_VG, counts_VG, weights_RV),
-        }
-        if any(second_groups):
-            totals = _totals(values, video, second_group)
-            metrics[name]["second_groups"] = _by_group(second_groups, *totals, weights_RV)
+    for name in dict.fromkeys(name for row in rows for name in row.values):
+        scored = [row for row in rows if name in row.values]
+        metrics[name] = _means(name, scored)
+        regrouped = [row._replace(group=row.second_group) for row in scored if row.second_group]
+        if regrouped:
+            metrics[name]["second_groups"] = _means(name, regrouped)["groups"]
     return {
         "rows": len(rows),
-        "videos": len(videos),
+        "videos": len({row.video for row in rows}),
         "readable": float(np.mean([row.readable for row in rows])),
         "metrics": metrics,
     }
 
 
-def difference(ours: Sequence[Scored], theirs: Sequence[Scored]) -> dict[str, Any]:
+def difference(ours: Sequence[Scored], theirs: Sequence[Scored], *, mean: str = "micro") -> dict[str, Any]:
     """Ours minus theirs on the rows of one control that both sides have: rows, videos, unmatched, and
-    metrics: name -> {"mean", "low", "high"}, for the metrics that both sides have."""
+    metrics: name -> {"mean", "low", "high"}, for the metrics that both sides have. mean: over rows ("micro")
+    or over groups ("macro")."""
     theirs_by_id = {row.id: row for row in theirs}
     gains = []
     for row in ours:
         if row.id in theirs_by_id:
             other = theirs_by_id[row.id].values
             values = {name: value - other[name] for name, value in row.values.items() if name in other}
-            gains.append(Scored(row.id, row.video, "", row.control, row.readable, values))
+            gains.append(Scored(row.id, row.video, row.group, row.control, row.readable, values))
     means: dict[str, Any] = summary(gains) if gains else {"videos": 0, "metrics": {}}
     return {
         "rows": len(gains),
         "videos": means["videos"],
         "unmatched": len(ours) + len(theirs) - 2 * len(gains),
-        "metrics": {name: by_group["micro"] for name, by_group in means["metrics"].items()},
+        "metrics": {name: kinds[mean] for name, kinds in means["metrics"].items()},
+    }
+
+
+def _means(metric: str, rows: Sequence[Scored]) -> dict[str, Any]:
+    """The mean of a metric over rows and over groups, and that of each group."""
+    videos, video = np.unique([row.video for row in rows], return_inverse=True)
+    groups, group = np.unique([row.group for row in rows], return_inverse=True)
+    weights_RV = _weights(len(videos))
+    values = np.array([row.values[metric] for row in rows])
+    sums_VG, counts_VG = _totals(values, video, group)
+    total_V1, count_V1 = sums_VG.sum(1, keepdims=True), counts_VG.sum(1, keepdims=True)
+    return {
+        "micro": _estimate(total_V1, count_V1, weights_RV),
+        "macro": _estimate(sums_VG, counts_VG, weights_RV),
+        "groups": _by_group(groups, sums_VG, counts_VG, weights_RV),
     }
 
 

@@ -14,7 +14,7 @@ from vpjax.data.images import is_image
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import read_frames, read_image
 from vpjax.evaluation.ask import Prediction
-from vpjax.evaluation.results import interval, label, per_cent, remarks
+from vpjax.evaluation.results import interval, label, metric_columns, per_cent, remarks
 from vpjax.files import write_whole
 from vpjax.types import Clip, UserError
 
@@ -30,15 +30,16 @@ def write_page(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= dict(per_cent=per_cent, interval=interval)
     controls = {name: scores for name, scores in results["controls"].items() if scores["rows"]}
-    metrics = next(iter(controls.values()))["metrics"]
-    leading = next(iter(metrics))
-    groupings = [name for name in ("groups", "second_groups") if name in metrics[leading]]
+    columns = metric_columns(results)
+    leading = columns[0]
+    means = next(iter(controls.values()))["metrics"][leading]
+    groupings = [name for name in ("groups", "second_groups") if name in means]
     html = environment.from_string(PAGE_TEMPLATE.read_text()).render(
         results=results,
         controls=controls,
-        metrics=list(metrics),
+        metrics=columns,
         leading=leading,
-        groupings={name: list(metrics[leading][name]) for name in groupings},
+        groupings={name: list(means[name]) for name in groupings},
         remarks=remarks(results),
         samples=_samples(results, clips, predictions, next(iter(controls))),
     )

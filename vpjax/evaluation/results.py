@@ -9,6 +9,9 @@ from typing import Any
 from vpjax.evaluation.ask import NO_KEY, Prediction
 from vpjax.evaluation.benchmarks import REPORTED, Benchmark, answers_to
 from vpjax.evaluation.bootstrap import Scored, difference, summary
+from vpjax.evaluation.event_scores import OF_A_PRIOR, OF_INVENTION, event_values, seen, seen_difference
+from vpjax.events.text import events_named
+from vpjax.scoring.answers import final_answer
 from vpjax.types import Clip, UserError
 
 WITH_INTERVALS = 4  # a table of more groups has no intervals, for which there would be no room
@@ -30,7 +33,8 @@ def make_results(
     """The scores of ``predictions``, by control and row by row, ready for JSON. Nothing in it depends on when
     the predictions were made.
 
-    request: the description of the evaluation, which is kept as it is. left_out: the number of clips left out
+    request: the description of the evaluation, which is kept as it is; its ``prior`` is that of the training
+    clips, if they had one. left_out: the number of clips left out
     by reason. missing: rows whose video cannot be used are kept ``apart`` or count as ``wrong``. UserError if
     that leaves no row.
     """
@@ -49,7 +53,12 @@ def make_results(
         if not fault or missing == "wrong":
             readable, values = benchmark.score(clip, prediction.text)
             group, second_group = clip.extra["group"], clip.extra.get(benchmark.second_group, "")
-            rows[name].append(Scored(clip.id, clip.video, group, name, readable, values, second_group))
+            named: tuple[str, ...] | None = None
+            if benchmark.names_events and clip.task == "caption":
+                named = events_named(final_answer(prediction.text))
+                values = values | event_values(clip, prediction, named)
+            row = Scored(clip.id, clip.video, group, name, readable, values, second_group, named)
+            rows[name].append(row)
     if not any(rows.values()):
         reasons = "; ".join(sorted(unusable)[:3])
         raise UserError(f"no row was answered: {reasons or 'no clip has key frames to replace'}")
@@ -57,10 +66,12 @@ def make_results(
     chance = None
     if all(candidates):
         chance = sum(1 / count for count in candidates) / len(candidates)
-    controls = {}
+    controls: dict[str, dict[str, Any]] = {}
     for name, scored in rows.items():
         controls[name] = summary(scored) if scored else {"rows": 0}
         controls[name]["without_key_frames"] = keyless[name]
+        if estimate := seen(scored):
+            controls[name]["metrics"]["seen"] = {"micro": estimate}
     return {
         "request": dict(request),
         "missing": missing,
@@ -87,7 +98,12 @@ def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(f"--against={path}: not a results.json of vpjax.evaluate") from error
     if benchmark != results["request"]["benchmark"]:
         raise UserError(f"--against={path}: it is of {benchmark}, not of {results['request']['benchmark']}")
-    gains = {name: difference(rows, theirs[name]) for name, rows in ours.items() if name in theirs}
+    gains = {}
+    for name, rows in ours.items():
+        if name in theirs:
+            gains[name] = difference(rows, theirs[name])
+            if gain := seen_difference(rows, theirs[name]):
+                gains[name]["metrics"]["seen"] = gain
     return {**results, "against": {"file": str(path), "model": model, "controls": gains}}
 
 
@@ -101,32 +117,52 @@ def _by_control(results: Mapping[str, Any]) -> dict[str, list[Scored]]:
 def format_results(results: Mapping[str, Any]) -> str:
     """The results as tables for a terminal, in per cent."""
     controls = {name: scores for name, scores in results["controls"].items() if scores["rows"]}
-    metrics = next(iter(controls.values()))["metrics"]
-    leading = next(iter(metrics))
-    table = [["", *metrics, "mean of groups", "readable", "rows"]]
+    columns = metric_columns(results)
+    leading = columns[0]
+    table = [["", *columns, "mean of groups", "readable", "rows"]]
     for name, scores in controls.items():
-        cells = [interval(scores["metrics"][metric]["micro"]) for metric in metrics]
-        macro = scores["metrics"][leading]["macro"]["mean"]
+        metrics = scores["metrics"]
+        cells = [interval(metrics[x]["micro"]) if x in metrics else "-" for x in columns]
+        macro = metrics[leading]["macro"]["mean"]
         table.append([name, *cells, per_cent(macro), per_cent(scores["readable"]), str(scores["rows"])])
     title = f"{results['request']['benchmark']}: per cent [95 % interval over videos]"
     if results["chance"]:
         title += f"; chance is {per_cent(results['chance'])}"
     lines = [title, *format_table(table)]
+    means_of = {control: scores["metrics"][leading] for control, scores in controls.items()}
     for grouping, name in (("groups", "group"), ("second_groups", results["second_group"])):
-        if len(metrics[leading].get(grouping, ())) > 1:
-            means = {control: scores["metrics"][leading][grouping] for control, scores in controls.items()}
+        if len(next(iter(means_of.values())).get(grouping, ())) > 1:
+            means = {control: by_group[grouping] for control, by_group in means_of.items()}
             lines += ["", f"{leading} by {name} (rows)", *format_table(group_table(means))]
     if remarks(results):
         lines += ["", *remarks(results)]
     if "against" in results:
         lines += ["", f"minus {results['against']['model']} on the same rows, in points [95 % interval]"]
         for name, gain in results["against"]["controls"].items():
-            gains = [f"{metric} {interval(mean, sign=True)}" for metric, mean in gain["metrics"].items()]
+            means = gain["metrics"]
+            gains = [f"{x} {interval(means[x], sign=True)}" for x in columns if x in means]
             lines.append(
                 f"{name}: {', '.join(gains)} on {gain['rows']} rows; "
                 f"{gain['unmatched']} rows on one side only"
             )
     return "\n".join(lines)
+
+
+def metric_columns(results: Mapping[str, Any]) -> list[str]:
+    """The metrics that a table of the results shows, the main one first.
+
+    Those of the built-in event clips are shown where they can tell something: the ones about a prior after a
+    training with one (``request.prior``), the ones about invention there too, and where clips show no event.
+    """
+    controls = [scores["metrics"] for scores in results["controls"].values() if scores["rows"]]
+    found = list(dict.fromkeys(name for metrics in controls for name in metrics))
+    prior = bool(results["request"].get("prior"))
+    columns = [name for name in found if name not in (*OF_A_PRIOR, *OF_INVENTION)]
+    if prior:
+        columns += [name for name in OF_A_PRIOR if name in found]
+    if prior or "false alarms" in found:
+        columns += [name for name in OF_INVENTION if name in found]
+    return columns
 
 
 def group_table(means: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

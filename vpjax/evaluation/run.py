@@ -119,6 +119,8 @@ def evaluate(
     multihost_utils.sync_global_devices("predictions are read")  # by every process, before one of them writes
     with predictions, backend(run.get("attention", "auto")):
         results = evaluate_model(
+    if prior := run.get("events", {}).get("prior"):  # of the training clips: decides on columns of the tables
+        description["prior"] = prior
             model,
             text,
             clips,

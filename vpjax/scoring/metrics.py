@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from vpjax.events.text import event_of
+from vpjax.events.text import events_named, says_nothing_happens
 from vpjax.scoring.answers import final_answer, parse_choice, parse_time_span
 from vpjax.types import Clip
 
@@ -92,15 +92,18 @@ def score_description(clip: Clip, text: str) -> AnswerScore:
 
 
 def score_event(clip: Clip, text: str) -> AnswerScore:
-    """Whether the answer names ``clip.extra["event"]``, for the built-in event clips. Questions with options
-    and about time are scored as such; the latter are right if the IoU reaches half."""
+    """Whether the answer names ``clip.extra["event"]`` and no other event, or no event where that is "", for
+    the built-in event clips. Questions with options and about time are scored as such; the latter are right
+    if the IoU reaches half."""
     if clip.task == "choice":
         return score_choice(clip, text)
     if clip.task == "grounding":
         readable, values = score_span(clip, text)
         return AnswerScore(readable, {"accuracy": values["R@0.5"]})
-    event = event_of(final_answer(text))
-    return AnswerScore(event is not None, {"accuracy": float(event == clip.extra["event"])})
+    answer = final_answer(text)
+    named, event = events_named(answer), clip.extra["event"]
+    right = named == ((event,) if event else ())
+    return AnswerScore(len(named) == 1 or says_nothing_happens(answer), {"accuracy": float(right)})
 
 
 def score_by_task(clip: Clip, text: str) -> AnswerScore:
