@@ -26,9 +26,11 @@ from vpjax import cli
 from vpjax.data import coverage
 from vpjax.data.index import Index, Source, index_clips
 from vpjax.data.pipeline import coverage_of, make_plan, useful_units
+from vpjax.data.rows import NO_ANSWERS
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Stamps, Tokens
 from vpjax.models.config import VLMConfig
+from vpjax.training import sft
 from vpjax.types import Clip
 
 # As many token ids as Qwen's tokenizer makes of a time in words.
@@ -47,13 +49,16 @@ def read_population(path: Path, model_config: VLMConfig) -> tuple[list[Clip], li
             size = int(row["width"]), int(row["height"])
             clips.append(Clip(row["id"], "", "", ""))
             sources.append(Source("", "video", info=VideoInfo(*size, frames / fps, fps, frames)))
+            answer = np.zeros(int(row["answer_tokens"]), np.int32)
             tokens.append(
                 Tokens(
                     prompt=np.array([*video, *[0] * int(row["question_tokens"])], np.int32),
-                    answer=np.zeros(int(row["answer_tokens"]), np.int32),
+                    answer=answer,
                     keywords=np.zeros((1, 1), np.int32),
                     lemma=np.zeros(1, np.int32),
                     spans=((span,),),
+                    places=((len(answer) - 1,),),
+                    degraded_answer=answer,
                     stamps=STAMPS,
                 )
             )
@@ -71,7 +76,8 @@ def main() -> None:
     clips, sources, tokens = read_population(Path(flags.population), model_config)
 
     start = time.perf_counter()
-    index = index_clips(clips, sources, tokens, model_config, config.data)
+    answers = sft.degraded_answers(config) if method == "sft" else NO_ANSWERS
+    index = index_clips(clips, sources, tokens, model_config, config.data, answers=answers)
     indexed = time.perf_counter()
     plan = make_plan(index, config.data, packed=method == "sft", seed=config.seed, rows=config.batch)
     use = plan.usage(useful_units(index.entries, model_config))

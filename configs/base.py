@@ -100,6 +100,15 @@ def get_config() -> ConfigDict:
     contrast.tau_range = (0.01, 0.5)  # range to which the temperature is clipped (ours)
     contrast.negatives = ("batch", "degraded", "windows")  # other keywords, V~, other times (ours)
 
+    # What V~ changes about the answer (docs/method.md, section 2).
+    contrast.answer = 0.0  # mu: weight of the margin by which V must make the answer likelier than V~ does
+    # Which tokens are compared: those of the "keyword" that V~ hides, or the whole "sequence", as in DPO with
+    # V~ as the rejected video. "weight" is a control: the keyword's tokens weigh more, without V~.
+    contrast.answer_kind = "keyword"
+    contrast.answer_beta = 1.0  # how soon a margin is enough, per nat
+    contrast.truth = 0.0  # nu: weight of training V~ on Clip.degraded_answer, where it has one
+    contrast.truth_share = 0.25  # share of the clips whose V~ is trained on it; the others are compared
+
     # GRPO: completions on V and V~, and the policy update (docs/method.md, section 3).
     c.grpo = grpo = ConfigDict()
     # Rewards by name. The value is the weight of a built-in reward (docs/rewards.md), "my_module:fn" for a
@@ -108,7 +117,9 @@ def get_config() -> ConfigDict:
     grpo.rewards = ConfigDict()
     grpo.show_every = 50  # steps between pages of sample completions in <workdir>/rollouts/
     grpo.groups = 8  # G: completions per prompt on V, at least 2
-    grpo.degraded = 4  # K: completions per prompt on V~; 0 = none, if the relative kind needs none (ours)
+    # K: completions per prompt on V~; 0 = none, if the relative kind needs none (ours). Up to `groups` cost
+    # the same.
+    grpo.degraded = 4
     grpo.temperature = 1.0  # of sampling, and of the log-probabilities that are trained
     grpo.top_p = 1.0  # probability mass that is sampled from; affects sampling only
     grpo.top_k = 0  # number of likeliest tokens that are sampled from, 0 = all; affects sampling only
@@ -123,19 +134,27 @@ def get_config() -> ConfigDict:
     grpo.beta = 0.0  # weight of the KL to the frozen first policy; 0 = no copy of it is kept
     grpo.num_iterations = 1  # updates per batch of completions; from the second on, the clip takes effect
     grpo.mask_truncated = False  # leave out completions that reached max_new
-    grpo.train_on_degraded = False  # also train on the completions on V~, as groups of their own
+
+    # What is true of V~ (ours). Rewards of completions on V~, by name: built-in ones, which compare them with
+    # Clip.degraded_answer, and keyword_absent, which needs no such answer. Completions on V~ are then trained,
+    # as groups of their own. None: they are only compared.
+    grpo.degraded_rewards = ConfigDict()
+    grpo.degraded_weight = 1.0  # weight of V~'s loss beside that of V
+    grpo.control_share = 0.0  # share of the clips whose V~ replaces other slots, so that it hides nothing
 
     # The relative reward: what V~ changes. Comments below name the kinds that read a field.
     grpo.relative = relative = ConfigDict()
-    relative.kind = "gate"  # gate, likelihood, token, keyword_winrate, winrate, hinge (ours), tgrpo or none
+    # gate, need, relation, likelihood, token, keyword_winrate, winrate, hinge (ours), tgrpo or none
+    relative.kind = "gate"
+    relative.correct = ""  # all but token and none: the reward that means right; "" = the only one
     relative.w0 = 0.25  # gate: weight of a prompt that is answered as well on V~ as on V
-    relative.margin = 0.2  # gate, winrates, hinge: by how much V must be ahead, in reward (or recall)
-    relative.scale = 0.1  # gate: width of the step from w0 to 1, in reward
+    relative.margin = 0.2  # gate, winrates, hinge: by how much V must be ahead, in `correct` (or recall)
+    relative.scale = 0.1  # gate: width of the step from w0 to 1, in `correct`
     relative.hard = False  # gate: use w0 or 1 and nothing between
-    relative.lam = 0.5  # likelihood, token, winrates, hinge: size of the term
-    relative.clip = 1.0  # likelihood, token: largest gap that counts, in nats; hinge: in reward
-    relative.threshold = 0.1  # likelihood, tgrpo: rewards above it count as right answers (Video-R1)
-    relative.mu = 0.8  # tgrpo: share of V~'s mean reward that V must reach (Video-R1)
+    relative.lam = 0.5  # relation, likelihood, token, winrates, hinge: size of the term
+    relative.clip = 1.0  # likelihood, token: largest gap that counts, in nats; hinge: in `correct`
+    relative.threshold = 0.1  # likelihood, tgrpo: `correct` above it is a right answer (Video-R1)
+    relative.mu = 0.8  # tgrpo: share of V~'s mean of `correct` that V must reach (Video-R1)
     relative.alpha = 0.3  # tgrpo: the bonus (Video-R1)
 
     c.loss = loss = ConfigDict()

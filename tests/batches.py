@@ -26,12 +26,18 @@ class Clip:
     seconds: float = 1.0
 
 
+def no_tokens():
+    return np.zeros(0, np.int32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Content:
     """What a clip shows and says, wherever it stands.
 
     frames u8[2 * S, h, w, 3]. grid: rows and columns of a slot's units. prompt i32[p], its positions
-    i32[3, p], and answer i32[a]. source i32[S]: of V~. marked bool[J, S]: the slots that show each keyword.
+    i32[3, p], and answer i32[a]. source i32[S]: of V~. degraded_answer i32[e]: what follows V~'s prompt;
+    degraded_target, compared i32[d]: the places in it of the targets, and those in the answer of the targets
+    that are compared, -1: the others. marked bool[J, S]: the slots that show each keyword.
     keywords i32[J, W], -1 padded; lemma i32[J]. number, data_set: of the clip."""
 
     frames: np.ndarray
@@ -45,6 +51,9 @@ class Content:
     lemma: np.ndarray
     number: int = 0
     data_set: int = 0
+    degraded_answer: np.ndarray = dataclasses.field(default_factory=no_tokens)
+    degraded_target: np.ndarray = dataclasses.field(default_factory=no_tokens)
+    compared: np.ndarray = dataclasses.field(default_factory=no_tokens)
 
     @property
     def shows(self):
@@ -266,19 +275,27 @@ def packed(rows, vision, *, least=NONE, **layout):
     slots = max([least.slots, *(sum(len(content.source) for content in row) for row in rows)])
     width = max(content.keywords.shape[1] for row in rows for content in row)
     names = ("text", "degraded", "target", "origin", "keywords", "lemma", "owner", "slots", "has_degraded")
-    lists = {name: [[] for _ in rows] for name in (*names, "windows", "clip")}
+    more = ("degraded_target", "compared", "windows", "clip")
+    lists = {name: [[] for _ in rows] for name in (*names, *more)}
     for r, row in enumerate(rows):
         mine = {name: lists[name][r] for name in lists}
         token = slot = 0
         for content, own_places in zip(row, places[r], strict=True):
             piece = piece_of(content, own_places, slot)
             mine["text"].append(piece)
+            again = dataclasses.replace(content, answer=content.degraded_answer)
             end = 0
             if content.has_degraded:
                 end = np.flatnonzero(content.shows >= 0)[-1] + 1
-            tokens, positions, _, slot_of = (x[..., :end] for x in piece)
-            shows = shows_degraded(content, own_places)[:end]
+            if len(again.answer):
+                end = len(content.prompt) + len(again.answer)
+            tokens, positions, _, slot_of = (x[..., :end] for x in piece_of(again, own_places, slot))
+            shows = np.append(shows_degraded(content, own_places), np.full(len(again.answer), -1))[:end]
+            before = sum(len(piece[0]) for piece in mine["degraded"])
             mine["degraded"].append((tokens, positions, shows, slot_of))
+            mine["degraded_target"] += list(before + len(content.prompt) + content.degraded_target)
+            first_target = len(mine["target"])
+            mine["compared"] += [-1 if c < 0 else first_target + c for c in content.compared]
 
             first, answer = token + len(content.prompt), len(content.answer)
             mine["target"] += range(first, first + answer)
@@ -301,6 +318,8 @@ def packed(rows, vision, *, least=NONE, **layout):
         degraded=strip(lists["degraded"], least.degraded, rng),
         target=padded(lists["target"], least.targets),
         origin=padded(lists["origin"], least.targets),
+        degraded_target=padded(lists["degraded_target"], least.degraded_targets),
+        compared=padded(lists["compared"], least.degraded_targets),
         keywords=padded(lists["keywords"], least.keywords, shape=(width,)),
         lemma=padded(lists["lemma"], least.keywords),
         owner=padded(lists["owner"], least.keywords),

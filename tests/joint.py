@@ -87,10 +87,10 @@ LEAST = Sizes(
 LAYOUT = dict(block=9, bin=13)
 
 
-def contents(count=16, *, answer=6, seed=0):
+def contents(count=16, *, answer=6, seed=0, answers=False):
     """Clips of several sizes with 1 to ``answer`` tokens in the answer and up to two keywords. Of each eight,
     the third is text only, the fourth has keywords and no V~, and the last two have neither: an image, and a
-    video."""
+    video. answers: V~ has a truth of its own or, every second time, up to two tokens that are compared."""
     rng = np.random.default_rng(seed)
     clips = []
     for n in range(count):
@@ -112,8 +112,24 @@ def contents(count=16, *, answer=6, seed=0):
             marked[j, at] = True
             source[at] = 2 if n % 8 != 3 else at
         lemma = rng.integers(0, 3, count_J).astype(np.int32)
-        out.append(dataclasses.replace(content, keywords=keywords, lemma=lemma, marked=marked, source=source))
+        changed = dict(keywords=keywords, lemma=lemma, marked=marked, source=source)
+        content = dataclasses.replace(content, **changed)
+        if answers and content.has_degraded:
+            own_rng = np.random.default_rng([seed, n])  # the other contents are the same with and without
+            content = dataclasses.replace(content, **degraded_answer(content, n % 2 == 0, own_rng))
+        out.append(content)
     return out
+
+
+def degraded_answer(content, is_truth, rng):
+    """The fields of a content that say what follows V~'s prompt."""
+    if is_truth:
+        truth = rng.integers(0, tiny.TEXT_IDS, int(rng.integers(2, 5)), dtype=np.int32)
+        places = np.arange(len(truth))
+        return dict(degraded_answer=truth, degraded_target=places, compared=np.full(len(truth), -1))
+    places = np.unique(rng.integers(0, len(content.answer), 2))
+    own = content.answer[: places[-1] + 1]
+    return dict(degraded_answer=own, degraded_target=places, compared=places)
 
 
 def packed(rows):
@@ -121,9 +137,9 @@ def packed(rows):
     return batches.packed(rows, MODEL.vision, least=LEAST, **LAYOUT)
 
 
-def batch(rows=8, *, answer=6, seed=0):
+def batch(rows=8, *, answer=6, seed=0, answers=False):
     """Packed rows of two clips each, see ``contents``."""
-    clips = contents(2 * rows, answer=answer, seed=seed)
+    clips = contents(2 * rows, answer=answer, seed=seed, answers=answers)
     return packed([clips[2 * r : 2 * r + 2] for r in range(rows)])
 
 

@@ -89,6 +89,12 @@ def clips_of(batch):
 
             mine = np.isin(batch.target[r], at)
             part |= dict(target=batch.target[r][mine] - at[0], origin=batch.origin[r][mine])
+            is_again = np.isin(batch.degraded_target[r], again)
+            compared = batch.compared[r][is_again]
+            assert (batch.degraded_target[r][is_again] >= 0).all()
+            same_token = np.where(compared < 0, -1, batch.target[r][compared] - at[0])
+            first = again[0] if len(again) else 0
+            part |= dict(degraded_target=batch.degraded_target[r][is_again] - first, compared=same_token)
             keywords = np.flatnonzero((owners == number) & (batch.lemma[r] >= 0))
             own_slots = slice(last_slot, last_slot + count)
             key_slots = batch.slots[r][keywords]
@@ -108,6 +114,7 @@ def clips_of(batch):
             last_slot += count
         assert (batch.video.slot[r] < last_slot).all() and not batch.slots[r][:, last_slot:].any()
         assert (batch.target[r] >= 0).sum() == (batch.origin[r] >= 0).sum()
+        assert not ((batch.degraded_target[r] < 0) & (batch.compared[r] >= 0)).any()
     return out
 
 
@@ -127,4 +134,5 @@ def sizes_of(row):
         keywords=int((row.lemma >= 0).sum()),
         slots=row.slots.shape[1],
         windows=int(free),
+        degraded_targets=len(row.degraded_target),
     )

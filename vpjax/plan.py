@@ -32,6 +32,7 @@ from vpjax.data.collate import empty_batch, empty_prompts
 from vpjax.data.index import Entry, Source, index_clips
 from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import make_plan
+from vpjax.data.rows import NO_ANSWERS
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Stamps, Tokens
 from vpjax.data.units import Capacity, grid_of
@@ -121,11 +122,14 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
         keywords=np.zeros((keywords, config.data.keyword_tokens), np.int32),
         lemma=np.zeros(keywords, np.int32),
         spans=(((0.0, clips.seconds),),) * keywords,
+        places=((clips.answer - 1,),) * keywords,
+        degraded_answer=np.zeros(clips.answer, np.int32),
         stamps=STAMPS,
     )
     clip, source = Clip("planned", "", "", ""), Source("", "video", info=info)
-    index = index_clips([clip], [source], [tokens], model_config, config.data)
     packed = config.method == "sft"
+    answers = sft.degraded_answers(config) if packed else NO_ANSWERS
+    index = index_clips([clip], [source], [tokens], model_config, config.data, answers=answers)
 
     def sizes(repeats: int) -> Sizes:
         """How much a row holds if there are so many clips."""
@@ -145,10 +149,19 @@ class FreeRewards:
     """Stands in for the rewards, whose cost is negligible beside that of the model."""
 
     weights: dict[str, float]
+    degraded_weights: dict[str, float]
     host_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def score(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> dict[str, jax.Array]:
         return {name: self.recall(prompts, tokens_BXC, mask_BXC) for name in self.weights}
+
+    def score_degraded(
+        self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array
+    ) -> dict[str, jax.Array]:
+        return {name: self.recall(prompts, tokens_BXC, mask_BXC) for name in self.degraded_weights}
+
+    def answers(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
+        return mask_BXC.sum(axis=-1)
 
     def recall(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
         return mask_BXC.mean(axis=-1, dtype=jnp.float32)
@@ -173,7 +186,8 @@ def abstract_step(
     model = abstract_model(model_config)
     step: Any
     if config.method == "grpo":
-        rewards = FreeRewards(dict.fromkeys(config.grpo.rewards, 1.0))
+        names, degraded_names = config.grpo.rewards, config.grpo.degraded_rewards
+        rewards = FreeRewards(dict.fromkeys(names, 1.0), dict.fromkeys(degraded_names, 1.0))
         step = grpo.make_step(model, config, optimizer, shardings, judge=rewards, eos=(0,))
     else:
         step = sft.make_step(model, config, optimizer, shardings)

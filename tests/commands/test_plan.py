@@ -79,7 +79,7 @@ def test_rows_are_filled_with_clips(seconds, row_tokens):
     )
     assert clip.keywords == 1 and clip.degraded > clip.units - row.capacity.block  # V~ is planned
     mixture = Mixture([0] * 5 * row.clips, (1.0,), seed=0)
-    multiples = Sizes(128, row.capacity.block, row.capacity.bin, 1, 1, 1, 1, 1)
+    multiples = Sizes(128, row.capacity.block, row.capacity.bin, 1, 1, 1, 1, 1, degraded_targets=1)
     filled = PackedPlan([clip] * 5 * row.clips, mixture, 1, multiples, row_tokens)
     assert [len(entries) for _, entries in filled.rows(0)] == [row.clips]
     assert filled.capacity(0) == sizes

@@ -17,7 +17,7 @@ from vpjax.data.collate import (
     single_prompt,
 )
 from vpjax.data.packing import Sizes
-from vpjax.data.rows import training_row
+from vpjax.data.rows import NO_ANSWERS, DegradedAnswers, training_row
 from vpjax.data.text import Stamps, tokenize
 from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Video
@@ -45,6 +45,13 @@ def config_of(text, family):
 
 
 FAMILIES = pytest.mark.parametrize("family", ["qwen2_5", "qwen3"])
+ANSWERS = [
+    NO_ANSWERS,
+    DegradedAnswers("keywords"),
+    DegradedAnswers("none", truth_share=1.0),
+    DegradedAnswers("all", truth_share=0.5),
+    DegradedAnswers("keywords", truth_share=1.0),
+]
 STAMPS = Stamps({**{piece: (901,) for piece in "<0123456789."}, " seconds>": (902, 903)})
 
 
@@ -60,6 +67,8 @@ def random_tokens(text, number, rng, media):
         keywords.append(Keyword(name, words[first], spans))
     question = " ".join(rng.choice(WORDS, rng.integers(1, 9)))
     clip = Clip(f"c{number}", "x", question, " ".join(words), tuple(keywords))
+    if rng.random() < 0.7:
+        clip = dataclasses.replace(clip, degraded_answer=" ".join(rng.choice(WORDS, rng.integers(1, 6))))
     tokens = tokenize(clip, text, media=media, keywords=J, keyword_tokens=W)
     return dataclasses.replace(tokens, stamps=STAMPS)
 
@@ -73,8 +82,9 @@ def random_video(rng, media):
     return Video(pixels, np.arange(frames) / frames, 1 / frames)
 
 
-def random_rows(text, family, count=24, seed=0):
-    """Rows of clips of all kinds, and how units are laid out for them: (rows, capacity, config)."""
+def random_rows(text, family, count=24, seed=2, answers=ANSWERS):
+    """Rows of clips of all kinds, and how units are laid out for them: (rows, capacity, config). answers: the
+    kinds of what follows the prompts of V~."""
     rng, config = np.random.default_rng(seed), config_of(text, family)
     kinds = [("video", "video", "image", None)[int(n)] for n in rng.integers(0, 4, count)]
     videos = [kind and random_video(rng, kind) for kind in kinds]
@@ -84,7 +94,9 @@ def random_rows(text, family, count=24, seed=0):
     rows = []
     for number, (kind, video) in enumerate(zip(kinds, videos, strict=True)):
         tokens = random_tokens(text, number, rng, kind)
-        rows.append(training_row(tokens, video, config, capacity, clip=number, data_set=int(rng.integers(3))))
+        numbers = dict(clip=number, data_set=int(rng.integers(3)))
+        own = answers[number % len(answers)]
+        rows.append(training_row(tokens, video, config, capacity, answers=own, **numbers))
     return rows, capacity, config
 
 
@@ -100,7 +112,7 @@ def capacity_for(packing, rows):
 
 def pack_of(rows, packing, capacity, config, spare=0, lengths=None):
     lengths = capacity_for(packing, rows) if lengths is None else lengths
-    steps = np.array([1, *capacity, 1, 1, 1, 1, 1, 1])
+    steps = np.array([1, *capacity, *[1] * (len(Sizes._fields) - 3)])
     sizes = Sizes(*(int(n) for n in lengths + spare * steps))
     return collate([[rows[number] for number in numbers] for numbers in packing], sizes, capacity, config, W)
 
@@ -131,6 +143,8 @@ def expected(row):
     return out | dict(
         target=len(row.prompt.tokens) + np.arange(len(row.answer)),
         origin=np.full(len(row.answer), row.data_set),
+        degraded_target=len(row.prompt.tokens) + row.degraded_target,
+        compared=np.where(row.compared < 0, -1, len(row.prompt.tokens) + row.compared),
         keywords=row.keywords[named],
         lemma=row.lemma[named],
         key_slots=row.slots[named],
@@ -146,6 +160,8 @@ def test_a_packed_clip_is_its_own_row(text, family):
     kinds = {(row.slots.shape[1] > 0, row.has_degraded, bool((row.lemma >= 0).any())) for row in rows}
     assert {(True, True, True), (True, False, False), (False, False, True), (True, False, True)} <= kinds
     assert any((row.keywords == -1).all() and row.notes for row in rows)  # a keyword that was left out
+    followed = {(len(row.compared) > 0, bool((row.compared < 0).any())) for row in rows}
+    assert followed == {(False, False), (True, False), (True, True)}  # nothing, the answer, V~'s own truth
     rng = np.random.default_rng(1)
     for spare in (0, 3, 7):
         packing = random_packing(len(rows), rng)
@@ -179,7 +195,7 @@ def test_padding_belongs_to_nobody(text):
     for strip in (batch.text, batch.degraded):
         padding = strip.segment == 0
         assert (strip.shows[padding] == -1).all() and (strip.slot[padding] == -1).all()
-    for name in ("target", "origin", "keywords", "lemma", "owner", "windows"):
+    for name in ("target", "origin", "degraded_target", "compared", "keywords", "lemma", "owner", "windows"):
         assert (getattr(batch, name)[1] == -1).all()
     assert not batch.slots[1].any() and not batch.has_degraded[1].any()
     assert (batch.video.window[1] == -1).all() and (batch.video.bins[1] == -1).all()
@@ -221,7 +237,7 @@ def test_a_row_that_is_too_full_is_refused(text, field):
 
 @FAMILIES
 def test_prompts_are_the_rows_without_their_answers(text, family):
-    rows, capacity, config = random_rows(text, family)
+    rows, capacity, config = random_rows(text, family, answers=[NO_ANSWERS])
     order = np.random.default_rng(2).permutation(len(rows)).tolist()
     picked = [rows[n] for n in order[:7]] + [None]
     longest = np.max([unpacked.sizes_of(row) for row in rows], axis=0)

@@ -11,7 +11,7 @@ import pytest
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import LENGTHS, WORTH, Epochs, PackedPlan, PromptPlan, Sizes, choose_lengths, pack
 
-MULTIPLES = Sizes(16, 4, 6, 1, 1, 1, 1, 1)
+MULTIPLES = Sizes(16, 4, 6, 1, 1, 1, 1, 1, degraded_targets=1)
 CLIPS = 600
 
 

@@ -1,5 +1,6 @@
 """The part of a row that is one clip: what its tokens show, key slots, V~, and remarks."""
 
+import dataclasses
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from tests.words import StubVision, stub_config, word_text
 from vpjax.data.keyframes import runs_of
-from vpjax.data.rows import seen_through, training_row
+from vpjax.data.rows import DegradedAnswers, seen_through, training_row
 from vpjax.data.text import tokenize
 from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Video
@@ -187,3 +188,64 @@ def test_what_a_changed_video_shows():
 def test_importing_needs_neither_torch_nor_transformers():
     code = "import sys, vpjax.data.collate; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+TRUTH = "A red square drifts left."
+
+
+def followed(text, config, answers, clip=None, **options):
+    """The row of a clip with V~, and what follows V~'s prompt as (words, words of the targets)."""
+    clip = clip or dataclasses.replace(clip_of(), degraded_answer=TRUTH)
+    row = encode(clip, video_of(), text, config, answers=answers, **options)
+    decode = text.tokenizer.decode
+    return row, decode(row.degraded_answer), decode(row.degraded_answer[row.degraded_target])
+
+
+def test_the_answer_follows_up_to_the_last_compared_token(text, config):
+    row, words, targets = followed(text, config, DegradedAnswers("keywords"))
+    assert words.split() == CAPTION.split()[: CAPTION.split().index("flashes") + 1]
+    assert targets.split() == ["flashes"]
+    np.testing.assert_array_equal(row.answer[row.compared], row.degraded_answer[row.degraded_target])
+    whole = text.tokenizer.decode(row.degraded.tokens)
+    assert whole == text.tokenizer.decode(row.prompt.tokens) + " " + words or whole.endswith(words)
+    np.testing.assert_array_equal(row.degraded.shows[: len(row.prompt.tokens)], row.shows_degraded)
+    row, _, targets = followed(text, config, DegradedAnswers("all"))
+    np.testing.assert_array_equal(row.degraded_answer, row.answer)
+    np.testing.assert_array_equal(row.compared, np.arange(len(row.answer)))
+
+
+def test_a_share_of_the_clips_has_its_own_truth(text, config):
+    """The others are compared. The choice is a function of the seed and leaves V~ as it is."""
+    answers = DegradedAnswers("keywords", truth_share=0.3)
+    rows = [followed(text, config, answers, seed=(0, epoch, 3))[0] for epoch in range(300)]
+    truths = [row for row in rows if (row.compared < 0).any()]
+    assert 60 < len(truths) < 120  # 90 on average, with a standard deviation of 8
+    for row in truths:
+        np.testing.assert_array_equal(row.degraded_answer, text.answer(TRUTH))
+        np.testing.assert_array_equal(row.degraded_target, np.arange(len(row.degraded_answer)))
+    again = followed(text, config, answers, seed=(0, 7, 3))[0]
+    np.testing.assert_array_equal(again.degraded_answer, rows[7].degraded_answer)
+    for row in rows:
+        np.testing.assert_array_equal(row.shows_degraded, rows[0].shows_degraded)
+    unknown = followed(text, config, DegradedAnswers("none", truth_share=1.0), clip_of())[0]
+    assert not len(unknown.degraded_answer)
+
+
+def test_a_truth_must_hide_every_keyword(text, config):
+    """One that is seen elsewhere in V~ would make it wrong."""
+    drift = Keyword("drifts", "drift", ((0.0, 1.0),))  # seen in every slot, of which V~ must keep half
+    clip = dataclasses.replace(clip_of(), degraded_answer=TRUTH)
+    two = dataclasses.replace(clip, keywords=(*clip.keywords, drift))
+    answers = DegradedAnswers("none", truth_share=1.0)
+    assert len(followed(text, config, answers, clip)[0].degraded_answer)
+    assert not len(followed(text, config, answers, two)[0].degraded_answer)
+
+
+def test_what_is_not_hidden_is_not_compared(text, config):
+    """Without V~, or for a keyword without a time. The random control compares what it stands for."""
+    answers = DegradedAnswers("keywords")
+    assert not len(followed(text, config, answers, replacement="none")[0].compared)
+    unknown = dataclasses.replace(clip_of(), keywords=(Keyword("drifts", "drift", ()),))
+    assert not len(followed(text, config, answers, unknown)[0].compared)
+    row, _, targets = followed(text, config, answers, replacement="random")
+    assert targets.split() == ["flashes"] and not row.hidden.any()

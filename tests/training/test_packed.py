@@ -19,14 +19,24 @@ from vpjax.training import sft
 pytestmark = pytest.mark.slow
 
 LOSS, GRADIENT = 1e-6, 1e-5
-CONFIG = joint.config()
+ROUNDING = 5e-6  # of a margin, which is the difference of two log-probabilities of about 5
+CONFIG = joint.config(contrast__answer=1.0, contrast__truth=1.0)
 # Videos of several grids and lengths, text (2), an image (6), and clips without V~ (3) and keywords (7).
-CLIPS = [dataclasses.replace(clip, data_set=clip.number) for clip in joint.contents(8)]
+CLIPS = [dataclasses.replace(clip, data_set=clip.number) for clip in joint.contents(8, answers=True)]
 TOGETHER = ((0, 1, 2), (3, 4), (5, 6, 7))
 WITH_KEYWORDS = (0, 1, 4, 5)
 # All rows have one shape, so that two programs serve all tests.
 LEAST = Sizes(
-    tokens=100, units=72, bins=78, degraded=48, targets=16, keywords=6, slots=16, windows=16, clips=4
+    tokens=100,
+    units=72,
+    bins=78,
+    degraded=60,
+    targets=16,
+    keywords=6,
+    slots=16,
+    windows=16,
+    clips=4,
+    degraded_targets=8,
 )
 
 
@@ -42,11 +52,17 @@ BATCH = packed(TOGETHER)
 def only(batch, number):
     """The batch with nothing else to learn than what one clip says and shows."""
     is_own = batch.origin == number
+    row, place = np.argwhere(batch.clip == number)[0]
+    is_again = np.zeros(batch.compared.shape, bool)
+    again = batch.degraded_target[row]
+    is_again[row] = (again >= 0) & (batch.degraded.segment[row, again] == place + 1)
     return dataclasses.replace(
         batch,
         target=np.where(is_own, batch.target, -1),
         origin=np.where(is_own, number, -1),
         lemma=np.where(batch.owner == number, batch.lemma, -1),
+        degraded_target=np.where(is_again, batch.degraded_target, -1),
+        compared=np.where(is_again, batch.compared, -1),
     )
 
 
@@ -56,7 +72,7 @@ def _losses(params, batch, pool):
         heads = {path: x for path, x in params.items() if path.startswith(sft.HEADS_PREFIX)}
         model = rebuild(joint.model(), {path: x for path, x in params.items() if path not in heads})
         sums = sft.summed_losses(model, heads, batch, pool, CONFIG, len(CLIPS))
-        return sums.lm.sum() + sums.contrast.loss, sums
+        return sums.lm.sum() + sums.contrast.loss + sums.answer.loss + sums.truth, sums
 
     return jax.value_and_grad(total, has_aux=True)(params)
 
@@ -78,7 +94,9 @@ def assert_same(found, expected):
     (sums, gradient), (expected_sums, expected_gradient) = found, expected
     np.testing.assert_array_equal(sums.tokens, expected_sums.tokens)
     np.testing.assert_array_equal(sums.contrast.keywords, expected_sums.contrast.keywords)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=LOSS, atol=LOSS), sums, expected_sums)
+    np.testing.assert_array_equal(sums.answer.clips, expected_sums.answer.clips)
+    np.testing.assert_array_equal(sums.truth_tokens, expected_sums.truth_tokens)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=LOSS, atol=ROUNDING), sums, expected_sums)
     off = sum(np.square(gradient[path] - x, dtype=np.float64).sum() for path, x in expected_gradient.items())
     norm = sum(np.square(x, dtype=np.float64).sum() for x in expected_gradient.values())
     assert off**0.5 < GRADIENT * norm**0.5
@@ -90,7 +108,9 @@ def test_a_clip_is_worth_in_company_what_it_is_worth_alone(number, losses):
     together, alone = only(BATCH, number), packed([[number]])
     assert_same(losses(together), losses(alone))
     assert losses(alone)[0].tokens.sum() == len(CLIPS[number].answer)
-    assert (losses(alone)[0].contrast.loss > 0) == (number in WITH_KEYWORDS)
+    sums = losses(alone)[0]
+    assert (sums.contrast.loss > 0) == (number in WITH_KEYWORDS)
+    assert (sums.answer.clips + (sums.truth_tokens > 0) > 0) == (number in WITH_KEYWORDS)
 
 
 def test_the_order_of_clips_and_rows_changes_nothing(losses):

@@ -135,6 +135,102 @@ def test_loss_is_the_formula():
     assert metrics["tokens"] == sum(len(clip.prompt) + len(clip.answer) for clip in CLIPS)
 
 
+ANSWERS = dict(contrast__answer=0.3, contrast__answer_beta=2.0, contrast__truth=0.5)
+
+
+@functools.cache
+def answer_step(**fields):
+    """(state, step, batch) with answers on V~."""
+    config = joint.config(**ANSWERS | fields)
+    return joint.compiled(config, joint.batch(answers=True), tx=DESCENT)
+
+
+def answer_logprobs(params):
+    """For each clip with answers on V~: log p of the compared tokens given V and given V~, or of its truth,
+    in NumPy from the hidden states of whole rows."""
+    batch = joint.batch(answers=True)
+
+    @jax.jit
+    def last(model, strip):
+        return model.decoder.norm(model.states_after(model.encode(batch.video), strip, layers=joint.LAYERS))
+
+    model = rebuild(joint.model(), params)
+    text_RTD, degraded_RTD = (np.array(last(model, strip)) for strip in (batch.text, batch.degraded))
+
+    def logprobs(states, tokens):
+        logits = states.astype(np.float64) @ params["decoder.lm_head"].T.astype(np.float64)
+        return logits[np.arange(len(tokens)), tokens] - np.log(np.exp(logits).sum(-1))
+
+    compared, truths = [], []
+    clips = joint.contents(16, answers=True)
+    for r in range(8):
+        token = token_degraded = 0
+        for clip in clips[2 * r : 2 * r + 2]:
+            start = len(clip.prompt)
+            if clip.has_degraded:
+                places = start + clip.degraded_target
+                tokens = clip.degraded_answer[clip.degraded_target]
+                on_degraded = logprobs(degraded_RTD[r, token_degraded + places - 1], tokens)
+                if (clip.compared < 0).all():
+                    truths.extend(on_degraded)
+                else:
+                    on_video = logprobs(text_RTD[r, token + start + clip.compared - 1], tokens)
+                    compared.append((on_video.sum(), on_degraded.sum()))
+                token_degraded += start + len(clip.degraded_answer)
+            token += start + len(clip.answer)
+    return np.array(compared), np.array(truths)
+
+
+def test_answer_terms_are_the_formula():
+    """softplus(-beta * (log p(w given V) - log p(w given V~))) / beta over clips, and V~'s own truth."""
+    before, _, metrics = joint.take(*answer_step())
+    compared, truths = answer_logprobs(before.params)
+    gap = compared[:, 0] - compared[:, 1]
+    answer = np.log1p(np.exp(-2.0 * gap)).mean() / 2.0
+    assert len(gap) == 4 and len(truths) >= 8
+    expected = {
+        "loss": metrics["loss/lm"] + 0.1 * metrics["loss/contrast"] + 0.3 * answer - 0.5 * truths.mean(),
+        "loss/answer": answer,
+        "answer/gap": gap.mean(),
+        "answer/ahead": (gap > 0).mean(),
+        "answer/clips": len(gap),
+        "loss/truth": -truths.mean(),
+        "truth/tokens": len(truths),
+    }
+    assert metrics == pytest.approx(metrics | expected, rel=0, abs=1e-5)
+
+
+def test_the_answer_terms_leave_the_others_as_they_are():
+    """The same losses of V and the same contrast, whose tapped states are causal; its control does not read
+    V~, and training on V~'s truth alone has no margin."""
+    _, _, metrics = joint.take(*answer_step())
+    _, _, plain = joint.run(joint.config(), joint.batch(), tx=DESCENT)
+    for name in ("loss/lm", "loss/contrast", "contrast/gap", "contrast/keywords"):
+        assert metrics[name] == pytest.approx(plain[name], abs=TOLERANCE)
+    before, _, weighted = joint.take(*answer_step(contrast__answer_kind="weight"))
+    compared, _ = answer_logprobs(before.params)
+    assert weighted["loss/answer"] == pytest.approx(-compared[:, 0].mean(), abs=1e-5)
+
+
+def test_the_gradient_flows_through_both_videos():
+    """It is the slope of the loss, which it would not be if V~'s states were taken as given."""
+    fields = dict(contrast__weight=0.0, contrast__answer=20.0, contrast__truth=0.0)
+    state, step, batch = answer_step(**fields)
+    before, after, metrics = joint.take(state, step, batch)
+    descent = gradient(before, after)
+    size = sum(np.square(g, dtype=np.float64).sum() for g in descent.values()) ** 0.5
+
+    def loss_at(distance):
+        params = {path: jnp.asarray(x + distance / size * descent[path]) for path, x in before.params.items()}
+        moved = dataclasses.replace(state, params=params)
+        return joint.take(moved, step, batch)[2]["loss"]
+
+    # The loss is about 20, of which float32 keeps 2e-6; its curvature adds about 1 %.
+    slope = (loss_at(1e-3) - loss_at(-1e-3)) / 2e-3
+    assert slope == pytest.approx(size, rel=0.03)
+    assert metrics["grad_norm"] == pytest.approx(size, rel=1e-5)
+
+
 @pytest.mark.parametrize(("accumulate", "remat", "chunk"), [(2, True, vision.CHUNK), (4, False, 18)])
 def test_memory_options_are_exact(accumulate, remat, chunk, monkeypatch):
     """Micro-batches, layers that are computed again, and a tower that sees two blocks or one bin at a time.

@@ -57,6 +57,8 @@ def empty_batch(
         degraded=empty_strip(rows, sizes.degraded),
         target=none(sizes.targets),
         origin=none(sizes.targets),
+        degraded_target=none(sizes.degraded_targets),
+        compared=none(sizes.degraded_targets),
         keywords=none(sizes.keywords, keyword_tokens),
         lemma=none(sizes.keywords),
         owner=none(sizes.keywords),
@@ -170,6 +172,7 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
         bins=len(row.video.bins),
         degraded=len(degraded.tokens),
         targets=len(row.answer),
+        degraded_targets=len(row.degraded_target),
         keywords=count,
         slots=slots,
         windows=len(windows),
@@ -187,6 +190,9 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
     targets = slice(used.targets, used.targets + len(row.answer))
     batch.target[r, targets] = first_target + np.arange(len(row.answer))
     batch.origin[r, targets] = row.data_set
+    again = slice(used.degraded_targets, used.degraded_targets + len(row.degraded_target))
+    batch.degraded_target[r, again] = used.degraded + len(row.prompt.tokens) + row.degraded_target
+    batch.compared[r, again] = _shifted(row.compared, used.targets)
 
     keywords = slice(used.keywords, used.keywords + count)
     batch.keywords[r, keywords] = row.keywords[named]

@@ -20,7 +20,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.images import is_image
 from vpjax.data.packing import Sizes
 from vpjax.data.positions import is_visual
-from vpjax.data.rows import SHARED_TIMES
+from vpjax.data.rows import NO_ANSWERS, SHARED_TIMES, DegradedAnswers, compared_places
 from vpjax.data.sampling import Part, Sampling, Shape, VideoInfo, fit, frame_times, seconds_per_slot
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.units import Capacity, choose_capacity, grid_of, laid_out_sizes
@@ -83,12 +83,14 @@ def build_index(
     model_config: VLMConfig,
     data_config: ConfigDict,
     data_set_of: Sequence[int] | None = None,
+    answers: DegradedAnswers = NO_ANSWERS,
 ) -> Index:
     """Probe every file, tokenize every clip and plan its shape.
 
-    data_config: ``data`` of configs/base.py. data_set_of: the number of each clip's data set. A clip whose
-    file cannot be used is kept, with its fault, at the most common shape, and is left out of its row. If all
-    files are of one size, the order of the other clips is therefore the same as without the fault.
+    data_config: ``data`` of configs/base.py. data_set_of: the number of each clip's data set. answers: what
+    follows the prompts of V~. A clip whose file cannot be used is kept, with its fault, at the most common
+    shape, and is left out of its row. If all files are of one size, the order of the other clips is therefore
+    the same as without the fault.
     """
     paths = sorted({clip.video for clip in clips})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
@@ -100,7 +102,7 @@ def build_index(
             tokens.append(tokenize(clip, text, media=source.media, **keyword_sizes))
         except UserError as error:
             tokens.append(error)
-    return index_clips(clips, sources, tokens, model_config, data_config, data_set_of)
+    return index_clips(clips, sources, tokens, model_config, data_config, data_set_of, answers)
 
 
 def index_clips(
@@ -110,6 +112,7 @@ def index_clips(
     model_config: VLMConfig,
     data_config: ConfigDict,
     data_set_of: Sequence[int] | None = None,
+    answers: DegradedAnswers = NO_ANSWERS,
 ) -> Index:
     """``build_index`` of clips whose files are probed. tokens: of each clip, or why it has none. UserError if
     no clip can be used."""
@@ -151,7 +154,7 @@ def index_clips(
     entries = []
     for (number, source, own, _), shape in zip(planned, shapes, strict=True):
         beside = stamp_tokens(own, longest, model_config) if source.media == "video" else 0
-        sizes = row_sizes(own, shape, beside, model_config, capacity)
+        sizes = row_sizes(own, shape, beside, model_config, capacity, answers)
         data_set = 0 if data_set_of is None else data_set_of[number]
         part = clips[number].start, clips[number].end
         entries.append(Entry(number, clips[number].id, source, part, own, shape, data_set, sizes))
@@ -177,7 +180,12 @@ def stamp_tokens(tokens: Tokens, longest: float, model_config: VLMConfig) -> int
 
 
 def row_sizes(
-    tokens: Tokens, shape: Shape, slot_tokens: int, model_config: VLMConfig, capacity: Capacity
+    tokens: Tokens,
+    shape: Shape,
+    slot_tokens: int,
+    model_config: VLMConfig,
+    capacity: Capacity,
+    answers: DegradedAnswers = NO_ANSWERS,
 ) -> Sizes:
     """How much of a row a clip takes at most."""
     slots, rows, columns = grid = grid_of(shape, model_config.vision)
@@ -186,17 +194,36 @@ def row_sizes(
     before = int(places[0]) if len(places) else 0
     visual = slots * (rows * columns + slot_tokens)
     units, bins = laid_out_sizes(grid, model_config.vision, capacity)
-    shown = sum(1 for spans in tokens.spans if spans)
+    prompt = len(tokens.prompt) - len(places) + visual
+    shown_J = np.array([bool(spans) for spans in tokens.spans], bool)
+    shown = int(shown_J.sum())
+    degraded = degraded_targets = 0
+    if shown:
+        followed, degraded_targets = degraded_answer_sizes(tokens, shown_J, answers)
+        degraded = prompt + followed if followed else before + visual
     return Sizes(
-        tokens=len(tokens.prompt) - len(places) + visual + len(tokens.answer),
+        tokens=prompt + len(tokens.answer),
         units=units,
         bins=bins,
-        degraded=before + visual if shown else 0,
+        degraded=degraded,
         targets=len(tokens.answer),
+        degraded_targets=degraded_targets,
         keywords=int((tokens.lemma >= 0).sum()),
         slots=slots,
         windows=shown * slots,
     )
+
+
+def degraded_answer_sizes(tokens: Tokens, shown_J: np.ndarray, answers: DegradedAnswers) -> tuple[int, int]:
+    """The tokens that follow the prompt of V~ and those of them that are targets, at most. shown: the
+    keywords that V~ may hide."""
+    followed = targets = 0
+    if answers.compared != "none":
+        compared = compared_places(tokens, shown_J, answers.compared)
+        followed, targets = int(compared.max(initial=-1)) + 1, len(compared)
+    if answers.truth_share:
+        followed, targets = (max(n, len(tokens.degraded_answer)) for n in (followed, targets))
+    return followed, targets
 
 
 def prompt_sizes(sizes: Sizes) -> Sizes:

@@ -30,7 +30,8 @@ class Sizes(NamedTuple):
     """What a clip takes of a row, or how much a row holds.
 
     tokens: T, of the decoder. units, bins: places for the vision tower. degraded: tokens that are computed
-    again for V~. targets, keywords, slots, windows, clips: lengths of the lists of ``types.Batch``."""
+    again for V~. targets, keywords, slots, windows, clips, degraded_targets: lengths of the lists of
+    ``types.Batch``."""
 
     tokens: int
     units: int = 0
@@ -41,6 +42,7 @@ class Sizes(NamedTuple):
     slots: int = 0
     windows: int = 0
     clips: int = 1
+    degraded_targets: int = 0
 
 
 class PlannedRow(NamedTuple):

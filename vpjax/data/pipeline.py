@@ -23,7 +23,7 @@ from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import Entry, Index, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, PromptPlan, Sizes
-from vpjax.data.rows import Row, training_row
+from vpjax.data.rows import NO_ANSWERS, DegradedAnswers, Row, training_row
 from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.data.units import Capacity, grid_of
@@ -56,6 +56,7 @@ class BatchMaker:
     cache: FrameCache
     part: slice
     seed: int
+    answers: DegradedAnswers = NO_ANSWERS
 
     def __call__(self, step: int) -> Element:
         rows: list[list[Row]] = []
@@ -97,6 +98,7 @@ class BatchMaker:
             replacement=self.data_config.replacement,
             pool=self.data_config.pool,
             widen=self.data_config.widen,
+            answers=self.answers,
             seed=(self.seed, epoch, entry.number),
             clip=entry.number,
             data_set=entry.data_set,
@@ -239,6 +241,7 @@ def make_batch_maker(
     batch_size: int,
     data_set_of: Sequence[int] | None = None,
     weights: Sequence[float] = (1.0,),
+    answers: DegradedAnswers = NO_ANSWERS,
     process_index: int = 0,
     process_count: int = 1,
 ) -> tuple[BatchMaker, Index]:
@@ -247,8 +250,8 @@ def make_batch_maker(
     data_config: the fields ``data`` of configs/base.py. packed: several clips in a row, with their answers;
     otherwise one prompt in a row. batch_size: rows over all processes, of which process p makes the p-th
     part. data_set_of: the number of each clip's data set, of which ``weights`` says how often its
-    clips come in an epoch; None: all are of one. UserError if the config contradicts itself or no
-    clip can be used."""
+    clips come in an epoch; None: all are of one. answers: what follows the prompts of V~ in packed rows.
+    UserError if the config contradicts itself or no clip can be used."""
     if bool(data_config.frames) == bool(data_config.fps):
         raise UserError(
             f"data.frames={data_config.frames} and data.fps={data_config.fps}: "
@@ -266,7 +269,7 @@ def make_batch_maker(
         )
     if data_config.tfio_python:
         tfio.worker(data_config.tfio_python)  # raises here, because it is no fault of a clip
-    index = build_index(clips, text, model_config, data_config, data_set_of)
+    index = build_index(clips, text, model_config, data_config, data_set_of, answers)
     plan = make_plan(index, data_config, packed=packed, seed=seed, rows=batch_size, weights=weights)
     rows = batch_size // process_count
     maker = BatchMaker(
@@ -278,6 +281,7 @@ def make_batch_maker(
         cache=FrameCache(cache_folder(data_config) / "frames", int(data_config.cache_gb * 1e9)),
         part=slice(process_index * rows, (process_index + 1) * rows),
         seed=seed,
+        answers=answers,
     )
     return maker, index
 
@@ -294,7 +298,8 @@ def make_plan(
     """The plan of batches of so many ``rows``, see ``make_batch_maker``."""
     block, bin = index.capacity.block, max(index.capacity.bin, 1)
     multiple = data_config.length_multiple
-    multiples = Sizes(multiple, block, bin, degraded=1, targets=1, keywords=1, slots=1, windows=1)
+    ones = dict.fromkeys(Sizes._fields, 1)
+    multiples = Sizes(**ones | dict(tokens=multiple, units=block, bins=bin))
     sizes = [entry.sizes for entry in index.entries]
     mixture = Mixture([entry.data_set for entry in index.entries], weights, seed)
     if not packed:

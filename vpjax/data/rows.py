@@ -20,7 +20,23 @@ if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
 SlotChoice = Literal["key", "random", "none"]
+Compared = Literal["none", "keywords", "all"]
+TRUTH = 1  # a stream of random numbers of its own
 SHARED_TIMES = "clip with slots that share a time position (denser than tokens_per_second)"
+
+
+@dataclasses.dataclass(frozen=True)
+class DegradedAnswers:
+    """What follows the prompts of V~. compared: the clip's answer, to compare the likelihoods of its
+    ``keywords`` or of ``all`` its tokens with those given V. truth_share: share of the clips that have V~'s
+    own truth instead, drawn anew in each epoch."""
+
+    compared: Compared = "none"
+    truth_share: float = 0.0
+
+
+NO_ANSWERS = DegradedAnswers()
+NO_TOKENS = np.zeros(0, np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +44,20 @@ class Row:
     """One clip of s slots and p prompt tokens; its arrays are those of ``types`` without the leading axis.
 
     video: its units. prompt: its tokens up to the answer. shows_degraded i32[p]: the units that V~ shows.
-    answer i32[c]. slots bool[J,s]: the slots that show each keyword. hidden bool[J]: V~ replaces some of
-    them. keywords i32[J,W]; lemma i32[J]. clip, data_set: their numbers. notes: remarks.
+    answer i32[c]. degraded_answer i32[e]: the tokens that follow V~'s prompt, empty: none. degraded_target,
+    compared i32[d]: the places in it of the tokens that are trained on or compared, and the places in the
+    answer of those that are compared, -1: the others. slots bool[J,s]: the slots that show each keyword.
+    hidden bool[J]: V~ replaces some of them. keywords i32[J,W]; lemma i32[J]. clip, data_set: their numbers.
+    notes: remarks.
     """
 
     video: Units
     prompt: Strip
     shows_degraded: np.ndarray
     answer: np.ndarray
+    degraded_answer: np.ndarray
+    degraded_target: np.ndarray
+    compared: np.ndarray
     slots: np.ndarray
     hidden: np.ndarray
     keywords: np.ndarray
@@ -51,31 +73,39 @@ class Row:
     @property
     def text(self) -> Strip:
         """The prompt and the answer after it."""
-        own = np.zeros(len(self.answer), np.int32)
-        start = int(self.prompt.positions.max(initial=-1)) + 1
-        answer_positions = np.tile(np.arange(start, start + len(own), dtype=np.int32), (3, 1))
-        return Strip(
-            tokens=np.concatenate([self.prompt.tokens, self.answer]),
-            segment=np.concatenate([self.prompt.segment, own + 1]),
-            positions=np.concatenate([self.prompt.positions, answer_positions], axis=1),
-            shows=np.concatenate([self.prompt.shows, own - 1]),
-            slot=np.concatenate([self.prompt.slot, own - 1]),
-        )
+        return answered(self.prompt, self.answer)
 
     @property
     def degraded(self) -> Strip:
-        """The prompt up to its last visual token, as it sees V~; empty without a V~."""
+        """The prompt as it sees V~ and the tokens that follow it; without such tokens it ends at its last
+        visual one. Empty without a V~."""
+        prompt = dataclasses.replace(self.prompt, shows=self.shows_degraded)
+        if len(self.degraded_answer):
+            return answered(prompt, self.degraded_answer)
         end = 0
         if self.has_degraded:
-            end = int(np.flatnonzero(self.prompt.shows >= 0)[-1]) + 1
-        prompt = self.prompt
+            end = int(np.flatnonzero(prompt.shows >= 0)[-1]) + 1
         return Strip(
             prompt.tokens[:end],
             prompt.segment[:end],
             prompt.positions[:, :end],
-            self.shows_degraded[:end],
+            prompt.shows[:end],
             prompt.slot[:end],
         )
+
+
+def answered(prompt: Strip, answer: np.ndarray) -> Strip:
+    """A clip's prompt and an answer after it."""
+    own = np.zeros(len(answer), np.int32)
+    start = int(prompt.positions.max(initial=-1)) + 1
+    answer_positions = np.tile(np.arange(start, start + len(own), dtype=np.int32), (3, 1))
+    return Strip(
+        tokens=np.concatenate([prompt.tokens, answer]),
+        segment=np.concatenate([prompt.segment, own + 1]),
+        positions=np.concatenate([prompt.positions, answer_positions], axis=1),
+        shows=np.concatenate([prompt.shows, own - 1]),
+        slot=np.concatenate([prompt.slot, own - 1]),
+    )
 
 
 def units_of(video: Video | None, model_config: VLMConfig, capacity: Capacity) -> tuple[Units, np.ndarray]:
@@ -146,6 +176,9 @@ def prompt_row(
         prompt=Strip(prompt, np.ones(len(prompt), np.int32), prompt_positions, shows, slot),
         shows_degraded=shows,
         answer=none.ravel(),
+        degraded_answer=none.ravel(),
+        degraded_target=none.ravel(),
+        compared=none.ravel(),
         slots=np.zeros((0, len(unit_SM)), bool),
         hidden=np.zeros(0, bool),
         keywords=none,
@@ -163,6 +196,7 @@ def training_row(
     replacement: SlotChoice = "key",
     pool: SlotChoice = "key",
     widen: int = 0,
+    answers: DegradedAnswers = NO_ANSWERS,
     seed: Sequence[int] = (0,),
     clip: int = 0,
     data_set: int = 0,
@@ -170,7 +204,8 @@ def training_row(
     """A row with its answer, its keywords and its V~.
 
     replacement, pool: the slots that V~ replaces, and those that are pooled for a keyword: its ``key`` slots,
-    as many ``random`` other slots, or (replacement only) ``none``. widen: see ``widened``. seed: of choices.
+    as many ``random`` other slots, or (replacement only) ``none``. widen: see ``widened``. answers: what
+    follows V~'s prompt, see ``degraded_answer_of``. seed: of choices.
     """
     row = prompt_row(tokens.prompt, video, model_config, capacity, stamps=tokens.stamps)
     notes = row.notes + tokens.notes
@@ -190,18 +225,54 @@ def training_row(
     if replacement != "none":
         source = source_of(masks[replacement][-1:], count)
     slots = masks[pool][:-1]
+    is_replaced = source != identity_source(count)
+    # The random control compares the keywords whose slots it stands for.
+    stands_for_J = np.any(masks.get(replacement, masks["key"])[:-1] & is_replaced, axis=1)
+    rng = np.random.default_rng([*seed, TRUTH])
+    degraded_answer, degraded_target, compared = degraded_answer_of(tokens, stands_for_J, answers, rng)
     return dataclasses.replace(
         row,
         shows_degraded=seen_through(row.prompt.shows, row.prompt.slot, source),
         answer=tokens.answer,
+        degraded_answer=degraded_answer,
+        degraded_target=degraded_target,
+        compared=compared,
         slots=slots,
-        hidden=np.any(slots & (source != identity_source(count)), axis=1),
+        hidden=np.any(slots & is_replaced, axis=1),
         keywords=tokens.keywords,
         lemma=tokens.lemma,
         clip=clip,
         data_set=data_set,
         notes=notes,
     )
+
+
+def degraded_answer_of(
+    tokens: Tokens, hidden_J: np.ndarray, answers: DegradedAnswers, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What follows the prompt of a V~ that hides these keywords: the ``degraded_answer``, ``degraded_target``
+    and ``compared`` of ``Row``.
+
+    V~'s own truth follows only where V~ hides every keyword that is seen anywhere. The answer follows up to
+    the last token that is compared."""
+    if not hidden_J.any():
+        return NO_TOKENS, NO_TOKENS, NO_TOKENS
+    truth = tokens.degraded_answer
+    hides_all = all(hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True) if spans)
+    if len(truth) and hides_all and rng.random() < answers.truth_share:
+        return truth, np.arange(len(truth), dtype=np.int32), np.full(len(truth), -1, np.int32)
+    if answers.compared == "none":
+        return NO_TOKENS, NO_TOKENS, NO_TOKENS
+    compared = compared_places(tokens, hidden_J, answers.compared)
+    return tokens.answer[: compared.max(initial=-1) + 1], compared, compared
+
+
+def compared_places(tokens: Tokens, hidden_J: np.ndarray, compared: Compared) -> np.ndarray:
+    """The places i32[d] in the answer of the tokens that are compared, ascending."""
+    if compared == "all":
+        return np.arange(len(tokens.answer), dtype=np.int32)
+    places = {place for j in np.flatnonzero(hidden_J) for place in tokens.places[j]}
+    return np.array(sorted(places), np.int32)
 
 
 def seen_through(shows_P: Array, slot_P: Array, source_S: np.ndarray) -> np.ndarray:

@@ -172,24 +172,17 @@ class Text:
         """i32[c]: the answer and the token that ends it."""
         return np.array([*self.encode(answer), self.end], np.int32)
 
-    def keyword(self, keyword: str, answer: str) -> list[int]:
-        """The ids of a keyword's tokens as they stand in the answer, leading space included; those of ``" " +
-        keyword`` if the answer does not contain it (for example a letter that picks an option)."""
-        return [token for _, token in self._found(keyword, answer)] or self.encode(" " + keyword)
-
-    def places(self, keyword: str, answer: str) -> list[int]:
-        """The places of a keyword's tokens among the answer's, leading space included; [] if absent."""
-        return [place for place, _ in self._found(keyword, answer)]
-
-    def _found(self, keyword: str, answer: str) -> list[tuple[int, int]]:
-        """The places and ids of a keyword's tokens in the answer."""
+    def keyword(self, keyword: str, answer: str) -> tuple[list[int], list[int]]:
+        """The places of a keyword's tokens in the answer, leading space included, and their ids. An answer
+        that does not contain it (for example the letter of an option) gives no places, and the ids of ``" " +
+        keyword``."""
         start = answer.find(keyword)
         if start < 0:
-            return []
+            return [], self.encode(" " + keyword)
         tokens = self.tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
-        spans = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
         end = start + len(keyword)
-        return [(i, token) for i, (token, (first, last)) in enumerate(spans) if first < end and last > start]
+        places = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if a < end and b > start]
+        return places, [tokens["input_ids"][i] for i in places]
 
     @functools.cached_property
     def stamps(self) -> Stamps | None:
@@ -237,8 +230,9 @@ class Tokens:
     """The token ids of a clip, and the rest of the data from which its row is made.
 
     prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
-    padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; stamps: see ``with_media``; notes:
-    remarks.
+    padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; places: of each keyword's tokens in
+    the answer; degraded_answer i32[e]: the answer that is true of V~, its end included, empty: unknown;
+    stamps: see ``with_media``; notes: remarks.
     """
 
     prompt: np.ndarray
@@ -246,6 +240,8 @@ class Tokens:
     keywords: np.ndarray
     lemma: np.ndarray
     spans: tuple[tuple[tuple[float, float], ...], ...]
+    places: tuple[tuple[int, ...], ...]
+    degraded_answer: np.ndarray
     stamps: Stamps | None = None
     notes: tuple[str, ...] = ()
 
@@ -257,23 +253,30 @@ def tokenize(
     ids = np.full((keywords, keyword_tokens), -1, np.int32)
     lemma = np.full(keywords, -1, np.int32)
     spans: list[tuple[tuple[float, float], ...]] = [()] * keywords
+    places: list[tuple[int, ...]] = [()] * keywords
     notes = []
     if keywords and len(clip.keywords) > keywords:
         notes.append(f"keywords beyond the first {keywords} left out (data.keywords)")
     for j, keyword in enumerate(clip.keywords[:keywords]):
-        pieces = text.keyword(keyword.text, clip.answer)
+        found, pieces = text.keyword(keyword.text, clip.answer)
         if not 0 < len(pieces) <= keyword_tokens:
             notes.append(f"keyword of more than {keyword_tokens} tokens left out (data.keyword_tokens)")
             continue
         ids[j, : len(pieces)] = pieces
         lemma[j] = zlib.crc32(keyword.lemma.encode()) & 0x7FFFFFFF  # the same number in every process and run
         spans[j] = keyword.spans
+        places[j] = tuple(found)
+    degraded_answer = np.zeros(0, np.int32)
+    if clip.degraded_answer:
+        degraded_answer = text.answer(clip.degraded_answer)
     return Tokens(
         prompt=text.chat(clip.question, media),
         answer=text.answer(clip.answer),
         keywords=ids,
         lemma=lemma,
         spans=tuple(spans),
+        places=tuple(places),
+        degraded_answer=degraded_answer,
         stamps=text.stamps,
         notes=tuple(notes),
     )

@@ -13,6 +13,7 @@ from vpjax.models.sharding import split_logits, split_rows, split_vocabulary
 from vpjax.types import Array
 
 NEGATIVES = ("batch", "degraded", "windows")
+ANSWER_KINDS = ("keyword", "sequence", "weight")
 
 
 def token_logprobs(
@@ -59,6 +60,45 @@ def causal_lm(logprobs_RA: Array, origin_RA: Array, count: int) -> tuple[Array, 
     their number. origin: the data set of each target, -1: padding."""
     is_origin = jnp.asarray(origin_RA)[..., None] == jnp.arange(count)
     return -jnp.where(is_origin, logprobs_RA[..., None], 0.0).sum((0, 1)), is_origin.sum((0, 1))
+
+
+class AnswerSums(NamedTuple):
+    """Sums over clips whose answers on V and V~ are compared: the loss, log p(V) - log p(V~) of the compared
+    tokens, how often it is above 0, 1."""
+
+    loss: Array
+    gap: Array
+    ahead: Array
+    clips: Array
+
+
+def answer_term(
+    logprobs_RC: Array,
+    degraded_RC: Array,
+    clip_RC: Array,
+    clips: int,
+    *,
+    kind: str = "keyword",
+    beta: float = 1.0,
+) -> AnswerSums:
+    """The margin by which V must beat V~ on the answer (docs/method.md, section 2).
+
+    logprobs, degraded: log p of the compared tokens given V and given V~. clip: the clip in the row to which
+    each belongs, below ``clips``, -1: padding. kind: one of ANSWER_KINDS. ``weight`` is a control without V~:
+    the tokens are trained on once more.
+    """
+    is_own_RCX = clip_RC[..., None] == jnp.arange(clips)
+    gap_RX = jnp.where(is_own_RCX, (logprobs_RC - degraded_RC)[..., None], 0.0).sum(1)
+    if kind == "weight":
+        loss_RX = -jnp.where(is_own_RCX, logprobs_RC[..., None], 0.0).sum(1)
+    else:
+        loss_RX = jax.nn.softplus(-beta * gap_RX) / beta
+    exists_RX = is_own_RCX.any(1)
+
+    def total(x_RX: Array) -> Array:
+        return jnp.where(exists_RX, x_RX, 0.0).sum()
+
+    return AnswerSums(total(loss_RX), total(gap_RX), total(gap_RX > 0), exists_RX.sum())
 
 
 class Keywords(NamedTuple):

@@ -1,6 +1,7 @@
 """The config of a run: checks of its values, and its file in the work directory."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
 from vpjax.data.video import MAX_SIDE
 from vpjax.files import write_whole
 from vpjax.models.attention import BACKENDS
-from vpjax.training.losses import NEGATIVES
+from vpjax.scoring.judge import weights_of
+from vpjax.training.judged import correct_reward
+from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
 from vpjax.training.policy import AGGREGATIONS
 from vpjax.training.relative import NEEDS, SCALES
 from vpjax.types import TASKS, UserError
@@ -30,18 +33,20 @@ ONE_OF = {
     "dtype": DTYPES,
     "attention": BACKENDS,
     "optim.moments_dtype": DTYPES,
+    "contrast.answer_kind": ANSWER_KINDS,
     "grpo.scale": SCALES,
     "grpo.aggregation": AGGREGATIONS,
     "grpo.relative.kind": tuple(NEEDS),
 }
 ABOVE_0 = """
     steps batch log_every checkpoint_every keep eval_clips data.length_multiple data.keywords
-    data.keyword_tokens optim.lr optim.clip contrast.width grpo.temperature grpo.max_new grpo.eps_high
-    grpo.num_iterations grpo.show_every grpo.relative.scale loss.chunk data.min_frames data.min_pixels
+    data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
+    grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.show_every grpo.degraded_weight
+    grpo.relative.scale     loss.chunk data.min_frames data.min_pixels
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight grpo.degraded
-    grpo.top_k grpo.beta
+    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.answer
+    contrast.truth grpo.degraded grpo.top_k grpo.beta
 """.split()
 # How videos are read for the model of a Hugging Face folder: as by qwen-vl-utils, at 2 frames per second and
 # with at most about 25,000 visual tokens. Small frames are left small, though.
@@ -108,6 +113,12 @@ def check(config: ConfigDict) -> None:
         data.replacement != "none" or not needs_degraded,
         "is 'none', which leaves no V~, only where contrast.negatives does not name 'degraded'",
     )
+    require("contrast.truth_share", 0 <= contrast.truth_share <= 1, "lies in [0, 1]")
+    is_compared = config.method == "sft" and contrast.answer and contrast.answer_kind != "weight"
+    has_degraded = data.replacement != "none" or not is_compared
+    require("contrast.answer", has_degraded, "compares V with V~, which data.replacement='none' leaves out")
+    hides_event = data.replacement == "key" or config.method != "sft" or not contrast.truth
+    require("contrast.truth", hides_event, "needs data.replacement='key': only that V~ hides the event")
 
     enough = "is 2 or more: advantages compare the completions of a prompt"
     require("grpo.groups", grpo.groups >= 2, enough)
@@ -115,13 +126,50 @@ def check(config: ConfigDict) -> None:
     minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
-    has_group = not grpo.train_on_degraded or grpo.degraded >= 2
-    require("grpo.train_on_degraded", has_group, "needs grpo.degraded of 2 or more")
-    has_rewards = config.method != "grpo" or len(grpo.rewards) > 0
-    require("grpo.rewards", has_rewards, "names rewards, such as dict(event=1.0)")
     require("grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
     require("grpo.eps_low", 0 < grpo.eps_low < 1, "lies in (0, 1)")
     require("grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")
+    require("grpo.control_share", 0 <= grpo.control_share <= 1, "lies in [0, 1]")
+    if config.method == "grpo":
+        _check_rewards(config, require)
+
+
+def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]) -> None:
+    """The part of ``check`` that is about the rewards of completions on V and on V~."""
+    grpo, replacement, kind = config.grpo, config.data.replacement, config.grpo.relative.kind
+    require("grpo.rewards", len(grpo.rewards) > 0, "names rewards, such as dict(event=1.0)")
+    own = "names keyword_absent, which is for completions on V~: move it to grpo.degraded_rewards"
+    require("grpo.rewards", "keyword_absent" not in grpo.rewards, own)
+
+    correct, names = correct_reward(grpo), ", ".join(grpo.rewards)
+    means_right = f"names the reward that means right, one of {names}"
+    require("grpo.relative.correct", correct is None or correct in grpo.rewards, means_right)
+    known = correct is not None or "right" not in NEEDS[kind]
+    require("grpo.relative.correct", known, f"{means_right}, where grpo.relative.kind is {kind!r}")
+    weighs = correct is None or weights_of(grpo.rewards)[correct] > 0
+    require("grpo.rewards", weighs, f"gives {correct}, which means right, a weight above 0")
+
+    degraded = grpo.degraded_rewards
+    has_group = not degraded or grpo.degraded >= 2
+    require("grpo.degraded", has_group, "is 2 or more where grpo.degraded_rewards trains groups on V~")
+    are_numbers = all(isinstance(weight, int | float) for weight in degraded.values())
+    require("grpo.degraded_rewards", are_numbers, "has a number for each built-in reward that it names")
+    shown = "does not name keyword_removed: V~ shows no hidden keyword"
+    require("grpo.degraded_rewards", "keyword_removed" not in degraded, shown)
+
+    require("data.pool", config.data.pool == "key", "is 'key' in GRPO, which pools nothing")
+    uses_degraded = kind != "none" or bool(degraded)
+    without = "is not 'none', which leaves no V~, where grpo.relative.kind or grpo.degraded_rewards need it"
+    require("data.replacement", replacement != "none" or not uses_degraded, without)
+    readers = {
+        f"grpo.relative.kind={kind!r}": bool({"recall", "keyword"} & set(NEEDS[kind])),
+        "grpo.rewards.keyword_removed": "keyword_removed" in grpo.rewards,
+        "grpo.degraded_rewards.keyword_absent": "keyword_absent" in degraded,
+        "grpo.control_share": grpo.control_share > 0,
+    }
+    for reader, is_used in readers.items():
+        hides = f"is 'key' where {reader} is used: a V~ of any other kind hides no keyword"
+        require("data.replacement", replacement == "key" or not is_used, hides)
 
 
 def _value(config: ConfigDict, field: str) -> Any:

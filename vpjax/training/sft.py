@@ -1,9 +1,10 @@
 """The SFT step: the joint loss in one jitted, donated call (docs/method.md, section 2).
 
-L = L_lm + lambda * L_contrast: next-token cross-entropy on the answer given V, and a keyword contrast between
-V and the degraded V~ on the states after decoder layer l. V~ is a gather of V's features and runs through the
-first l layers only, up to each clip's last visual token. Rows hold several clips, which see nothing of one
-another.
+L = L_lm + lambda * L_contrast + mu * L_answer + nu * L_truth: next-token cross-entropy on the answer given V;
+a keyword contrast between V and the degraded V~ on the states after decoder layer l; a margin by which the
+keyword must be likelier given V than given V~; and next-token cross-entropy on V~'s own truth. V~ is a gather
+of V's features. For the contrast alone it runs through the first l layers only, up to each clip's last visual
+token. Rows hold several clips, which see nothing of one another.
 """
 
 import math
@@ -16,13 +17,16 @@ import optax
 from ml_collections import ConfigDict
 
 from vpjax.data.mixture import data_sets
+from vpjax.data.rows import NO_ANSWERS, Compared, DegradedAnswers
 from vpjax.models.attention import backend
 from vpjax.models.gather import take
 from vpjax.models.sharding import check_rows, in_use
-from vpjax.models.vlm import VideoLM, rebuild
+from vpjax.models.vlm import Hidden, VideoLM, rebuild
 from vpjax.training.losses import (
+    AnswerSums,
     ContrastSums,
     Keywords,
+    answer_term,
     causal_lm,
     contrastive,
     pool_slots,
@@ -31,17 +35,21 @@ from vpjax.training.losses import (
     unit,
 )
 from vpjax.training.state import HEADS_PREFIX, Optimizer, State, accumulate, advance, optimize
-from vpjax.types import Array, Batch
+from vpjax.types import Array, Batch, Strip
 
 LOG_TAU = HEADS_PREFIX + "log_tau"
 
 
 class SFTSums(NamedTuple):
-    """Summed losses and counts, which add up over micro-batches. lm, tokens: f32[N], by data set."""
+    """Summed losses and counts, which add up over micro-batches. lm, tokens: f32[N], by data set. truth,
+    truth_tokens: of V~'s own truth."""
 
     lm: Array
     tokens: Array
     contrast: ContrastSums
+    answer: AnswerSums
+    truth: Array
+    truth_tokens: Array
 
 
 def init_heads(config: ConfigDict, width: int, key: Array) -> dict[str, Array]:
@@ -95,32 +103,87 @@ def batch_keywords(model: VideoLM, heads: dict[str, Array], batch: Batch, config
     return Keywords(e.reshape(valid.size, e.shape[2]), lemma, owner, valid.ravel())
 
 
+def degraded_answers(config: ConfigDict) -> DegradedAnswers:
+    """What the losses of a config need after the prompts of V~."""
+    contrast = config.contrast
+    if not (contrast.answer or contrast.truth):
+        return NO_ANSWERS
+    compared: Compared = "none"
+    if contrast.answer:
+        compared = "all" if contrast.answer_kind == "sequence" else "keywords"
+    return DegradedAnswers(compared, contrast.truth_share if contrast.truth else 0.0)
+
+
+def compared_clips(batch: Batch) -> Array:
+    """i32[R, C]: the clip in the row of each token that is compared between V and V~, -1: others."""
+    clip_RC = take(batch.degraded.segment, batch.degraded_target) - 1
+    return jnp.where(jnp.asarray(batch.compared) >= 0, clip_RC, -1)
+
+
+def is_truth(batch: Batch) -> Array:
+    """bool[R, C]: the targets of V~ that belong to its own truth."""
+    return (jnp.asarray(batch.degraded_target) >= 0) & (jnp.asarray(batch.compared) < 0)
+
+
+def target_logprobs(model: VideoLM, hidden: Hidden, text: Strip, target_RA: Array, chunk: int) -> Array:
+    """log p f32[R, A] of the target tokens."""
+    tokens_RA = take(text.tokens, target_RA)
+    return token_logprobs(hidden.target[:, None], model.unembed, tokens_RA[:, None], chunk=chunk)[:, 0]
+
+
 def summed_losses(
     model: VideoLM, heads: dict[str, Array], batch: Batch, whole: Batch, config: ConfigDict, sources: int
 ) -> SFTSums:
     """Summed losses of a (micro-)batch. ``whole`` is the whole batch: its keywords are each other's
-    negatives. Without ``heads`` the contrast is 0 and is not computed. sources: number of data sets."""
+    negatives. Without ``heads`` the contrast is 0 and is not computed, and likewise the losses on V~'s
+    answers without such answers. sources: number of data sets."""
     tap = tap_layer(model, config) if heads else None
+    chunk = config.loss.chunk
     features = model.encode(batch.video, remat=config.remat)
     hidden = model.hidden(features, batch.text, batch.target, tap=tap, remat=config.remat)
-    targets = take(batch.text.tokens, batch.target)
-    chunk = config.loss.chunk
-    logprobs = token_logprobs(hidden.target[:, None], model.unembed, targets[:, None], chunk=chunk)
-    lm, tokens = causal_lm(logprobs[:, 0], batch.origin, sources)
-    if tap is None or features is None or hidden.tap is None:
-        zero = jnp.float32(0)
-        return SFTSums(lm, tokens, ContrastSums(zero, zero, zero, zero, jnp.int32(0)))
+    logprobs_RA = target_logprobs(model, hidden, batch.text, batch.target, chunk)
+    lm, tokens = causal_lm(logprobs_RA, batch.origin, sources)
+    zero, none = jnp.float32(0), jnp.int32(0)
+    contrast = ContrastSums(zero, zero, zero, zero, none)
+    answer, truth, truth_tokens = AnswerSums(zero, zero, zero, none), zero, none
 
+    tap_degraded = None
+    if batch.degraded_target.shape[1]:
+        degraded = model.hidden(features, batch.degraded, batch.degraded_target, tap=tap, remat=config.remat)
+        tap_degraded = degraded.tap
+        degraded_RC = target_logprobs(model, degraded, batch.degraded, batch.degraded_target, chunk)
+        options = dict(kind=config.contrast.answer_kind, beta=config.contrast.answer_beta)
+        same_RC = take(logprobs_RA, batch.compared)
+        answer = answer_term(same_RC, degraded_RC, compared_clips(batch), batch.clip.shape[1], **options)
+        truth = -jnp.where(is_truth(batch), degraded_RC, 0.0).sum()
+        truth_tokens = is_truth(batch).sum()
+    if tap is not None and features is not None and hidden.tap is not None:
+        if "degraded" in config.contrast.negatives and tap_degraded is None and batch.degraded.tokens.size:
+            tap_degraded = model.states_after(features, batch.degraded, layers=tap, remat=config.remat)
+        contrast = keyword_contrast(model, heads, batch, whole, hidden.tap, tap_degraded, config)
+    return SFTSums(lm, tokens, contrast, answer, truth, truth_tokens)
+
+
+def keyword_contrast(
+    model: VideoLM,
+    heads: dict[str, Array],
+    batch: Batch,
+    whole: Batch,
+    tap_RTD: Array,
+    degraded_RTD: Array | None,
+    config: ConfigDict,
+) -> ContrastSums:
+    """The contrast of a (micro-)batch from the tapped states of V and V~. degraded: None if no clip of the
+    data has a V~. whole: see ``summed_losses``."""
     negatives = config.contrast.negatives
     own = batch_keywords(model, heads, batch, config)
     pool = batch_keywords(model, heads, whole, config)
     slots = batch.slots.shape[-1]
-    means = slot_means(hidden.tap, batch.text.slot, slots)
+    means = slot_means(tap_RTD, batch.text.slot, slots)
     z = project(heads, "visual", pool_slots(means, batch.slots))
     degraded = windows = window_of = None
-    if "degraded" in negatives and batch.degraded.tokens.size:  # empty if no clip of the data has a V~
-        states = model.states_after(features, batch.degraded, layers=tap, remat=config.remat)
-        means_degraded = slot_means(states, batch.degraded.slot, slots)
+    if "degraded" in negatives and degraded_RTD is not None:
+        means_degraded = slot_means(degraded_RTD, batch.degraded.slot, slots)
         degraded = project(heads, "visual", pool_slots(means_degraded, batch.slots))
     if "windows" in negatives:
         window_of, first, end = (batch.windows[..., i] for i in range(3))
@@ -128,8 +191,32 @@ def summed_losses(
         windows = project(heads, "visual", pool_slots(means, inside))
     tau = jnp.exp(heads[LOG_TAU])
     in_batch = "batch" in negatives
-    contrast = contrastive(z, degraded, windows, window_of, own, pool, tau, in_batch=in_batch)
-    return SFTSums(lm, tokens, contrast)
+    return contrastive(z, degraded, windows, window_of, own, pool, tau, in_batch=in_batch)
+
+
+class Weights(NamedTuple):
+    """lambda, mu and nu at a step."""
+
+    contrast: Array
+    answer: Array
+    truth: Array
+
+
+class Counts(NamedTuple):
+    """By what the terms of a whole batch are divided: its targets, keywords, clips that are compared, and
+    tokens of V~'s truth; at least 1."""
+
+    targets: Array
+    keywords: Array
+    compared: Array
+    truth: Array
+
+
+def count_terms(batch: Batch, config: ConfigDict) -> Counts:
+    clip_RC = compared_clips(batch)
+    compared = (clip_RC[..., None] == jnp.arange(batch.clip.shape[1])).any(axis=1)
+    counts = (batch.target >= 0), valid_keywords(batch, config), compared, is_truth(batch)
+    return Counts(*(jnp.maximum(x.sum(), 1).astype(jnp.float32) for x in counts))
 
 
 def make_step(
@@ -147,22 +234,26 @@ def make_step(
     dtype = jnp.dtype(config.dtype)
     names = [data_set.name for data_set in data_sets(config.data)]
 
-    def loss(params, frozen, batch, whole, weight, target_count, keyword_count):
+    def loss(params, frozen, batch, whole, weights: Weights, counts: Counts):
         heads = {path: x for path, x in params.items() if path.startswith(HEADS_PREFIX)}
         compute = {path: x.astype(dtype) for path, x in params.items() if path not in heads}
         sums = summed_losses(rebuild(model, compute | frozen), heads, batch, whole, config, len(names))
-        return sums.lm.sum() / target_count + weight * sums.contrast.loss / keyword_count, sums
+        value = sums.lm.sum() / counts.targets
+        value += weights.contrast * sums.contrast.loss / counts.keywords
+        value += weights.answer * sums.answer.loss / counts.compared
+        return value + weights.truth * sums.truth / counts.truth, sums
 
     def step(state: State, batch: Batch):
-        weight = config.contrast.weight * _ramp(state.step, config.contrast.warmup_share * config.steps)
-        targets, keywords = (batch.target >= 0).sum(), valid_keywords(batch, config).sum()
-        targets = jnp.maximum(targets, 1).astype(jnp.float32)
-        keywords = jnp.maximum(keywords, 1).astype(jnp.float32)
+        ramp = _ramp(state.step, config.contrast.warmup_share * config.steps)
+        weights = Weights(
+            *(ramp * x for x in (config.contrast.weight, config.contrast.answer, config.contrast.truth))
+        )
+        counts = count_terms(batch, config)
 
         def gradient_of(micro_batch):
             with in_use(mesh), backend(config.attention):
                 grad = jax.value_and_grad(loss, has_aux=True)
-                return grad(state.params, state.frozen, micro_batch, batch, weight, targets, keywords), ()
+                return grad(state.params, state.frozen, micro_batch, batch, weights, counts), ()
 
         ((value, sums), gradient), _ = accumulate(gradient_of, batch, config.accumulate)
         norm = optax.tree.norm(gradient)
@@ -173,7 +264,7 @@ def make_step(
             params[LOG_TAU] = jnp.clip(params[LOG_TAU], math.log(lowest), math.log(highest))
         metrics = {
             "loss": value,
-            "loss/lm": sums.lm.sum() / targets,
+            "loss/lm": sums.lm.sum() / counts.targets,
             "grad_norm": norm,
             "lr": optimizer.learning_rate(state.step - state.skipped),
             "nonfinite": ~finite,
@@ -183,7 +274,17 @@ def make_step(
             mean_N = sums.lm / sums.tokens  # NaN: the batch has nothing of this data set
             metrics |= {f"loss/lm/{name}": mean_N[i] for i, name in enumerate(names)}
         if LOG_TAU in params:
-            metrics |= _contrast_metrics(sums.contrast, jnp.exp(state.params[LOG_TAU]), weight, config)
+            tau = jnp.exp(state.params[LOG_TAU])
+            metrics |= _contrast_metrics(sums.contrast, tau, weights.contrast, config)
+        if config.contrast.answer:
+            metrics |= {
+                "loss/answer": sums.answer.loss / counts.compared,
+                "answer/gap": sums.answer.gap / counts.compared,
+                "answer/ahead": sums.answer.ahead / counts.compared,
+                "answer/clips": sums.answer.clips,
+            }
+        if config.contrast.truth:
+            metrics |= {"loss/truth": sums.truth / counts.truth, "truth/tokens": sums.truth_tokens}
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
         return advance(state, params, opt, finite), metrics
 
