@@ -110,6 +110,8 @@ def evaluate(
     description = describe_request(request, digest, step, model, data_config)
     out = request.out or default_out(request, step)
     check_request(out, description)
+    if prior := run.get("events", {}).get("prior"):  # of the training clips: decides on columns of the tables
+        description["prior"] = prior
     if BENCHMARKS[request.benchmark].score is score_caption and missing_for_meteor():
         say(f"without METEOR: {missing_for_meteor()}")
 
@@ -119,8 +121,6 @@ def evaluate(
     multihost_utils.sync_global_devices("predictions are read")  # by every process, before one of them writes
     with predictions, backend(run.get("attention", "auto")):
         results = evaluate_model(
-    if prior := run.get("events", {}).get("prior"):  # of the training clips: decides on columns of the tables
-        description["prior"] = prior
             model,
             text,
             clips,
