@@ -62,10 +62,18 @@ def rollouts(key: jax.Array, p_B: jax.Array, q_B: jax.Array, reward: str) -> tup
     gap = jnp.where(right, jnp.log(p / q), jnp.log((1 - p) / (1 - q)))
     gap += NOISE * jax.random.normal(keys[2], shape)
     event = jnp.arange(TOKENS) == EVENT
+    rewards = score(keys[3], right)
+    # A wrong completion names one of two other events.
+    other, other_degraded = jax.random.split(jax.random.fold_in(key, len(keys)))
+    said = jnp.where(right, 2, jax.random.bernoulli(other, 0.5, shape))
+    said_degraded = jnp.where(right_degraded, 2, jax.random.bernoulli(other_degraded, 0.5, degraded_shape))
     evidence = Evidence(
-        rewards=score(keys[3], right),
+        rewards=rewards,
         has_degraded=jnp.ones(len(p_B), bool),
-        degraded=score(keys[4], right_degraded),
+        right=rewards,
+        right_degraded=score(keys[4], right_degraded),
+        same=(said[:, :, None] == said_degraded[:, None]).astype(jnp.float32),
+        hides=jnp.ones(len(p_B), bool),
         recall=right.astype(jnp.float32),
         degraded_recall=right_degraded.astype(jnp.float32),
         gap=gap[..., None] * event,

@@ -87,10 +87,17 @@ class OddTokens:
 
     def __init__(self) -> None:
         self.weights = {"odd": 1.0}
+        self.degraded_weights: dict[str, float] = {}
         self.host_scores: dict[str, Any] = {}
 
     def score(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
         return {"odd": self.recall(prompts, tokens_BXC, mask_BXC)}
+
+    def score_degraded(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
+        return {}
+
+    def answers(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
+        return jnp.sum(tokens_BXC, axis=-1)
 
     def recall(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
         return jnp.mean(tokens_BXC % 2, axis=-1)

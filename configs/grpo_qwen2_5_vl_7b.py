@@ -19,6 +19,7 @@ def get_config():
     c.batch = 64
 
     c.grpo.rewards = dict(keyword_f1=1.0, keyword_order=0.2, rouge_l=0.5, overlong=0.5)
+    c.grpo.relative.correct = "keyword_f1"
     c.grpo.max_new = 256
 
     c.optim.lr = 1e-6

@@ -27,8 +27,8 @@ VALUE = re.compile(rf"(?:(?:{PART}:)?{PART}:)?{PART}(?:\.(\d+))?".encode())
 
 
 class HostInputs(NamedTuple):
-    """One completion and its clip. length, limit: in tokens. positions, expected: of the keywords that the
-    reference answer mentions. unexpected: words of other known keywords."""
+    """One completion and its clip. length, limit: in tokens. positions, expected, hidden: of the keywords
+    that the reference answer mentions; hidden: V~ lacks them. unexpected: words of other known keywords."""
 
     text: bytes
     answer: bytes
@@ -40,16 +40,17 @@ class HostInputs(NamedTuple):
     reference: list
     expected: list
     positions: list
+    hidden: list
     unexpected: set
 
 
-def host_rewards(names, completions, clips, known, *, keywords, lengths, limit):
-    """The rewards f32[B, G] by name of decoded completions [B][G]. lengths [B][G]: in tokens; known: the
-    words that are known as keywords."""
+def host_rewards(names, completions, clips, known, *, keywords, hidden, lengths, limit):
+    """The rewards f32[B, G] by name of decoded completions [B][G]. hidden bool[B, J]. lengths [B][G]: in
+    tokens; known: the words that are known as keywords."""
     out = {name: np.full((len(clips), len(completions[0])), np.nan, np.float32) for name in names}
     for b, g in np.ndindex(len(clips), len(completions[0])):
         if clips[b] is not None:
-            inputs = read(completions[b][g], clips[b], known, keywords, lengths[b][g], limit)
+            inputs = read(completions[b][g], clips[b], known, keywords, hidden[b], lengths[b][g], limit)
             for name in names:
                 compute, counts = REWARDS[name]
                 if counts(clips[b]):
@@ -57,12 +58,13 @@ def host_rewards(names, completions, clips, known, *, keywords, lengths, limit):
     return out
 
 
-def read(completion, clip, known, keywords, length, limit):
+def read(completion, clip, known, keywords, hidden, length, limit):
     text = normalize(completion)
     answer = answer_in(text)
     _, found, rest = text.rpartition(b"<glue>")
     words, reference = split_words(answer), answer_words(clip)
-    expected = [keyword for keyword in expected_keywords(clip, keywords) if keyword]
+    found_keywords = list(zip(expected_keywords(clip, keywords), hidden, strict=True))
+    expected = [keyword for keyword, _ in found_keywords if keyword]
     own = {word for keyword in clip.keywords for form in forms_of(keyword) for word in form}
     return HostInputs(
         text=text,
@@ -75,6 +77,7 @@ def read(completion, clip, known, keywords, length, limit):
         reference=reference,
         expected=expected,
         positions=[first_mention(words, keyword.forms) for keyword in expected],
+        hidden=[is_hidden for keyword, is_hidden in found_keywords if keyword],
         unexpected=set(words) & known - own - set(reference),
     )
 
@@ -110,12 +113,24 @@ def caption_recall(x):
     return both.total() / len(content) if content else np.nan
 
 
-def keyword_recall(x, *, only_removed=False):
-    positions = [
-        position
-        for position, keyword in zip(x.positions, x.expected, strict=True)
-        if keyword.removed or not only_removed
-    ]
+def keyword_recall(x):
+    return recall(x.positions)
+
+
+def keyword_removed(x):
+    return recall(hidden_positions(x))
+
+
+def keyword_absent(x):
+    positions = hidden_positions(x)
+    return float(all(position is None for position in positions)) if positions else np.nan
+
+
+def hidden_positions(x):
+    return [position for position, is_hidden in zip(x.positions, x.hidden, strict=True) if is_hidden]
+
+
+def recall(positions):
     return sum(position is not None for position in positions) / len(positions) if positions else np.nan
 
 
@@ -136,7 +151,9 @@ def keyword_order(x):
 
 
 def event(x):
-    return float(None not in x.positions and not x.unexpected) if x.expected else np.nan
+    if not x.expected and not (is_text(x.clip) and not x.clip.keywords):
+        return np.nan
+    return float(None not in x.positions and not x.unexpected)
 
 
 def choice(x):
@@ -219,7 +236,8 @@ REWARDS = {
     "rouge_2": (lambda x: rouge_n(x, 2), is_text),
     "caption_recall": (caption_recall, is_text),
     "keyword_recall": (keyword_recall, always),
-    "keyword_removed": (lambda x: keyword_recall(x, only_removed=True), always),
+    "keyword_removed": (keyword_removed, always),
+    "keyword_absent": (keyword_absent, always),
     "keyword_f1": (keyword_f1, always),
     "keyword_order": (keyword_order, always),
     "event": (event, always),

@@ -15,14 +15,14 @@ def make_clip(answer, task="caption", **fields):
     return Clip("c", "c.mp4", "?", answer, task=task, **fields)
 
 
-def removed_keywords(*words):
-    """Keywords, given as (text, lemma), that V~ lacks."""
+def spanned_keywords(*words):
+    """Keywords, given as (text, lemma), with a known span."""
     return tuple(Keyword(text, lemma, ((0.0, 1.0),)) for text, lemma in words)
 
 
 STORY = make_clip(
     "<think>A ball.</think><answer>A man picks up the red ball, runs away, then falls and drops it.</answer>",
-    keywords=removed_keywords(("picks up", "pick up"), ("runs", "run"), ("falls", "fall"), ("drops", "drop")),
+    keywords=spanned_keywords(("picks up", "pick up"), ("runs", "run"), ("falls", "fall"), ("drops", "drop")),
 )
 TRACK = make_clip("", "tracking", boxes=((0.1, 0.2, 0.5, 0.6), (0.2, 0.2, 0.6, 0.6), (0.25, 0.3, 0.65, 0.7)))
 PROOF = make_clip(
@@ -31,8 +31,11 @@ PROOF = make_clip(
     choices=("a cat", "a dog", "a man", "a car"),
     spans=((5.2, 10.4), (12.0, 15.0), (14.0, 18.5)),
 )
+# On V~, or where nothing happens: no keyword.
+STILL = make_clip("A red square moves left and suddenly stays the same.")
 CLIPS = (
     *(describe(SPEC, "train", index)[0] for index in range(20)),
+    STILL,
     STORY,
     TRACK,
     PROOF,

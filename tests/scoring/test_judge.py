@@ -1,5 +1,6 @@
 """The rewards of a config: a function of the user's own is called with the completions that were sampled."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vpjax.models.generate import Completions
 from vpjax.scoring import judge as judges
-from vpjax.types import Clip
+from vpjax.types import Clip, UserError
 
 CLIPS = [Clip("a", "", "?", "A man runs"), Clip("b", "", "?", "A dog sits")]
 CODE = """
@@ -26,7 +27,8 @@ def judge(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(judges, "byte_table", lambda text: None)
     rewards = {"mine": ("my_rewards:count", 0.5), "broken": "my_rewards:fail", "event": 2}
-    config = ConfigDict({"data": {"keywords": 1}, "grpo": {"rewards": rewards}})
+    grpo = {"rewards": rewards, "degraded_rewards": {}, "control_share": 0.0}
+    config = ConfigDict({"seed": 0, "data": {"keywords": 1}, "grpo": grpo})
     text = SimpleNamespace(decode=lambda ids: "x" * len(ids))
     return judges.ConfigJudge(config, text, CLIPS)
 
@@ -46,3 +48,21 @@ def test_a_users_reward_scores_what_was_sampled(judge):
     assert np.isposinf(judge.host_scores["broken"](batch, completions)).all()
     (fault,) = judge.take_faults()
     assert "returned 0 values for 5 completions" in fault and judge.take_faults() == []
+
+
+def test_rewards_on_the_degraded_video_need_what_is_true_of_it(monkeypatch):
+    """No clip says what is true of its V~: a reward that compares completions with it is an error, one that
+    does not is fine."""
+    monkeypatch.setattr(judges, "byte_table", lambda text: None)
+
+    def judge(clips, **rewards):
+        grpo = {"rewards": {"event": 1.0}, "degraded_rewards": rewards, "control_share": 0.0}
+        return judges.ConfigJudge(ConfigDict({"seed": 0, "data": {"keywords": 1}, "grpo": grpo}), None, clips)
+
+    assert judge(CLIPS, keyword_absent=1.0).degraded_weights == {"keyword_absent": 1.0}
+    with pytest.raises(UserError, match="grpo.degraded_rewards.event .*degraded_answer, which no clip has"):
+        judge(CLIPS, keyword_absent=1.0, event=1.0)
+    with pytest.raises(UserError, match="reward 'even' does not exist"):
+        judge(CLIPS, even=1.0)
+    known = [dataclasses.replace(CLIPS[0], degraded_answer="A man stands"), CLIPS[1]]
+    assert judge(known, event=1.0).compared == ("event",)

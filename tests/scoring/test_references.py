@@ -5,15 +5,21 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.scoring.reward_cases import make_clip, removed_keywords
+from tests.scoring.reward_cases import make_clip, spanned_keywords
 from vpjax.events.text import EVENT_WORDS
 from vpjax.scoring.forms import forms_of
-from vpjax.scoring.references import AnswerType, reference_rows, reference_sizes
+from vpjax.scoring.references import (
+    AnswerType,
+    degraded_clip,
+    keyword_table,
+    reference_rows,
+    reference_sizes,
+)
 from vpjax.scoring.rewards import check_names
 from vpjax.scoring.words import fingerprint_of
 from vpjax.types import Keyword, UserError
 
-CAPTION = make_clip("A man runs and falls", keywords=removed_keywords(("runs", "run"), ("falls", "fall")))
+CAPTION = make_clip("A man runs and falls", keywords=spanned_keywords(("runs", "run"), ("falls", "fall")))
 
 
 @pytest.mark.parametrize(
@@ -44,11 +50,11 @@ def test_forms(lemma, text, forms):
 
 
 def test_only_keywords_that_the_answer_mentions_are_expected():
-    keywords = removed_keywords(("spins", "spin"), ("splits in two", "split"))
+    keywords = spanned_keywords(("spins", "spin"), ("splits in two", "split"))
     order = make_clip("First it spins.", "order", keywords=keywords)
     rows = reference_rows([order, CAPTION, None], reference_sizes([order, CAPTION], keywords=2))
     np.testing.assert_array_equal(rows.positions, [[2, -1], [2, 4], [-1, -1]])
-    np.testing.assert_array_equal(rows.removed, [[True, False], [True, True], [False, False]])
+    assert not rows.without_keywords.any()
     np.testing.assert_array_equal(rows.answer_type, [AnswerType.TEXT, AnswerType.TEXT, AnswerType.PADDING])
     # The words of other keywords are those of other clips' that are not this clip's.
     assert fingerprint_of(b"rotates") in rows.others[1] and fingerprint_of(b"ran") in rows.others[0]
@@ -64,7 +70,7 @@ def test_a_lemma_is_expected_once():
 def test_only_the_first_keywords_are_expected():
     """Those after them, and all words of the answer, are not unexpected where other clips have them as
     keywords."""
-    other = make_clip("A dog falls on a man", keywords=removed_keywords(("falls", "fall"), ("man", "man")))
+    other = make_clip("A dog falls on a man", keywords=spanned_keywords(("falls", "fall"), ("man", "man")))
     sizes = reference_sizes([CAPTION, other], keywords=1)
     sizes = dataclasses.replace(sizes, known=sizes.known | {b"man", b"run"})
     rows = reference_rows([CAPTION, other], sizes)
@@ -105,3 +111,31 @@ def test_unknown_rewards_are_refused():
     check_names(["rouge_l", "event"])
     with pytest.raises(UserError, match="'rogue' does not exist; take my_module:fn .* rouge_l, "):
         check_names(["rouge_l", "rogue"])
+
+
+def test_a_clip_as_its_degraded_video_shows_it():
+    """Its answer and keywords are those of V~; where that is not known, or asks for times, there is none."""
+    clip = dataclasses.replace(CAPTION, degraded_answer="A man runs on", spans=((1.0, 2.0),))
+    shown = degraded_clip(clip)
+    assert (shown.answer, shown.spans) == ("A man runs on", ())
+    assert [keyword.text for keyword in shown.keywords] == ["runs"]
+    sizes = reference_sizes([clip, shown], keywords=2)
+    rows = reference_rows([clip, shown], sizes)
+    np.testing.assert_array_equal(rows.positions, [[2, 4], [2, -1]])
+    # On V~ the hidden keyword is as wrong as any other.
+    fell = fingerprint_of(b"fell")
+    assert fell not in rows.others[0] and fell in rows.others[1]
+    assert degraded_clip(CAPTION) is None
+    assert degraded_clip(dataclasses.replace(clip, task="grounding")) is None
+
+
+def test_words_of_known_keywords():
+    """Each one-word form that some answer may use, with its lemma."""
+    clips = [CAPTION, make_clip("It picks up", keywords=spanned_keywords(("picks up", "pick up")))]
+    table = keyword_table(clips, 2)
+    assert list(table.words) == sorted(table.words)
+    lemma_of = dict(zip(table.words.tolist(), table.lemmas.tolist(), strict=True))
+    for word, lemma in ((b"ran", b"run"), (b"falling", b"fall")):
+        assert lemma_of[fingerprint_of(word)] == fingerprint_of(lemma)
+    assert fingerprint_of(b"picks") not in lemma_of
+    assert keyword_table([], 2).words.tolist() == [0]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from rouge_score.rouge_scorer import RougeScorer
 
 from tests.scoring.host_rewards import host_rewards
@@ -16,6 +17,7 @@ from tests.scoring.reward_cases import (
     CLIPS,
     PROOF,
     SPEC,
+    STILL,
     STORY,
     TRACK,
     event_texts,
@@ -23,16 +25,18 @@ from tests.scoring.reward_cases import (
     make_clip,
     noise,
     odd_texts,
-    removed_keywords,
+    spanned_keywords,
     template_answer,
 )
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events.clips import describe
 from vpjax.events.text import PHRASES, event_of
-from vpjax.scoring.references import reference_rows, reference_sizes
-from vpjax.scoring.rewards import REWARDS, combine, compute_rewards
+from vpjax.scoring.judge import ConfigJudge
+from vpjax.scoring.references import keyword_table, reference_rows, reference_sizes
+from vpjax.scoring.rewards import REWARDS, answer_numbers, combine, compute_rewards
 from vpjax.scoring.texts import byte_table
 from vpjax.scoring.words import fingerprint_of, word_fingerprints
+from vpjax.types import Prompts, Strip
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +52,22 @@ OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters":
 
 
 @functools.partial(jax.jit, compiler_options=OPTIMISED)
-def device_rewards(table, tokens, mask, references):
-    return compute_rewards(tuple(REWARDS), table, tokens, mask, references)
+def device_rewards(table, tokens, mask, references, hidden):
+    return compute_rewards(tuple(REWARDS), table, tokens, mask, references, hidden)
+
+
+def every_second(clips):
+    """hidden bool[B, J]: every second of the clips' keywords, the first of every second clip among them."""
+    hidden_BJ = np.zeros((len(clips), KEYWORDS), bool)
+    for b, clip in enumerate(clips):
+        count = len(clip.keywords) if clip else 0
+        hidden_BJ[b, b % 2 : count : 2] = True
+    return hidden_BJ
+
+
+def every_keyword(clips):
+    """hidden bool[B, J]: all."""
+    return np.ones((len(clips), KEYWORDS), bool)
 
 
 class Scorer:
@@ -71,18 +89,25 @@ class Scorer:
                 tokens[b, g, : len(ids)], mask[b, g, : len(ids)] = ids, True
         return tokens, mask
 
-    def device(self, completions, clips):
+    def device(self, completions, clips, hidden_of=every_second):
         """The rewards of completions [B][G] of ``clips`` on the device."""
         tokens, mask = self.tokens(completions)
-        rows = reference_rows([*clips, *[None] * (len(CLIPS) - len(clips))], SIZES)
-        rewards = device_rewards(self.table, tokens, mask, rows)
+        padded = [*clips, *[None] * (len(CLIPS) - len(clips))]
+        rewards = device_rewards(self.table, tokens, mask, reference_rows(padded, SIZES), hidden_of(padded))
         return {name: np.asarray(x)[: len(clips), : len(completions[0])] for name, x in rewards.items()}
 
-    def host(self, completions, clips):
+    def host(self, completions, clips, hidden_of=every_second):
         lengths = self.tokens(completions)[1].sum(-1)
         texts = self.decoded(completions)
         return host_rewards(
-            REWARDS, texts, clips, SIZES.known, keywords=KEYWORDS, lengths=lengths, limit=LIMIT
+            REWARDS,
+            texts,
+            clips,
+            SIZES.known,
+            keywords=KEYWORDS,
+            hidden=hidden_of(clips),
+            lengths=lengths,
+            limit=LIMIT,
         )
 
     def decoded(self, completions):
@@ -182,7 +207,9 @@ def test_rouge_equals_the_rouge_score_package(scorer):
             assert device[name][b, g] == pytest.approx(expected[key].fmeasure, abs=1e-6), texts[b][g]
 
 
-BALL = make_clip("A man throws the ball", keywords=removed_keywords(("throws", "throw")))
+NONE = np.full((4, 1), -1, np.int32)
+TEXT = Strip(NONE, NONE, NONE, shows=NONE, slot=NONE)  # of four prompts without a video
+BALL = make_clip("A man throws the ball", keywords=spanned_keywords(("throws", "throw")))
 GROUND = make_clip("From 2 to 6 s", "grounding", spans=((2.0, 6.0),))
 LETTER = make_clip("(A)", "choice", choices=("yes", "no", "perhaps"))
 BY_HAND = [
@@ -200,6 +227,10 @@ BY_HAND = [
     ("keyword_recall", STORY, "He fell. The runway dropped; up he picks.", 0.5),
     ("keyword_recall", STORY, "<think>He runs and falls</think> He drops it.", 0.25),
     ("keyword_removed", STORY, "He ran.", 0.25),
+    ("keyword_absent", STORY, "He ran.", 0.0),
+    ("keyword_absent", STORY, "He sat and flashes.", 1.0),
+    ("keyword_absent", STORY, "", 1.0),
+    ("keyword_absent", STILL, "It ran.", np.nan),
     ("keyword_recall", TRACK, "He ran.", np.nan),
     # Mentioned: run, fall; and of other keywords "flashes" and "spun": 2 * 2 / (2 + 2 + 4).
     ("keyword_f1", STORY, "It ran and fell, flashes, spun and flashes.", 0.5),
@@ -209,6 +240,9 @@ BY_HAND = [
     ("keyword_order", BALL, "He throws", np.nan),
     ("event", BALL, "It was thrown", 1.0),
     ("event", BALL, "It was thrown or flashes", 0.0),
+    ("event", STILL, "It does nothing at all", 1.0),
+    ("event", STILL, "It stays the same and flashes", 0.0),
+    ("event", TRACK, "It stays the same", np.nan),
     ("choice", LETTER, "(A) yes", 1.0),
     ("choice", LETTER, "<think>B?</think> The answer is A.", 1.0),
     ("choice", LETTER, "A man says yes", 0.0),
@@ -255,7 +289,8 @@ def test_values_worked_by_hand(scorers):
     for start in range(0, len(BY_HAND), len(CLIPS)):
         cases = BY_HAND[start : start + len(CLIPS)]
         completions, clips = [[text] for _, _, text, _ in cases], [clip for _, clip, _, _ in cases]
-        device, host = scorer.device(completions, clips), scorer.host(completions, clips)
+        device = scorer.device(completions, clips, every_keyword)
+        host = scorer.host(completions, clips, every_keyword)
         for row, (name, _, text, value) in enumerate(cases):
             for rewards in (device, host):
                 assert rewards[name][row, 0] == pytest.approx(value, abs=1e-6, nan_ok=True), (name, text)
@@ -277,7 +312,7 @@ def test_the_reference_itself_is_best(scorer):
     boxes, evidence = str([list(box) for box in TRACK.boxes]), f"C<glue>{list(PROOF.spans)}</glue>"
     both = scorer.device([[boxes], [evidence]], [TRACK, PROOF])
     device["box_iou"], device["evidence_iou"] = both["box_iou"], both["evidence_iou"]
-    for name in set(REWARDS) - PENALTIES - {"format", "span_iou"}:
+    for name in set(REWARDS) - PENALTIES - {"format", "span_iou", "keyword_absent"}:
         counting = device[name][~np.isnan(device[name])]
         assert len(counting) and (counting == 1).all(), name
     assert np.nanmin(device["span_iou"]) > 0.9  # the answers give seconds to 1/100
@@ -299,8 +334,9 @@ def test_only_tokens_in_the_mask_count(scorer):
     """Tokens after the end, padding among them, change nothing; nor do special tokens before it."""
     text, rows = scorer.text, reference_rows(CLIPS, SIZES)
     tokens, mask = scorer.tokens([[clip.answer] for clip in CLIPS])
-    rewards = device_rewards(scorer.table, tokens, mask, rows)
-    padded = device_rewards(scorer.table, np.where(mask, tokens, text.pad), mask, rows)
+    hidden = every_second(CLIPS)
+    rewards = device_rewards(scorer.table, tokens, mask, rows, hidden)
+    padded = device_rewards(scorer.table, np.where(mask, tokens, text.pad), mask, rows, hidden)
     special = np.array([text.vision_start, text.pad, text.image_pad])
     mixed = scorer.device([[np.concatenate([special, text.answer(clip.answer)])] for clip in CLIPS], CLIPS)
     for name in REWARDS:
@@ -322,6 +358,83 @@ def test_rewards_count_for_their_tasks_alone(scorer):
         counts = {name for name, x in device.items() if not np.isnan(x[row, 0])}
         assert {name for name in counts if not name.startswith(("keyword", "event"))} == expected
         assert counts == {name for name, x in host.items() if not np.isnan(x[row, 0])}
+
+
+def test_hidden_is_what_the_prompts_say(scorer):
+    """For both rewards that read it, whatever spans a keyword has: none, one or all of a clip's keywords."""
+    completions = [["He picks up the ball."], ["He falls."], ["He sits."]]
+    clips = [STORY] * 3
+    for hidden, removed, absent in (
+        ([False] * 4, [np.nan] * 3, [np.nan] * 3),
+        ([True, False, False, False], [1, 0, 0], [0, 1, 1]),
+        ([True] * 4, [0.25, 0.25, 0], [0, 0, 1]),
+    ):
+        device = scorer.device(completions, clips, lambda rows, own=hidden: np.tile(own, (len(rows), 1)))
+        np.testing.assert_array_equal(device["keyword_removed"][:, 0], np.float32(removed))
+        np.testing.assert_array_equal(device["keyword_absent"][:, 0], np.float32(absent))
+
+
+def test_answers_that_say_the_same(scorer):
+    """In captions: name the same keywords, in whichever words and order; in choices: take the same option."""
+    clips = [BALL, LETTER, STORY]
+    said = [
+        [
+            ["It is thrown.", "A man threw the ball", "throwing"],
+            ["It flashes", "something blinks white", "<think>spins</think>flashing and flashed"],
+            ["It flashes and spins", "It rotates, then blinks"],
+            # A form of several words is known in clips that have the keyword, and says nothing in others.
+            ["It stays the same", "nothing", "", "He picks up"],
+        ],
+        [["(A) yes", "A."], ["(B) no", "B, not A"], ["D", "", "perhaps"]],
+        [["He picks up", "He picked up the ball"], ["He sits"]],
+    ]
+    tokens, mask = scorer.tokens([sum(groups, []) for groups in said])
+    references = reference_rows([*clips, *[None] * (len(CLIPS) - len(clips))], SIZES)
+    known = keyword_table([*CLIPS, BALL], KEYWORDS)
+    numbers = np.asarray(jax.jit(answer_numbers)(scorer.table, known, tokens, mask, references))
+    for row, groups in enumerate(said):
+        group_of = [g for g, group in enumerate(groups) for _ in group]
+        got = numbers[row, : len(group_of)]
+        np.testing.assert_array_equal(np.equal.outer(got, got), np.equal.outer(group_of, group_of))
+        assert (got >= 0).all()
+    assert (numbers[len(clips) :] == -1).all()
+
+
+def test_what_is_true_of_the_degraded_video(scorer):
+    """Completions on V~ are compared with its own truth where V~ hides a keyword, with the answer where it
+    hides none; without a known truth only keyword_absent counts."""
+    caption = "A red square moves left and suddenly spins."
+    shown = make_clip(caption, keywords=spanned_keywords(("spins", "spin")))
+    known = dataclasses.replace(shown, degraded_answer=STILL.answer)
+    flash = make_clip("It flashes.", keywords=spanned_keywords(("flashes", "flash")))
+    clips = [known, known, shown, flash]
+    rewards = {"event": 1.0, "rouge_l": 1.0, "keyword_absent": 1.0}
+    config = ConfigDict(
+        dict(
+            seed=0,
+            data=dict(keywords=KEYWORDS),
+            grpo=dict(rewards=dict(event=1.0), degraded_rewards=rewards, control_share=0.0),
+        )
+    )
+    judge = ConfigJudge(config, scorer.text, clips)
+    hidden = np.zeros((4, KEYWORDS), bool)
+    hidden[[0, 2, 3], 0] = True
+    prompts = judge.with_references(Prompts(None, TEXT, TEXT.shows, None, hidden, np.arange(4)))
+    texts = [shown.answer, STILL.answer, "A red square moves left and suddenly flashes."]
+    tokens, mask = scorer.tokens([texts] * 4)
+    scored = judge.score_degraded(prompts, tokens[:4, :3], mask[:4, :3])
+    nan = np.nan
+    expected = {
+        "event": [[0, 1, 0], [1, 0, 0], [nan] * 3, [nan] * 3],
+        "keyword_absent": [[0, 1, 1], [nan] * 3, [0, 1, 1], [1, 1, 0]],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(scored[name], np.float32(values), err_msg=name)
+    rouge = np.asarray(scored["rouge_l"])
+    assert rouge[0, 1] == rouge[1, 0] == 1 and (rouge[0, [0, 2]] < 1).all() and np.isnan(rouge[2:]).all()
+    # On V nothing has changed.
+    on_v = judge.score(prompts, tokens[:4, :3], mask[:4, :3])["event"]
+    np.testing.assert_array_equal(on_v, [[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]])
 
 
 def test_event_is_what_held_out_clips_are_scored_by(scorer):

@@ -40,18 +40,21 @@ def case(seed=0, *, clips=6, group=8, degraded=4, tokens=5, binary=False, has_de
         return jnp.asarray(values, jnp.float32)
 
     length = rng.integers(0, tokens + 1, (clips, group, 1))
-    return Evidence(
+    evidence = Evidence(
         rewards=rewards(clips, group),
         has_degraded=jnp.asarray(
             rng.random(clips) < 0.7 if has_degraded is None else np.full(clips, has_degraded)
         ),
-        degraded=rewards(clips, degraded),
+        right_degraded=rewards(clips, degraded),
         recall=jnp.asarray(rng.integers(0, 3, (clips, group)) / 2, jnp.float32),
         degraded_recall=jnp.asarray(rng.integers(0, 3, (clips, degraded)) / 2, jnp.float32),
         gap=jnp.asarray(rng.standard_normal((clips, group, tokens)), jnp.float32),
         mask=jnp.asarray(np.arange(tokens) < length),
         keyword=jnp.asarray(rng.random((clips, group, tokens)) < 0.4),
+        same=jnp.asarray(rng.random((clips, group, degraded)) < 0.5, jnp.float32),
+        hides=jnp.asarray(rng.random(clips) < 0.5),
     )
+    return evidence._replace(right=evidence.rewards)  # the only reward, with weight 1
 
 
 def shaped(evidence, kind, *, scale="group", eps=0.0, **changes):

@@ -24,6 +24,7 @@ CLIPS = joint.prompt_contents(ROWS)
 def config(**fields):
     c = joint.config(method="grpo", batch=ROWS)
     c.grpo.groups, c.grpo.degraded, c.grpo.max_new = GROUPS, DEGRADED, LENGTH
+    c.grpo.relative.correct = "small"
     with c.unlocked():
         for name, value in fields.items():
             *sections, field = name.split("__")
@@ -36,12 +37,31 @@ class Judge:
 
     host_scores = {}
     weights = {"small": 1.0}
+    degraded_weights = {}
 
     def score(self, prompts, tokens, mask):
         return {"small": self.recall(prompts, tokens, mask)}
 
     def recall(self, prompts, tokens, mask):
         return ((tokens < 64) & mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+
+    def answers(self, prompts, tokens, mask):
+        """A completion says its first token."""
+        return tokens[..., 0]
+
+
+class TruthJudge(Judge):
+    """On V~, the share of tokens with an even id, in clips of an even number."""
+
+    degraded_weights = {"even": 1.0}
+
+    def score_degraded(self, prompts, tokens, mask):
+        share = ((tokens % 2 == 0) & mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)
+        return {"even": jnp.where((prompts.clip % 2 == 0)[:, None], share, jnp.nan)}
+
+
+class TenfoldJudge(Judge):
+    weights = {"small": 10.0}
 
 
 class HostJudge(Judge):
@@ -86,9 +106,9 @@ def compiled(function, *args):
 
 
 @functools.cache
-def learner(mesh=joint.ONE, rows=ROWS, **fields):
+def learner(mesh=joint.ONE, rows=ROWS, judge=Judge, **fields):
     """``learn(prompts, completions) -> gradient by path, metrics, judged``: one step on given completions."""
-    state, parts, _ = setup(config(**fields), joint.model(), mesh=mesh)
+    state, parts, _ = setup(config(**fields), joint.model(), mesh=mesh, judge=judge())
 
     def step(state, prompts, completions):
         with in_use(mesh):

@@ -102,18 +102,24 @@ def test_a_bonus_for_all_is_none():
 
 
 def test_metrics_by_hand():
+    rewards = jnp.array([[1.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan]])
     evidence = Evidence(
-        rewards=jnp.array([[1.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan]]),
+        rewards=rewards,
         has_degraded=jnp.array([True, True, False]),
-        degraded=jnp.array([[0.0, 0.0], [1.0, 0.0], [jnp.nan, jnp.nan]]),
+        right=rewards,
+        right_degraded=jnp.array([[0.0, 0.0], [1.0, 0.0], [jnp.nan, jnp.nan]]),
+        same=jnp.array([[[1.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]], [[jnp.nan] * 2] * 2]),
     )
     chosen = options("gate", hard=True, margin=0.6)
     out = relative_metrics(evidence, relative_term(evidence, chosen), scale="group")
     # Both gaps are .5 and both weights .25, but equal rewards have nothing that a weight could change. In
-    # either clip two of the four pairs win and two tie.
+    # either clip two of the four pairs win and two tie. A weight of .25 changes A by .75 A: .75 / 1.25.
     expected = {
         "rel/clips": 2 / 3,
         "rel/active": 1 / 2,
+        "rel/spread": 1 / 2,
+        "rel/change": 0.6,
+        "rel/same": 0.5,
         "rel/weight": 0.25,
         "rel/gap": 0.5,
         "rel/win_rate": 0.75,
@@ -125,18 +131,30 @@ def test_metrics_by_hand():
 
 def test_metrics_tell_no_ops():
     for kind, active in {"none": 0, "winrate": 0, "hinge": 0, "tgrpo": 0, "gate": 1, "token": 1}.items():
-        shares = []
+        shares, changes = [], []
         for seed in SEEDS:
             evidence = case(seed, binary=True, has_degraded=True)
             chosen = options(kind)
             out = relative_metrics(evidence, relative_term(evidence, chosen), scale="group")
             spread = np.ptp(evidence.rewards, axis=1) > 0
             shares.append(float(out["rel/active"]) / max(spread.mean(), 1e-9))
+            changes.append(float(out["rel/change"]))
+            assert float(out["rel/spread"]) == pytest.approx(spread.mean())  # these kinds add none
         assert np.mean(shares) == (0 if not active else pytest.approx(1, abs=0.1)), kind
+        assert (np.mean(changes) > 0.02) == bool(active), kind
+        assert active or np.max(changes) < 1e-5, kind
+
+
+def test_relation_gives_spread_where_rewards_have_none():
+    evidence = case(binary=True, has_degraded=True)._replace(rewards=jnp.ones((6, 8)))
+    out = relative_metrics(evidence, relative_term(evidence, options("relation")), scale="group")
+    assert float(out["rel/spread"]) == float(out["rel/active"]) > 0.5
+    assert float(out["rel/change"]) == pytest.approx(1.0)  # all of the advantages come from it
 
 
 def test_metrics_without_a_degraded_video_are_0():
     evidence = case(has_degraded=False)
     for kind in RELATIVE_KINDS:
         out = relative_metrics(evidence, relative_term(evidence, options(kind)), scale="batch")
-        assert set(out) >= {"rel/gap", "rel/win_rate", "rel/logp_gap"} and not any(map(np.any, out.values()))
+        names = {"rel/gap", "rel/win_rate", "rel/logp_gap", "rel/same", "rel/spread", "rel/change"}
+        assert set(out) >= names and not any(map(np.any, out.values()))

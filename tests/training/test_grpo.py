@@ -18,6 +18,8 @@ from tests.training.rollouts import (
     LENGTH,
     ROWS,
     HostJudge,
+    TenfoldJudge,
+    TruthJudge,
     assert_close,
     compiled,
     config,
@@ -31,7 +33,7 @@ from vpjax.hlo import inner_jaxprs
 from vpjax.models.generate import generate
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import leaves
-from vpjax.training import grpo, policy
+from vpjax.training import grpo, judged, policy
 from vpjax.training.losses import token_logprobs
 
 pytestmark = pytest.mark.slow
@@ -103,7 +105,7 @@ def test_sampling_and_training_see_the_same_probabilities(prompts, rolled):
         """Of the tokens on V: as the evidence has them, and from the film."""
         completions, features = parts.rollout(state, prompts)
         total = jnp.zeros(completions.mask.shape[:3])
-        evidence = parts.evidence(state, prompts, completions, total, features)
+        evidence = parts.evidence(state, prompts, completions, {"small": total}, total, features)
         tokens, mask, logprobs = (x[:, :1] for x in completions)
         rows = grpo.UpdateRows(film, tokens, mask, mask)
         gap = logprobs - parts.logprobs(parts.compute_model(state.params, {}), rows)
@@ -132,15 +134,15 @@ def test_branches_are_the_video_and_a_film_of_the_degraded_one(prompts):
 def test_the_degraded_video_costs_no_vision():
     """Pixels are read as often with V~ as without it."""
 
-    def readings(**fields):
-        state, _, step = setup(config(**fields), joint.model())
+    def readings(judge=None, **fields):
+        state, _, step = setup(config(**fields), joint.model(), judge=judge)
         jaxpr = jax.make_jaxpr(step)(state, joint.prompts(ROWS)).jaxpr
         products = [eqn for eqn in _equations(jaxpr) if eqn.primitive.name == "dot_general"]
         pixels = joint.prompts(ROWS).video.pixels.shape[-1]
         return sum(pixels in (*eqn.invars[0].aval.shape, *eqn.invars[1].aval.shape) for eqn in products)
 
     plain = readings(grpo__relative__kind="none", grpo__degraded=0)
-    assert readings(grpo__relative__kind="token") == readings(grpo__train_on_degraded=True) == plain
+    assert readings(grpo__relative__kind="token") == readings(judge=TruthJudge()) == plain
     # For the rollouts, for the update, and its gradient.
     assert plain == 3
     assert readings(optim__freeze=("vision.*",)) == 1
@@ -188,15 +190,97 @@ def test_nothing_is_learned_from_equal_rewards(prompts, completions):
 
 
 def test_the_degraded_rollouts_are_not_trained_on(prompts, completions, plain):
-    """Other words on V~ change no gradient where the relative reward is none, unless they are trained on."""
+    """Other words on V~ change no gradient where the relative reward is none."""
     is_degraded = np.arange(2)[:, None, None] == 1
     other = completions._replace(tokens=np.where(is_degraded, completions.tokens ^ 64, completions.tokens))
     chex.assert_trees_all_equal(learner(grpo__relative__kind="none")(prompts, other)[0], plain[0])
-    learn = learner(grpo__relative__kind="none", grpo__train_on_degraded=True)
-    (both, _, judged), (changed, _, _) = learn(prompts, completions), learn(prompts, other)
-    assert judged.advantages.shape[1] == 2 and not np.isnan(judged.advantages).any()
-    assert max(np.abs(both[path] - changed[path]).max() for path in both) > 1e-3
-    assert max(np.abs(both[path] - plain[0][path]).max() for path in both) > 1e-3
+
+
+def test_the_degraded_video_has_a_group_of_its_own(prompts, completions, plain):
+    """With rewards for V~'s truth the loss is plain GRPO's on V plus the weight times GRPO's on V~: as if V~
+    were the video of these prompts, with its own rewards, completions and mean."""
+    learn = learner(judge=TruthJudge, grpo__relative__kind="none", grpo__degraded_weight=0.5)
+    gradient, metrics, judged = learn(prompts, completions)
+    counts = np.arange(ROWS) % 2 == 0
+    tokens, mask = completions.tokens[:, 1, :DEGRADED], completions.mask[:, 1, :DEGRADED]
+    share = ((tokens % 2 == 0) & mask).sum(-1) / np.maximum(mask.sum(-1), 1)
+    apart = share - share.mean(1, keepdims=True)
+    expected = np.where(counts[:, None], apart / (share.std(1, ddof=1, keepdims=True) + 1e-4), 0.0)
+    np.testing.assert_allclose(judged.advantages[:, 1, :DEGRADED], expected, rtol=0, atol=1e-5)
+    assert not np.asarray(judged.advantages[:, 1, DEGRADED:]).any()
+    np.testing.assert_allclose(judged.advantages[:, 0], plain[2].advantages[:, 0], rtol=0, atol=1e-6)
+
+    state, parts, _ = setup(config(), joint.model())
+    degraded = prompts.showing(prompts.shows_degraded)
+    rows = grpo.UpdateRows(degraded, tokens[:, None], mask[:, None], np.float32(expected)[:, None, :, None])
+
+    def loss(params):
+        logprobs = parts.logprobs(parts.compute_model(params, {}), rows)
+        ratio = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
+        return -jnp.where(rows.mask, ratio * rows.advantages, 0.0).sum() / rows.mask.sum()
+
+    own = compiled(jax.grad(loss), state.params)(state.params)
+    assert max(np.abs(x).max() for x in own.values()) > 0.1
+    assert_close(gradient, {path: plain[0][path] + 0.5 * own[path] for path in own}, 1e-4)
+
+    assert metrics["degraded/reward"] == pytest.approx(np.where(counts[:, None], share, 0).mean())
+    assert metrics["degraded/rewards/even/mean"] == pytest.approx(share[counts].mean())
+    spread = (np.ptp(share, axis=1) > 0) & counts
+    assert metrics["degraded/spread"] == pytest.approx(spread.mean())
+    sizes = [
+        (np.abs(judged.advantages[:, branch]) * completions.mask[:, branch].sum(-1)).sum()
+        / completions.mask[:, branch].sum()
+        for branch in range(2)
+    ]
+    assert metrics["degraded/mass"] == pytest.approx(0.5 * sizes[1] / (sizes[0] + 0.5 * sizes[1]), abs=1e-5)
+
+
+def test_without_a_degraded_video_it_is_plain_grpo(prompts, completions):
+    """Clips without V~: the gradient is that of plain GRPO, whatever the kind and the rewards on V~."""
+    same = dataclasses.replace(prompts, shows_degraded=prompts.text.shows)
+    alone = completions._replace(mask=completions.mask & (np.arange(2) == 0)[:, None, None])
+    expected, _, _ = learner(grpo__relative__kind="none")(same, alone)
+    for kind in ("need", "relation"):
+        gradient, metrics, _ = learner(judge=TruthJudge, grpo__relative__kind=kind)(same, alone)
+        # The branch without completions adds zeros; the gradient is a difference of float32 parameters.
+        assert_close(gradient, expected, 1e-5)
+        assert metrics["degraded/mass"] == metrics["degraded/spread"] == metrics["rel/change"] == 0
+        assert metrics["nonfinite"] == 0
+
+
+@pytest.mark.parametrize("kind", ["need", "relation"])
+def test_only_the_ratios_of_weights_matter(prompts, completions, kind):
+    once = learner(grpo__relative__kind=kind)(prompts, completions)
+    tenfold = learner(judge=TenfoldJudge, grpo__relative__kind=kind)(prompts, completions)
+    assert tenfold[1]["reward"] == pytest.approx(10 * once[1]["reward"], rel=1e-5)
+    # The 1e-4 that is added to the standard deviation, about .2, is a tenth.
+    np.testing.assert_allclose(tenfold[2].advantages, once[2].advantages, rtol=2e-3, atol=1e-5)
+    assert once[1]["rel/change"] > 0.01
+    for name in ("rel/gap", "rel/weight", "rel/change", "rel/spread", "rel/active"):
+        assert tenfold[1][name] == pytest.approx(once[1][name], abs=1e-5), name
+
+
+def test_relation_compares_what_completions_say(prompts, completions):
+    """Which of them say the same as those on V~, and that the answer must change where V~ hides a keyword and
+    stay where it hides none."""
+    learn = learner(grpo__relative__kind="relation", grpo__relative__lam=2.0)
+    hidden = np.asarray(prompts.hidden).any(axis=1)
+    assert hidden[:-1].all()
+    tokens, mask = completions.tokens.copy(), completions.mask
+    rng = np.random.default_rng(5)
+    tokens[..., 0] = rng.integers(64, 67, tokens.shape[:3])  # three answers
+    said = completions._replace(tokens=np.where(mask, tokens, 0))
+    small = ((said.tokens[:, 0] < 64) & mask[:, 0]).sum(-1) / mask[:, 0].sum(-1)
+    same = (tokens[:, 0, :, None, 0] == tokens[:, 1, None, :DEGRADED, 0]).mean(-1)
+    for hides, share in ((True, 1 - same), (False, same)):
+        changed = dataclasses.replace(prompts, hidden=prompts.hidden & hides)
+        total = small + 2.0 * np.where(np.asarray(prompts.has_degraded)[:, None], share, 0.0)
+        apart = total - total.mean(1, keepdims=True)
+        spread = np.ptp(total, axis=1, keepdims=True) > 1e-6
+        expected = np.where(spread, apart / (total.std(1, ddof=1, keepdims=True) + 1e-4), 0.0)
+        _, metrics, judged = learn(changed, said)
+        np.testing.assert_allclose(judged.advantages[:, 0], expected, rtol=0, atol=1e-4)
+        assert metrics["rel/same"] == pytest.approx(same[:-1].mean(), abs=1e-6)
 
 
 def test_padding_rows_count_for_nothing(prompts, completions, plain):
@@ -314,5 +398,5 @@ def test_tokens_that_spell_a_keyword():
     tokens = np.array([[[5, 1, 2, 3, 1, 2, 9], [2, 3, 3, 0, 0, 1, 1]]])
     keywords = np.array([[[1, 2, -1], [3, -1, -1], [-1, -1, -1], [9, -1, -1]]])
     expected = np.array([[True, True, True, False]])
-    got = grpo.keyword_tokens(tokens, keywords, expected)
+    got = judged.keyword_tokens(tokens, keywords, expected)
     np.testing.assert_array_equal(got[0].astype(int), [[0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0]])

@@ -2,16 +2,24 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vpjax.data.control import with_control
 from vpjax.data.text import Text
 from vpjax.models.generate import Completions
-from vpjax.scoring.references import reference_rows, reference_sizes
-from vpjax.scoring.rewards import check_names, compute_rewards
+from vpjax.scoring.references import (
+    References,
+    degraded_clip,
+    keyword_table,
+    reference_rows,
+    reference_sizes,
+)
+from vpjax.scoring.rewards import FREE_OF_ANSWER, answer_numbers, check_names, compute_rewards
 from vpjax.scoring.texts import byte_table
 from vpjax.scoring.user import RewardFault, UserReward, load_user_reward
 from vpjax.types import Array, Clip, Prompts, UserError
@@ -20,49 +28,119 @@ HostScore = Callable[[Prompts, Completions], Array]
 REMOVED = "keyword_removed"  # the recall of the relative rewards (docs/method.md, section 3)
 
 
+class ReferencePair(NamedTuple):
+    """What is true of V, and of V~ if completions on V~ are compared with it."""
+
+    complete: References
+    degraded: References | None
+
+
+def weights_of(rewards: Mapping[str, Any]) -> dict[str, float]:
+    """The weights of ``config.grpo.rewards`` by name."""
+    weights = {}
+    for name, value in rewards.items():
+        if isinstance(value, str):
+            weights[name] = 1.0
+        elif isinstance(value, tuple | list):
+            weights[name] = float(value[1])
+        else:
+            weights[name] = float(value)
+    return weights
+
+
+def path_of(value: Any) -> str | None:
+    """The path of the user's own function in a value of ``config.grpo.rewards``; None for a built-in one."""
+    if isinstance(value, tuple | list):
+        return value[0]
+    return value if isinstance(value, str) else None
+
+
 class ConfigJudge:
     """The rewards of ``config.grpo.rewards``, by name: a number is the weight of one of ``rewards.REWARDS``,
-    "my_module:fn" a function of the user's own, and ("my_module:fn", weight) the same with a weight."""
+    "my_module:fn" a function of the user's own, and ("my_module:fn", weight) the same with a weight. They
+    compare completions, on either video, with ``Clip.answer``. Those of ``config.grpo.degraded_rewards`` are
+    built-in and compare completions on V~ with what is true of V~."""
 
     def __init__(self, config: ConfigDict, text: Text, clips: Sequence[Clip]):
-        """UserError for a reward that does not exist, and for a clip that lacks what its task needs."""
-        self.text, self.clips = text, clips
-        self.weights: dict[str, float] = {}
+        """UserError for a reward that does not exist, for a clip that lacks what its task needs, and for
+        rewards of completions on V~ that compare them with ``degraded_answer`` where no clip has one."""
+        self.text, self.clips, self.seed = text, clips, config.seed
+        self.control_share = config.grpo.control_share
+        self.weights = weights_of(config.grpo.rewards)
+        self.degraded_weights = weights_of(config.grpo.degraded_rewards)
         self.host_scores: dict[str, HostScore] = {}
         for name, value in config.grpo.rewards.items():
-            path, weight = None, value
-            if isinstance(value, str):
-                path, weight = value, 1.0
-            elif isinstance(value, tuple | list):
-                path, weight = value
-            self.weights[name] = float(weight)
+            path = path_of(value)
             if path:
                 self.host_scores[name] = functools.partial(self._user_reward, load_user_reward(path))
         if self.host_scores and jax.process_count() > 1:
             field = f"config.grpo.rewards.{next(iter(self.host_scores))}"
             raise UserError(f"{field}: a function of your own needs the run in one process")
         self.names = tuple(name for name in self.weights if name not in self.host_scores)
-        check_names(self.names)
-        self.sizes = reference_sizes(clips, keywords=config.data.keywords)
+        check_names([*self.names, *self.degraded_weights])
+        self.compared = tuple(name for name in self.degraded_weights if name not in FREE_OF_ANSWER)
+        shown: list[Clip] = []
+        if self.compared:
+            shown = [degraded for degraded in map(degraded_clip, clips) if degraded is not None]
+            if not shown:
+                raise UserError(
+                    f"config.grpo.degraded_rewards.{self.compared[0]} compares completions on V~ with "
+                    "degraded_answer, which no clip has; add it to the clips, or take keyword_absent"
+                )
+        self.sizes = reference_sizes([*clips, *shown], keywords=config.data.keywords)
+        self.known = keyword_table(clips, config.data.keywords)
         self.table = byte_table(text)
         self._faults: list[str] = []
 
     def with_references(self, prompts: Prompts) -> Prompts:
-        """Prompts (NumPy) with their clips' references."""
-        return dataclasses.replace(prompts, references=reference_rows(self._clips(prompts), self.sizes))
+        """Prompts (NumPy) with their clips' references. A share ``control_share`` of them gets a V~ that
+        hides nothing. What is true of V is then true of V~."""
+        prompts = with_control(prompts, self.control_share, self.seed)
+        clips = self._clips(prompts)
+        degraded = None
+        if self.compared:
+            shown = list(clips)
+            for row in np.flatnonzero(np.any(prompts.hidden, axis=1)):
+                clip = clips[row]
+                shown[row] = degraded_clip(clip) if clip else None
+            degraded = reference_rows(shown, self.sizes)
+        references = ReferencePair(reference_rows(clips, self.sizes), degraded)
+        return dataclasses.replace(prompts, references=references)
 
     def score(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
         """The rewards f32[B, X] on the device; NaN: the reward does not count for the clip."""
-        return compute_rewards(self.names, self.table, tokens_BXC, mask_BXC, prompts.references)
+        return self._compute(self.names, prompts, tokens_BXC, mask_BXC)
+
+    def score_degraded(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
+        """The rewards f32[B, X] of completions on V~ for what is true of V~; NaN: the reward does not count
+        for the clip, or what is true of its V~ is not known."""
+        free = [name for name in self.degraded_weights if name in FREE_OF_ANSWER]
+        rewards = self._compute(free, prompts, tokens_BXC, mask_BXC)
+        if self.compared:
+            truth = prompts.references.degraded
+            nothing = np.zeros(prompts.hidden.shape, bool)  # is hidden of what is true of V~
+            rewards |= compute_rewards(self.compared, self.table, tokens_BXC, mask_BXC, truth, nothing)
+        return rewards
 
     def recall(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
-        """Share f32[B, X] of the keywords removed from V~ that a completion mentions."""
-        return compute_rewards((REMOVED,), self.table, tokens_BXC, mask_BXC, prompts.references)[REMOVED]
+        """Share f32[B, X] of the keywords hidden in V~ that a completion mentions."""
+        return self._compute((REMOVED,), prompts, tokens_BXC, mask_BXC)[REMOVED]
+
+    def answers(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
+        """What completions say, i32[B, X]: equal numbers for answers that say the same, see
+        ``rewards.answer_numbers``; -1: they cannot be compared."""
+        return answer_numbers(self.table, self.known, tokens_BXC, mask_BXC, prompts.references.complete)
 
     def take_faults(self) -> list[str]:
         """The failures of the user's own functions since the last call."""
         faults, self._faults = self._faults, []
         return faults
+
+    def _compute(
+        self, names: Sequence[str], prompts: Prompts, tokens_BXC: Array, mask_BXC: Array
+    ) -> dict[str, jax.Array]:
+        references = prompts.references.complete
+        return compute_rewards(names, self.table, tokens_BXC, mask_BXC, references, prompts.hidden)
 
     def _user_reward(self, function: UserReward, prompts: Prompts, completions: Completions) -> np.ndarray:
         """A user's reward f32[B, R, G]. If the function fails, all rewards are +inf, which makes the step

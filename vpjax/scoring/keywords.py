@@ -6,6 +6,7 @@ mentions; ``unexpected`` u32[W] holds the completion's words that belong to othe
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,14 @@ import jax.numpy as jnp
 from vpjax.scoring.forms import Form
 from vpjax.scoring.words import count_distinct
 from vpjax.types import Array
+
+
+class KeywordTable(NamedTuple):
+    """The words by which answers name the keywords of a run, sorted, and the lemma of each: fingerprints
+    u32[M]."""
+
+    words: Array
+    lemmas: Array
 
 
 def first_mentions(words: jax.Array, forms: Array) -> jax.Array:
@@ -39,6 +48,16 @@ def unexpected_words(words: jax.Array, others: Array) -> jax.Array:
     return jnp.where(others[index] == words, words, 0)
 
 
+def named_lemmas(words: jax.Array, table: KeywordTable) -> jax.Array:
+    """A number u32[] for the set of lemmas that words u32[W] name, in whichever order and however often: two
+    different sets have different numbers but for one pair in 2**32."""
+    index = jnp.minimum(jnp.searchsorted(table.words, words), len(table.words) - 1)
+    is_known = (jnp.asarray(table.words)[index] == words) & (words != 0)
+    lemmas = jnp.sort(jnp.where(is_known, jnp.asarray(table.lemmas)[index], 0))
+    is_first = lemmas != jnp.pad(lemmas, (1, 0))[:-1]
+    return jnp.where(is_first, lemmas, 0).sum(dtype=jnp.uint32)
+
+
 def keyword_recall(mentioned: jax.Array, expected: jax.Array) -> jax.Array:
     """The share of the expected keywords that are mentioned; NaN where none is expected."""
     return (mentioned & expected).sum() / jnp.where(expected.any(), expected.sum(), jnp.nan)
@@ -51,11 +70,15 @@ def keyword_f1(mentioned: jax.Array, expected: jax.Array, unexpected: jax.Array)
     return 2.0 * both / jnp.where(expected.any(), both + count_distinct(unexpected) + total, jnp.nan)
 
 
+def keyword_absent(mentioned: jax.Array, hidden: jax.Array) -> jax.Array:
+    """1 if none of the hidden keywords bool[J] is mentioned, else 0; NaN where none is hidden."""
+    return jnp.where(hidden.any(), ~(mentioned & hidden).any(), jnp.nan)
+
+
 def exact_match(mentioned: jax.Array, expected: jax.Array, unexpected: jax.Array) -> jax.Array:
     """1 if every expected keyword and no other known one is mentioned, so that naming all events does not
-    pay, else 0; NaN if none is expected."""
-    right = ~(expected & ~mentioned).any() & (unexpected == 0).all()
-    return jnp.where(expected.any(), right, jnp.nan)
+    pay, else 0."""
+    return (~(expected & ~mentioned).any() & (unexpected == 0).all()).astype(jnp.float32)
 
 
 def keyword_order(mentioned: jax.Array, positions: jax.Array, reference: Array) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vpjax.scoring.forms import Form, forms_of
 from vpjax.scoring.host_text import answer_in, normalize, option_index, split_words
-from vpjax.scoring.keywords import first_mention
+from vpjax.scoring.keywords import KeywordTable, first_mention
 from vpjax.scoring.words import fingerprint_of
 from vpjax.types import Array, Clip, UserError
 
@@ -43,9 +43,9 @@ class References:
 
     answer_type i32[B]; words, content u32[B, R]: all words of the answer, and its content words;
     choice, choices i32[B]: the right option and the number of options; forms u32[B, J, X, Y]; positions
-    i32[B, J]: of each keyword's first mention in the answer, -1: not expected; removed bool[B, J]: removed
-    from V~; others u32[B, M]: words of known keywords that are not this clip's, sorted; spans f32[B, K, 2] in
-    seconds, (0, 0): none; boxes f32[B, Q, 4] and their number i32[B].
+    i32[B, J]: of each keyword's first mention in the answer, -1: not expected; without_keywords bool[B]: the
+    clip has none at all; others u32[B, M]: words of known keywords that are not this clip's, sorted; spans
+    f32[B, K, 2] in seconds, (0, 0): none; boxes f32[B, Q, 4] and their number i32[B].
     """
 
     answer_type: Array
@@ -55,7 +55,7 @@ class References:
     choices: Array
     forms: Array
     positions: Array
-    removed: Array
+    without_keywords: Array
     others: Array
     spans: Array
     boxes: Array
@@ -68,7 +68,6 @@ class ReferenceKeyword:
 
     forms: frozenset[Form]
     position: int
-    removed: bool
 
 
 def answer_words(clip: Clip) -> list[bytes]:
@@ -84,9 +83,20 @@ def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
         forms = forms_of(keyword)
         position = first_mention(words, forms)
         if position is not None and keyword.lemma not in lemmas:
-            keywords[j] = ReferenceKeyword(forms, position, removed=bool(keyword.spans))
+            keywords[j] = ReferenceKeyword(forms, position)
             lemmas.add(keyword.lemma)
     return keywords
+
+
+def degraded_clip(clip: Clip) -> Clip | None:
+    """The clip as V~ shows it: its answer is ``degraded_answer``, and its keywords are those that this answer
+    mentions. None if no answer is known, or if the task asks for the times or places of what V~ hides."""
+    if not clip.degraded_answer or clip.task in ("grounding", "tracking"):
+        return None
+    shown = dataclasses.replace(clip, answer=clip.degraded_answer, spans=(), boxes=())
+    words = answer_words(shown)
+    named = tuple(keyword for keyword in clip.keywords if first_mention(words, forms_of(keyword)) is not None)
+    return dataclasses.replace(shown, keywords=named)
 
 
 def answer_type(clip: Clip) -> AnswerType:
@@ -134,7 +144,7 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozen
         choices=np.array(choices, np.int32),
         forms=forms_JXY,
         positions=np.array([keyword.position if keyword else -1 for keyword in expected], np.int32),
-        removed=np.array([keyword is not None and keyword.removed for keyword in expected], bool),
+        without_keywords=np.array(not clip.keywords),
         others=np.pad(others, (len(known) - len(others), 0)),
         spans=np.reshape(clip.spans, (-1, 2)).astype(np.float32),
         boxes=np.reshape(clip.boxes, (-1, 4)).astype(np.float32),
@@ -149,6 +159,24 @@ def _fingerprints(words: Iterable[bytes]) -> np.ndarray:
 @functools.lru_cache(2)  # that of the run, and the empty one
 def _sorted_fingerprints(words: frozenset[bytes]) -> np.ndarray:
     return np.sort(_fingerprints(words))
+
+
+def keyword_table(clips: Iterable[Clip], keywords: int) -> KeywordTable:
+    """The words by which answers name the first J = ``keywords`` keywords of any of ``clips``. Forms of
+    several words are left out. A word of two lemmas stands for the first."""
+    lemma_of: dict[int, int] = {}
+    for clip in clips:
+        for keyword, expected in zip(clip.keywords, expected_keywords(clip, keywords), strict=False):
+            if expected is not None:
+                for form in sorted(expected.forms):
+                    if len(form) == 1:
+                        lemma = fingerprint_of(keyword.lemma.encode())
+                        lemma_of.setdefault(fingerprint_of(form[0]), lemma)
+    words = sorted(lemma_of) or [0]
+    return KeywordTable(
+        words=np.array(words, np.uint32),
+        lemmas=np.array([lemma_of.get(word, 0) for word in words], np.uint32),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The rewards by name, and their weighted sum. docs/rewards.md lists them.
 
-A reward counts for some types of answer. For the others it is NaN, which the sum leaves out.
+A reward counts for some types of answer. For the others it is NaN, which the sum leaves out. ``hidden`` marks
+the keywords whose slots V~ really replaces (``types.Prompts``).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ REWARDS: dict[str, tuple[AnswerType, ...]] = {
     "caption_recall": (AnswerType.TEXT,),
     "keyword_recall": ALL,
     "keyword_removed": ALL,
+    "keyword_absent": ALL,
     "keyword_f1": ALL,
     "keyword_order": ALL,
     "event": ALL,
@@ -32,6 +34,8 @@ REWARDS: dict[str, tuple[AnswerType, ...]] = {
     "repetition": ALL,
     "overlong": ALL,
 }
+# Those that read no reference answer, so that they count on V~ even where its truth is not known.
+FREE_OF_ANSWER = ("keyword_absent", "format", "repetition", "overlong")
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -43,21 +47,58 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def compute_rewards(
-    names: Sequence[str], table: texts.ByteTable, tokens: Array, mask: Array, references: References
+    names: Sequence[str],
+    table: texts.ByteTable,
+    tokens: Array,
+    mask: Array,
+    references: References,
+    hidden: Array,
 ) -> dict[str, jax.Array]:
     """The rewards f32[B, G] of completions, tokens i32[B, G, C], of which ``mask`` bool[B, G, C] marks those
-    to read, the stop token included. NaN: the reward does not count for the clip. For use inside jit."""
+    to read, the stop token included. hidden: bool[B, J]. NaN: the reward does not count for the clip. For use
+    inside jit."""
 
-    def compute(tokens: Array, mask: Array, reference: References) -> dict[str, jax.Array]:
-        return completion_rewards(names, table, tokens, mask, reference)
+    def compute(tokens: Array, mask: Array, reference: References, hidden: Array) -> dict[str, jax.Array]:
+        return completion_rewards(names, table, tokens, mask, reference, hidden)
+
+    return jax.vmap(jax.vmap(compute, in_axes=(0, 0, None, None)))(tokens, mask, references, hidden)
+
+
+def answer_numbers(
+    table: texts.ByteTable, known: keywords.KeywordTable, tokens: Array, mask: Array, references: References
+) -> jax.Array:
+    """What completions say, i32[B, G]: equal numbers for the same option or, in captions and orders, for the
+    same set of keywords. -1 for other tasks. Arguments as in ``compute_rewards``; known: those of the run."""
+
+    def compute(tokens: Array, mask: Array, reference: References) -> jax.Array:
+        text = texts.normalize_bytes(texts.token_bytes(table, tokens, mask))
+        answer, _ = texts.answer_and_evidence(text)
+        answer_words = words.word_fingerprints(answer, len(tokens) * table.words)
+        # Keywords of several words are not in the table of the run, but the clip's own are found here.
+        mentioned = keywords.first_mentions(answer_words, reference.forms) < len(answer_words)
+        places = words.powers(words.BASE, len(mentioned))
+        own = jnp.where(mentioned, places, 0).sum(dtype=jnp.uint32)
+        named = words.mix_bits(keywords.named_lemmas(answer_words, known) + words.mix_bits(own))
+        # 0 stands for answers whose option cannot be read: they say the same.
+        option = 1 + texts.chosen_option(answer, reference.choices)
+        is_text = reference.answer_type == AnswerType.TEXT
+        is_choice = jnp.isin(reference.answer_type, jnp.array(REWARDS["choice"]))
+        number = jnp.where(is_text, (named >> 1).astype(jnp.int32), option)
+        return jnp.where(is_text | is_choice, number, -1)
 
     return jax.vmap(jax.vmap(compute, in_axes=(0, 0, None)))(tokens, mask, references)
 
 
 def completion_rewards(
-    names: Sequence[str], table: texts.ByteTable, tokens: Array, mask: Array, reference: References
+    names: Sequence[str],
+    table: texts.ByteTable,
+    tokens: Array,
+    mask: Array,
+    reference: References,
+    hidden: Array,
 ) -> dict[str, jax.Array]:
-    """The rewards f32[] of one completion, tokens i32[C]; ``reference`` is a row, without the axis B."""
+    """The rewards f32[] of one completion, tokens i32[C]; ``reference`` and ``hidden`` are rows, without the
+    axis B."""
     text = texts.normalize_bytes(texts.token_bytes(table, tokens, mask))
     answer, evidence = texts.answer_and_evidence(text)
     pieces, max_words = len(tokens) * table.pieces, len(tokens) * table.words
@@ -75,6 +116,12 @@ def completion_rewards(
         boxes, count = spans.find_boxes(answer, pieces, len(reference.boxes))
         return spans.box_iou(boxes, count, reference.boxes, reference.box_count)
 
+    def event() -> jax.Array:
+        """Where the clip has no keyword, nothing known happens: the right text names no keyword at all."""
+        nothing_happens = reference.without_keywords & (reference.answer_type == AnswerType.TEXT)
+        right = keywords.exact_match(mentioned, expected, unexpected)
+        return jnp.where(expected.any() | nothing_happens, right, jnp.nan)
+
     # Functions, so that only the rewards that are requested are traced.
     functions: dict[str, Callable[[], jax.Array]] = {
         "rouge_l": lambda: words.rouge_l(answer_words, reference.words),
@@ -82,10 +129,11 @@ def completion_rewards(
         "rouge_2": lambda: words.rouge_n(answer_words, reference.words, 2),
         "caption_recall": lambda: words.content_recall(answer_words, reference.content),
         "keyword_recall": lambda: keywords.keyword_recall(mentioned, expected),
-        "keyword_removed": lambda: keywords.keyword_recall(mentioned, expected & reference.removed),
+        "keyword_removed": lambda: keywords.keyword_recall(mentioned, expected & hidden),
+        "keyword_absent": lambda: keywords.keyword_absent(mentioned, expected & hidden),
         "keyword_f1": lambda: keywords.keyword_f1(mentioned, expected, unexpected),
         "keyword_order": lambda: keywords.keyword_order(mentioned, positions, reference.positions),
-        "event": lambda: keywords.exact_match(mentioned, expected, unexpected),
+        "event": event,
         "choice": lambda: texts.chosen_option(answer, reference.choices) == reference.choice,
         "span_iou": lambda: iou_of_spans(answer, only_last=True),
         "evidence_iou": lambda: iou_of_spans(evidence, only_last=False),

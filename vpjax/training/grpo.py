@@ -5,12 +5,13 @@ is prefilled once. Its completions share the prefix, in sampling and in the upda
 that are the user's own Python run between two calls, one that rolls out and one that updates.
 
 R: branches. All have G = max(groups, degraded) completions; those beyond a branch's own number are masked
-out. See docs/method.md, section 3.
+out. A decode loop of its own for each branch would sample no such completions, but read the weights twice.
+See docs/method.md, section 3.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,17 @@ from vpjax.models.generate import Completions, generate
 from vpjax.models.sharding import check_rows, in_use
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, rebuild
-from vpjax.scoring.judge import HostScore
 from vpjax.scoring.rewards import combine
+from vpjax.training.judged import (
+    Judge,
+    JudgedRollouts,
+    correct_reward,
+    degraded_metrics,
+    keyword_tokens,
+    rollout_metrics,
+    same_answers,
+    score_branches,
+)
 from vpjax.training.losses import token_logprobs
 from vpjax.training.policy import denominator, has_ended, policy_loss, policy_metrics, trained_tokens
 from vpjax.training.relative import (
@@ -38,35 +48,6 @@ from vpjax.training.state import Optimizer, State, accumulate, advance, optimize
 from vpjax.types import Array, Prompts
 
 ROLE = 2  # of the rollouts' keys among the folds of (seed, role, step); 0 and 1 are the initial parameters'
-
-
-class Judge(Protocol):
-    """The rewards of completions. NaN: the reward does not apply to the clip."""
-
-    @property
-    def host_scores(self) -> Mapping[str, HostScore]:
-        """The rewards that are computed on the host, by name: functions that give f32[B, R, G]."""
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        """The weights of all rewards by name."""
-
-    def score(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> Mapping[str, jax.Array]:
-        """The other rewards by name, f32[B, X], of X completions of each row, on the device."""
-
-    def recall(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
-        """Share f32[B, X] of the keywords hidden in V~ that a completion names."""
-
-
-class JudgedRollouts(NamedTuple):
-    """Rollouts with their rewards, for reports. completions: arrays [B, R, G, C]. rewards: f32[B, R, G] by
-    name. total: their weighted sum, NaN for absent completions. advantages f32[B, R, G]: token means."""
-
-    completions: Completions
-    rewards: dict[str, Array]
-    total: Array
-    advantages: Array
-    clip: Array
 
 
 class UpdateRows(NamedTuple):
@@ -178,16 +159,23 @@ class GRPOStep:
     ) -> tuple[State, dict[str, Array], JudgedRollouts]:
         """Score the completions, compute their advantages and update. host_rewards: f32[B, R, G] by name."""
         options, mask = self.config.grpo, completions.mask
-        rewards = _score_branches(self.judge.score, prompts, completions) | host_rewards
+        rewards = score_branches(self.judge.score, prompts, completions) | host_rewards
         total = jnp.where(mask.any(-1), combine(rewards, self.judge.weights), jnp.nan)
-        evidence = self.evidence(state, prompts, completions, total, features)
+        evidence = self.evidence(state, prompts, completions, rewards, total, features)
         term = relative_term(evidence, options.relative)
         branch_advantages = [
             jnp.broadcast_to(advantages(evidence.rewards, term, scale=options.scale), mask[:, 0].shape)
         ]
-        if options.train_on_degraded:
-            advantages_degraded = advantages(total[:, 1], NO_TERM, scale=options.scale)
-            branch_advantages.append(jnp.broadcast_to(advantages_degraded, mask[:, 1].shape))
+        degraded_rewards: dict[str, Array] = {}
+        if self.judge.degraded_weights:  # V~ has a truth and a group of its own
+            tokens_BGC, mask_BGC = jnp.asarray(completions.tokens[:, 1]), jnp.asarray(mask[:, 1])
+            scored = self.judge.score_degraded(prompts, tokens_BGC, mask_BGC)
+            exists_BG = mask[:, 1].any(-1)
+            degraded_rewards = {name: jnp.where(exists_BG, x, jnp.nan) for name, x in scored.items()}
+            degraded_total = combine(degraded_rewards, self.judge.degraded_weights)
+            degraded_total = jnp.where(exists_BG, degraded_total, jnp.nan)
+            degraded_advantages = advantages(degraded_total, NO_TERM, scale=options.scale)
+            branch_advantages.append(jnp.broadcast_to(degraded_advantages, mask[:, 1].shape))
         advantages_BRGC = jnp.stack(branch_advantages, axis=1)
         trained = len(branch_advantages)  # branches
         ended_BRG = has_ended(completions.tokens, mask, self.eos)
@@ -203,10 +191,14 @@ class GRPOStep:
         no_faults = ~jnp.stack([jnp.isinf(x).any() for x in rewards.values()]).any()
         state, metrics = self.update(state, rows, completions.logprobs[:, :trained], no_faults)
         metrics |= relative_metrics(evidence, term, scale=options.scale)
-        metrics |= _rollout_metrics(completions, ended_BRG, rewards, total)
+        metrics |= rollout_metrics(completions, ended_BRG, rewards, total)
+        if degraded_rewards:
+            metrics |= degraded_metrics(
+                rows.mask, advantages_BRGC, self.branch_weights, degraded_rewards, degraded_total
+            )
         metrics["tokens"] = (prompts.text.segment > 0).sum() * mask.shape[1] + mask.sum()
         mean_BRG = jnp.where(rows.mask, advantages_BRGC, 0.0).sum(-1) / jnp.maximum(rows.mask.sum(-1), 1)
-        judged = JudgedRollouts(completions, rewards, total, mean_BRG, prompts.clip)
+        judged = JudgedRollouts(completions, rewards, total, degraded_rewards, mean_BRG, prompts.clip)
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
     def evidence(
@@ -214,20 +206,28 @@ class GRPOStep:
         state: State,
         prompts: Prompts,
         completions: Completions,
+        rewards: Mapping[str, Array],
         total: Array,
         features: Features | None,
     ) -> Evidence:
-        """The evidence that the relative reward needs, and no more."""
+        """The evidence that the relative reward needs, and which completions are right if the config says
+        which reward means that. rewards, total: f32[B, R, G]."""
         needs = NEEDS[self.config.grpo.relative.kind]
         tokens, mask = completions.tokens, completions.mask
+        exists_BRG = mask.any(-1)
         evidence = Evidence(rewards=total[:, 0], has_degraded=prompts.has_degraded)
-        if total.shape[1] > 1:
-            evidence = evidence._replace(degraded=total[:, 1])
+        correct = correct_reward(self.config.grpo)
+        if correct is not None:
+            right = jnp.where(exists_BRG, rewards[correct], jnp.nan)
+            evidence = evidence._replace(unit=self.judge.weights[correct], right=right[:, 0])
+            if right.shape[1] > 1:
+                evidence = evidence._replace(right_degraded=right[:, 1])
         if "recall" in needs:
-            recall = jnp.where(
-                mask.any(-1), _score_branches(self.judge.recall, prompts, completions), jnp.nan
-            )
+            recall = jnp.where(exists_BRG, score_branches(self.judge.recall, prompts, completions), jnp.nan)
             evidence = evidence._replace(recall=recall[:, 0], degraded_recall=recall[:, 1])
+        if "same" in needs:
+            said = jnp.where(exists_BRG, score_branches(self.judge.answers, prompts, completions), -1)
+            evidence = evidence._replace(same=same_answers(said), hides=jnp.any(prompts.hidden, axis=1))
         if "gap" in needs:
             model = self.compute_model(state.params, state.frozen)
             degraded = prompts.showing(prompts.shows_degraded)
@@ -246,20 +246,28 @@ class GRPOStep:
         self, state: State, rows: UpdateRows, sampled: Array, no_faults: Array
     ) -> tuple[State, dict[str, Array]]:
         """``num_iterations`` updates on the same rollouts. sampled: the log-probabilities [B, R, G, C] of
-        sampling. no_faults bool[]: if False, the update is skipped."""
+        sampling. no_faults bool[]: if False, the update is skipped.
+
+        The loss is that of V, as if there were no V~, plus ``degraded_weight`` times that of V~: each is a
+        mean over its own branch."""
         options, count = self.config.grpo, self.config.accumulate
         if options.beta:
             reference = self.compute_model(state.reference, state.frozen)
             _, logprobs = accumulate(lambda micro: ((), self.logprobs(reference, micro)), rows, count)
             rows = rows._replace(reference=logprobs)
-        divisor = denominator(rows.mask, options)
+        branches = range(rows.mask.shape[1])
+        divisors = [denominator(rows.mask[:, branch], options) for branch in branches]
 
         def loss(params, frozen, micro: UpdateRows):
             logprobs = self.logprobs(self.compute_model(params, frozen), micro)
             arrays = logprobs, micro.old, micro.mask, micro.advantages, micro.reference
-            new, old, mask, advantage, reference = jax.tree.map(_merge_branches, arrays)
-            sums = policy_loss(new, old, mask, advantage, reference, options)
-            return sums.loss / divisor, (sums, logprobs)
+            value, all_sums = jnp.zeros(()), []
+            for branch in branches:
+                new, old, mask, advantage, reference = jax.tree.map(lambda x, r=branch: x[:, r], arrays)
+                sums = policy_loss(new, old, mask, advantage, reference, options)
+                value += self.branch_weights[branch] * sums.loss / divisors[branch]
+                all_sums.append(sums)
+            return value, (jax.tree.map(lambda *x: sum(x), *all_sums), logprobs)
 
         gradient_of = jax.value_and_grad(loss, has_aux=True)
         params, opt, finite = state.params, state.opt, no_faults
@@ -288,6 +296,11 @@ class GRPOStep:
         }
         return advance(state, params, opt, finite), metrics
 
+    @property
+    def branch_weights(self) -> tuple[float, float]:
+        """The weights of the losses of V and of V~."""
+        return 1.0, self.config.grpo.degraded_weight
+
     def logprobs(self, model: VideoLM, rows: UpdateRows) -> Array:
         """log p f32[B, R, G, C] of the tokens of each branch, whose completions share its prompt."""
         prompts, shape, features = rows.prompts, rows.tokens.shape, rows.features
@@ -310,33 +323,6 @@ class GRPOStep:
         return rebuild(self.model, {path: x.astype(dtype) for path, x in params.items()} | frozen)
 
 
-def keyword_tokens(tokens_BGC: Array, keywords_BJW: Array, requested_BJ: Array) -> Array:
-    """bool[B, G, C]: the tokens that belong to an occurrence of one of the ``requested`` keywords, spelled
-    token by token as in the caption."""
-    length = keywords_BJW.shape[-1]
-    c = tokens_BGC.shape[-1]
-    padded = jnp.pad(tokens_BGC, [(0, 0), (0, 0), (0, length)], constant_values=-2)
-    runs_BGCW = jnp.stack([padded[..., i : i + c] for i in range(length)], axis=-1)
-    inside_BJW = keywords_BJW >= 0
-    same = (runs_BGCW[:, :, None] == keywords_BJW[:, None, :, None]) | ~inside_BJW[:, None, :, None]
-    begins_BGJC = same.all(-1) & (requested_BJ & inside_BJW.any(-1))[:, None, :, None]
-    marked = jnp.zeros_like(begins_BGJC)
-    for i in range(length):
-        shifted = jnp.pad(begins_BGJC, [(0, 0)] * 3 + [(i, 0)])[..., :c]
-        marked |= shifted & inside_BJW[:, None, :, i, None]
-    return marked.any(axis=2)
-
-
-def _score_branches(
-    score: Callable[[Prompts, jax.Array, jax.Array], Any], prompts: Prompts, completions: Completions
-) -> Any:
-    """``score`` of completions [B, R, G, C]: its arrays f32[B, X] as f32[B, R, G]."""
-    rows, branches, groups, length = completions.mask.shape
-    tokens = jnp.reshape(completions.tokens, (rows, -1, length))
-    mask = jnp.reshape(completions.mask, (rows, -1, length))
-    return jax.tree.map(lambda x: x.reshape(rows, branches, groups), score(prompts, tokens, mask))
-
-
 def _merge_branches(x: Array) -> Array:
     """[B, R, ...] as [B * R, ...]: the branches of a row stay on its device."""
     return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # a -1 could not be inferred without elements
@@ -354,33 +340,3 @@ def _branch_prompts(prompts: Prompts, branches: int) -> Prompts:
 def _repeat_rows(features: Features | None, branches: int) -> Features | None:
     """[B * R, ...]: the features of each row's video for each branch."""
     return jax.tree.map(lambda x: jnp.repeat(x, branches, axis=0), features)
-
-
-def _rollout_metrics(
-    completions: Completions, ended_BRG: Array, rewards: Mapping[str, Array], total: Array
-) -> dict[str, Array]:
-    """Metrics of the completions of V, under TRL's names."""
-    exists_BG = completions.mask[:, 0].any(-1)
-    length_BG = completions.mask[:, 0].sum(-1)
-    count = jnp.maximum(exists_BG.sum(), 1)
-    prompts_B = exists_BG.any(-1)
-    equal_B = jnp.nanmax(total[:, 0], axis=1) == jnp.nanmin(total[:, 0], axis=1)
-    metrics = {
-        "reward": _nanmean(total[:, 0]),
-        "reward_std": _nanmean(jnp.nanstd(total[:, 0], axis=1, ddof=1)),
-        "frac_reward_zero_std": (equal_B & prompts_B).sum() / jnp.maximum(prompts_B.sum(), 1),
-        "completions/mean_length": length_BG.sum() / count,
-        "completions/max_length": length_BG.max(),
-        "completions/clipped_ratio": (exists_BG & ~ended_BRG[:, 0]).sum() / count,
-    }
-    if total.shape[1] > 1:
-        metrics["reward_degraded"] = _nanmean(total[:, 1])
-    for name, x in rewards.items():
-        x = jnp.where(exists_BG, x[:, 0], jnp.nan)
-        metrics |= {f"rewards/{name}/mean": _nanmean(x), f"rewards/{name}/std": jnp.nanstd(x)}
-    return metrics
-
-
-def _nanmean(x: Array) -> Array:
-    """The mean of the values that are not NaN; 0 if all are."""
-    return jnp.nan_to_num(jnp.nanmean(x))

@@ -15,36 +15,47 @@ from ml_collections import ConfigDict
 from vpjax.types import Array
 
 SCALES = ("group", "batch", "none")
-# The evidence that each kind reads: rewards of completions on V~; recall of the hidden keywords on both
-# videos; log-probability gaps of the completions on V; which of their tokens spell a hidden keyword.
+# What each kind needs. right: the reward ``options.correct``, whose value says how right a completion is and
+# whose weight is the unit of a bonus. rollouts: completions on V~. recall: of the hidden keywords, on both
+# videos. gap: log-probability gaps of the completions on V. keyword: which of their tokens spell a hidden
+# keyword. same: which completions on V and V~ say the same.
 NEEDS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "gate": ("rollouts",),
-    "likelihood": ("gap", "keyword"),
+    "gate": ("right", "rollouts"),
+    "need": ("right", "rollouts"),
+    "relation": ("right", "rollouts", "same"),
+    "likelihood": ("right", "gap", "keyword"),
     "token": ("gap",),
-    "keyword_winrate": ("rollouts", "recall"),
-    "winrate": ("rollouts",),
-    "hinge": ("rollouts",),
-    "tgrpo": ("rollouts",),
+    "keyword_winrate": ("right", "rollouts", "recall"),
+    "winrate": ("right", "rollouts"),
+    "hinge": ("right", "rollouts"),
+    "tgrpo": ("right", "rollouts"),
 }
 
 
 class Evidence(NamedTuple):
     """The data from which relative rewards are computed. Fields that a kind does not read (see ``NEEDS``) may
-    be None. Rewards and recalls that do not exist are NaN and are ignored.
+    be None. Numbers that do not exist are NaN and are ignored.
 
-    rewards f32[B, G]: of the completions on V. has_degraded bool[B]: the clip has a V~.
-    degraded f32[B, Gd]: rewards of the completions on V~.
+    rewards f32[B, G]: the weighted sums of the completions on V. has_degraded bool[B]: the clip has a V~.
+    unit: the weight of the reward that means right.
+    right f32[B, G], right_degraded f32[B, Gd]: that reward, without its weight, on V and on V~.
     recall f32[B, G], degraded_recall f32[B, Gd]: share of the hidden keywords that a completion names.
+    same f32[B, G, Gd]: 1 where a completion on V and one on V~ say the same, else 0. hides bool[B]: V~ hides
+    a keyword, so that the answer must change.
     gap f32[B, G, C]: log p(y_t | V) - log p(y_t | V~) of the completions on V; mask bool[B, G, C]: their
     tokens; keyword bool[B, G, C]: the tokens that spell a hidden keyword.
     """
 
     rewards: Array
     has_degraded: Array
-    degraded: Array | None = None
+    unit: float = 1.0
+    right: Array | None = None
+    right_degraded: Array | None = None
     recall: Array | None = None
     degraded_recall: Array | None = None
+    same: Array | None = None
+    hides: Array | None = None
     gap: Array | None = None
     mask: Array | None = None
     keyword: Array | None = None
@@ -69,10 +80,13 @@ NO_TERM = RelativeTerm(np.zeros((1, 1), np.float32), np.ones((1, 1, 1), np.float
 
 def relative_term(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
     """The term of ``options.kind``: bonus f32[B, G] and weight f32[B, 1, 1], [B, G, 1] or [B, G, C]. Clips
-    without V~ and clips without anything to compare have bonus 0 and weight 1. No gradient flows through."""
+    without V~ and clips without anything to compare have bonus 0 and weight 1. No gradient flows through.
+
+    A kind's own bonus is in units of the reward that means right. Here it is multiplied by that reward's
+    weight, so that only the ratios of the rewards' weights matter."""
     bonus, weight = RELATIVE_KINDS[options.kind](evidence, options)
     has_degraded = evidence.has_degraded
-    bonus = jnp.broadcast_to(bonus, evidence.rewards.shape)
+    bonus = jnp.broadcast_to(bonus * evidence.unit, evidence.rewards.shape)
     bonus = jnp.where(has_degraded[:, None] & ~jnp.isnan(bonus), bonus, 0.0)
     weight = jnp.where(has_degraded[:, None, None] & ~jnp.isnan(weight), weight, 1.0)
     return jax.lax.stop_gradient(RelativeTerm(bonus, weight))
@@ -92,11 +106,26 @@ def gate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
     return RelativeTerm(NO_TERM.bonus, weight[:, None, None])
 
 
+def need(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """The weight of a prompt is the share of completions on V~ that are wrong: a prompt that is answered
+    without the hidden frames teaches nothing about them (ours)."""
+    return RelativeTerm(NO_TERM.bonus, 1.0 - _group_mean(evidence.get("right_degraded"))[..., None])
+
+
+def relation(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
+    """Answers earn a bonus for the share of completions on V~ that say something else, where V~ hides a
+    keyword, or the same, where it hides none (ours, after the relation reward of CRPO, arXiv 2605.21988).
+    It tells wrong answers apart, so it acts on groups whose rewards are all equal too."""
+    share_same = jnp.nanmean(evidence.get("same"), axis=-1)
+    share = jnp.where(evidence.get("hides")[:, None], 1.0 - share_same, share_same)
+    return RelativeTerm(options.lam * share, NO_TERM.weight)
+
+
 def likelihood(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
     """Right answers whose keywords are likelier given V than given V~ earn a bonus (ours, after PAPO)."""
     gap = _token_mean(evidence.get("gap"), evidence.get("mask") & evidence.get("keyword"))[..., 0]
     bonus = options.lam * jnp.clip(gap, -options.clip, options.clip)
-    return RelativeTerm(jnp.where(evidence.rewards > options.threshold, bonus, 0.0), NO_TERM.weight)
+    return RelativeTerm(jnp.where(evidence.get("right") > options.threshold, bonus, 0.0), NO_TERM.weight)
 
 
 def token(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
@@ -114,27 +143,30 @@ def keyword_winrate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
 
 
 def winrate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
-    """The same comparison of the rewards themselves. It changes advantages very little."""
-    share = share_won(evidence.rewards, evidence.get("degraded"), options.margin)
+    """The same comparison of the reward that means right. It changes advantages very little."""
+    share = share_won(evidence.get("right"), evidence.get("right_degraded"), options.margin)
     return RelativeTerm(options.lam * share, NO_TERM.weight)
 
 
 def hinge(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
     """The clipped margin over the mean reward on V~. It changes advantages very little."""
-    margin = evidence.rewards - _group_mean(evidence.get("degraded")) - options.margin
+    margin = evidence.get("right") - _group_mean(evidence.get("right_degraded")) - options.margin
     return RelativeTerm(options.lam * jnp.clip(margin, 0.0, options.clip), NO_TERM.weight)
 
 
 def tgrpo(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
-    """T-GRPO (Video-R1, arXiv 2503.21776, and its trainer): right answers earn alpha if the mean reward on V
-    is at least mu times that on V~. The bonus is also given at 0 >= 0, and on 0/1 rewards it cancels."""
-    is_ahead = _group_mean(evidence.rewards) >= options.mu * _group_mean(evidence.get("degraded"))
-    bonus = jnp.where(is_ahead & (evidence.rewards > options.threshold), options.alpha, 0.0)
+    """T-GRPO (Video-R1, arXiv 2503.21776, and its trainer): right answers earn alpha if the mean of that
+    reward on V is at least mu times that on V~. The bonus is also given at 0 >= 0, and on 0/1 rewards it
+    cancels."""
+    right = evidence.get("right")
+    is_ahead = _group_mean(right) >= options.mu * _group_mean(evidence.get("right_degraded"))
+    bonus = jnp.where(is_ahead & (right > options.threshold), options.alpha, 0.0)
     return RelativeTerm(bonus, NO_TERM.weight)
 
 
 RELATIVE_KINDS = {
-    kind.__name__: kind for kind in (none, gate, likelihood, token, keyword_winrate, winrate, hinge, tgrpo)
+    kind.__name__: kind
+    for kind in (none, gate, need, relation, likelihood, token, keyword_winrate, winrate, hinge, tgrpo)
 }
 
 
@@ -152,18 +184,26 @@ def advantages(rewards_BG: Array, term: RelativeTerm, *, scale: str, eps: float 
     elif scale == "batch":
         centred_BG = centred_BG / (jnp.nanstd(total_BG, axis=None, ddof=1, keepdims=True) + eps)
     # Rewards are compared with each other, because rounding may part equal ones from their mean.
-    spread_B1 = jnp.nanmax(total_BG, axis=1, keepdims=True) > jnp.nanmin(total_BG, axis=1, keepdims=True)
+    spread_B1 = has_spread(total_BG)[:, None]
     advantage_BG = jnp.where(spread_B1 & ~jnp.isnan(total_BG), centred_BG, 0.0)
     return jax.lax.stop_gradient(advantage_BG[..., None] * term.weight)
+
+
+def has_spread(rewards_BG: Array) -> Array:
+    """bool[B]: the rewards of the group are not all equal. False without rewards."""
+    return jnp.nanmax(rewards_BG, axis=1) > jnp.nanmin(rewards_BG, axis=1)
 
 
 def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> dict[str, Array]:
     """Means f32[] over the clips that have a V~ (0 if none has).
 
     rel/clips: their share of the batch. rel/active: the share of them whose advantages the term changes.
-    rel/weight: mean weight of their tokens. With completions on V~: rel/gap, mean R on V minus mean R on V~,
-    and rel/win_rate, the share of pairs that V wins, ties counting half. With log-probability gaps:
-    rel/logp_gap, in nats per token.
+    rel/spread: the share of them whose completions on V differ in reward + bonus. rel/change: how much of the
+    advantages the term changes, sum |A - A'| / sum (|A| + |A'|) with A' those of plain GRPO: 0 to 1.
+    rel/weight: mean weight of their tokens. With the reward that means right on both videos: rel/gap,
+    its mean on V minus that on V~, and rel/win_rate, the share of pairs that V wins, ties counting half. With
+    ``same``: rel/same, the share of pairs that say the same. With log-probability gaps: rel/logp_gap, in nats
+    per token.
     """
 
     def clip_mean(x_B: Array) -> Array:
@@ -172,20 +212,28 @@ def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> d
 
     # Without eps: with it, even a bonus that cancels would change advantages a little.
     plain = advantages(evidence.rewards, NO_TERM, scale=scale, eps=0.0)
-    change = jnp.abs(advantages(evidence.rewards, term, scale=scale, eps=0.0) - plain)
+    shaped = advantages(evidence.rewards, term, scale=scale, eps=0.0)
+    change, size = jnp.abs(shaped - plain), jnp.abs(shaped) + jnp.abs(plain)
     weight: Array = jnp.broadcast_to(term.weight, change.shape)
     if evidence.mask is not None:
         change = jnp.where(evidence.mask, change, 0.0)
+        size = jnp.where(evidence.mask, size, 0.0)
         weight = _token_mean(weight, evidence.mask)
+    size = jnp.where(evidence.has_degraded[:, None, None], size, 0.0).sum()
     metrics = {
         "rel/clips": evidence.has_degraded.mean(),
         # Smaller changes are rounding.
         "rel/active": clip_mean((change > 1e-5).any(axis=(1, 2)).astype(jnp.float32)),
+        "rel/spread": clip_mean(has_spread(evidence.rewards + term.bonus).astype(jnp.float32)),
+        # Clips without V~ are not changed.
+        "rel/change": change.sum() / jnp.where(size > 0, size, 1.0),
         "rel/weight": clip_mean(weight.mean(axis=(1, 2))),
     }
-    if evidence.degraded is not None:
-        wins = jnp.nanmean(share_won(evidence.rewards, evidence.degraded, 0.0), axis=1)
+    if evidence.right is not None and evidence.right_degraded is not None:
+        wins = jnp.nanmean(share_won(evidence.right, evidence.right_degraded, 0.0), axis=1)
         metrics |= {"rel/gap": clip_mean(reward_gap(evidence)), "rel/win_rate": clip_mean(wins)}
+    if evidence.same is not None:
+        metrics["rel/same"] = clip_mean(jnp.nanmean(evidence.same, axis=(1, 2)))
     if evidence.gap is not None:
         gap = _token_mean(evidence.gap, evidence.get("mask"))
         metrics["rel/logp_gap"] = clip_mean(gap.mean(axis=(1, 2)))
@@ -193,8 +241,8 @@ def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> d
 
 
 def reward_gap(evidence: Evidence) -> Array:
-    """Mean reward on V minus mean reward on V~, f32[B]; NaN if either is missing."""
-    return (_group_mean(evidence.rewards) - _group_mean(evidence.get("degraded")))[:, 0]
+    """Mean of the reward that means right on V minus that on V~, f32[B]; NaN if either is missing."""
+    return (_group_mean(evidence.get("right")) - _group_mean(evidence.get("right_degraded")))[:, 0]
 
 
 def share_won(values_BG: Array, others_BGd: Array, margin: float) -> Array:

@@ -110,9 +110,11 @@ def rollouts_page(
     rollouts: JudgedRollouts, clips: Sequence[Clip | None], text: Text, *, limit: int = 8
 ) -> str:
     """Rollouts (NumPy arrays) of the first ``limit`` clips as Markdown: question, reference, and each
-    completion with its rewards, on both videos."""
+    completion with its rewards, on both videos. Rewards for what is true of V~ stand in columns of their
+    own."""
     tokens, mask = np.asarray(rollouts.completions.tokens), np.asarray(rollouts.completions.mask)
-    columns = ["video", "completion", *rollouts.rewards, "total", "advantage"]
+    own_columns = [f"{name} on V~" for name in rollouts.degraded_rewards]
+    columns = ["video", "completion", *rollouts.rewards, "total", *own_columns, "advantage"]
     lines = []
     for row, clip in enumerate(clips[:limit]):
         if clip is None:
@@ -121,7 +123,8 @@ def rollouts_page(
             f"## {_cell(clip.id)}",
             "",
             f"**Question** {_cell(clip.question)}  ",
-            f"**Reference** {_cell(clip.answer)}",
+            f"**Reference** {_cell(clip.answer)}  ",
+            f"**Reference on V~** {_cell(clip.degraded_answer)}",
             "",
             f"| {' | '.join(columns)} |",
             "|---|---|" + "---:|" * (len(columns) - 2),
@@ -133,6 +136,9 @@ def rollouts_page(
             for values in (*rollouts.rewards.values(), rollouts.total):
                 value = float(values[index])
                 cells.append("" if math.isnan(value) else f"{value:.2f}")
+            for values in rollouts.degraded_rewards.values():
+                value = float(values[row, group])
+                cells.append("" if math.isnan(value) or branch == 0 else f"{value:.2f}")
             is_trained = branch < rollouts.advantages.shape[1]
             cells.append(f"{rollouts.advantages[index]:+.2f}" if is_trained else "")
             lines.append(f"| {' | '.join(cells)} |")

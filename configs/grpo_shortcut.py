@@ -1,0 +1,31 @@
+"""GRPO in which V~ does not cancel: built-in clips with a shortcut, after configs/sft_shortcut.py.
+
+    python -m vpjax.train --config grpo_shortcut
+
+What it does: takes the model that `python -m vpjax.train --config sft_shortcut` left in runs/sft_shortcut (or
+another one by --config.init_from=DIR), samples 8 answers to each question on the video and 8 on V~. Answers
+on the video are rewarded for naming the event, and prompts that are answered without it count for less.
+Answers on V~ are trained too, in groups of their own: they are rewarded for not naming the hidden event, and
+for naming no event at all, which is what is true of V~.
+Hardware and cost: 2 CPU cores; not yet run.
+Expected: not yet run.
+"""
+
+from vpjax.recipes import grpo, sft_shortcut
+
+
+def get_config():
+    c = sft_shortcut.get_config()
+    c.method = "grpo"
+    c.init_from = "runs/sft_shortcut"
+    c.steps = 160
+    c.batch = 48
+    c.events.train = 12288  # those of configs/sft_shortcut.py and twice as many that its model has not seen
+
+    c.grpo = grpo.get_config().grpo
+    c.grpo.degraded = 8
+    c.grpo.degraded_rewards = dict(keyword_absent=1.0, event=1.0)
+    c.grpo.relative.kind = "need"
+
+    c.optim.lr = 2e-4
+    return c
