@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,12 +161,35 @@ def test_a_question_that_holds_a_placeholder_is_refused(text):
         text.chat("<|image_pad|> what?", media=None)
 
 
+def test_a_qwen_folder_is_read_as_transformers_reads_it(text, tmp_path):
+    """Its class in transformers splits and merges as its tokenizer.json says."""
+    from transformers import AutoTokenizer
+
+    text.tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(tokenizer_class="Qwen2Tokenizer")))
+    ours, theirs = Text.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(theirs).__name__ == "Qwen2Tokenizer"
+    for words in (
+        *CAPTIONS,
+        "What's 12345?\n\n x",
+        "h\u00e9llo  \ufb01 e\u0301",
+        "<|im_end|>x <|video_pad|>",
+    ):
+        ids = theirs(words, add_special_tokens=False)["input_ids"]
+        assert ours.encode(words) == ids and ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
 def test_folders_without_a_usable_tokenizer_are_refused(text, tmp_path):
     from transformers import AutoTokenizer
 
     with pytest.raises(UserError, match="no tokenizer_config.json"):
         Text.load(tmp_path)
     text.tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "kept")
+    with pytest.raises(UserError, match="no tokenizer.json"):
+        Text.load(tmp_path)
+    (tmp_path / "kept").rename(tmp_path / "tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)

@@ -44,7 +44,7 @@ class Element(NamedTuple):
     notes: list[tuple[str, str]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)  # grain would print all clips to find a name for it
 class BatchMaker:
     """Maps a step to the Element with the rows ``part`` of its batch; runs in workers."""
 

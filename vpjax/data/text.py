@@ -124,12 +124,14 @@ class Text:
     @classmethod
     def load(cls, folder: AnyPath) -> Text:
         """Read a Hugging Face tokenizer folder. UserError if it is not that of a Qwen video model."""
-        from transformers import AutoTokenizer
+        # Not AutoTokenizer, which reads the same file after importing PyTorch where that is installed.
+        from transformers import PreTrainedTokenizerFast
 
-        if not (Path(folder) / "tokenizer_config.json").is_file():
-            raise UserError(f"{folder}: no tokenizer_config.json; give a Hugging Face model folder")
+        for file in ("tokenizer_config.json", "tokenizer.json"):
+            if not (Path(folder) / file).is_file():
+                raise UserError(f"{folder}: no {file}; give a Hugging Face model folder")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         except Exception as error:  # tokenizers raises no class of its own for a broken file
             raise UserError(f"{folder}: the tokenizer cannot be read: {error}") from error
         ids: dict[str, int] = tokenizer.get_vocab()
