@@ -33,9 +33,9 @@ from benchmarks.repeats import (
     CHANCE,
     Record,
     ablation_arguments,
-    accuracies,
     median_gap,
     repeat,
+    scores_of,
     table,
 )
 from benchmarks.timing import environment, publish
@@ -68,11 +68,11 @@ ROWS: dict[str, dict[str, Any]] = {
 QUICK = dict(steps=20, seeds=[0], clips=2048, heldout=120)
 REQUEST = Request("events", controls=("none", "key"))
 COLUMNS = {
-    "0.125 s": "event/none/0.125",
-    "0.25 s": "event/none/0.25",
-    "0.5 s": "event/none/0.5",
-    "all": "event/none",
-    "on V~": "event/key",
+    "0.125 s": "accuracy/none/0.125",
+    "0.25 s": "accuracy/none/0.25",
+    "0.5 s": "accuracy/none/0.5",
+    "all": "accuracy/none",
+    "on V~": "accuracy/key",
     "reward": "reward",
     "reward on V~": "reward_degraded",
     "active": "rel/active",
@@ -98,7 +98,7 @@ def run(
     model_config: VLMConfig,
     text: Text,
 ) -> Record:
-    """Train for ``steps`` and evaluate: ``accuracies``, metrics of the last fifth of the steps, and seconds
+    """Train for ``steps`` and evaluate: ``scores_of``, metrics of the last fifth of the steps, and seconds
     per step."""
     mesh, model = make_mesh(config.mesh), abstract_model(model_config)
     maker, index = make_batch_maker(
@@ -119,7 +119,7 @@ def run(
         times.append(time.perf_counter())
     loader.close()
     trained = rebuild(model, state.params | state.frozen)
-    record: Record = accuracies(evaluate_model(trained, text, heldout, REQUEST, config.data))
+    record: Record = scores_of(evaluate_model(trained, text, heldout, REQUEST, config.data))
     if history:
         last = history[-max(1, len(history) // 5) :]
         for name in history[0]:

@@ -16,7 +16,7 @@ from scipy import stats
 from vpjax.events.clips import EVENTS
 
 Record = dict[str, Any]  # of a run: its row, its seed and its metrics
-MAIN = "event/none"  # the metric that is printed as runs finish and compared between rows
+MAIN = "accuracy/none"  # the metric that is printed as runs finish
 CHANCE = 1 / len(EVENTS)
 
 
@@ -78,15 +78,15 @@ def repeat(
     return results
 
 
-def accuracies(results: dict[str, Any]) -> dict[str, float]:
-    """``event/<control>`` and ``event/<control>/<seconds>`` of an evaluation on event clips."""
-    metrics = {}
+def scores_of(results: dict[str, Any]) -> dict[str, float]:
+    """``<metric>/<control>``, and ``accuracy/<control>/<seconds>``, of an evaluation on event clips."""
+    found = {}
     for control, scores in results["controls"].items():
-        accuracy = scores["metrics"]["accuracy"]
-        metrics[f"event/{control}"] = accuracy["micro"]["mean"]
-        for group, score in accuracy["groups"].items():
-            metrics[f"event/{control}/{group.split()[0]}"] = score["mean"]
-    return metrics
+        for name, score in scores["metrics"].items():
+            found[f"{name}/{control}"] = score["micro"]["mean"]
+        for group, score in scores["metrics"]["accuracy"]["groups"].items():
+            found[f"accuracy/{control}/{group.split()[0]}"] = score["mean"]
+    return found
 
 
 def median_gap(times: Sequence[float]) -> float:
@@ -102,14 +102,21 @@ def interval(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {half:.3f}"
 
 
-def table(results: Mapping[str, Sequence[Record]], columns: Mapping[str, str], baseline: str) -> list[str]:
-    """A line for each row: the ``columns`` (metrics by heading), seconds per step, and the paired difference
-    to the row ``baseline`` in accuracy over events of all lengths. Metrics that a row lacks stay blank."""
+def table(
+    results: Mapping[str, Sequence[Record]],
+    columns: Mapping[str, str],
+    baseline: str,
+    compared: Sequence[str] = ("all",),
+) -> list[str]:
+    """A line for each row: the ``columns`` (metrics by heading), seconds per step, and for the headings
+    ``compared`` the difference to the row ``baseline``, paired by seed. Metrics that a row lacks stay
+    blank."""
+    differences = [f"{heading}, minus {baseline}" for heading in compared]
     lines = [
-        "| row | " + " | ".join(columns) + f" | s/step | all, minus {baseline} |",
-        "|---" * (len(columns) + 3) + "|",
+        "| row | " + " | ".join([*columns, "s/step", *differences]) + " |",
+        "|---" * (len(columns) + len(compared) + 2) + "|",
     ]
-    baseline_runs = results.get(baseline, [])
+    baseline_runs = {record["seed"]: record for record in results.get(baseline, [])}
     for name, runs in results.items():
         cells = [name]
         for metric in (*columns.values(), "seconds per step"):
@@ -117,7 +124,10 @@ def table(results: Mapping[str, Sequence[Record]], columns: Mapping[str, str], b
                 cells.append(interval([record[metric] for record in runs]))
             else:
                 cells.append("")
-        differences = [a[MAIN] - b[MAIN] for a, b in zip(runs, baseline_runs, strict=False)]
-        cells.append(interval(differences) if differences else "")
+        for heading in compared:
+            metric = columns[heading]
+            pairs = [(run, baseline_runs[run["seed"]]) for run in runs if run["seed"] in baseline_runs]
+            gains = [own[metric] - base[metric] for own, base in pairs if metric in own]
+            cells.append(interval(gains) if gains else "")
         lines.append("| " + " | ".join(cells) + " |")
     return lines
