@@ -36,9 +36,11 @@ INK, GREY, BLUE, ORANGE = "#22313f", "#8a949c", "#0072b2", "#e69f00"
 # For each kind: colour and line style of its curve, and the height of its label.
 CURVES = {
     "gate": ("#d55e00", "-", 0.68),
-    "token": ("#009e73", "-", 1.21),
-    "likelihood": ("#0072b2", "-", 1.135),
-    "keyword_winrate": ("#cc79a7", "-", 1.07),
+    "need": ("#9467bd", "-", 0.745),
+    "token": ("#009e73", "-", 1.27),
+    "likelihood": ("#0072b2", "-", 1.2),
+    "keyword_winrate": ("#cc79a7", "-", 1.135),
+    "relation": ("#8c564b", "-", 1.07),
     "winrate": ("#56b4e9", "--", 1.005),
     "hinge": ("#e69f00", "--", 0.95),
     "tgrpo": ("#000000", ":", 0.895),
@@ -47,7 +49,7 @@ CURVES = {
 
 def rollouts(key: jax.Array, p_B: jax.Array, q_B: jax.Array, reward: str) -> tuple[Evidence, jax.Array]:
     """Evidence for prompts with success ``p`` on V and ``q`` on V~, and which completions on V name the
-    event, bool[B, G]."""
+    event, bool[B, G]. A wrong completion names one of two other events."""
     keys = jax.random.split(key, 5)
     shape, degraded_shape = (len(p_B), GROUP), (len(p_B), DEGRADED)
     right = jax.random.bernoulli(keys[0], p_B[:, None], shape)
@@ -63,7 +65,6 @@ def rollouts(key: jax.Array, p_B: jax.Array, q_B: jax.Array, reward: str) -> tup
     gap += NOISE * jax.random.normal(keys[2], shape)
     event = jnp.arange(TOKENS) == EVENT
     rewards = score(keys[3], right)
-    # A wrong completion names one of two other events.
     other, other_degraded = jax.random.split(jax.random.fold_in(key, len(keys)))
     said = jnp.where(right, 2, jax.random.bernoulli(other, 0.5, shape))
     said_degraded = jnp.where(right_degraded, 2, jax.random.bernoulli(other_degraded, 0.5, degraded_shape))

@@ -1,9 +1,11 @@
 """Configs: values that no run can have, and work directories that belong to one run."""
 
+import functools
 import importlib
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from vpjax.data.sampling import Sampling, VideoInfo, fit
 from vpjax.training import run_config
@@ -63,6 +65,68 @@ def test_impossible_values_are_named(field, value):
         run_config.check(config)
     assert f"config.{field}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        # No V~, or one that hides nothing: these would silently be plain GRPO.
+        ({"data.replacement": "none"}, "data.replacement"),
+        ({"data.replacement": "none", "grpo.relative.kind": "token"}, "data.replacement"),
+        ({"data.replacement": "random", "grpo.relative.kind": "likelihood"}, "data.replacement"),
+        ({"data.replacement": "random", "grpo.relative.kind": "keyword_winrate"}, "data.replacement"),
+        ({"data.replacement": "random", "grpo.rewards": {"keyword_removed": 1.0}}, "data.replacement"),
+        (
+            {"data.replacement": "random", "grpo.degraded_rewards": {"keyword_absent": 1.0}},
+            "data.replacement",
+        ),
+        ({"data.replacement": "random", "grpo.control_share": 0.5}, "data.replacement"),
+        ({"data.pool": "random"}, "data.pool"),
+        # What is true of V~ is not what is true of V.
+        ({"grpo.rewards": {"keyword_absent": 1.0}}, "grpo.rewards"),
+        ({"grpo.degraded_rewards": {"keyword_removed": 1.0}}, "grpo.degraded_rewards"),
+        ({"grpo.degraded_rewards": {"mine": "my_module:fn"}}, "grpo.degraded_rewards"),
+        ({"grpo.degraded_rewards": {"event": 1.0}, "grpo.degraded": 1}, "grpo.degraded"),
+        ({"grpo.control_share": 1.5}, "grpo.control_share"),
+        ({"grpo.degraded_weight": 0.0}, "grpo.degraded_weight"),
+        # Right is a reward with a name and a weight.
+        ({"grpo.rewards": {}}, "grpo.rewards"),
+        ({"grpo.rewards": {"event": 1.0, "format": 1.0}}, "grpo.relative.correct"),
+        ({"grpo.relative.correct": "rouge_l"}, "grpo.relative.correct"),
+        ({"grpo.rewards": {"event": 0.0}}, "grpo.rewards"),
+        ({"grpo.relative.kind": "need", "grpo.degraded": 0}, "grpo.degraded"),
+        ({"grpo.relative.kind": "relation", "grpo.degraded": 0}, "grpo.degraded"),
+    ],
+)
+def test_rewards_that_contradict_each_other_are_named(changes, field):
+    config = changed(changes)
+    with pytest.raises(UserError, match=rf"config\.{field} "):
+        run_config.check(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.replacement": "none", "grpo.relative.kind": "none", "grpo.degraded": 0},
+        {"data.replacement": "random"},  # the control of gate
+        {"data.replacement": "random", "grpo.relative.kind": "relation"},
+        {"grpo.rewards": {"event": 1.0, "format": 1.0}, "grpo.relative.correct": "event"},
+        {"grpo.rewards": {"event": 1.0, "format": 1.0}, "grpo.relative.kind": "token"},
+        {"grpo.degraded_rewards": {"keyword_absent": 1.0, "event": 1}, "grpo.control_share": 0.2},
+    ],
+)
+def test_rewards_that_go_together_pass(changes):
+    run_config.check(changed(changes))
+
+
+def changed(changes):
+    """The recipe ``grpo`` with some fields replaced, whole sections of rewards among them."""
+    config = recipe("grpo")
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        section = functools.reduce(getattr, sections, config)
+        section[last] = ConfigDict(value) if isinstance(value, dict) else value
+    return config
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
