@@ -1,12 +1,15 @@
 """How well are key frames found? On built-in event clips, where the truth is known.
 
 python -m benchmarks.keyframes --model runs/sft [--clips 200] [--out FILE.md]
+python -m benchmarks.keyframes --ladder [--clips 200] [--out FILE.md]
 
 The table has recall of the true event slots, their intersection over union with the slots that were found,
 and the share of clips in which any were found, as means over clips. ``self`` uses the model of a finished run
 of configs/sft.py. ``span`` is given annotations as people make them, WIDE seconds too long at either end;
 ``annotated`` takes these as they are. ``random`` is a run of the true length anywhere in the clip. The clips
-are the last held-out ones, because the scorers' constants were chosen on the first.
+are the last held-out ones, because the scorers' constants were chosen on the first. ``--ladder`` makes these
+clips at each level of LADDER, from a camera that stands still to one that shakes while other shapes come and
+go, and asks those finders that need no model.
 """
 
 from __future__ import annotations
@@ -32,6 +35,13 @@ from vpjax.training.setup import read_split
 from vpjax.types import Clip
 
 WIDE = 0.25  # seconds
+LADDER: tuple[dict[str, float], ...] = (  # fields of EventSpec at each level of difficulty
+    {},
+    dict(texture=8.0, camera=0.05),
+    dict(texture=8.0, camera=0.05, clutter=4),
+    dict(texture=8.0, camera=0.05, clutter=4, distractors=1),
+    dict(texture=12.0, camera=0.1, clutter=4, distractors=2, blur=0.015, rough=WIDE),
+)
 
 Finder = Callable[[Video, Clip], Spans]  # the spans of a clip's event
 
@@ -56,6 +66,13 @@ def annotated_spans(video: Video, clip: Clip) -> Spans:
     return clip.spans
 
 
+WITHOUT_MODEL: dict[str, Finder] = {
+    "annotated": annotated_spans,
+    "span": finder(span_scorer),
+    "motion": finder(motion_scorer),
+}
+
+
 def random_run(true: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A mask bool[S] with as many slots as ``true`` has, in one run."""
     length = int(true.sum())
@@ -65,16 +82,17 @@ def random_run(true: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return mask
 
 
-def measure(clips: list[Clip], finders: dict[str, Finder]) -> Iterator[dict[str, Any]]:
-    """A record for each clip and finder: recall, intersection over union, whether anything was found."""
+def measure(clips: list[Clip], finders: dict[str, Finder], *, widen: bool) -> Iterator[dict[str, Any]]:
+    """A record for each clip and finder: recall, intersection over union, whether anything was found. widen:
+    the clips' spans before the finders see them."""
     rng = np.random.default_rng(0)
     for clip in tqdm(clips, "clips", unit="clip"):
         video = read_frames(clip.video, Sampling(frames=16, min_pixels=1, max_pixels=56 * 56))
-        true = slots_of(clip.spans, video.times, video.frame_seconds)
-        wide = widen_spans(video, clip)
+        true = slots_of(clip.extra["spans"], video.times, video.frame_seconds)
+        annotated = widen_spans(video, clip) if widen else clip
         masks = {}
         for name, find in finders.items():
-            masks[name] = slots_of(find(video, wide), video.times, video.frame_seconds)
+            masks[name] = slots_of(find(video, annotated), video.times, video.frame_seconds)
         masks["random"] = random_run(true, rng)
         for name, mask in masks.items():
             both = (mask & true).sum()
@@ -103,24 +121,47 @@ def table(records: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def ladder_table(clip_count: int) -> list[str]:
+    """A line for each level of LADDER: recall and intersection over union of each finder."""
+    names = (*WITHOUT_MODEL, "random")
+    headings = ["level", *(f"{name}: recall, IoU" for name in names), "fields"]
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    for level, fields in enumerate(LADDER):
+        config = recipe.get_config()
+        config.events.update(fields)
+        clips = read_split(config, "heldout", "events")[-clip_count:]
+        records = list(measure(clips, WITHOUT_MODEL, widen=False))
+        cells = []
+        for name in names:
+            own = [record for record in records if record["found by"] == name]
+            recall, iou = (np.mean([record[column] for record in own]) for column in ("recall", "iou"))
+            cells.append(f"{recall:.2f}, {iou:.2f}")
+        described = ", ".join(f"{field} {value:g}" for field, value in fields.items())
+        lines.append("| " + " | ".join([str(level), *cells, described or "the default"]) + " |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="work directory of a run of configs/sft.py")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path, help="work directory of a run of configs/sft.py")
+    what.add_argument("--ladder", action="store_true", help="harder and harder clips, without a model")
     parser.add_argument("--clips", type=int, default=200, help="the last held-out clips")
     parser.add_argument("--out", type=Path, help="write the table to this file")
     args = parser.parse_args()
-    config = recipe.get_config()
+    if args.ladder:
+        title = "# Key frames found on harder and harder event clips"
+        about = f"{args.clips} held-out clips of 8 slots a level, 56 x 56 pixels"
+        publish([title, "", environment("numpy", "av"), about, "", *ladder_table(args.clips)], args.out)
+        return
     model, text = checkpoint.load_model(args.model)
     by_model = self_scorer(model, text)
-    finders: dict[str, Finder] = {
-        "annotated": annotated_spans,
-        "span": finder(span_scorer),
-        "motion": finder(motion_scorer),
+    finders = WITHOUT_MODEL | {
         "self": finder(by_model),
         "span x self": finder(product(span_scorer, by_model)),
     }
-    clips = read_split(config, "heldout", "events")[-args.clips :]
-    records = list(measure(clips, finders))
+    clips = read_split(recipe.get_config(), "heldout", "events")[-args.clips :]
+    records = list(measure(clips, finders, widen=True))
     lines = [
         "# Key frames found on event clips",
         "",

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, draw, encode
+from vpjax.events.surroundings import camera_path, clutter, distractor
 from vpjax.events.text import DETAILS, EVENT_TASKS, make_dialogue
 from vpjax.files import AnyPath, write_whole
 from vpjax.types import Clip, Keyword, UserError
@@ -27,6 +28,7 @@ from vpjax.types import Clip, Keyword, UserError
 EVENT_CLIPS_VERSION = 2  # increased whenever the same spec gives other clips
 SPLITS = ("train", "heldout", "unseen")
 EIGHTHS = 8  # of a second, in which the lengths of events are given
+DISTRACTOR_LENGTHS = (1, 2)  # likewise, of distractors
 MARGIN = 2  # eighths of a second without an event: at least so many at either end and between two events
 CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
@@ -51,6 +53,13 @@ class EventSpec:
     (``predicted_event``). eventless: share of captions whose clips show no event. paired: clips 2i and 2i + 1
     differ only in the event. caption, choice, order, grounding: shares of the tasks; a clip about order has
     two events.
+
+    What makes key frames hard to find: texture: standard deviation of the background in grey levels. camera:
+    the way that the camera pans over a clip, as a share of the frame's shorter side; it shakes too. clutter:
+    number of other shapes, which are grey and stand or drift. distractors: number of grey shapes that appear
+    for DISTRACTOR_LENGTHS, away from the coloured shape and never during an event. blur: standard deviation
+    as a share of the frame's shorter side. rough: seconds by which an annotated span is moved at most, and
+    lengthened at either end at most; the true spans are ``Clip.extra["spans"]``.
     UserError for a value that cannot be drawn.
     """
 
@@ -68,6 +77,12 @@ class EventSpec:
     prior: float = 0.0
     eventless: float = 0.0
     paired: bool = False
+    texture: float = 0.0
+    camera: float = 0.0
+    clutter: int = 0
+    distractors: int = 0
+    blur: float = 0.0
+    rough: float = 0.0
     caption: float = 1.0
     choice: float = 0.0
     order: float = 0.0
@@ -78,7 +93,8 @@ class EventSpec:
             if not holds:
                 raise UserError(f"events.{field} is {getattr(self, field)} and must be {rule}")
 
-        for field in ("seed", "noise", *EVENT_TASKS):
+        hard = ("texture", "camera", "clutter", "distractors", "blur", "rough")
+        for field in ("seed", "noise", *hard, *EVENT_TASKS):
             require(field, getattr(self, field) >= 0, "at least 0")
         for field in ("flicker", "prior", "eventless"):
             require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
@@ -149,7 +165,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     scene_index = index // 2 if spec.paired else index
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), scene_index])
     # These have generators of their own, so that their choices leave the rest of the scene as it is.
-    format_rng, eventless_rng = rng.spawn(2)
+    format_rng, eventless_rng, camera_rng, clutter_rng, distractor_rng, rough_rng = rng.spawn(6)
     height, width = _pick(format_rng, spec.sizes)
     fps = _pick(format_rng, spec.rates)
     seconds = math.exp(format_rng.uniform(*np.log(spec.seconds)))
@@ -189,11 +205,19 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
         flickers=_flicker_frames(spec.flicker, frames, fps, rng),
         flicker=_pick(rng, (0.7, 1.3)),
         noise=int(rng.integers(2**32)),
+        texture=spec.texture,
+        view=camera_path(spec.camera, frames, camera_rng),
+        bystanders=tuple(clutter(frames, clutter_rng) for _ in range(spec.clutter)),
+        blur=spec.blur,
     )
-    spans = tuple((event.start / fps, event.end / fps) for event in scene.events)
+    moments = [_whole_frames(length, fps) for length in DISTRACTOR_LENGTHS]
+    distractors = tuple(distractor(scene, moments, distractor_rng) for _ in range(spec.distractors))
+    scene = dataclasses.replace(scene, bystanders=scene.bystanders + distractors)
+    true_spans = tuple((event.start / fps, event.end / fps) for event in scene.events)
+    spans = tuple(_roughly(span, frames / fps, spec.rough, rough_rng) for span in true_spans)
     words = dict(colour=colour, shape=shape, direction=scene.direction)
-    dialogue = make_dialogue(task, kinds, spans, words | _facts(scene), details, rng)
-    extra = dict(event=kinds[0], length=lengths[0], flicker=bool(scene.flickers), **words)
+    dialogue = make_dialogue(task, kinds, true_spans, words | _facts(scene), details, rng)
+    extra = dict(event=kinds[0], length=lengths[0], flicker=bool(scene.flickers), spans=true_spans, **words)
     clip = Clip(
         id=f"{split}-{index:06d}",
         video=f"{split}/{index // CLIPS_PER_FOLDER:03d}/{index:06d}.mp4",
@@ -213,7 +237,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
             keywords=(),
             spans=(),
             degraded_answer="",
-            extra=extra | dict(event="", length=0),
+            extra=extra | dict(event="", length=0, spans=()),
         )
         scene = dataclasses.replace(scene, events=())
     return clip, scene
@@ -253,6 +277,17 @@ def _flicker_frames(share: float, frames: int, fps: int, rng: np.random.Generato
     return tuple(range(start, start + length)) if rng.random() < share else ()
 
 
+def _roughly(
+    span: tuple[float, float], seconds: float, by: float, rng: np.random.Generator
+) -> tuple[float, float]:
+    """A span of a clip of so many seconds, moved by up to ``by`` and lengthened by up to ``by`` at either
+    end, within the clip."""
+    start, end = span
+    moved, before, after = rng.uniform((-by, 0, 0), by)
+    moved = float(np.clip(moved, -start, seconds - end))
+    return max(0.0, start + moved - float(before)), min(seconds, end + moved + float(after))
+
+
 def _facts(scene: Scene) -> dict[str, str]:
     """What DETAILS say of a scene; the same whatever the kind of its event."""
     centre, step = np.array(scene.centre), np.array(DIRECTIONS[scene.direction])
@@ -263,10 +298,12 @@ def _facts(scene: Scene) -> dict[str, str]:
         outline = "as wide as high"
     else:
         outline = "wider than high" if scene.width > scene.height else "higher than wide"
+    start, end = centre - step * scene.travel / 2, centre + step * scene.travel / 2
+    side = min(scene.width, scene.height) / np.array([scene.width, scene.height])
     return dict(
         half="the first" if 2 * scene.events[0].start < scene.frames else "the second",
-        start=_quarter(centre - step * scene.travel / 2),
-        end=_quarter(centre + step * scene.travel / 2),
+        start=_quarter(start - side * scene.view[0]),
+        end=_quarter(end - side * scene.view[-1]),
         light=light,
         outline=outline,
         seconds=str(round(scene.frames / scene.fps)),

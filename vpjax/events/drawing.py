@@ -30,6 +30,8 @@ JUMP = 0.36  # of the frame's width or height, across the motion and past the mi
 GAP = 0.9  # of the radius, by which each half of a split shape moves aside
 # Half of the turn that brings a shape back onto itself: as different as a turn can make it.
 SPIN = {"square": np.pi / 4, "triangle": np.pi / 3, "cross": np.pi / 4}
+WAVES = 12  # of which the background's texture is the sum
+WAVE_NUMBERS = (1.5, 5.0)  # least and most waves per shorter side of the frame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,23 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bystander:
+    """A grey shape behind the coloured one, which is seen from frame ``start`` on, for ``length`` frames.
+
+    place: (x, y) halfway through the clip, as shares of the frame's width and height. drift: the way (x, y)
+    that it moves over the clip, in the same unit. level: grey level 0-255. radius: as that of a ``Scene``.
+    """
+
+    shape: str
+    level: int
+    radius: float
+    place: tuple[float, float]
+    drift: tuple[float, float]
+    start: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Scene:
     """All that a clip shows.
 
@@ -53,7 +72,10 @@ class Scene:
     a share of the frame's shorter side. centre: (x, y) of the shape halfway through the clip, as shares of
     the width and the height. travel: the distance that the shape moves over the clip, as a share of the side
     along which it moves. background: grey level 0-255. flickers: frames in which the whole picture's
-    brightness is multiplied by ``flicker``. noise: seed of the pixel noise.
+    brightness is multiplied by ``flicker``. noise: seed of the pixel noise and the texture. texture: standard
+    deviation of the background in grey levels. view: (x, y) to which the camera has moved in each frame, as
+    shares of the frame's shorter side. bystanders: the later ones stand before the earlier ones. blur:
+    standard deviation of the lens's Gaussian blur, as a share of the frame's shorter side.
     """
 
     height: int
@@ -71,6 +93,10 @@ class Scene:
     flickers: tuple[int, ...]
     flicker: float
     noise: int
+    texture: float
+    view: tuple[tuple[float, float], ...]
+    bystanders: tuple[Bystander, ...]
+    blur: float
 
 
 def draw(scene: Scene, *, noise: float) -> np.ndarray:
@@ -104,19 +130,75 @@ def draw(scene: Scene, *, noise: float) -> np.ndarray:
 
     side = min(height, width)
     radius, gap = radius.astype(np.float32) * side, gap * side
-    centre_x, centre_y = centre_F2.T[:, :, None, None].astype(np.float32)
-    x = np.arange(width, dtype=np.float32) + 0.5 - centre_x * width
-    y = np.arange(height, dtype=np.float32)[:, None] + 0.5 - centre_y * height
+    column, row = _pixels(scene)
+    x, y = _from(centre_F2, column, row, scene)
     u = np.abs(np.cos(angle) * x + np.sin(angle) * y)  # every shape is its own mirror image in u
     v = np.cos(angle) * y - np.sin(angle) * x
     outside = distance(scene.shape, u - gap, v, radius)
     outside = np.where(gap > 0, np.maximum(outside, gap - u), outside)
     cover_FHW1 = (np.clip(0.5 - outside, 0, 1) * visible)[..., None]
     halo_FHW1 = (np.clip(2 - np.hypot(x, y) / radius, 0, 1) * glow)[..., None]
-    picture = (scene.background + halo_FHW1) * (1 - cover_FHW1) + colour * cover_FHW1
+    backdrop_FHW1 = _backdrop(scene, column, row)
+    picture = (backdrop_FHW1 + halo_FHW1) * (1 - cover_FHW1) + colour * cover_FHW1
     picture[list(scene.flickers)] *= scene.flicker
+    picture = blurred(picture, scene.blur * side)
     grain = np.random.default_rng(scene.noise).standard_normal((frames, height, width, 1), np.float32)
     return np.clip(picture + noise * grain, 0, 255).round().astype(np.uint8)
+
+
+def _pixels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The middles of the pixels' columns f32[F,1,w] and rows f32[F,h,1] in the world, in pixels."""
+    view_x, view_y = (np.array(scene.view, np.float32) * min(scene.height, scene.width)).T[:, :, None, None]
+    column = np.arange(scene.width, dtype=np.float32) + 0.5
+    row = np.arange(scene.height, dtype=np.float32)[:, None] + 0.5
+    return column + view_x, row + view_y
+
+
+def _from(
+    place_F2: np.ndarray, column: np.ndarray, row: np.ndarray, scene: Scene
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ways x, y in pixels from a place in each frame, as shares of the width and the height, to the
+    pixels."""
+    place_x, place_y = place_F2.T[:, :, None, None].astype(np.float32)
+    return column - place_x * scene.width, row - place_y * scene.height
+
+
+def _backdrop(scene: Scene, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """All that is seen behind the coloured shape, f32[F,h,w,1] in grey levels."""
+    side = min(scene.height, scene.width)
+    backdrop = np.full((scene.frames, scene.height, scene.width), scene.background, np.float32)
+    if scene.texture:
+        rng = np.random.default_rng([scene.noise, 1])
+        angles, phases = rng.uniform(0, 2 * np.pi, (2, WAVES))
+        for angle, phase, waves in zip(angles, phases, rng.uniform(*WAVE_NUMBERS, WAVES), strict=True):
+            way = (np.cos(angle) * column + np.sin(angle) * row) / side
+            backdrop += scene.texture * np.sqrt(2 / WAVES) * np.cos(2 * np.pi * waves * way + phase)
+    times = np.linspace(-0.5, 0.5, scene.frames)
+    for other in scene.bystanders:
+        during = slice(other.start, other.start + other.length)
+        x, y = _from(np.array(other.place) + np.outer(times, other.drift), column, row, scene)
+        outside = distance(other.shape, x[during], y[during], np.array(other.radius * side, np.float32))
+        cover = np.clip(0.5 - outside, 0, 1)
+        backdrop[during] = backdrop[during] * (1 - cover) + other.level * cover
+    return backdrop[..., None]
+
+
+def blurred(picture_FHWC: np.ndarray, deviation: float) -> np.ndarray:
+    """The pictures f32[F,h,w,C] after a Gaussian blur, whose standard deviation is given in pixels. Beyond an
+    edge they go on as at the edge."""
+    if not deviation:
+        return picture_FHWC
+    reach = int(np.ceil(3 * deviation))
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2).astype(np.float32)
+    weights /= weights.sum()
+    for axis in (1, 2):
+        widths = [(0, 0)] * 4
+        widths[axis] = (reach, reach)
+        padded = np.moveaxis(np.pad(picture_FHWC, widths, mode="edge"), axis, 0)
+        size = picture_FHWC.shape[axis]
+        parts = [weight * padded[first : first + size] for first, weight in enumerate(weights)]
+        picture_FHWC = np.moveaxis(sum(parts), 0, axis)
+    return picture_FHWC
 
 
 def opposite(colour: str) -> str:
