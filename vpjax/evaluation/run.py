@@ -119,8 +119,6 @@ def evaluate(
         write_json(out / REQUEST, description)
     predictions = Predictions(out / PREDICTIONS, writes=writes)
     multihost_utils.sync_global_devices("predictions are read")  # by every process, before one of them writes
-    if prior := run.get("events", {}).get("prior"):  # of the training clips: decides on columns of the tables
-        description["prior"] = prior
     with predictions, backend(run.get("attention", "auto")):
         results = evaluate_model(
             model,
