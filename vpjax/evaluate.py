@@ -2,6 +2,11 @@
 
     python -m vpjax.evaluate --model DIR --benchmark NAME --data PATH [--controls none,blind,...] [--limit N]
 
+``--rank`` also takes, of a question's candidate answers a, the one with the highest log p(a given V). With
+``--rank --contrast=motion`` it stands beside the one with the highest log p(a given V) - log p(a given V~),
+where V~ replaces the key frames that motion finds (motion), that the model finds, asked again with each few
+frames replaced (self), or that the clips' annotation names (key). Rows without such frames are counted apart.
+
 The same command again goes on where it was stopped: no prediction is computed twice.
 
     <out>/request.json        the model, the data and the options; another request needs another folder
@@ -15,12 +20,21 @@ from pathlib import Path
 import jax
 
 from vpjax import cli, programs
+from vpjax.building.scorers import find_by_motion
+from vpjax.building.self_scorer import self_finder
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import CONTROLS
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.results import format_results
 from vpjax.training import run_config
 from vpjax.types import UserError
+
+# How the key frames of --contrast are found, as ``evaluation.Request`` takes it.
+KEY_FRAMES: evaluation.KeyFrames = {
+    "key": None,
+    "motion": lambda model, text: find_by_motion,
+    "self": self_finder,
+}
 
 
 def main() -> None:
@@ -33,6 +47,9 @@ def main() -> None:
     add("--videos", help="root of its videos; default: where the annotations are")
     add("--controls", type=cli.comma_list, default=["none"], help=f"some of {','.join(CONTROLS)}")
     add("--rank", action="store_true", help="also predict the likeliest of a question's candidate answers")
+    add(
+        "--contrast", type=cli.comma_list, help=f"with --rank: and against V~; some of {','.join(KEY_FRAMES)}"
+    )
     add("--limit", type=positive, help="ask about this many rows only, evenly spread over all")
     add("--missing", choices=["apart", "wrong"], default="apart", help="how unusable videos count")
     add("--against", type=Path, help="results.json of another model, compared row by row")
@@ -41,14 +58,17 @@ def main() -> None:
     add("--max_new_tokens", type=positive, help="of an answer, at most; default: by benchmark")
     add("--frames", type=positive, help="frames a video, evenly spaced; default: as in training")
     add("--fps", type=cli.at_least(0.0), help="frames a second, in place of --frames")
-    add("--max_pixels", type=positive, help="of a frame after resizing")
+    add("--min_pixels", type=positive, help="of a frame after resizing, at least")
+    add("--max_pixels", type=positive, help="of a frame after resizing, at most")
+    add("--total_pixels", type=cli.at_least(0), help="of one frame in two, summed; replaces all budgets")
     add("--dtype", choices=run_config.DTYPES, help="of the weights; default: as in training")
     add("--fsdp", type=positive, default=1, help="devices that share a copy of the weights")
     flags = vars(parser.parse_args())
-    controls = flags.pop("controls")
-    if not controls or set(controls) - set(CONTROLS):
-        raise UserError(f"--controls={','.join(controls)}: choose some of {', '.join(CONTROLS)}")
-    frames, fps, max_pixels = flags.pop("frames"), flags.pop("fps"), flags.pop("max_pixels")
+    controls, contrast = flags.pop("controls"), flags.pop("contrast")
+    for flag, names, known in (("controls", controls, CONTROLS), ("contrast", contrast, KEY_FRAMES)):
+        if names is not None and (not names or set(names) - set(known)):
+            raise UserError(f"--{flag}={','.join(names)}: choose some of {', '.join(known)}")
+    frames, fps = flags.pop("frames"), flags.pop("fps")
     if frames and fps:
         raise UserError("--frames and --fps: give one of them")
     if fps == 0.0:
@@ -58,11 +78,12 @@ def main() -> None:
     video_options: dict[str, float] = {}
     if frames or fps:
         video_options |= dict(frames=frames or 0, fps=fps or 0.0)
-    if max_pixels:
-        min_pixels = min(run_config.HF_VIDEO_DEFAULTS["min_pixels"], max_pixels)
-        video_options |= dict(max_pixels=max_pixels, min_pixels=min_pixels)
+    for limit in ("min_pixels", "max_pixels", "total_pixels"):
+        if (pixels := flags.pop(limit)) is not None:
+            video_options[limit] = pixels
     request = evaluation.Request(
         controls=[control for control in CONTROLS if control in controls],
+        contrasts={name: find for name, find in KEY_FRAMES.items() if name in (contrast or ())},
         mesh=dict(data=-1, fsdp=flags.pop("fsdp"), tensor=1),
         video_options=video_options,
         **flags,

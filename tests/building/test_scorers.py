@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vpjax.building.scorers import key_runs, motion_scorer, product, span_scorer
+from vpjax.building.scorers import find_by_motion, key_runs, motion_scorer, product, span_scorer
 from vpjax.data.keyframes import slots_of
 from vpjax.data.video import Video
 from vpjax.types import Clip, Keyword
@@ -47,6 +47,7 @@ def test_motion_finds_what_comes_and_goes(length):
     frames[14] = 255
     frames[18:] = another_scene(frames[18:])
     assert spans_of(motion_scorer, video(frames)) == ((6 / FPS, (6 + length) / FPS),)
+    assert find_by_motion(video(frames), "", ()) == ((6 / FPS, (6 + length) / FPS),)
 
 
 def test_motion_finds_what_stays_changed():

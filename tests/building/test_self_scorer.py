@@ -61,10 +61,35 @@ def reference_logprob(model, row, frames, answer, places):
     return sum(float(logprobs[c, answer[c]]) for c in places)
 
 
+WINDOWS = {  # the slot that each slot of V~ shows
+    (0, 1): (1, 1, 2, 3, 4),
+    (1, 2): (0, 0, 2, 3, 4),
+    (2, 3): (0, 1, 1, 3, 4),
+    (3, 4): (0, 1, 2, 2, 4),
+    (4, 5): (0, 1, 2, 3, 3),
+    (0, 2): (2, 2, 2, 3, 4),
+    (1, 3): (0, 0, 3, 3, 4),
+    (2, 4): (0, 1, 1, 4, 4),
+    (3, 5): (0, 1, 2, 2, 2),
+}
+
+
 def replaced(*sources):
     """The frames of VIDEO with slot s showing slot sources[s]."""
     slots = VIDEO.frames.reshape(SLOTS, 2, 56, 56, 3)
     return slots[list(sources)].reshape(VIDEO.frames.shape)
+
+
+def scores_by_hand(drops):
+    """Of each slot, from the drops of WINDOWS: the largest one by which it adds to a window."""
+    single, double = [drops[s, s + 1] for s in range(5)], [drops[s, s + 2] for s in range(4)]
+    return [
+        max(single[0], double[0] - single[1]),
+        max(single[1], double[0] - single[0], double[1] - single[2]),
+        max(single[2], double[1] - single[1], double[2] - single[3]),
+        max(single[3], double[2] - single[2], double[3] - single[4]),
+        max(single[4], double[3] - single[3]),
+    ]
 
 
 @pytest.mark.parametrize("keyword", [KEYWORD, Keyword("absent", "absent")])
@@ -77,28 +102,35 @@ def test_scores_are_drops_on_replaced_pixels(models, keyword):
     if keyword is not KEYWORD:  # the whole answer, its end included
         places = range(len(answer))
 
-    def drop(*sources):
-        whole, degraded = VIDEO.frames, replaced(*sources)
-        return np.subtract(*(reference_logprob(reference, row, f, answer, places) for f in (whole, degraded)))
+    def logprob(frames):
+        return reference_logprob(reference, row, frames, answer, places)
 
-    single = [
-        drop(1, 1, 2, 3, 4),
-        drop(0, 0, 2, 3, 4),
-        drop(0, 1, 1, 3, 4),
-        drop(0, 1, 2, 2, 4),
-        drop(0, 1, 2, 3, 3),
-    ]
-    double = [drop(2, 2, 2, 3, 4), drop(0, 0, 3, 3, 4), drop(0, 1, 1, 4, 4), drop(0, 1, 2, 2, 2)]
-    expected = [
-        max(single[0], double[0] - single[1]),
-        max(single[1], double[0] - single[0], double[1] - single[2]),
-        max(single[2], double[1] - single[1], double[2] - single[3]),
-        max(single[3], double[2] - single[2], double[3] - single[4]),
-        max(single[4], double[3] - single[3]),
-    ]
+    drops = {window: logprob(VIDEO.frames) - logprob(replaced(*shown)) for window, shown in WINDOWS.items()}
+    expected = scores_by_hand(drops)
     scores = self_scorer.self_scorer(ours, text)(VIDEO, CLIP, keyword)
     assert scores.shape == (2 * SLOTS,) and np.std(expected) > 0.1
     np.testing.assert_allclose(scores, np.repeat(expected, 2), atol=1e-3)  # of log p near -10 in float32
+
+
+def test_key_frames_are_those_that_tell_answers_apart(models, monkeypatch):
+    """The score of a window is the spread, over the answers, of their drops on replaced pixels."""
+    ours, reference, text = models
+    row, _ = single_prompt(text.chat(CLIP.question), VIDEO, ours.config)
+    answers = [ANSWER, "A cup falls.", "falls and tips"]
+
+    def logprobs(frames):
+        ids = [text.answer(answer) for answer in answers]
+        return np.array([reference_logprob(reference, row, frames, x, range(len(x))) for x in ids])
+
+    whole = logprobs(VIDEO.frames)
+    spreads = {window: np.std(whole - logprobs(replaced(*shown))) for window, shown in WINDOWS.items()}
+    expected = np.repeat(scores_by_hand(spreads), 2)
+    got = []
+    found = ((1.0, 1.5),)
+    monkeypatch.setattr(self_scorer, "key_runs", lambda scores, times: got.append(scores) or (found, 1.0))
+    assert self_scorer.self_finder(ours, text)(VIDEO, CLIP.question, answers) == found
+    assert np.std(expected) > 0.03
+    np.testing.assert_allclose(got[0], expected, atol=1e-3)  # of log p near -30 in float32
 
 
 def test_the_video_is_encoded_once(models, monkeypatch):

@@ -74,34 +74,32 @@ def test_slots_past_the_clips_end_stay_and_fill_nothing():
 def random_masks(count=300, seed=0):
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        size, keywords = rng.integers(1, 24), rng.integers(0, 4)
-        valid = int(rng.integers(1, size + 1))
-        marked = np.zeros((keywords, size), bool)
+        slots, keywords = rng.integers(1, 24), rng.integers(0, 4)
+        marked = np.zeros((keywords, slots), bool)
         for row in marked:
-            start = rng.integers(valid)
-            row[start : min(valid, start + rng.integers(0, 4))] = True
-        yield marked, valid, rng
+            start = rng.integers(slots)
+            row[start : start + rng.integers(0, 4)] = True
+        yield marked, rng
 
 
 def test_laws_of_the_source():
     replaced = 0
-    for marked, valid, _ in random_masks():
-        source = kf.source_of(marked, valid)
-        union = marked.any(0)
-        changed = source != np.arange(len(source))
+    for marked, _ in random_masks():
+        source = kf.source_of(marked, marked.shape[1])
+        union, slots = marked.any(0), np.arange(marked.shape[1])
+        changed = source != slots
         assert source.dtype == np.int32
         assert not changed[~union].any()  # identity outside the marked slots
         np.testing.assert_array_equal(source[source], source)  # V~ of V~ is V~
-        assert source[:valid].max() < valid
         if changed.any():
             replaced += 1
             assert (changed == union).all()  # a run is never trimmed
             assert not union[source].any()  # every replaced slot shows one outside
-            assert (~union[:valid]).sum() * 2 >= valid
-            nearest = np.abs(np.arange(valid)[:, None] - np.flatnonzero(~union[:valid])).min(1)
-            np.testing.assert_array_equal(np.abs(source - np.arange(len(source)))[:valid], nearest)
+            assert (~union).sum() * 2 >= len(slots)
+            nearest = np.abs(slots[:, None] - np.flatnonzero(~union)).min(1)
+            np.testing.assert_array_equal(np.abs(source - slots), nearest)
         elif union.any():
-            assert (~union[:valid]).sum() * 2 < valid
+            assert (~union).sum() * 2 < len(slots)
     assert replaced > 100
 
 
@@ -111,9 +109,9 @@ def lengths(marked):
 
 def test_laws_of_the_random_control():
     moved_count = 0
-    for marked, valid, rng in random_masks():
-        moved = kf.moved_mask(marked, valid, rng)
-        assert moved.shape == marked.shape and not moved[:, valid:].any()
+    for marked, rng in random_masks():
+        moved = kf.moved_mask(marked, marked.shape[1], rng)
+        assert moved.shape == marked.shape
         if moved.any():
             moved_count += 1
             assert not (moved & marked.any(0)).any()  # elsewhere
@@ -129,14 +127,14 @@ def test_random_control_is_seeded_and_reaches_every_place():
         moved = kf.moved_mask(marked, 12, np.random.default_rng(seed))
         np.testing.assert_array_equal(moved, kf.moved_mask(marked, 12, np.random.default_rng(seed)))
         places.add(int(np.flatnonzero(moved[0])[0]))
-        source = kf.random_source(marked, 12, np.random.default_rng(seed))
+        source = kf.random_source(marked, np.random.default_rng(seed))
         np.testing.assert_array_equal(np.flatnonzero(source != np.arange(12)), np.flatnonzero(moved[0]))
     assert places == {0, 1, 5, 6, 7, 8, 9, 10}
 
 
 def test_no_room_means_no_control():
     assert not kf.moved_mask(mask(".xxx.."), 6, np.random.default_rng(0)).any()
-    assert kf.random_source(mask(".xxx.."), 6, np.random.default_rng(0)).tolist() == list(range(6))
+    assert kf.random_source(mask(".xxx.."), np.random.default_rng(0)).tolist() == list(range(6))
 
 
 def test_widening_keeps_seventy_percent():
@@ -170,23 +168,24 @@ def test_windows_show_no_keyword(marked, windows):
 
 
 def test_windows_by_trying_every_place():
-    for marked, valid, _ in random_masks():
-        slots = marked[:, :valid]
-        free = ~slots.any(0)
+    for marked, _ in random_masks():
+        free = ~marked.any(0)
         expected = []
-        for number, length in enumerate(slots.sum(1)):
-            for start in range(valid):
-                fits = length and start % length == 0 and start + length <= valid
+        for number, length in enumerate(marked.sum(1)):
+            for start in range(len(free)):
+                fits = length and start % length == 0 and start + length <= len(free)
                 if fits and free[start : start + length].all():
                     expected.append([number, start, start + length])
-        assert kf.windows_of(slots).tolist() == expected
+        assert kf.windows_of(marked).tolist() == expected
 
 
 def test_controls():
-    assert kf.reverse_source(6, 4).tolist() == [3, 2, 1, 0, 4, 5]
-    assert kf.single_source(6, 4).tolist() == [2, 2, 2, 2, 4, 5]
-    shuffled = kf.shuffle_source(8, 6, np.random.default_rng(1))
-    assert sorted(shuffled[:6].tolist()) == list(range(6)) and shuffled[6:].tolist() == [6, 7]
-    assert shuffled[:6].tolist() != list(range(6))
-    for source in (kf.reverse_source(6, 0), kf.single_source(6, 0), kf.identity_source(6)):
-        assert source.tolist() == list(range(6)) and source.dtype == np.int32
+    assert kf.reverse_source(4).tolist() == [3, 2, 1, 0]
+    assert kf.single_source(4).tolist() == [2, 2, 2, 2]
+    shuffled = kf.shuffle_source(6, np.random.default_rng(1))
+    assert sorted(shuffled.tolist()) == list(range(6)) != shuffled.tolist()
+    for slots in (0, 1, 5):
+        rng = np.random.default_rng(0)
+        orders = kf.identity_source(slots), kf.reverse_source(slots), kf.shuffle_source(slots, rng)
+        for source in (*orders, kf.single_source(slots)):
+            assert source.shape == (slots,) and source.dtype == np.int32

@@ -6,7 +6,8 @@ import pytest
 from vpjax.data.collate import empty_prompts
 from vpjax.data.packing import Sizes
 from vpjax.data.units import Capacity
-from vpjax.evaluation.ask import CONTROLS, Prediction, Predictions, Query, control_shows, pad_answers
+from vpjax.evaluation.ask import CONTROLS, Prediction, Predictions, Query, control_shows
+from vpjax.evaluation.ranking import best_answer, pad_answers
 from vpjax.models.config import VLMConfig
 from vpjax.types import UserError
 
@@ -109,6 +110,20 @@ def test_candidates_are_padded():
     tokens, valid = pad_answers([[np.array([5, 6]), np.array([7])], []], 2, 3)
     np.testing.assert_array_equal(tokens, [[[5, 6, 0], [7, 0, 0]], np.zeros((2, 3))])
     assert valid.sum((1, 2)).tolist() == [3, 0]
+
+
+def test_the_best_answer_has_the_highest_score():
+    answers = ("spins", "grows", "spins")
+    for scores, best in (
+        ([0.5, 0.25, 0.0], "spins"),
+        ([-3.0, -2.0, -9.0], "grows"),
+        ([1.0, 0.0, 1.0], "spins"),  # the same answer twice
+        ([1.0, 1.0, 0.0], None),
+        ([0.0, 0.0, 0.0], None),
+        ([np.nan, np.nan, np.nan], None),
+    ):
+        assert best_answer(answers, np.array(scores)) == best
+    assert best_answer(("spins",), np.zeros(1)) == "spins"
 
 
 def test_predictions_are_read_back(tmp_path):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import chex
 import jax
@@ -12,6 +11,8 @@ import pytest
 
 import vpjax.evaluate
 from tests import runs
+from tests.commands.call import call
+from vpjax.building.scorers import find_by_motion
 from vpjax.data.collate import collate, single_prompt
 from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import Loader, make_batch_maker
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.slow
 
 CLIPS = 10
 USED_CONTROLS = ("none", "key", "random", "shuffle", "blind")
+CONTRASTS = {"key": None, "motion": lambda model, text: find_by_motion}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,8 @@ def loaded(workdir):
 
 def evaluate(workdir, out, lines=None, **options):
     """The results. lines: takes what is printed."""
-    options = dict(controls=USED_CONTROLS, rank=True, batch=8, max_new_tokens=6) | options
+    defaults = dict(controls=USED_CONTROLS, rank=True, contrasts=CONTRASTS, batch=8, max_new_tokens=6)
+    options = defaults | options
     request = evaluation.Request("events", model=workdir, out=out, **options)
     return evaluation.evaluate(request, [].append if lines is None else lines.append)[1]
 
@@ -81,7 +84,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("stop", [0, 3, 37])
+@pytest.mark.parametrize("stop", [0, 3, 37, 70])
 def test_stopped_and_started_again_is_the_same_to_the_byte(workdir, whole, tmp_path, monkeypatch, stop):
     append, appended = Predictions.append, []
 
@@ -164,7 +167,8 @@ def test_predictions_are_the_models(loaded, clips, whole):
 
 def test_results_hold_what_is_on_disk(workdir, whole):
     results = json.loads((whole / "results.json").read_text())
-    assert set(results["controls"]) == {name + end for name in USED_CONTROLS for end in ("", ", ranked")}
+    names = {name + end for name in USED_CONTROLS for end in ("", ", ranked")}
+    assert set(results["controls"]) == names | {f"contrast by {name}, ranked" for name in CONTRASTS}
     assert results["chance"] == 1 / 8 and results["request"]["step"] == 3
     for name, scores in results["controls"].items():
         rows = [row for row in results["rows"] if row["control"] == name]
@@ -173,7 +177,8 @@ def test_results_hold_what_is_on_disk(workdir, whole):
         assert scores["metrics"]["accuracy"]["micro"]["mean"] == mean
     assert all(row["readable"] for row in results["rows"] if "ranked" in row["control"])
     predictions = Predictions(whole / "predictions.jsonl", writes=False).known.values()
-    assert {x.control for x in predictions if x.fault} <= {"key", "random"}
+    contrasts = {f"contrast by {name}" for name in CONTRASTS}
+    assert {x.control for x in predictions if x.fault} <= {"key", "random", *contrasts}
     assert {x.fault for x in predictions} <= {"", NO_KEY}
     html = (whole / "results.html").read_text()
     assert html.count("data:image/jpeg") >= 14 and 'class="key"' in html
@@ -285,7 +290,8 @@ def test_missing_videos(workdir, clips_file, tmp_path, missing):
     rows[0]["video"], rows[1]["video"] = "gone.mp4", "broken.mp4"
     data = tmp_path / "clips.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines, options = [], dict(data=data, missing=missing, rank=False, controls=("none", "blind"))
+    options = dict(data=data, missing=missing, rank=False, contrasts={}, controls=("none", "blind"))
+    lines = []
     results = evaluate(workdir, tmp_path / "out", lines, **options)
     assert len(lines) == 1 and "1 of 10 videos are missing, with 1 of 10 rows" in lines[0]
     assert "gone.mp4" in lines[0]
@@ -320,25 +326,49 @@ def test_mistakes_are_named(workdir, other, whole, clips_file, tmp_path):
         evaluate(workdir, tmp_path / "o", data=tmp_path / "gone.jsonl")
 
 
-def test_the_command(workdir, tmp_path, monkeypatch, capsys):
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["evaluate", f"--model={workdir}", "--benchmark=events", *flags])
-        vpjax.evaluate.main()
-
-    for flag, message in (
-        ("--benchmark=nil", "motionbench"),
-        ("--controls=blinded", "choose some of none"),
-        ("--controls=", "choose some of none"),
-        ("--limit=0", "limit"),
+def test_limits_that_are_asked_for_come_before_the_runs(loaded):
+    model, run = loaded[0], dict(min_pixels=100, max_pixels=400, total_pixels=5000, max_tokens=64, fps=2.0)
+    for options, changed in (
+        ({}, {}),
+        (dict(max_pixels=200), dict(max_pixels=200)),
+        (dict(max_pixels=50), dict(max_pixels=50, min_pixels=50)),
+        (dict(min_pixels=50), dict(min_pixels=50)),
+        (dict(min_pixels=500), dict(min_pixels=500, max_pixels=500)),
+        (dict(min_pixels=50, max_pixels=60), dict(min_pixels=50, max_pixels=60)),
+        (dict(total_pixels=9000, fps=4.0), dict(total_pixels=9000, fps=4.0, max_tokens=0)),
     ):
-        with pytest.raises(UserError, match=message):
-            call(flag)
-    with pytest.raises(UserError, match="--frames and --fps"):
-        call("--frames=8", "--fps=2")
-    call(
-        "--controls=blind,none", "--limit=3", "--max_new_tokens=4", "--max_pixels=784", f"--out={tmp_path}/o"
-    )
+        assert evaluation.with_options(run, options).to_dict() == run | changed
+    for benchmark in ("events", "mlvu"):
+        asked = evaluation.with_options(run, dict(total_pixels=10**6))
+        fields = evaluation.evaluation_data(asked, benchmark, model)
+        assert fields.total_pixels == 10**6 and fields.max_tokens > 10**9  # nothing else limits it
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(benchmark="nil"), "motionbench"),
+        (dict(controls="blinded"), "choose some of none"),
+        (dict(controls=""), "choose some of none"),
+        (dict(limit=0), "limit"),
+        (dict(frames=8, fps=2), "--frames and --fps"),
+        (dict(contrast="motion"), "--contrast=motion ranks candidate answers: give --rank too"),
+        (dict(contrast="optical"), "--contrast=optical: choose some of key, motion, self"),
+        (dict(contrast=""), "--contrast=: choose some of key, motion, self"),
+        (dict(min_pixels=784, max_pixels=500), "min_pixels is 784 and max_pixels 500"),
+        (dict(total_pixels=-1), "total_pixels"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(workdir, tmp_path, flags, message):
+    flags = dict(model=workdir, benchmark="events", out=tmp_path / "o") | flags
+    code, _, err = call(vpjax.evaluate.main, **flags)
+    assert code == 2 and len(err.splitlines()) == 1 and message in err, err
+
+
+def test_the_command(workdir, tmp_path):
+    flags = dict(model=workdir, benchmark="events", controls="blind,none", limit=3, max_new_tokens=4)
+    code, out, err = call(vpjax.evaluate.main, **flags, max_pixels=784, out=tmp_path / "o")
+    assert code == 0, err
     request = json.loads((tmp_path / "o/request.json").read_text())
     assert request["shown"]["min_pixels"] == request["shown"]["max_pixels"] == 784
-    printed = capsys.readouterr().out
-    assert "\nnone " in printed and "7 rows left out" in printed and (tmp_path / "o/results.html").exists()
+    assert "\nnone " in out and "7 rows left out" in out and (tmp_path / "o/results.html").exists()

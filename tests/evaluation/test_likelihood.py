@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import batches, tiny
-from vpjax.evaluation.ask import answer_logprobs, pad_answers
+from vpjax.evaluation.ranking import answer_logprobs, pad_answers
 from vpjax.models.hf import load_pretrained
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ Each scorer is one function with a unit of its own: ``key_runs`` only compares t
 another. The scorer that queries the model under training is in ``vpjax.building.self_scorer``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,12 @@ def span_scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
 
 
 def motion_scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
-    """Score frames by how sharply the picture changes around them, whatever the keyword.
+    """``motion_scores``, whatever the keyword."""
+    return motion_scores(video)
+
+
+def motion_scores(video: Video) -> np.ndarray:
+    """Score frames by how sharply the picture changes around them.
 
     Returns f32[F]: the smaller of the sharpest change shortly before a frame and the sharpest one shortly
     after it, which is high between the start and the end of a brief event. The two frames beside a change
@@ -64,6 +69,11 @@ def motion_scorer(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
         beside = max(before[-1:].max(initial=0), after[:1].max(initial=0))
         scores[t] = max(min(before.max(initial=0), after.max(initial=0)), LASTING * beside)
     return scores
+
+
+def find_by_motion(video: Video, question: str, answers: Sequence[str]) -> Spans:
+    """The key frames of a video by ``motion_scores``, whatever is asked about it."""
+    return key_runs(motion_scores(video), video.times)[0]
 
 
 def _changes(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

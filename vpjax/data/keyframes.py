@@ -1,8 +1,8 @@
 """Key slots, and the sources by which V~ and every control are made out of V (docs/method.md, section 1).
 
-A mask bool[J, S] marks the slots that show each keyword. A source i32[S] gives, for each slot of the changed
-video, the slot of V that it shows. Only the first ``slot_count`` of the S slots belong to the clip; the
-others are padding, which no source moves.
+A mask bool[J, S] marks the slots of a clip that show each keyword. A source i32[S] gives, for each slot of
+the changed video, the slot of V that it shows. Only the first ``slot_count`` of the S slots belong to the
+clip; the others are padding, which no source moves.
 """
 
 from collections.abc import Sequence
@@ -105,26 +105,22 @@ def windows_of(slots_JS: np.ndarray) -> np.ndarray:
     return np.array(found, np.int32).reshape(-1, 3)
 
 
-def random_source(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -> np.ndarray:
+def random_source(mask_JS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """``source_of`` for runs of the same lengths in other places: the effect of frozen frames alone."""
-    return source_of(moved_mask(mask_JS, slot_count, rng), slot_count)
+    slots = mask_JS.shape[1]
+    return source_of(moved_mask(mask_JS, slots, rng), slots)
 
 
-def shuffle_source(slots: int, slot_count: int, rng: np.random.Generator) -> np.ndarray:
+def shuffle_source(slots: int, rng: np.random.Generator) -> np.ndarray:
     """The source i32[S] of the clip with its slots in random order."""
-    return _padded_source(rng.permutation(slot_count), slots)
+    return rng.permutation(slots).astype(np.int32)
 
 
-def reverse_source(slots: int, slot_count: int) -> np.ndarray:
+def reverse_source(slots: int) -> np.ndarray:
     """The source i32[S] of the clip with its slots in reverse order."""
-    return _padded_source(np.arange(slot_count)[::-1], slots)
+    return identity_source(slots)[::-1]
 
 
-def single_source(slots: int, slot_count: int) -> np.ndarray:
+def single_source(slots: int) -> np.ndarray:
     """The source i32[S] of the clip that shows its middle slot throughout."""
-    return _padded_source(np.full(slot_count, slot_count // 2), slots)
-
-
-def _padded_source(source: np.ndarray, slots: int) -> np.ndarray:
-    """A source of the clip's slots, extended to all slots."""
-    return np.append(source, np.arange(len(source), slots)).astype(np.int32)
+    return np.full(slots, slots // 2, np.int32)

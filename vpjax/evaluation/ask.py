@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -26,11 +25,12 @@ from vpjax.data.pipeline import make_batch_maker, read_ahead
 from vpjax.data.rows import prompt_row, seen_through
 from vpjax.data.text import Text
 from vpjax.data.units import Capacity
+from vpjax.data.video import Video
+from vpjax.evaluation.ranking import answer_logprobs, best_answer, pad_answers
 from vpjax.models.generate import generate
 from vpjax.models.sharding import on_mesh, put_whole, row_parts
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM
-from vpjax.training.losses import token_logprobs
 from vpjax.types import Array, Clip, Prompts, UserError
 
 # The videos on which a model is evaluated. none: V itself; key: V~, the event's slots replaced by those
@@ -38,12 +38,22 @@ from vpjax.types import Array, Clip, Prompts, UserError
 # the middle slot throughout; blind: no video, the question alone.
 CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 NO_KEY = "no key frames that can be replaced"
+NO_BEST = "none of its candidate answers is ahead of the others"
+FINAL_FAULTS = (NO_KEY, NO_BEST)  # that asking again would not mend
+# Finds the key frames of a video from the question and the candidate answers, without an annotation: their
+# (start, end) in seconds.
+KeyFinder = Callable[[Video, str, Sequence[str]], Sequence[tuple[float, float]]]
 SEED = 0  # of the order of batches, and of the controls random and shuffle
+
+
+def contrast_control(key_frames: str) -> str:
+    """The name under which the contrast stands beside the controls. key_frames: how they are found."""
+    return f"contrast by {key_frames}"
 
 
 class Query(NamedTuple):
     """A question about the clip ``id``. ranked: predict the likeliest of the clip's candidate answers instead
-    of a greedy completion."""
+    of a greedy completion. Under a contrast it is the one with the highest log p given V - log p given V~."""
 
     id: str
     control: str
@@ -102,7 +112,9 @@ class QueryBatch(NamedTuple):
 
     clips: the clips of each row: none for padding, several if their prompts are equal. prompts: without their
     videos. features: of V. shows: i32[B, P], the units of V that the control's video shows. has_control:
-    bool[B], whether the row's clip has this control.
+    bool[B], whether the row's clip has this control. is_contrast: whether that video is V~, whose
+    log-probabilities are subtracted from those given V. logprobs: those of the candidates f32[B, G], by the
+    control that they were computed under; the queries about the same videos share it.
     """
 
     clips: list[list[Clip]]
@@ -112,6 +124,8 @@ class QueryBatch(NamedTuple):
     features: Features | None
     shows: Array
     has_control: np.ndarray
+    logprobs: dict[str, np.ndarray]
+    is_contrast: bool = False
 
 
 @functools.cache
@@ -119,7 +133,7 @@ def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> tuple[Cal
     """Three programs, cached so that they stay compiled.
 
     encode: model, units -> features of V. complete: model, prompts, features, shows -> greedy Completions.
-    rank: the same arguments and candidate tokens -> the index i32[B] of the likeliest candidate."""
+    score: the same arguments and candidate tokens -> log p f32[B, G] of the candidates."""
 
     def encode(model, units):
         return model.encode(units)
@@ -128,11 +142,11 @@ def programs(mesh: Mesh | None, max_new: int, eos: tuple[int, ...]) -> tuple[Cal
         changed = prompts.showing(shows)
         return generate(model, changed, jax.random.key(0), max_new=max_new, eos=eos, features=features)
 
-    def rank(model, prompts, features, shows, tokens_BGC, valid_BGC):
+    def score(model, prompts, features, shows, tokens_BGC, valid_BGC):
         changed = prompts.showing(shows)
-        return answer_logprobs(model, changed, tokens_BGC, valid_BGC, features=features).argmax(1)
+        return answer_logprobs(model, changed, tokens_BGC, valid_BGC, features=features)
 
-    return on_mesh(mesh, jax.jit(encode), rows=True), on_mesh(mesh, complete), on_mesh(mesh, rank)
+    return on_mesh(mesh, jax.jit(encode), rows=True), on_mesh(mesh, complete), on_mesh(mesh, score)
 
 
 class ClipPredictor:
@@ -150,13 +164,15 @@ class ClipPredictor:
         max_new: int,
         mesh: Mesh | None = None,
         candidates: Mapping[str, Sequence[str]] | None = None,
+        contrasts: Mapping[str, KeyFinder | None] | None = None,
         done: Collection[Query] = (),
     ):
         """data_config: the run's ``data``; V~ replaces the key slots, whatever its ``replacement`` is.
         batch_size: rows, rounded up to the devices that share them. max_new: the most tokens of an answer.
-        candidates: answers by clip id, of which the likeliest is predicted too. done: queries to leave out;
-        it does not change the batches of the others, so that an interrupted evaluation gives the same
-        predictions, bit for bit. UserError if no clip can be used.
+        candidates: answers by clip id, of which the likeliest is predicted too. contrasts: by name, what
+        finds the key frames of the V~ that the candidates are contrasted with; None: the annotation. done:
+        queries to leave out; it does not change the batches of the others, so that an interrupted evaluation
+        gives the same predictions, bit for bit. UserError if no clip can be used.
         """
         self.model, self.text, self.clips, self.controls = model, text, clips, controls
         self.mesh, self.done = mesh, done
@@ -164,6 +180,7 @@ class ClipPredictor:
         self.data_config = ConfigDict(data_config.to_dict() | dict(replacement="key", pool="key"))
 
         self.candidates = candidates or {}
+        self.contrasts = {contrast_control(name): find for name, find in (contrasts or {}).items()}
         self.ranked_values = (False, True) if self.candidates else (False,)
         self.candidate_ids = {
             id: [text.answer(x) for x in answers] for id, answers in self.candidates.items()
@@ -183,30 +200,38 @@ class ClipPredictor:
         )
         self.faults = {clip: reason for reason, rejected in self.index.rejected.items() for clip in rejected}
         self.faults |= {entry.id: entry.source.fault for entry in self.index.entries if entry.source.fault}
-        self.encode, self.complete, self.rank = programs(mesh, max_new, text.stops)
+        self.entry_of_clip = {entry.id: entry for entry in self.index.entries}
+        self.encode, self.complete, self.score = programs(mesh, max_new, text.stops)
 
     def predictions(self) -> Iterator[Prediction]:
-        """The prediction about each clip under each control, or why there is none."""
+        """The prediction about each clip under each control and contrast, or why there is none."""
         batches = self._video_batches()
         if "blind" in self.controls:
             batches = itertools.chain(batches, self._blind_batches())
         for queries in batches:
             rows = [self._pending(row, queries.control, queries.ranked) for row in queries.clips]
-            predicted: list[str] = []
+            predicted: list[str | None] = []
             if any(row for row, has_control in zip(rows, queries.has_control, strict=True) if has_control):
                 predicted = self._predict(queries)
             for number, row in enumerate(rows):
                 for query in row:
-                    if queries.has_control[number]:
-                        yield Prediction(*query, predicted[number])
-                    else:
+                    if not queries.has_control[number]:
                         yield Prediction(*query, fault=NO_KEY)
+                    elif (answer := predicted[number]) is None:
+                        yield Prediction(*query, fault=NO_BEST)
+                    else:
+                        yield Prediction(*query, answer)
         for clip in self.clips:
             if clip.id in self.faults:
-                for control, ranked in itertools.product(self.controls, self.ranked_values):
+                for control, ranked in self._modes(self.controls):
                     query = Query(clip.id, control, ranked)
                     if self._is_open(query):
                         yield Prediction(*query, fault=self.faults[clip.id])
+
+    def _modes(self, controls: Sequence[str]) -> list[tuple[str, bool]]:
+        """The (control, ranked) of all queries under ``controls`` and the contrasts."""
+        modes = list(itertools.product(controls, self.ranked_values))
+        return modes + [(contrast, True) for contrast in self.contrasts]
 
     def _pending(self, row: Sequence[Clip], control: str, ranked: bool) -> list[Query]:
         """The queries about a row's clips that still need a prediction."""
@@ -217,9 +242,9 @@ class ClipPredictor:
         return query not in self.done and (not query.ranked or query.id in self.candidates)
 
     def _video_batches(self) -> Iterator[QueryBatch]:
-        """The batches of all controls but ``blind``. Each video is read and encoded once."""
+        """The batches of all controls but ``blind``, and of the contrasts. Each video is encoded once."""
         video_controls = [control for control in self.controls if control != "blind"]
-        modes = list(itertools.product(video_controls, self.ranked_values))
+        modes = self._modes(video_controls)
         rows_of_step, plan = {}, self.maker.plan
         assert isinstance(plan, PromptPlan)
         for step in range(plan.steps_per_epoch):
@@ -235,11 +260,39 @@ class ClipPredictor:
                 units, on_host = element.batch.video, element.batch.without_video()
                 prompts = put_whole(on_host, self.mesh)
                 features = self.encode(self.model, put_whole(units, self.mesh)) if units.count else None
+                clips, logprobs = rows_of_step[step], dict[str, np.ndarray]()
                 for control in video_controls:
                     shows, has_control = control_shows(on_host, control, SEED)
-                    shared = prompts, features, put_whole(shows, self.mesh), has_control
+                    shared = prompts, features, put_whole(shows, self.mesh), has_control, logprobs
                     for ranked in self.ranked_values:
-                        yield QueryBatch(rows_of_step[step], control, ranked, *shared)
+                        yield QueryBatch(clips, control, ranked, *shared)
+                for contrast, find in self.contrasts.items():
+                    if any(self._pending(row, contrast, True) for row in clips):
+                        shows = self._degraded_shows(on_host, clips, contrast, find)
+                        has_control = (shows != on_host.text.shows).any(axis=1)
+                        shared = prompts, features, put_whole(shows, self.mesh), has_control, logprobs
+                        yield QueryBatch(clips, contrast, True, *shared, is_contrast=True)
+
+    def _degraded_shows(
+        self, prompts: Prompts, clips: Sequence[Sequence[Clip]], contrast: str, find: KeyFinder | None
+    ) -> np.ndarray:
+        """The units i32[B, P] that V~ shows, its key frames annotated or found; those of V for a clip without
+        key frames that can be replaced. prompts: on the host, of the rows ``clips`` of at most one clip."""
+        if find is None:
+            return control_shows(prompts, "key", SEED)[0]
+        shows_BP, slot_BP = np.array(prompts.text.shows), np.asarray(prompts.text.slot)
+        temporal = self.model.config.vision.temporal
+        for row, row_clips in enumerate(clips):
+            for query in self._pending(row_clips, contrast, True):
+                entry = self.entry_of_clip[query.id]
+                if entry.source.media is None:
+                    continue
+                video, _ = self.maker.video(entry)  # which the cache of frames holds by now
+                spans = find(video, self.clips[entry.number].question, self.candidates[query.id])
+                key_S = keyframes.slots_of(spans, video.times, video.frame_seconds, temporal)
+                source = keyframes.source_of(key_S[None], len(key_S))
+                shows_BP[row] = seen_through(shows_BP[row], slot_BP[row], source)
+        return shows_BP
 
     def _blind_batches(self) -> Iterator[QueryBatch]:
         """The batches of the control ``blind``. Clips with equal questions share a row, because they have the
@@ -262,23 +315,34 @@ class ClipPredictor:
                 batch = collate_prompts([*rows[part], *[None] * empty], sizes, capacity, model_config)
                 prompts, valid = put_whole(batch, self.mesh), np.asarray(batch.clip) >= 0
                 asked = clips[part] + [[]] * empty
-                yield QueryBatch(asked, "blind", ranked, prompts, None, prompts.text.shows, valid)
+                yield QueryBatch(asked, "blind", ranked, prompts, None, prompts.text.shows, valid, {})
 
-    def _predict(self, queries: QueryBatch) -> list[str]:
-        """The text that is predicted for each row."""
-        inputs = self.model, queries.prompts, queries.features, queries.shows
+    def _predict(self, queries: QueryBatch) -> list[str | None]:
+        """The text that is predicted for each row; None if no candidate is ahead of the others."""
         if not queries.ranked:
-            out = self.complete(*inputs)
+            out = self.complete(self.model, queries.prompts, queries.features, queries.shows)
             ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
             return [self.text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
-        names = [row[0].id if row else "" for row in queries.clips]
-        answers = [self.candidate_ids.get(name, []) for name in names]
-        padded = pad_answers(answers, self.groups, self.length)
-        best_B = np.asarray(self.rank(*inputs, *put_whole(padded, self.mesh)))
-        texts = []
-        for name, best in zip(names, best_B, strict=True):
-            texts.append(self.candidates[name][best] if name in self.candidates else "")
+        logprobs_BG = self._logprobs(queries, queries.control, queries.shows)
+        if queries.is_contrast:
+            whole_BG = self._logprobs(queries, "none", queries.prompts.text.shows)
+        texts: list[str | None] = []
+        for number, row in enumerate(queries.clips):
+            answers = self.candidates.get(row[0].id, ()) if row else ()
+            scores = logprobs_BG[number, : len(answers)]
+            if queries.is_contrast:
+                scores = whole_BG[number, : len(answers)] - scores
+            texts.append(best_answer(answers, scores) if answers else None)
         return texts
+
+    def _logprobs(self, queries: QueryBatch, control: str, shows: Array) -> np.ndarray:
+        """log p f32[B, G] of each row's candidates, computed once for each video of the queries."""
+        if control not in queries.logprobs:
+            answers = [self.candidate_ids.get(row[0].id, []) if row else [] for row in queries.clips]
+            padded = put_whole(pad_answers(answers, self.groups, self.length), self.mesh)
+            logprobs = self.score(self.model, queries.prompts, queries.features, shows, *padded)
+            queries.logprobs[control] = np.asarray(logprobs)
+        return queries.logprobs[control]
 
 
 def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -296,13 +360,13 @@ def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray
             case "random":
                 replaced = np.zeros((1, slots), bool)
                 replaced[0, slot_BP[row, key_BP[row] != shows_BP[row]]] = True
-                source = keyframes.random_source(replaced, slots, rng)
+                source = keyframes.random_source(replaced, rng)
             case "shuffle":
-                source = keyframes.shuffle_source(slots, slots, rng)
+                source = keyframes.shuffle_source(slots, rng)
             case "reverse":
-                source = keyframes.reverse_source(slots, slots)
+                source = keyframes.reverse_source(slots)
             case "single":
-                source = keyframes.single_source(slots, slots)
+                source = keyframes.single_source(slots)
             case _:
                 continue
         changed_BP[row] = seen_through(shows_BP[row], slot_BP[row], source)
@@ -310,38 +374,3 @@ def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray
     if control in ("key", "random"):
         has_control_B &= (changed_BP != shows_BP).any(axis=1)
     return changed_BP, has_control_B
-
-
-def pad_answers(
-    answers: Sequence[Sequence[np.ndarray]], groups: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens i32[B, G, C] of each row's answers i32[c], and which of them are real, bool[B, G, C]."""
-    tokens_BGC = np.zeros((len(answers), groups, length), np.int32)
-    valid_BGC = np.zeros(tokens_BGC.shape, bool)
-    for row, row_answers in enumerate(answers):
-        for number, ids in enumerate(row_answers):
-            tokens_BGC[row, number, : len(ids)] = ids
-            valid_BGC[row, number, : len(ids)] = True
-    return tokens_BGC, valid_BGC
-
-
-@functools.partial(jax.jit, static_argnames="chunk")
-def answer_logprobs(
-    model: VideoLM,
-    prompts: Prompts,
-    tokens_BGC: Array,
-    valid_BGC: Array,
-    *,
-    features: Features | None = None,
-    chunk: int = 128,
-) -> jax.Array:
-    """log p f32[B, G] of each whole answer after its row's prompt; -inf for an answer without tokens.
-
-    features: from ``model.encode``; None: those of the prompts' videos. chunk: positions whose logits are
-    held at once."""
-    if features is None:
-        features = model.encode(prompts.video)
-    h_BGCD = model.predicting(features, prompts, tokens_BGC)
-    logprobs = token_logprobs(h_BGCD, model.unembed, tokens_BGC, chunk=chunk)
-    total_BG = jnp.where(valid_BGC, logprobs, 0.0).sum(-1)
-    return jnp.where(valid_BGC.any(-1), total_BG, -jnp.inf)

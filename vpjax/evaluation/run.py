@@ -15,9 +15,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vpjax.data.sampling import Sampling
+from vpjax.data.sampling import NO_LIMIT, Sampling
 from vpjax.data.text import Text
-from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Predictions, Query
+from vpjax.evaluation.ask import FINAL_FAULTS, ClipPredictor, KeyFinder, Predictions, Query, contrast_control
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
@@ -43,6 +43,8 @@ ROOM = dict(
 )
 UNNAMED = "event"  # the keyword of a clip that has spans but no keywords, for the controls key and random
 OWN = ("events", "clips")  # benchmarks in vpjax's format, whose questions get the run's instructions
+# Ways to find key frames, by name: a function of the model and its tokenizer; None: those that clips give.
+KeyFrames = Mapping[str, Callable[[VideoLM, Text], KeyFinder] | None]
 REQUEST, PREDICTIONS, RESULTS, PAGE = "request.json", "predictions.jsonl", "results.json", "results.html"
 
 
@@ -53,11 +55,13 @@ class Request:
     benchmark: a key of ``BENCHMARKS``. model: a work directory or a Hugging Face folder. out: the folder of
     the results; None: ``default_out``. data, videos: see ``read_benchmark``; data None: the held-out clips of
     a run on event clips. step: of a work directory's checkpoint; None: the newest. controls: some of
-    ``CONTROLS``, in that order. rank: predict the likeliest of a question's candidate answers too. limit: the
+    ``CONTROLS``, in that order. rank: predict the likeliest of a question's candidate answers too. contrasts:
+    rank them against V~ too, once for each of these ways to find the key frames that it replaces. limit: the
     most clips, evenly spread over all. missing: see ``make_results``. against: the results.json of another
     model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: the benchmark's. mesh:
     devices per axis, as ``config.mesh``. video_options: fields of the section ``data`` that replace those of
-    training. dtype: of the weights; None: as in training, or as stored.
+    training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. UserError for
+    contrasts without rank.
     """
 
     benchmark: str
@@ -68,6 +72,7 @@ class Request:
     step: int | None = None
     controls: Sequence[str] = ("none",)
     rank: bool = False
+    contrasts: KeyFrames = dataclasses.field(default_factory=dict)
     limit: int | None = None
     missing: str = "apart"
     against: Path | None = None
@@ -76,6 +81,10 @@ class Request:
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(data=-1, fsdp=1, tensor=1))
     video_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.contrasts and not self.rank:
+            raise UserError(f"--contrast={','.join(self.contrasts)} ranks candidate answers: give --rank too")
 
     @property
     def new_tokens(self) -> int:
@@ -101,7 +110,7 @@ def evaluate(
     check_videos(clips, say)
 
     run, mesh = run_of(request.model), make_mesh(request.mesh)
-    data_config = ConfigDict(run_config.HF_VIDEO_DEFAULTS | run.get("data", {}) | request.video_options)
+    data_config = with_options(run_config.HF_VIDEO_DEFAULTS | run.get("data", {}), request.video_options)
     step = checkpoint.newest_step(request.model) if request.step is None else request.step
     dtype = request.dtype
     if dtype is None and step is not None:
@@ -156,16 +165,33 @@ def describe_request(
     }
 
 
+def with_options(data_fields: Mapping[str, Any], options: Mapping[str, Any]) -> ConfigDict:
+    """The section ``data`` with some fields replaced, of which a limit that is asked for comes before the
+    run's: max_pixels before its min_pixels, min_pixels before its max_pixels, and total_pixels before its
+    budget of tokens (max_tokens 0: total_pixels is the only budget)."""
+    fields = {**data_fields, **options}
+    if "max_pixels" in options and "min_pixels" not in options:
+        fields["min_pixels"] = min(fields["min_pixels"], fields["max_pixels"])
+    if "min_pixels" in options and "max_pixels" not in options:
+        fields["max_pixels"] = max(fields["min_pixels"], fields["max_pixels"])
+    if "total_pixels" in options:
+        fields["max_tokens"] = 0
+    return ConfigDict(fields)
+
+
 def evaluation_data(data_config: ConfigDict, benchmark: str, model: VideoLM) -> ConfigDict:
     """The section ``data`` of an evaluation: that of the run, with ROOM.
 
-    Videos have the run's budget of tokens. Its own clips share it with their texts, as in training; those of
-    other benchmarks leave it to the videos alone."""
+    Videos have the run's budget of tokens, or that of ``with_options``. Its own clips share the run's with
+    their texts, as in training; those of other benchmarks leave it to the videos alone."""
     fields = data_config.to_dict() | ROOM
     budget = data_config.get("max_tokens")
     if benchmark in OWN:
         fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
-        fields["max_tokens"] = budget or ROOM["max_tokens"]
+    if budget == 0:
+        fields["max_tokens"] = NO_LIMIT
+    elif budget and benchmark in OWN:
+        fields["max_tokens"] = budget
     elif budget:
         pixels = budget * model.config.vision.factor**2
         fields["total_pixels"] = min(data_config.get("total_pixels") or pixels, pixels)
@@ -187,15 +213,19 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """The results of a model in memory on a benchmark's clips, as ``make_results`` returns them.
 
-    clips: from ``read_benchmark``. request: its benchmark, controls, rank, batch, max_new_tokens and missing
-    are read. data_config: the run's ``data``. mesh: where the model is. predictions: those made before, to
-    which new ones are added. left_out, description (the request): see ``make_results``.
+    clips: from ``read_benchmark``. request: its benchmark, controls, rank, contrasts, batch, max_new_tokens
+    and missing are read. data_config: the run's ``data``. mesh: where the model is. predictions: those made
+    before, to which new ones are added. left_out, description (the request): see ``make_results``. UserError
+    if answers are to be ranked and no clip has any.
     """
     if predictions is None:
         predictions = Predictions()
     candidates = {}
     if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
+        if not candidates:
+            raise UserError(f"--rank: no question of {request.benchmark} has candidate answers: leave it out")
+    finders = {name: make and make(model, text) for name, make in request.contrasts.items()}
     predictor = ClipPredictor(
         model,
         text,
@@ -206,8 +236,9 @@ def evaluate_model(
         max_new=request.new_tokens,
         mesh=mesh,
         candidates=candidates,
+        contrasts=finders,
         # A video that could not be used may have been mended since.
-        done={query for query, known in predictions.known.items() if known.fault in ("", NO_KEY)},
+        done={query for query, known in predictions.known.items() if known.fault in ("", *FINAL_FAULTS)},
     )
     for prediction in predictor.predictions():
         if prediction != predictions.known.get(prediction.query):
@@ -216,6 +247,8 @@ def evaluate_model(
     for control in request.controls:
         queries += [Query(clip.id, control) for clip in clips]
         queries += [Query(clip, control, ranked=True) for clip in candidates]
+    for name in finders:
+        queries += [Query(clip, contrast_control(name), ranked=True) for clip in candidates]
     return make_results(
         description or {"benchmark": request.benchmark},
         BENCHMARKS[request.benchmark],
