@@ -137,20 +137,22 @@ class Strip:
 class Batch:
     """Packed rows of clips with their answers, for SFT. -1 pads all lists.
 
-    video: V. text: prompts and answers. degraded: the prompts of the clips that have a V~, as they see V~, up
-    to their last visual token or with an answer. target i32[R,A]: the tokens of ``text`` that are trained on;
-    origin i32[R,A]: the data set of each, by its number in ``data.train``. degraded_target i32[R,C]: the
-    tokens of ``degraded`` that are trained on, because they are true of V~, or compared; compared i32[R,C]:
-    the place in ``target`` of the same token given V, -1: it is not compared. keywords i32[R,Q,W]: token ids
-    as they stand in the caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of each keyword; slots bool[R,Q,N]:
-    the slots of the row that show it; has_degraded bool[R,Q]: its clip has a V~. windows i32[R,Y,3]: keyword,
-    first slot, and slot past the end, of moments that show no keyword of its clip
-    (``data.keyframes.windows_of``). clip i32[R,X]: the numbers of the row's clips in their data set.
+    video: V. text: prompts and answers. degraded: the prompts of the clips that have a V~, as they see V~,
+    from the first token that shows another unit up to their last visual token or with an answer. shared
+    i32[R,T]: the segment of the tokens of ``text`` before that, 0: others. target i32[R,A]: the tokens of
+    ``text`` that are trained on; origin i32[R,A]: the data set of each, by its number in ``data.train``.
+    degraded_target i32[R,C]: the tokens of ``degraded`` that are trained on, because they are true of V~, or
+    compared; compared i32[R,C]: the place in ``target`` of the same token given V, -1: it is not compared.
+    keywords i32[R,Q,W]: token ids as they stand in the caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of
+    each keyword; slots bool[R,Q,N]: the slots of the row that show it; has_degraded bool[R,Q]: its clip has a
+    V~. windows i32[R,Y,3]: keyword, first slot, and slot past the end, of moments that show no keyword of its
+    clip (``data.keyframes.windows_of``). clip i32[R,X]: the numbers of the row's clips in their data set.
     """
 
     video: Units
     text: Strip
     degraded: Strip
+    shared: Array
     target: Array
     origin: Array
     degraded_target: Array

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests import joint
-from vpjax.models import attention
+from vpjax.models import attention, splash
 from vpjax.models.attention import KeyValues, Layout, attend
 from vpjax.models.sharding import in_use, make_mesh, replicated
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def small_blocks():
     """Blocks of 128, so that short sequences have several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "BLOCK", attention.LANES)
+        patch.setattr(splash, "BLOCK", splash.LANES)
         yield
 
 
@@ -103,6 +103,92 @@ def test_back_ends_are_equal(name, layout):
         np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
 
 
+TAIL = 170  # tokens of the branch
+
+
+def branch_inputs():
+    """``inputs(PACKED)`` with a branch after it: every second segment has one, which sees a part of it."""
+    rng = np.random.default_rng(1)
+    q, k, v, segment, weight, real = inputs(PACKED)
+    shared, own = np.zeros_like(segment), np.zeros((len(segment), TAIL), np.int32)
+    for row in range(len(segment)):
+        chosen = range(1 + row % 2, segment[row].max() + 1, 2)
+        for number in chosen:
+            at = np.flatnonzero(segment[row] == number)
+            shared[row, at[: rng.integers(0, len(at) + 1)]] = number
+        ends = np.sort(rng.choice(np.arange(1, TAIL), len(chosen), replace=False))
+        for number, start, end in zip(chosen, [0, *ends], ends, strict=False):
+            own[row, start:end] = number
+    more = (rng.standard_normal((len(q), TAIL, *x.shape[2:])).astype(np.float32) for x in (q, k, v, weight))
+    q, k, v, weight = (np.concatenate(pair, axis=1) for pair in zip((q, k, v, weight), more, strict=True))
+    real = np.concatenate([real, own > 0], axis=1)
+    return q, k, v, segment, attention.Branch(own, shared), weight * real[:, :, None, None], real
+
+
+def branch_attended(name, q, k, v, segment, branch):
+    kv = KeyValues(k, v)
+    if name == "cudnn":  # see ``attended``
+        prefix = KeyValues(*(x[:, : PACKED.prefix] for x in kv))
+        own = attention._attend_cudnn(q[:, : PACKED.prefix], prefix, PACKED, segment, "xla")
+        tail = attention._branch_cudnn(q[:, PACKED.prefix :], kv, branch, "xla")
+        return jnp.concatenate([own, tail], axis=1)
+    with attention.backend(name):
+        return attend(q, kv, PACKED, segment, branch)
+
+
+@functools.cache
+def branch_results(name):
+    q, k, v, segment, branch, weight, _ = branch_inputs()
+
+    def loss(q, k, v):
+        out = branch_attended(name, q, k, v, segment, branch)
+        return (out * weight).sum(), out
+
+    gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    return [np.asarray(x) for x in (out, *gradients)]
+
+
+def test_a_branch_sees_what_it_shares_and_itself():
+    """By hand: a segment's shared tokens with the branch's own tokens after them are a row of their own."""
+    q, k, v, segment, branch, _, _ = branch_inputs()
+    ours = branch_results("xla")[0]
+    assert {bool(shared.any()) for shared in branch.shared} == {True, False} or branch.shared.any()
+    checked = 0
+    for row in range(len(q)):
+        for number in set(branch.segment[row]) - {0}:
+            before = np.flatnonzero(branch.shared[row] == number)
+            own = PACKED.prefix + np.flatnonzero(branch.segment[row] == number)
+            at = np.concatenate([before, own])
+            alone = [x[row : row + 1, at] for x in (q, k, v)]
+            whole = by_hand(*alone, np.ones((1, len(at)), int), Layout(len(at)))[0]
+            np.testing.assert_allclose(ours[row, own], whole[len(before) :], rtol=0, atol=2e-6)
+            checked += len(own)
+    assert checked > 300
+    prefix = results("xla", PACKED)[0]
+    np.testing.assert_array_equal(ours[:, : PACKED.prefix], prefix)  # which a branch does not change
+
+
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_back_ends_agree_about_a_branch(name):
+    real = branch_inputs()[-1]
+    ours, theirs = branch_results(name), branch_results("xla")
+    np.testing.assert_allclose(ours[0][real], theirs[0][real], rtol=0, atol=2e-5)
+    for x, y in zip(ours[1:], theirs[1:], strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
+
+
+def test_a_branch_on_a_mesh():
+    q, k, v, segment, branch, _, real = branch_inputs()
+    mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+
+    def run(*arguments):
+        with in_use(mesh):
+            return branch_attended("splash", *arguments)
+
+    split = jax.jit(run)(*jax.device_put((q, k, v, segment, branch), replicated(mesh)))
+    np.testing.assert_allclose(np.asarray(split)[real], branch_results("splash")[0][real], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("layout", [LAYOUTS[0], PACKED], ids=str)
 def test_splash_on_a_mesh_is_splash(layout):
     """Each device computes its rows and heads, with the values that one device computes for them."""
@@ -139,8 +225,8 @@ def test_another_segment_changes_nothing(name):
 
 def test_splash_computes_no_scores_between_segments(monkeypatch):
     """NaNs are seen wherever they are computed with, masked or not. Here segments end where blocks do."""
-    monkeypatch.setattr(attention, "BLOCK", attention.LANES)
-    lengths = np.array([2, 1, 3]) * attention.LANES
+    monkeypatch.setattr(splash, "BLOCK", splash.LANES)
+    lengths = np.array([2, 1, 3]) * splash.LANES
     layout = Layout(int(lengths.sum()) + 100, packed=True)
     q, k, v, _, weight, _ = inputs(layout, rows=2)
     segment = np.pad(np.repeat([1, 2, 3], lengths), (0, 100))

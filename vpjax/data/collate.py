@@ -55,6 +55,7 @@ def empty_batch(
         video=empty_units(rows, sizes, capacity, model_config),
         text=empty_strip(rows, sizes.tokens),
         degraded=empty_strip(rows, sizes.degraded),
+        shared=np.zeros((rows, sizes.tokens), np.int32),
         target=none(sizes.targets),
         origin=none(sizes.targets),
         degraded_target=none(sizes.degraded_targets),
@@ -185,13 +186,15 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
     shift = dict(units=used.units, slots=used.slots, segment=used.clips + 1)
     _write_strip(batch.text, r, text, used.tokens, **shift)
     _write_strip(batch.degraded, r, degraded, used.degraded, **shift)
+    batch.shared[r, used.tokens : used.tokens + row.shared] = used.clips + 1
 
     first_target = used.tokens + len(row.prompt.tokens)
     targets = slice(used.targets, used.targets + len(row.answer))
     batch.target[r, targets] = first_target + np.arange(len(row.answer))
     batch.origin[r, targets] = row.data_set
     again = slice(used.degraded_targets, used.degraded_targets + len(row.degraded_target))
-    batch.degraded_target[r, again] = used.degraded + len(row.prompt.tokens) + row.degraded_target
+    first_again = used.degraded + len(row.prompt.tokens) - row.shared
+    batch.degraded_target[r, again] = first_again + row.degraded_target
     batch.compared[r, again] = _shifted(row.compared, used.targets)
 
     keywords = slice(used.keywords, used.keywords + count)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vpjax.data.cache import cache_folder
 from vpjax.data.images import is_image
+from vpjax.data.keyframes import slots_of
 from vpjax.data.packing import Sizes
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import NO_ANSWERS, SHARED_TIMES, DegradedAnswers, compared_places
@@ -154,9 +155,13 @@ def index_clips(
     entries = []
     for (number, source, own, _), shape in zip(planned, shapes, strict=True):
         beside = stamp_tokens(own, longest, model_config) if source.media == "video" else 0
-        sizes = row_sizes(own, shape, beside, model_config, capacity, answers)
-        data_set = 0 if data_set_of is None else data_set_of[number]
         part = clips[number].start, clips[number].end
+        first_slot = 0
+        if data_config.replacement == "key" and source.info is not None and not source.fault:
+            times = frame_times(sampling, source.info, part, shape[0])
+            first_slot = earliest_replaced(own, times, source.info.frame_seconds, data_config.widen)
+        sizes = row_sizes(own, shape, beside, model_config, capacity, answers, first_slot)
+        data_set = 0 if data_set_of is None else data_set_of[number]
         entries.append(Entry(number, clips[number].id, source, part, own, shape, data_set, sizes))
     return Index(entries, capacity, rejected, noted)
 
@@ -186,8 +191,10 @@ def row_sizes(
     model_config: VLMConfig,
     capacity: Capacity,
     answers: DegradedAnswers = NO_ANSWERS,
+    first_slot: int = 0,
 ) -> Sizes:
-    """How much of a row a clip takes at most."""
+    """How much of a row a clip takes at most. slot_tokens: text beside each slot. first_slot: before which V~
+    replaces none."""
     slots, rows, columns = grid = grid_of(shape, model_config.vision)
     pads = (model_config.image_token, model_config.video_token)
     places = np.flatnonzero(is_visual(tokens.prompt, pads))
@@ -200,7 +207,9 @@ def row_sizes(
     degraded = degraded_targets = 0
     if shown:
         followed, degraded_targets = degraded_answer_sizes(tokens, shown_J, answers)
-        degraded = prompt + followed if followed else before + visual
+        degraded = (slots - first_slot) * (rows * columns + slot_tokens)
+        if followed:
+            degraded += prompt - before - visual + followed
     return Sizes(
         tokens=prompt + len(tokens.answer),
         units=units,
@@ -212,6 +221,13 @@ def row_sizes(
         slots=slots,
         windows=shown * slots,
     )
+
+
+def earliest_replaced(tokens: Tokens, times: np.ndarray, frame_seconds: float, widen: int) -> int:
+    """The slot before which V~ replaces none, with a slot to spare for files whose frame rate varies. times:
+    planned, of the frames."""
+    marked = slots_of([span for spans in tokens.spans for span in spans], times, frame_seconds)
+    return max(int(marked.argmax()) - widen - 1, 0) if marked.any() else 0
 
 
 def degraded_answer_sizes(tokens: Tokens, shown_J: np.ndarray, answers: DegradedAnswers) -> tuple[int, int]:

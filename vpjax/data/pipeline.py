@@ -23,7 +23,7 @@ from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import Entry, Index, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, PromptPlan, Sizes
-from vpjax.data.rows import NO_ANSWERS, DegradedAnswers, Row, training_row
+from vpjax.data.rows import LATER_FRAMES, NO_ANSWERS, DegradedAnswers, Row, training_row
 from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.data.units import Capacity, grid_of
@@ -103,6 +103,8 @@ class BatchMaker:
             clip=entry.number,
             data_set=entry.data_set,
         )
+        if len(row.degraded.tokens) > entry.sizes.degraded:
+            row = row.without_degraded(LATER_FRAMES)
         return dataclasses.replace(row, notes=row.notes + notes)
 
     def video(self, entry: Entry) -> tuple[Video, tuple[str, ...]]:

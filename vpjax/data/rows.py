@@ -36,6 +36,7 @@ class DegradedAnswers:
 
 
 NO_ANSWERS = DegradedAnswers()
+LATER_FRAMES = "clip without V~: its frame rate varies, and the event is in an earlier frame than planned"
 NO_TOKENS = np.zeros(0, np.int32)
 
 
@@ -66,6 +67,18 @@ class Row:
     data_set: int = 0
     notes: tuple[str, ...] = ()
 
+    def without_degraded(self, note: str) -> Row:
+        """The clip without V~, and a remark that says why."""
+        return dataclasses.replace(
+            self,
+            shows_degraded=np.asarray(self.prompt.shows),
+            degraded_answer=NO_TOKENS,
+            degraded_target=NO_TOKENS,
+            compared=NO_TOKENS,
+            hidden=np.zeros_like(self.hidden),
+            notes=(*self.notes, note),
+        )
+
     @property
     def has_degraded(self) -> bool:
         return bool((self.shows_degraded != self.prompt.shows).any())
@@ -77,21 +90,27 @@ class Row:
 
     @property
     def degraded(self) -> Strip:
-        """The prompt as it sees V~ and the tokens that follow it; without such tokens it ends at its last
-        visual one. Empty without a V~."""
-        prompt = dataclasses.replace(self.prompt, shows=self.shows_degraded)
-        if len(self.degraded_answer):
-            return answered(prompt, self.degraded_answer)
+        """The prompt as it sees V~ and the tokens that follow it, from the first token that shows another
+        unit on. Without such tokens it ends at its last visual one. Empty without a V~."""
+        whole = answered(dataclasses.replace(self.prompt, shows=self.shows_degraded), self.degraded_answer)
         end = 0
-        if self.has_degraded:
-            end = int(np.flatnonzero(prompt.shows >= 0)[-1]) + 1
+        if len(self.degraded_answer):
+            end = len(whole.tokens)
+        elif self.has_degraded:
+            end = int(np.flatnonzero(whole.shows >= 0)[-1]) + 1
+        part = slice(self.shared, end)
         return Strip(
-            prompt.tokens[:end],
-            prompt.segment[:end],
-            prompt.positions[:, :end],
-            prompt.shows[:end],
-            prompt.slot[:end],
+            whole.tokens[part],
+            whole.segment[part],
+            whole.positions[:, part],
+            whole.shows[part],
+            whole.slot[part],
         )
+
+    @property
+    def shared(self) -> int:
+        """The number of tokens before the first that shows another unit in V~; 0 without a V~."""
+        return int((self.shows_degraded != self.prompt.shows).argmax()) if self.has_degraded else 0
 
 
 def answered(prompt: Strip, answer: np.ndarray) -> Strip:

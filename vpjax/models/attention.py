@@ -16,6 +16,9 @@ Scores between completions are never computed. The prefix may hold several clips
 their own segment, and completions see segment 1. SFT has packed rows of many segments and no completions.
 Segment 0 is padding, whose output means nothing.
 
+In place of completions, packed rows may have a branch: for each segment, a second ending that sees the
+segment's first tokens and itself. So V~ begins where it differs from V.
+
 Whole sequences have three back ends, which agree except at padded tokens: ``xla`` everywhere, ``splash``
 (Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory.
 """
@@ -24,22 +27,17 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
-from jax.sharding import PartitionSpec as P
 
-from vpjax.types import Array, UserError
+from vpjax.models import splash
+from vpjax.types import Array
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
 QUERIES = 96  # xla: tokens of a prefix that attend at once
-BLOCK, LANES = 512, 128  # splash: tokens in a block at most; a block is a multiple of LANES
 
 _backend = contextvars.ContextVar("attention", default="auto")
 
@@ -53,6 +51,14 @@ class Layout:
     groups: int = 1
     suffix: int = 0
     packed: bool = False
+
+
+class Branch(NamedTuple):
+    """The branch of packed rows. segment i32[B, C]: of its tokens, 0: padding. shared i32[B, P]: the segment
+    whose branch sees a token of the prefix, 0: none does."""
+
+    segment: Array
+    shared: Array
 
 
 class KeyValues(NamedTuple):
@@ -119,10 +125,40 @@ def attend_suffix(
     return (out + jnp.einsum("bgkrqc,bgckh->bgqkrh", to_suffix, suffix.v)).reshape(q_BGQNH.shape)
 
 
-def attend(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
-    """Attention of a whole sequence of ``layout`` to itself: [B, P + G * C, N, H]."""
+def attend_branch(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array:
+    """Attention of a branch to the prefix and to itself: [B, C, N, H]. kv: [B, P + C, K, H]."""
+    q = _grouped(q_BCNH, kv.k.shape[-2])
+    mask_BCT = sees_branch(branch)
+    prefix = kv.k.shape[1] - q.shape[1]
+    out = []
+    for start in range(0, q.shape[1], QUERIES):
+        end = min(start + QUERIES, q.shape[1])
+        k, v = kv.k[:, : prefix + end], kv.v[:, : prefix + end]
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, start:end], k)
+        weights = _softmax(scores, mask_BCT[:, None, None, start:end, : prefix + end])
+        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
+    return jnp.concatenate(out, axis=1).reshape(q_BCNH.shape)
+
+
+def sees_branch(branch: Branch) -> jax.Array:
+    """bool[B, C, P + C]: whether a token of a branch sees a token of the prefix or of the branch."""
+    segment_BC = jnp.asarray(branch.segment)
+    sees_prefix = segment_BC[:, :, None] == jnp.asarray(branch.shared)[:, None]
+    return jnp.concatenate([sees_prefix, causal_inside(segment_BC)], axis=2)
+
+
+def attend(
+    q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array, branch: Branch | None = None
+) -> jax.Array:
+    """Attention of a whole sequence of ``layout`` to itself, and of a branch after it: [B, T, N, H]."""
+    name = backend_of(q_BTNH.dtype)
     functions = {"xla": _attend_xla, "splash": _attend_splash, "cudnn": _attend_cudnn}
-    return functions[backend_of(q_BTNH.dtype)](q_BTNH, kv, layout, segment_BP)
+    if branch is None:
+        return functions[name](q_BTNH, kv, layout, segment_BP)
+    branch_functions = {"xla": attend_branch, "splash": _branch_splash, "cudnn": _branch_cudnn}
+    own = KeyValues(kv.k[:, : layout.prefix], kv.v[:, : layout.prefix])
+    out = functions[name](q_BTNH[:, : layout.prefix], own, layout, segment_BP)
+    return jnp.concatenate([out, branch_functions[name](q_BTNH[:, layout.prefix :], kv, branch)], axis=1)
 
 
 @contextlib.contextmanager
@@ -192,82 +228,23 @@ def _attend_cudnn(
     return jnp.concatenate([out, suffix.reshape(rows, groups * length, *q_BTNH.shape[2:])], axis=1)
 
 
-class _LayoutMask(splash_mask._ComputableMask):  # the only masks that the kernel computes instead of loading
-    """The mask of a layout, padded to ``length`` tokens; the segments part them further."""
-
-    def __init__(self, layout: Layout, length: int):
-        prefix, suffix = np.int32(layout.prefix), np.int32(max(layout.suffix, 1))
-
-        def mask(q, kv):
-            same = (q - prefix) // suffix == (kv - prefix) // suffix
-            return (kv <= q) & ((kv < prefix) | same)
-
-        self.key = layout, length
-        super().__init__((length, length), mask)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _LayoutMask) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+def _branch_cudnn(
+    q_BCNH: jax.Array,
+    kv: KeyValues,
+    branch: Branch,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    mask = sees_branch(branch)[:, None]
+    return jax.nn.dot_product_attention(q_BCNH, kv.k, kv.v, mask=mask, implementation=implementation)
 
 
 def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
-    """One kernel over the whole sequence, which reads the segments. With a mesh in use, the kernel runs on
-    each device's rows and heads. UserError if the mesh splits the heads unevenly."""
-    count = q_BTNH.shape[1]
-    block = min(BLOCK, math.ceil(count / LANES) * LANES)
-    extra = -count % block  # padding to whole blocks
-    mask = _LayoutMask(layout, count + extra)
-    sizes = splash.BlockSizes(block, block, block, block, block, block, block, block)
-
-    def on_device(q, k, v, segment):
-        segment = jnp.pad(segment, ((0, 0), (0, count - layout.prefix)), constant_values=1)
-        segment = jnp.pad(segment, ((0, 0), (0, extra)))
-        q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
-        kernel = splash.make_splash_mha_single_device(
-            splash_mask.MultiHeadMask([mask] * q.shape[1]), block_sizes=sizes, interpret=platform() != "tpu"
-        )
-
-        def of_row(q, k, v, segment_T):
-            segments = splash.SegmentIds(segment_T, segment_T)
-            return _inside_segments(kernel, segment_T, block)(q, k, v, segments)
-
-        out = jax.vmap(of_row)(q * q.shape[-1] ** -0.5, k, v, segment)
-        return out.swapaxes(1, 2)[:, :count].astype(q.dtype)
-
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        if kv.k.shape[2] % mesh.shape["tensor"]:
-            raise UserError(
-                f"config.mesh.tensor={mesh.shape['tensor']} does not divide the model's {kv.k.shape[2]} "
-                "key/value heads: take a smaller one, or --config.attention=xla"
-            )
-        rows, heads = P(("data", "fsdp")), P(("data", "fsdp"), None, "tensor")
-        on_device = jax.shard_map(
-            on_device, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-        )
-    return on_device(q_BTNH, *kv, jnp.asarray(segment_BP, jnp.int32))
+    """One kernel over the whole sequence, which reads the segments."""
+    return splash.attend(q_BTNH, *kv, segment_BP, layout.suffix, interpret=platform() != "tpu")
 
 
-def _inside_segments(kernel: Any, segment_T: jax.Array, block: int) -> Any:
-    """A splash kernel that leaves out the blocks of scores in which no query and key share a segment.
-    Segments ascend along a row, and padding stands last."""
-    ordered = jnp.where(segment_T == 0, segment_T.size, segment_T).reshape(-1, block)
-    first, last = ordered.min(axis=1), ordered.max(axis=1)
-
-    def fewer(info: Any, axis: int) -> Any:
-        """A MaskInfo: block_mask says which steps along ``axis`` run, data_next which blocks they load."""
-        own, other = jnp.indices(info.data_next.shape)[3 - axis], info.data_next.astype(jnp.int32)
-        runs = (info.block_mask > 0) & (first[own] <= last[other]) & (first[other] <= last[own])
-        # A step that does not run names the block of one that does: what is there is not loaded again.
-        needed = jnp.take_along_axis(info.data_next, runs.argmax(axis, keepdims=True), axis)
-        return info._replace(
-            block_mask=jnp.where(runs, info.block_mask, 0), data_next=jnp.where(runs, info.data_next, needed)
-        )
-
-    infos = zip((kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info), (2, 2, 1), strict=True)
-    return splash.SplashAttentionKernel(*(fewer(*info) for info in infos), **kernel.kwargs)
+def _branch_splash(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array:
+    return splash.attend_branch(q_BCNH, *kv, *branch, interpret=platform() != "tpu")
 
 
 def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[jax.Array]]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vpjax.models.attention import KeyValues, Layout, attend, attend_suffix
+from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_suffix
 from vpjax.models.rope import rotate, text_angles
 from vpjax.models.sharding import split_heads, split_rows, split_width
 from vpjax.models.swiglu import swiglu
@@ -116,20 +116,23 @@ class Decoder(nnx.Module):
         layout: Layout,
         segment_BP: Array,
         *,
+        branch: Branch | None = None,
         deep: tuple[jax.Array, ...] = (),
         layers: slice = slice(None),
         remat: bool = False,
     ) -> jax.Array:
         """The hidden states [B, T, D] after ``layers``, before the final norm.
 
-        segment: of the first P tokens, see ``attention``. deep: additions [B, P, D] to their states after the
-        first, second, ... of all layers. remat: recompute each layer in the backward pass."""
+        segment: of the first P tokens, and branch: of those after them, see ``attention``. deep: additions to
+        the states of the first tokens, as many as they have, after the first, second, ... of all layers.
+        remat: recompute each layer in the backward pass."""
         angles = self.angles(positions_B3T)
 
         def layer(carry, block):
-            x, _ = block(
-                split_rows(carry[0]), angles, lambda q, kv: (attend(q, kv, layout, segment_BP), None)
-            )
+            def attention(q, kv):
+                return attend(q, kv, layout, segment_BP, branch), None
+
+            x, _ = block(split_rows(carry[0]), angles, attention)
             return (x,)
 
         stack = jax.tree.map(lambda p: p[layers], self.layers)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vpjax.models.attention import KeyValues, Layout
+from vpjax.models.attention import Branch, KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
 from vpjax.models.gather import take
@@ -17,12 +16,23 @@ from vpjax.models.vision import Features, VisionTower
 from vpjax.types import Array, Prompts, Strip, Units
 
 
+class Degraded(NamedTuple):
+    """V~ of packed rows. text: its tokens from the first on in which it differs from V. target i32[R, C]:
+    tokens of it that are predicted. shared i32[R, T]: see ``attention.Branch``."""
+
+    text: Strip
+    target: Array
+    shared: Array
+
+
 class Hidden(NamedTuple):
     """Hidden states of packed rows. target [R, A, D]: after the final norm, the state that predicts each
-    target token. tap [R, T, D]: after layer l."""
+    target token. tap [R, T, D]: after layer l. degraded, degraded_tap: the same of V~."""
 
     target: jax.Array
-    tap: jax.Array | None
+    tap: jax.Array | None = None
+    degraded: jax.Array | None = None
+    degraded_tap: jax.Array | None = None
 
 
 def leaves(model: Any) -> dict[str, jax.Array]:
@@ -72,33 +82,57 @@ class VideoLM(nnx.Module):
         text: Strip,
         target_RA: Array,
         *,
+        degraded: Degraded | None = None,
         tap: int | None = None,
         remat: bool = False,
     ) -> Hidden:
         """Hidden states of packed rows of whole clips. This is where targets shift by one: the state of a
-        token predicts the next one. ``tap`` = l also returns all states after l layers."""
+        token predicts the next one. ``tap`` = l also returns all states after l layers. degraded: run V~
+        beside V, above layer l only where it has targets."""
+        count = text.tokens.shape[1]
         x_RTD, deep = self.embed(features, text)
-        run = functools.partial(self._run_packed, text=text, deep=deep, remat=remat)
-        tapped = None
+        h, positions, branch = x_RTD, jnp.asarray(text.positions), None
+        if degraded is not None:
+            again_RCD, again_deep = self.embed(features, degraded.text)
+            h = jnp.concatenate([x_RTD, again_RCD], axis=1)
+            deep = tuple(jnp.concatenate(pair, axis=1) for pair in zip(deep, again_deep, strict=True))
+            positions = jnp.concatenate([positions, jnp.asarray(degraded.text.positions)], axis=2)
+            branch = Branch(degraded.text.segment, degraded.shared)
+
+        def run(h: jax.Array, layers: slice, branch: Branch | None) -> jax.Array:
+            own = tuple(added[:, : h.shape[1]] for added in deep)
+            layout = Layout(count, packed=True)
+            own_positions = positions[..., : h.shape[1]]
+            return self.decoder.run(
+                h, own_positions, layout, text.segment, branch=branch, deep=own, layers=layers, remat=remat
+            )
+
+        tapped = degraded_tap = degraded_target = None
         if tap is not None:
-            tapped = x_RTD = run(x_RTD, layers=slice(0, tap))
-        h_RTD = run(x_RTD, layers=slice(tap or 0, None))
+            h = run(h, slice(0, tap), branch)
+            tapped = h[:, :count]
+        if degraded is not None and tap is not None:
+            degraded_tap = h[:, count:]
+        if degraded is None or not degraded.target.shape[1]:
+            h, branch = h[:, :count], None
+        h = run(h, slice(tap or 0, None), branch)
+        if degraded is not None and branch is not None:
+            degraded_target = self._predicting(h[:, count:], degraded.target)
+        return Hidden(self._predicting(h[:, :count], target_RA), tapped, degraded_target, degraded_tap)
+
+    def _predicting(self, h_RTD: jax.Array, target_RA: Array) -> jax.Array:
+        """The states [R, A, D] that predict the target tokens, after the final norm."""
         before_RA = jnp.where(jnp.asarray(target_RA) < 0, -1, target_RA - 1)
-        return Hidden(self.decoder.norm(take(h_RTD, before_RA)), tapped)
+        return self.decoder.norm(take(h_RTD, before_RA))
 
     def states_after(
         self, features: Features | None, text: Strip, *, layers: int, remat: bool = False
     ) -> jax.Array:
         """The states [R, T, D] of packed rows after the first layers, which alone are computed."""
         x_RTD, deep = self.embed(features, text)
-        return self._run_packed(x_RTD, text=text, deep=deep, layers=slice(0, layers), remat=remat)
-
-    def _run_packed(
-        self, x_RTD: jax.Array, *, text: Strip, deep: tuple[jax.Array, ...], layers: slice, remat: bool
-    ) -> jax.Array:
         layout = Layout(x_RTD.shape[1], packed=True)
         return self.decoder.run(
-            x_RTD, text.positions, layout, text.segment, deep=deep, layers=layers, remat=remat
+            x_RTD, text.positions, layout, text.segment, deep=deep, layers=slice(0, layers), remat=remat
         )
 
     def predicting(

@@ -3,8 +3,9 @@
 L = L_lm + lambda * L_contrast + mu * L_answer + nu * L_truth: next-token cross-entropy on the answer given V;
 a keyword contrast between V and the degraded V~ on the states after decoder layer l; a margin by which the
 keyword must be likelier given V than given V~; and next-token cross-entropy on V~'s own truth. V~ is a gather
-of V's features. For the contrast alone it runs through the first l layers only, up to each clip's last visual
-token. Rows hold several clips, which see nothing of one another.
+of V's features and begins where it differs from V: tokens before that have the same states. For the contrast
+alone it runs through the first l layers only, up to each clip's last visual token. Rows hold several clips,
+which see nothing of one another.
 """
 
 import math
@@ -21,7 +22,7 @@ from vpjax.data.rows import NO_ANSWERS, Compared, DegradedAnswers
 from vpjax.models.attention import backend
 from vpjax.models.gather import take
 from vpjax.models.sharding import check_rows, in_use
-from vpjax.models.vlm import Hidden, VideoLM, rebuild
+from vpjax.models.vlm import Degraded, VideoLM, rebuild
 from vpjax.training.losses import (
     AnswerSums,
     ContrastSums,
@@ -125,10 +126,10 @@ def is_truth(batch: Batch) -> Array:
     return (jnp.asarray(batch.degraded_target) >= 0) & (jnp.asarray(batch.compared) < 0)
 
 
-def target_logprobs(model: VideoLM, hidden: Hidden, text: Strip, target_RA: Array, chunk: int) -> Array:
-    """log p f32[R, A] of the target tokens."""
-    tokens_RA = take(text.tokens, target_RA)
-    return token_logprobs(hidden.target[:, None], model.unembed, tokens_RA[:, None], chunk=chunk)[:, 0]
+def target_logprobs(model: VideoLM, h_RAD: Array, text: Strip, target_RA: Array, config: ConfigDict) -> Array:
+    """log p f32[R, A] of the target tokens, from the states that predict them."""
+    tokens_RA, chunk = take(text.tokens, target_RA), config.loss.chunk
+    return token_logprobs(h_RAD[:, None], model.unembed, tokens_RA[:, None], chunk=chunk)[:, 0]
 
 
 def summed_losses(
@@ -137,30 +138,30 @@ def summed_losses(
     """Summed losses of a (micro-)batch. ``whole`` is the whole batch: its keywords are each other's
     negatives. Without ``heads`` the contrast is 0 and is not computed, and likewise the losses on V~'s
     answers without such answers. sources: number of data sets."""
-    tap = tap_layer(model, config) if heads else None
-    chunk = config.loss.chunk
+    contrasts = bool(heads) and batch.video.count > 0
+    tap = tap_layer(model, config) if contrasts else None
+    reads_degraded = contrasts and "degraded" in config.contrast.negatives
+    degraded = None
+    if batch.degraded.tokens.size and (reads_degraded or batch.degraded_target.size):
+        degraded = Degraded(batch.degraded, batch.degraded_target, batch.shared)
     features = model.encode(batch.video, remat=config.remat)
-    hidden = model.hidden(features, batch.text, batch.target, tap=tap, remat=config.remat)
-    logprobs_RA = target_logprobs(model, hidden, batch.text, batch.target, chunk)
+    options = dict(degraded=degraded, tap=tap, remat=config.remat)
+    hidden = model.hidden(features, batch.text, batch.target, **options)
+
+    logprobs_RA = target_logprobs(model, hidden.target, batch.text, batch.target, config)
     lm, tokens = causal_lm(logprobs_RA, batch.origin, sources)
     zero, none = jnp.float32(0), jnp.int32(0)
-    contrast = ContrastSums(zero, zero, zero, zero, none)
     answer, truth, truth_tokens = AnswerSums(zero, zero, zero, none), zero, none
-
-    tap_degraded = None
-    if batch.degraded_target.shape[1]:
-        degraded = model.hidden(features, batch.degraded, batch.degraded_target, tap=tap, remat=config.remat)
-        tap_degraded = degraded.tap
-        degraded_RC = target_logprobs(model, degraded, batch.degraded, batch.degraded_target, chunk)
-        options = dict(kind=config.contrast.answer_kind, beta=config.contrast.answer_beta)
-        same_RC = take(logprobs_RA, batch.compared)
-        answer = answer_term(same_RC, degraded_RC, compared_clips(batch), batch.clip.shape[1], **options)
+    if hidden.degraded is not None:
+        degraded_RC = target_logprobs(model, hidden.degraded, batch.degraded, batch.degraded_target, config)
+        kind, beta = config.contrast.answer_kind, config.contrast.answer_beta
+        same_RC, clips = take(logprobs_RA, batch.compared), batch.clip.shape[1]
+        answer = answer_term(same_RC, degraded_RC, compared_clips(batch), clips, kind=kind, beta=beta)
         truth = -jnp.where(is_truth(batch), degraded_RC, 0.0).sum()
         truth_tokens = is_truth(batch).sum()
-    if tap is not None and features is not None and hidden.tap is not None:
-        if "degraded" in config.contrast.negatives and tap_degraded is None and batch.degraded.tokens.size:
-            tap_degraded = model.states_after(features, batch.degraded, layers=tap, remat=config.remat)
-        contrast = keyword_contrast(model, heads, batch, whole, hidden.tap, tap_degraded, config)
+    contrast = ContrastSums(zero, zero, zero, zero, none)
+    if hidden.tap is not None:
+        contrast = keyword_contrast(model, heads, batch, whole, hidden.tap, hidden.degraded_tap, config)
     return SFTSums(lm, tokens, contrast, answer, truth, truth_tokens)
 
 
@@ -170,11 +171,11 @@ def keyword_contrast(
     batch: Batch,
     whole: Batch,
     tap_RTD: Array,
-    degraded_RTD: Array | None,
+    degraded_RCD: Array | None,
     config: ConfigDict,
 ) -> ContrastSums:
-    """The contrast of a (micro-)batch from the tapped states of V and V~. degraded: None if no clip of the
-    data has a V~. whole: see ``summed_losses``."""
+    """The contrast of a (micro-)batch from the tapped states of V [R, T, D] and V~ [R, C, D], None if no clip
+    of the data has a V~. whole: see ``summed_losses``."""
     negatives = config.contrast.negatives
     own = batch_keywords(model, heads, batch, config)
     pool = batch_keywords(model, heads, whole, config)
@@ -182,8 +183,12 @@ def keyword_contrast(
     means = slot_means(tap_RTD, batch.text.slot, slots)
     z = project(heads, "visual", pool_slots(means, batch.slots))
     degraded = windows = window_of = None
-    if "degraded" in negatives and degraded_RTD is not None:
-        means_degraded = slot_means(degraded_RTD, batch.degraded.slot, slots)
+    if "degraded" in negatives and degraded_RCD is not None:
+        # The slots before the first that is replaced are those of V.
+        shared_slot = jnp.where(jnp.asarray(batch.shared) > 0, batch.text.slot, -1)
+        states = jnp.concatenate([tap_RTD, degraded_RCD], axis=1)
+        slot = jnp.concatenate([shared_slot, jnp.asarray(batch.degraded.slot)], axis=1)
+        means_degraded = slot_means(states, slot, slots)
         degraded = project(heads, "visual", pool_slots(means_degraded, batch.slots))
     if "windows" in negatives:
         window_of, first, end = (batch.windows[..., i] for i in range(3))
