@@ -124,7 +124,7 @@ def rollouts_page(
             "",
             f"**Question** {_cell(clip.question)}  ",
             f"**Reference** {_cell(clip.answer)}  ",
-            f"**Reference on V~** {_cell(clip.degraded_answer)}",
+            f"**Reference where V~ hides the event** {_cell(clip.degraded_answer)}",
             "",
             f"| {' | '.join(columns)} |",
             "|---|---|" + "---:|" * (len(columns) - 2),
