@@ -136,8 +136,8 @@ def get_config() -> ConfigDict:
     grpo.mask_truncated = False  # leave out completions that reached max_new
 
     # What is true of V~ (ours). Rewards of completions on V~, by name: built-in ones, which compare them with
-    # Clip.degraded_answer, and keyword_absent, which needs no such answer. Completions on V~ are then trained,
-    # as groups of their own. None: they are only compared.
+    # Clip.degraded_answer, and keyword_absent, which needs no such answer. Completions on V~ are then
+    # trained, as groups of their own. None: they are only compared.
     grpo.degraded_rewards = ConfigDict()
     grpo.degraded_weight = 1.0  # weight of V~'s loss beside that of V
     grpo.control_share = 0.0  # share of the clips whose V~ replaces other slots, so that it hides nothing
