@@ -275,7 +275,7 @@ def packed(rows, vision, *, least=NONE, **layout):
     slots = max([least.slots, *(sum(len(content.source) for content in row) for row in rows)])
     width = max(content.keywords.shape[1] for row in rows for content in row)
     names = ("text", "degraded", "target", "origin", "keywords", "lemma", "owner", "slots", "has_degraded")
-    more = ("degraded_target", "compared", "windows", "clip")
+    more = ("shared", "degraded_target", "compared", "windows", "clip")
     lists = {name: [[] for _ in rows] for name in (*names, *more)}
     for r, row in enumerate(rows):
         mine = {name: lists[name][r] for name in lists}
@@ -289,11 +289,13 @@ def packed(rows, vision, *, least=NONE, **layout):
                 end = np.flatnonzero(content.shows >= 0)[-1] + 1
             if len(again.answer):
                 end = len(content.prompt) + len(again.answer)
-            tokens, positions, _, slot_of = (x[..., :end] for x in piece_of(again, own_places, slot))
-            shows = np.append(shows_degraded(content, own_places), np.full(len(again.answer), -1))[:end]
+            tokens, positions, shown, slot_of = piece_of(again, own_places, slot)
+            shows = np.append(shows_degraded(content, own_places), np.full(len(again.answer), -1))
+            first = int((shows != shown).argmax())
             before = sum(len(piece[0]) for piece in mine["degraded"])
-            mine["degraded"].append((tokens, positions, shows, slot_of))
-            mine["degraded_target"] += list(before + len(content.prompt) + content.degraded_target)
+            mine["degraded"].append([x[..., first:end] for x in (tokens, positions, shows, slot_of)])
+            mine["degraded_target"] += list(before + len(content.prompt) - first + content.degraded_target)
+            mine["shared"] += [len(mine["text"])] * first + [0] * (len(piece[0]) - first)
             first_target = len(mine["target"])
             mine["compared"] += [-1 if c < 0 else first_target + c for c in content.compared]
 
@@ -312,10 +314,12 @@ def packed(rows, vision, *, least=NONE, **layout):
                         mine["windows"].append((number, slot + at, slot + at + length))
             mine["clip"].append(content.number)
             token, slot = first + answer, slot + len(content.source)
+    text = strip(lists["text"], least.tokens, rng)
     return Batch(
         video=video,
-        text=strip(lists["text"], least.tokens, rng),
+        text=text,
         degraded=strip(lists["degraded"], least.degraded, rng),
+        shared=padded(lists["shared"], text.tokens.shape[1], 0),
         target=padded(lists["target"], least.targets),
         origin=padded(lists["origin"], least.targets),
         degraded_target=padded(lists["degraded_target"], least.degraded_targets),
@@ -328,6 +332,21 @@ def packed(rows, vision, *, least=NONE, **layout):
         windows=padded(lists["windows"], least.windows, shape=(3,)),
         clip=padded(lists["clip"], least.clips),
     )
+
+
+def whole_degraded(batch):
+    """The rows of V~ with all of their tokens, those that it shares with V too."""
+    rows = []
+    for r in range(len(batch.clip)):
+        rows.append([])
+        for number in range(1, batch.degraded.segment[r].max() + 1):
+            before, own = (x[r] == number for x in (batch.shared, batch.degraded.segment))
+            if own.any():
+                both = ((batch.text, before), (batch.degraded, own))
+                names = ("tokens", "positions", "shows", "slot")
+                parts = [[getattr(each, name)[r][..., at] for each, at in both] for name in names]
+                rows[-1].append([np.concatenate(pair, axis=-1) for pair in parts])
+    return strip(rows, 0, np.random.default_rng(0))
 
 
 def prompts(clips, vision, *, least=NONE, **layout):

@@ -87,6 +87,9 @@ def clips_of(batch):
             degraded = seen(batch.video, r, batch.degraded, again, last_slot)
             part |= {f"degraded_{name}": value for name, value in degraded.items()}
 
+            shared = np.flatnonzero(batch.shared[r] == n + 1)
+            np.testing.assert_array_equal(shared, at[: len(shared)])
+            part["shared"] = len(shared)
             mine = np.isin(batch.target[r], at)
             part |= dict(target=batch.target[r][mine] - at[0], origin=batch.origin[r][mine])
             is_again = np.isin(batch.degraded_target[r], again)

@@ -143,8 +143,9 @@ def expected(row):
     return out | dict(
         target=len(row.prompt.tokens) + np.arange(len(row.answer)),
         origin=np.full(len(row.answer), row.data_set),
-        degraded_target=len(row.prompt.tokens) + row.degraded_target,
+        degraded_target=len(row.prompt.tokens) - row.shared + row.degraded_target,
         compared=np.where(row.compared < 0, -1, len(row.prompt.tokens) + row.compared),
+        shared=row.shared,
         keywords=row.keywords[named],
         lemma=row.lemma[named],
         key_slots=row.slots[named],
@@ -258,8 +259,8 @@ def test_prompts_are_the_rows_without_their_answers(text, family):
         for name, value in unpacked.seen(batch.video, r, batch.text, np.arange(length), 0).items():
             np.testing.assert_array_equal(value, whole[name], err_msg=name)
         changed = dataclasses.replace(batch.text, shows=batch.shows_degraded)
-        end = len(row.degraded.tokens)
-        for name, value in unpacked.seen(batch.video, r, changed, np.arange(end), 0).items():
+        part = np.arange(row.shared, row.shared + len(row.degraded.tokens))
+        for name, value in unpacked.seen(batch.video, r, changed, part, 0).items():
             np.testing.assert_array_equal(value, whole[f"degraded_{name}"], err_msg=name)
 
 

@@ -71,7 +71,7 @@ def test_loss_is_the_formula():
     def forward(model):
         features = model.encode(batch.video)
         text = model.states_after(features, batch.text, layers=2)
-        degraded = model.states_after(features, batch.degraded, layers=2)
+        degraded = model.states_after(features, batches.whole_degraded(batch), layers=2)
         last = model.states_after(features, batch.text, layers=joint.LAYERS)
         return text, degraded, model.decoder.norm(last)
 
@@ -155,7 +155,8 @@ def answer_logprobs(params):
         return model.decoder.norm(model.states_after(model.encode(batch.video), strip, layers=joint.LAYERS))
 
     model = rebuild(joint.model(), params)
-    text_RTD, degraded_RTD = (np.array(last(model, strip)) for strip in (batch.text, batch.degraded))
+    strips = batch.text, batches.whole_degraded(batch)
+    text_RTD, degraded_RTD = (np.array(last(model, strip)) for strip in strips)
 
     def logprobs(states, tokens):
         logits = states.astype(np.float64) @ params["decoder.lm_head"].T.astype(np.float64)
@@ -358,21 +359,22 @@ def step_flops(**fields):
     return flops(step.trace(state, joint.batch()).jaxpr)
 
 
-def layer_flops(tokens):
-    """One decoder layer forward on ``tokens`` of one row."""
+def layer_flops(tokens, keys):
+    """One decoder layer forward on ``tokens`` of one row, which attend to so many keys."""
     c = joint.MODEL.decoder
     projections = c.hidden * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.hidden * c.intermediate
-    return 2 * tokens * projections + 2 * 2 * tokens**2 * c.heads * c.head_dim
+    return 2 * tokens * projections + 2 * 2 * tokens * keys * c.heads * c.head_dim
 
 
 def test_degraded_video_costs_the_lower_layers_only():
-    """Its tokens go through l layers, forward and backward (twice that): to the operation."""
+    """Its tokens go through l layers, forward and backward (twice that): to the operation. They are those
+    from the first replaced slot on, and attend to V's tokens and their own."""
     batch = joint.batch()
     rows, keywords, slots = batch.slots.shape
     tokens = batch.degraded.tokens.shape[1]
     assert tokens < batch.text.tokens.shape[1]
     extra = step_flops(contrast__negatives=("batch", "degraded")) - step_flops(contrast__negatives=("batch",))
-    stream = 3 * rows * 2 * layer_flops(tokens)
+    stream = 3 * rows * 2 * layer_flops(tokens, batch.text.tokens.shape[1] + tokens)
     head = 3 * rows * keywords * 2 * (WIDTH * E + E * E)
     pooling = 2 * rows * keywords * slots * 2 * WIDTH
     assert extra == stream + head + pooling

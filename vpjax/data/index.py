@@ -151,15 +151,17 @@ def index_clips(
         raise UserError(f"none of {len(clips)} clips can be used; the first: {(faults + reasons)[0]}")
 
     shapes = [shape or common[0][0] for *_, shape in planned]
+    common_info = next(source.info for _, source, _, shape in planned if shape == common[0][0])
     capacity = choose_capacity((grid_of(shape, model_config.vision) for shape in shapes), model_config.vision)
     entries = []
     for (number, source, own, _), shape in zip(planned, shapes, strict=True):
         beside = stamp_tokens(own, longest, model_config) if source.media == "video" else 0
         part = clips[number].start, clips[number].end
         first_slot = 0
-        if data_config.replacement == "key" and source.info is not None and not source.fault:
-            times = frame_times(sampling, source.info, part, shape[0])
-            first_slot = earliest_replaced(own, times, source.info.frame_seconds, data_config.widen)
+        info = common_info if source.fault else source.info
+        if data_config.replacement == "key" and info is not None:
+            times = frame_times(sampling, info, (None, None) if source.fault else part, shape[0])
+            first_slot = earliest_replaced(own, times, info.frame_seconds, data_config.widen)
         sizes = row_sizes(own, shape, beside, model_config, capacity, answers, first_slot)
         data_set = 0 if data_set_of is None else data_set_of[number]
         entries.append(Entry(number, clips[number].id, source, part, own, shape, data_set, sizes))
