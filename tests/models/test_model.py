@@ -25,7 +25,7 @@ from vpjax.models import vision
 from vpjax.models.attention import Layout
 from vpjax.models.gather import take
 from vpjax.models.hf import load_pretrained
-from vpjax.models.vlm import last_token, leaves, next_position
+from vpjax.models.vlm import Degraded, last_token, leaves, next_position
 
 pytestmark = pytest.mark.slow
 
@@ -145,17 +145,19 @@ def noise(clip):
 def states(model, batch):
     """The hidden states of packed rows, the states after a layer of V~, and the features."""
     features = model.encode(batch.video)
-    hidden = model.hidden(features, batch.text, batch.target, tap=2)
-    return hidden, model.states_after(features, batch.degraded, layers=2), features
+    degraded = Degraded(batch.degraded, batch.degraded_target, batch.shared)
+    hidden = model.hidden(features, batch.text, batch.target, degraded=degraded, tap=2)
+    return hidden, features
 
 
 def of_clips(batch, results, count):
     """What ``states`` computed for each of the clips, by number: target states, and tokens of V and V~."""
-    hidden, degraded, _ = jax.tree.map(np.asarray, results)
+    hidden, _ = jax.tree.map(np.asarray, results)
     answers = np.zeros_like(batch.target)
     for r, target in enumerate(batch.target):
         answers[r] = np.where(target < 0, 0, batch.text.segment[r, target])
-    parts = [(hidden.target, answers), (hidden.tap, batch.text.segment), (degraded, batch.degraded.segment)]
+    parts = [(hidden.target, answers), (hidden.tap, batch.text.segment)]
+    parts.append((hidden.degraded_tap, batch.degraded.segment))
     found = {}
     for r, row in enumerate(batch.clip):
         for c, number in enumerate(row):
@@ -236,7 +238,8 @@ def test_the_model_sees_the_degraded_video_through_its_features(model, clips):
     shows = batch.text.shows.copy()
     for row in (0, 1):
         visual = (batch.text.shows[row] >= 0) & (batch.text.segment[row] == 1)
-        shows[row, visual] = batch.degraded.shows[row][batch.degraded.shows[row] >= 0]
+        own = visual & (np.cumsum(batch.shared[row] == 0) > 0)
+        shows[row, own] = batch.degraded.shows[row][batch.degraded.shows[row] >= 0]
     text = dataclasses.replace(batch.text, shows=shows)
     found = states(model, dataclasses.replace(batch, text=text))
     unchanged = states(model, batch)
@@ -246,10 +249,11 @@ def test_the_model_sees_the_degraded_video_through_its_features(model, clips):
         assert max(map(error, ours[:2], theirs[:2])) < SAME
         of_V = of_clips(batch, unchanged, 3)[number]
         assert (error(of_V[0], ours[0]) > 0.1) == (number < 2)
-    # What SFT computes of V~ is the beginning of that, one layer after another.
+    # What SFT computes of V~ is a part of that: from its first own token to its last visual one.
     degraded = of_clips(batch, unchanged, 3)
-    for ours, theirs in zip(degraded[:2], of_clips(batch, found, 3), strict=False):
-        assert error(ours[2], theirs[1][: len(ours[2])]) < SAME
+    for row, (ours, theirs) in enumerate(zip(degraded[:2], of_clips(batch, found, 3), strict=False)):
+        first = (batch.shared[row] > 0).sum()
+        assert error(ours[2], theirs[1][first : first + len(ours[2])]) < SAME
 
 
 def test_completions_are_answers(model, clips):

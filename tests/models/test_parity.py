@@ -34,6 +34,7 @@ from tests.models.cases import (
     shape,
 )
 from vpjax.models.hf import save_pretrained
+from vpjax.models.vlm import Degraded
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +141,8 @@ def their_states(theirs, clips):
 
 
 def test_hidden_states_after_each_layer(pair_of_family):
-    """``tap`` = l of V; and ``states_after`` of V~, whose frames really are replaced in the reference."""
+    """``tap`` = l of V and of V~, whose frames really are replaced in the reference. Its states before the
+    first replaced slot are those of V and are not computed again."""
     ours, theirs = pair_of_family
     sources = [1, 1], [0, 2, 2], [0]
     clips = [
@@ -150,12 +152,17 @@ def test_hidden_states_after_each_layer(pair_of_family):
     batch = packed(clips, ours.config.vision)
     states = their_states(theirs, clips)
     states_degraded = their_states(theirs, [clip.filmed(clip.source) for clip in clips])
-    last_visual = [np.flatnonzero(clip.shows >= 0)[-1] + 1 for clip in clips]
+    parts = []
+    for clip in clips[:2]:
+        first = np.flatnonzero(clip.shows != clip.seen(clip.source))[0]
+        parts.append(slice(first, np.flatnonzero(clip.shows >= 0)[-1] + 1))
+    assert parts[0].start > 0
 
     @functools.partial(jax.jit, static_argnums=1)
     def taps(model, layers):
-        tapped = model.hidden(features, batch.text, batch.target, tap=layers).tap
-        return tapped, model.states_after(features, batch.degraded, layers=layers)
+        again = Degraded(batch.degraded, batch.degraded_target, batch.shared)
+        hidden = model.hidden(features, batch.text, batch.target, degraded=again, tap=layers)
+        return hidden.tap, hidden.degraded_tap
 
     features = encode(ours, batch.video)
     assert batch.degraded.segment.max(axis=1).tolist() == [1, 1]  # the third clip has no V~
@@ -164,7 +171,7 @@ def test_hidden_states_after_each_layer(pair_of_family):
         # Rows are clips one after another: padding is last.
         expected = [states[layers - 1][b, : len(c.prompt) + len(c.answer)] for b, c in enumerate(clips)]
         assert error(tapped[batch.text.segment > 0], torch.cat(expected)) < TOLERANCE
-        expected = [states_degraded[layers - 1][b, : last_visual[b]] for b in (0, 1)]
+        expected = [states_degraded[layers - 1][b, part] for b, part in enumerate(parts)]
         assert error(degraded[batch.degraded.segment > 0], torch.cat(expected)) < TOLERANCE
 
 
