@@ -28,7 +28,7 @@ from benchmarks.timing import environment, medians, publish
 from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import row_sizes
 from vpjax.data.packing import Sizes
-from vpjax.data.rows import prompt_row, training_row
+from vpjax.data.rows import NO_ANSWERS, DegradedAnswers, prompt_row, training_row
 from vpjax.data.text import Tokens
 from vpjax.data.units import choose_capacity, cut, grid_of
 from vpjax.data.video import Video
@@ -46,11 +46,13 @@ from vpjax.types import Array, Batch, Prompts, Units
 
 VOCAB, START, END, VIDEO, IMAGE = 8192, 8180, 8181, 8182, 8183
 FRAMES, SIDE, QUESTION, ANSWER = 16, 112, 24, 24
+EVENT = 0.75  # second at which the event of each clip of 2 s begins: on average, it is in the middle
 
 # What each step is.
 ROWS = {
     "plain": "language-model loss on V, logits of the answer only",
-    "joint": "plain and contrast; V~ by gather, through half of the decoder, up to its last visual token",
+    "joint": "plain and contrast; V~ by gather, from its first own token through half of the decoder",
+    "margin": "joint and the margin on the answer; V~ runs through the whole decoder",
     "naive": "joint with V~ as a second full forward pass (frames replaced, encoded and run to the end)",
     "all logits": "plain with the logits of every token, as transformers computes them",
     "torch": "transformers (torch), the logits of every token",
@@ -59,6 +61,7 @@ ROWS = {
 # Numerator, denominator, and what their ratio is.
 RATIOS = (
     ("joint", "plain", "cost of the joint loss (target: at most 1.5)"),
+    ("margin", "plain", "cost of the margin (target: at most 1.6)"),
     ("naive", "joint", "cost of two full forward passes, over the joint step"),
     ("torch", "all logits", "the same work: transformers over vpjax (target: at least 1)"),
     ("torch, answer", "plain", "the answer's logits only, in both"),
@@ -123,8 +126,8 @@ def torch_videos(vision: VisionConfig, videos: Sequence[Video]) -> dict[str, tor
     )
 
 
-def make_batch(model: VideoLM, size: int) -> tuple[Batch, list[Video]]:
-    """A batch of so many clips, one in a row, and their videos."""
+def make_batch(model: VideoLM, size: int, answers: DegradedAnswers = NO_ANSWERS) -> tuple[Batch, list[Video]]:
+    """A batch of so many clips, one in a row, and their videos. answers: what follows the prompts of V~."""
     rng = np.random.default_rng(0)
     shape = FRAMES, SIDE, SIDE
     capacity = choose_capacity([grid_of(shape, model.config.vision)], model.config.vision)
@@ -132,10 +135,19 @@ def make_batch(model: VideoLM, size: int) -> tuple[Batch, list[Video]]:
     for index in range(size):
         prompt, video = random_prompt(rng, FRAMES, QUESTION)
         answer = rng.integers(2, START, ANSWER, dtype=np.int32)
-        tokens = Tokens(prompt, answer, answer[None, 4:6], np.array([index], np.int32), (((0.5, 1.0),),))
-        rows.append([training_row(tokens, video, model.config, capacity, clip=index)])
+        tokens = Tokens(
+            prompt=prompt,
+            answer=answer,
+            keywords=answer[None, 4:6],
+            lemma=np.array([index], np.int32),
+            spans=(((EVENT, EVENT + 0.5),),),
+            places=((4, 5),),
+            degraded_answer=answer[:0],
+        )
+        rows.append([training_row(tokens, video, model.config, capacity, answers=answers, clip=index)])
         videos.append(video)
-    sizes = row_sizes(tokens, shape, 0, model.config, capacity)  # the same for all
+    first_slot = int(rows[0][0].degraded.slot[0])
+    sizes = row_sizes(tokens, shape, 0, model.config, capacity, answers, first_slot)  # the same for all
     return collate(rows, sizes, capacity, model.config, keyword_tokens=2), videos
 
 
@@ -149,19 +161,20 @@ def all_logits(model: VideoLM, heads: dict[str, Array], batch: Batch) -> Array:
     return take(losses, batch.target - 1).mean() + 0 * losses.sum()
 
 
-def degraded_video(batch: Batch) -> Units:
-    """V~ as a video of its own: the units of V with the pixels that V~ shows in their places."""
-    count = batch.video.count
-    seen = jnp.asarray(batch.degraded.shows)
-    replaced = jnp.asarray(batch.text.shows)[:, : seen.shape[1]]
-    replaced = jnp.where(replaced < 0, count, replaced)  # text, which the scatter drops
-    index = jnp.tile(jnp.arange(count), (len(seen), 1))
-    index = index.at[jnp.arange(len(seen))[:, None], replaced].set(seen, mode="drop")
-    return dataclasses.replace(batch.video, pixels=take(batch.video.pixels, index))
+def seen_units(batch: Batch) -> np.ndarray:
+    """For each unit of V, i32[R, U], the one that V~ shows in its place."""
+    index = np.tile(np.arange(batch.video.count), (len(batch.text.tokens), 1))
+    for r, own in enumerate(np.asarray(batch.degraded.shows)):
+        first = int((np.asarray(batch.shared[r]) > 0).sum())
+        replaced = np.asarray(batch.text.shows)[r, first : first + len(own)]
+        index[r, replaced[own >= 0]] = own[own >= 0]
+    return index
 
 
-def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: ConfigDict) -> Array:
-    """The loss of ``joint`` with V~ as a second full forward pass."""
+def naive_joint(
+    model: VideoLM, heads: dict[str, Array], batch: Batch, index: np.ndarray, config: ConfigDict
+) -> Array:
+    """The loss of ``joint`` with V~ as a second full forward pass. index: see ``seen_units``."""
     tap, slots = sft.tap_layer(model, config), batch.slots.shape[-1]
 
     def forward(video: Units) -> Hidden:
@@ -181,7 +194,8 @@ def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: C
             heads, "visual", pool_slots(slot_means(hidden.tap, batch.text.slot, slots), marked)
         )
 
-    clean, degraded = forward(batch.video), forward(degraded_video(batch))
+    clean = forward(batch.video)
+    degraded = forward(dataclasses.replace(batch.video, pixels=take(batch.video.pixels, index)))
     keywords = sft.batch_keywords(model, heads, batch, config)
     window_of, first, end = (jnp.asarray(batch.windows)[..., i, None] for i in range(3))
     inside = (jnp.arange(slots) >= first) & (jnp.arange(slots) < end)
@@ -199,24 +213,26 @@ def naive_joint(model: VideoLM, heads: dict[str, Array], batch: Batch, config: C
     return joint + 0 * lm(degraded)
 
 
-def jax_runs(model: VideoLM, batch: Batch) -> dict[str, Callable[[], float]]:
-    """A call for each step of vpjax."""
+def jax_runs(model: VideoLM, batch: Batch, answered: Batch) -> dict[str, Callable[[], float]]:
+    """A call for each step of vpjax. answered: the batch with answers on V~."""
     config = base.get_config()
     config.steps = 1000
     config.data.keywords = 1
     mesh = make_mesh(config.mesh)
-    batch = put_batch(batch, mesh)
+    index = seen_units(batch)
+    batch, answered = put_batch(batch, mesh), put_batch(answered, mesh)
 
     def start(config: ConfigDict) -> tuple[State, Optimizer, State]:
         heads = sft.init_heads(config, model.config.decoder.hidden, jax.random.key(0))
         return create_state(leaves(model) | heads, config, mesh)
 
-    def shipped(weight: float) -> Callable[[], float]:
+    def shipped(weight: float, answer: float = 0.0) -> Callable[[], float]:
         """The step of vpjax.training.sft."""
         weighted = copy.deepcopy(config)
-        weighted.contrast.weight = weight
+        weighted.contrast.weight, weighted.contrast.answer = weight, answer
         state, optimizer, shardings = start(weighted)
-        return runner(state, sft.make_step(model, weighted, optimizer, shardings))
+        step = sft.make_step(model, weighted, optimizer, shardings)
+        return runner(state, step, answered if answer else batch)
 
     def simple(loss: Callable[[VideoLM, dict[str, Array], Batch], Array]) -> Callable[[], float]:
         """A step of any loss, with the same optimizer."""
@@ -232,10 +248,10 @@ def jax_runs(model: VideoLM, batch: Batch) -> dict[str, Callable[[], float]]:
             state.params, state.opt = optimize(optimizer, state.params, state.opt, gradient)
             return state, {"loss": value}
 
-        return runner(state, jax.jit(step, donate_argnums=0))
+        return runner(state, jax.jit(step, donate_argnums=0), batch)
 
     def runner(
-        state: State, step: Callable[[State, Batch], tuple[State, dict[str, Array]]]
+        state: State, step: Callable[[State, Batch], tuple[State, dict[str, Array]]], batch: Batch
     ) -> Callable[[], float]:
         def run() -> float:
             nonlocal state
@@ -247,7 +263,8 @@ def jax_runs(model: VideoLM, batch: Batch) -> dict[str, Callable[[], float]]:
     return {
         "plain": shipped(0.0),
         "joint": shipped(0.1),
-        "naive": simple(lambda model, heads, batch: naive_joint(model, heads, batch, config)),
+        "margin": shipped(0.1, 0.2),
+        "naive": simple(lambda model, heads, batch: naive_joint(model, heads, batch, index, config)),
         "all logits": simple(all_logits),
     }
 
@@ -298,7 +315,8 @@ def main() -> None:
         torch_model = write_model(folder, args.layers)
         model = load_pretrained(folder)
     batch, videos = make_batch(model, args.batch)
-    runs = jax_runs(model, batch) | torch_runs(torch_model, batch, videos, model.config.vision)
+    answered, _ = make_batch(model, args.batch, DegradedAnswers("keywords"))
+    runs = jax_runs(model, batch, answered) | torch_runs(torch_model, batch, videos, model.config.vision)
     first_loss = {name: run() for name, run in runs.items()}
     seconds = medians(runs, rounds=args.rounds)
 

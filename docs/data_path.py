@@ -67,7 +67,7 @@ def main() -> None:
     frames = draw(scene, noise=SPEC.noise)
     times = np.arange(scene.frames) / scene.fps
     key = slots_of(clip.spans, times, 1 / scene.fps)
-    source = source_of(key[None], len(key))
+    source = source_of(key[None])
     slots = frames[1::2]  # the second frame of each slot
 
     figure = Figure(figsize=(11, 4.3))

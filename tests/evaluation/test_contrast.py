@@ -94,7 +94,7 @@ def test_a_contrast_is_the_difference_of_two_rankings(loaded, clips, monkeypatch
         for number, (name, key_spans) in enumerate((("key", clip.spans), ("mine", spans))):
             prediction = known[Query(clip.id, f"contrast by {name}", ranked=True)]
             key = slots_of(key_spans, video.times, video.frame_seconds)
-            source = source_of(key[None], len(key))
+            source = source_of(key[None])
             if (source == np.arange(len(key))).all():
                 assert prediction.fault == NO_KEY
                 continue

@@ -143,7 +143,7 @@ def make_sheet(item: Item, options: Options) -> Sheet | None:
     video, first, last = read_strip(clip)
     spans = [span for keyword in clip.keywords for span in keyword.spans]
     slots = slots_of(spans, video.times, video.frame_seconds)
-    source = source_of(slots[None], len(slots))
+    source = source_of(slots[None])
     replaced = np.repeat(source != identity_source(len(source)), 2)
     source_frames = 2 * np.repeat(source, 2) + np.arange(len(video.times)) % 2
     degraded = []

@@ -80,7 +80,7 @@ def window_drops(
     videos = [shows_P]
     for first, end in windows:
         mask_S = (first <= np.arange(slots)) & (np.arange(slots) < end)
-        videos.append(seen_through(shows_P, slot_P, source_of(mask_S[None], slots)))
+        videos.append(seen_through(shows_P, slot_P, source_of(mask_S[None])))
     answers_GC = np.zeros((len(answers), coarse(max(map(len, answers)))), np.int32)
     scored_GC = np.zeros(answers_GC.shape, bool)
     for number, (answer, scored) in enumerate(zip(answers, places, strict=True)):

@@ -24,7 +24,7 @@ def with_control(prompts: Prompts, share: float, seed: int) -> Prompts:
         count = int(slot.max()) + 1
         replaced = np.zeros((1, count), bool)
         replaced[0, slot[shows_degraded[row] != shows]] = True
-        source = source_of(moved_mask(replaced, count, rng), count)
+        source = source_of(moved_mask(replaced, rng))
         shows_degraded[row] = seen_through(shows, slot, source)
         hidden[row] = False
     return dataclasses.replace(prompts, shows_degraded=shows_degraded, hidden=hidden)

@@ -1,8 +1,7 @@
 """Key slots, and the sources by which V~ and every control are made out of V (docs/method.md, section 1).
 
 A mask bool[J, S] marks the slots of a clip that show each keyword. A source i32[S] gives, for each slot of
-the changed video, the slot of V that it shows. Only the first ``slot_count`` of the S slots belong to the
-clip; the others are padding, which no source moves.
+the changed video, the slot of V that it shows.
 """
 
 from collections.abc import Sequence
@@ -53,36 +52,36 @@ def identity_source(slots: int) -> np.ndarray:
     return np.arange(slots, dtype=np.int32)
 
 
-def source_of(mask_JS: np.ndarray, slot_count: int) -> np.ndarray:
+def source_of(mask_JS: np.ndarray) -> np.ndarray:
     """The source i32[S] of V~: each run of marked slots shows the unmarked slots beside it, half from each
     side, or all from one side at the clip's edge (docs/method.md, section 1). The identity (no V~) if nothing
     is marked or less than KEEP of the clip would remain."""
-    marked = np.any(mask_JS[:, :slot_count], axis=0)
-    source = identity_source(mask_JS.shape[1])
-    if np.sum(~marked) < KEEP * slot_count:
+    marked = np.any(mask_JS, axis=0)
+    source = identity_source(len(marked))
+    if np.sum(~marked) < KEEP * len(marked):
         return source
     for first, end in runs_of(marked):
         middle = (first + end + 1) // 2
         if first == 0:
             middle = 0
-        elif end == slot_count:
+        elif end == len(marked):
             middle = end
         source[first:middle] = first - 1
         source[middle:end] = end
     return source
 
 
-def moved_mask(mask_JS: np.ndarray, slot_count: int, rng: np.random.Generator) -> np.ndarray:
+def moved_mask(mask_JS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The random control of a mask: bool[J, S] with the runs of its union moved, at their length, to random
     free slots of the clip, not adjacent to one another. All False if there is no room."""
-    union = np.any(mask_JS[:, :slot_count], axis=0)
+    union = np.any(mask_JS, axis=0)
     runs = sorted(runs_of(union), key=lambda run: run[0] - run[1])  # the longest, hardest to place, first
     for _ in range(TRIES):
         moved = np.zeros_like(mask_JS)
         taken = union.copy()
         for first, end in runs:
             length = end - first
-            starts = [s for s in range(slot_count - length + 1) if not taken[s : s + length].any()]
+            starts = [s for s in range(len(union) - length + 1) if not taken[s : s + length].any()]
             if not starts:
                 break
             start = int(rng.choice(starts))
@@ -107,8 +106,7 @@ def windows_of(slots_JS: np.ndarray) -> np.ndarray:
 
 def random_source(mask_JS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """``source_of`` for runs of the same lengths in other places: the effect of frozen frames alone."""
-    slots = mask_JS.shape[1]
-    return source_of(moved_mask(mask_JS, slots, rng), slots)
+    return source_of(moved_mask(mask_JS, rng))
 
 
 def shuffle_source(slots: int, rng: np.random.Generator) -> np.ndarray:

@@ -239,10 +239,10 @@ def training_row(
     # pooled slots alike.
     masks = {"key": np.concatenate([key_JS, widened(np.any(key_JS, axis=0), widen)[None]])}
     if "random" in (replacement, pool):
-        masks["random"] = moved_mask(masks["key"], count, np.random.default_rng(list(seed)))
+        masks["random"] = moved_mask(masks["key"], np.random.default_rng(list(seed)))
     source = identity_source(count)
     if replacement != "none":
-        source = source_of(masks[replacement][-1:], count)
+        source = source_of(masks[replacement][-1:])
     slots = masks[pool][:-1]
     is_replaced = source != identity_source(count)
     # The random control compares the keywords whose slots it stands for.

@@ -290,7 +290,7 @@ class ClipPredictor:
                 video, _ = self.maker.video(entry)  # which the cache of frames holds by now
                 spans = find(video, self.clips[entry.number].question, self.candidates[query.id])
                 key_S = keyframes.slots_of(spans, video.times, video.frame_seconds, temporal)
-                source = keyframes.source_of(key_S[None], len(key_S))
+                source = keyframes.source_of(key_S[None])
                 shows_BP[row] = seen_through(shows_BP[row], slot_BP[row], source)
         return shows_BP
 
