@@ -9,7 +9,7 @@ step's time, and what to change where it does not fit. cpu:N takes N virtual dev
 The model's sizes are those of the folder ``config.init_from``, of which only config.json is read, or else of
 ``config.model``. The batch is what ``config.data`` makes of clips of ``--seconds``, ``--video``, ``--text``
 and ``--answer``: in SFT as many in a row as fit, in GRPO one prompt in a row. Each has a keyword whose event
-can be seen, so that its V~ is planned too.
+is in its middle, so that its V~ is planned too.
 """
 
 import collections
@@ -46,6 +46,7 @@ from vpjax.training.state import State, create_state
 from vpjax.types import Batch, Clip, Prompts, UserError
 
 GIB = 2**30
+EVENT = 0.5  # seconds that the planned event lasts
 
 
 class PlannedClips(NamedTuple):
@@ -121,7 +122,7 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
         answer=np.zeros(clips.answer, np.int32),
         keywords=np.zeros((keywords, config.data.keyword_tokens), np.int32),
         lemma=np.zeros(keywords, np.int32),
-        spans=(((0.0, clips.seconds),),) * keywords,
+        spans=(((clips.seconds / 2, clips.seconds / 2 + EVENT),),) * keywords,
         places=((clips.answer - 1,),) * keywords,
         degraded_answer=np.zeros(clips.answer, np.int32),
         stamps=STAMPS,

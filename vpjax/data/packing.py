@@ -101,7 +101,7 @@ def row_capacity(sizes_NK: np.ndarray, order: np.ndarray, row_tokens: int, multi
         count = len(pack(sizes_NK, np.array(capacity), sample))
         return count * (capacity.tokens + capacity.units + capacity.degraded)
 
-    return min((capacity_at(quantile) for quantile in QUANTILES), key=cost)
+    return min(dict.fromkeys(capacity_at(quantile) for quantile in QUANTILES), key=cost)
 
 
 class Usage(NamedTuple):
