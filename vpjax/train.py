@@ -48,8 +48,11 @@ from vpjax.types import Array, Batch, Clip, Prompts, UserError
 CURVES = {
     "loss": ("loss", "loss/lm"),
     "reward": ("reward", "reward_degraded"),
+    "reward on V~, of its own truth": ("degraded/reward",),
     "reward: spread": ("reward_std", "frac_reward_zero_std"),
+    "groups with spread": ("rel/spread", "degraded/spread"),
     "relative reward": ("rel/gap", "rel/weight", "rel/active"),
+    "what V~ changes": ("rel/change", "degraded/mass"),
     "completion length": ("completions/mean_length",),
     "entropy": ("entropy",),
     "contrast loss": ("loss/contrast",),
@@ -255,8 +258,9 @@ class Report:
 
     def _show_rollouts(self, step: int, metrics: dict[str, float], rollouts: JudgedRollouts) -> None:
         """Write a page of samples every ``show_every`` steps. Print a reason if, for ``log_every`` steps or a
-        multiple, the rewards of every prompt's completions were equal."""
-        if metrics["frac_reward_zero_std"] == 1.0:
+        multiple, the rewards of every prompt's completions were equal, and V~ did not part them either."""
+        spread_by_degraded = metrics.get("rel/spread", 0.0) + metrics.get("degraded/spread", 0.0)
+        if metrics["frac_reward_zero_std"] == 1.0 and not spread_by_degraded:
             self.steps_without_spread += 1
         else:
             self.steps_without_spread = 0

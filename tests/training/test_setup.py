@@ -47,3 +47,11 @@ def test_unknown_fields_are_named(field):
     assert event_spec(config) == EventSpec()
     with pytest.raises(UserError, match=f"events_heldout: no field {field}; .*prior"):
         event_spec(config, "heldout")
+
+
+def test_the_clips_of_an_older_vpjax_are_not_made_anew(tmp_path):
+    """Its config lacks fields; what they stand for today would be other clips than those of its training."""
+    config = small(base.get_config(), tmp_path)
+    del config.events.eventless
+    with pytest.raises(UserError, match="events.eventless: an older vpjax drew its clips"):
+        split_file(config, "heldout", "events")

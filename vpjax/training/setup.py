@@ -74,8 +74,15 @@ def instructed(clip: Clip, instructions: Mapping[str, str]) -> Clip:
 
 def event_spec(config: ConfigDict, split: str = "train") -> events.EventSpec:
     """The appearance of a split's built-in clips: ``config.events``, and for clips that are not trained on
-    also ``config.events_heldout``. UserError for a field that ``EventSpec`` lacks."""
+    also ``config.events_heldout``. UserError for a field that ``EventSpec`` lacks, and for the config of an
+    older vpjax, which drew other clips."""
     names = [field.name for field in dataclasses.fields(events.EventSpec)]
+    missing = [name for name in names if name not in config.events]
+    if missing:
+        raise UserError(
+            f"the run's config has no events.{missing[0]}: an older vpjax drew its clips, and this one draws "
+            "others; name a file of clips"
+        )
     values = {name: config.events[name] for name in names}
     if split != "train":
         unknown = sorted(set(config.events_heldout) - set(names))
