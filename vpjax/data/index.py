@@ -161,7 +161,8 @@ def index_clips(
         info = common_info if source.fault else source.info
         if data_config.replacement == "key" and info is not None:
             times = frame_times(sampling, info, (None, None) if source.fault else part, shape[0])
-            first_slot = earliest_replaced(own, times, info.frame_seconds, data_config.widen)
+            temporal = model_config.vision.temporal
+            first_slot = earliest_replaced(own, times, info.frame_seconds, temporal, data_config.widen)
         sizes = row_sizes(own, shape, beside, model_config, capacity, answers, first_slot)
         data_set = 0 if data_set_of is None else data_set_of[number]
         entries.append(Entry(number, clips[number].id, source, part, own, shape, data_set, sizes))
@@ -225,10 +226,13 @@ def row_sizes(
     )
 
 
-def earliest_replaced(tokens: Tokens, times: np.ndarray, frame_seconds: float, widen: int) -> int:
+def earliest_replaced(
+    tokens: Tokens, times: np.ndarray, frame_seconds: float, temporal: int, widen: int
+) -> int:
     """The slot before which V~ replaces none, with a slot to spare for files whose frame rate varies. times:
     planned, of the frames."""
-    marked = slots_of([span for spans in tokens.spans for span in spans], times, frame_seconds)
+    spans = [span for spans in tokens.spans for span in spans]
+    marked = slots_of(spans, times, frame_seconds, temporal)
     return max(int(marked.argmax()) - widen - 1, 0) if marked.any() else 0
 
 

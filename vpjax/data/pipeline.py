@@ -103,7 +103,7 @@ class BatchMaker:
             clip=entry.number,
             data_set=entry.data_set,
         )
-        if len(row.degraded.tokens) > entry.sizes.degraded:
+        if isinstance(self.plan, PackedPlan) and len(row.degraded.tokens) > entry.sizes.degraded:
             row = row.without_degraded(LATER_FRAMES)
         return dataclasses.replace(row, notes=row.notes + notes)
 
@@ -300,8 +300,8 @@ def make_plan(
     """The plan of batches of so many ``rows``, see ``make_batch_maker``."""
     block, bin = index.capacity.block, max(index.capacity.bin, 1)
     multiple = data_config.length_multiple
-    ones = dict.fromkeys(Sizes._fields, 1)
-    multiples = Sizes(**ones | dict(tokens=multiple, units=block, bins=bin))
+    ones = Sizes(*[1] * len(Sizes._fields))
+    multiples = ones._replace(tokens=multiple, units=block, bins=bin, degraded=multiple)
     sizes = [entry.sizes for entry in index.entries]
     mixture = Mixture([entry.data_set for entry in index.entries], weights, seed)
     if not packed:
