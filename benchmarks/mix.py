@@ -26,7 +26,6 @@ from vpjax import cli
 from vpjax.data import coverage
 from vpjax.data.index import Index, Source, index_clips
 from vpjax.data.pipeline import coverage_of, make_plan, useful_units
-from vpjax.data.rows import NO_ANSWERS
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Stamps, Tokens
 from vpjax.models.config import VLMConfig
@@ -76,7 +75,7 @@ def main() -> None:
     clips, sources, tokens = read_population(Path(flags.population), model_config)
 
     start = time.perf_counter()
-    answers = sft.degraded_answers(config) if method == "sft" else NO_ANSWERS
+    answers = sft.degraded_answers(config)
     index = index_clips(clips, sources, tokens, model_config, config.data, answers=answers)
     indexed = time.perf_counter()
     plan = make_plan(index, config.data, packed=method == "sft", seed=config.seed, rows=config.batch)

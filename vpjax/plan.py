@@ -32,7 +32,6 @@ from vpjax.data.collate import empty_batch, empty_prompts
 from vpjax.data.index import Entry, Source, index_clips
 from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import make_plan
-from vpjax.data.rows import NO_ANSWERS
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Stamps, Tokens
 from vpjax.data.units import Capacity, grid_of
@@ -129,7 +128,7 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
     )
     clip, source = Clip("planned", "", "", ""), Source("", "video", info=info)
     packed = config.method == "sft"
-    answers = sft.degraded_answers(config) if packed else NO_ANSWERS
+    answers = sft.degraded_answers(config)
     index = index_clips([clip], [source], [tokens], model_config, config.data, answers=answers)
 
     def sizes(repeats: int) -> Sizes:

@@ -253,3 +253,21 @@ def test_what_is_not_hidden_is_not_compared(text, config):
     assert not len(followed(text, config, answers, unknown)[0].compared)
     row, _, targets = followed(text, config, answers, replacement="random")
     assert targets.split() == ["flashes"] and not row.hidden.any()
+
+
+def test_no_truth_where_a_keyword_was_left_out(text, config):
+    """Its event is still to be seen in V~."""
+    late = Keyword("twice", "twice", ((0.75, 0.875),))
+    clip = dataclasses.replace(clip_of(), degraded_answer=TRUTH)
+    three = dataclasses.replace(clip, keywords=(*clip.keywords, late, late))  # of which two are kept
+    answers = DegradedAnswers("none", truth_share=1.0)
+    assert len(followed(text, config, answers, dataclasses.replace(three, keywords=three.keywords[:2]))[1])
+    assert not followed(text, config, answers, three)[1]
+
+
+def test_a_degraded_video_that_nothing_reads_is_left_out(text, config):
+    answers = DegradedAnswers("none", truth_share=0.5, alone=False)
+    rows = [followed(text, config, answers, seed=(n,))[0] for n in range(40)]
+    for row in rows:
+        assert row.has_degraded == (len(row.degraded_answer) > 0) == (len(row.degraded.tokens) > 0)
+    assert {row.has_degraded for row in rows} == {True, False}

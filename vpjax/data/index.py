@@ -170,10 +170,11 @@ def index_clips(
 
 
 def text_budget(tokens: Tokens, data_config: ConfigDict) -> int:
-    """The tokens that a clip's text leaves to its video. UserError if its answer is too long."""
-    if len(tokens.answer) > data_config.max_answer:
+    """The tokens that a clip's text leaves to its video. UserError if one of its answers is too long."""
+    answer = max(len(tokens.answer), len(tokens.degraded_answer))
+    if answer > data_config.max_answer:
         raise UserError(f"answer above {data_config.max_answer} tokens (data.max_answer)")
-    budget = data_config.max_tokens - len(tokens.prompt) - len(tokens.answer) + 1  # for the placeholder
+    budget = data_config.max_tokens - len(tokens.prompt) - answer + 1  # for the placeholder
     if budget <= 0:
         raise UserError(f"question and answer above {data_config.max_tokens} tokens (data.max_tokens)")
     return budget
@@ -210,7 +211,8 @@ def row_sizes(
     degraded = degraded_targets = 0
     if shown:
         followed, degraded_targets = degraded_answer_sizes(tokens, shown_J, answers)
-        degraded = (slots - first_slot) * (rows * columns + slot_tokens)
+        if followed or answers.alone:
+            degraded = (slots - first_slot) * (rows * columns + slot_tokens)
         if followed:
             degraded += prompt - before - visual + followed
     return Sizes(

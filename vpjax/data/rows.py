@@ -29,10 +29,12 @@ SHARED_TIMES = "clip with slots that share a time position (denser than tokens_p
 class DegradedAnswers:
     """What follows the prompts of V~. compared: the clip's answer, to compare the likelihoods of its
     ``keywords`` or of ``all`` its tokens with those given V. truth_share: share of the clips that have V~'s
-    own truth instead, drawn anew in each epoch."""
+    own truth instead, drawn anew in each epoch. alone: prompts that nothing follows are kept too, for a
+    contrast that reads their states."""
 
     compared: Compared = "none"
     truth_share: float = 0.0
+    alone: bool = True
 
 
 NO_ANSWERS = DegradedAnswers()
@@ -67,8 +69,8 @@ class Row:
     data_set: int = 0
     notes: tuple[str, ...] = ()
 
-    def without_degraded(self, note: str) -> Row:
-        """The clip without V~, and a remark that says why."""
+    def without_degraded(self, *notes: str) -> Row:
+        """The clip without V~, and remarks that say why."""
         return dataclasses.replace(
             self,
             shows_degraded=np.asarray(self.prompt.shows),
@@ -76,7 +78,7 @@ class Row:
             degraded_target=NO_TOKENS,
             compared=NO_TOKENS,
             hidden=np.zeros_like(self.hidden),
-            notes=(*self.notes, note),
+            notes=self.notes + notes,
         )
 
     @property
@@ -245,11 +247,11 @@ def training_row(
         source = source_of(masks[replacement][-1:])
     slots = masks[pool][:-1]
     is_replaced = source != identity_source(count)
-    # The random control compares the keywords whose slots it stands for.
-    stands_for_J = np.any(masks.get(replacement, masks["key"])[:-1] & is_replaced, axis=1)
+    # The random control compares the keywords for whose slots it replaces others.
+    replaced_J = np.any(masks.get(replacement, masks["key"])[:-1] & is_replaced, axis=1)
     rng = np.random.default_rng([*seed, TRUTH])
-    degraded_answer, degraded_target, compared = degraded_answer_of(tokens, stands_for_J, answers, rng)
-    return dataclasses.replace(
+    degraded_answer, degraded_target, compared = degraded_answer_of(tokens, replaced_J, answers, rng)
+    row = dataclasses.replace(
         row,
         shows_degraded=seen_through(row.prompt.shows, row.prompt.slot, source),
         answer=tokens.answer,
@@ -264,21 +266,24 @@ def training_row(
         data_set=data_set,
         notes=notes,
     )
+    if len(degraded_answer) or answers.alone:
+        return row
+    return row.without_degraded()
 
 
 def degraded_answer_of(
     tokens: Tokens, hidden_J: np.ndarray, answers: DegradedAnswers, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What follows the prompt of a V~ that hides these keywords: the ``degraded_answer``, ``degraded_target``
-    and ``compared`` of ``Row``.
+    """What follows the prompt of a V~ that replaces slots of these keywords: the ``degraded_answer``,
+    ``degraded_target`` and ``compared`` of ``Row``.
 
     V~'s own truth follows only where V~ hides every keyword that is seen anywhere. The answer follows up to
     the last token that is compared."""
     if not hidden_J.any():
         return NO_TOKENS, NO_TOKENS, NO_TOKENS
     truth = tokens.degraded_answer
-    hides_all = all(hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True) if spans)
-    if len(truth) and hides_all and rng.random() < answers.truth_share:
+    seen = any(spans and not hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True))
+    if len(truth) and not (seen or tokens.left_out) and rng.random() < answers.truth_share:
         return truth, np.arange(len(truth), dtype=np.int32), np.full(len(truth), -1, np.int32)
     if answers.compared == "none":
         return NO_TOKENS, NO_TOKENS, NO_TOKENS

@@ -233,8 +233,8 @@ class Tokens:
 
     prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
     padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; places: of each keyword's tokens in
-    the answer; degraded_answer i32[e]: the answer that is true of V~, its end included, empty: unknown;
-    stamps: see ``with_media``; notes: remarks.
+    the answer; left_out: a keyword with a known time is not among them; degraded_answer i32[e]: the answer
+    that is true of V~, its end included, empty: unknown; stamps: see ``with_media``; notes: remarks.
     """
 
     prompt: np.ndarray
@@ -244,6 +244,7 @@ class Tokens:
     spans: tuple[tuple[tuple[float, float], ...], ...]
     places: tuple[tuple[int, ...], ...]
     degraded_answer: np.ndarray
+    left_out: bool = False
     stamps: Stamps | None = None
     notes: tuple[str, ...] = ()
 
@@ -259,10 +260,12 @@ def tokenize(
     notes = []
     if keywords and len(clip.keywords) > keywords:
         notes.append(f"keywords beyond the first {keywords} left out (data.keywords)")
+    left_out = any(keyword.spans for keyword in clip.keywords[keywords:])
     for j, keyword in enumerate(clip.keywords[:keywords]):
         found, pieces = text.keyword(keyword.text, clip.answer)
         if not 0 < len(pieces) <= keyword_tokens:
             notes.append(f"keyword of more than {keyword_tokens} tokens left out (data.keyword_tokens)")
+            left_out |= bool(keyword.spans)
             continue
         ids[j, : len(pieces)] = pieces
         lemma[j] = zlib.crc32(keyword.lemma.encode()) & 0x7FFFFFFF  # the same number in every process and run
@@ -279,6 +282,7 @@ def tokenize(
         spans=tuple(spans),
         places=tuple(places),
         degraded_answer=degraded_answer,
+        left_out=left_out,
         stamps=text.stamps,
         notes=tuple(notes),
     )

@@ -113,9 +113,11 @@ def check(config: ConfigDict) -> None:
         data.replacement != "none" or not needs_degraded,
         "is 'none', which leaves no V~, only where contrast.negatives does not name 'degraded'",
     )
-    require("contrast.truth_share", 0 <= contrast.truth_share <= 1, "lies in [0, 1]")
-    is_compared = config.method == "sft" and contrast.answer and contrast.answer_kind != "weight"
-    has_degraded = data.replacement != "none" or not is_compared
+    require("contrast.truth_share", 0 < contrast.truth_share <= 1, "lies above 0 and up to 1")
+    leaves_some = contrast.truth_share < 1 or not (contrast.truth and contrast.answer)
+    rest = "is below 1 where contrast.answer compares the clips that are left"
+    require("contrast.truth_share", leaves_some, rest)
+    has_degraded = data.replacement != "none" or config.method != "sft" or not contrast.answer
     require("contrast.answer", has_degraded, "compares V with V~, which data.replacement='none' leaves out")
     hides_event = data.replacement == "key" or config.method != "sft" or not contrast.truth
     require("contrast.truth", hides_event, "needs data.replacement='key': only that V~ hides the event")

@@ -105,14 +105,16 @@ def batch_keywords(model: VideoLM, heads: dict[str, Array], batch: Batch, config
 
 
 def degraded_answers(config: ConfigDict) -> DegradedAnswers:
-    """What the losses of a config need after the prompts of V~."""
+    """What the losses of a config read of V~."""
     contrast = config.contrast
-    if not (contrast.answer or contrast.truth):
+    if config.method != "sft":
         return NO_ANSWERS
     compared: Compared = "none"
     if contrast.answer:
         compared = "all" if contrast.answer_kind == "sequence" else "keywords"
-    return DegradedAnswers(compared, contrast.truth_share if contrast.truth else 0.0)
+    truth_share = contrast.truth_share if contrast.truth else 0.0
+    is_negative = bool(contrast.weight) and "degraded" in contrast.negatives
+    return DegradedAnswers(compared, truth_share, alone=is_negative)
 
 
 def compared_clips(batch: Batch) -> Array:
