@@ -150,7 +150,11 @@ def main() -> None:
             return run(configure(ROWS[name], seed, arguments), steps, clips, heldout, model_config, text)
 
         log = arguments.out.with_suffix(".jsonl") if arguments.out else None
-        results = repeat(arguments.rows, arguments.seeds, f"{config} {ROWS}", run_row, log)
+
+        def setting_of(name: str) -> str:
+            return f"{configure(ROWS[name], 0, arguments)} {arguments.init}"
+
+        results = repeat(arguments.rows, arguments.seeds, setting_of, run_row, log)
 
     lines = [
         "# GRPO ablation on event clips",

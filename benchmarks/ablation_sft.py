@@ -41,6 +41,7 @@ from benchmarks.repeats import (
     ablation_arguments,
     median_gap,
     repeat,
+    right_answers,
     scores_of,
     table,
 )
@@ -218,10 +219,14 @@ def main() -> None:
             if name == PLAIN:
                 plain_models[seed] = model
             results = evaluate_model(model, text, heldout, REQUEST, config.data)
-            return record | scores_of(results) | costs
+            return record | scores_of(results) | costs | {"right": right_answers(results)}
 
         log = arguments.out.with_suffix(".jsonl") if arguments.out else None
-        results = repeat(arguments.rows, arguments.seeds, f"{config} {ROWS} {FOUND_BY}", run, log)
+
+        def setting_of(name: str) -> str:
+            return f"{configure(ROWS[name], 0, arguments)} {FOUND_BY.get(name)}"
+
+        results = repeat(arguments.rows, arguments.seeds, setting_of, run, log)
 
     overlap_lines = []
     for name in results.keys() & FOUND_BY:

@@ -48,23 +48,23 @@ def ablation_arguments(
 def repeat(
     rows: Sequence[str],
     seeds: Sequence[int],
-    setting: str,
+    setting_of: Callable[[str], str],
     run: Callable[[str, int], Record],
     log: Path | None = None,
 ) -> dict[str, list[Record]]:
     """The records of ``run(row, seed)``: for each row a list over seeds.
 
-    setting: what the runs have in common. log: a file of JSON lines to which each finished run is appended; a
-    run that it holds with the same setting is not repeated.
+    setting_of: all that a row's result depends on but its seed. log: a file of JSON lines to which each
+    finished run is appended; a run that it holds with the same setting is not repeated.
     """
     finished: list[Record] = []
     if log and log.exists():
         finished = [json.loads(line) for line in log.read_text().splitlines()]
-    digest = hashlib.sha256(setting.encode()).hexdigest()[:16]
+    digest_of = {row: hashlib.sha256(setting_of(row).encode()).hexdigest()[:16] for row in rows}
     results: dict[str, list[Record]] = {row: [] for row in rows}
     for seed in seeds:
         for row in rows:
-            key = {"row": row, "seed": seed, "setting": digest}
+            key = {"row": row, "seed": seed, "setting": digest_of[row]}
             known = [record for record in finished if key.items() <= record.items()]
             if known:
                 record = known[0]
@@ -87,6 +87,13 @@ def scores_of(results: dict[str, Any]) -> dict[str, float]:
         for group, score in scores["metrics"]["accuracy"]["groups"].items():
             found[f"accuracy/{control}/{group.split()[0]}"] = score["mean"]
     return found
+
+
+def right_answers(results: dict[str, Any], control: str = "none") -> str:
+    """For each clip, in their order, 1 if its answer is right and 0 if it is not: for pairs of runs by
+    clip."""
+    rows = [row for row in results["rows"] if row["control"] == control]
+    return "".join(str(int(row["values"]["accuracy"])) for row in rows)
 
 
 def median_gap(times: Sequence[float]) -> float:

@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
 
     c.contrast = contrast = ConfigDict()  # keyword contrast between V and V~ (docs/method.md, section 2)
     contrast.weight = 0.1  # lambda (ours); 0 = no contrast, and nothing is computed for it
-    contrast.warmup_share = 0.05  # share of the steps over which lambda grows from 0 (ours)
+    contrast.warmup_share = 0.05  # share of the steps over which lambda, mu and nu grow from 0 (ours)
     contrast.layer = 0.5  # depth of the layer whose states are pooled, as a share of the decoder (ours)
     contrast.width = 256  # E: width of the space in which keywords and slots are compared (ours)
     contrast.tau = 0.07  # first value of the learned temperature (ours)
