@@ -116,6 +116,22 @@ def test_seen_of_random_answers():
     assert contain >= 3
 
 
+def test_a_missing_answer_is_wrong_and_names_nothing():
+    """Under ``missing="wrong"``: wrong about clips with and without an event, but neither a false alarm nor
+    the lack of one."""
+    request = dict(benchmark="events", model="m", step=1, weights="w", dtype="float32")
+    broken = [Prediction(clip.id, "none", False, fault="broken") for clip in (CLIPS[0], CLIPS[5])]
+    answers = [
+        Prediction(clip.id, "none", False, SAYS[clip.extra["event"]]) for clip in CLIPS[3:5] + CLIPS[6:7]
+    ]
+    got = make_results(request, BENCHMARKS["events"], CLIPS, broken + answers, {}, missing="wrong")
+    expected = {"accuracy": 3 / 5, "against": 1, "shortcut": 0, "seen": 1, "false alarms": 0}
+    assert means(got) == pytest.approx(expected)
+    assert got["controls"]["none"]["readable"] == 3 / 5
+    for row in got["rows"][:2]:
+        assert row["values"] == {"accuracy": 0} and row["named"] is None
+
+
 def columns(results):
     """The headings of the table of results."""
     return re.split("  +", format_results(results).splitlines()[1].strip())

@@ -73,7 +73,11 @@ def test_events_are_named():
     assert metrics.score_event(caption, "A red cross stays the same.") == (True, {"accuracy": 0})
     quiet = dataclasses.replace(caption, answer="A red cross does nothing.", extra=dict(event=""))
     assert metrics.score_event(quiet, "It stays the same.") == (True, {"accuracy": 1})
-    assert metrics.score_event(quiet, "A red cross.") == (False, {"accuracy": 1})
+    assert metrics.score_event(quiet, "A red cross.") == (True, {"accuracy": 1})
+    assert metrics.score_event(caption, "A red cross.") == (False, {"accuracy": 0})
+    for silent in ("", " ?!", "<think>It stays the same."):
+        for clip in (caption, quiet):
+            assert metrics.score_event(clip, silent) == (False, {"accuracy": 0})
     assert metrics.score_event(quiet, "It rotates.") == (True, {"accuracy": 0})
     assert metrics.score_event(quiet, "It rotates and vanishes.") == (False, {"accuracy": 0})
     choice = make_clip("(B) spins", task="choice", choices=("grows", "spins"), extra={"event": "spin"})

@@ -35,7 +35,8 @@ def make_results(
 
     request: the description of the evaluation, which is kept as it is; its ``prior`` is that of the training
     clips, if they had one. left_out: the number of clips left out
-    by reason. missing: rows whose video cannot be used are kept ``apart`` or count as ``wrong``. UserError if
+    by reason. missing: rows whose video cannot be used are kept ``apart`` or count as ``wrong`` in the
+    benchmark's own metrics; they never count in those of ``event_scores``. UserError if
     that leaves no row.
     """
     clip_of_id = {clip.id: clip for clip in clips}
@@ -54,7 +55,8 @@ def make_results(
             readable, values = benchmark.score(clip, prediction.text)
             group, second_group = clip.extra["group"], clip.extra.get(benchmark.second_group, "")
             named: tuple[str, ...] | None = None
-            if benchmark.names_events and clip.task == "caption":
+            # Where there is no answer, it names nothing and invents nothing.
+            if benchmark.names_events and clip.task == "caption" and not fault:
                 named = events_named(final_answer(prediction.text))
                 values = values | event_values(clip, prediction, named)
             row = Scored(clip.id, clip.video, group, name, readable, values, second_group, named)

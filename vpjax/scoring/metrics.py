@@ -94,7 +94,10 @@ def score_description(clip: Clip, text: str) -> AnswerScore:
 def score_event(clip: Clip, text: str) -> AnswerScore:
     """Whether the answer names ``clip.extra["event"]`` and no other event, or no event where that is "", for
     the built-in event clips. Questions with options and about time are scored as such; the latter are right
-    if the IoU reaches half."""
+    if the IoU reaches half.
+
+    An answer is readable if it names one event or says that nothing happens. About a clip without an event
+    any words that name none say so too. Without words no answer is readable."""
     if clip.task == "choice":
         return score_choice(clip, text)
     if clip.task == "grounding":
@@ -102,8 +105,11 @@ def score_event(clip: Clip, text: str) -> AnswerScore:
         return AnswerScore(readable, {"accuracy": values["R@0.5"]})
     answer = final_answer(text)
     named, event = events_named(answer), clip.extra["event"]
-    right = named == ((event,) if event else ())
-    return AnswerScore(len(named) == 1 or says_nothing_happens(answer), {"accuracy": float(right)})
+    expected = (event,) if event else ()
+    readable = len(named) == 1 or says_nothing_happens(answer)
+    if not event and not named:
+        readable = bool(_tokens(answer))
+    return AnswerScore(readable, {"accuracy": float(readable and named == expected)})
 
 
 def score_by_task(clip: Clip, text: str) -> AnswerScore:
