@@ -13,10 +13,7 @@ from vpjax.recipes import sft
 
 def get_config():
     c = sft.get_config()
-    c.steps = 1200
-    c.batch = 10  # rows, about 33 clips
-    # Longer captions weigh the words of the event less in the language-model loss, and the margin does not.
-    c.contrast.answer = 0.2
+    c.batch = 10  # rows, about 32 clips
 
     c.model.text_config.vocab_size = 640  # holds the words of the longer captions whole
 
