@@ -73,12 +73,13 @@ def source_of(mask_JS: np.ndarray) -> np.ndarray:
 
 def moved_mask(mask_JS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The random control of a mask: bool[J, S] with the runs of its union moved, at their length, to random
-    free slots of the clip, not adjacent to one another. All False if there is no room."""
+    free slots of the clip, adjacent neither to one another nor to marked slots, which ``source_of`` would
+    show once more. All False if there is no room."""
     union = np.any(mask_JS, axis=0)
     runs = sorted(runs_of(union), key=lambda run: run[0] - run[1])  # the longest, hardest to place, first
     for _ in range(TRIES):
         moved = np.zeros_like(mask_JS)
-        taken = union.copy()
+        taken = union | np.append(union[1:], False) | np.append(False, union[:-1])
         for first, end in runs:
             length = end - first
             starts = [s for s in range(len(union) - length + 1) if not taken[s : s + length].any()]

@@ -34,10 +34,9 @@ def make_results(
     the predictions were made.
 
     request: the description of the evaluation, which is kept as it is; its ``prior`` is that of the training
-    clips, if they had one. left_out: the number of clips left out
-    by reason. missing: rows whose video cannot be used are kept ``apart`` or count as ``wrong`` in the
-    benchmark's own metrics; they never count in those of ``event_scores``. UserError if
-    that leaves no row.
+    clips, if they had one. left_out: the number of clips left out by reason. missing: rows whose video cannot
+    be used are kept ``apart`` or count as ``wrong`` in the benchmark's own metrics; they never count in those
+    of ``event_scores``. UserError if that leaves no row.
     """
     clip_of_id = {clip.id: clip for clip in clips}
     rows: dict[str, list[Scored]] = {}
