@@ -114,17 +114,25 @@ def test_unknown_rewards_are_refused():
 
 
 def test_a_clip_as_its_degraded_video_shows_it():
-    """Its answer and keywords are those of V~; where that is not known, or asks for times, there is none."""
+    """It has V~'s answer, and keywords that this does not mention are wrong. Where the answer is not known,
+    or the task asks for times, there is no such clip."""
     clip = dataclasses.replace(CAPTION, degraded_answer="A man runs on", spans=((1.0, 2.0),))
     shown = degraded_clip(clip)
     assert (shown.answer, shown.spans) == ("A man runs on", ())
-    assert [keyword.text for keyword in shown.keywords] == ["runs"]
     sizes = reference_sizes([clip, shown], keywords=2)
     rows = reference_rows([clip, shown], sizes)
     np.testing.assert_array_equal(rows.positions, [[2, 4], [2, -1]])
-    # On V~ the hidden keyword is as wrong as any other.
-    fell = fingerprint_of(b"fell")
-    assert fell not in rows.others[0] and fell in rows.others[1]
+    # The forms of the keyword that V~ hides are known, so that naming it can be told.
+    np.testing.assert_array_equal(rows.forms[1], rows.forms[0])
+    assert fingerprint_of(b"fell") in rows.forms[1, 1]
+    # On V a keyword that the answer does not mention is not known to be wrong.
+    unmentioned = dataclasses.replace(clip, answer=clip.degraded_answer)
+    assert not reference_rows([unmentioned], sizes).forms[0, 1].any()
+    # V~ shows a keyword, or none.
+    quiet = dataclasses.replace(clip, degraded_answer="A man stays", answer="He falls and runs")
+    clips = [clip, shown, quiet, degraded_clip(quiet)]
+    rows = reference_rows(clips, reference_sizes(clips, keywords=2))
+    assert rows.without_keywords.tolist() == [False, False, False, True]
     assert degraded_clip(CAPTION) is None
     assert degraded_clip(dataclasses.replace(clip, task="grounding")) is None
 

@@ -1,7 +1,5 @@
 """Rewards: the device agrees with the host on any text; values worked by hand; laws."""
 
-import dataclasses
-import functools
 import itertools
 import string
 
@@ -9,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from rouge_score.rouge_scorer import RougeScorer
 
-from tests.scoring.host_rewards import host_rewards
 from tests.scoring.reward_cases import (
     CLIPS,
     PROOF,
@@ -20,130 +16,27 @@ from tests.scoring.reward_cases import (
     STILL,
     STORY,
     TRACK,
-    event_texts,
     garbled,
     make_clip,
     noise,
-    odd_texts,
     spanned_keywords,
     template_answer,
 )
-from vpjax.data.text import Text, train_tokenizer
+from tests.scoring.scorer import GROUP, SIZES, device_rewards, every_keyword, every_second, make_scorers
 from vpjax.events.clips import describe
 from vpjax.events.text import PHRASES, event_of
-from vpjax.scoring.judge import ConfigJudge
-from vpjax.scoring.references import keyword_table, reference_rows, reference_sizes
-from vpjax.scoring.rewards import REWARDS, answer_numbers, combine, compute_rewards
-from vpjax.scoring.texts import byte_table
+from vpjax.scoring.references import reference_rows
+from vpjax.scoring.rewards import REWARDS, combine
 from vpjax.scoring.words import fingerprint_of, word_fingerprints
-from vpjax.types import Prompts, Strip
 
 pytestmark = pytest.mark.slow
 
 PENALTIES = {"repetition", "overlong"}
-KEYWORDS = 4
-SIZES = reference_sizes(CLIPS, keywords=KEYWORDS)
-GROUP = 32  # G
-LIMIT = 100  # C
-
-
-# Run on thousands of texts: unlike most programs of the tests this one gains from being optimised.
-OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-
-
-@functools.partial(jax.jit, compiler_options=OPTIMISED)
-def device_rewards(table, tokens, mask, references, hidden):
-    return compute_rewards(tuple(REWARDS), table, tokens, mask, references, hidden)
-
-
-def every_second(clips):
-    """hidden bool[B, J]: every second of the clips' keywords, the first of every second clip among them."""
-    hidden_BJ = np.zeros((len(clips), KEYWORDS), bool)
-    for b, clip in enumerate(clips):
-        count = len(clip.keywords) if clip else 0
-        hidden_BJ[b, b % 2 : count : 2] = True
-    return hidden_BJ
-
-
-def every_keyword(clips):
-    """hidden bool[B, J]: all."""
-    return np.ones((len(clips), KEYWORDS), bool)
-
-
-class Scorer:
-    """The rewards of texts, from the device and from the host, under one tokenizer."""
-
-    def __init__(self, text, table):
-        self.text, self.table = text, table
-
-    def tokens(self, completions):
-        """Texts, or token ids, as arrays i32[B, G, C] and their mask; anything stands after an end."""
-        rng = np.random.default_rng(0)
-        shape = (len(CLIPS), GROUP, LIMIT)
-        tokens = rng.integers(0, len(self.text.tokenizer) + 50, shape).astype(np.int32)
-        mask = np.zeros(shape, bool)
-        for b, row in enumerate(completions):
-            for g, completion in enumerate(row):
-                ids = self.text.answer(completion) if isinstance(completion, str) else completion
-                ids = ids[:LIMIT]
-                tokens[b, g, : len(ids)], mask[b, g, : len(ids)] = ids, True
-        return tokens, mask
-
-    def device(self, completions, clips, hidden_of=every_second):
-        """The rewards of completions [B][G] of ``clips`` on the device."""
-        tokens, mask = self.tokens(completions)
-        padded = [*clips, *[None] * (len(CLIPS) - len(clips))]
-        rewards = device_rewards(self.table, tokens, mask, reference_rows(padded, SIZES), hidden_of(padded))
-        return {name: np.asarray(x)[: len(clips), : len(completions[0])] for name, x in rewards.items()}
-
-    def host(self, completions, clips, hidden_of=every_second):
-        lengths = self.tokens(completions)[1].sum(-1)
-        texts = self.decoded(completions)
-        return host_rewards(
-            REWARDS,
-            texts,
-            clips,
-            SIZES.known,
-            keywords=KEYWORDS,
-            hidden=hidden_of(clips),
-            lengths=lengths,
-            limit=LIMIT,
-        )
-
-    def decoded(self, completions):
-        """What the tokenizer makes of the completions' first C tokens."""
-        tokens, mask = self.tokens(completions)
-        known = mask & (tokens < len(self.text.tokenizer))
-        return [
-            [self.text.decode(tokens[b, g][known[b, g]]) for g in range(len(row))]
-            for b, row in enumerate(completions)
-        ]
 
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
-    """Of two tokenizers that share little. Their tables have one shape, so that one program serves both."""
-    texts = []
-    for sentences, size in ((event_texts(), 400), (odd_texts(), 900)):
-        folder = tmp_path_factory.mktemp("tokenizer")
-        train_tokenizer(sentences, folder, size)
-        texts.append(Text.load(folder))
-    tables = [byte_table(text) for text in texts]
-    words, pieces = max(table.words for table in tables), max(table.pieces for table in tables)
-    rows, width = np.max([table.bytes.shape for table in tables], axis=0)
-    scorers = []
-    for text, table in zip(texts, tables, strict=True):
-        missing = rows - len(table.bytes)
-        padding = ((0, missing), (0, width - table.bytes.shape[1]))
-        table = dataclasses.replace(
-            table,
-            bytes=np.pad(table.bytes, padding, constant_values=ord(" ")),
-            lengths=np.pad(table.lengths, (0, missing)),
-            words=words,
-            pieces=pieces,
-        )
-        scorers.append(Scorer(text, table))
-    return scorers
+    return make_scorers(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +100,6 @@ def test_rouge_equals_the_rouge_score_package(scorer):
             assert device[name][b, g] == pytest.approx(expected[key].fmeasure, abs=1e-6), texts[b][g]
 
 
-NONE = np.full((4, 1), -1, np.int32)
-TEXT = Strip(NONE, NONE, NONE, shows=NONE, slot=NONE)  # of four prompts without a video
 BALL = make_clip("A man throws the ball", keywords=spanned_keywords(("throws", "throw")))
 GROUND = make_clip("From 2 to 6 s", "grounding", spans=((2.0, 6.0),))
 LETTER = make_clip("(A)", "choice", choices=("yes", "no", "perhaps"))
@@ -358,83 +249,6 @@ def test_rewards_count_for_their_tasks_alone(scorer):
         counts = {name for name, x in device.items() if not np.isnan(x[row, 0])}
         assert {name for name in counts if not name.startswith(("keyword", "event"))} == expected
         assert counts == {name for name, x in host.items() if not np.isnan(x[row, 0])}
-
-
-def test_hidden_is_what_the_prompts_say(scorer):
-    """For both rewards that read it, whatever spans a keyword has: none, one or all of a clip's keywords."""
-    completions = [["He picks up the ball."], ["He falls."], ["He sits."]]
-    clips = [STORY] * 3
-    for hidden, removed, absent in (
-        ([False] * 4, [np.nan] * 3, [np.nan] * 3),
-        ([True, False, False, False], [1, 0, 0], [0, 1, 1]),
-        ([True] * 4, [0.25, 0.25, 0], [0, 0, 1]),
-    ):
-        device = scorer.device(completions, clips, lambda rows, own=hidden: np.tile(own, (len(rows), 1)))
-        np.testing.assert_array_equal(device["keyword_removed"][:, 0], np.float32(removed))
-        np.testing.assert_array_equal(device["keyword_absent"][:, 0], np.float32(absent))
-
-
-def test_answers_that_say_the_same(scorer):
-    """In captions: name the same keywords, in whichever words and order; in choices: take the same option."""
-    clips = [BALL, LETTER, STORY]
-    said = [
-        [
-            ["It is thrown.", "A man threw the ball", "throwing"],
-            ["It flashes", "something blinks white", "<think>spins</think>flashing and flashed"],
-            ["It flashes and spins", "It rotates, then blinks"],
-            # A form of several words is known in clips that have the keyword, and says nothing in others.
-            ["It stays the same", "nothing", "", "He picks up"],
-        ],
-        [["(A) yes", "A."], ["(B) no", "B, not A"], ["D", "", "perhaps"]],
-        [["He picks up", "He picked up the ball"], ["He sits"]],
-    ]
-    tokens, mask = scorer.tokens([sum(groups, []) for groups in said])
-    references = reference_rows([*clips, *[None] * (len(CLIPS) - len(clips))], SIZES)
-    known = keyword_table([*CLIPS, BALL], KEYWORDS)
-    numbers = np.asarray(jax.jit(answer_numbers)(scorer.table, known, tokens, mask, references))
-    for row, groups in enumerate(said):
-        group_of = [g for g, group in enumerate(groups) for _ in group]
-        got = numbers[row, : len(group_of)]
-        np.testing.assert_array_equal(np.equal.outer(got, got), np.equal.outer(group_of, group_of))
-        assert (got >= 0).all()
-    assert (numbers[len(clips) :] == -1).all()
-
-
-def test_what_is_true_of_the_degraded_video(scorer):
-    """Completions on V~ are compared with its own truth where V~ hides a keyword, with the answer where it
-    hides none; without a known truth only keyword_absent counts."""
-    caption = "A red square moves left and suddenly spins."
-    shown = make_clip(caption, keywords=spanned_keywords(("spins", "spin")))
-    known = dataclasses.replace(shown, degraded_answer=STILL.answer)
-    flash = make_clip("It flashes.", keywords=spanned_keywords(("flashes", "flash")))
-    clips = [known, known, shown, flash]
-    rewards = {"event": 1.0, "rouge_l": 1.0, "keyword_absent": 1.0}
-    config = ConfigDict(
-        dict(
-            seed=0,
-            data=dict(keywords=KEYWORDS),
-            grpo=dict(rewards=dict(event=1.0), degraded_rewards=rewards, control_share=0.0),
-        )
-    )
-    judge = ConfigJudge(config, scorer.text, clips)
-    hidden = np.zeros((4, KEYWORDS), bool)
-    hidden[[0, 2, 3], 0] = True
-    prompts = judge.with_references(Prompts(None, TEXT, TEXT.shows, None, hidden, np.arange(4)))
-    texts = [shown.answer, STILL.answer, "A red square moves left and suddenly flashes."]
-    tokens, mask = scorer.tokens([texts] * 4)
-    scored = judge.score_degraded(prompts, tokens[:4, :3], mask[:4, :3])
-    nan = np.nan
-    expected = {
-        "event": [[0, 1, 0], [1, 0, 0], [nan] * 3, [nan] * 3],
-        "keyword_absent": [[0, 1, 1], [nan] * 3, [0, 1, 1], [1, 1, 0]],
-    }
-    for name, values in expected.items():
-        np.testing.assert_array_equal(scored[name], np.float32(values), err_msg=name)
-    rouge = np.asarray(scored["rouge_l"])
-    assert rouge[0, 1] == rouge[1, 0] == 1 and (rouge[0, [0, 2]] < 1).all() and np.isnan(rouge[2:]).all()
-    # On V nothing has changed.
-    on_v = judge.score(prompts, tokens[:4, :3], mask[:4, :3])["event"]
-    np.testing.assert_array_equal(on_v, [[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]])
 
 
 def test_event_is_what_held_out_clips_are_scored_by(scorer):

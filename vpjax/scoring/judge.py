@@ -55,6 +55,13 @@ def path_of(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def hides_all(clip: Clip, hidden_J: Array) -> bool:
+    """Whether V~ hides every keyword of the clip whose time is known, so that its ``degraded_answer`` is true
+    of V~. The keywords that ``data.keywords`` and ``data.keyword_tokens`` leave out are not hidden."""
+    timed = {j for j, keyword in enumerate(clip.keywords) if keyword.spans}
+    return timed <= set(np.flatnonzero(hidden_J).tolist())
+
+
 class ConfigJudge:
     """The rewards of ``config.grpo.rewards``, by name: a number is the weight of one of ``rewards.REWARDS``,
     "my_module:fn" a function of the user's own, and ("my_module:fn", weight) the same with a weight. They
@@ -94,7 +101,8 @@ class ConfigJudge:
 
     def with_references(self, prompts: Prompts) -> Prompts:
         """Prompts (NumPy) with their clips' references. A share ``control_share`` of them gets a V~ that
-        hides nothing. What is true of V is then true of V~."""
+        hides nothing. What is true of V is then true of V~. Nothing is known to be true of a V~ that hides
+        some keywords and shows others."""
         prompts = with_control(prompts, self.control_share, self.seed)
         clips = self._clips(prompts)
         degraded = None
@@ -102,7 +110,9 @@ class ConfigJudge:
             shown = list(clips)
             for row in np.flatnonzero(np.any(prompts.hidden, axis=1)):
                 clip = clips[row]
-                shown[row] = degraded_clip(clip) if clip else None
+                shown[row] = None
+                if clip and hides_all(clip, prompts.hidden[row]):
+                    shown[row] = degraded_clip(clip)
             degraded = reference_rows(shown, self.sizes)
         references = ReferencePair(reference_rows(clips, self.sizes), degraded)
         return dataclasses.replace(prompts, references=references)

@@ -2,7 +2,8 @@
 
 Axes: J keywords of a clip, X forms of at most Y words each, W words of a completion. ``expected`` bool[J]
 marks the keywords that the reference answer mentions, ``mentioned`` bool[J] those that the completion
-mentions; ``unexpected`` u32[W] holds the completion's words that belong to other known keywords, else 0.
+mentions: those that are not expected are wrong. ``unexpected`` u32[W] holds the completion's words that
+belong to keywords of other clips, else 0.
 """
 
 from collections.abc import Sequence
@@ -64,10 +65,11 @@ def keyword_recall(mentioned: jax.Array, expected: jax.Array) -> jax.Array:
 
 
 def keyword_f1(mentioned: jax.Array, expected: jax.Array, unexpected: jax.Array) -> jax.Array:
-    """F1 of the expected keywords, with every different unexpected word as a false positive; NaN where none
-    is expected."""
+    """F1 of the expected keywords, with every different unexpected word and every wrong keyword as a false
+    positive; NaN where none is expected."""
     both, total = (mentioned & expected).sum(), expected.sum()
-    return 2.0 * both / jnp.where(expected.any(), both + count_distinct(unexpected) + total, jnp.nan)
+    named = mentioned.sum() + count_distinct(unexpected)
+    return 2.0 * both / jnp.where(expected.any(), named + total, jnp.nan)
 
 
 def keyword_absent(mentioned: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -78,7 +80,7 @@ def keyword_absent(mentioned: jax.Array, hidden: jax.Array) -> jax.Array:
 def exact_match(mentioned: jax.Array, expected: jax.Array, unexpected: jax.Array) -> jax.Array:
     """1 if every expected keyword and no other known one is mentioned, so that naming all events does not
     pay, else 0."""
-    return (~(expected & ~mentioned).any() & (unexpected == 0).all()).astype(jnp.float32)
+    return ((mentioned == expected).all() & (unexpected == 0).all()).astype(jnp.float32)
 
 
 def keyword_order(mentioned: jax.Array, positions: jax.Array, reference: Array) -> jax.Array:

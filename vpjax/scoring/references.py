@@ -43,9 +43,10 @@ class References:
 
     answer_type i32[B]; words, content u32[B, R]: all words of the answer, and its content words;
     choice, choices i32[B]: the right option and the number of options; forms u32[B, J, X, Y]; positions
-    i32[B, J]: of each keyword's first mention in the answer, -1: not expected; without_keywords bool[B]: the
-    clip has none at all; others u32[B, M]: words of known keywords that are not this clip's, sorted; spans
-    f32[B, K, 2] in seconds, (0, 0): none; boxes f32[B, Q, 4] and their number i32[B].
+    i32[B, J]: of each keyword's first mention in the answer, -1: not expected, and wrong where it has forms;
+    without_keywords bool[B]: the video shows none at all; others u32[B, M]: words of known keywords that are
+    not this clip's, sorted; spans f32[B, K, 2] in seconds, (0, 0): none; boxes f32[B, Q, 4] and their number
+    i32[B].
     """
 
     answer_type: Array
@@ -64,10 +65,16 @@ class References:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceKeyword:
-    """A keyword that the reference answer mentions. position: of its first mention, in words."""
+    """A keyword that the reference answer mentions. position: of its first mention, in words; -1: V~ hides
+    it, and the answer does not mention it."""
 
     forms: frozenset[Form]
     position: int
+
+
+class DegradedClip(Clip):
+    """A clip as V~ shows it. Its answer is ``degraded_answer``. Keywords that this does not mention are
+    hidden, and it is wrong to name them."""
 
 
 def answer_words(clip: Clip) -> list[bytes]:
@@ -75,28 +82,27 @@ def answer_words(clip: Clip) -> list[bytes]:
 
 
 def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
-    """The first ``count`` keywords of a clip. None stands for a keyword that the answer does not mention or
-    whose lemma occurred before, and fills the list if the clip has fewer."""
+    """The first ``count`` keywords of a clip. None stands for a keyword that the answer does not mention,
+    unless V~ hides it, or whose lemma occurred before, and fills the list if the clip has fewer."""
     words, lemmas = answer_words(clip), set()
     keywords: list[ReferenceKeyword | None] = [None] * count
     for j, keyword in enumerate(clip.keywords[:count]):
         forms = forms_of(keyword)
         position = first_mention(words, forms)
-        if position is not None and keyword.lemma not in lemmas:
+        if position is None and isinstance(clip, DegradedClip):
+            keywords[j] = ReferenceKeyword(forms, -1)
+        elif position is not None and keyword.lemma not in lemmas:
             keywords[j] = ReferenceKeyword(forms, position)
             lemmas.add(keyword.lemma)
     return keywords
 
 
-def degraded_clip(clip: Clip) -> Clip | None:
-    """The clip as V~ shows it: its answer is ``degraded_answer``, and its keywords are those that this answer
-    mentions. None if no answer is known, or if the task asks for the times or places of what V~ hides."""
+def degraded_clip(clip: Clip) -> DegradedClip | None:
+    """The clip as V~ shows it. None if no answer is known that is true of V~, or if the task asks for the
+    times or places of what V~ hides."""
     if not clip.degraded_answer or clip.task in ("grounding", "tracking"):
         return None
-    shown = dataclasses.replace(clip, answer=clip.degraded_answer, spans=(), boxes=())
-    words = answer_words(shown)
-    named = tuple(keyword for keyword in clip.keywords if first_mention(words, forms_of(keyword)) is not None)
-    return dataclasses.replace(shown, keywords=named)
+    return DegradedClip(**vars(clip) | dict(answer=clip.degraded_answer, spans=(), boxes=()))
 
 
 def answer_type(clip: Clip) -> AnswerType:
@@ -129,6 +135,9 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozen
     known_fingerprints = _sorted_fingerprints(known)
     others = known_fingerprints[~np.isin(known_fingerprints, _fingerprints(own))]
     expected = expected_keywords(clip, keywords)
+    shown = clip.keywords
+    if isinstance(clip, DegradedClip):
+        shown = tuple(x for x in clip.keywords if first_mention(words, forms_of(x)) is not None)
     forms = [sorted(keyword.forms) if keyword else [] for keyword in expected]
     most = max((len(group) for group in forms), default=0)
     longest = max((len(form) for group in forms for form in group), default=0)
@@ -144,7 +153,7 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozen
         choices=np.array(choices, np.int32),
         forms=forms_JXY,
         positions=np.array([keyword.position if keyword else -1 for keyword in expected], np.int32),
-        without_keywords=np.array(not clip.keywords),
+        without_keywords=np.array(not shown),
         others=np.pad(others, (len(known) - len(others), 0)),
         spans=np.reshape(clip.spans, (-1, 2)).astype(np.float32),
         boxes=np.reshape(clip.boxes, (-1, 4)).astype(np.float32),
@@ -201,7 +210,7 @@ def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 10
             words = f"{len(row.words)} words, of which rewards hold {max_words}"
             raise UserError(f"clip {clip.id}: the answer has {words}; shorten it or allow more")
         for keyword in expected_keywords(clip, keywords):
-            if keyword:
+            if keyword and keyword.position >= 0:
                 known.update(form[0] for form in keyword.forms if len(form) == 1)
         for name, array in vars(row).items():
             shapes[name] = tuple(np.maximum(shapes[name], array.shape).tolist())
