@@ -6,7 +6,7 @@ What it does: makes 6,144 short clips with one brief event each (real H.264 file
 Qwen2.5-VL's architecture from scratch with its own tokenizer, and reports how often it names the event in
 held-out clips.
 Hardware and cost: 2 CPU cores, 8 to 10 minutes, 2 GB of memory, 1.2 GB of cache.
-Expected: the event named in .91 to .94 of 768 held-out clips (one in eight by chance), .14 where the event's
+Expected: the event named in .91 to .94 of 768 held-out clips (one in eight by chance), .13 where the event's
 frames are replaced.
 """
 

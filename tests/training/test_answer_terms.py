@@ -129,3 +129,12 @@ def test_the_margin_by_hand(beta):
     np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
     np.testing.assert_allclose(found.gap, sum(gaps), rtol=1e-5)
     assert int(found.ahead) == sum(gap > 0 for gap in gaps) and int(found.clips) == 3
+
+
+def test_micro_batches_add_up():
+    """Clips are averaged over the whole batch, not over the means of its parts."""
+    _, after, metrics = joint.take(*answer_step())
+    _, after_parts, in_parts = joint.take(*answer_step(accumulate=4))
+    assert in_parts == pytest.approx(metrics, rel=0, abs=1e-5)
+    for path, x in after.params.items():
+        np.testing.assert_allclose(after_parts.params[path], x, rtol=0, atol=TOLERANCE, err_msg=path)
