@@ -129,6 +129,21 @@ def test_metrics_by_hand():
         close(out[name], value)
 
 
+def test_the_change_of_all_clips_by_hand():
+    """A bonus of one clip changes the standard deviation of a batch and so the advantages of another."""
+    rewards, bonus = jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0], [0.0, 0.0]])
+    evidence = Evidence(rewards=rewards, has_degraded=jnp.array([True, False]))
+    term = RelativeTerm(bonus, NO_TERM.weight)
+    # Of 1, 0, 1, 0 and of 2, 0, 1, 0, unbiased.
+    before, after = np.sqrt(1 / 3), np.sqrt(2.75 / 3)
+    sizes = np.array([1.0, 0.5]) / after, np.array([0.5, 0.5]) / before
+    expected = np.abs(sizes[0] - sizes[1]).sum() / (sizes[0] + sizes[1]).sum()
+    close(relative_metrics(evidence, term, scale="batch")["rel/change"], expected)
+    # Divided by its own, or by nothing, the other clip stays: 1 to 1, and from 1/2 to 1.
+    close(relative_metrics(evidence, term, scale="group")["rel/change"], 0)
+    close(relative_metrics(evidence, term, scale="none")["rel/change"], 0.5 / (1 + 0.5 + 0.5 + 0.5))
+
+
 def test_metrics_tell_no_ops():
     for kind, active in {"none": 0, "winrate": 0, "hinge": 0, "tgrpo": 0, "gate": 1, "token": 1}.items():
         shares, changes = [], []

@@ -215,7 +215,11 @@ class GRPOStep:
         needs = NEEDS[self.config.grpo.relative.kind]
         tokens, mask = completions.tokens, completions.mask
         exists_BRG = mask.any(-1)
-        evidence = Evidence(rewards=total[:, 0], has_degraded=prompts.has_degraded)
+        compared = prompts.has_degraded
+        if self.config.grpo.control_share and "same" not in needs:
+            # A control hides nothing. Only a kind that knows this, by ``hides``, can compare it with V.
+            compared = compared & jnp.any(prompts.hidden, axis=1)
+        evidence = Evidence(rewards=total[:, 0], has_degraded=compared)
         correct = correct_reward(self.config.grpo)
         if correct is not None:
             right = jnp.where(exists_BRG, rewards[correct], jnp.nan)

@@ -37,7 +37,8 @@ class Evidence(NamedTuple):
     """The data from which relative rewards are computed. Fields that a kind does not read (see ``NEEDS``) may
     be None. Numbers that do not exist are NaN and are ignored.
 
-    rewards f32[B, G]: the weighted sums of the completions on V. has_degraded bool[B]: the clip has a V~.
+    rewards f32[B, G]: the weighted sums of the completions on V. has_degraded bool[B]: the clip has a V~ with
+    which the kind compares V.
     unit: the weight of the reward that means right.
     right f32[B, G], right_degraded f32[B, Gd]: that reward, without its weight, on V and on V~.
     recall f32[B, G], degraded_recall f32[B, Gd]: share of the hidden keywords that a completion names.
@@ -195,15 +196,15 @@ def has_spread(rewards_BG: Array) -> Array:
 
 
 def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> dict[str, Array]:
-    """Means f32[] over the clips that have a V~ (0 if none has).
+    """Means f32[] over the clips with ``has_degraded`` (0 if there are none), and how much of the advantages
+    of all clips the term changes, rel/change: sum |A - A'| / sum (|A| + |A'|) with A' those of plain GRPO, 0
+    to 1.
 
     rel/clips: their share of the batch. rel/active: the share of them whose advantages the term changes.
-    rel/spread: the share of them whose completions on V differ in reward + bonus. rel/change: how much of the
-    advantages the term changes, sum |A - A'| / sum (|A| + |A'|) with A' those of plain GRPO: 0 to 1.
-    rel/weight: mean weight of their tokens. With the reward that means right on both videos: rel/gap,
-    its mean on V minus that on V~, and rel/win_rate, the share of pairs that V wins, ties counting half. With
-    ``same``: rel/same, the share of pairs that say the same. With log-probability gaps: rel/logp_gap, in nats
-    per token.
+    rel/spread: the share of them whose completions on V differ in reward + bonus. rel/weight: mean weight of
+    their tokens. With the reward that means right on both videos: rel/gap, its mean on V minus that on V~,
+    and rel/win_rate, the share of pairs that V wins, ties counting half. With ``same``: rel/same, the share
+    of pairs that say the same. With log-probability gaps: rel/logp_gap, in nats per token.
     """
 
     def clip_mean(x_B: Array) -> Array:
@@ -219,14 +220,13 @@ def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> d
         change = jnp.where(evidence.mask, change, 0.0)
         size = jnp.where(evidence.mask, size, 0.0)
         weight = _token_mean(weight, evidence.mask)
-    size = jnp.where(evidence.has_degraded[:, None, None], size, 0.0).sum()
     metrics = {
         "rel/clips": evidence.has_degraded.mean(),
         # Smaller changes are rounding.
         "rel/active": clip_mean((change > 1e-5).any(axis=(1, 2)).astype(jnp.float32)),
         "rel/spread": clip_mean(has_spread(evidence.rewards + term.bonus).astype(jnp.float32)),
-        # Clips without V~ are not changed.
-        "rel/change": change.sum() / jnp.where(size > 0, size, 1.0),
+        # Of all clips: those without V~ change with the standard deviation of the batch.
+        "rel/change": change.sum() / jnp.where(size.any(), size.sum(), 1.0),
         "rel/weight": clip_mean(weight.mean(axis=(1, 2))),
     }
     if evidence.right is not None and evidence.right_degraded is not None:
