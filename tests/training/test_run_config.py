@@ -80,7 +80,14 @@ def test_impossible_values_are_named(field, value):
             {"data.replacement": "random", "grpo.degraded_rewards": {"keyword_absent": 1.0}},
             "data.replacement",
         ),
+        # Right answers about the event would be trained on V~, or had to stay.
+        ({"data.replacement": "random", "grpo.degraded_rewards": {"event": 1.0}}, "data.replacement"),
+        ({"data.replacement": "random", "grpo.relative.kind": "relation"}, "data.replacement"),
         ({"data.replacement": "random", "grpo.control_share": 0.5}, "data.replacement"),
+        # Nothing would read them.
+        ({"grpo.relative.kind": "none", "grpo.control_share": 0.5}, "grpo.control_share"),
+        ({"grpo.relative.kind": "need", "grpo.control_share": 0.5}, "grpo.control_share"),
+        ({"grpo.degraded_rewards": {"event": 0.0}}, "grpo.degraded_rewards"),
         ({"data.pool": "random"}, "data.pool"),
         # What is true of V~ is not what is true of V.
         ({"grpo.rewards": {"keyword_absent": 1.0}}, "grpo.rewards"),
@@ -109,7 +116,7 @@ def test_rewards_that_contradict_each_other_are_named(changes, field):
     [
         {"data.replacement": "none", "grpo.relative.kind": "none", "grpo.degraded": 0},
         {"data.replacement": "random"},  # the control of gate
-        {"data.replacement": "random", "grpo.relative.kind": "relation"},
+        {"grpo.relative.kind": "relation", "grpo.control_share": 0.5},
         {"grpo.rewards": {"event": 1.0, "format": 1.0}, "grpo.relative.correct": "event"},
         {"grpo.rewards": {"event": 1.0, "format": 1.0}, "grpo.relative.kind": "token"},
         {"grpo.degraded_rewards": {"keyword_absent": 1.0, "event": 1}, "grpo.control_share": 0.2},

@@ -156,6 +156,8 @@ def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]
     require("grpo.degraded", has_group, "is 2 or more where grpo.degraded_rewards trains groups on V~")
     are_numbers = all(isinstance(weight, int | float) for weight in degraded.values())
     require("grpo.degraded_rewards", are_numbers, "has a number for each built-in reward that it names")
+    trains = not degraded or any(weight != 0 for weight in degraded.values())
+    require("grpo.degraded_rewards", trains, "gives one of its rewards a weight other than 0")
     shown = "does not name keyword_removed: V~ shows no hidden keyword"
     require("grpo.degraded_rewards", "keyword_removed" not in degraded, shown)
 
@@ -164,14 +166,19 @@ def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]
     without = "is not 'none', which leaves no V~, where grpo.relative.kind or grpo.degraded_rewards need it"
     require("data.replacement", replacement != "none" or not uses_degraded, without)
     readers = {
-        f"grpo.relative.kind={kind!r}": bool({"recall", "keyword"} & set(NEEDS[kind])),
+        f"grpo.relative.kind={kind!r}": bool({"recall", "keyword", "same"} & set(NEEDS[kind])),
         "grpo.rewards.keyword_removed": "keyword_removed" in grpo.rewards,
-        "grpo.degraded_rewards.keyword_absent": "keyword_absent" in degraded,
+        "grpo.degraded_rewards": bool(degraded),
         "grpo.control_share": grpo.control_share > 0,
     }
     for reader, is_used in readers.items():
         hides = f"is 'key' where {reader} is used: a V~ of any other kind hides no keyword"
         require("data.replacement", replacement == "key" or not is_used, hides)
+    reads_controls = bool(degraded) or "same" in NEEDS[kind]
+    unread = (
+        "is 0 unless grpo.degraded_rewards or grpo.relative.kind='relation' read clips whose V~ hides nothing"
+    )
+    require("grpo.control_share", reads_controls or not grpo.control_share, unread)
 
 
 def _value(config: ConfigDict, field: str) -> Any:
