@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -40,6 +39,7 @@ from vpjax.models import hf
 from vpjax.models.sharding import batch_sharding, make_mesh, row_parts
 from vpjax.models.vlm import VLMConfig, abstract_model
 from vpjax.training import checkpoint, grpo, run_config, sft
+from vpjax.training.judged import FreeRewards
 from vpjax.training.setup import initial_params
 from vpjax.training.state import State, create_state
 from vpjax.types import Batch, Clip, Prompts, UserError
@@ -142,29 +142,6 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
         fitting = sizes(1).tokens // entry.sizes.tokens
     units = math.prod(grid_of(entry.shape, model_config.vision))
     return PlannedRow(entry, fitting, units, sizes(fitting), index.capacity)
-
-
-@dataclasses.dataclass(frozen=True)
-class FreeRewards:
-    """Stands in for the rewards, whose cost is negligible beside that of the model."""
-
-    weights: dict[str, float]
-    degraded_weights: dict[str, float]
-    host_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def score(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> dict[str, jax.Array]:
-        return {name: self.recall(prompts, tokens_BXC, mask_BXC) for name in self.weights}
-
-    def score_degraded(
-        self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array
-    ) -> dict[str, jax.Array]:
-        return {name: self.recall(prompts, tokens_BXC, mask_BXC) for name in self.degraded_weights}
-
-    def answers(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
-        return mask_BXC.sum(axis=-1)
-
-    def recall(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
-        return mask_BXC.mean(axis=-1, dtype=jnp.float32)
 
 
 def abstract_step(

@@ -1,5 +1,6 @@
 """Rollouts and their rewards: who judges them, which of them say the same, and what is logged of them."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -43,6 +44,29 @@ class Judge(Protocol):
     def answers(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
         """What completions say, i32[B, X]: equal numbers for answers that say the same; -1: they cannot be
         compared."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FreeRewards:
+    """A ``Judge`` for a step that is only planned: the cost of rewards is negligible beside the model's."""
+
+    weights: dict[str, float]
+    degraded_weights: dict[str, float]
+    host_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def score(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> dict[str, jax.Array]:
+        return {name: self.recall(prompts, tokens_BXC, mask_BXC) for name in self.weights}
+
+    def score_degraded(
+        self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array
+    ) -> dict[str, jax.Array]:
+        return {name: self.recall(prompts, tokens_BXC, mask_BXC) for name in self.degraded_weights}
+
+    def answers(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
+        return mask_BXC.sum(axis=-1)
+
+    def recall(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
+        return mask_BXC.mean(axis=-1, dtype=jnp.float32)
 
 
 class JudgedRollouts(NamedTuple):
