@@ -74,7 +74,10 @@ def written(path: AnyPath) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     part = final.with_name(f"{final.name}.{uuid.uuid4().hex}.part")
     try:
+        part.touch()
+        rights = part.stat().st_mode  # those of any new file, which some libraries do not give theirs
         yield part
+        part.chmod(rights)
         part.replace(final)
     finally:
         part.unlink(missing_ok=True)

@@ -18,8 +18,11 @@ from tests import runs, tiny
 from tests.commands.call import call
 from vpjax import export as exporting
 from vpjax.data.collate import single_prompt
+from vpjax.data.positions import is_visual, positions
 from vpjax.data.sampling import Sampling, VideoInfo, fit
+from vpjax.data.text import Text
 from vpjax.data.video import read_frames
+from vpjax.evaluation.exported import CONTINUE, check_folder, continued
 from vpjax.events import clips as events
 from vpjax.models import hf
 from vpjax.models.config import VLMConfig
@@ -62,8 +65,8 @@ def clip(kind, workdir):
 
 
 def test_transformers_answers_the_same(kind, workdir, exported, clip):
-    """On the same frames, at the positions of training: each token of an answer is the best of
-    transformers' logits after those before it."""
+    """On the same frames: the greedy answer of ``generate``, which finds its positions by itself, from the
+    folder as its card says to load it. The video lasts longer than its frames are wide."""
     family, size = tiny.MODELS[kind]["model_type"], SPECS[kind].sizes[0][0]
     options = dict(frames=runs.FRAMES, max_pixels=size**2, max_new_tokens=STEPS)
     loaded = load(exported)
@@ -73,32 +76,67 @@ def test_transformers_answers_the_same(kind, workdir, exported, clip):
 
     theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
     assert type(theirs) is tiny.FAMILIES[family].model and theirs.dtype == torch.float32
+    theirs = continued(theirs, exported)
     model_config, text = loaded.model.config, loaded.text
     video = read_frames(clip, Sampling(frames=runs.FRAMES), size=(size, size))
     row, _ = single_prompt(text.chat(QUESTION), video, model_config, stamps=text.stamps)
     prompt = torch.tensor(row.prompt.tokens[None]).long()
-    places = torch.tensor(row.prompt.positions[:, None]).long()
-    after = places.max() + 1 + torch.arange(len(tokens) - 1)
-    with torch.no_grad():
-        prefill = theirs(
-            input_ids=prompt,
-            position_ids=places,
-            mm_token_type_ids=2 * (prompt == model_config.video_token).long(),
-            pixel_values_videos=tiny.patches(video.frames, family),
-            video_grid_thw=torch.tensor([[runs.FRAMES // 2, 4, 4]]),
-            use_cache=True,
-        )
-        steps = theirs(  # apart, for the random model also writes <|video_pad|>
-            input_ids=torch.tensor([tokens[:-1]]),
-            position_ids=after.expand(3, 1, -1),
-            past_key_values=prefill.past_key_values,
-        )
-    logits = torch.cat([prefill.logits[0, -1:], steps.logits[0]])
-    assert logits.argmax(-1).tolist() == tokens
+    inputs = dict(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        mm_token_type_ids=2 * (prompt == model_config.video_token).long(),
+        pixel_values_videos=tiny.patches(video.frames, family),
+        video_grid_thw=torch.tensor([[runs.FRAMES // 2, 4, 4]]),
+    )
+    if kind == "tied":
+        inputs["second_per_grid_ts"] = torch.tensor([2 / 8])
+    # The random model also writes <|video_pad|>, for which generate would want pixels.
+    found = theirs.generate(
+        **inputs, max_new_tokens=len(tokens), eos_token_id=list(text.stops), suppress_tokens=None
+    )
+    assert found[0, prompt.shape[1] :].tolist() == tokens
     assert AutoTokenizer.from_pretrained(exported).decode(tokens, skip_special_tokens=True) == answer.text
     assert (
         theirs.generation_config.eos_token_id == list(text.stops) and not theirs.generation_config.do_sample
     )
+
+
+def test_text_continues_after_a_video(workdir, exported):
+    """transformers 5 restarts text below the video's last position; with the folder's module its positions
+    are those of training, in a batch padded on the left, for an image, a long video and text."""
+    theirs = AutoModelForImageTextToText.from_pretrained(exported)
+    config, text = theirs.config, Text.load(exported)
+    if not (exported / CONTINUE).exists():
+        assert config.model_type == "qwen3_vl"  # which needs none
+        return
+    pads = config.image_token_id, config.video_token_id
+    media = {None: None, "image": (1, 2, 3), "video": (9, 2, 2)}
+    prompts = []
+    for kind_of, grid in media.items():
+        ids = text.chat(QUESTION, kind_of)
+        if grid is not None:
+            repeats = np.where(is_visual(ids, pads), np.prod(grid), 1)
+            ids = np.repeat(ids, repeats)
+        prompts.append(ids)
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[text.pad] * (longest - len(x)) + x.tolist() for x in prompts])
+    inputs = dict(
+        mm_token_type_ids=(ids == pads[0]).int() + 2 * (ids == pads[1]).int(),
+        image_grid_thw=torch.tensor([[1, 4, 6]]),
+        video_grid_thw=torch.tensor([[9, 4, 4]]),
+        second_per_grid_ts=torch.tensor([0.5]),
+        attention_mask=torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in prompts]),
+    )
+    before, _ = theirs.model.get_rope_index(ids, **inputs)
+    after, deltas = continued(theirs, exported).model.get_rope_index(ids, **inputs)
+    rate = config.vision_config.tokens_per_second
+    for number, (x, grid) in enumerate(zip(prompts, media.values(), strict=True)):
+        expected = positions(x, grid, 0.5, rate, pads=pads)
+        np.testing.assert_array_equal(after[:, number, longest - len(x) :], expected)
+        assert deltas[number, 0] == expected.max() + 1 - len(x)
+    assert (before[:, :2] == after[:, :2]).all()
+    # The last slot begins 4 s after the first.
+    assert (after - before)[:, 2].max() == 4 * rate + 1 - 2
 
 
 def test_heads_stay_behind_and_sizes_travel(kind, workdir, exported):
@@ -113,7 +151,8 @@ def test_heads_stay_behind_and_sizes_travel(kind, workdir, exported):
     assert (images.patch_size, images.merge_size) == (family.patch, 2)
     np.testing.assert_allclose(images.image_mean, family.mean)
     videos = json.loads((exported / "video_preprocessor_config.json").read_text())
-    assert (videos["num_frames"], videos["fps"], videos["do_sample_frames"]) == (runs.FRAMES, None, True)
+    assert (videos["num_frames"], videos["fps"]) == (runs.FRAMES, None)
+    assert "do_sample_frames" not in videos  # clients may bring frames; the family's own default stays
     assert "<|vision_start|>" in (exported / "chat_template.jinja").read_text()
 
 
@@ -176,18 +215,43 @@ def test_a_budget_holds_there_too(kind, side, sampling, budget):
     assert 0.8 * np.prod(ours) <= height * width <= np.prod(ours) <= 66 * factor**2
 
 
-def test_files_that_came_with_the_model_travel_on(kind, workdir, tmp_path):
-    """Those of config.init: kept, but for the sizes that the run saw."""
+def test_files_that_came_with_the_model_travel_on(workdir, tmp_path):
+    """Those of config.init_from, as they are; its license and name stand in the card."""
     run = shutil.copytree(workdir, tmp_path / "run")
-    theirs = {"image_processor_type": "Qwen2VLImageProcessor", "max_pixels": 12845056, "own": 1}
-    (run / "model" / "preprocessor_config.json").write_text(json.dumps(theirs))
-    (run / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
-    exporting.export(run, tmp_path / "out")
-    got = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
-    assert got["own"] == 1 and got["max_pixels"] == SPECS[kind].sizes[0][0] ** 2
-    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {
-        "repetition_penalty": 1.05
+    images = {"image_processor_type": "Qwen2VLImageProcessor", "max_pixels": 12845056}
+    files = {
+        "preprocessor_config.json": json.dumps(images),
+        "generation_config.json": '{"repetition_penalty": 1.05}',
+        "LICENSE": "terms",
     }
+    for name, content in files.items():
+        (run / "model" / name).write_text(content)
+    (run / "model" / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# Theirs\n")
+    config = json.loads((run / "model" / "config.json").read_text())
+    (run / "model" / "config.json").write_text(json.dumps(config | {"_name_or_path": "Qwen/Some-VL"}))
+    exporting.export(run, tmp_path / "out")
+    for name, content in files.items():
+        assert (tmp_path / "out" / name).read_text() == content
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nlicense: apache-2.0\nbase_model: Qwen/Some-VL\n" in card and "Theirs" not in card
+    exporting.export(run, tmp_path / "out", base_model="me/mine")
+    assert "\nbase_model: me/mine\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_files_can_be_read_by_others(exported, tmp_path):
+    """As any new file can here: some libraries write files that only their owner can read."""
+    (tmp_path / "new").touch()
+    rights = (tmp_path / "new").stat().st_mode
+    assert {file.stat().st_mode for file in exported.iterdir()} == {rights}
+
+
+def test_weights_keep_the_type_of_the_base(workdir, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((run / "model" / "config.json").read_text())
+    config.pop("dtype", None)
+    (run / "model" / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
+    exporting.export(run, tmp_path / "out")
+    assert {x.dtype for x in leaves(hf.load_pretrained(tmp_path / "out")).values()} == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_bfloat16(workdir, tmp_path):
@@ -197,20 +261,21 @@ def test_bfloat16(workdir, tmp_path):
         assert leaf.dtype == jnp.bfloat16
         np.testing.assert_array_equal(leaf, leaves(full)[name].astype(jnp.bfloat16))
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
-    assert "bit for bit" in exporting.check_export(model, tmp_path)[0]
+    assert "bit for bit" in check_folder(model, tmp_path)[0]
 
 
 def test_the_check_sees_damage(workdir, exported, tmp_path):
     model, _ = checkpoint.load_model(workdir)
-    lines = exporting.check_export(model, exported)
+    lines = check_folder(model, exported)
     assert "bit for bit" in lines[0] and "transformers loads it" in lines[1]
+    assert "answers the same about text, an image and a video" in lines[2]
     broken = shutil.copytree(exported, tmp_path / "broken")
     weights = broken / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(UserError, match="other numbers"):
-        exporting.check_export(model, broken)
+        check_folder(model, broken)
 
 
 def test_the_card(kind, workdir, exported):
@@ -227,7 +292,10 @@ def test_the_card(kind, workdir, exported):
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "| loss at step 3 | 1.25 |" in card
     assert "| events | blind | accuracy | 50.0 [25.0, 75.0] | 8 |" in card
-    assert "14 frames, evenly spaced" in card and ("position_ids" in card) == (kind == "tied")
+    assert "14 frames, evenly spaced" in card and ("continue_after_video" in card) == (kind == "tied")
+    assert str(workdir.parent) not in card
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
 
 
 def test_mistakes_are_named(workdir, exported, tmp_path):

@@ -29,7 +29,9 @@ from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.types import UserError
 
 # Files that are copied along with config.json and the weights.
-HF_FILES = "generation_config.json *token* vocab.* merges.txt chat_template* *processor_config.json".split()
+HF_FILES = (
+    "generation_config.json *token* vocab.* merges.txt chat_template* *processor_config.json LICENSE*".split()
+)
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -67,6 +69,13 @@ def read_config(folder: AnyPath) -> VLMConfig:
         return VLMConfig.from_hf(raw)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def stored_dtype(folder: AnyPath) -> str | None:
+    """The type of the weights that belong to ``folder``/config.json, such as bfloat16; None: it does not say.
+    Files of transformers 5 call it ``dtype``, older ones ``torch_dtype``."""
+    raw = _read_json(Path(folder) / "config.json")
+    return raw.get("dtype", raw.get("torch_dtype"))
 
 
 def load_pretrained(folder: AnyPath, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None) -> VideoLM:

@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
+from vpjax.data.images import is_image
 from vpjax.data.mixture import EVENTS, data_sets
+from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
 from vpjax.models import hf
@@ -23,6 +25,8 @@ from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, VLMConfig, leaves
 from vpjax.training import checkpoint, sft
 from vpjax.types import Clip, UserError
+
+IMAGE_PROCESSOR = "preprocessor_config.json"
 
 
 def split_file(config: ConfigDict, split: str, source: str) -> str:
@@ -110,14 +114,35 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         if config.init_from:
             source = checkpoint.model_folder(config.init_from)
             hf.read_config(source)
-            for pattern in ("config.json", *hf.HF_FILES):
+            for pattern in ("config.json", "README.md", *hf.HF_FILES):
                 for file in source.glob(pattern):
                     shutil.copyfile(file, part / file.name)
+            if any(is_image(clip.video) for clip in clips if clip.video):
+                set_image_sizes(part / IMAGE_PROCESSOR, config)
         else:
             new_model(config, part, clips)
         set_tokens_per_second(part / "config.json", config)
         part.replace(folder)
     return hf.read_config(folder), Text.load(folder)
+
+
+def set_image_sizes(file: Path, config: ConfigDict) -> None:
+    """Write the sizes of the run's frames into the config of an image processor, if there is one. A run
+    without images leaves it as it came with the weights."""
+    if file.exists():
+        fields = json.loads(file.read_text()) | frame_sizes(config.data)
+        file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def frame_sizes(data_config: ConfigDict) -> dict[str, Any]:
+    """The fields of an image or video processor of transformers that set the least and the most pixels."""
+    sampling = Sampling.of(data_config)
+    least, most = sampling.min_pixels, sampling.max_pixels
+    return {
+        "min_pixels": least,
+        "max_pixels": most,
+        "size": {"shortest_edge": least, "longest_edge": most},
+    }
 
 
 def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
