@@ -251,7 +251,9 @@ def test_weights_keep_the_type_of_the_base(workdir, tmp_path):
     config.pop("dtype", None)
     (run / "model" / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))
     exporting.export(run, tmp_path / "out")
-    assert {x.dtype for x in leaves(hf.load_pretrained(tmp_path / "out")).values()} == {jnp.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in leaves(hf.load_pretrained(tmp_path / "out")).values()} == {
+        jnp.dtype(jnp.bfloat16)
+    }
 
 
 def test_bfloat16(workdir, tmp_path):

@@ -13,7 +13,7 @@ from tests.videos import greys, write
 from tests.words import StubVision, stub_config, word_text
 from vpjax.data import index as index_module
 from vpjax.data.index import FEWER, SMALLER, Source, build_index, index_clips, prompt_sizes
-from vpjax.data.rows import SHARED_TIMES, prompt_row, training_row
+from vpjax.data.rows import NO_ANSWERS, SHARED_TIMES, DegradedAnswers, prompt_row, training_row
 from vpjax.data.sampling import Sampling, VideoInfo, frame_times
 from vpjax.data.text import Stamps, tokenize
 from vpjax.data.video import Video, read_frames, read_image
@@ -159,31 +159,87 @@ def test_what_a_budget_changes_is_counted(text, config):
     assert index_of(clips[2:3], infos[2:3], text, config, data).noted == {FEWER: ["c2"]}
 
 
-def made(entry, config, capacity, times):
+def test_a_truth_of_v_degraded_counts_where_it_is_read(text, config):
+    """Elsewhere a long one costs no frames and rejects no clip."""
+    data = data_of(max_answer=60)
+    clips = [dataclasses.replace(clip_of(0), degraded_answer="Nothing happens.")]
+    clips.append(dataclasses.replace(clip_of(1), degraded_answer="word " * 80))
+    plain, with_truth = (
+        index_of(clips, [info_of()] * 2, text, config, data, answers=answers)
+        for answers in (DegradedAnswers("keywords"), DegradedAnswers("keywords", truth_share=0.5))
+    )
+    assert plain.rejected == {} and plain.entries[0].shape == plain.entries[1].shape
+    assert with_truth.rejected == {"degraded_answer above 60 tokens (data.max_answer)": ["c1"]}
+
+
+@pytest.mark.parametrize(
+    "answers, changes, message",
+    [
+        (DegradedAnswers("none", truth_share=0.5), {}, "contrast.truth: no clip with key frames has"),
+        (DegradedAnswers("keywords"), dict(answer="A"), "contrast.answer: no clip has a keyword"),
+        (DegradedAnswers("keywords"), dict(keywords=()), "contrast.answer: no clip has a keyword"),
+        (DegradedAnswers("all"), dict(keywords=()), "contrast.answer: no clip has a keyword"),
+    ],
+)
+def test_losses_on_v_degraded_that_no_clip_can_have_are_refused(text, config, answers, changes, message):
+    """They would be 0 in every step, and nobody would be told."""
+    clips = [dataclasses.replace(clip_of(0), **changes)]
+    with pytest.raises(UserError, match=message):
+        index_of(clips, [info_of()], text, config, data_of(), answers=answers)
+    index_of(clips, [info_of()], text, config, data_of())
+    enough = [*clips, dataclasses.replace(clip_of(1), degraded_answer="Nothing happens.")]
+    assert len(index_of(enough, [info_of()] * 2, text, config, data_of(), answers=answers).entries) == 2
+
+
+def test_an_event_in_an_earlier_frame_than_planned_has_no_v_degraded(text, config):
+    """In a file whose frame rate varies: its row would be larger than planned. It says so."""
+    answers = DegradedAnswers("keywords", truth_share=0.5)
+    clip = dataclasses.replace(clip_of(spans=((3.0, 3.2),)), degraded_answer="Nothing happens.")
+    index = index_of([clip], [info_of()], text, config, data_of(), answers=answers)
+    entry = index.entries[0]
+    even = np.arange(entry.shape[0]) / 4
+    on_time, _ = made(entry, config, index.capacity, even, answers)
+    assert on_time.has_degraded and unpacked.sizes_of(on_time).degraded <= entry.sizes.degraded
+    early, _ = made(entry, config, index.capacity, even + 2.5, answers)
+    assert early.has_degraded and unpacked.sizes_of(early).degraded > entry.sizes.degraded
+
+
+def made(entry, config, capacity, times, answers=NO_ANSWERS):
     """The row of an entry with frames at ``times``, and that of its prompt."""
     frames, height, width = entry.shape
     video = None
     if frames:
         pixels = np.zeros((len(times), height, width, 3), np.uint8)
         video = Video(pixels, times, entry.source.info.frame_seconds)
-    row = training_row(entry.tokens, video, config, capacity)
+    row = training_row(entry.tokens, video, config, capacity, answers=answers)
     return row, prompt_row(entry.tokens.prompt, video, config, capacity, stamps=entry.tokens.stamps)
 
 
 @FAMILIES
-def test_planned_sizes_are_never_exceeded(text, request, family):
+@pytest.mark.parametrize(
+    "answers",
+    [
+        NO_ANSWERS,
+        DegradedAnswers("keywords", alone=False),
+        DegradedAnswers("all"),
+        DegradedAnswers("none", truth_share=1.0),
+        DegradedAnswers("keywords", truth_share=0.5),
+    ],
+)
+def test_planned_sizes_are_never_exceeded(text, request, family, answers):
     """The row that is made takes no more than was planned, also if the file has fewer frames; and if it is
     read as planned, no less than a few tokens."""
     config, data = request.getfixturevalue(family), data_of()
     clips, infos = population(60)
-    index = index_of(clips, infos, text, config, data)
+    clips = [dataclasses.replace(clip, degraded_answer="word " * (n % 9)) for n, clip in enumerate(clips)]
+    index = index_of(clips, infos, text, config, data, answers=answers)
     rng = np.random.default_rng(0)
     for entry, info in zip(index.entries, infos, strict=True):
         times = np.zeros(2)
         if info is not None:
             times = frame_times(Sampling.of(data), info, most=entry.shape[0])
             assert len(times) == entry.shape[0]
-        row, prompt = made(entry, config, index.capacity, times)
+        row, prompt = made(entry, config, index.capacity, times, answers)
         taken = unpacked.sizes_of(row)
         assert (np.array(taken) <= entry.sizes).all()
         assert (
@@ -195,7 +251,7 @@ def test_planned_sizes_are_never_exceeded(text, request, family):
         assert entry.sizes.tokens - taken.tokens <= words
         if len(times) > 2:
             fewer = times[: 2 * int(rng.integers(1, len(times) // 2))]
-            row, _ = made(entry, config, index.capacity, fewer)
+            row, _ = made(entry, config, index.capacity, fewer, answers)
             assert (np.array(unpacked.sizes_of(row)) <= entry.sizes).all()
 
 

@@ -125,9 +125,14 @@ def test_rows_that_do_not_divide():
 DESCENT = optax.sgd(1.0, momentum=0.9)  # its first update is the gradient
 
 
+# All losses of SFT: the contrast, the margin on the answer and V~'s own truth.
+LOSSES = dict(contrast__answer=0.3, contrast__truth=0.5)
+BATCH = joint.batch(16, answers=True)
+
+
 @functools.cache
 def one_device_step():
-    return joint.compiled(joint.config(), joint.batch(16), tx=DESCENT)
+    return joint.compiled(joint.config(**LOSSES), BATCH, tx=DESCENT)
 
 
 @functools.cache
@@ -156,9 +161,8 @@ def test_eight_devices_compute_what_one_does(sizes, accumulate, chunk, uncached,
     once, in one case a part of a row."""
     mesh, one_step = mesh_of(*sizes), one_device_step()
     monkeypatch.setattr(vision, "CHUNK", chunk)
-    state, step, batch = joint.compiled(
-        joint.config(accumulate=accumulate), joint.batch(16), mesh=mesh, tx=DESCENT
-    )
+    config = joint.config(accumulate=accumulate, **LOSSES)
+    state, step, batch = joint.compiled(config, BATCH, mesh=mesh, tx=DESCENT)
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     kernel = state.params["decoder.layers.q.kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (4, 32 // sizes[1], 32 // sizes[2])

@@ -87,8 +87,8 @@ def test_answer_terms_are_the_formula():
 
 
 def test_the_answer_terms_leave_the_others_as_they_are():
-    """The same losses of V and the same contrast, whose tapped states are causal; its control does not read
-    V~, and training on V~'s truth alone has no margin."""
+    """The same losses of V and the same contrast, whose tapped states are causal; the margin's control trains
+    on the keyword's tokens given V."""
     _, _, metrics = joint.take(*answer_step())
     _, _, plain = joint.run(joint.config(), joint.batch(), tx=DESCENT)
     for name in ("loss/lm", "loss/contrast", "contrast/gap", "contrast/keywords"):

@@ -38,6 +38,9 @@ def test_recipes_pass(name):
         ("optim.lr_multipliers", (("vision.*",),)),
         ("optim.freeze", (1,)),
         ("contrast.layer", 0.0),
+        ("contrast.truth_share", 0.0),
+        ("contrast.truth_share", 1.5),
+        ("contrast.answer_kind", "word"),
         ("contrast.tau_range", (0.1, 0.5)),
         ("contrast.tau_range", (0.5, 0.01)),
         ("contrast.negatives", ("batch,degraded",)),
@@ -65,6 +68,27 @@ def test_impossible_values_are_named(field, value):
         run_config.check(config)
     assert f"config.{field}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        (
+            {"contrast.answer": 0.2, "contrast.truth": 0.1, "contrast.truth_share": 1.0},
+            "contrast.truth_share",
+        ),
+        (
+            {"contrast.answer": 0.2, "contrast.negatives": ("batch",), "data.replacement": "none"},
+            "contrast.answer",
+        ),
+        ({"contrast.truth": 0.1, "data.replacement": "random"}, "contrast.truth"),
+    ],
+)
+def test_losses_on_v_degraded_that_contradict_each_other_are_named(changes, field):
+    config = recipe()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=rf"config\.{field} "):
+        run_config.check(config)
 
 
 @pytest.mark.parametrize(

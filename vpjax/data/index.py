@@ -128,7 +128,7 @@ def index_clips(
             continue
         shape = None
         try:
-            budget = text_budget(own, data_config)
+            budget = text_budget(own, data_config, answers)
             if source.info is not None:
                 beside = stamp_tokens(own, longest, model_config)
                 part = clip.start, clip.end
@@ -166,14 +166,36 @@ def index_clips(
         sizes = row_sizes(own, shape, beside, model_config, capacity, answers, first_slot)
         data_set = 0 if data_set_of is None else data_set_of[number]
         entries.append(Entry(number, clips[number].id, source, part, own, shape, data_set, sizes))
+    check_answers([entry.tokens for entry in entries], answers)
     return Index(entries, capacity, rejected, noted)
 
 
-def text_budget(tokens: Tokens, data_config: ConfigDict) -> int:
-    """The tokens that a clip's text leaves to its video. UserError if one of its answers is too long."""
-    answer = max(len(tokens.answer), len(tokens.degraded_answer))
-    if answer > data_config.max_answer:
-        raise UserError(f"answer above {data_config.max_answer} tokens (data.max_answer)")
+def check_answers(all_tokens: Sequence[Tokens], answers: DegradedAnswers) -> None:
+    """UserError if no clip has what a loss on the answers of V~ reads."""
+    timed = [tokens for tokens in all_tokens if any(tokens.spans)]
+    if answers.truth_share and not any(len(tokens.degraded_answer) for tokens in timed):
+        raise UserError(
+            "contrast.truth: no clip with key frames has a degraded_answer, which is what is true of its V~; "
+            "add it to the clips, or set contrast.truth=0"
+        )
+    if answers.compared != "none" and answers.truth_share < 1:
+        shown = [(tokens, np.array([bool(spans) for spans in tokens.spans], bool)) for tokens in timed]
+        if not any(len(compared_places(*pair, answers.compared)) for pair in shown):
+            raise UserError(
+                "contrast.answer: no clip has a keyword with a known time (spans) that stands in its answer; "
+                "build the clips with vpjax.build, or set contrast.answer=0"
+            )
+
+
+def text_budget(tokens: Tokens, data_config: ConfigDict, answers: DegradedAnswers = NO_ANSWERS) -> int:
+    """The tokens that a clip's text leaves to its video. UserError if an answer that is read is too long."""
+    lengths = {"answer": len(tokens.answer)}
+    if answers.truth_share:
+        lengths["degraded_answer"] = len(tokens.degraded_answer)
+    for name, length in lengths.items():
+        if length > data_config.max_answer:
+            raise UserError(f"{name} above {data_config.max_answer} tokens (data.max_answer)")
+    answer = max(lengths.values())
     budget = data_config.max_tokens - len(tokens.prompt) - answer + 1  # for the placeholder
     if budget <= 0:
         raise UserError(f"question and answer above {data_config.max_tokens} tokens (data.max_tokens)")
