@@ -96,6 +96,18 @@ def right_answers(results: dict[str, Any], control: str = "none") -> str:
     return "".join(str(int(row["values"]["accuracy"])) for row in rows)
 
 
+def gains_by_clip(pairs: Sequence[tuple[Record, Record]]) -> list[float]:
+    """For each clip the mean over ``pairs`` of runs (a row's and the baseline's, of the same seed) of how
+    much more often the row is right; [] if a run does not say which clips it has right."""
+    if not pairs or any("right" not in record for pair in pairs for record in pair):
+        return []
+    gains = [
+        [int(own) - int(base) for own, base in zip(run["right"], baseline["right"], strict=True)]
+        for run, baseline in pairs
+    ]
+    return [statistics.mean(of_clip) for of_clip in zip(*gains, strict=True)]
+
+
 def median_gap(times: Sequence[float]) -> float:
     """The median time from one entry to the next."""
     return statistics.median(after - before for before, after in zip(times, times[1:], strict=False))
@@ -115,26 +127,27 @@ def table(
     baseline: str,
     compared: Sequence[str] = ("all",),
 ) -> list[str]:
-    """A line for each row: the ``columns`` (metrics by heading), seconds per step, and for the headings
-    ``compared`` the difference to the row ``baseline``, paired by seed. Metrics that a row lacks stay
-    blank."""
+    """A line for each row: the ``columns`` (metrics by heading), seconds per step, and the differences to the
+    row ``baseline``: for the headings ``compared`` paired by seed, and for the clips that are answered right
+    paired by clip, with an interval over clips. What a row lacks stays blank."""
     differences = [f"{heading}, minus {baseline}" for heading in compared]
+    differences.append(f"minus {baseline}, by clip")
     lines = [
         "| row | " + " | ".join([*columns, "s/step", *differences]) + " |",
-        "|---" * (len(columns) + len(compared) + 2) + "|",
+        "|---" * (len(columns) + len(differences) + 2) + "|",
     ]
     baseline_runs = {record["seed"]: record for record in results.get(baseline, [])}
     for name, runs in results.items():
         cells = [name]
         for metric in (*columns.values(), "seconds per step"):
-            if metric in runs[0]:
-                cells.append(interval([record[metric] for record in runs]))
-            else:
-                cells.append("")
+            values = [record[metric] for record in runs if metric in record]
+            cells.append(interval(values) if values else "")
+        pairs = [(run, baseline_runs[run["seed"]]) for run in runs if run["seed"] in baseline_runs]
         for heading in compared:
             metric = columns[heading]
-            pairs = [(run, baseline_runs[run["seed"]]) for run in runs if run["seed"] in baseline_runs]
             gains = [own[metric] - base[metric] for own, base in pairs if metric in own]
             cells.append(interval(gains) if gains else "")
+        by_clip = gains_by_clip(pairs)
+        cells.append(interval(by_clip) if by_clip else "")
         lines.append("| " + " | ".join(cells) + " |")
     return lines

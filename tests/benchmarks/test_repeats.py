@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.repeats import MAIN, interval, median_gap, repeat, table
+from benchmarks.repeats import MAIN, gains_by_clip, interval, median_gap, repeat, table
 
 
 def test_intervals_are_those_of_student():
@@ -40,14 +40,21 @@ def test_finished_runs_are_not_repeated(tmp_path):
 
 def test_table():
     results = {
-        "start": [{MAIN: 0.25}],
-        "plain": [{MAIN: 0.5, "seconds per step": 1.0}],
-        "ours": [{MAIN: 0.75, "seconds per step": 2.0}],
+        "start": [{"seed": 0, MAIN: 0.25}],
+        "plain": [{"seed": 0, MAIN: 0.5, "seconds per step": 1.0}],
+        "ours": [{"seed": 1, MAIN: 0.5, "seconds per step": 2.0}, {"seed": 0, MAIN: 0.75}],
     }
     assert table(results, {"all": MAIN}, "plain") == [
-        "| row | all | s/step | all, minus plain |",
-        "|---|---|---|---|",
-        "| start | 0.250 |  | -0.250 |",
-        "| plain | 0.500 | 1.000 | 0.000 |",
-        "| ours | 0.750 | 2.000 | 0.250 |",
+        "| row | all | s/step | all, minus plain | minus plain, by clip |",
+        "|---|---|---|---|---|",
+        "| start | 0.250 |  | -0.250 |  |",
+        "| plain | 0.500 | 1.000 | 0.000 |  |",
+        "| ours | 0.625 ± 1.588 | 2.000 | 0.250 |  |",  # 0.125 * 12.706, Student's t; one pair of seeds
     ]
+
+
+def test_gains_are_paired_by_clip():
+    """Over two seeds the first clip gains once, the third loses twice."""
+    pairs = [({"right": "1100"}, {"right": "0110"}), ({"right": "1101"}, {"right": "1111"})]
+    assert gains_by_clip(pairs) == [0.5, 0.0, -1.0, 0.0]
+    assert gains_by_clip([({"right": "1"}, {})]) == []
