@@ -26,15 +26,15 @@ def test_finished_runs_are_not_repeated(tmp_path):
         calls.append((row, seed))
         return {MAIN: len(row) + seed}
 
-    first = repeat(["a", "b"], [0], "steps: 1", run, log)
+    first = repeat(["a", "b"], [0], "steps: 1 {}".format, run, log)
     records = [first["a"][0], first["b"][0]]
     assert [(record["row"], record["seed"], record[MAIN]) for record in records] == [("a", 0, 1), ("b", 0, 1)]
     calls.clear()
-    both = repeat(["a", "b"], [0, 1], "steps: 1", run, log)
+    both = repeat(["a", "b"], [0, 1], "steps: 1 {}".format, run, log)
     assert calls == [("a", 1), ("b", 1)] and both["a"][:1] == first["a"]
     assert [json.loads(line)["seed"] for line in log.read_text().splitlines()] == [0, 0, 1, 1]
     calls.clear()
-    repeat(["a"], [0], "steps: 2", run, log)  # another setting is another run
+    repeat(["a"], [0], "steps: 2 {}".format, run, log)  # another setting is another run
     assert calls == [("a", 0)]
 
 
