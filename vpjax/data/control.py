@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from vpjax.data.keyframes import moved_mask, source_of
-from vpjax.data.rows import seen_through
+from vpjax.data.keyframes import random_source
+from vpjax.data.rows import replaced_slots, seen_through
 from vpjax.types import Prompts
 
 
@@ -21,10 +21,7 @@ def with_control(prompts: Prompts, share: float, seed: int) -> Prompts:
         if rng.random() >= share:
             continue
         shows, slot = np.asarray(prompts.text.shows[row]), np.asarray(prompts.text.slot[row])
-        count = int(slot.max()) + 1
-        replaced = np.zeros((1, count), bool)
-        replaced[0, slot[shows_degraded[row] != shows]] = True
-        source = source_of(moved_mask(replaced, rng))
-        shows_degraded[row] = seen_through(shows, slot, source)
+        replaced = replaced_slots(shows, shows_degraded[row], slot)
+        shows_degraded[row] = seen_through(shows, slot, random_source(replaced, rng))
         hidden[row] = False
     return dataclasses.replace(prompts, shows_degraded=shows_degraded, hidden=hidden)

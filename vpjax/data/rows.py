@@ -299,6 +299,13 @@ def compared_places(tokens: Tokens, hidden_J: np.ndarray, compared: Compared) ->
     return np.array(sorted(places), np.int32)
 
 
+def replaced_slots(shows_P: Array, changed_P: Array, slot_P: Array) -> np.ndarray:
+    """bool[1, S]: the slots that show other units in a changed video, as ``seen_through`` made it."""
+    replaced = np.zeros((1, int(np.max(slot_P)) + 1), bool)
+    replaced[0, np.asarray(slot_P)[np.asarray(changed_P) != np.asarray(shows_P)]] = True
+    return replaced
+
+
 def seen_through(shows_P: Array, slot_P: Array, source_S: np.ndarray) -> np.ndarray:
     """The units i32[P] that the visual tokens of a changed video show, whose slot s shows slot ``source[s]``.
     shows: the units that the tokens of V show; slot: their slots, in order."""

@@ -22,7 +22,7 @@ from vpjax.data import keyframes
 from vpjax.data.collate import collate_prompts
 from vpjax.data.packing import PromptPlan, Sizes, round_up
 from vpjax.data.pipeline import make_batch_maker, read_ahead
-from vpjax.data.rows import prompt_row, seen_through
+from vpjax.data.rows import prompt_row, replaced_slots, seen_through
 from vpjax.data.text import Text
 from vpjax.data.units import Capacity
 from vpjax.data.video import Video
@@ -358,8 +358,7 @@ def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray
         rng = np.random.default_rng([seed, max(number, 0)])
         match control:
             case "random":
-                replaced = np.zeros((1, slots), bool)
-                replaced[0, slot_BP[row, key_BP[row] != shows_BP[row]]] = True
+                replaced = replaced_slots(shows_BP[row], key_BP[row], slot_BP[row])
                 source = keyframes.random_source(replaced, rng)
             case "shuffle":
                 source = keyframes.shuffle_source(slots, rng)
