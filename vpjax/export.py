@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from vpjax import cli
 from vpjax.data.sampling import SLOT, Sampling
 from vpjax.data.text import Text
-from vpjax.evaluation.exported import CONTINUE, check_folder
+from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
 from vpjax.models import hf
 from vpjax.models.names import FAMILIES
@@ -31,7 +31,6 @@ from vpjax.types import UserError
 
 VIDEO_PROCESSOR = "video_preprocessor_config.json"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
-POSITIONS = Path(hf.__file__).with_name(CONTINUE)
 
 
 def export(
@@ -66,17 +65,11 @@ def export(
     if (out / VIDEO_PROCESSOR).exists():
         defaults = json.loads((out / VIDEO_PROCESSOR).read_text())
     _write_json(out / VIDEO_PROCESSOR, defaults | sizes)
-    if restarts(model):
-        shutil.copyfile(POSITIONS, out / CONTINUE)
+    shutil.copyfile(Path(hf.__file__).with_name(AS_TRAINED), out / AS_TRAINED)
     named = {"base_model": base_model, "license": license}
     origin = origin_of(source) | {name: value for name, value in named.items() if value}
     (out / "README.md").write_text(model_card(workdir, config, model, step, origin))
     return model
-
-
-def restarts(model: VideoLM) -> bool:
-    """Whether transformers 5 restarts positions after a video of this model: where times are positions."""
-    return model.config.tokens_per_second is not None
 
 
 def origin_of(folder: Path) -> dict[str, str]:
@@ -180,8 +173,6 @@ def model_card(
         frames=config.data.frames or config.data.max_frames,
         metrics=_metrics(workdir, step),
         evaluations=_evaluations(workdir, step),
-        restarts=restarts(model),
-        module=Path(CONTINUE).stem,
     )
 
 

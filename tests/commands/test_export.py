@@ -22,7 +22,7 @@ from vpjax.data.positions import is_visual, positions
 from vpjax.data.sampling import Sampling, VideoInfo, fit
 from vpjax.data.text import Text
 from vpjax.data.video import read_frames
-from vpjax.evaluation.exported import CONTINUE, check_folder, continued
+from vpjax.evaluation.exported import as_trained, check_folder
 from vpjax.events import clips as events
 from vpjax.models import hf
 from vpjax.models.config import VLMConfig
@@ -76,7 +76,7 @@ def test_transformers_answers_the_same(kind, workdir, exported, clip):
 
     theirs = AutoModelForImageTextToText.from_pretrained(exported).eval()
     assert type(theirs) is tiny.FAMILIES[family].model and theirs.dtype == torch.float32
-    theirs = continued(theirs, exported)
+    theirs, _ = as_trained(theirs, None, exported)
     model_config, text = loaded.model.config, loaded.text
     video = read_frames(clip, Sampling(frames=runs.FRAMES), size=(size, size))
     row, _ = single_prompt(text.chat(QUESTION), video, model_config, stamps=text.stamps)
@@ -106,8 +106,7 @@ def test_text_continues_after_a_video(workdir, exported):
     are those of training, in a batch padded on the left, for an image, a long video and text."""
     theirs = AutoModelForImageTextToText.from_pretrained(exported)
     config, text = theirs.config, Text.load(exported)
-    if not (exported / CONTINUE).exists():
-        assert config.model_type == "qwen3_vl"  # which needs none
+    if config.model_type == "qwen3_vl":  # of which transformers has the positions of training
         return
     pads = config.image_token_id, config.video_token_id
     media = {None: None, "image": (1, 2, 3), "video": (9, 2, 2)}
@@ -128,7 +127,7 @@ def test_text_continues_after_a_video(workdir, exported):
         attention_mask=torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in prompts]),
     )
     before, _ = theirs.model.get_rope_index(ids, **inputs)
-    after, deltas = continued(theirs, exported).model.get_rope_index(ids, **inputs)
+    after, deltas = as_trained(theirs, None, exported)[0].model.get_rope_index(ids, **inputs)
     rate = config.vision_config.tokens_per_second
     for number, (x, grid) in enumerate(zip(prompts, media.values(), strict=True)):
         expected = positions(x, grid, 0.5, rate, pads=pads)
@@ -294,7 +293,7 @@ def test_the_card(kind, workdir, exported):
     card = (exported / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "| loss at step 3 | 1.25 |" in card
     assert "| events | blind | accuracy | 50.0 [25.0, 75.0] | 8 |" in card
-    assert "14 frames, evenly spaced" in card and ("continue_after_video" in card) == (kind == "tied")
+    assert "14 frames, evenly spaced" in card and "as_trained(model, processor)" in card
     assert str(workdir.parent) not in card
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")

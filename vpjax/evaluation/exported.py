@@ -23,7 +23,7 @@ from vpjax.types import Prompts, UserError
 
 QUESTION = "What happens?"
 MAX_NEW = 16  # tokens of an answer that are compared
-CONTINUE = "continue_after_video.py"  # the file by which transformers 5 finds the positions of training
+AS_TRAINED = "as_trained.py"  # the file by which transformers 5 does what Qwen's own code does
 
 
 class Case(NamedTuple):
@@ -102,8 +102,7 @@ def _compare_logits(theirs: Any, ours: VideoLM, case: Case, out: Path) -> str:
 def _compare_answers(theirs: Any, ours: VideoLM, cases: list[Case], out: Path) -> str:
     """The greedy answers of transformers' ``generate``, which finds the positions by itself, against ours."""
     text = Text.load(out)
-    theirs = continued(theirs, out)
-    processor = load_processor(out)
+    theirs, processor = as_trained(theirs, load_processor(out), out)
     for case in cases:
         inputs: Mapping[str, Any] = torch_inputs(ours, case)
         if processor is not None:
@@ -122,16 +121,14 @@ def _compare_answers(theirs: Any, ours: VideoLM, cases: list[Case], out: Path) -
     return f"transformers answers the same about text, an image and a video, through {through}{note}"
 
 
-def continued(theirs: Any, folder: Path) -> Any:
-    """A model of transformers as the folder's card says to load it."""
-    file = folder / CONTINUE
-    if not file.exists():
-        return theirs
+def as_trained(theirs: Any, processor: Any, folder: Path) -> tuple[Any, Any]:
+    """A model and a processor of transformers as the folder's card says to load them."""
+    file = folder / AS_TRAINED
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.continue_after_video(theirs)
+    return module.as_trained(theirs, processor)
 
 
 def greedy_tokens(model: VideoLM, prompts: Prompts, stops: tuple[int, ...]) -> list[int]:
