@@ -15,7 +15,7 @@ from vpjax.scoring.judge import weights_of
 from vpjax.training.judged import correct_reward
 from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
 from vpjax.training.policy import AGGREGATIONS
-from vpjax.training.relative import NEEDS, SCALES
+from vpjax.training.relative import NEEDS, REWARD_AGGREGATIONS, SCALES
 from vpjax.types import TASKS, UserError
 
 FILE = "config.json"
@@ -36,17 +36,19 @@ ONE_OF = {
     "contrast.answer_kind": ANSWER_KINDS,
     "grpo.scale": SCALES,
     "grpo.aggregation": AGGREGATIONS,
+    "grpo.reward_aggregation": REWARD_AGGREGATIONS,
     "grpo.relative.kind": tuple(NEEDS),
 }
 ABOVE_0 = """
     steps batch log_every checkpoint_every keep eval_clips data.length_multiple data.keywords
     data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
-    grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.show_every grpo.degraded_weight
-    grpo.relative.scale     loss.chunk data.min_frames data.min_pixels
+    grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.num_minibatches
+    grpo.oversample grpo.show_every grpo.degraded_weight grpo.relative.scale loss.chunk data.min_frames
+    data.min_pixels
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.answer
-    contrast.truth grpo.degraded grpo.top_k grpo.beta
+    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.lr
+    contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta
 """.split()
 # How videos are read for the model of a Hugging Face folder: as by qwen-vl-utils, at 2 frames per second and
 # with at most about 25,000 visual tokens. Small frames are left small, though.
@@ -84,6 +86,10 @@ def check(config: ConfigDict) -> None:
 
     divides = config.accumulate > 0 and config.batch % config.accumulate == 0
     require("accumulate", divides, f"divides batch, {config.batch}")
+    if config.method == "grpo":
+        parts = config.accumulate * grpo.num_minibatches
+        whole = f"times accumulate, {config.accumulate}, divides batch, {config.batch}"
+        require("grpo.num_minibatches", config.batch % parts == 0, whole)
     is_given = bool(config.init_from or config.model)
     require("init_from", is_given, "is a folder with weights, or '' where config.model gives sizes")
     require("data.train", bool(data.train), "is a file of clips, or 'events'")
@@ -129,11 +135,16 @@ def check(config: ConfigDict) -> None:
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
     require("grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
-    require("grpo.eps_low", 0 < grpo.eps_low < 1, "lies in (0, 1)")
+    require("grpo.eps_low", 0 < grpo.eps_low <= 1, "lies above 0 and up to 1")
     require("grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")
     require("grpo.control_share", 0 <= grpo.control_share <= 1, "lies in [0, 1]")
     if config.method == "grpo":
         _check_rewards(config, require)
+
+
+def rows_per_step(config: ConfigDict) -> int:
+    """The rows that a step reads: those of its update or, in GRPO, the prompts that are rolled out for it."""
+    return config.batch * config.grpo.oversample if config.method == "grpo" else config.batch
 
 
 def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]) -> None:
