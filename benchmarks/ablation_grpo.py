@@ -102,7 +102,13 @@ def run(
     per step."""
     mesh, model = make_mesh(config.mesh), abstract_model(model_config)
     maker, index = make_batch_maker(
-        clips, text, model_config, config.data, packed=False, seed=config.seed, batch_size=config.batch
+        clips,
+        text,
+        model_config,
+        config.data,
+        packed=False,
+        seed=config.seed,
+        batch_size=run_config.rows_per_step(config),
     )
     loader = Loader(maker, index)
     params = initial_params(config, model_config, mesh)

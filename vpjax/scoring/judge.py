@@ -76,11 +76,12 @@ class ConfigJudge:
         self.control_share = config.grpo.control_share
         self.weights = weights_of(config.grpo.rewards)
         self.degraded_weights = weights_of(config.grpo.degraded_rewards)
-        self.host_scores: dict[str, HostScore] = {}
+        host_scores: dict[str, HostScore] = {}
         for name, value in config.grpo.rewards.items():
             path = path_of(value)
             if path:
-                self.host_scores[name] = functools.partial(self._user_reward, name, load_user_reward(path))
+                host_scores[name] = functools.partial(self._user_reward, name, load_user_reward(path))
+        self.host_scores: Mapping[str, HostScore] = host_scores
         self.names = tuple(name for name in self.weights if name not in self.host_scores)
         check_names([*self.names, *self.degraded_weights])
         self.compared = tuple(name for name in self.degraded_weights if name not in FREE_OF_ANSWER)

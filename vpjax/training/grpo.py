@@ -77,10 +77,10 @@ def make_step(
     """
     mesh = None if shardings is None else shardings.step.mesh
     if mesh is not None:
-        count, field = config.accumulate, "config.batch / config.accumulate"
+        field = "config.batch / config.accumulate"
         if config.grpo.num_minibatches > 1:
-            count, field = count * config.grpo.num_minibatches, f"{field} / config.grpo.num_minibatches"
-        check_rows(config.batch // count, mesh, field)
+            field += " / config.grpo.num_minibatches"
+        check_rows(config.batch // (config.accumulate * config.grpo.num_minibatches), mesh, field)
     grpo = GRPOStep(model, config, optimizer, judge, eos)
 
     def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,10 +86,8 @@ def check(config: ConfigDict) -> None:
 
     divides = config.accumulate > 0 and config.batch % config.accumulate == 0
     require("accumulate", divides, f"divides batch, {config.batch}")
-    if config.method == "grpo":
-        parts = config.accumulate * grpo.num_minibatches
-        whole = f"times accumulate, {config.accumulate}, divides batch, {config.batch}"
-        require("grpo.num_minibatches", config.batch % parts == 0, whole)
+    whole = f"times accumulate, {config.accumulate}, divides batch, {config.batch}"
+    require("grpo.num_minibatches", config.batch % micro_batches(config) == 0, whole)
     is_given = bool(config.init_from or config.model)
     require("init_from", is_given, "is a folder with weights, or '' where config.model gives sizes")
     require("data.train", bool(data.train), "is a file of clips, or 'events'")
@@ -147,10 +145,18 @@ def rows_per_step(config: ConfigDict) -> int:
     return config.batch * config.grpo.oversample if config.method == "grpo" else config.batch
 
 
+def micro_batches(config: ConfigDict) -> int:
+    """The parts of a batch that are computed one after another: the micro-batches of all its mini-batches."""
+    return config.accumulate * config.grpo.num_minibatches if config.method == "grpo" else config.accumulate
+
+
 def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]) -> None:
     """The part of ``check`` that is about the rewards of completions on V and on V~."""
     grpo, replacement, kind = config.grpo, config.data.replacement, config.grpo.relative.kind
     require("grpo.rewards", len(grpo.rewards) > 0, "names rewards, such as dict(event=1.0)")
+    for name, value in grpo.rewards.items():
+        forms = "is a weight, 'my_module:fn', or ('my_module:fn', weight)"
+        require(f"grpo.rewards.{name}", _is_reward(value), forms)
     own = "names keyword_absent, which is for completions on V~: move it to grpo.degraded_rewards"
     require("grpo.rewards", "keyword_absent" not in grpo.rewards, own)
 
@@ -190,6 +196,15 @@ def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]
         "is 0 unless grpo.degraded_rewards or grpo.relative.kind='relation' read clips whose V~ hides nothing"
     )
     require("grpo.control_share", reads_controls or not grpo.control_share, unread)
+
+
+def _is_reward(value: Any) -> bool:
+    """Whether ``value`` has one of the forms of ``config.grpo.rewards``."""
+    if isinstance(value, str):
+        return ":" in value
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+    return isinstance(value, int | float)
 
 
 def _value(config: ConfigDict, field: str) -> Any:
