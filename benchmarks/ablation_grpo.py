@@ -5,8 +5,8 @@
 
 Every row continues from the work directory of one SFT run (``--init``) with the recipe of configs/grpo.py,
 for fewer steps, on the same clips in the same order; only what its line names differs (the one that
-oversamples reads twice as many). The recipe's rewards are 0 or 1, on which tgrpo cancels (``active`` 0). A start
-that has not converged leaves room for a gain:
+oversamples reads twice as many). The recipe's rewards are 0 or 1, on which tgrpo cancels (``active`` 0). A
+start that has not converged leaves room for a gain:
 
     python -m vpjax.train --config sft --config.steps=400 --workdir runs/sft400
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.timing import publish
 from vpjax.recipes import base
-from vpjax.training.relative import RELATIVE_KINDS, Evidence, advantages, relative_term
+from vpjax.training.relative import RELATIVE_KINDS, Evidence, advantages, relative_term, reward_gap
 
 GROUP = 8  # G, completions on V
 DEGRADED = 4  # completions on V~
@@ -134,10 +134,9 @@ def push(kind: str, p: float, q_X: np.ndarray, reward: str, *, prompts: int = 81
     return np.asarray(new.mean(0) / plain.mean(0))
 
 
-def gate_before(right_BG: jax.Array, right_degraded_BG: jax.Array) -> jax.Array:
+def gate_before(evidence: Evidence) -> jax.Array:
     """The gate's weights as they were before the gap became a share, f32[B]."""
-    gap_B = right_BG.mean(1) - right_degraded_BG.mean(1)
-    return 0.25 + 0.75 * jax.nn.sigmoid((gap_B - 0.2) / 0.1)
+    return 0.25 + 0.75 * jax.nn.sigmoid((reward_gap(evidence) - 0.2) / 0.1)
 
 
 def gate_weights(*, prompts: int = 4096, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -149,7 +148,7 @@ def gate_weights(*, prompts: int = 4096, seed: int = 0) -> dict[str, tuple[float
     options = base.get_config().grpo.relative
     options.kind = "gate"
     after = relative_term(evidence._replace(has_degraded=has_degraded), options).weight[:, 0, 0]
-    before = jnp.where(has_degraded, gate_before(evidence.right, evidence.right_degraded), 1.0)
+    before = jnp.where(has_degraded, gate_before(evidence), 1.0)
     has_spread = np.ptp(np.asarray(evidence.rewards), axis=1) > 0
     kinds = np.repeat(np.arange(len(PROMPTS)), prompts)
     weights = {}
@@ -233,9 +232,9 @@ def main() -> None:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "The weight of a prompt under `gate`, of those whose 0/1 rewards have spread, in a batch with as many "
-        "of each. Before: by the gap p - q, with a clip without V~ at 1. Now: by the gap as a share of the "
-        "larger of the two, over the mean weight.",
+        "The weight of a prompt under `gate`, of those whose 0/1 rewards have spread, in a batch with as "
+        "many of each. Before: by the gap p - q, with a clip without V~ at 1. Now: by the gap as a share of "
+        "the larger of the two, over the mean weight.",
         "",
         "| prompt | p | q | before | now |",
         "|---|---|---|---|---|",

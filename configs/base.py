@@ -115,8 +115,9 @@ def get_config() -> ConfigDict:
     # GRPO: completions on V and V~, and the policy update (docs/method.md, section 3).
     c.grpo = grpo = ConfigDict()
     # Rewards by name. The value is the weight of a built-in reward (docs/rewards.md), "my_module:fn" for a
-    # function of yours (a list of completions and a list of clips in, a list of numbers out), or
-    # ("my_module:fn", weight).
+    # function of yours (a list of completions and a list of clips in, a list of numbers out, None for a
+    # completion that is not judged), or ("my_module:fn", weight). Flags may add some:
+    # --config.grpo.rewards.mine=my_module:fn.
     grpo.rewards = ConfigDict()
     grpo.show_every = 50  # steps between pages of sample completions in <workdir>/rollouts/
     grpo.groups = 8  # G: completions per prompt on V, at least 2
