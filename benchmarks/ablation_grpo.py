@@ -4,8 +4,9 @@
     python -m benchmarks.ablation_grpo --out FILE.md                about 40 minutes on 2 idle cores
 
 Every row continues from the work directory of one SFT run (``--init``) with the recipe of configs/grpo.py,
-for fewer steps, on the same clips in the same order; only what its line names differs. The recipe's rewards
-are 0 or 1, on which tgrpo cancels (``active`` 0). A start that has not converged leaves room for a gain:
+for fewer steps, on the same clips in the same order; only what its line names differs (the one that
+oversamples reads twice as many). The recipe's rewards are 0 or 1, on which tgrpo cancels (``active`` 0). A
+start that has not converged leaves room for a gain:
 
     python -m vpjax.train --config sft --config.steps=400 --workdir runs/sft400
 
@@ -54,6 +55,7 @@ from vpjax.training.state import create_state
 from vpjax.types import Clip, Prompts
 
 START, PLAIN = "SFT, where all start", "GRPO"
+OVERSAMPLED, PARTS, CISPO = "GRPO, oversample 2", "GRPO, 4 mini-batches", "GRPO, 4 mini-batches, cispo"
 # Each row and the config fields by which it differs.
 ROWS: dict[str, dict[str, Any]] = {
     START: {},
@@ -64,6 +66,17 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ likelihood": {"grpo.relative.kind": "likelihood"},
     "+ token": {"grpo.relative.kind": "token"},
     "+ keyword_winrate": {"grpo.relative.kind": "keyword_winrate"},
+    "+ need": {"grpo.relative.kind": "need"},
+    "+ relation": {"grpo.relative.kind": "relation"},
+    OVERSAMPLED: {"grpo.relative.kind": "none", "grpo.oversample": 2},
+    PARTS: {"grpo.relative.kind": "none", "grpo.num_minibatches": 4},
+    CISPO: {
+        "grpo.relative.kind": "none",
+        "grpo.num_minibatches": 4,
+        "grpo.aggregation": "cispo",
+        "grpo.eps_low": 1.0,
+        "grpo.eps_high": 4.0,
+    },
 }
 QUICK = dict(steps=20, seeds=[0], clips=2048, heldout=120)
 REQUEST = Request("events", controls=("none", "key"))
@@ -102,7 +115,13 @@ def run(
     per step."""
     mesh, model = make_mesh(config.mesh), abstract_model(model_config)
     maker, index = make_batch_maker(
-        clips, text, model_config, config.data, packed=False, seed=config.seed, batch_size=config.batch
+        clips,
+        text,
+        model_config,
+        config.data,
+        packed=False,
+        seed=config.seed,
+        batch_size=run_config.rows_per_step(config),
     )
     loader = Loader(maker, index)
     params = initial_params(config, model_config, mesh)

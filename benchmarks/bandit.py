@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.timing import publish
 from vpjax.recipes import base
-from vpjax.training.relative import RELATIVE_KINDS, Evidence, advantages, relative_term
+from vpjax.training.relative import RELATIVE_KINDS, Evidence, advantages, relative_term, reward_gap
 
 GROUP = 8  # G, completions on V
 DEGRADED = 4  # completions on V~
@@ -31,11 +31,21 @@ TOKENS = 8  # C, tokens of a completion
 EVENT = 3  # index of the event's word among them
 NOISE = 0.5  # nats, standard deviation of the gap between phrasings
 REWARDS = ("0/1", "graded")
+# Prompts by how often the event is named on V and on V~. The last kind has no V~.
+PROMPTS = {
+    "hard, needs the frames": (0.05, 0.01),
+    "open, needs the frames": (0.5, 0.05),
+    "easy, needs the frames": (0.9, 0.05),
+    "hard, guessed": (0.125, 0.125),
+    "open, guessed": (0.5, 0.5),
+    "easy, guessed": (0.9, 0.9),
+    "no V~": (0.5, 0.5),
+}
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 INK, GREY, BLUE, ORANGE = "#22313f", "#8a949c", "#0072b2", "#e69f00"
 # For each kind: colour and line style of its curve, and the height of its label.
 CURVES = {
-    "gate": ("#d55e00", "-", 0.68),
+    "gate": ("#d55e00", "-", 1.7),
     "need": ("#9467bd", "-", 0.745),
     "token": ("#009e73", "-", 1.27),
     "likelihood": ("#0072b2", "-", 1.2),
@@ -105,19 +115,47 @@ def changes(kind: str, reward: str, *, prompts: int = 4096, seed: int = 0) -> tu
 
 
 def push(kind: str, p: float, q_X: np.ndarray, reward: str, *, prompts: int = 8192) -> np.ndarray:
-    """The policy gradient on the log-odds of naming the event, divided by plain GRPO's, at each q: f32[X]."""
+    """The policy gradient on the log-odds of naming the event, divided by plain GRPO's, at each q: f32[X].
+    Prompts of every q share a batch, for a kind may compare prompts."""
+    batches = 16
+    each = prompts // batches
+    q_B = jnp.repeat(jnp.asarray(q_X), each)
 
-    def gradients(key_and_q: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        key, q = key_and_q
-        evidence, right = rollouts(key, jnp.full(prompts, p), jnp.full(prompts, q), reward)
+    def gradients(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        evidence, right = rollouts(key, jnp.full(len(q_B), p), q_B, reward)
         slope = right - p  # of a completion's log-probability, by the log-odds
-        new = (token_advantages(evidence, kind)[..., EVENT] * slope).mean()
-        plain = (token_advantages(evidence, "none")[..., EVENT] * slope).mean()
+        new, plain = (
+            (token_advantages(evidence, name)[..., EVENT] * slope).reshape(len(q_X), -1).mean(1)
+            for name in (kind, "none")
+        )
         return new, plain
 
-    keys = jax.random.split(jax.random.key(1), len(q_X))
-    new, plain = jax.lax.map(gradients, (keys, q_X))
-    return np.asarray(new / plain)
+    new, plain = jax.lax.map(gradients, jax.random.split(jax.random.key(1), batches))
+    return np.asarray(new.mean(0) / plain.mean(0))
+
+
+def gate_before(evidence: Evidence) -> jax.Array:
+    """The gate's weights as they were before the gap became a share, f32[B]."""
+    return 0.25 + 0.75 * jax.nn.sigmoid((reward_gap(evidence) - 0.2) / 0.1)
+
+
+def gate_weights(*, prompts: int = 4096, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """For each of PROMPTS, in a batch with as many of each, the mean weight of those whose 0/1 rewards have
+    spread: before the gap became a share, and now."""
+    p_B, q_B = (jnp.repeat(jnp.array(values), prompts) for values in zip(*PROMPTS.values(), strict=True))
+    evidence, _ = rollouts(jax.random.key(seed), p_B, q_B, "0/1")
+    has_degraded = jnp.arange(len(p_B)) < (len(PROMPTS) - 1) * prompts
+    options = base.get_config().grpo.relative
+    options.kind = "gate"
+    after = relative_term(evidence._replace(has_degraded=has_degraded), options).weight[:, 0, 0]
+    before = jnp.where(has_degraded, gate_before(evidence), 1.0)
+    has_spread = np.ptp(np.asarray(evidence.rewards), axis=1) > 0
+    kinds = np.repeat(np.arange(len(PROMPTS)), prompts)
+    weights = {}
+    for number, name in enumerate(PROMPTS):
+        chosen = (kinds == number) & has_spread
+        weights[name] = float(np.asarray(before)[chosen].mean()), float(np.asarray(after)[chosen].mean())
+    return weights
 
 
 def draw(path: Path) -> None:
@@ -192,6 +230,18 @@ def main() -> None:
             share, correlation = changes(kind, reward)
             cells += [f"{share:.3f}", f"{correlation:.3f}"]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The weight of a prompt under `gate`, of those whose 0/1 rewards have spread, in a batch with as "
+        "many of each. Before: by the gap p - q, with a clip without V~ at 1. Now: by the gap as a share of "
+        "the larger of the two, over the mean weight.",
+        "",
+        "| prompt | p | q | before | now |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (before, now) in gate_weights().items():
+        p, q = PROMPTS[name]
+        lines.append(f"| {name} | {p:g} | {'' if name == 'no V~' else f'{q:g}'} | {before:.2f} | {now:.2f} |")
     publish(lines, args.out)
     if args.picture:
         draw(args.picture)

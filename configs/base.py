@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.method = "sft"  # "sft": the joint loss on answers; "grpo": rollouts, rewards and a policy update
     c.seed = 0  # of the data order, the initial weights, random replacement and sampling
     c.steps = 1000  # optimizer updates of the whole run; the learning rate schedule ends here
-    c.batch = 32  # rows per update, over all devices and processes: packed rows (SFT) or prompts (GRPO)
+    c.batch = 32  # rows per step, over all devices and processes: packed rows (SFT) or prompts (GRPO)
     c.accumulate = 1  # micro-batches per update; exact, so only memory and time change
 
     # The model. init_from is the work directory of a run or a Hugging Face folder with weights. "" starts
@@ -95,6 +95,9 @@ def get_config() -> ConfigDict:
     contrast.weight = 0.1  # lambda (ours); 0 = no contrast, and nothing is computed for it
     contrast.warmup_share = 0.05  # share of the steps over which lambda, mu and nu grow from 0 (ours)
     contrast.layer = 0.5  # depth of the layer whose states are pooled, as a share of the decoder (ours)
+    # Peak learning rate of the heads and of the temperature, which start from nothing, where the model does
+    # not; 0 = optim.lr (ours).
+    contrast.lr = 0.0
     contrast.width = 256  # E: width of the space in which keywords and slots are compared (ours)
     contrast.tau = 0.07  # first value of the learned temperature (ours)
     contrast.tau_range = (0.01, 0.5)  # range to which the temperature is clipped (ours)
@@ -112,8 +115,9 @@ def get_config() -> ConfigDict:
     # GRPO: completions on V and V~, and the policy update (docs/method.md, section 3).
     c.grpo = grpo = ConfigDict()
     # Rewards by name. The value is the weight of a built-in reward (docs/rewards.md), "my_module:fn" for a
-    # function of yours (a list of completions and a list of clips in, a list of numbers out), or
-    # ("my_module:fn", weight).
+    # function of yours (a list of completions and a list of clips in, a list of numbers out, None for a
+    # completion that is not judged), or ("my_module:fn", weight). Flags may add some:
+    # --config.grpo.rewards.mine=my_module:fn.
     grpo.rewards = ConfigDict()
     grpo.show_every = 50  # steps between pages of sample completions in <workdir>/rollouts/
     grpo.groups = 8  # G: completions per prompt on V, at least 2
@@ -125,14 +129,24 @@ def get_config() -> ConfigDict:
     grpo.top_k = 0  # number of likeliest tokens that are sampled from, 0 = all; affects sampling only
     grpo.max_new = 64  # C: most tokens of a completion
     grpo.scale = "group"  # advantages are divided by the std of the "group" (GRPO), the "batch", or "none"
+    # "sum_then_normalize", or "normalize_then_sum": each reward is normalised in its group before the
+    # weighted sum (GDPO, whose scale is "batch").
+    grpo.reward_aggregation = "sum_then_normalize"
+    # A step rolls out `oversample` times `batch` prompts and updates on `batch` of them, first on those whose
+    # completions differ in reward (DAPO's dynamic sampling).
+    grpo.oversample = 1
     # How token losses are averaged: over all tokens ("dapo"), over the tokens of a completion, then over
-    # completions ("grpo"), by a constant length ("dr_grpo"), or as "grpo" with one ratio per completion
-    # ("gspo", whose eps are about 1000 times smaller).
+    # completions ("grpo"), by a constant length ("dr_grpo"), as "grpo" with one ratio per completion ("gspo",
+    # whose eps are about 1000 times smaller), or as "dapo" with the clipped ratio as a weight ("cispo", whose
+    # authors have eps_low = 1 and a larger eps_high).
     grpo.aggregation = "dapo"
     grpo.eps_low = 0.2  # the ratio to the old policy is clipped to [1 - eps_low, 1 + eps_high]
     grpo.eps_high = 0.28  # larger than eps_low, so that unlikely tokens can gain (DAPO)
     grpo.beta = 0.0  # weight of the KL to the frozen first policy; 0 = no copy of it is kept
-    grpo.num_iterations = 1  # updates per batch of completions; from the second on, the clip takes effect
+    # Updates of a step: `num_iterations` times one on each of `num_minibatches` parts of its prompts. From
+    # the second update on, the clip takes effect.
+    grpo.num_iterations = 1
+    grpo.num_minibatches = 1
     grpo.mask_truncated = False  # leave out completions that reached max_new
 
     # What is true of V~ (ours). Rewards of completions on V~, by name: built-in ones, which compare them with
@@ -147,9 +161,13 @@ def get_config() -> ConfigDict:
     # gate, need, relation, likelihood, token, keyword_winrate, winrate, hinge (ours), tgrpo or none
     relative.kind = "gate"
     relative.correct = ""  # all but token and none: the reward that means right; "" = the only one
-    relative.w0 = 0.25  # gate: weight of a prompt that is answered as well on V~ as on V
-    relative.margin = 0.2  # gate, winrates, hinge: by how much V must be ahead, in `correct` (or recall)
-    relative.scale = 0.1  # gate: width of the step from w0 to 1, in `correct`
+    # gate: weight of a prompt that is answered as well on V~ as on V, where one that needs the hidden frames
+    # has 1, before the weights are divided by their mean
+    relative.w0 = 0.25
+    # By how much V must be ahead. winrates, hinge: in `correct` (or recall); gate: as a share of the larger
+    # of the means of `correct` on V and V~
+    relative.margin = 0.2
+    relative.scale = 0.1  # gate: width of the step from w0 to 1, as such a share
     relative.hard = False  # gate: use w0 or 1 and nothing between
     relative.lam = 0.5  # relation, likelihood, token, winrates, hinge: size of the term
     relative.clip = 1.0  # likelihood, token: largest gap that counts, in nats; hinge: in `correct`

@@ -53,6 +53,7 @@ def get_config():
     c.data.workers = 16
 
     c.optim.lr = 1e-5
+    c.contrast.lr = 1e-3  # the heads and the temperature are new
     c.optim.warmup_share = 0.03
     c.optim.weight_decay = 0.0
     c.optim.b2 = 0.95

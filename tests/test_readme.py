@@ -12,6 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vpjax import cli
+from vpjax.scoring.judge import weights_of
+from vpjax.scoring.user import load_user_reward
+from vpjax.training import run_config
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SMALL = {
@@ -92,6 +97,22 @@ def test_the_example_runs(trained, tmp_path):
     assert repr(changes) in example
     (tmp_path / "example.py").write_text(example)
     assert "step 2/2" in run("example.py", folder=tmp_path)
+
+
+def test_the_reward_of_ones_own(tmp_path, monkeypatch):
+    """The function is found where the text says, and the flags name it."""
+    code = re.search(r"^```python\n(# my_rewards.py.*?)^```", README, re.M | re.S).group(1)
+    flags = re.search(r"^python -m vpjax.train (.*my_rewards:short.*)$", README, re.M).group(1)
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *shlex.split(flags)])
+    parser = cli.Parser("train")
+    parser.add_config()
+    _, config = parser.parse_config()
+    run_config.check(config)
+    assert weights_of(config.grpo.rewards) == {"event": 1.0, "short": 1.0}
+    reward = load_user_reward(config.grpo.rewards.short)
+    np.testing.assert_allclose(reward(["a " * 5, "a " * 50], [None] * 2), [0.75, 0.0])
 
 
 def test_every_config_and_file_that_the_readme_names_is_there():

@@ -1,6 +1,7 @@
 """The parts that all commands share: flags, the config, exit codes, printing and signals."""
 
 import argparse
+import ast
 import contextlib
 import difflib
 import errno
@@ -33,6 +34,8 @@ SURROUNDINGS = (
     errno.EEXIST,
 )
 RECIPES = "vpjax.recipes"  # the package that the folder configs/ is installed as
+# Sections of a config whose fields the user names, such as --config.grpo.rewards.mine=my_module:fn.
+NAMED_BY_USER = ("grpo.rewards", "grpo.degraded_rewards")
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,6 +61,7 @@ class Parser(argparse.ArgumentParser):
         another type."""
         arguments, rest = self.parse_known_args()
         file = config_file(arguments.config)
+        rest, named = split_named(rest)
         # The errors of ml_collections would not give the whole name of a missing field.
         check_overrides(rest, file, arguments.config)
         values, command_line = flags.FlagValues(), ["", f"--config={file}", *rest]
@@ -68,6 +72,8 @@ class Parser(argparse.ArgumentParser):
             raise UserError(" ".join(str(error).split())) from error
         if unexpected:
             raise UserError(f"unexpected argument {unexpected[0]!r}: values are given as --flag=value")
+        for section, name, value in named:
+            set_named(holder.value, section, name, value)
         return arguments, holder.value
 
 
@@ -102,6 +108,36 @@ def config_file(name: str) -> str:
     raise UserError(
         f"--config: there is no file {name!r} and no recipe of that name; recipes: {', '.join(recipes)}"
     )
+
+
+def split_named(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """The arguments without those that name a field of NAMED_BY_USER, and (section, name, value) of these."""
+    others: list[str] = []
+    named: list[tuple[str, str, str]] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        section, _, name = flag.removeprefix("--config.").rpartition(".")
+        if equals and flag.startswith("--config.") and section in NAMED_BY_USER:
+            named.append((section, name, value))
+        else:
+            others.append(argument)
+    return others, named
+
+
+def set_named(config: ConfigDict, section: str, name: str, value: str) -> None:
+    """Set a field of a section that need not have it yet, to a Python literal or else to the text ``value``.
+    UserError if the config has no such section."""
+    node = config
+    for part in section.split("."):
+        if part not in node:
+            raise UserError(f"--config.{section}.{name}: the config has no {section}")
+        node = node[part]
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        parsed = value
+    with node.unlocked(), node.ignore_type():
+        node[name] = parsed
 
 
 def check_overrides(arguments: Sequence[str], file: str, name: str) -> None:

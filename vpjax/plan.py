@@ -134,7 +134,9 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
     def sizes(repeats: int) -> Sizes:
         """How much a row holds if there are so many clips."""
         filled = dataclasses.replace(index, entries=index.entries * repeats)
-        plan = make_plan(filled, config.data, packed=packed, seed=config.seed, rows=config.batch)
+        plan = make_plan(
+            filled, config.data, packed=packed, seed=config.seed, rows=run_config.rows_per_step(config)
+        )
         return plan.capacity(0)
 
     entry, fitting = index.entries[0], 1
@@ -158,7 +160,10 @@ def abstract_step(
         one_row = empty_batch(*shape, keyword_tokens)
     sharding = batch_sharding(mesh)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((config.batch, *x.shape[1:]), x.dtype, sharding=sharding), one_row
+        lambda x: jax.ShapeDtypeStruct(
+            (run_config.rows_per_step(config), *x.shape[1:]), x.dtype, sharding=sharding
+        ),
+        one_row,
     )
     model = abstract_model(model_config)
     step: Any
@@ -212,7 +217,7 @@ def find_batch(
     config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow, chip: Chip | None
 ) -> int:
     """The largest batch whose step fits ``chip``. UserError if not even one row for each chip fits."""
-    unit = row_parts(mesh) * config.accumulate
+    unit = row_parts(mesh) * run_config.micro_batches(config)
 
     def batch_fits(batch: int) -> bool:
         fitting = fits(plan_step(with_batch(config, batch), model_config, mesh, row), chip)
@@ -249,7 +254,7 @@ def work_of_token(plan: StepPlan, row: PlannedRow, config: ConfigDict, mesh: Mes
         options, prompt = config.grpo, tokens - row.entry.sizes.targets
         branches = 2 if options.degraded else 1
         tokens = branches * prompt + (options.groups + options.degraded) * options.max_new
-    return plan.flops * mesh.size / (config.batch * tokens)
+    return plan.flops * mesh.size / (run_config.rows_per_step(config) * tokens)
 
 
 def contents(row: PlannedRow, config: ConfigDict) -> str:
@@ -312,7 +317,7 @@ def _costs(plan: StepPlan, chip: Chip | None) -> list[str]:
 
 def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
     """What to change in a config whose step does not fit."""
-    rows = config.batch // config.accumulate // row_parts(mesh)
+    rows = config.batch // run_config.micro_batches(config) // row_parts(mesh)
     out = []
     if not config.remat:
         out.append("--config.remat=True (a third more time)")

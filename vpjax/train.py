@@ -12,9 +12,9 @@ The same command again goes on where the run was stopped, bit for bit. A finishe
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -144,7 +144,7 @@ def fit(
         config.data,
         packed=config.method == "sft",
         seed=config.seed,
-        batch_size=config.batch,
+        batch_size=run_config.rows_per_step(config),
         data_set_of=data_set_of,
         weights=[data_set.weight for data_set in data_sets(config.data)],
         answers=sft.degraded_answers(config),
@@ -162,6 +162,8 @@ def fit(
     model = abstract_model(model_config)
     if config.method == "grpo":
         judge = ConfigJudge(config, text, clips)
+        timed = {name: Timed(score) for name, score in judge.host_scores.items()}
+        judge.host_scores = timed
         grpo_step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=text.stops)
         step_function = Announced(grpo_step, loader.usage.programs)
     else:
@@ -178,6 +180,8 @@ def fit(
             if isinstance(batch, Prompts):
                 prompts = put_batch(judge.with_references(batch), mesh)
                 state, metrics, rollouts = step_function(state, prompts)
+                for name, score in timed.items():
+                    metrics[f"rewards/{name}/seconds"] = score.seconds
                 finished = FinishedStep(step, batch.clip, metrics, rollouts, judge.take_faults())
             else:
                 state, metrics = step_function(state, put_batch(batch, mesh))
@@ -200,6 +204,20 @@ def fit(
     if signal:
         say(f"{signal}: saved step {step} of {config.steps} in {workdir}; the same command goes on")
     return step
+
+
+class Timed:
+    """A function that also tells how many seconds its last call took."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self.function(*arguments)
+        finally:
+            self.seconds = time.perf_counter() - start
 
 
 class FinishedStep(NamedTuple):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.bandit import changes, push
+from benchmarks.bandit import changes, gate_weights, push
 from vpjax.training.relative import RELATIVE_KINDS
 
 pytestmark = pytest.mark.slow  # compiles some hundred small programs
@@ -45,3 +45,14 @@ def test_where_kinds_push():
     for kind in ("gate", "likelihood"):
         assert np.all(np.diff(curves[kind]) > 0.1)
     assert np.abs(curves["tgrpo"] - 1).max() < 0.1
+
+
+def test_gate_asks_what_is_needed():
+    """Before, a hard prompt that needs the frames weighed less than half of an easy one, little more than one
+    that is guessed, and a clip without V~ outweighed the average of the others; now by none of these."""
+    weights = gate_weights(prompts=512)
+    before, now = ({name: pair[i] for name, pair in weights.items()} for i in (0, 1))
+    hard, easy = "hard, needs the frames", "easy, needs the frames"
+    assert before[hard] < 0.55 * before[easy] and now[hard] > 0.9 * now[easy]
+    assert now["open, guessed"] < 0.6 * now[hard]
+    assert now["no V~"] == 1

@@ -8,6 +8,8 @@ import pytest
 
 from tests.commands.call import call as call_main
 from vpjax import cli
+from vpjax.scoring import judge
+from vpjax.training import run_config
 from vpjax.types import UserError
 
 RECIPE = """
@@ -42,6 +44,31 @@ def test_overrides(call):
     assert (code, out, err) == (0, "3 ('batch', 'windows') None\n", "")
     code, out, _ = call("--config=recipe.py", "--config.negatives=('degraded',)", "--workdir=here")
     assert (code, out) == (0, "10 ('degraded',) here\n")
+
+
+def test_rewards_are_named_by_the_user(call):
+    """With a weight, with a function, with both; in place of one of another type, and beside the others. The
+    last one counts."""
+
+    def work(config, workdir):
+        run_config.check(config)
+        print(config.grpo.rewards.to_dict(), judge.weights_of(config.grpo.rewards))
+
+    flags = ["mine=my_module:fn", "format=0.5", "event=my_module:event", "event=('my_module:event', 2)"]
+    flags = [f"--config.grpo.rewards.{flag}" for flag in flags]
+    code, out, err = call("--config=grpo", *flags, "--config.grpo.relative.correct=event", work=work)
+    rewards = {"event": ("my_module:event", 2), "format": 0.5, "mine": "my_module:fn"}
+    assert (code, out, err) == (0, f"{rewards} {dict(event=2.0, format=0.5, mine=1.0)}\n", "")
+    for flag, named in (
+        ("--config.grpo.rewards.mine", "--config.grpo.rewards.mine"),
+        ("--config.grpo.reward.mine=my_module:fn", "--config.grpo.reward"),
+        ("--config.grpo.rewards.mine=my_module", "config.grpo.rewards.mine"),
+        ("--config.grpo.rewards.mine=(1, 2)", "config.grpo.rewards.mine"),
+    ):
+        code, _, err = call("--config=grpo", flag, "--config.grpo.relative.correct=event", work=work)
+        assert code == 2 and err.count("\n") == 1 and named in err, err
+    code, _, err = call("--config=recipe.py", "--config.grpo.rewards.mine=my_module:fn")
+    assert code == 2 and "has no grpo.rewards" in err
 
 
 @pytest.mark.parametrize(

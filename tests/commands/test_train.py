@@ -278,25 +278,71 @@ def test_grpo_resumes_bit_for_bit(grpo_run, whole, cache, tmp_path):
         assert (tmp_path / "new" / file).read_bytes() == (grpo_run / file).read_bytes()
 
 
-def test_a_reward_of_ones_own_may_fail(whole, cache, tmp_path, monkeypatch, capsys):
-    """A step in which it does is skipped, counted and named; another one is not harmed."""
+@pytest.fixture
+def own_reward(monkeypatch):
+    """``own_reward(failing)``: the rewards of a config, one of one's own that fails at these calls, and the
+    numbers of completions that it was given."""
     calls = []
 
-    def reward(completions, clips):
-        calls.append(len(completions))
-        assert all(isinstance(text, str) for text in completions) and clips[0].id.startswith("train-")
-        if len(calls) == 1:
-            raise ValueError("no such luck")
-        return [float(len(text)) for text in completions]
+    def rewards(failing):
+        def reward(completions, clips):
+            calls.append(len(completions))
+            assert all(isinstance(text, str) for text in completions) and clips[0].id.startswith("train-")
+            if len(calls) in failing:
+                raise ValueError("no such luck")
+            return [float(len(text)) for text in completions]
 
-    monkeypatch.setattr(sys.modules[__name__], "reward_of_mine", reward, raising=False)
-    config = grpo_config(cache, whole, **{"grpo.rewards": {"mine": f"{__name__}:reward_of_mine"}})
-    config.mesh.data, config.mesh.fsdp = 1, -1
+        monkeypatch.setattr(sys.modules[__name__], "reward_of_mine", reward, raising=False)
+        return {"mine": f"{__name__}:reward_of_mine"}, calls
+
+    return rewards
+
+
+def test_a_reward_of_ones_own_may_fail(whole, cache, own_reward, tmp_path, capsys):
+    """A step in which it does is skipped, counted and named; its numbers are missing in the log. Another step
+    is not harmed. Eight devices give it the completions of all."""
+    rewards, calls = own_reward({2})
+    config = grpo_config(cache, whole, **{"grpo.rewards": rewards, "steps": 3})
     train.train(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["nonfinite"] for line in lines] == [1, 0] and lines[1]["reward"] > 0
-    assert set(calls) <= {3 * 8, 3 * 4} and len(calls) == 2
-    assert "step 1: reward" in (out := capsys.readouterr().out) and "no such luck" in out
+    assert [line["nonfinite"] for line in lines] == [0, 1, 0]
+    assert [line["reward"] is None for line in lines] == [False, True, False] and lines[0]["reward"] > 0
+    assert all(0 < line["rewards/mine/seconds"] < 60 for line in lines)
+    assert set(calls) <= {3 * 8, 3 * 4} and len(calls) == 3
+    assert "step 2: reward" in (out := capsys.readouterr().out) and "no such luck" in out
+
+
+def test_a_reward_of_ones_own_that_never_worked_stops_the_run(whole, cache, own_reward, tmp_path, capsys):
+    """At its first step, also where that is a resumed run's."""
+    rewards, calls = own_reward({1})
+    config = grpo_config(cache, whole, **{"grpo.rewards": rewards, "max_nonfinite": 100})
+    with pytest.raises(
+        UserError, match="^config.grpo.rewards.mine: reward '.*' raised .*no such luck"
+    ) as error:
+        train.train(config, tmp_path)
+    assert "\n" not in str(error.value) and len(calls) == 1
+    assert "finished" not in (out := capsys.readouterr().out) and "reward 3" not in out
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_oversampled_prompts_resume_bit_for_bit(whole, cache, tmp_path, watch):
+    """With mini-batches, too: a step reads twice the prompts of its update, in an order that is known from
+    its number."""
+    changes = {
+        "grpo.oversample": 2,
+        "grpo.num_minibatches": 2,
+        "batch": 16,
+        "grpo.reward_aggregation": "normalize_then_sum",
+        "grpo.scale": "batch",
+    }
+    train.train(grpo_config(cache, whole, **changes), tmp_path / "one")
+    train.train(grpo_config(cache, whole, **changes, checkpoint_every=1), tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "2")
+    train.train(grpo_config(cache, whole, **changes), tmp_path / "two")
+    assert all(len(clips) == 32 for clips in watch)
+    chex.assert_trees_all_equal(everything(tmp_path / "two", 2), everything(tmp_path / "one", 2))
+    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("one", "two")]
+    assert metrics[0] == metrics[1] and b"oversample/replaced" in metrics[0]
 
 
 BROKEN = '{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\n{"id": "b",\n'

@@ -76,6 +76,36 @@ def test_one_video_has_no_interval():
     assert got == {"mean": 0.5, "low": None, "high": None}
 
 
+@pytest.mark.parametrize("value", [1, 0])
+def test_the_best_and_the_worst_have_an_interval(value):
+    """Clopper and Pearson's for 4 of 4: the share at which 4 of 4 has a probability of 2.5 %."""
+    got = summary(rows([value] * 4))["metrics"]["accuracy"]
+    ends = sorted([value, value + (1 - 2 * value) * (1 - 0.025 ** (1 / 4))])
+    for estimate in (got["micro"], got["macro"], got["groups"]["g"]):
+        assert [estimate["low"], estimate["high"]] == pytest.approx(ends)
+    assert ends == pytest.approx([0.398, 1] if value else [0, 0.602], abs=1e-3)
+    # Four answers about one video are one draw, and eight videos in two groups as good as eight in one.
+    again = summary(rows([value] * 16, videos=[f"v{i // 4}" for i in range(16)]))["metrics"]["accuracy"]
+    assert again["micro"] == got["micro"]
+    eight = summary(rows([value] * 8, groups=list("aaaabbbb")))["metrics"]["accuracy"]
+    assert eight["macro"] == pytest.approx(eight["micro"]) and width(eight["micro"]) < width(got["micro"])
+    assert width(eight["groups"]["a"]) == pytest.approx(width(got["micro"]))
+
+
+def test_such_an_interval_covers_the_truth():
+    """At a share of .95, all of 20 videos are right in .36 of the draws. The bootstrap alone would then be
+    certain of 1."""
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        values = rng.random(20) < 0.95
+        got = summary(rows(values))["metrics"]["accuracy"]["micro"]
+        if values.all():
+            assert got["low"] < 0.95 < got["high"]
+    # A difference of all answers lies between -1 and 1.
+    gain = difference(rows([1] * 4), rows([0] * 4))["metrics"]["accuracy"]
+    assert (gain["low"], gain["high"]) == pytest.approx((1 - 2 * 0.602, 1), abs=1e-3)
+
+
 def test_a_paired_difference_is_narrower():
     rng = np.random.default_rng(3)
     theirs = rng.random(300) < 0.5

@@ -79,7 +79,7 @@ def test_extremes():
     got = results(clips, given)
     assert means(got) == {"accuracy": 1, "against": 1, "shortcut": 0, "false alarms": 0, "seen": 1}
     seeing = got["controls"]["none"]["metrics"]["seen"]["micro"]
-    assert seeing["low"] == seeing["high"] == 1
+    assert seeing["low"] < 1 == seeing["high"]
     colour, silent, constant = (means(got, control) for control in ("reverse", "single", "shuffle"))
     assert (colour["against"], colour["shortcut"], colour["false alarms"]) == (0, 1, 1)
     assert (silent["seen"], silent["false alarms"], silent["accuracy"]) == (0, 0, 3 / 8)

@@ -1,6 +1,7 @@
 """The rewards of a config: a function of the user's own is called with the completions that were sampled."""
 
 import dataclasses
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,14 +17,17 @@ CODE = """
 def count(completions, clips):
     return [len(text) + (clip.id == "b") for text, clip in zip(completions, clips, strict=True)]
 
+VALUES = []
+
 def fail(completions, clips):
-    return []
+    return VALUES
 """
 
 
 @pytest.fixture
 def judge(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(CODE)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(judges, "byte_table", lambda text: None)
     rewards = {"mine": ("my_rewards:count", 0.5), "broken": "my_rewards:fail", "event": 2}
@@ -39,15 +43,30 @@ def test_a_users_reward_scores_what_was_sampled(judge):
     length = np.array([[[1, 2], [0, 0]], [[3, 4], [5, 0]], [[1, 1], [1, 1]]])
     mask = np.arange(6) < length[..., None]
     completions = Completions(np.zeros(mask.shape, np.int32), mask, None)
-    batch = SimpleNamespace(clip=np.array([1, 0, -1]))
+    numbers = np.array([1, 0, -1])
     nan = np.nan
     expected = [[[2, 3], [nan, nan]], [[3, 4], [5, nan]], [[nan, nan], [nan, nan]]]
-    np.testing.assert_array_equal(judge.host_scores["mine"](batch, completions), expected)
+    np.testing.assert_array_equal(judge.host_scores["mine"](numbers, completions), expected)
     assert judge.take_faults() == []
 
-    assert np.isposinf(judge.host_scores["broken"](batch, completions)).all()
+
+def test_a_users_reward_that_never_worked_stops_the_run(judge, monkeypatch):
+    """Its message names the reward. One that fails later has the step skipped, and a process whose rows are
+    all padding asks nothing of it."""
+    completions = Completions(np.zeros((1, 1, 2, 3), np.int32), np.ones((1, 1, 2, 3), bool), None)
+    broken = judge.host_scores["broken"]
+    message = "config.grpo.rewards.broken: reward 'my_rewards:fail' returned 0 values for 2 completions"
+    for _ in range(2):
+        assert np.isnan(broken(np.array([-1]), completions)).all()
+        with pytest.raises(UserError, match=message):
+            broken(np.array([0]), completions)
+    monkeypatch.setattr(sys.modules["my_rewards"], "VALUES", [0.5, None])
+    np.testing.assert_array_equal(broken(np.array([0]), completions), [[[0.5, np.nan]]])
+    assert judge.take_faults() == []
+    monkeypatch.setattr(sys.modules["my_rewards"], "VALUES", [])
+    assert np.isposinf(broken(np.array([0]), completions)).all()
     (fault,) = judge.take_faults()
-    assert "returned 0 values for 5 completions" in fault and judge.take_faults() == []
+    assert "returned 0 values for 2 completions" in fault and judge.take_faults() == []
 
 
 def test_rewards_on_the_degraded_video_need_what_is_true_of_it(monkeypatch):

@@ -76,8 +76,8 @@ class HostJudge(Judge):
     def score(self, prompts, tokens, mask):
         return {}
 
-    def host_score(self, name, prompts, completions):
-        tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
+    def host_score(self, name, clip, completions):
+        tokens, mask = completions.tokens, completions.mask
         share = ((tokens < 64) & mask).sum(-1) / np.maximum(mask.sum(-1), 1)
         return np.full_like(share, np.inf) if name in self.failing else share.astype(np.float32)
 
@@ -112,7 +112,7 @@ def learner(mesh=joint.ONE, rows=ROWS, judge=Judge, **fields):
 
     def step(state, prompts, completions):
         with in_use(mesh):
-            features = parts.compute_model(state.params, {}).encode(prompts.video)
+            features = parts.policy.compute_model(state.params, {}).encode(prompts.video)
             return parts.judge_and_update(state, prompts, completions, features, {})
 
     some = jax.tree.map(lambda x: x[:rows], (joint.prompts(ROWS), random_completions()))

@@ -1,5 +1,7 @@
 """Group advantages: GRPO's own, what normalisation leaves of a relative reward, and what is logged of it."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tests.training.evidence import (
     shaped,
 )
 from vpjax.training import relative as rel
-from vpjax.training.relative import NO_TERM, RELATIVE_KINDS, Evidence, RelativeTerm
+from vpjax.training.relative import NO_TERM, RELATIVE_KINDS, Evidence, Part, RelativeTerm
 
 
 @pytest.mark.parametrize("scale", rel.SCALES)
@@ -98,31 +100,144 @@ def test_a_bonus_for_all_is_none():
         close(np.broadcast_to(out, evidence.mask.shape), plain(evidence, scale=scale))
 
 
+# Each reward normalised by itself.
+
+
+def several(seed, *, clips=5, group=6, holes=True):
+    """Three rewards f32[B, G] with their weights, of which the first means right. The third does not count
+    for the first clip, the second is equal in the second clip, one completion is missing."""
+    rng = np.random.default_rng(seed)
+    values = rng.random((3, clips, group)).astype(np.float32)
+    values[0] = values[0] < 0.5
+    if holes:
+        values[2, 0] = np.nan
+        values[1, 1] = 0.3
+        values[:, 2, 4] = np.nan
+    weights = (1.0, 0.5, -2.0)
+    total = np.nansum(values * np.array(weights)[:, None, None], axis=0)
+    total[np.isnan(values).all(0)] = np.nan
+    parts = tuple(
+        Part(jnp.asarray(x), w, i == 0) for i, (w, x) in enumerate(zip(weights, values, strict=True))
+    )
+    return jnp.asarray(total), parts
+
+
+def gdpo(total, parts, bonus, scale):
+    """GDPO's eqs. 4 to 6 (arXiv 2601.05242) with weights, in NumPy, float64. The bonus belongs to the first
+    reward."""
+    out = np.zeros(total.shape)
+    for number, part in enumerate(parts):
+        values = np.asarray(part.values, np.float64) + (bonus / part.weight if number == 0 else 0.0)
+        for b, row in enumerate(values):
+            known = ~np.isnan(row) & ~np.isnan(np.asarray(total[b]))
+            if known.any() and np.ptp(row[known]) > 0:
+                z = (row[known] - row[known].mean()) / row[known].std(ddof=1)
+                out[b, known] += part.weight * z
+    missing = np.isnan(np.asarray(total))
+    if scale == "batch":
+        out = (out - out[~missing].mean()) / out[~missing].std(ddof=1)
+    out[missing] = 0
+    return out
+
+
+@pytest.mark.parametrize("scale", ["batch", "none"])
+def test_each_reward_is_normalised_in_its_group(scale):
+    for seed in SEEDS:
+        total, parts = several(seed)
+        bonus = np.random.default_rng(seed).random(total.shape)
+        term = RelativeTerm(jnp.asarray(bonus, jnp.float32), NO_TERM.weight)
+        for used, given in ((NO_TERM, 0 * bonus), (term, bonus)):
+            out = advantages(total, used, scale=scale, eps=0.0, parts=parts)[..., 0]
+            close(out, gdpo(total, parts, given, scale))
+
+
+@pytest.mark.parametrize("scale", rel.SCALES)
+def test_no_reward_is_drowned_by_its_scale(scale):
+    """Other units of a reward change nothing; a sum's own advantages would be those of the largest one."""
+    for seed in SEEDS:
+        total, parts = several(seed, holes=False)
+        units = [
+            dataclasses.replace(part, values=part.values * unit)
+            for part, unit in zip(parts, (1, 100, 0.01), strict=True)
+        ]
+        other = sum(part.weight * part.values for part in units)
+        before = advantages(total, NO_TERM, scale=scale, eps=0.0, parts=parts)
+        close(advantages(other, NO_TERM, scale=scale, eps=0.0, parts=tuple(units)), before, 1e-4)
+        drowned = advantages(other, NO_TERM, scale=scale, eps=0.0)
+        assert np.abs(drowned - advantages(total, NO_TERM, scale=scale, eps=0.0)).max() > 0.1
+
+
+def test_one_reward_alone_is_plain_grpo():
+    """Also with the bonus of any kind, and of any weight. The std of the batch comes after the group's."""
+    for seed in SEEDS:
+        evidence = case(seed)
+        for kind in RELATIVE_KINDS:
+            term = relative_term(evidence._replace(unit=3.0), options(kind))
+            total, parts = 3 * evidence.rewards, (Part(evidence.rewards, 3.0, True),)
+            expected = advantages(total, term, scale="group", eps=0.0)
+            close(advantages(total, term, scale="group", eps=0.0, parts=parts), expected)
+            close(advantages(total, term, scale="none", eps=0.0, parts=parts), 3 * expected, 1e-4)
+            batch = np.asarray(advantages(total, term, scale="batch", eps=0.0, parts=parts))
+            ratio = np.linalg.norm(batch) / np.linalg.norm(expected)
+            close(batch, ratio * expected, 1e-4)
+
+
+def test_gdpo_by_hand():
+    """The paper's first example: (0, 1) and (0, 2) are alike once their sum is normalised, but not here."""
+    for second, expected in ((0.0, 1), (1.0, 2)):
+        first = jnp.array([[0.0, 1.0]])
+        other = jnp.array([[0.0, second]])
+        parts = Part(first, 1.0, True), Part(other, 1.0)
+        out = advantages(first + other, NO_TERM, scale="none", eps=0.0, parts=parts)[0, :, 0]
+        close(out, expected * np.array([-1, 1]) / np.sqrt(2))
+        close(
+            advantages(first + other, NO_TERM, scale="group", eps=0.0)[0, :, 0],
+            np.array([-1, 1]) / np.sqrt(2),
+        )
+    # Rewards that contradict each other leave nothing, whatever rounding leaves of it.
+    first = jnp.array([[0.0, 0.3, 0.1, 0.7]])
+    parts = Part(first, 1.0, True), Part(1 - 3 * first, 1.0)
+    assert not np.any(advantages(0 * first, NO_TERM, scale="batch", eps=0.0, parts=parts))
+
+
+def test_the_log_sees_what_each_reward_parts():
+    """Sums are equal and each reward has spread."""
+    first = jnp.array([[0.0, 0.0, 1.0, 1.0]])
+    second = jnp.array([[1.0, 1.0, 0.9, -0.9]])
+    total = jnp.zeros((1, 4))
+    parts = Part(first, 1.0, True), Part(second, 1.0)
+    evidence = Evidence(total, jnp.array([True]), right=first, parts=parts)
+    out = relative_metrics(evidence, NO_TERM, scale="batch")
+    assert out["rel/spread"] == 1 and out["rel/change"] == 0
+    assert relative_metrics(evidence._replace(parts=()), NO_TERM, scale="batch")["rel/spread"] == 0
+
+
 # What is logged.
 
 
 def test_metrics_by_hand():
-    rewards = jnp.array([[1.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan]])
+    rewards = jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [jnp.nan, jnp.nan]])
     evidence = Evidence(
         rewards=rewards,
-        has_degraded=jnp.array([True, True, False]),
+        has_degraded=jnp.array([True, True, True, False]),
         right=rewards,
-        right_degraded=jnp.array([[0.0, 0.0], [1.0, 0.0], [jnp.nan, jnp.nan]]),
-        same=jnp.array([[[1.0, 1.0], [0.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]], [[jnp.nan] * 2] * 2]),
+        right_degraded=jnp.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [jnp.nan, jnp.nan]]),
+        same=jnp.array([[[1.0, 1.0], [0.0, 0.0]], *[[[1.0, 0.0], [1.0, 0.0]]] * 2, [[jnp.nan] * 2] * 2]),
     )
     chosen = options("gate", hard=True, margin=0.6)
     out = relative_metrics(evidence, relative_term(evidence, chosen), scale="group")
-    # Both gaps are .5 and both weights .25, but equal rewards have nothing that a weight could change. In
-    # either clip two of the four pairs win and two tie. A weight of .25 changes A by .75 A: .75 / 1.25.
+    # Gaps .5, 0 and .5, as shares 1, 0 and .5: weights 1, .25 and .25 over .625, the mean of the first two.
+    # Equal rewards have nothing that a weight could change. Of the four pairs of each clip two are won and
+    # two tie; one is won, one lost; two are won and two tie. 1.6 changes A by .6 A, .4 by as much: 1.2 / 4.
     expected = {
-        "rel/clips": 2 / 3,
-        "rel/active": 1 / 2,
-        "rel/spread": 1 / 2,
-        "rel/change": 0.6,
+        "rel/clips": 3 / 4,
+        "rel/active": 2 / 3,
+        "rel/spread": 2 / 3,
+        "rel/change": 0.3,
         "rel/same": 0.5,
-        "rel/weight": 0.25,
-        "rel/gap": 0.5,
-        "rel/win_rate": 0.75,
+        "rel/weight": 0.8,
+        "rel/gap": 1 / 3,
+        "rel/win_rate": 2 / 3,
     }
     assert out.keys() == expected.keys()
     for name, value in expected.items():

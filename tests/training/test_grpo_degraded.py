@@ -68,7 +68,7 @@ def test_the_degraded_video_has_a_group_of_its_own(prompts, completions, plain):
     rows = grpo.UpdateRows(degraded, tokens[:, None], mask[:, None], np.float32(expected)[:, None, :, None])
 
     def loss(params):
-        logprobs = parts.logprobs(parts.compute_model(params, {}), rows)
+        logprobs = parts.policy.logprobs(parts.policy.compute_model(params, {}), rows)
         ratio = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
         return -jnp.where(rows.mask, ratio * rows.advantages, 0.0).sum() / rows.mask.sum()
 

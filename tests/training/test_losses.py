@@ -170,7 +170,11 @@ def test_contrastive_by_hand():
     # exp(1.2) / (exp(1.2) + exp(0) + exp(1.6) + exp(1.92)) = 3.320117 / 16.094107
     np.testing.assert_allclose(out.loss, np.log(16.094107 / 3.320117), rtol=1e-6)
     np.testing.assert_allclose([out.clean, out.degraded], [0.6, 0.8], rtol=1e-6)
-    assert (out.retrieved, out.keywords) == (1, 1)
+    assert (out.retrieved, out.candidates, out.keywords) == (1, 1, 1)
+    # Clip 2's has the same lemma: nothing is left that could be retrieved in its place.
+    alone = keywords([[0.6, 0.8], [1.0, 0.0]], [5, 5], [0, 2], [True, True])
+    out = contrastive(z, None, None, None, own, alone, 0.5)
+    assert (out.retrieved, out.candidates, out.keywords) == (0, 0, 1)
 
 
 def contrast_case(rows=3, per_row=5, windows=9, width=4, seed=0):
@@ -190,7 +194,7 @@ def contrast_case(rows=3, per_row=5, windows=9, width=4, seed=0):
 
 def reference_contrast(z, degraded, windows, window_of, own, tau, negatives):
     """METHOD's formula, keyword by keyword."""
-    loss = retrieved = 0.0
+    loss = retrieved = candidates = 0.0
     for x, (r, q) in enumerate(np.ndindex(z.shape[:2])):
         if not own.valid[x]:
             continue
@@ -205,8 +209,9 @@ def reference_contrast(z, degraded, windows, window_of, own, tau, negatives):
         rivals += list(windows[r, window_of[r] == q] @ e) * ("windows" in negatives)
         positive = np.exp(z[r, q] @ e / tau)
         loss -= np.log(positive / (positive + np.exp(np.array(rivals) / tau).sum()))
-        retrieved += all(z[r, q] @ e > s for s in others)
-    return loss, retrieved
+        retrieved += bool(others) and all(z[r, q] @ e > s for s in others)
+        candidates += bool(others)
+    return loss, retrieved, candidates
 
 
 @pytest.mark.parametrize("negatives", [n for r in range(4) for n in itertools.combinations(NEGATIVES, r)])
@@ -222,9 +227,9 @@ def test_contrastive_is_the_formula(negatives):
         0.1,
         in_batch="batch" in negatives,
     )
-    loss, retrieved = reference_contrast(z, degraded, windows, window_of, own, 0.1, negatives)
+    loss, *counts = reference_contrast(z, degraded, windows, window_of, own, 0.1, negatives)
     np.testing.assert_allclose(out.loss, loss, rtol=TOLERANCE, atol=TOLERANCE)
-    assert (out.retrieved, out.keywords) == (retrieved, np.sum(own.valid))
+    assert [out.retrieved, out.candidates] == counts and out.keywords == np.sum(own.valid)
 
 
 @pytest.mark.parametrize("valid", [True, False])
@@ -260,7 +265,7 @@ def test_a_batch_without_room_for_keywords():
     """As of clips that name no event: nothing to contrast, and no error."""
     z, degraded, windows, window_of, own = contrast_case(per_row=0, windows=0)
     out = contrastive(z, degraded, windows, window_of, own, own, 0.1)
-    assert [float(x) for x in out] == [0, 0, 0, 0, 0]
+    assert [float(x) for x in out] == [0, 0, 0, 0, 0, 0]
 
 
 def test_slot_means_and_pooling():

@@ -16,6 +16,8 @@ from vpjax.training import policy
 from vpjax.training.policy import AGGREGATIONS, denominator, has_ended, policy_metrics, trained_tokens
 
 TOLERANCE = 1e-5
+# Of these the loss has the gradient; that of "cispo" has a weight that is held constant.
+CLIPPED = tuple(aggregation for aggregation in AGGREGATIONS if aggregation != "cispo")
 NEW = 9  # C of the config; the arrays are no longer than the longest completion
 
 
@@ -102,7 +104,7 @@ def finite_differences(arrays, o, step=1e-5):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", CLIPPED)
 def test_loss_and_gradients_are_the_formula(aggregation, beta):
     o = options(aggregation, beta=beta)
     for seed in range(5):
@@ -111,6 +113,42 @@ def test_loss_and_gradients_are_the_formula(aggregation, beta):
         arrays = case(seed, token_advantages=aggregation != "gspo" and seed % 2 == 1)
         np.testing.assert_allclose(loss(arrays, o), reference_loss(*arrays, o), rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(gradient(arrays, o), finite_differences(arrays, o), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("ends", [(0.2, 0.28), (1.0, 0.1)])
+def test_cispo_is_the_formula(ends, beta):
+    """MiniMax-M1's eq. 4 with a mean over all tokens: finite differences of w A log p with the weight w, the
+    clipped ratio, held where it is. Half of the ratios are beyond an end, and each has its gradient."""
+    o = options("cispo", eps_low=ends[0], eps_high=ends[1], beta=beta)
+    beyond = 0
+    for seed in range(3):
+        arrays = case(seed, token_advantages=seed % 2 == 1)
+        logprobs, old, mask, advantages, reference = (np.asarray(x, np.float64) for x in arrays)
+        keep = arrays[2]
+        ratio = np.exp(logprobs - old)
+        weight = np.clip(ratio, 1 - ends[0], 1 + ends[1])
+        beyond += (ratio != weight)[keep].sum()
+
+        def objective(x, weight=weight, advantages=advantages, reference=reference, keep=keep):
+            d = reference - x
+            each = -weight * advantages * x + beta * (np.exp(d) - d - 1)
+            return each[keep].sum() / keep.sum()
+
+        np.testing.assert_allclose(loss(arrays, o), objective(logprobs), rtol=0, atol=TOLERANCE)
+        slopes = np.zeros(mask.shape)
+        for index in zip(*np.nonzero(keep), strict=True):
+            ends_of_step = []
+            for step in (1e-5, -1e-5):
+                moved = logprobs.copy()
+                moved[index] += step
+                ends_of_step.append(objective(moved))
+            slopes[index] = (ends_of_step[0] - ends_of_step[1]) / 2e-5
+        np.testing.assert_allclose(gradient(arrays, o), slopes, rtol=0, atol=TOLERANCE)
+        sums = summed(arrays, o)
+        assert sums.low == (ratio < 1 - ends[0])[keep].sum()
+        assert sums.high == (ratio > 1 + ends[1])[keep].sum()
+    assert beyond > 10
 
 
 @pytest.mark.parametrize("ends", [(0.2, 0.2), (0.2, 0.28), (3e-4, 4e-4), (1.0, 9.0)])
@@ -140,9 +178,13 @@ def one(ratio, advantage, o, **changes):
     ],
 )
 def test_clip_by_hand(ratio, advantage, value, slope):
-    for aggregation in AGGREGATIONS:
+    for aggregation in CLIPPED:
         o = options(aggregation, max_new=1)
         np.testing.assert_allclose(one(ratio, advantage, o), (value, slope), rtol=1e-5, atol=1e-7)
+    # cispo: where the clip removes the gradient of the others, its weight is shorter; it never vanishes.
+    weight = min(max(ratio, 0.8), 1.28)
+    expected = (-weight * advantage * np.log(ratio), -weight * advantage)
+    np.testing.assert_allclose(one(ratio, advantage, options("cispo")), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_means_by_hand():
@@ -205,7 +247,7 @@ def test_on_policy_the_ratio_is_1(aggregation):
     # The policy gradient: the advantage times each token's share of the mean.
     tokens, completions = mask.sum(), mask.any(-1).sum()
     length = np.maximum(mask.sum(-1, keepdims=True), 1)
-    share = {"dapo": 1 / tokens, "dr_grpo": 1 / (completions * NEW)}.get(
+    share = {"dapo": 1 / tokens, "cispo": 1 / tokens, "dr_grpo": 1 / (completions * NEW)}.get(
         aggregation, 1 / (length * completions)
     )
     np.testing.assert_allclose(gradient(fresh, o), -advantages * share * mask, rtol=1e-5)
@@ -217,7 +259,7 @@ def test_no_advantage_no_gradient(aggregation):
     assert not np.any(gradient([logprobs, old, mask, 0 * advantages, None], options(aggregation)))
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", CLIPPED)
 def test_a_second_iteration_clips(aggregation):
     """A rollout that is used again is held back once the policy has moved far enough."""
     o = options(aggregation)

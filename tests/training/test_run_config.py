@@ -59,6 +59,11 @@ def test_recipes_pass(name):
         ("grpo.relative.kind", "gates"),
         ("grpo.temperature", 0.0),
         ("grpo.num_iterations", 0),
+        ("grpo.num_minibatches", 0),
+        ("grpo.oversample", 0),
+        ("grpo.reward_aggregation", "gdpo"),
+        ("grpo.eps_low", 0.0),
+        ("contrast.lr", -1.0),
     ],
 )
 def test_impossible_values_are_named(field, value):
@@ -127,6 +132,11 @@ def test_losses_on_v_degraded_that_contradict_each_other_are_named(changes, fiel
         ({"grpo.rewards": {"event": 0.0}}, "grpo.rewards"),
         ({"grpo.relative.kind": "need", "grpo.degraded": 0}, "grpo.degraded"),
         ({"grpo.relative.kind": "relation", "grpo.degraded": 0}, "grpo.degraded"),
+        ({"grpo.rewards": {"event": "event"}}, "grpo.rewards.event"),
+        ({"grpo.rewards": {"event": (1.0, "my_module:fn")}}, "grpo.rewards.event"),
+        # 48 prompts in parts.
+        ({"grpo.num_minibatches": 5}, "grpo.num_minibatches"),
+        ({"grpo.num_minibatches": 16, "accumulate": 6}, "grpo.num_minibatches"),
     ],
 )
 def test_rewards_that_contradict_each_other_are_named(changes, field):
@@ -144,6 +154,8 @@ def test_rewards_that_contradict_each_other_are_named(changes, field):
         {"grpo.rewards": {"event": 1.0, "format": 1.0}, "grpo.relative.correct": "event"},
         {"grpo.rewards": {"event": 1.0, "format": 1.0}, "grpo.relative.kind": "token"},
         {"grpo.degraded_rewards": {"keyword_absent": 1.0, "event": 1}, "grpo.control_share": 0.2},
+        {"grpo.num_minibatches": 4, "accumulate": 6, "grpo.oversample": 3},
+        {"grpo.aggregation": "cispo", "grpo.eps_low": 1.0, "grpo.eps_high": 4.0},
     ],
 )
 def test_rewards_that_go_together_pass(changes):

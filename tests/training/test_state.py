@@ -57,6 +57,20 @@ def test_the_first_multiplier_that_matches_counts():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9), updates, dict(expected))
 
 
+def test_heads_have_a_learning_rate_of_their_own():
+    """From the first update on, and through the schedule; a multiplier that names them goes before it."""
+    one = jax.tree.map(jnp.ones_like, PARAMS)
+    same = dict(optim__lr=1e-5, optim__clip=1e9, optim__weight_decay=0.0)
+    for fields, expected in (
+        ({}, -1e-5),
+        ({"contrast__lr": 1e-3}, -1e-3),
+        ({"contrast__lr": 1e-3, "optim__lr_multipliers": (("heads.*", 2.0),)}, -2e-5),
+    ):
+        updates = first_update(one, **same, **fields)
+        np.testing.assert_allclose(updates["heads.log_tau"], expected, rtol=1e-5)
+        np.testing.assert_allclose(updates["decoder.embed"], -1e-5, rtol=1e-5)
+
+
 def test_gradients_are_clipped_by_their_norm():
     # A gradient of norm 10 where 1 is allowed becomes a tenth; Adam's first moment is 1 - b1 of that.
     gradient = jax.tree.map(jnp.zeros_like, PARAMS) | {

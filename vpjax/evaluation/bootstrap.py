@@ -1,6 +1,8 @@
 """Means of scores over answers, per group and over groups. Their intervals come from a bootstrap over videos,
-because several answers may be about one video."""
+because several answers may be about one video. Where all answers have the best score, or all the worst, every
+resample is the same, and the interval is that of Clopper and Pearson (1934) for the number of videos."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +10,8 @@ import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
+SCORES = 0.0, 1.0  # the worst and the best value of a metric
+DIFFERENCES = -1.0, 1.0
 
 
 class Scored(NamedTuple):
@@ -25,20 +29,22 @@ class Scored(NamedTuple):
     named: Sequence[str] | None = None
 
 
-def summary(rows: Sequence[Scored]) -> dict[str, Any]:
+def summary(rows: Sequence[Scored], bounds: tuple[float, float] = SCORES) -> dict[str, Any]:
     """The means of one control's rows, ready for JSON:
 
     rows, videos: their numbers. readable: a share. metrics: name -> micro, the mean over the rows that have
     it; macro, the mean over groups; groups and, if rows have them, second_groups: name -> the mean of its
     rows. Each mean is {"mean", "low", "high"}; those of groups have "rows" too.
+
+    bounds: between which the metrics' means lie.
     """
     metrics = {}
     for name in dict.fromkeys(name for row in rows for name in row.values):
         scored = [row for row in rows if name in row.values]
-        metrics[name] = _means(name, scored)
+        metrics[name] = _means(name, scored, bounds)
         regrouped = [row._replace(group=row.second_group) for row in scored if row.second_group]
         if regrouped:
-            metrics[name]["second_groups"] = _means(name, regrouped)["groups"]
+            metrics[name]["second_groups"] = _means(name, regrouped, bounds)["groups"]
     return {
         "rows": len(rows),
         "videos": len({row.video for row in rows}),
@@ -58,7 +64,7 @@ def difference(ours: Sequence[Scored], theirs: Sequence[Scored], *, mean: str = 
             other = theirs_by_id[row.id].values
             values = {name: value - other[name] for name, value in row.values.items() if name in other}
             gains.append(Scored(row.id, row.video, row.group, row.control, row.readable, values))
-    means: dict[str, Any] = summary(gains) if gains else {"videos": 0, "metrics": {}}
+    means: dict[str, Any] = summary(gains, DIFFERENCES) if gains else {"videos": 0, "metrics": {}}
     return {
         "rows": len(gains),
         "videos": means["videos"],
@@ -67,18 +73,21 @@ def difference(ours: Sequence[Scored], theirs: Sequence[Scored], *, mean: str = 
     }
 
 
-def _means(metric: str, rows: Sequence[Scored]) -> dict[str, Any]:
+def _means(metric: str, rows: Sequence[Scored], bounds: tuple[float, float]) -> dict[str, Any]:
     """The mean of a metric over rows and over groups, and that of each group."""
     videos, video = np.unique([row.video for row in rows], return_inverse=True)
     groups, group = np.unique([row.group for row in rows], return_inverse=True)
-    weights_RV = _weights(len(videos))
+    estimate = functools.partial(_estimate, weights_RV=_weights(len(videos)), bounds=bounds)
     values = np.array([row.values[metric] for row in rows])
     sums_VG, counts_VG = _totals(values, video, group)
     total_V1, count_V1 = sums_VG.sum(1, keepdims=True), counts_VG.sum(1, keepdims=True)
     return {
-        "micro": _estimate(total_V1, count_V1, weights_RV),
-        "macro": _estimate(sums_VG, counts_VG, weights_RV),
-        "groups": _by_group(groups, sums_VG, counts_VG, weights_RV),
+        "micro": estimate(total_V1, count_V1),
+        "macro": estimate(sums_VG, counts_VG),
+        "groups": {
+            group: estimate(sums_VG[:, [g]], counts_VG[:, [g]]) | {"rows": int(counts_VG[:, g].sum())}
+            for g, group in enumerate(groups.tolist())
+        },
     }
 
 
@@ -91,23 +100,15 @@ def _totals(values: np.ndarray, video: np.ndarray, group: np.ndarray) -> tuple[n
     return sums_VG, counts_VG
 
 
-def _by_group(
-    groups: np.ndarray, sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray
-) -> dict[str, dict[str, float | None]]:
-    means = {}
-    for g, group in enumerate(groups.tolist()):
-        means[group] = _estimate(sums_VG[:, [g]], counts_VG[:, [g]], weights_RV)
-        means[group]["rows"] = int(counts_VG[:, g].sum())
-    return means
-
-
 def _weights(videos: int) -> np.ndarray:
     """How often each video is drawn in each resample, f64[R, V]: the bootstrap over videos (Efron 1979)."""
     draws = np.random.default_rng(0).multinomial(videos, np.full(videos, 1 / videos), RESAMPLES)
     return draws.astype(np.float64)
 
 
-def _estimate(sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray) -> dict[str, float | None]:
+def _estimate(
+    sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray, bounds: tuple[float, float]
+) -> dict[str, float | None]:
     """The mean of the groups' means, and its percentiles over the resamples. A resample that lacks a group
     uses the groups that it has. One video gives no interval."""
     mean = float(np.mean(sums_VG.sum(0) / counts_VG.sum(0)))
@@ -119,4 +120,20 @@ def _estimate(sums_VG: np.ndarray, counts_VG: np.ndarray, weights_RV: np.ndarray
     )
     drawn = means_RG[(counts_RG > 0).any(1)]
     low, high = np.quantile(np.nanmean(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    worst, best = bounds
+    inward = (best - worst) * _most_others(np.count_nonzero(counts_VG, axis=0))
+    if np.isclose(mean, best):
+        low = best - inward
+    elif np.isclose(mean, worst):
+        high = worst + inward
     return {"mean": mean, "low": float(low), "high": float(high)}
+
+
+def _most_others(videos_G: np.ndarray) -> float:
+    """The largest share of other videos that is compatible with having seen none (Clopper and Pearson). It
+    bounds how far the mean may be from the best or the worst value, whatever the scores in between.
+
+    videos: their number in each group. A mean over groups counts as that number of videos whose mean has
+    the same variance (Kish 1965)."""
+    independent = len(videos_G) ** 2 / np.sum(1 / videos_G)
+    return 1 - ((1 - LEVEL) / 2) ** (1 / independent)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vpjax.evaluation.ask import Prediction
-from vpjax.evaluation.bootstrap import Scored, difference, summary
+from vpjax.evaluation.bootstrap import DIFFERENCES, Scored, difference, summary
 from vpjax.events.clips import predicted_event
 from vpjax.events.drawing import COLOURS
 from vpjax.types import Clip
@@ -47,7 +47,7 @@ def seen(rows: Iterable[Scored]) -> dict[str, Any] | None:
     rows: with ``named``, and the event that they show, or "", as ``second_group``.
     """
     parts = _parts(rows)
-    return summary(parts)["metrics"]["seen"]["macro"] if parts else None
+    return summary(parts, DIFFERENCES)["metrics"]["seen"]["macro"] if parts else None
 
 
 def seen_difference(ours: Iterable[Scored], theirs: Iterable[Scored]) -> dict[str, Any] | None:

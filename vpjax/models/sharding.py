@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -193,8 +193,22 @@ def check_rows(rows: int, mesh: Mesh, field: str) -> None:
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays. UserError if rows do not divide over the mesh."""
     check_rows(len(batch.clip) * jax.process_count(), mesh, "config.batch")
+    return global_rows(batch, mesh)
+
+
+def global_rows(rows: Any, mesh: Mesh | None) -> Any:
+    """Rows that each process holds a part of, as global arrays; without a mesh, ``rows`` themselves."""
+    if mesh is None:
+        return rows
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), rows)
+
+
+def local_rows(rows: Any, mesh: Mesh | None) -> Any:
+    """This process's part of the rows of global arrays, the inverse of ``global_rows``."""
+    if mesh is None:
+        return rows
+    return multihost_utils.global_array_to_host_local_array(rows, mesh, ROWS)
 
 
 def put_whole(batch: Any, mesh: Mesh | None) -> Any:

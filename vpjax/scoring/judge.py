@@ -24,7 +24,8 @@ from vpjax.scoring.texts import byte_table
 from vpjax.scoring.user import RewardFault, UserReward, load_user_reward
 from vpjax.types import Array, Clip, Prompts, UserError
 
-HostScore = Callable[[Prompts, Completions], Array]
+# The rewards f32[B, R, G] of completions about clips i32[B], which are given by number; -1: padding. NumPy.
+HostScore = Callable[[np.ndarray, Completions], np.ndarray]
 REMOVED = "keyword_removed"  # the recall of the relative rewards (docs/method.md, section 3)
 
 
@@ -75,14 +76,12 @@ class ConfigJudge:
         self.control_share = config.grpo.control_share
         self.weights = weights_of(config.grpo.rewards)
         self.degraded_weights = weights_of(config.grpo.degraded_rewards)
-        self.host_scores: dict[str, HostScore] = {}
+        host_scores: dict[str, HostScore] = {}
         for name, value in config.grpo.rewards.items():
             path = path_of(value)
             if path:
-                self.host_scores[name] = functools.partial(self._user_reward, load_user_reward(path))
-        if self.host_scores and jax.process_count() > 1:
-            field = f"config.grpo.rewards.{next(iter(self.host_scores))}"
-            raise UserError(f"{field}: a function of your own needs the run in one process")
+                host_scores[name] = functools.partial(self._user_reward, name, load_user_reward(path))
+        self.host_scores: Mapping[str, HostScore] = host_scores
         self.names = tuple(name for name in self.weights if name not in self.host_scores)
         check_names([*self.names, *self.degraded_weights])
         self.compared = tuple(name for name in self.degraded_weights if name not in FREE_OF_ANSWER)
@@ -97,6 +96,7 @@ class ConfigJudge:
         self.sizes = reference_sizes([*clips, *shown], keywords=config.data.keywords)
         self.known = keyword_table(clips, config.data.keywords)
         self.table = byte_table(text)
+        self._worked: set[str] = set()  # rewards of the user's own that have scored a batch
         self._faults: list[str] = []
 
     def with_references(self, prompts: Prompts) -> Prompts:
@@ -152,17 +152,23 @@ class ConfigJudge:
         references = prompts.references.complete
         return compute_rewards(names, self.table, tokens_BXC, mask_BXC, references, prompts.hidden)
 
-    def _user_reward(self, function: UserReward, prompts: Prompts, completions: Completions) -> np.ndarray:
-        """A user's reward f32[B, R, G]. If the function fails, all rewards are +inf, which makes the step
-        skip its update."""
-        tokens, mask = np.asarray(completions.tokens), np.asarray(completions.mask)
-        numbers = np.asarray(prompts.clip)
+    def _user_reward(
+        self, name: str, function: UserReward, numbers: np.ndarray, completions: Completions
+    ) -> np.ndarray:
+        """A user's reward f32[B, R, G]; NaN where it judges nothing. If the function fails, all rewards are
+        +inf, which makes the step skip its update. UserError if it fails before it has ever worked."""
+        tokens, mask = completions.tokens, completions.mask
         rewards = np.full(mask.shape[:3], np.nan, np.float32)
         index = np.nonzero(mask.any(-1) & (numbers >= 0)[:, None, None])
         texts = [self.text.decode(ids[valid]) for ids, valid in zip(tokens[index], mask[index], strict=True)]
+        if not texts:  # a process whose rows are all padding
+            return rewards
         try:
             rewards[index] = function(texts, [self.clips[number] for number in numbers[index[0]]])
+            self._worked.add(name)
         except RewardFault as fault:
+            if name not in self._worked:
+                raise UserError(f"config.grpo.rewards.{name}: {fault}") from fault
             self._faults.append(str(fault))
             rewards[:] = np.inf
         return rewards

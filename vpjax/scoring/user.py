@@ -20,8 +20,8 @@ def load_user_reward(path: str) -> UserReward:
     """The function ``my_module:fn``, wrapped: (completions [X], clips [X]) -> f32[X].
 
     ``fn(completions, clips)`` is called once per batch with two lists of the same length, the completions'
-    texts and their clips, and returns as many floats, as TRL's reward functions do; None: the reward does not
-    count for the clip. Its reward is then NaN.
+    texts and their clips, and returns as many floats, as TRL's reward functions do; None: the completion is
+    not judged. Its reward is then NaN.
 
     UserError if there is no such function. The wrapper raises RewardFault if the function raises, returns
     another number of values, or returns a value that is not a finite number.

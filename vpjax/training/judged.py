@@ -1,16 +1,21 @@
 """Rollouts and their rewards: who judges them, which of them say the same, and what is logged of them."""
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax.models.generate import Completions
+from vpjax.models.sharding import global_rows, local_rows
 from vpjax.scoring.judge import HostScore
-from vpjax.training.relative import has_spread
+from vpjax.scoring.rewards import combine
+from vpjax.training.relative import Part, has_spread
 from vpjax.types import Array, Prompts
 
 
@@ -81,6 +86,38 @@ class JudgedRollouts(NamedTuple):
     degraded_rewards: dict[str, Array]
     advantages: Array
     clip: Array
+
+
+def total_rewards(rewards: Mapping[str, Array], weights: Mapping[str, float], exists_BRG: Array) -> Array:
+    """The weighted sums f32[B, R, G] of the rewards. NaN for completions that do not exist, and for those
+    that are left out of their group, because a reward judges others of it and not them."""
+    counts_BRG = exists_BRG
+    for reward_BRG in rewards.values():
+        is_judged = exists_BRG & ~jnp.isnan(reward_BRG)
+        counts_BRG &= is_judged | ~is_judged.any(-1, keepdims=True)
+    return jnp.where(counts_BRG, combine(rewards, weights), jnp.nan)
+
+
+def parts_of(
+    rewards: Mapping[str, Array], weights: Mapping[str, float], options: ConfigDict
+) -> tuple[Part, ...]:
+    """The rewards f32[B, G] of a sum, if ``config.grpo`` normalises each of them; else ()."""
+    if options.reward_aggregation != "normalize_then_sum":
+        return ()
+    correct = correct_reward(options)
+    return tuple(Part(x, weights[name], name == correct) for name, x in rewards.items())
+
+
+def host_rewards_of(
+    scores: Mapping[str, HostScore], prompts: Prompts, completions: Completions, mesh: Mesh | None
+) -> dict[str, Array]:
+    """The rewards f32[B, R, G] that are computed on the host, by name, all at once: each in a thread of its
+    own. Every process scores its own rows."""
+    clip, completions = jax.tree.map(np.asarray, local_rows((prompts.clip, completions), mesh))
+    with concurrent.futures.ThreadPoolExecutor(len(scores)) as threads:
+        running = {name: threads.submit(score, clip, completions) for name, score in scores.items()}
+        rewards = {name: score.result() for name, score in running.items()}
+    return global_rows(rewards, mesh)
 
 
 def correct_reward(options: ConfigDict) -> str | None:
@@ -180,4 +217,5 @@ def degraded_metrics(
 
 def nanmean(x: Array) -> Array:
     """The mean of the values that are not NaN; 0 if all are."""
-    return jnp.nan_to_num(jnp.nanmean(x))
+    mean = jnp.nanmean(x)
+    return jnp.where(jnp.isnan(mean), 0.0, mean)

@@ -111,12 +111,14 @@ class Keywords(NamedTuple):
 
 
 class ContrastSums(NamedTuple):
-    """Sums over valid keywords: the loss, s(V, k), s(V~, k), retrieval@1 among the batch's keywords, 1."""
+    """Sums over valid keywords: the loss, s(V, k), s(V~, k), retrieval@1 among the batch's keywords, whether
+    there is another one to retrieve, 1."""
 
     loss: Array
     clean: Array
     degraded: Array
     retrieved: Array
+    candidates: Array
     keywords: Array
 
 
@@ -166,8 +168,15 @@ def contrastive(
     def total(x):
         return jnp.where(own.valid, x, 0.0).sum()
 
-    retrieved = total(positive > best)
-    return ContrastSums(total(loss), total(positive), total(degraded), retrieved, own.valid.sum())
+    has_candidate = is_other.any(axis=1)
+    return ContrastSums(
+        loss=total(loss),
+        clean=total(positive),
+        degraded=total(degraded),
+        retrieved=total(has_candidate & (positive > best)),
+        candidates=total(has_candidate),
+        keywords=own.valid.sum(),
+    )
 
 
 def slot_means(h_RTD: Array, slot_RT: Array, count: int) -> Array:

@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 
 from vpjax.types import Array
 
-AGGREGATIONS = ("grpo", "dr_grpo", "dapo", "gspo")
+AGGREGATIONS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
 
 
 class PolicySums(NamedTuple):
     """Sums over the trained tokens, f32[].
 
     loss: divided by ``denominator`` it is the loss. tokens: their number. low, high: the number of tokens
-    whose gradient the clip at that end removes. kl: k3 to the reference (0 without one). surprise: -log p,
-    whose mean estimates the entropy.
+    whose gradient the clip at that end removes; for cispo, whose weight it changes. kl: k3 to the reference
+    (0 without one). surprise: -log p, whose mean estimates the entropy.
     """
 
     loss: Array
@@ -42,7 +42,8 @@ def policy_loss(
     mask: the tokens that are trained on. advantages: broadcasts to [B, G, C]. reference: log-probabilities
     under the reference, required unless ``options.beta`` is 0. options: eps_low, eps_high, beta and
     aggregation, which docs/method.md, section 3, explains. For "gspo" the gradient is that of its GSPO-token
-    (arXiv 2507.18071), so that advantages may differ between tokens.
+    (arXiv 2507.18071), so that advantages may differ between tokens. "cispo" clips the ratio as a constant
+    weight of log p (arXiv 2506.13585), so that every token keeps a gradient.
     """
     old_BGC = jax.lax.stop_gradient(logprobs_BGC if old_BGC is None else old_BGC)
     length_BG1 = jnp.maximum(mask_BGC.sum(-1, keepdims=True), 1)
@@ -52,7 +53,14 @@ def policy_loss(
         log_ratio = log_ratio - jax.lax.stop_gradient(log_ratio) + sequence
     ratio = jnp.exp(log_ratio)
     lowest, highest = 1.0 - options.eps_low, 1.0 + options.eps_high
-    loss = -jnp.minimum(ratio * advantages, jnp.clip(ratio, lowest, highest) * advantages)
+    clipped = jnp.clip(ratio, lowest, highest)
+    is_low, is_high = ratio < lowest, ratio > highest
+    if options.aggregation == "cispo":
+        # Padding may be NaN, whose gradient would be NaN even where its loss is left out.
+        loss = -jax.lax.stop_gradient(clipped) * advantages * jnp.where(mask_BGC, logprobs_BGC, 0.0)
+    else:
+        loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+        is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
     kl = jnp.zeros_like(loss)
     if options.beta:
         if reference_BGC is None:
@@ -68,17 +76,17 @@ def policy_loss(
     return PolicySums(
         loss=total(loss * share),
         tokens=total(1.0),
-        low=total((ratio < lowest) & (advantages < 0)),
-        high=total((ratio > highest) & (advantages > 0)),
+        low=total(is_low),
+        high=total(is_high),
         kl=total(kl),
         surprise=total(-logprobs_BGC),
     )
 
 
 def denominator(mask_BGC: Array, options: ConfigDict) -> Array:
-    """The divisor of the whole batch's ``PolicySums.loss``, f32[], at least 1: the trained tokens for dapo,
-    else the completions that have any, times ``max_new`` for dr_grpo."""
-    if options.aggregation == "dapo":
+    """The divisor of the whole batch's ``PolicySums.loss``, f32[], at least 1: the trained tokens for dapo
+    and cispo, else the completions that have any, times ``max_new`` for dr_grpo."""
+    if options.aggregation in ("dapo", "cispo"):
         count = mask_BGC.sum()
     else:
         count = mask_BGC.any(-1).sum()

@@ -5,6 +5,7 @@ Each kind is a function ``kind(evidence, options) -> RelativeTerm``: a bonus tha
 before they are normalised within their group, and a weight that multiplies the advantages afterwards.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from vpjax.types import Array
 
 SCALES = ("group", "batch", "none")
+REWARD_AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")  # by TRL's names
 # What each kind needs. right: the reward ``options.correct``, whose value says how right a completion is and
 # whose weight is the unit of a bonus. rollouts: completions on V~. recall: of the hidden keywords, on both
 # videos. gap: log-probability gaps of the completions on V. keyword: which of their tokens spell a hidden
@@ -33,6 +35,17 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A reward of a sum: its values f32[B, G] (NaN: it does not count), its weight, and whether it is the one
+    that means right, to which a bonus belongs."""
+
+    values: Array
+    weight: float = dataclasses.field(metadata=dict(static=True))
+    means_right: bool = dataclasses.field(default=False, metadata=dict(static=True))
+
+
 class Evidence(NamedTuple):
     """The data from which relative rewards are computed. Fields that a kind does not read (see ``NEEDS``) may
     be None. Numbers that do not exist are NaN and are ignored.
@@ -46,6 +59,7 @@ class Evidence(NamedTuple):
     a keyword, so that the answer must change.
     gap f32[B, G, C]: log p(y_t | V) - log p(y_t | V~) of the completions on V; mask bool[B, G, C]: their
     tokens; keyword bool[B, G, C]: the tokens that spell a hidden keyword.
+    parts: the rewards of which ``rewards`` are the sums, if each is normalised in its group; else ().
     """
 
     rewards: Array
@@ -60,6 +74,7 @@ class Evidence(NamedTuple):
     gap: Array | None = None
     mask: Array | None = None
     keyword: Array | None = None
+    parts: tuple[Part, ...] = ()
 
     def get(self, field: str) -> Array:
         """The array of a field. ValueError if it is missing."""
@@ -99,11 +114,19 @@ def none(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
 
 
 def gate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
-    """Prompts that are answered worse from V~ than from V weigh more than those that are not (ours)."""
-    excess = reward_gap(evidence) - options.margin
+    """Prompts whose right answers need the hidden frames weigh more than those that V~ answers too (ours).
+
+    The gap is a share of the larger mean: a prompt that is seldom right, but never on V~, weighs as much as
+    one that is always right, but never on V~. The weights are divided by their mean over the prompts with V~
+    whose rewards differ: they shift weight between these, and a clip without V~ weighs as much as the average
+    of them."""
+    excess = gap_share(evidence) - options.margin
     # A comparison would turn NaN, a gap that does not exist, into False.
     share = jnp.heaviside(excess, 0.0) if options.hard else jax.nn.sigmoid(excess / options.scale)
     weight = options.w0 + (1.0 - options.w0) * share
+    counts = evidence.has_degraded & has_spread(evidence.rewards) & ~jnp.isnan(weight)
+    mean = jnp.where(counts, weight, 0.0).sum() / jnp.maximum(counts.sum(), 1)
+    weight = weight / jnp.where(mean > 0, mean, 1.0)
     return RelativeTerm(NO_TERM.bonus, weight[:, None, None])
 
 
@@ -171,14 +194,17 @@ RELATIVE_KINDS = {
 }
 
 
-def advantages(rewards_BG: Array, term: RelativeTerm, *, scale: str, eps: float = 1e-4) -> Array:
+def advantages(
+    rewards_BG: Array, term: RelativeTerm, *, scale: str, eps: float = 1e-4, parts: tuple[Part, ...] = ()
+) -> Array:
     """Advantages, f32 that broadcasts to [B, G, C]: (R - mean) / (std + eps) * weight of R = reward + bonus.
 
     scale: divide by the std of the "group" or of the "batch", or do not divide ("none"). Mean and (unbiased)
     std leave out NaN rewards. Their advantages are 0, as are those of groups whose rewards are all equal.
-    eps: as in TRL. No gradient flows through.
+    eps: as in TRL. parts: R is the sum of these rewards, each of them normalised (``summed_rewards``). No
+    gradient flows through.
     """
-    total_BG = rewards_BG + term.bonus
+    total_BG = summed_rewards(rewards_BG, term.bonus, parts, eps)
     centred_BG = total_BG - _group_mean(total_BG)
     if scale == "group":
         centred_BG = centred_BG / (jnp.nanstd(total_BG, axis=1, ddof=1, keepdims=True) + eps)
@@ -188,6 +214,28 @@ def advantages(rewards_BG: Array, term: RelativeTerm, *, scale: str, eps: float 
     spread_B1 = has_spread(total_BG)[:, None]
     advantage_BG = jnp.where(spread_B1 & ~jnp.isnan(total_BG), centred_BG, 0.0)
     return jax.lax.stop_gradient(advantage_BG[..., None] * term.weight)
+
+
+def summed_rewards(
+    rewards_BG: Array, bonus_BG: Array, parts: tuple[Part, ...] = (), eps: float = 1e-4
+) -> Array:
+    """R f32[B, G]: reward + bonus.
+
+    With ``parts``, the sum over them of weight * (r - mean) / (std + eps), with mean and std of the group, so
+    that no reward is drowned by one of a larger scale (GDPO, arXiv 2601.05242, where ``scale="batch"``
+    follows). The bonus is added to the part that means right, before that is normalised."""
+    if not parts:
+        return rewards_BG + bonus_BG
+    total_BG = jnp.where(jnp.isnan(rewards_BG), jnp.nan, 0.0)
+    for part in parts:
+        values_BG = jnp.where(jnp.isnan(rewards_BG), jnp.nan, part.values)
+        if part.means_right:
+            values_BG = values_BG + bonus_BG / part.weight
+        normalised = advantages(values_BG, NO_TERM, scale="group", eps=eps)[..., 0]
+        total_BG += part.weight * normalised
+    # Rewards that contradict each other cancel, up to rounding of numbers of order 1.
+    differs_B = jnp.nanmax(total_BG, axis=1) - jnp.nanmin(total_BG, axis=1) > 1e-5
+    return jnp.where(differs_B[:, None], total_BG, 0.0 * total_BG)
 
 
 def has_spread(rewards_BG: Array) -> Array:
@@ -212,8 +260,10 @@ def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> d
         return jnp.where(valid, x_B, 0.0).sum() / jnp.maximum(valid.sum(), 1)
 
     # Without eps: with it, even a bonus that cancels would change advantages a little.
-    plain = advantages(evidence.rewards, NO_TERM, scale=scale, eps=0.0)
-    shaped = advantages(evidence.rewards, term, scale=scale, eps=0.0)
+    rewards, parts = evidence.rewards, evidence.parts
+    plain = advantages(rewards, NO_TERM, scale=scale, eps=0.0, parts=parts)
+    shaped = advantages(rewards, term, scale=scale, eps=0.0, parts=parts)
+    has_signal = has_spread(summed_rewards(rewards, term.bonus, parts))
     change, size = jnp.abs(shaped - plain), jnp.abs(shaped) + jnp.abs(plain)
     weight: Array = jnp.broadcast_to(term.weight, change.shape)
     if evidence.mask is not None:
@@ -224,7 +274,7 @@ def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> d
         "rel/clips": evidence.has_degraded.mean(),
         # Smaller changes are rounding.
         "rel/active": clip_mean((change > 1e-5).any(axis=(1, 2)).astype(jnp.float32)),
-        "rel/spread": clip_mean(has_spread(evidence.rewards + term.bonus).astype(jnp.float32)),
+        "rel/spread": clip_mean(has_signal.astype(jnp.float32)),
         # Of all clips: those without V~ change with the standard deviation of the batch.
         "rel/change": change.sum() / jnp.where(size.any(), size.sum(), 1.0),
         "rel/weight": clip_mean(weight.mean(axis=(1, 2))),
@@ -243,6 +293,13 @@ def relative_metrics(evidence: Evidence, term: RelativeTerm, *, scale: str) -> d
 def reward_gap(evidence: Evidence) -> Array:
     """Mean of the reward that means right on V minus that on V~, f32[B]; NaN if either is missing."""
     return (_group_mean(evidence.get("right")) - _group_mean(evidence.get("right_degraded")))[:, 0]
+
+
+def gap_share(evidence: Evidence) -> Array:
+    """``reward_gap`` as a share of the larger of the two means, f32[B] in [-1, 1] for rewards that are not
+    negative: whatever the unit of the reward. NaN if both are 0."""
+    means = [_group_mean(evidence.get(field))[:, 0] for field in ("right", "right_degraded")]
+    return reward_gap(evidence) / jnp.maximum(jnp.abs(means[0]), jnp.abs(means[1]))
 
 
 def share_won(values_BG: Array, others_BGd: Array, margin: float) -> Array:

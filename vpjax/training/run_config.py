@@ -15,7 +15,7 @@ from vpjax.scoring.judge import weights_of
 from vpjax.training.judged import correct_reward
 from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
 from vpjax.training.policy import AGGREGATIONS
-from vpjax.training.relative import NEEDS, SCALES
+from vpjax.training.relative import NEEDS, REWARD_AGGREGATIONS, SCALES
 from vpjax.types import TASKS, UserError
 
 FILE = "config.json"
@@ -36,17 +36,19 @@ ONE_OF = {
     "contrast.answer_kind": ANSWER_KINDS,
     "grpo.scale": SCALES,
     "grpo.aggregation": AGGREGATIONS,
+    "grpo.reward_aggregation": REWARD_AGGREGATIONS,
     "grpo.relative.kind": tuple(NEEDS),
 }
 ABOVE_0 = """
     steps batch log_every checkpoint_every keep eval_clips data.length_multiple data.keywords
     data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
-    grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.show_every grpo.degraded_weight
-    grpo.relative.scale     loss.chunk data.min_frames data.min_pixels
+    grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.num_minibatches
+    grpo.oversample grpo.show_every grpo.degraded_weight grpo.relative.scale loss.chunk data.min_frames
+    data.min_pixels
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.answer
-    contrast.truth grpo.degraded grpo.top_k grpo.beta
+    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.lr
+    contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta
 """.split()
 # How videos are read for the model of a Hugging Face folder: as by qwen-vl-utils, at 2 frames per second and
 # with at most about 25,000 visual tokens. Small frames are left small, though.
@@ -84,6 +86,8 @@ def check(config: ConfigDict) -> None:
 
     divides = config.accumulate > 0 and config.batch % config.accumulate == 0
     require("accumulate", divides, f"divides batch, {config.batch}")
+    whole = f"times accumulate, {config.accumulate}, divides batch, {config.batch}"
+    require("grpo.num_minibatches", config.batch % micro_batches(config) == 0, whole)
     is_given = bool(config.init_from or config.model)
     require("init_from", is_given, "is a folder with weights, or '' where config.model gives sizes")
     require("data.train", bool(data.train), "is a file of clips, or 'events'")
@@ -129,17 +133,30 @@ def check(config: ConfigDict) -> None:
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
     require("grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
-    require("grpo.eps_low", 0 < grpo.eps_low < 1, "lies in (0, 1)")
+    require("grpo.eps_low", 0 < grpo.eps_low <= 1, "lies above 0 and up to 1")
     require("grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")
     require("grpo.control_share", 0 <= grpo.control_share <= 1, "lies in [0, 1]")
     if config.method == "grpo":
         _check_rewards(config, require)
 
 
+def rows_per_step(config: ConfigDict) -> int:
+    """The rows that a step reads: those of its update or, in GRPO, the prompts that are rolled out for it."""
+    return config.batch * config.grpo.oversample if config.method == "grpo" else config.batch
+
+
+def micro_batches(config: ConfigDict) -> int:
+    """The parts of a batch that are computed one after another: the micro-batches of all its mini-batches."""
+    return config.accumulate * config.grpo.num_minibatches if config.method == "grpo" else config.accumulate
+
+
 def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]) -> None:
     """The part of ``check`` that is about the rewards of completions on V and on V~."""
     grpo, replacement, kind = config.grpo, config.data.replacement, config.grpo.relative.kind
     require("grpo.rewards", len(grpo.rewards) > 0, "names rewards, such as dict(event=1.0)")
+    for name, value in grpo.rewards.items():
+        forms = "is a weight, 'my_module:fn', or ('my_module:fn', weight)"
+        require(f"grpo.rewards.{name}", _is_reward(value), forms)
     own = "names keyword_absent, which is for completions on V~: move it to grpo.degraded_rewards"
     require("grpo.rewards", "keyword_absent" not in grpo.rewards, own)
 
@@ -179,6 +196,15 @@ def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]
         "is 0 unless grpo.degraded_rewards or grpo.relative.kind='relation' read clips whose V~ hides nothing"
     )
     require("grpo.control_share", reads_controls or not grpo.control_share, unread)
+
+
+def _is_reward(value: Any) -> bool:
+    """Whether ``value`` has one of the forms of ``config.grpo.rewards``."""
+    if isinstance(value, str):
+        return ":" in value
+    if isinstance(value, tuple | list):
+        return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+    return isinstance(value, int | float)
 
 
 def _value(config: ConfigDict, field: str) -> Any:

@@ -161,7 +161,7 @@ def summed_losses(
         answer = answer_term(same_RC, degraded_RC, compared_clips(batch), clips, kind=kind, beta=beta)
         truth = -jnp.where(is_truth(batch), degraded_RC, 0.0).sum()
         truth_tokens = is_truth(batch).sum()
-    contrast = ContrastSums(zero, zero, zero, zero, none)
+    contrast = ContrastSums(zero, zero, zero, zero, zero, none)
     if hidden.tap is not None:
         contrast = keyword_contrast(model, heads, batch, whole, hidden.tap, hidden.degraded_tap, config)
     return SFTSums(lm, tokens, contrast, answer, truth, truth_tokens)
@@ -299,12 +299,13 @@ def make_step(
 
 
 def _contrast_metrics(sums: ContrastSums, tau: Array, weight: Array, config: ConfigDict) -> dict[str, Array]:
-    """Means over keywords. The metrics of V~ exist only if V~ is a negative."""
+    """Means over keywords; retrieval is over those that have a candidate, and NaN without any. The metrics of
+    V~ exist only if V~ is a negative."""
     count = jnp.maximum(sums.keywords, 1)
     metrics = {
         "loss/contrast": sums.loss / count,
         "contrast/clean": sums.clean / count,
-        "contrast/retrieval@1": sums.retrieved / count,
+        "contrast/retrieval@1": sums.retrieved / sums.candidates,
         "contrast/keywords": sums.keywords,
         "contrast/tau": tau,
         "contrast/lambda": weight,

@@ -65,7 +65,9 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
     kernels only (not of biases, norms and embeddings), learning rates multiplied by path pattern. The
     schedule counts steps; a GRPO step may make several updates."""
     optim, paths = config.optim, list(paths)
-    updates_per_step = config.grpo.num_iterations if config.method == "grpo" else 1
+    updates_per_step = 1
+    if config.method == "grpo":
+        updates_per_step = config.grpo.num_iterations * config.grpo.num_minibatches
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=optim.lr,
@@ -74,6 +76,8 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
         end_value=optim.lr * optim.end_lr_share,
     )
     factor = dict.fromkeys(paths, 1.0)
+    if config.contrast.lr:
+        factor |= {path: config.contrast.lr / optim.lr for path in paths if path.startswith(HEADS_PREFIX)}
     for pattern, value in reversed(tuple(optim.lr_multipliers)):  # so that the first match counts
         factor |= dict.fromkeys(matching_paths(pattern, paths, "optim.lr_multipliers"), value)
     tx = optax.chain(
@@ -123,24 +127,30 @@ def create_state(params: Mapping[str, Any], config: ConfigDict, mesh: Mesh) -> t
     return jax.jit(create, out_shardings=layout)(placed), optimizer, layout
 
 
-def accumulate(function: Callable[[Any], tuple[Any, Any]], rows: Any, count: int) -> tuple[Any, Any]:
-    """``function(rows) -> sums, by_row`` over ``count`` micro-batches: the total of the sums, and the values
-    by row in the order of ``rows``.
-
-    rows, by_row: pytrees of arrays [B, ...]. Each micro-batch takes every count-th row, so that rows that are
-    split over devices stay on their device.
-    """
-    if count == 1:
-        return function(rows)
+def deal(rows: Any, count: int) -> Any:
+    """Rows [B, ...] dealt out to ``count`` parts, [count, B / count, ...]. Each part takes every count-th
+    row, so that rows that are split over devices stay on their device."""
 
     # Numbers of rows are written out: that of an array without elements could not be inferred.
     def cut(x):
         return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
 
+    return jax.tree.map(cut, rows)
+
+
+def accumulate(function: Callable[[Any], tuple[Any, Any]], rows: Any, count: int) -> tuple[Any, Any]:
+    """``function(rows) -> sums, by_row`` over ``count`` micro-batches: the total of the sums, and the values
+    by row in the order of ``rows``.
+
+    rows, by_row: pytrees of arrays [B, ...].
+    """
+    if count == 1:
+        return function(rows)
+
     def joined(x):
         return jnp.moveaxis(x, 0, 1).reshape(x.shape[1] * count, *x.shape[2:])
 
-    micro = jax.tree.map(cut, rows)
+    micro = deal(rows, count)
     shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], micro))
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

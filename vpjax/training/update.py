@@ -1,0 +1,205 @@
+"""The update of the policy on the completions of one rollout: several passes over its mini-batches, each with
+a clipped policy loss (docs/method.md, section 3)."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from vpjax.models.sharding import split_rows
+from vpjax.models.vision import Features
+from vpjax.models.vlm import VideoLM, rebuild
+from vpjax.training.losses import token_logprobs
+from vpjax.training.policy import PolicySums, denominator, policy_loss, policy_metrics
+from vpjax.training.state import Optimizer, State, accumulate, advance, deal, optimize
+from vpjax.types import Array, Prompts
+
+
+class UpdateRows(NamedTuple):
+    """The rows of an update. tokens, mask, advantages [B, R, G, C]. features: of V, if the vision tower is
+    frozen. old, reference [B, R, G, C]: log-probabilities under the old policy and the reference."""
+
+    prompts: Prompts
+    tokens: Array
+    mask: Array
+    advantages: Array
+    features: Features | None = None
+    old: Array | None = None
+    reference: Array | None = None
+
+
+class Learned(NamedTuple):
+    """What one update gives beside new parameters: its loss, the norm of its gradient, and its sums."""
+
+    loss: Array
+    norm: Array
+    sums: PolicySums
+
+
+def prompts_with_spread(rows: UpdateRows, count: int) -> tuple[Array, dict[str, Array]]:
+    """The numbers i32[count] of the prompts to update on, and metrics of them: the first ``count`` whose
+    completions have advantages and, if these are too few, the first of the others (DAPO's dynamic sampling,
+    arXiv 2503.14476, within the prompts of one step).
+
+    oversample/spread: the share of the rolled out prompts that have advantages. oversample/trained: the same
+    of the chosen ones. oversample/replaced: the share of the chosen ones that stand in for one of the first
+    ``count``.
+    """
+    has_spread_B = (jnp.where(rows.mask, rows.advantages, 0.0) != 0).any(axis=(1, 2, 3))
+    exists_B = rows.prompts.clip >= 0
+    chosen = jnp.argsort(~has_spread_B, stable=True)[:count]
+    return chosen, {
+        "oversample/spread": has_spread_B.sum() / jnp.maximum(exists_B.sum(), 1),
+        "oversample/trained": has_spread_B[chosen].mean(),
+        "oversample/replaced": (chosen >= count).mean(),
+    }
+
+
+def take_prompts(rows: Any, numbers: Array) -> Any:
+    """The rows with these ``numbers``, split over the devices again."""
+    return jax.tree.map(lambda x: split_rows(jnp.asarray(x)[numbers]), rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyUpdate:
+    """The update and the forward passes that it and the relative rewards need. Pure functions."""
+
+    model: VideoLM
+    config: ConfigDict
+    optimizer: Optimizer
+
+    def __call__(
+        self, state: State, rows: UpdateRows, sampled: Array, no_faults: Array
+    ) -> tuple[State, dict[str, Array]]:
+        """``num_iterations`` times an update on each of the ``num_minibatches`` parts of the prompts.
+
+        sampled: the log-probabilities [B, R, G, C] of sampling. no_faults bool[]: if False, all updates are
+        skipped.
+
+        The loss is that of V, as if there were no V~, plus ``degraded_weight`` times that of V~: each is a
+        mean over its own branch. Metrics are of the last iteration."""
+        options, frozen = self.config.grpo, state.frozen
+        count = options.num_minibatches
+        if options.beta:
+            reference = self.forward(state.reference, frozen, rows, count)
+            rows = rows._replace(reference=reference)
+        parts, sampled = deal(rows, count), deal(sampled, count)
+        # The old log-probabilities come from training forward passes before the first update. For the first
+        # part it is the forward pass of that update, so that the ratio is exactly 1 there. Those seen in
+        # sampling differ by rounding.
+        later = jax.tree.map(lambda x: x[1:], parts)
+        if count > 1:
+            later_old = jax.lax.map(lambda part: self.forward(state.params, frozen, part), later)
+        before = state.params, state.opt, no_faults
+        after, learned, first_old = self.learn(frozen, before, jax.tree.map(lambda x: x[0], parts))
+        old = first_old[None]
+        if count > 1:
+            old = jnp.concatenate([old, later_old])
+        difference = jnp.where(parts.mask, jnp.abs(old - sampled), 0.0)
+        parts = parts._replace(old=old)
+
+        def learn_again(carry, number):
+            carry, learned, _ = self.learn(frozen, carry, jax.tree.map(lambda x: x[number], parts))
+            return carry, learned
+
+        all_learned = jax.tree.map(lambda x: x[None], learned)
+        numbers = jnp.arange(1, options.num_iterations * count) % count
+        if numbers.size:
+            after, more = jax.lax.scan(learn_again, after, numbers)
+            all_learned = jax.tree.map(lambda *x: jnp.concatenate(x), all_learned, more)
+        last = jax.tree.map(lambda x: x[-count:], all_learned)
+        metrics = policy_metrics(jax.tree.map(lambda x: x.sum(0), last.sums), options) | {
+            "loss": last.loss.mean(),
+            "grad_norm": last.norm.mean(),
+            "lr": self.optimizer.learning_rate(state.step - state.skipped),
+            "nonfinite": ~after[2],
+            "sampling/logp_difference/max": difference.max(),
+            "sampling/logp_difference/mean": difference.sum() / jnp.maximum(rows.mask.sum(), 1),
+        }
+        return advance(state, *after), metrics
+
+    def learn(
+        self, frozen: dict[str, Array], carry: tuple[dict[str, Array], Any, Array], rows: UpdateRows
+    ) -> tuple[tuple[dict[str, Array], Any, Array], Learned, Array]:
+        """One update on ``rows``, and the log-probabilities f32[B, R, G, C] before it, with the gradient
+        stopped. carry: parameters, optimizer state, and whether everything was finite so far."""
+        params, opt, finite = carry
+        options, branches = self.config.grpo, range(rows.mask.shape[1])
+        divisors = [denominator(rows.mask[:, branch], options) for branch in branches]
+
+        def loss(params, micro: UpdateRows):
+            logprobs = self.logprobs(self.compute_model(params, frozen), micro)
+            arrays = logprobs, micro.old, micro.mask, micro.advantages, micro.reference
+            value, all_sums = jnp.zeros(()), []
+            for branch in branches:
+                new, old, mask, advantage, reference = jax.tree.map(lambda x, r=branch: x[:, r], arrays)
+                sums = policy_loss(new, old, mask, advantage, reference, options)
+                value += self.branch_weights[branch] * sums.loss / divisors[branch]
+                all_sums.append(sums)
+            return value, (jax.tree.map(lambda *x: sum(x), *all_sums), logprobs)
+
+        def gradient_and_logprobs(micro: UpdateRows):
+            (value, (sums, logprobs)), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro)
+            return (value, sums, gradient), jax.lax.stop_gradient(logprobs)
+
+        (value, sums, gradient), logprobs = accumulate(gradient_and_logprobs, rows, self.config.accumulate)
+        norm = optax.tree.norm(gradient)
+        finite &= jnp.isfinite(value) & jnp.isfinite(norm)
+        params, opt = optimize(self.optimizer, params, opt, gradient)
+        return (params, opt, finite), Learned(value, norm, sums), logprobs
+
+    @property
+    def branch_weights(self) -> tuple[float, float]:
+        """The weights of the losses of V and of V~."""
+        return 1.0, self.config.grpo.degraded_weight
+
+    def forward(
+        self, params: dict[str, Array], frozen: dict[str, Array], rows: UpdateRows, parts: int = 1
+    ) -> Array:
+        """``logprobs`` of ``parts`` times as many rows as an update has, in micro-batches of equal size."""
+        model = self.compute_model(params, frozen)
+        count = parts * self.config.accumulate
+        return accumulate(lambda micro: ((), self.logprobs(model, micro)), rows, count)[1]
+
+    def logprobs(self, model: VideoLM, rows: UpdateRows) -> Array:
+        """log p f32[B, R, G, C] of the tokens of each branch, whose completions share its prompt."""
+        prompts, shape, features = rows.prompts, rows.tokens.shape, rows.features
+        if features is None:
+            features = model.encode(prompts.video, remat=self.config.remat)
+        tokens = merge_branches(rows.tokens)
+        h_BGCD = model.predicting(
+            repeat_rows(features, shape[1]),
+            branch_prompts(prompts, shape[1]),
+            tokens,
+            remat=self.config.remat,
+        )
+        temperature, chunk = self.config.grpo.temperature, self.config.loss.chunk
+        logprobs = token_logprobs(h_BGCD, model.unembed, tokens, chunk=chunk, temperature=temperature)
+        return logprobs.reshape(shape)
+
+    def compute_model(self, params: dict[str, Array], frozen: dict[str, Array]) -> VideoLM:
+        """The model in the compute dtype."""
+        dtype = jnp.dtype(self.config.dtype)
+        return rebuild(self.model, {path: x.astype(dtype) for path, x in params.items()} | frozen)
+
+
+def merge_branches(x: Array) -> Array:
+    """[B, R, ...] as [B * R, ...]: the branches of a row stay on its device."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])  # a -1 could not be inferred without elements
+
+
+def branch_prompts(prompts: Prompts, branches: int) -> Prompts:
+    """[B * R, ...]: each prompt on V and, with two branches, on V~ after it. Their videos are left out."""
+    prompts = prompts.without_video()
+    if branches == 1:
+        return prompts
+    degraded = prompts.showing(prompts.shows_degraded)
+    return jax.tree.map(lambda *x: merge_branches(jnp.stack(x, axis=1)), prompts, degraded)
+
+
+def repeat_rows(features: Features | None, branches: int) -> Features | None:
+    """[B * R, ...]: the features of each row's video for each branch."""
+    return jax.tree.map(lambda x: jnp.repeat(x, branches, axis=0), features)
