@@ -80,7 +80,7 @@ def test_rows_are_filled_with_clips(seconds, row_tokens):
     # V~ is planned, from the middle of the clip on and with a slot to spare.
     assert clip.keywords == 1 and clip.units / 2 - row.capacity.block < clip.degraded <= clip.units
     mixture = Mixture([0] * 5 * row.clips, (1.0,), seed=0)
-    multiples = Sizes(128, row.capacity.block, row.capacity.bin, 1, 1, 1, 1, 1, degraded_targets=1)
+    multiples = Sizes(128, row.capacity.block, row.capacity.bin, 128, 1, 1, 1, 1, degraded_targets=1)
     filled = PackedPlan([clip] * 5 * row.clips, mixture, 1, multiples, row_tokens)
     assert [len(entries) for _, entries in filled.rows(0)] == [row.clips]
     assert filled.capacity(0) == sizes

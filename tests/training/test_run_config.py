@@ -125,6 +125,7 @@ def test_losses_on_v_degraded_that_contradict_each_other_are_named(changes, fiel
         ({"grpo.degraded_rewards": {"event": 1.0}, "grpo.degraded": 1}, "grpo.degraded"),
         ({"grpo.control_share": 1.5}, "grpo.control_share"),
         ({"grpo.degraded_weight": 0.0}, "grpo.degraded_weight"),
+        ({"grpo.degraded_weight": 2.0}, "grpo.degraded_weight"),
         # Right is a reward with a name and a weight.
         ({"grpo.rewards": {}}, "grpo.rewards"),
         ({"grpo.rewards": {"event": 1.0, "format": 1.0}}, "grpo.relative.correct"),

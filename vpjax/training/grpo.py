@@ -178,11 +178,13 @@ class GRPOStep:
             scored = self.judge.score_degraded(prompts, tokens_BGC, mask_BGC)
             exists_BG = exists_BRG[:, 1]
             degraded_rewards = {name: jnp.where(exists_BG, x, jnp.nan) for name, x in scored.items()}
+            # Of some V~s nothing is known to be true, so that no reward counts.
+            is_judged_BG = ~jnp.stack([jnp.isnan(x) for x in degraded_rewards.values()]).all(axis=0)
             degraded_total = combine(degraded_rewards, self.judge.degraded_weights)
-            degraded_total = jnp.where(exists_BG, degraded_total, jnp.nan)
+            degraded_total = jnp.where(is_judged_BG, degraded_total, jnp.nan)
             parts = parts_of(degraded_rewards, self.judge.degraded_weights, options)
             degraded_own = advantages(degraded_total, NO_TERM, scale=options.scale, parts=parts)
-            branches.append((jnp.broadcast_to(degraded_own, mask[:, 1].shape), exists_BG))
+            branches.append((jnp.broadcast_to(degraded_own, mask[:, 1].shape), is_judged_BG))
         advantages_BRGC, counts_BRG = (jnp.stack(x, axis=1) for x in zip(*branches, strict=True))
         trained = len(branches)
         ended_BRG = has_ended(completions.tokens, mask, self.eos)

@@ -132,8 +132,10 @@ def gate(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
 
 def need(evidence: Evidence, options: ConfigDict) -> RelativeTerm:
     """The weight of a prompt is the share of completions on V~ that are wrong: a prompt that is answered
-    without the hidden frames teaches nothing about them (ours)."""
-    return RelativeTerm(NO_TERM.bonus, 1.0 - _group_mean(evidence.get("right_degraded"))[..., None])
+    without the hidden frames teaches nothing about them (ours). A reward above 1 counts as 1, and one below 0
+    as 0: a weight outside of 0 to 1 would turn advantages around, or blow them up."""
+    share_right = jnp.clip(_group_mean(evidence.get("right_degraded")), 0.0, 1.0)
+    return RelativeTerm(NO_TERM.bonus, 1.0 - share_right[..., None])
 
 
 def relation(evidence: Evidence, options: ConfigDict) -> RelativeTerm:

@@ -175,6 +175,8 @@ def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]
     require("grpo.degraded_rewards", are_numbers, "has a number for each built-in reward that it names")
     trains = not degraded or any(weight != 0 for weight in degraded.values())
     require("grpo.degraded_rewards", trains, "gives one of its rewards a weight other than 0")
+    weighs_groups = bool(degraded) or grpo.degraded_weight == 1
+    require("grpo.degraded_weight", weighs_groups, "is 1 unless grpo.degraded_rewards trains groups on V~")
     shown = "does not name keyword_removed: V~ shows no hidden keyword"
     require("grpo.degraded_rewards", "keyword_removed" not in degraded, shown)
 

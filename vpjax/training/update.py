@@ -32,7 +32,8 @@ class UpdateRows(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What one update gives beside new parameters: its loss, the norm of its gradient, and its sums."""
+    """What one update gives beside new parameters: its loss, the norm of its gradient, and its sums over the
+    completions on V, so that metrics mean the same whether V~ is trained or not."""
 
     loss: Array
     norm: Array
@@ -139,7 +140,7 @@ class PolicyUpdate:
                 sums = policy_loss(new, old, mask, advantage, reference, options)
                 value += self.branch_weights[branch] * sums.loss / divisors[branch]
                 all_sums.append(sums)
-            return value, (jax.tree.map(lambda *x: sum(x), *all_sums), logprobs)
+            return value, (all_sums[0], logprobs)
 
         def gradient_and_logprobs(micro: UpdateRows):
             (value, (sums, logprobs)), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro)
