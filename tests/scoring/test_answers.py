@@ -5,10 +5,7 @@ import pytest
 from vpjax.scoring.answers import (
     final_answer,
     parse_options,
-    read_boxes,
     read_choice,
-    read_evidence,
-    read_number,
     read_spans,
     without_letter,
 )
