@@ -106,9 +106,12 @@ def template_answer(rng, clip):
         if clip.boxes:
             templates = templates[-8:]
         elif clip.task in ("numerical", "regression"):
-            templates = [clip.answer, "1250.0", "12.50", f"{a}", f"-{a}", f"{a} or {b}", "1,300 m", "1.25e3"]
+            templates = [clip.answer, "1250.0", "12.50", f"{a}", f"-{a}", f"{a} or {b}", "1,300 m"]
+            templates += [f"It is {clip.answer}, seen from far away, as far as I can tell"] * 8
         elif clip.task == "ocr":
             templates = ["STOP, No. 5!", "Stop No. 5", "STOP, No. 5! No. 5", "STOP,", other.answer]
+        elif clip.task == "choice" and clip.spans:
+            templates = [f"{clip.answer}<glue>[{a}, {b}]</glue>", "C<glue>[(5.2, 10.4), (12, 15)]</glue>"]
         elif len(clip.keywords) > 1:
             templates = templates[:4]
     text = templates[rng.integers(len(templates))]

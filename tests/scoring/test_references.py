@@ -86,6 +86,10 @@ def test_only_the_first_keywords_are_expected():
         (make_clip("yes", "choice"), "names none of its 26 options"),
         (make_clip("1 to 2", "grounding"), "needs spans"),
         (make_clip("[0, 0, 1, 1]", "tracking"), "needs boxes"),
+        (make_clip("five", "numerical"), "is not one number, as numerical needs"),
+        (make_clip("5 or 6", "regression"), "is not one number, as regression needs"),
+        (make_clip("..."), "has no words to compare with"),
+        (make_clip("<think>It runs", "ocr"), "has no words to compare with"),
         (make_clip("word " * 21), "21 words, of which rewards hold 20"),
     ],
 )

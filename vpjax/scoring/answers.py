@@ -22,9 +22,10 @@ BEFORE_LETTER = (*LABEL_WORDS, "choice", "letter")
 HEDGING_WORDS = ("or", "and")  # "A or B" is no answer
 # "A" before one of these is no article: verbs, conjunctions, prepositions, pronouns, other articles.
 AFTER_LETTER = tuple(
-    "is was are were be has had does did would will should could seems appears looks makes shows matches fits "
-    "describes says best because since as so but and or if while when where which that than then for from in "
-    "on at with by to of it he she they we you this these those there the a an its his her their not".split()
+    "is was are were be has had does did would will should could seems appears looks makes shows matches "
+    "fits describes says best because since as so but and or if while when where which that than then for "
+    "from in on at with by to of it he she they we you this these those there the a an its his her their "
+    "not".split()
 )
 
 

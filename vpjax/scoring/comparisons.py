@@ -1,7 +1,8 @@
-"""What an answer and its reference have in common, from 0 to 1, on the host: ROUGE, IoU, word errors, numbers.
+"""What an answer and its reference have in common, from 0 to 1, on the host: ROUGE, IoU, word errors,
+numbers.
 
-Evaluation scores by these functions. The rewards, which compute the same on the device (``words``, ``spans``),
-are tested against them.
+Evaluation scores by these functions. The rewards, which compute the same on the device (``words``,
+``spans``), are tested against them.
 """
 
 import collections
@@ -71,7 +72,8 @@ def merged(spans: Sequence[Span]) -> list[Span]:
 
 
 def box_ious(candidate: Sequence[Box], reference: Sequence[Box]) -> list[float]:
-    """The IoU of each box with its counterpart in order; 0 for one that is missing or too many, or has a NaN."""
+    """The IoU of each box with its counterpart in order; 0 for one that is missing or too many, or has a
+    NaN."""
     ious = [0.0] * max(len(candidate), len(reference))
     for number, (a, b) in enumerate(zip(candidate, reference, strict=False)):
         width, height = (max(0.0, min(a[k + 2], b[k + 2]) - max(a[k], b[k])) for k in (0, 1))

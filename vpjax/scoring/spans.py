@@ -38,10 +38,10 @@ DECIMAL = ord(";")  # ties a number to its fraction where a comma stands between
 class Numbers(NamedTuple):
     """The numbers of a text; entry w describes the one that begins with piece w.
 
-    begins bool[W]: whether there is one. start i32[W]: the piece's place in the text. value f32[W]: NaN where it cannot be read. span_end i32[W]: the
+    begins bool[W]: whether there is one. value f32[W]: NaN where it cannot be read. span_end i32[W]: the
     piece with which the second number of its span begins, W: none. after_comma i32[W]: the piece with which
     the next number begins, where only a comma stands between, W: none. opened, closed bool[W]: whether a
-    bracket stands before it, and after it.
+    bracket stands before it, and after it. start i32[W]: the place of its piece in the text.
     """
 
     begins: jax.Array
