@@ -67,11 +67,10 @@ def find_numbers(text: jax.Array, size: int) -> Numbers:
     start, end, digits = pieces.start, pieces.end, pieces.kind == DIGIT_RUN
     word = jnp.where(digits, 0, run_fingerprints(text, pieces))
     length, piece = end - start, jnp.arange(size)
-    before, after = before_pieces(text), after_pieces(text)
-    has_point, has_sign, opened, is_zero, is_e = flags_at(before, start)
-    has_stop, has_space, spaced, is_plus, is_minus, closed = flags_at(after[0], end)
-    link = after[1].at[end].get(mode="fill", fill_value=0)
-    mark = after[2].at[end].get(mode="fill", fill_value=0)
+    flags_after, mark_after = after_pieces(text)
+    has_point, has_sign, opened, is_zero, is_e = flags_at(before_pieces(text), start)
+    has_stop, has_space, spaced, is_plus, is_minus, closed = flags_at(flags_after, end)
+    link, mark = take(text, end), take(mark_after, end)
 
     # An exponent: digits, "e", perhaps a sign, and one digit, or two of which the first is 0.
     begins_e = digits & (shifted(start, 1, -1) == end) & shifted(is_e & (length == 1), 1)
@@ -140,10 +139,10 @@ def before_pieces(text: jax.Array) -> list[jax.Array]:
     return [has_point, has_sign, opened, text == ord("0"), (text | 32) == ord("e")]
 
 
-def after_pieces(text: jax.Array) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """What stands at each place i32[N], if a piece ends there. Flags: a point directly after the piece, then
-    a space, a space after the next character; a plus, a minus, a closed bracket. Then the character itself,
-    and the next one without the point and the space."""
+def after_pieces(text: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """What stands at each place i32[N], if a piece ends there. Flags: a point directly after the piece; a
+    space after that; a space after the next character, its mark; a plus, a minus; whether the mark is a
+    closing bracket. Then the mark i32[N]."""
     has_stop = text == ord(".")
     next_one = jnp.where(has_stop, ahead(text), text)
     has_space = next_one == SPACE
@@ -153,7 +152,7 @@ def after_pieces(text: jax.Array) -> tuple[list[jax.Array], jax.Array, jax.Array
         mark = jnp.where(skipped == count, ahead(text, count), mark)
         beyond = jnp.where(skipped == count, ahead(text, count + 1), beyond)
     flags = [has_stop, has_space, beyond == SPACE, text == ord("+"), text == ord("-"), is_either(mark, "])")]
-    return flags, text, mark
+    return flags, mark
 
 
 def flags_at(flags: Sequence[jax.Array], place: jax.Array) -> list[jax.Array]:
