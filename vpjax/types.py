@@ -37,7 +37,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
-TASKS = ("caption", "choice", "order", "grounding", "tracking")
+TASKS = ("caption", "choice", "order", "grounding", "tracking", "numerical", "regression", "ocr")
 
 
 class UserError(Exception):
@@ -62,8 +62,9 @@ class Keyword:
 class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
-    video: path of the file. spans: the event's ``(start, end)``. task: one of TASKS. choices: the options of
-    a multiple-choice question. boxes: positions of an object, ``(x0, y0, x1, y1)`` as shares of width and
+    video: path of the file. spans: the event's ``(start, end)``. task: one of TASKS; numerical (a number to
+    meet), regression (to come close to) and ocr (a text to read) are Video-R1's. choices: the options of a
+    multiple-choice question. boxes: positions of an object, ``(x0, y0, x1, y1)`` as shares of width and
     height, at moments evenly spread over the clip. degraded_answer: the answer that is true of V~, which does
     not show the event; "": unknown. start, end: the part of the video that belongs to the
     clip; None: the video's own beginning or end. All times are seconds of the file, whichever part of it is

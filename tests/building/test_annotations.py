@@ -173,6 +173,21 @@ def test_what_is_changed_about_a_dialogue_is_noted(read):
     assert item.clip.answer == "A <video> tag in an answer stays."
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "solution", "task"),
+    [
+        ("numerical", "<answer>1,250</answer>", "numerical"),
+        ("regression", "<answer>3.2</answer>", "regression"),
+        ("OCR", "<answer>STOP</answer>", "ocr"),
+        ("free-form", "<answer>It rains.</answer>", "caption"),
+        ("numerical", "<answer>many</answer>", "answer is not one number"),
+    ],
+)
+def test_video_r1_problem_types_are_tasks(read, problem_type, solution, task):
+    (item,) = read([VIDEO_R1 | dict(problem_type=problem_type, options=[], solution=solution)]).items
+    assert (item.clip.task == task) if item.clip else item.skipped.startswith(task)
+
+
 def test_video_r1_trains_on_reasoning_and_solution(read):
     free = VIDEO_R1 | dict(
         problem_type="free-form", options=[], process="", solution="<answer>It rains.</answer>"

@@ -116,6 +116,15 @@ def test_a_row_carries_its_key_slots_and_degraded_video(text, config):
     assert (row.shows_degraded[~visual] == -1).all()
 
 
+def test_a_keyword_between_the_sampled_frames_is_not_hidden(text, config):
+    """V~ cannot hide what V does not show, whatever its span: no reward of hidden keywords counts it."""
+    unseen = Keyword("drifts", "drift", ((99.0, 99.5),))
+    clip = dataclasses.replace(clip_of(), keywords=(*clip_of().keywords, unseen))
+    row = encode(clip, video_of(), text, config)
+    assert row.has_degraded and row.hidden.tolist() == [True, False]
+    assert any("between the sampled frames" in note for note in row.notes)
+
+
 def test_the_degraded_tokens_begin_with_the_event_and_end_with_the_video(text, config):
     row = encode(clip_of(), video_of(), text, config)
     visual = np.flatnonzero(row.prompt.tokens == text.video_pad)

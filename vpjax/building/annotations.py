@@ -15,6 +15,7 @@ from typing import Any
 from vpjax.data import clips
 from vpjax.data.clips import FIELDS, parse_box, parse_clip, parse_part, parse_span
 from vpjax.files import exists, is_folder, open_file
+from vpjax.scoring.answers import read_number
 from vpjax.types import Clip, UserError
 
 JsonObject = dict[str, Any]
@@ -26,6 +27,13 @@ TRACK_QUESTION = (
     "Track the {}, which begins at {}: give its box [x0, y0, x1, y1], in shares of width and height, "
     "at {} moments evenly spread over the video."
 )
+# The problem types of Video-R1 that are tasks of their own; the others are captions.
+VIDEO_R1_TASKS = {
+    "multiple choice": "choice",
+    "numerical": "numerical",
+    "regression": "regression",
+    "OCR": "ocr",
+}
 LETTER_ANSWER = re.compile(r"\(?([A-Z])\)?[.:]?")
 
 
@@ -306,8 +314,8 @@ def message_turns(row: JsonObject) -> list[Any]:
 
 
 def video_r1_items(row: JsonObject) -> Iterator[Item]:
-    """Video-R1 and EasyVideoR1: the answer is the reasoning (``process``), if there is any, and the
-    solution."""
+    """Video-R1 and EasyVideoR1: the answer is the reasoning (``process``), if there is any, and the solution;
+    the task follows from the problem type (VIDEO_R1_TASKS)."""
     solution = field(row, "solution" if "solution" in row else "answer")
     process = field(row, "process") if row.get("process") else ""
     video = single_medium(media_of(row) or [field(row, "path")])
@@ -315,9 +323,11 @@ def video_r1_items(row: JsonObject) -> Iterator[Item]:
     options = field(row, "options", list, default=[])
     fields = dict(
         answer=f"{process}\n{solution}",
-        task="choice" if row.get("problem_type") == "multiple choice" else "caption",
+        task=VIDEO_R1_TASKS.get(field(row, "problem_type", default=""), "caption"),
         extra=extra_fields(row, "problem_type", "data_source"),
     )
+    if fields["task"] in ("numerical", "regression") and read_number(solution) is None:
+        raise Rejected(f"answer is not one number: {short(solution)}")
     yield choice_item(row.get("problem_id"), video, question, options, solution, **fields)
 
 

@@ -19,7 +19,7 @@ from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, parse_clip, read_records
 from vpjax.events.clips import EIGHTHS
 from vpjax.events.text import caption_variants, events_named
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path, names_in, open_file
-from vpjax.scoring.answers import parse_choice, parse_options, without_letter
+from vpjax.scoring.answers import parse_options, read_choice, without_letter
 from vpjax.scoring.metrics import (
     AnswerScore,
     score_by_task,
@@ -151,7 +151,7 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
 def _check_choices(clip: Clip) -> None:
     if len(clip.choices) < 2 or not all(choice.strip() for choice in clip.choices):
         raise ValueError(f"{clip.id}: its options are {list(clip.choices)}; a choice has two or more")
-    if parse_choice(clip.answer, clip.choices) is None:
+    if clip.answer not in clip.choices and read_choice(clip.answer, clip.choices) is None:
         raise ValueError(f"{clip.id}: its answer {clip.answer!r} is none of {list(clip.choices)}")
 
 
