@@ -5,9 +5,9 @@
 What it does: takes the model that `python -m vpjax.train --config sft_shortcut` left in runs/sft_shortcut (or
 another one by --config.init_from=DIR), samples 8 answers to each question on the video and 8 on V~. Answers
 on the video are rewarded for naming the event, and prompts that are answered without it count for less.
-Answers on V~ are trained too, in groups of their own: they are rewarded for not naming the hidden event, and
-for naming no event at all, which is what is true of V~. For a quarter of the clips other slots are replaced,
-so that V~ shows the event and has to be answered as V is.
+Answers on V~ are trained too, in groups of their own: they are rewarded for not naming the hidden event, for
+naming no event at all, and for the words of what is true of V~. For a quarter of the clips other slots are
+replaced, so that V~ shows the event and has to be answered as V is.
 Hardware and cost: 2 CPU cores; not yet run.
 Expected: not yet run.
 """
@@ -25,7 +25,7 @@ def get_config():
 
     c.grpo = grpo.get_config().grpo
     c.grpo.degraded = 8
-    c.grpo.degraded_rewards = dict(keyword_absent=1.0, event=1.0)
+    c.grpo.degraded_rewards = dict(keyword_absent=1.0, event=1.0, rouge_l=1.0)
     c.grpo.control_share = 0.25
     c.grpo.relative.kind = "need"
 

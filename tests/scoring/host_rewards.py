@@ -136,9 +136,9 @@ def keyword_order(x):
 
 
 def event(x):
-    if not x.expected and not (is_text(x.clip) and not x.clip.keywords):
+    if not x.expected and not (is_text(x.clip) and x.clip.extra.get("event") == ""):
         return np.nan
-    return float(None not in x.positions and not x.unexpected)
+    return float(None not in x.positions and not x.unexpected and bool(split_words(x.answer)))
 
 
 def choice(x):

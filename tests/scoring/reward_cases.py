@@ -31,8 +31,8 @@ PROOF = make_clip(
     choices=("a cat", "a dog", "a man", "a car"),
     spans=((5.2, 10.4), (12.0, 15.0), (14.0, 18.5)),
 )
-# On V~, or where nothing happens: no keyword.
-STILL = make_clip("A red square moves left and suddenly stays the same.")
+# Where it is known that nothing happens.
+STILL = make_clip("A red square moves left and suddenly stays the same.", extra={"event": ""})
 COUNT = make_clip("<answer>12.5</answer>", "numerical")
 SIZE = make_clip("1,250", "regression")
 SIGN = make_clip("STOP, No. 5!", "ocr")

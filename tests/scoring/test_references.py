@@ -54,7 +54,7 @@ def test_only_keywords_that_the_answer_mentions_are_expected():
     order = make_clip("First it spins.", "order", keywords=keywords)
     rows = reference_rows([order, CAPTION, None], reference_sizes([order, CAPTION], keywords=2))
     np.testing.assert_array_equal(rows.positions, [[2, -1], [2, 4], [-1, -1]])
-    assert not rows.without_keywords.any()
+    assert not rows.shows_nothing.any()
     np.testing.assert_array_equal(rows.answer_type, [AnswerType.TEXT, AnswerType.TEXT, AnswerType.PADDING])
     # The words of other keywords are those of other clips' that are not this clip's.
     assert fingerprint_of("rotates") in rows.others[1] and fingerprint_of("ran") in rows.others[0]
@@ -136,7 +136,7 @@ def test_a_clip_as_its_degraded_video_shows_it():
     quiet = dataclasses.replace(clip, degraded_answer="A man stays", answer="He falls and runs")
     clips = [clip, shown, quiet, degraded_clip(quiet)]
     rows = reference_rows(clips, reference_sizes(clips, keywords=2))
-    assert rows.without_keywords.tolist() == [False, False, False, True]
+    assert rows.shows_nothing.tolist() == [False, False, False, True]
     assert degraded_clip(CAPTION) is None
     assert degraded_clip(dataclasses.replace(clip, task="grounding")) is None
 

@@ -132,6 +132,7 @@ def test_rouge_equals_the_rouge_score_package(scorer):
 
 BALL = make_clip("A man throws the ball", keywords=spanned_keywords(("throws", "throw")))
 GROUND = make_clip("From 2 to 6 s", "grounding", spans=((2.0, 6.0),))
+UNKNOWN = make_clip("A red square moves left and suddenly stays the same.")
 LETTER = make_clip("(A)", "choice", choices=("yes", "no", "perhaps"))
 TAGGED = "<think>so</think><answer>{}</answer>"
 BY_HAND = [
@@ -164,6 +165,8 @@ BY_HAND = [
     ("event", BALL, "It was thrown or flashes", 0.0),
     ("event", STILL, "It does nothing at all", 1.0),
     ("event", STILL, "It stays the same and flashes", 0.0),
+    ("event", STILL, "...", 0.0),  # saying nothing is not saying that nothing happens
+    ("event", UNKNOWN, "It does nothing at all", np.nan),  # whose keywords nobody annotated
     ("event", TRACK, "It stays the same", np.nan),
     ("choice", LETTER, "(A) yes", 1.0),
     ("choice", LETTER, "<think>B?</think> The answer is A.", 1.0),

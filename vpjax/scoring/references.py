@@ -49,7 +49,7 @@ class References:
     choice i32[B]: the right option; marks i32[B, O], options u32[B, O, Y]: the character by which each option
     is named, and the words of its text; forms u32[B, J, X, Y]; positions
     i32[B, J]: of each keyword's first mention in the answer, -1: not expected, and wrong where it has forms;
-    without_keywords bool[B]: the video shows none at all; others u32[B, M]: words of known keywords that are
+    shows_nothing bool[B]: it is known that the video shows none at all; others u32[B, M]: words of known keywords that are
     not this clip's, sorted; spans f32[B, K, 2] in seconds, (0, 0): none; boxes f32[B, Q, 4] and their number
     i32[B].
     """
@@ -65,7 +65,7 @@ class References:
     options: Array
     forms: Array
     positions: Array
-    without_keywords: Array
+    shows_nothing: Array
     others: Array
     spans: Array
     boxes: Array
@@ -108,10 +108,27 @@ def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
 
 def degraded_clip(clip: Clip) -> DegradedClip | None:
     """The clip as V~ shows it. None if no answer is known that is true of V~, or if the task asks for the
-    times or places of what V~ hides."""
+    times or places of what V~ hides. UserError for a ``degraded_answer`` that is none of the options."""
     if not clip.degraded_answer or clip.task in ("grounding", "tracking"):
         return None
-    return DegradedClip(**vars(clip) | dict(answer=clip.degraded_answer, spans=(), boxes=()))
+    shown = DegradedClip(**vars(clip) | dict(answer=clip.degraded_answer, spans=(), boxes=()))
+    if clip.task == "choice":
+        try:
+            right_option(shown)
+        except UserError as error:
+            raise UserError(
+                f'{error}; this is its degraded_answer, true of V~: take an option or ""'
+            ) from error
+    return shown
+
+
+def shows_nothing(clip: Clip) -> bool:
+    """Whether it is known that the video shows no keyword: V~ hides all of the clip's, or the clip is one of
+    the built-in clips without an event. A clip whose keywords are not annotated is not known to show none."""
+    if isinstance(clip, DegradedClip):
+        words = answer_words(clip)
+        return all(first_mention(words, forms_of(keyword)) is None for keyword in clip.keywords)
+    return not clip.keywords and clip.extra.get("event") == ""
 
 
 def answer_type(clip: Clip) -> AnswerType:
@@ -159,9 +176,6 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[str] = frozense
     known_fingerprints = _sorted_fingerprints(known)
     others = known_fingerprints[~np.isin(known_fingerprints, _fingerprints(own))]
     expected = expected_keywords(clip, keywords)
-    shown = clip.keywords
-    if isinstance(clip, DegradedClip):
-        shown = tuple(x for x in clip.keywords if first_mention(words, forms_of(x)) is not None)
     forms = [sorted(keyword.forms) if keyword else [] for keyword in expected]
     most = max((len(group) for group in forms), default=0)
     longest = max((len(form) for group in forms for form in group), default=0)
@@ -185,7 +199,7 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[str] = frozense
         options=options_OY,
         forms=forms_JXY,
         positions=np.array([keyword.position if keyword else -1 for keyword in expected], np.int32),
-        without_keywords=np.array(not shown),
+        shows_nothing=np.array(shows_nothing(clip)),
         others=np.pad(others, (len(known) - len(others), 0)),
         spans=np.reshape(clip.spans, (-1, 2)).astype(np.float32),
         boxes=np.reshape(clip.boxes, (-1, 4)).astype(np.float32),

@@ -146,9 +146,10 @@ def completion_rewards(
         return is_tagged & (has_evidence | ~is_grounded) & (has_boxes | ~is_tracking)
 
     def event() -> jax.Array:
-        """Where the clip has no keyword, nothing known happens: the right text names no keyword at all."""
-        nothing_happens = reference.without_keywords & (reference.answer_type == AnswerType.TEXT)
+        """Where nothing known happens, the right text names no keyword at all; saying nothing is not right."""
+        nothing_happens = reference.shows_nothing & (reference.answer_type == AnswerType.TEXT)
         right = keywords.exact_match(mentioned, expected, unexpected)
+        right = jnp.where(words.count_words(answer_words) > 0, right, 0.0)
         return jnp.where(expected.any() | nothing_happens, right, jnp.nan)
 
     # Functions, so that only the rewards that are requested are traced.
