@@ -49,9 +49,9 @@ class References:
     choice i32[B]: the right option; marks i32[B, O], options u32[B, O, Y]: the character by which each option
     is named, and the words of its text; forms u32[B, J, X, Y]; positions
     i32[B, J]: of each keyword's first mention in the answer, -1: not expected, and wrong where it has forms;
-    shows_nothing bool[B]: it is known that the video shows none at all; others u32[B, M]: words of known keywords that are
-    not this clip's, sorted; spans f32[B, K, 2] in seconds, (0, 0): none; boxes f32[B, Q, 4] and their number
-    i32[B].
+    shows_nothing bool[B]: it is known that the video shows none at all; others u32[B, M]: words of known
+    keywords that are not this clip's, sorted; spans f32[B, K, 2] in seconds, (0, 0): none; boxes f32[B, Q, 4]
+    and their number i32[B].
     """
 
     answer_type: Array
@@ -116,9 +116,7 @@ def degraded_clip(clip: Clip) -> DegradedClip | None:
         try:
             right_option(shown)
         except UserError as error:
-            raise UserError(
-                f'{error}; this is its degraded_answer, true of V~: take an option or ""'
-            ) from error
+            raise UserError(f"{error}; this is its degraded_answer: take an option, or remove it") from error
     return shown
 
 

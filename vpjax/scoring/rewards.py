@@ -146,7 +146,7 @@ def completion_rewards(
         return is_tagged & (has_evidence | ~is_grounded) & (has_boxes | ~is_tracking)
 
     def event() -> jax.Array:
-        """Where nothing known happens, the right text names no keyword at all; saying nothing is not right."""
+        """Where nothing known happens, the right text names no keyword at all, in at least a word."""
         nothing_happens = reference.shows_nothing & (reference.answer_type == AnswerType.TEXT)
         right = keywords.exact_match(mentioned, expected, unexpected)
         right = jnp.where(words.count_words(answer_words) > 0, right, 0.0)
