@@ -7,7 +7,7 @@ import pytest
 
 from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, REVERSED, answers_to, read_benchmark
 from vpjax.events import clips as events
-from vpjax.scoring.answers import parse_choice
+from vpjax.scoring.answers import read_choice
 from vpjax.types import Clip, UserError
 
 # MotionBench: options inside the question; "NA" is a hidden answer.
@@ -162,7 +162,7 @@ def read(name, data, videos=None):
     for clip in clips:
         if clip.task == "choice":
             assert BENCHMARKS[name].score(clip, clip.answer).values["accuracy"] == 1
-            wrong = [c for i, c in enumerate(clip.choices) if i != parse_choice(clip.answer, clip.choices)]
+            wrong = [c for i, c in enumerate(clip.choices) if i != read_choice(clip.answer, clip.choices)]
             scores = [BENCHMARKS[name].score(clip, c) for c in wrong]
             assert all(readable and values["accuracy"] == 0 for readable, values in scores)
     return clips, left_out

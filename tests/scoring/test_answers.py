@@ -2,7 +2,13 @@
 
 import pytest
 
-from vpjax.scoring.answers import final_answer, parse_choice, parse_options, parse_time_span, without_letter
+from vpjax.scoring.answers import (
+    final_answer,
+    parse_options,
+    read_choice,
+    read_spans,
+    without_letter,
+)
 
 OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
 
@@ -27,7 +33,7 @@ OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
         ("Jumping.", 1),
         ("The person is jumping.", 1),
         ("It shows a man who is running fast.", 2),  # and not option A, which stands in it
-        ("running or jumping", 0),  # begins with one
+        ("running or jumping", None),  # hedging earns nothing
         ("either jumping, or running", None),
         ("A or B", None),
         ("A man is there.", None),  # an article is no letter
@@ -39,7 +45,7 @@ OPTIONS = ("running", "jumping", "a man who is running fast", "nothing")
     ],
 )
 def test_a_choice(text, chosen):
-    assert parse_choice(text, OPTIONS) == chosen
+    assert read_choice(text, OPTIONS) == chosen
 
 
 @pytest.mark.parametrize(
@@ -53,7 +59,7 @@ def test_a_choice(text, chosen):
     ],
 )
 def test_yes_or_no(text, chosen):
-    assert parse_choice(text, ("yes", "no")) == chosen
+    assert read_choice(text, ("yes", "no")) == chosen
 
 
 @pytest.mark.parametrize("kind, marks", [("Caption", "AB"), ("Option", "12"), ("Sentence", "AB")])
@@ -63,8 +69,8 @@ def test_labelled_options(kind, marks):
         label, _, sentence = option.partition(": ")
         texts = [option, label, f"{label}.", sentence, f"It is {label.lower()}"]
         texts += [f"({marks[place]})", marks[place]]
-        assert [parse_choice(text, options) for text in texts] == [place] * len(texts)
-    assert parse_choice(f"{kind} {marks[0]} and {kind} {marks[1]}", options) is None
+        assert [read_choice(text, options) for text in texts] == [place] * len(texts)
+    assert read_choice(f"{kind} {marks[0]} and {kind} {marks[1]}", options) is None
 
 
 def test_options_in_a_question():
@@ -97,7 +103,7 @@ def test_options_in_a_question():
     ],
 )
 def test_a_span(text, span):
-    assert parse_time_span(text) == span
+    assert read_spans(text)[-1:] == ([span] if span else [])
 
 
 def test_final_answer():

@@ -18,7 +18,7 @@ from vpjax.evaluation.records import Record, beside, records
 from vpjax.events.clips import EIGHTHS
 from vpjax.events.text import caption_variants, events_named
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path
-from vpjax.scoring.answers import parse_choice, parse_options, without_letter
+from vpjax.scoring.answers import parse_options, read_choice, without_letter
 from vpjax.scoring.metrics import AnswerScore, score_caption, score_choice, score_description, score_span
 from vpjax.scoring.tasks import score_built_in, score_by_task, score_grounded_choice, score_tracking
 from vpjax.types import Clip, UserError
@@ -120,7 +120,7 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
 def _check_choices(clip: Clip) -> None:
     if len(clip.choices) < 2 or not all(choice.strip() for choice in clip.choices):
         raise ValueError(f"{clip.id}: its options are {list(clip.choices)}; a choice has two or more")
-    if parse_choice(clip.answer, clip.choices) is None:
+    if clip.answer not in clip.choices and read_choice(clip.answer, clip.choices) is None:
         raise ValueError(f"{clip.id}: its answer {clip.answer!r} is none of {list(clip.choices)}")
 
 

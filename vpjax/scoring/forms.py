@@ -7,7 +7,7 @@ from vpjax.events.text import EVENT_WORDS
 from vpjax.scoring.host_text import normalize, split_words
 from vpjax.types import Keyword
 
-Form = tuple[bytes, ...]  # the words of one form of a keyword
+Form = tuple[str, ...]  # the words of one form of a keyword
 
 
 # Irregular pasts, and participles if they differ, of verbs for events in videos.
@@ -21,16 +21,16 @@ def forms_of(keyword: Keyword) -> frozenset[Form]:
     clips, all of its synonyms."""
     text = tuple(split_words(normalize(keyword.text)))
     lemma = tuple(split_words(normalize(keyword.lemma)))
-    forms = {text} | {(word.encode(),) for word in EVENT_WORDS.get(keyword.lemma, "").split()}
+    forms = {text} | {(word,) for word in EVENT_WORDS.get(keyword.lemma, "").split()}
     if lemma:
-        heads = inflections(lemma[0].decode())
+        heads = inflections(lemma[0])
         forms |= {(head, *lemma[1:]) for head in heads}
         if len(lemma) > 1 and text and text[0] in heads:
             forms |= {(head, *text[1:]) for head in heads}
     return frozenset(forms - {()})
 
 
-def inflections(word: str) -> set[bytes]:
+def inflections(word: str) -> set[str]:
     """The forms of an English verb or noun by the regular rules, and irregular pasts. If the spelling does
     not show whether a letter doubles (``hopped``, but ``opened``), both forms are included: one of them is no
     word.
@@ -48,4 +48,4 @@ def inflections(word: str) -> set[bytes]:
     elif re.search(r"[^aeiou][aeiou][^aeiouwxy]$", word):
         past.add(word + word[-1] + "ed")
         running.add(word + word[-1] + "ing")
-    return {form.encode() for form in {word, *plural, *past, *running, *IRREGULAR_VERBS.get(word, ())}}
+    return {word, *plural, *past, *running, *IRREGULAR_VERBS.get(word, ())}

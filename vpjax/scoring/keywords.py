@@ -35,7 +35,7 @@ def first_mentions(words: jax.Array, forms: Array) -> jax.Array:
     return jnp.where(hits, jnp.arange(w), w).min((1, 2), initial=w)
 
 
-def first_mention(words: Sequence[bytes], forms: frozenset[Form]) -> int | None:
+def first_mention(words: Sequence[str], forms: frozenset[Form]) -> int | None:
     """The position in ``words`` of the first mention of one of ``forms``, on the host."""
     for position in range(len(words)):
         if any(tuple(words[position : position + len(form)]) == form for form in forms):

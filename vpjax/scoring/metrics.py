@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vpjax.events.text import events_named, says_nothing_happens
-from vpjax.scoring.answers import final_answer, parse_choice, parse_time_span
+from vpjax.scoring.answers import final_answer, read_choice, read_spans
+from vpjax.scoring.references import right_option
 from vpjax.types import Clip
 
 THRESHOLDS = (0.3, 0.5, 0.7)  # of the IoU of spans
@@ -25,20 +26,19 @@ class AnswerScore(NamedTuple):
 
 def score_choice(clip: Clip, text: str) -> AnswerScore:
     """Whether the answer chooses the right option of ``clip.choices``."""
-    chosen = parse_choice(text, clip.choices)
-    right = chosen == parse_choice(clip.answer, clip.choices)
-    return AnswerScore(chosen is not None, {"accuracy": float(right)})
+    chosen = read_choice(text, clip.choices)
+    return AnswerScore(chosen is not None, {"accuracy": float(chosen == right_option(clip))})
 
 
 def score_span(clip: Clip, text: str) -> AnswerScore:
-    """The IoU of the seconds that the answer names with the best of ``clip.spans`` (its mean is mIoU), and
+    """The IoU of the last span that the answer names with the best of ``clip.spans`` (its mean is mIoU), and
     whether it reaches each threshold."""
-    span = parse_time_span(text)
+    spans = read_spans(text)
     iou = 0.0
-    if span:
-        iou = max((interval_iou(span, target) for target in clip.spans), default=0.0)
+    if spans:
+        iou = max((interval_iou(spans[-1], target) for target in clip.spans), default=0.0)
     recalls = {f"R@{threshold}": float(iou >= threshold) for threshold in THRESHOLDS}
-    return AnswerScore(span is not None, {"mIoU": iou} | recalls)
+    return AnswerScore(bool(spans), {"mIoU": iou} | recalls)
 
 
 def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:

@@ -13,15 +13,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vpjax.scoring.answers import LETTERS, read_choice
 from vpjax.scoring.forms import Form, forms_of
-from vpjax.scoring.host_text import answer_in, normalize, option_index, split_words
+from vpjax.scoring.host_text import answer_in, normalize, split_words
 from vpjax.scoring.keywords import KeywordTable, first_mention
 from vpjax.scoring.words import fingerprint_of
 from vpjax.types import Array, Clip, UserError
 
-MAX_OPTIONS = 26  # they are named by letters
+MAX_OPTIONS = len(LETTERS)
 # Words that are not content words.
-STOPWORDS = frozenset(Path(__file__).with_name("caption_stopwords.txt").read_bytes().split())
+STOPWORDS = frozenset(Path(__file__).with_name("caption_stopwords.txt").read_text().split())
 NO_CLIP = Clip("", "", "", "")
 
 
@@ -77,7 +78,7 @@ class DegradedClip(Clip):
     hidden, and it is wrong to name them."""
 
 
-def answer_words(clip: Clip) -> list[bytes]:
+def answer_words(clip: Clip) -> list[str]:
     return split_words(answer_in(normalize(clip.answer)))
 
 
@@ -116,18 +117,19 @@ def answer_type(clip: Clip) -> AnswerType:
     return types.get(clip.task, AnswerType.TEXT)
 
 
-def right_option(clip: Clip, choices: int) -> int:
-    """The index of the option that the answer names by its letter or its text. UserError if it names none of
-    ``choices`` options."""
-    choice = option_index(answer_in(normalize(clip.answer)), choices)
+def right_option(clip: Clip) -> int:
+    """The index of the option that the answer chooses, by its own text or as completions do. UserError if it
+    chooses none."""
     if clip.answer in clip.choices:
-        choice = clip.choices.index(clip.answer)
-    if choice < 0 or choices > MAX_OPTIONS:
-        raise UserError(f"clip {clip.id}: the answer {clip.answer!r} names none of its {choices} options")
+        return clip.choices.index(clip.answer)
+    choice = read_choice(clip.answer, clip.choices)
+    if choice is None:
+        count = len(clip.choices) or MAX_OPTIONS
+        raise UserError(f"clip {clip.id}: the answer {clip.answer!r} names none of its {count} options")
     return choice
 
 
-def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozenset()) -> References:
+def reference_arrays(clip: Clip, keywords: int, known: frozenset[str] = frozenset()) -> References:
     """The reference of a clip with its first J = ``keywords`` keywords, without the axis B and without
     padding. known: the words of all known keywords. UserError if the clip lacks what its task needs."""
     words, choices = answer_words(clip), len(clip.choices) or MAX_OPTIONS
@@ -149,7 +151,7 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozen
         answer_type=np.array(answer_type(clip), np.int32),
         words=_fingerprints(words),
         content=_fingerprints(word for word in words if word not in STOPWORDS),
-        choice=np.array(right_option(clip, choices) if clip.task == "choice" else -1, np.int32),
+        choice=np.array(right_option(clip) if clip.task == "choice" else -1, np.int32),
         choices=np.array(choices, np.int32),
         forms=forms_JXY,
         positions=np.array([keyword.position if keyword else -1 for keyword in expected], np.int32),
@@ -161,12 +163,12 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[bytes] = frozen
     )
 
 
-def _fingerprints(words: Iterable[bytes]) -> np.ndarray:
+def _fingerprints(words: Iterable[str]) -> np.ndarray:
     return np.array([fingerprint_of(word) for word in words], np.uint32)
 
 
 @functools.lru_cache(2)  # that of the run, and the empty one
-def _sorted_fingerprints(words: frozenset[bytes]) -> np.ndarray:
+def _sorted_fingerprints(words: frozenset[str]) -> np.ndarray:
     return np.sort(_fingerprints(words))
 
 
@@ -179,7 +181,7 @@ def keyword_table(clips: Iterable[Clip], keywords: int) -> KeywordTable:
             if expected is not None:
                 for form in sorted(expected.forms):
                     if len(form) == 1:
-                        lemma = fingerprint_of(keyword.lemma.encode())
+                        lemma = fingerprint_of(keyword.lemma)
                         lemma_of.setdefault(fingerprint_of(form[0]), lemma)
     words = sorted(lemma_of) or [0]
     return KeywordTable(
@@ -195,7 +197,7 @@ class ReferenceSizes:
 
     keywords: int
     shapes: dict[str, tuple[int, ...]]
-    known: frozenset[bytes]
+    known: frozenset[str]
 
 
 def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 1024) -> ReferenceSizes:
@@ -203,7 +205,7 @@ def reference_sizes(clips: Iterable[Clip], *, keywords: int, max_words: int = 10
     the clip, if a reference has more than ``max_words`` words or lacks what its task needs."""
     empty = vars(reference_arrays(NO_CLIP, keywords))
     shapes = {name: tuple(np.maximum(1, array.shape).tolist()) for name, array in empty.items()}
-    known: set[bytes] = set()
+    known: set[str] = set()
     for clip in clips:
         row = reference_arrays(clip, keywords)
         if len(row.words) > max_words:

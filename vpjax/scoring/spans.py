@@ -68,8 +68,8 @@ def find_numbers(b: jax.Array, size: int) -> Numbers:
     final = lax.cummin(jnp.where(tied, size, jnp.arange(size)), reverse=True)
 
     # A span: a number, perhaps its unit, the joining word or mark, the other number.
-    units = [fingerprint_of(unit.encode()) for unit in UNITS]
-    joining_words = [fingerprint_of(joining.encode()) for joining in JOINING_WORDS]
+    units = [fingerprint_of(unit) for unit in UNITS]
+    joining_words = [fingerprint_of(joining) for joining in JOINING_WORDS]
     has_unit = at(adjacent, final) & is_one_of(at(word, final + 1), units)
     tail = final + has_unit
     by_word = at(adjacent, tail) & is_one_of(at(word, tail + 1), joining_words) & at(adjacent, tail + 1)

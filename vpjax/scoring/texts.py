@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpjax.data.text import Text
-from vpjax.scoring.host_text import DASHES
 from vpjax.types import Array, UserError
 
 SPACE = ord(" ")
+DASHES = ("\u2013", "\u2014")
 
 
 @jax.tree_util.register_dataclass

@@ -67,9 +67,9 @@ def powers(base: int, count: int) -> np.ndarray:
 
 
 @functools.lru_cache(2**16)
-def fingerprint_of(word: bytes) -> int:
+def fingerprint_of(word: str) -> int:
     """The fingerprint of a word in lower case, on the host."""
-    letters = np.frombuffer(word, np.uint8)
+    letters = np.array([ord(character) for character in word], np.uint32)
     return int(mix_bits((letters * powers(BASE, len(word))).sum(dtype=np.uint32, keepdims=True))[0])
 
 
