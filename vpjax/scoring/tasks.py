@@ -97,6 +97,8 @@ def score_built_in(clip: Clip, text: str) -> AnswerScore:
     if clip.task == "choice":
         has_evidence = len(read_evidence(clip.answer)) > 0
         return score_grounded_choice(clip, text) if has_evidence else score_choice(clip, text)
-    readable, values = score_by_task(clip, text)
-    leading = next(iter(values.values()))
-    return AnswerScore(readable, {"accuracy": float(leading >= ENOUGH)} | values)
+    if clip.task == "grounding":
+        readable, values = score_span(clip, text)
+        return AnswerScore(readable, {"accuracy": values["R@0.5"], "mIoU": values["mIoU"]})
+    readable, values = score_tracking(clip, text)
+    return AnswerScore(readable, {"accuracy": float(values["AO"] >= ENOUGH)} | values)
