@@ -250,7 +250,7 @@ def charades_sta(record: Record) -> Iterator[Clip | str]:
         video, *span = times.split()
         queries = [(span, caption)]
     elif "sentences" in row:
-        video, queries = record.key, zip(row["timestamps"], row["sentences"], strict=True)
+        video, queries = record.key, list(zip(row["timestamps"], row["sentences"], strict=True))
     else:
         video, queries = row["video"], [(row["timestamp"], row["caption"])]
     for number, (span, caption) in enumerate(queries, 1):
