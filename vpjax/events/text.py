@@ -60,7 +60,8 @@ ORDER_ANSWER = "First it {event}."
 GROUNDING_QUESTION = "When is it that the {shape} {event}?"
 GROUNDING_ANSWER = "From {:.2f} to {:.2f} seconds."
 TRACKING_QUESTION = "Track the {colour} {shape}, which begins at {box}: give its box at {moments} moments."
-GROUNDED_QUESTION = "What does the shape do, and when?"
+# Answered in an option's own words: a small model learns them long before it learns to look up letters.
+GROUNDED_QUESTION = "Which of these does the shape do, and when: {}?"
 EVIDENCE = "<glue>[({:.2f}, {:.2f})]</glue>"
 # The answers of the last three tasks with ``EventSpec.tags``, in VideoChat-R1's form, and their thoughts.
 TAGGED = "<think>{thought}</think> <answer>{answer}</answer>"
@@ -107,14 +108,14 @@ def make_dialogue(
             wrong = rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)
             options = rng.permutation([*sorted(kinds), *wrong])
             choices = tuple(phrase_of[kind] for kind in options)
+            if task == "grounded":
+                answer = _answer(phrase, EVENT_THOUGHT.format(event=phrase), tags)
+                evidence = EVIDENCE.format(*spans[0])
+                question = GROUNDED_QUESTION.format(", ".join(choices))
+                return Dialogue(question, f"{answer} {evidence}", (phrase,), choices)
             lettered = [f"({OPTION_LETTERS[i]}) {choice}" for i, choice in enumerate(choices)]
-            right = choices.index(phrase)
-            if task == "choice":
-                question = " ".join([CHOICE_QUESTION, *lettered])
-                return Dialogue(question, lettered[right], (phrase,), choices)
-            question = " ".join([GROUNDED_QUESTION, *lettered])
-            answer = _answer(OPTION_LETTERS[right], EVENT_THOUGHT.format(event=phrase), tags)
-            return Dialogue(question, f"{answer} {EVIDENCE.format(*spans[0])}", (phrase,), choices)
+            question = " ".join([CHOICE_QUESTION, *lettered])
+            return Dialogue(question, lettered[choices.index(phrase)], (phrase,), choices)
         case "order":
             question = ORDER_QUESTION.format(*(phrase_of[kind] for kind in rng.permutation(sorted(kinds))))
             return Dialogue(question, ORDER_ANSWER.format(event=phrase), tuple(phrase_of[k] for k in kinds))
