@@ -37,7 +37,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
-TASKS = ("caption", "choice", "order", "grounding", "tracking")
+TASKS = ("caption", "choice", "order", "grounding", "tracking", "numerical", "regression", "ocr")
 
 
 class UserError(Exception):

@@ -1,38 +1,44 @@
-"""The rewards once more, on the host: regular expressions over decoded text, float64, no JAX.
+"""The rewards once more, on the host: what evaluation reads and compares, over decoded text, without JAX.
 
 An independent implementation, with which the rewards on the device are compared.
 """
 
-import collections
 import re
 from typing import NamedTuple
 
 import numpy as np
 
+from vpjax.scoring.answers import choose, read_options
+from vpjax.scoring.comparisons import (
+    best_iou,
+    box_iou,
+    closeness,
+    rouge_l,
+    rouge_n,
+    same_number,
+    span_iou,
+    word_accuracy,
+)
 from vpjax.scoring.forms import forms_of
-from vpjax.scoring.host_text import answer_in, normalize, option_index, split_words
+from vpjax.scoring.host_text import CHUNK, STOPWORDS, answer_in, evidence_in, normalize, split_words
 from vpjax.scoring.keywords import first_mention
-from vpjax.scoring.references import STOPWORDS, answer_words, expected_keywords, right_option
+from vpjax.scoring.numbers import boxes_in, numbers_in, spans_in
+from vpjax.scoring.references import answer_words, expected_keywords, right_option
+from vpjax.scoring.stems import stem_of
 from vpjax.types import Clip
 
-FORMAT = re.compile(rb" *<think>(.*)</think> *<answer>(.*)</answer> *(?:<glue>(.*)</glue> *)?", re.DOTALL)
-
-NUMBER = r"(\d+(?:[.:]\d+)*)"
-UNIT = r"(?:s|sec|secs|second|seconds)(?![a-z])"
-JOIN = r"(?:(?:to|and|until|till)(?![a-z])|[-,])"
-SPAN = re.compile(rf"{NUMBER} *(?:{UNIT} *)?{JOIN} *{NUMBER}".encode(), re.IGNORECASE)
-BOX = re.compile(rf"[\[(] *{NUMBER} *, *{NUMBER} *, *{NUMBER} *, *{NUMBER} *[\])]".encode())
-PART = r"(\d{1,6})"
-VALUE = re.compile(rf"(?:(?:{PART}:)?{PART}:)?{PART}(?:\.(\d+))?".encode())
+TAGGED = r" *<think>(.*)</think> *<answer>(.*)</answer> *"
+EVIDENCE = r"<glue>(.*)</glue> *"
+MARKS = re.compile(r"[^0-9.+eE -]")
 
 
 class HostInputs(NamedTuple):
     """One completion and its clip. length, limit: in tokens. positions, expected, hidden: of the keywords
     that the reference answer mentions; hidden: V~ lacks them. unexpected: words of other known keywords."""
 
-    text: bytes
-    answer: bytes
-    evidence: bytes
+    text: str
+    answer: str
+    evidence: str
     words: list
     length: int
     limit: int
@@ -61,7 +67,6 @@ def host_rewards(names, completions, clips, known, *, keywords, hidden, lengths,
 def read(completion, clip, known, keywords, hidden, length, limit):
     text = normalize(completion)
     answer = answer_in(text)
-    _, found, rest = text.rpartition(b"<glue>")
     words, reference = split_words(answer), answer_words(clip)
     found_keywords = list(zip(expected_keywords(clip, keywords), hidden, strict=True))
     expected = [keyword for keyword, _ in found_keywords if keyword]
@@ -69,7 +74,7 @@ def read(completion, clip, known, keywords, hidden, length, limit):
     return HostInputs(
         text=text,
         answer=answer,
-        evidence=rest.partition(b"</glue>")[0] if found else answer,
+        evidence=evidence_in(text),
         words=words,
         length=length,
         limit=limit,
@@ -82,35 +87,15 @@ def read(completion, clip, known, keywords, hidden, length, limit):
     )
 
 
-def rouge_l(x):
-    row = [0] * (len(x.reference) + 1)
-    for word in x.words:
-        above = list(row)
-        for j, other in enumerate(x.reference):
-            row[j + 1] = above[j] + 1 if word == other else max(above[j + 1], row[j])
-    return f1(row[-1], len(x.words), len(x.reference))
-
-
-def rouge_n(x, n):
-    candidate, reference = (
-        collections.Counter(ngrams(x.words, n)),
-        collections.Counter(ngrams(x.reference, n)),
-    )
-    return f1((candidate & reference).total(), candidate.total(), reference.total())
-
-
-def ngrams(words, n):
-    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
-
-
-def f1(both, candidate, reference):
-    return 2 * both / max(candidate + reference, 1)
+def rouge_stems(x):
+    stems, reference = (list(map(stem_of, words)) for words in (x.words, x.reference))
+    return np.mean([rouge_n(stems, reference, 1), rouge_n(stems, reference, 2), rouge_l(stems, reference)])
 
 
 def caption_recall(x):
     content = [word for word in x.reference if word not in STOPWORDS]
-    both = collections.Counter(x.words) & collections.Counter(content)
-    return both.total() / len(content) if content else np.nan
+    found = sum(min(x.words.count(word), content.count(word)) for word in set(content))
+    return found / len(content) if content else np.nan
 
 
 def keyword_recall(x):
@@ -157,57 +142,47 @@ def event(x):
 
 
 def choice(x):
-    choices = len(x.clip.choices) or 26
-    return float(option_index(x.answer, choices) == right_option(x.clip, choices))
+    return float(choose(x.answer, read_options(x.clip.choices)) == right_option(x.clip))
 
 
-def spans_in(text):
-    return [(value(a), value(b)) for a, b in SPAN.findall(text)]
+def grounding(x):
+    spans = spans_in(x.answer)
+    return best_iou(spans[-1], x.clip.spans) if spans else 0.0
 
 
-def value(number):
-    match = VALUE.fullmatch(number)
-    if not match:
-        return np.nan
-    hours, minutes, seconds = (int(part or 0) for part in match.groups()[:3])
-    fraction = (match[4] or b"0")[:6]
-    return 3600 * hours + 60 * minutes + seconds + int(fraction) / 10 ** len(fraction)
+def number(text):
+    """The one number of a text."""
+    numbers = numbers_in(text)
+    return numbers[0] if numbers and set(numbers) == {numbers[0]} and numbers[0] == numbers[0] else None
 
 
-def span_iou(candidate, reference):
-    candidate, reference = merged(candidate), merged(reference)
-    both = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in candidate for b in reference)
-    either = sum(end - start for start, end in candidate + reference) - both
-    return both / either if either else 0.0
-
-
-def merged(spans):
-    out = []
-    for start, end in sorted(span for span in spans if span[0] < span[1]):
-        if out and start <= out[-1][1]:
-            out[-1][1] = max(out[-1][1], end)
-        else:
-            out.append([start, end])
-    return out
-
-
-def box_iou(x):
-    candidate, reference = [[value(part) for part in box] for box in BOX.findall(x.answer)], x.clip.boxes
-    total = 0.0
-    for a, b in zip(candidate, reference, strict=False):
-        if np.isfinite(a).all():
-            width, height = (max(0.0, min(a[k + 2], b[k + 2]) - max(a[k], b[k])) for k in (0, 1))
-            areas = [max(0.0, x1 - x0) * max(0.0, y1 - y0) for x0, y0, x1, y1 in (a, b)]
-            either = sum(areas) - width * height
-            total += width * height / either if either else 0.0
-    return total / max(len(candidate), len(reference), 1)
+def ocr(x):
+    return word_accuracy(*(CHUNK.findall(text) for text in (x.answer, answer_in(normalize(x.clip.answer)))))
 
 
 def format_reward(x):
-    match = FORMAT.fullmatch(x.text)
-    parts = [part for part in match.groups() if part is not None] if match else [b""]
-    tags = re.findall(rb"</?(?:think|answer|glue)>", x.text)
-    return float(all(part.strip() for part in parts) and len(tags) == 2 * len(parts))
+    """A pattern for each task."""
+    grounded = x.clip.task == "choice" and bool(x.clip.spans)
+    match = re.fullmatch(TAGGED + EVIDENCE if grounded else TAGGED, x.text)
+    if not match or not all(part.strip() for part in match.groups()):
+        return 0.0
+    if len(re.findall(r"</?(?:think|answer|glue)>", x.text)) != 2 * len(match.groups()):
+        return 0.0
+    if grounded:
+        return float(is_list(match[3], "[,]", len(spans_in(match[3]))))
+    if x.clip.task == "tracking":
+        boxes = len(boxes_in(match[2]))
+        return float(boxes == len(x.clip.boxes) and is_list(match[2], "[,,,]", boxes))
+    return 1.0
+
+
+def is_list(text, entry, count):
+    marks = "".join(MARKS.findall(text)).replace("(", "[").replace(")", "]")
+    return count > 0 and marks == f"[{','.join([entry] * count)}]"
+
+
+def ngrams(words, n):
+    return [tuple(words[k : k + n]) for k in range(len(words) - n + 1)]
 
 
 def repetition(x):
@@ -231,9 +206,10 @@ def is_text(clip):
 
 # By name: the reward, and whether it counts for a clip.
 REWARDS = {
-    "rouge_l": (rouge_l, is_text),
-    "rouge_1": (lambda x: rouge_n(x, 1), is_text),
-    "rouge_2": (lambda x: rouge_n(x, 2), is_text),
+    "rouge_l": (lambda x: rouge_l(x.words, x.reference), is_text),
+    "rouge_1": (lambda x: rouge_n(x.words, x.reference, 1), is_text),
+    "rouge_2": (lambda x: rouge_n(x.words, x.reference, 2), is_text),
+    "rouge_stems": (rouge_stems, is_text),
     "caption_recall": (caption_recall, is_text),
     "keyword_recall": (keyword_recall, always),
     "keyword_removed": (keyword_removed, always),
@@ -242,12 +218,21 @@ REWARDS = {
     "keyword_order": (keyword_order, always),
     "event": (event, always),
     "choice": (choice, lambda clip: clip.task == "choice"),
-    "span_iou": (lambda x: span_iou(spans_in(x.answer)[-1:], x.clip.spans), lambda c: c.task == "grounding"),
+    "span_iou": (grounding, lambda clip: clip.task == "grounding"),
     "evidence_iou": (
         lambda x: span_iou(spans_in(x.evidence), x.clip.spans),
         lambda clip: clip.task == "choice" and bool(clip.spans),
     ),
-    "box_iou": (box_iou, lambda clip: clip.task == "tracking"),
+    "box_iou": (lambda x: box_iou(boxes_in(x.answer), x.clip.boxes), lambda clip: clip.task == "tracking"),
+    "numerical": (
+        lambda x: float(same_number(number(x.answer), number(answer_in(normalize(x.clip.answer))))),
+        lambda clip: clip.task == "numerical",
+    ),
+    "regression": (
+        lambda x: closeness(number(x.answer), number(answer_in(normalize(x.clip.answer)))),
+        lambda clip: clip.task == "regression",
+    ),
+    "ocr": (ocr, lambda clip: clip.task == "ocr"),
     "format": (format_reward, always),
     "repetition": (repetition, always),
     "overlong": (overlong, always),

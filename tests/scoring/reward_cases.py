@@ -33,8 +33,18 @@ PROOF = make_clip(
 )
 # On V~, or where nothing happens: no keyword.
 STILL = make_clip("A red square moves left and suddenly stays the same.")
+COUNT = make_clip("<answer>12.5</answer>", "numerical")
+SIZE = make_clip("1,250", "regression")
+SIGN = make_clip("STOP, No. 5!", "ocr")
+CHINESE = make_clip("\u4e00\u4e2a\u7537\u4eba\u5728\u8dd1 caf\u00e9 \u041c\u043e\u0441\u043a\u0432\u0430")
+LABELS = make_clip("Caption B", "choice", choices=("Caption A: It slows.", "Caption B: It speeds up."))
 CLIPS = (
-    *(describe(SPEC, "train", index)[0] for index in range(20)),
+    *(describe(SPEC, "train", index)[0] for index in range(15)),
+    COUNT,
+    SIZE,
+    SIGN,
+    CHINESE,
+    LABELS,
     STILL,
     STORY,
     TRACK,
@@ -61,7 +71,18 @@ def template_answer(rng, clip):
         f"The answer is {letter}.",
         f"{letter}: it",
         f"So {letter} it is",
-        f"{letter} or {letter.upper()}",
+        f"{letter} or {rng.choice(list('ABCD'))}",
+        f"{letter} is right, not {rng.choice(list('ABCD'))}",
+        f"I think that A person is falling: {letter}",
+        f"Option {letter}",
+        f"the best option is {letter} and/or {rng.choice(list('ABC'))}",
+        f"'{letter}' A's T-shirt",
+        *clip.choices,
+        *(f"{letter} {option}" for option in clip.choices),
+        *(f"{option} or {clip.choices[0]}" for option in clip.choices),
+        f"start {a}, end {b}",
+        f"-{a} {b:.0f},{c:.0f} {d:.1f}e-{rng.integers(12)} .{b:.0f} {a:.0f}. to {b:.0f}.",
+        f"{a:.0f},{100 + b:.0f} to 1,{100 + c:.0f},500.5",
         "A red square flashes",
         "So A is it. A dog (A) b",
         f"From {a} to {b} seconds.",
@@ -75,12 +96,19 @@ def template_answer(rng, clip):
         f"<glue>[{a}, {b}]</glue>{letter}",
         f"[[{box}], [{box}]]",
         f"[{', '.join(boxes)}]",
+        f"<think>t</think><answer>[{', '.join(boxes)}]</answer>",
+        f"<think>t</think><answer>{letter}</answer><glue>[({a}, {b}), ({c}, {d})]</glue>",
+        f"<think>t</think><answer>{letter}</answer>",
         f"Frame 1: ({box}) Frame 2: [ {box} ] [{box}, 1] [1.2.3, {box}]",
         "the the the the the ball ball ball the ball",
     ]
     if rng.random() < 0.5:  # a text that suits the task
         if clip.boxes:
-            templates = templates[-5:]
+            templates = templates[-8:]
+        elif clip.task in ("numerical", "regression"):
+            templates = [clip.answer, "1250.0", "12.50", f"{a}", f"-{a}", f"{a} or {b}", "1,300 m", "1.25e3"]
+        elif clip.task == "ocr":
+            templates = ["STOP, No. 5!", "Stop No. 5", "STOP, No. 5! No. 5", "STOP,", other.answer]
         elif len(clip.keywords) > 1:
             templates = templates[:4]
     text = templates[rng.integers(len(templates))]
@@ -102,9 +130,27 @@ def garbled(rng, text):
 
 
 PIECES = [f"<{slash}{tag}>" for tag in ("think", "answer", "glue") for slash in ("", "/")]
-PIECES += [" to ", " and ", "1:05", "A", "s", "\n\n  "]
+PIECES += [
+    " to ",
+    " and ",
+    "1:05",
+    "A",
+    "B",
+    "s",
+    "\n\n  ",
+    " or ",
+    "answer is ",
+    "option ",
+    "e-",
+    ".5",
+    "1,000",
+    "[[",
+    "]]",
+]
 NOISE = (
-    string.digits + "..::,,--[]()<>/  \tABab sto" + "\u2013\u2014\u00e9\u4e2d\U0001f600\u212a\u0130\u00a0\x00"
+    string.digits
+    + "..::,,--[]()<>/  \tABab sto"
+    + "\u2013\u2014\u2212\u00e9\u0416\u4e2d\uff11\uff0c\uff21\U00020000\U0001f600\u212a\u0130\u00a0\u00b2\x00"
 )
 
 

@@ -1,14 +1,11 @@
-"""Scores of places and evidence by hand, and against the rewards that they share."""
+"""Scores of places and evidence, by hand."""
 
 import dataclasses
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from vpjax.scoring import spans as device
 from vpjax.scoring.metrics import score_caption, score_choice
-from vpjax.scoring.tasks import box_overlaps, covered_iou, score_built_in, score_by_task, score_tracking
+from vpjax.scoring.tasks import score_built_in, score_by_task, score_tracking
 from vpjax.types import Clip
 
 BOXES = ((0.0, 0.0, 0.4, 0.4), (0.2, 0.2, 0.6, 0.6), (0.5, 0.5, 1.0, 1.0))
@@ -35,31 +32,6 @@ def test_a_missing_box_and_one_too_many_count_as_0():
     assert score_tracking(CLIP, "nowhere") == (False, {"AO": 0, "success@0.5": 0, "box IoU": 0})
     alone = dataclasses.replace(CLIP, boxes=BOXES[:1])
     assert score_tracking(alone, str(list(BOXES[0]))).values["AO"] == 1  # no moment after the first
-
-
-def test_evidence_by_hand():
-    assert covered_iou([(1, 3)], [(2, 4)]) == pytest.approx(1 / 3)
-    assert covered_iou([(0, 1), (0.5, 2)], [(0, 2)]) == 1  # overlapping spans are merged
-    assert covered_iou([(0, 1), (3, 4)], [(0, 4)]) == pytest.approx(1 / 2)
-    assert covered_iou([], [(0, 4)]) == covered_iou([(2, 1)], [(1, 2)]) == covered_iou([], []) == 0
-
-
-def test_places_and_evidence_are_worth_what_their_rewards_are():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        boxes, reference = (
-            np.sort(rng.random((rng.integers(1, 5), 2, 2)), axis=1).reshape(-1, 4) for _ in "ab"
-        )
-        padded = [
-            np.concatenate([x, np.zeros((5 - len(x), 4))]).astype(np.float32) for x in (boxes, reference)
-        ]
-        reward = device.box_iou(padded[0], len(boxes), padded[1], len(reference))
-        assert np.mean(box_overlaps(boxes.tolist(), reference.tolist())) == pytest.approx(
-            float(reward), abs=1e-5
-        )
-        spans, others = (rng.random((rng.integers(1, 4), 2)).astype(np.float32) for _ in "ab")
-        reward = device.span_iou(jnp.asarray(spans), jnp.asarray(others))
-        assert covered_iou(spans.tolist(), others.tolist()) == pytest.approx(float(reward), abs=1e-5)
 
 
 def test_each_task_has_its_score():

@@ -4,6 +4,7 @@ import functools
 import re
 import string
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 
@@ -22,9 +23,12 @@ UNSPACED = (
 PLANE = 0x10000  # characters of the basic plane; of those beyond, only Chinese ones are read
 QUOTES = dict.fromkeys("\u2018\u2019\u201b\u2032\u00b4", "'") | dict.fromkeys("\u201c\u201d\u201e\u2033", '"')
 MARKS = QUOTES | {"\u2212": "-", "\u3001": ",", "\u3002": "."}  # minus, and the marks of Chinese
+# Words that are no content words.
+STOPWORDS = frozenset(Path(__file__).with_name("stopwords.txt").read_text().split())
 
 _UNSPACED_CLASS = "".join(f"{chr(first)}-{chr(last)}" for first, last in UNSPACED)
 WORD = re.compile(rf"[{_UNSPACED_CLASS}]|(?:[A-Za-z0-9]|[^\x00-\x7f{_UNSPACED_CLASS}])+")
+CHUNK = re.compile(rf"[{_UNSPACED_CLASS}]|[^ {_UNSPACED_CLASS}]+")  # a word with the marks around it
 _BEYOND = re.compile(r"[\U00010000-\U0001ffff\U00040000-\U0010ffff]")
 _SMALL_LETTERS = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
@@ -75,7 +79,7 @@ def _folded(character: str) -> str:
 def answer_in(text: str) -> str:
     """The answer in a text: from the last ``<answer>`` to the next ``</answer>``, else from the last
     ``</think>`` on. A thought that never ends has no answer. Evidence (``<glue>``) is not part of it."""
-    before, found, rest = text.rpartition("<answer>")
+    _, found, rest = text.rpartition("<answer>")
     if found:
         answer = rest.partition("</answer>")[0]
     elif "<think>" in text and "</think>" not in text:
@@ -83,7 +87,10 @@ def answer_in(text: str) -> str:
     else:
         answer = text.rpartition("</think>")[2]
     before, found, rest = answer.rpartition("<glue>")
-    return f"{before} {rest.partition('</glue>')[2]}" if found else answer
+    if not found:
+        return answer
+    # Three spaces, so that what stands on either side is no neighbour.
+    return f"{before}   {rest.partition('</glue>')[2]}"
 
 
 def evidence_in(text: str) -> str:

@@ -3,17 +3,18 @@
 import contextlib
 import functools
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from vpjax.events.text import events_named, says_nothing_happens
-from vpjax.scoring.answers import final_answer, read_choice, read_spans
+from vpjax.scoring.answers import final_answer, read_choice, read_number, read_spans
+from vpjax.scoring.comparisons import best_iou, closeness, rouge_l, rouge_n, same_number, word_accuracy
+from vpjax.scoring.host_text import CHUNK, STOPWORDS, answer_in, normalize, split_words
 from vpjax.scoring.references import right_option
-from vpjax.types import Clip
+from vpjax.scoring.stems import stem_of
+from vpjax.types import Clip, UserError
 
 THRESHOLDS = (0.3, 0.5, 0.7)  # of the IoU of spans
 EVENT_SHARE = 0.5  # share of an event's content words that a sentence must hold to describe the event
-EVENT_STOPWORDS = set(Path(__file__).with_name("event_stopwords.txt").read_text().split())
 
 
 class AnswerScore(NamedTuple):
@@ -34,32 +35,26 @@ def score_span(clip: Clip, text: str) -> AnswerScore:
     """The IoU of the last span that the answer names with the best of ``clip.spans`` (its mean is mIoU), and
     whether it reaches each threshold."""
     spans = read_spans(text)
-    iou = 0.0
-    if spans:
-        iou = max((interval_iou(spans[-1], target) for target in clip.spans), default=0.0)
+    iou = best_iou(spans[-1], clip.spans) if spans else 0.0
     recalls = {f"R@{threshold}": float(iou >= threshold) for threshold in THRESHOLDS}
     return AnswerScore(bool(spans), {"mIoU": iou} | recalls)
 
 
-def interval_iou(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Intersection over union of two (start, end)."""
-    union = max(a[1], b[1]) - min(a[0], b[0])
-    return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / union if union > 0 else float(a == b)
-
-
 def score_caption(clip: Clip, text: str) -> AnswerScore:
-    """ROUGE-1, -2 and -L (F1, stemmed, by the package rouge-score) and, if nltk's WordNet is installed,
+    """ROUGE-1, -2 and -L (F1 of stems, as by the package rouge-score) and, if nltk's WordNet is installed,
     METEOR (by nltk) of the answer against ``clip.answer``."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    answer = final_answer(text)
-    rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(clip.answer, answer)
-    values = {name: score.fmeasure for name, score in rouge.items()}
+    words, reference = _words(text), _words(clip.answer)
+    stems, reference_stems = ([stem_of(word) for word in side] for side in (words, reference))
+    values = {
+        "rouge1": rouge_n(stems, reference_stems, 1),
+        "rouge2": rouge_n(stems, reference_stems, 2),
+        "rougeL": rouge_l(stems, reference_stems),
+    }
     if missing_for_meteor() is None:
         from nltk.translate.meteor_score import meteor_score
 
-        values["METEOR"] = meteor_score([_tokens(clip.answer)], _tokens(answer))
-    return AnswerScore(bool(answer), values)
+        values["METEOR"] = meteor_score([reference], words)
+    return AnswerScore(bool(words), values)
 
 
 @functools.cache
@@ -102,25 +97,40 @@ def score_event(clip: Clip, text: str) -> AnswerScore:
     expected = (event,) if event else ()
     readable = len(named) == 1 or says_nothing_happens(answer)
     if not event and not named:
-        readable = bool(_tokens(answer))
+        readable = bool(_words(answer))
     return AnswerScore(readable, {"accuracy": float(readable and named == expected)})
 
 
-def _tokens(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
+def score_number(clip: Clip, text: str) -> AnswerScore:
+    """Whether the one number of an answer is the reference's and, of a quantity to estimate, how close it
+    comes (Video-R1's rewards of ``numerical`` and ``regression``)."""
+    number, reference = read_number(text), read_number(clip.answer)
+    if reference is None:
+        raise UserError(f"clip {clip.id}: the answer {clip.answer!r} is not one number, as {clip.task} needs")
+    values = {"accuracy": float(same_number(number, reference))}
+    if clip.task == "regression":
+        values = {"closeness": closeness(number, reference)} | values
+    return AnswerScore(number is not None, values)
+
+
+def score_ocr(clip: Clip, text: str) -> AnswerScore:
+    """1 less the word error rate, with marks and capitals."""
+    words, reference = (CHUNK.findall(answer_in(normalize(side))) for side in (text, clip.answer))
+    return AnswerScore(bool(words), {"word accuracy": word_accuracy(words, reference)})
+
+
+def _words(text: str) -> list[str]:
+    return split_words(answer_in(normalize(text)))
 
 
 def _content(text: str) -> set[str]:
     """The stems of the content words."""
-    from nltk.stem.porter import PorterStemmer
-
-    stem = PorterStemmer().stem
-    return {stem(word) for word in _tokens(text) if word not in EVENT_STOPWORDS}
+    return {stem_of(word) for word in split_words(normalize(text)) if word not in STOPWORDS}
 
 
 def _sentences(text: str) -> list[set[str]]:
     """The content words of each sentence that has any."""
-    contents = [_content(sentence) for sentence in re.split(r"[.;!?\n]+", text)]
+    contents = [_content(sentence) for sentence in re.split(r"[.;!?\n\u3002]+", text)]
     return [content for content in contents if content]
 
 

@@ -12,8 +12,10 @@ JOINING_WORDS = frozenset(("to", "and", "until", "till"))
 JOINING_MARKS = frozenset("-,~")
 DIGITS = 9  # at most, in a part of a number
 FRACTION = 6  # digits after the point that are read
-EXPONENT = 2  # digits of an exponent, at most
 PARTS = 4  # of a number, at most: hours, minutes, seconds and what follows the point
+# Numbers are equal if they differ by no more than half a hundredth and a millionth, which float32 resolves.
+HALF_HUNDREDTH, MILLIONTH = 0.005, 1e-6
+TINY = 1e-9  # the least size of a number to which a difference is compared
 PIECE = re.compile(r"[0-9]+|(?:[A-Za-z]|[^\x00-\x7f])+")  # a run of digits or of letters
 
 Span = tuple[float, float]
@@ -35,14 +37,11 @@ class Reading:
     def __init__(self, text: str):
         self.text = text
         self.pieces = list(PIECE.finditer(text))
-        self.numbers: list[Number] = []
-        piece = 0
-        while piece < len(self.pieces):
-            number = self._number_at(piece) if self.is_digits(piece) else None
-            if number:
-                self.numbers.append(number)
-            piece = number.last + 1 if number else piece + 1
-        self.number_at = {number.first: number for number in self.numbers}
+        self.number_at: dict[int, Number] = {}
+        for piece in range(len(self.pieces)):
+            if self.is_digits(piece) and not self._tie(piece - 1) and not self._is_exponent(piece):
+                self.number_at[piece] = self._number_at(piece)
+        self.numbers = list(self.number_at.values())
 
     def character(self, index: int) -> str:
         return self.text[index] if 0 <= index < len(self.text) else " "
@@ -112,7 +111,7 @@ class Reading:
         """The mark that makes a piece and the next one parts of one number, "": none. A comma is ``,``
         between thousands and ``;`` before a fraction."""
         link = self._link(piece)
-        if link in ".:" or not link:
+        if link in (".", ":"):
             return link
         if link != "," or self._point_before(piece):
             return ""
@@ -133,25 +132,23 @@ class Reading:
         parts = [piece[0] for piece in self.pieces[first : last + 1]]
         value = number_value(parts, ties, self._point_before(first))
         lead = self._lead_of_number(first)
-        exponent = self._exponent(last)
-        if exponent is not None:
-            value *= 10.0**exponent
+        if self._is_exponent(last + 2):
+            exponent = self.pieces[last + 2]
+            sign = -1 if self.character(exponent.start() - 1) == "-" else 1
+            value *= 10.0 ** (sign * int(exponent[0]))
             last += 2
         if lead < self.pieces[first].start() - self._point_before(first):
             value = -value
         return Number(value, first, last, lead)
 
-    def _exponent(self, last: int) -> int | None:
-        """That of a number whose digits end with the piece ``last``: ``e-1``. None without one."""
-        if not self.is_digits(last + 2) or self.word(last + 1) != "e":
-            return None
-        end, digits = self.pieces[last + 1].end(), self.pieces[last + 2]
-        sign = self.text[end : digits.start()]
-        if self.pieces[last + 1].start() != self.pieces[last].end() or sign not in ("", "+", "-"):
-            return None
-        if len(digits[0]) > EXPONENT:
-            return None
-        return -int(digits[0]) if sign == "-" else int(digits[0])
+    def _is_exponent(self, piece: int) -> bool:
+        """Whether the digits of a piece are an exponent from 0 to 9: ``e-1``, directly after other digits."""
+        if not (self.is_digits(piece) and self.is_digits(piece - 2) and self.word(piece - 1) == "e"):
+            return False
+        base, letter, digits = self.pieces[piece - 2 : piece + 1]
+        sign = self.text[letter.end() : digits.start()]
+        is_small = len(digits[0]) == 1 or (len(digits[0]) == 2 and digits[0][0] == "0")
+        return is_small and letter.start() == base.end() and sign in ("", "+", "-")
 
 
 def is_digit(character: str) -> bool:

@@ -1,33 +1,32 @@
 """References, with which rewards compare completions: each clip's answer, read on the host, as rows of
 arrays.
 
-Axes: R words of an answer, J keywords of X forms of Y words, M other keywords' words, K spans, Q boxes.
+Axes: R words of an answer, O options, J keywords of X forms, Y words of a form or an option, M other
+keywords' words, K spans, Q boxes.
 """
 
 import dataclasses
 import enum
 import functools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from vpjax.scoring.answers import LETTERS, read_choice
+from vpjax.scoring.answers import LETTERS, read_choice, read_number, read_options
 from vpjax.scoring.forms import Form, forms_of
-from vpjax.scoring.host_text import answer_in, normalize, split_words
+from vpjax.scoring.host_text import CHUNK, STOPWORDS, answer_in, normalize, split_words
 from vpjax.scoring.keywords import KeywordTable, first_mention
+from vpjax.scoring.stems import stem_of
 from vpjax.scoring.words import fingerprint_of
 from vpjax.types import Array, Clip, UserError
 
-MAX_OPTIONS = len(LETTERS)
-# Words that are not content words.
-STOPWORDS = frozenset(Path(__file__).with_name("caption_stopwords.txt").read_text().split())
-NO_CLIP = Clip("", "", "", "")
+NO_CLIP = Clip("", "", "", "none")
 
 
 class AnswerType(enum.IntEnum):
-    """TEXT: captions and other free answers. GROUNDED_CHOICE: an option, and the spans that prove it."""
+    """TEXT: captions and other free answers. GROUNDED_CHOICE: an option, and the spans that prove it.
+    NUMBER, SIZE: a number that must be met, or come close. OCR: text read off a picture."""
 
     PADDING = -1
     TEXT = 0
@@ -35,6 +34,9 @@ class AnswerType(enum.IntEnum):
     GROUNDED_CHOICE = 2
     GROUNDING = 3
     TRACKING = 4
+    NUMBER = 5
+    SIZE = 6
+    OCR = 7
 
 
 @jax.tree_util.register_dataclass
@@ -42,8 +44,10 @@ class AnswerType(enum.IntEnum):
 class References:
     """One row per clip. Words are fingerprints (``words.fingerprint_of``), 0 where there is none.
 
-    answer_type i32[B]; words, content u32[B, R]: all words of the answer, and its content words;
-    choice, choices i32[B]: the right option and the number of options; forms u32[B, J, X, Y]; positions
+    answer_type i32[B]; words, stems, content u32[B, R]: all words of the answer, their stems, and its content
+    words; chunks u32[B, R]: what stands between the spaces of a text to read; number f32[B]: NaN: none;
+    choice i32[B]: the right option; marks i32[B, O], options u32[B, O, Y]: the character by which each option
+    is named, and the words of its text; forms u32[B, J, X, Y]; positions
     i32[B, J]: of each keyword's first mention in the answer, -1: not expected, and wrong where it has forms;
     without_keywords bool[B]: the video shows none at all; others u32[B, M]: words of known keywords that are
     not this clip's, sorted; spans f32[B, K, 2] in seconds, (0, 0): none; boxes f32[B, Q, 4] and their number
@@ -52,9 +56,13 @@ class References:
 
     answer_type: Array
     words: Array
+    stems: Array
     content: Array
+    chunks: Array
+    number: Array
     choice: Array
-    choices: Array
+    marks: Array
+    options: Array
     forms: Array
     positions: Array
     without_keywords: Array
@@ -107,13 +115,23 @@ def degraded_clip(clip: Clip) -> DegradedClip | None:
 
 
 def answer_type(clip: Clip) -> AnswerType:
-    """UserError if the clip lacks what its task needs."""
+    """UserError if the clip lacks what its task needs, such as an answer that can be compared."""
     if clip.task == "grounding" and not clip.spans:
         raise UserError(f"clip {clip.id}: a grounding clip needs spans, in seconds")
     if clip.task == "tracking" and not clip.boxes:
         raise UserError(f"clip {clip.id}: a tracking clip needs boxes")
-    choice = AnswerType.GROUNDED_CHOICE if clip.spans else AnswerType.CHOICE
-    types = dict(choice=choice, grounding=AnswerType.GROUNDING, tracking=AnswerType.TRACKING)
+    if clip.task in ("numerical", "regression") and read_number(clip.answer) is None:
+        raise UserError(f"clip {clip.id}: the answer {clip.answer!r} is not one number, as {clip.task} needs")
+    if clip.task in ("caption", "order", "ocr") and not answer_words(clip):
+        raise UserError(f"clip {clip.id}: the answer {clip.answer!r} has no words to compare with; remove it")
+    types = dict(
+        choice=AnswerType.GROUNDED_CHOICE if clip.spans else AnswerType.CHOICE,
+        grounding=AnswerType.GROUNDING,
+        tracking=AnswerType.TRACKING,
+        numerical=AnswerType.NUMBER,
+        regression=AnswerType.SIZE,
+        ocr=AnswerType.OCR,
+    )
     return types.get(clip.task, AnswerType.TEXT)
 
 
@@ -124,7 +142,7 @@ def right_option(clip: Clip) -> int:
         return clip.choices.index(clip.answer)
     choice = read_choice(clip.answer, clip.choices)
     if choice is None:
-        count = len(clip.choices) or MAX_OPTIONS
+        count = len(clip.choices) or len(LETTERS)
         raise UserError(f"clip {clip.id}: the answer {clip.answer!r} names none of its {count} options")
     return choice
 
@@ -132,7 +150,11 @@ def right_option(clip: Clip) -> int:
 def reference_arrays(clip: Clip, keywords: int, known: frozenset[str] = frozenset()) -> References:
     """The reference of a clip with its first J = ``keywords`` keywords, without the axis B and without
     padding. known: the words of all known keywords. UserError if the clip lacks what its task needs."""
-    words, choices = answer_words(clip), len(clip.choices) or MAX_OPTIONS
+    kind, words = answer_type(clip), answer_words(clip)
+    options = read_options(clip.choices) if clip.task == "choice" else []
+    number = read_number(clip.answer) if clip.task in ("numerical", "regression") else None
+    chunks = CHUNK.findall(answer_in(normalize(clip.answer))) if kind == AnswerType.OCR else []
+    stems = map(stem_of, words) if kind == AnswerType.TEXT else ()
     own = {*words, *(word for keyword in clip.keywords for form in forms_of(keyword) for word in form)}
     known_fingerprints = _sorted_fingerprints(known)
     others = known_fingerprints[~np.isin(known_fingerprints, _fingerprints(own))]
@@ -147,12 +169,20 @@ def reference_arrays(clip: Clip, keywords: int, known: frozenset[str] = frozense
     for j, group in enumerate(forms):
         for x, form in enumerate(group):
             forms_JXY[j, x, : len(form)] = _fingerprints(form)
+    longest = max((len(option.words) for option in options), default=0)
+    options_OY = np.zeros((len(options), longest), np.uint32)
+    for o, option in enumerate(options):
+        options_OY[o, : len(option.words)] = _fingerprints(option.words)
     return References(
-        answer_type=np.array(answer_type(clip), np.int32),
+        answer_type=np.array(kind, np.int32),
         words=_fingerprints(words),
+        stems=_fingerprints(stems),
         content=_fingerprints(word for word in words if word not in STOPWORDS),
+        chunks=_fingerprints(chunks),
+        number=np.array(np.nan if number is None else number, np.float32),
         choice=np.array(right_option(clip) if clip.task == "choice" else -1, np.int32),
-        choices=np.array(choices, np.int32),
+        marks=np.array([ord(option.mark) if option.mark else 0 for option in options], np.int32),
+        options=options_OY,
         forms=forms_JXY,
         positions=np.array([keyword.position if keyword else -1 for keyword in expected], np.int32),
         without_keywords=np.array(not shown),

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from vpjax.scoring import keywords, spans, texts, words
+from vpjax.scoring import choices, keywords, spans, stemming, texts, words
 from vpjax.scoring.references import AnswerType, References
 from vpjax.types import Array, UserError
 
 ALL = tuple(answer_type for answer_type in AnswerType if answer_type != AnswerType.PADDING)
+CHOICES = (AnswerType.CHOICE, AnswerType.GROUNDED_CHOICE)
 # Each reward's name, and the types of answer for which it counts.
 REWARDS: dict[str, tuple[AnswerType, ...]] = {
     "rouge_l": (AnswerType.TEXT,),
     "rouge_1": (AnswerType.TEXT,),
     "rouge_2": (AnswerType.TEXT,),
+    "rouge_stems": (AnswerType.TEXT,),
     "caption_recall": (AnswerType.TEXT,),
     "keyword_recall": ALL,
     "keyword_removed": ALL,
@@ -26,10 +28,13 @@ REWARDS: dict[str, tuple[AnswerType, ...]] = {
     "keyword_f1": ALL,
     "keyword_order": ALL,
     "event": ALL,
-    "choice": (AnswerType.CHOICE, AnswerType.GROUNDED_CHOICE),
+    "choice": CHOICES,
     "span_iou": (AnswerType.GROUNDING,),
     "evidence_iou": (AnswerType.GROUNDED_CHOICE,),
     "box_iou": (AnswerType.TRACKING,),
+    "numerical": (AnswerType.NUMBER,),
+    "regression": (AnswerType.SIZE,),
+    "ocr": (AnswerType.OCR,),
     "format": ALL,
     "repetition": ALL,
     "overlong": ALL,
@@ -71,18 +76,20 @@ def answer_numbers(
     same set of keywords. -1 for other tasks. Arguments as in ``compute_rewards``; known: those of the run."""
 
     def compute(tokens: Array, mask: Array, reference: References) -> jax.Array:
-        text = texts.normalize_bytes(texts.token_bytes(table, tokens, mask))
-        answer, _ = texts.answer_and_evidence(text)
-        answer_words = words.word_fingerprints(answer, len(tokens) * table.words)
+        text = texts.read_text(table, tokens, mask)
+        in_answer, _ = texts.answer_and_evidence(text)
+        answer = jnp.where(in_answer, text, texts.SPACE)
+        max_words = table.max_words(len(tokens))
+        answer_words = words.word_fingerprints(answer, max_words)
         # Keywords of several words are not in the table of the run, but the clip's own are found here.
         mentioned = keywords.first_mentions(answer_words, reference.forms) < len(answer_words)
         places = words.powers(words.BASE, len(mentioned))
         own = jnp.where(mentioned, places, 0).sum(dtype=jnp.uint32)
         named = words.mix_bits(keywords.named_lemmas(answer_words, known) + words.mix_bits(own))
         # 0 stands for answers whose option cannot be read: they say the same.
-        option = 1 + texts.chosen_option(answer, reference.choices)
+        option = 1 + choices.chosen_option(answer, max_words, reference.marks, reference.options)
         is_text = reference.answer_type == AnswerType.TEXT
-        is_choice = jnp.isin(reference.answer_type, jnp.array(REWARDS["choice"]))
+        is_choice = jnp.isin(reference.answer_type, jnp.array(CHOICES))
         number = jnp.where(is_text, (named >> 1).astype(jnp.int32), option)
         return jnp.where(is_text | is_choice, number, -1)
 
@@ -99,9 +106,10 @@ def completion_rewards(
 ) -> dict[str, jax.Array]:
     """The rewards f32[] of one completion, tokens i32[C]; ``reference`` and ``hidden`` are rows, without the
     axis B."""
-    text = texts.normalize_bytes(texts.token_bytes(table, tokens, mask))
-    answer, evidence = texts.answer_and_evidence(text)
-    pieces, max_words = len(tokens) * table.pieces, len(tokens) * table.words
+    text = texts.read_text(table, tokens, mask)
+    in_answer, in_evidence = texts.answer_and_evidence(text)
+    answer = jnp.where(in_answer, text, texts.SPACE)
+    max_words, max_pieces = table.max_words(len(tokens)), table.max_pieces(len(tokens))
     answer_words = words.word_fingerprints(answer, max_words)
 
     positions = keywords.first_mentions(answer_words, reference.forms)
@@ -109,12 +117,33 @@ def completion_rewards(
     expected = jnp.greater_equal(reference.positions, 0)
     unexpected = keywords.unexpected_words(answer_words, reference.others)
 
-    def iou_of_spans(b: jax.Array, only_last: bool) -> jax.Array:
-        return spans.span_iou(spans.find_spans(b, pieces, only_last=only_last), reference.spans)
+    def numbers(within: jax.Array) -> spans.Numbers:
+        """Read in the whole text: tags part the numbers of answer and evidence."""
+        return spans.find_numbers(text, max_pieces).within(within)
 
-    def iou_of_boxes() -> jax.Array:
-        boxes, count = spans.find_boxes(answer, pieces, len(reference.boxes))
+    def named_spans(within: jax.Array) -> jax.Array:
+        return spans.spans_of(numbers(within))
+
+    def choice() -> jax.Array:
+        chosen = choices.chosen_option(answer, max_words, reference.marks, reference.options)
+        return chosen == reference.choice
+
+    def box_iou() -> jax.Array:
+        boxes, count = spans.boxes_of(numbers(in_answer), len(reference.boxes))
         return spans.box_iou(boxes, count, reference.boxes, reference.box_count)
+
+    def is_formatted() -> jax.Array:
+        """Tags; for a grounded choice a list of spans in ``<glue>``; for tracking a list of as many boxes as
+        the reference has."""
+        is_grounded = reference.answer_type == AnswerType.GROUNDED_CHOICE
+        is_tracking = reference.answer_type == AnswerType.TRACKING
+        span_count = jnp.sum(~jnp.isnan(named_spans(in_evidence)[:, 0]))
+        _, box_count = spans.boxes_of(numbers(in_answer), len(reference.boxes))
+        evidence = jnp.where(in_evidence, text, texts.SPACE)
+        has_evidence = spans.is_list(evidence, spans.SPAN_MARKS, span_count)
+        has_boxes = spans.is_list(answer, spans.BOX_MARKS, box_count) & (box_count == reference.box_count)
+        is_tagged = texts.has_tags(text, is_grounded)
+        return is_tagged & (has_evidence | ~is_grounded) & (has_boxes | ~is_tracking)
 
     def event() -> jax.Array:
         """Where the clip has no keyword, nothing known happens: the right text names no keyword at all."""
@@ -127,6 +156,7 @@ def completion_rewards(
         "rouge_l": lambda: words.rouge_l(answer_words, reference.words),
         "rouge_1": lambda: words.rouge_n(answer_words, reference.words, 1),
         "rouge_2": lambda: words.rouge_n(answer_words, reference.words, 2),
+        "rouge_stems": lambda: words.rouge_mean(stemming.word_stems(answer, max_words), reference.stems),
         "caption_recall": lambda: words.content_recall(answer_words, reference.content),
         "keyword_recall": lambda: keywords.keyword_recall(mentioned, expected),
         "keyword_removed": lambda: keywords.keyword_recall(mentioned, expected & hidden),
@@ -134,11 +164,14 @@ def completion_rewards(
         "keyword_f1": lambda: keywords.keyword_f1(mentioned, expected, unexpected),
         "keyword_order": lambda: keywords.keyword_order(mentioned, positions, reference.positions),
         "event": event,
-        "choice": lambda: texts.chosen_option(answer, reference.choices) == reference.choice,
-        "span_iou": lambda: iou_of_spans(answer, only_last=True),
-        "evidence_iou": lambda: iou_of_spans(evidence, only_last=False),
-        "box_iou": iou_of_boxes,
-        "format": lambda: texts.is_formatted(text),
+        "choice": choice,
+        "span_iou": lambda: spans.best_iou(spans.last_span(named_spans(in_answer)), reference.spans),
+        "evidence_iou": lambda: spans.span_iou(named_spans(in_evidence), reference.spans),
+        "box_iou": box_iou,
+        "numerical": lambda: spans.same_number(spans.the_number(numbers(in_answer)), reference.number),
+        "regression": lambda: spans.closeness(spans.the_number(numbers(in_answer)), reference.number),
+        "ocr": lambda: words.word_accuracy(words.chunk_fingerprints(answer, max_words), reference.chunks),
+        "format": is_formatted,
         "repetition": lambda: words.repetition(words.word_fingerprints(text, max_words)),
         "overlong": lambda: overlong(jnp.sum(mask), len(tokens)),
     }

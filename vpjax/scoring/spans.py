@@ -1,12 +1,11 @@
-"""Rewards for seconds and boxes: temporal IoU of spans, mean IoU of boxes.
+"""Numbers, seconds and boxes inside jit, and the rewards that compare them.
 
-What counts as a number, a span and a box: docs/rewards.md. Up to six digits are read in a part of a number,
-the first six of those after the point.
+What counts as a number, a span and a box: ``numbers``, which reads text on the host, and docs/rewards.md.
 
-Axes: N bytes of a completion, W pieces (runs of letters or of digits).
+Axes: N characters of a text, W pieces (runs of letters or of digits).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,21 +13,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vpjax.scoring.texts import SPACE, is_digit, is_letter, last_index
-from vpjax.scoring.words import find_runs, fingerprint_of, run_fingerprints
+from vpjax.scoring.numbers import (
+    DIGITS,
+    FRACTION,
+    HALF_HUNDREDTH,
+    JOINING_MARKS,
+    JOINING_WORDS,
+    MILLIONTH,
+    PARTS,
+    TINY,
+    UNITS,
+)
+from vpjax.scoring.texts import SPACE, ahead, behind, is_digit, is_word_character, last_index
+from vpjax.scoring.words import RUN, find_runs, fingerprint_of, run_fingerprints
 from vpjax.types import Array
 
-UNITS = ("s", "sec", "secs", "second", "seconds")
-JOINING_WORDS = ("to", "and", "until", "till")
-JOINING_MARKS = b"-,"
-DIGITS = 6  # in a part of a number
-PARTS = 4  # of a number: hours, minutes, seconds and what follows the point
+# A list without its numbers: the marks of each entry, with the comma before the next.
+BOX_MARKS, SPAN_MARKS = "[,,,],", "[,],"
+DIGIT_RUN = 3  # the kind of runs of digits, beside RUN of letters
+NONE = -100  # no exponent
+DECIMAL = ord(";")  # ties a number to its fraction where a comma stands between
 
 
 class Numbers(NamedTuple):
     """The numbers of a text; entry w describes the one that begins with piece w.
 
-    begins bool[W]: whether there is one. value f32[W]: NaN where it cannot be read. span_end i32[W]: the
+    begins bool[W]: whether there is one. start i32[W]: the piece's place in the text. value f32[W]: NaN where it cannot be read. span_end i32[W]: the
     piece with which the second number of its span begins, W: none. after_comma i32[W]: the piece with which
     the next number begins, where only a comma stands between, W: none. opened, closed bool[W]: whether a
     bracket stands before it, and after it.
@@ -40,110 +50,243 @@ class Numbers(NamedTuple):
     after_comma: jax.Array
     opened: jax.Array
     closed: jax.Array
+    start: jax.Array
+
+    def within(self, place: jax.Array) -> "Numbers":
+        """Those that begin at places bool[N] of the text."""
+        size = len(self.begins)
+        begins = self.begins & take(place, self.start)
+        span_end, after_comma = (jnp.where(begins, x, size) for x in (self.span_end, self.after_comma))
+        return self._replace(begins=begins, span_end=span_end, after_comma=after_comma)
 
 
-def find_numbers(b: jax.Array, size: int) -> Numbers:
-    """The numbers of a text b u8[N] of at most W = ``size`` pieces."""
-    pieces = find_runs(is_letter(b) + 2 * is_digit(b), size)
-    start, end, digits = pieces.start, pieces.end, pieces.kind == 2
-    next_start = jnp.append(start[1:], len(b))
-    word = jnp.where(digits, 0, run_fingerprints(b, pieces))
+def find_numbers(text: jax.Array, size: int) -> Numbers:
+    """The numbers of a text i32[N] of at most W = ``size`` pieces."""
+    digit = is_digit(text)
+    pieces = find_runs(jnp.where(digit, DIGIT_RUN, jnp.where(is_word_character(text), RUN, 0)), size)
+    start, end, digits = pieces.start, pieces.end, pieces.kind == DIGIT_RUN
+    word = jnp.where(digits, 0, run_fingerprints(text, pieces))
+    length, piece = end - start, jnp.arange(size)
+    before, after = before_pieces(text), after_pieces(text)
+    has_point, has_sign, opened, is_zero, is_e = flags_at(before, start)
+    has_stop, has_space, spaced, is_plus, is_minus, closed = flags_at(after[0], end)
+    link = after[1].at[end].get(mode="fill", fill_value=0)
+    mark = after[2].at[end].get(mode="fill", fill_value=0)
 
-    def byte(index):
-        return b.at[index].get(mode="fill", fill_value=SPACE, wrap_negative_indices=False)
+    # An exponent: digits, "e", perhaps a sign, and one digit, or two of which the first is 0.
+    begins_e = digits & (shifted(start, 1, -1) == end) & shifted(is_e & (length == 1), 1)
+    e_end = shifted(end, -1, -1)
+    is_attached = (start == e_end) | ((start == e_end + 1) & shifted(is_plus | is_minus, -1))
+    is_short = (length == 1) | ((length == 2) & is_zero)
+    is_exponent = digits & shifted(begins_e, -2) & is_attached & is_short
 
-    def at(x, piece, fill=0):
-        return x.at[piece].get(mode="fill", fill_value=fill)
+    is_linked = digits & shifted(digits, 1) & (shifted(start, 1, -1) == end + 1)
+    can_be_comma = ~has_point & ~opened & ~shifted(closed, 1)
+    tie = ties_of(jnp.where(is_linked, link, 0), length, can_be_comma=can_be_comma, begins_with_0=is_zero)
+    begins = digits & ~shifted(tie != 0, -1) & ~is_exponent
+    final = lax.cummin(jnp.where(tie != 0, size, piece), reverse=True)  # the last piece of the number's own
+
+    value, whole = number_values(text, start, length, tie, has_point)
+    signed = jnp.where(shifted(is_minus, -1) & (start > e_end), -whole, whole)
+    exponent = take(jnp.where(is_exponent, signed, NONE), final + 2, NONE)
+    powers = jnp.array([10.0**k for k in range(10)], jnp.float32)
+    power = powers[jnp.clip(jnp.abs(exponent), 0, 9)]
+    scaled = jnp.where(exponent < 0, value / power, value * power)
+    value = jnp.where(exponent == NONE, value, scaled)
+    value = jnp.where(has_sign, -value, value)
+    final = jnp.where(exponent == NONE, final, final + 2)
 
     # Between a piece and the next stands at most one space (adjacent), or one mark with spaces around it.
-    gap = end + (byte(end) == SPACE)
-    adjacent = gap >= next_start
-    one_mark = gap + 1 + (byte(gap + 1) == SPACE) >= next_start
-    mark = jnp.where(one_mark & ~adjacent, byte(gap), 0)
-
-    # Pieces of one number are tied by points and colons: 1:05.5 is three. ``final``: the last one.
-    link = jnp.where(next_start == end + 1, byte(end), 0)
-    tied = digits & jnp.append(digits[1:], False) & is_one_of(link, b".:")
-    begins = digits & ~jnp.pad(tied, (1, 0))[:-1]
-    final = lax.cummin(jnp.where(tied, size, jnp.arange(size)), reverse=True)
+    lead = jnp.where(begins, start - has_point - has_sign, start)
+    next_lead = shifted(lead, 1, len(text) + 2)
+    gap = end + has_stop + has_space
+    adjacent = gap >= next_lead
+    one_mark = ~adjacent & (gap + 1 + spaced >= next_lead)
 
     # A span: a number, perhaps its unit, the joining word or mark, the other number.
-    units = [fingerprint_of(unit) for unit in UNITS]
-    joining_words = [fingerprint_of(joining) for joining in JOINING_WORDS]
-    has_unit = at(adjacent, final) & is_one_of(at(word, final + 1), units)
-    tail = final + has_unit
-    by_word = at(adjacent, tail) & is_one_of(at(word, tail + 1), joining_words) & at(adjacent, tail + 1)
-    second = tail + 1 + by_word
-    joins = begins & (by_word | is_one_of(at(mark, tail), JOINING_MARKS)) & at(begins, second)
-
-    comma = begins & (at(mark, final) == ord(",")) & at(begins, final + 1)
-    before = jnp.where(byte(start - 1) == SPACE, byte(start - 2), byte(start - 1))
-    number_end = at(end, final, len(b))
-    after = jnp.where(byte(number_end) == SPACE, byte(number_end + 1), byte(number_end))
+    is_unit, is_joining = is_one_of(word, word_set(UNITS)), is_one_of(word, word_set(JOINING_WORDS))
+    by_mark = one_mark & is_one_of(mark, "".join(JOINING_MARKS))
+    follows = shifted(is_joining & adjacent & shifted(begins, 1), 1) & adjacent
+    # How far the second number is from the last piece before what joins them, 0: nothing joins it.
+    distance = jnp.where(follows, 2, jnp.where(by_mark & shifted(begins, 1), 1, 0))
+    after_unit = shifted(jnp.where(is_unit & (distance > 0), distance + 1, 0), 1)
+    distance = jnp.where(adjacent & shifted(is_unit, 1), after_unit, distance)
+    before_comma = one_mark & (mark == ord(",")) & shifted(begins, 1)
+    second, comma, is_closed = take(distance, final), take(before_comma, final), take(closed, final)
     return Numbers(
         begins,
-        number_values(b, start, end, jnp.where(tied, link, 0)),
-        span_end=jnp.where(joins, second, size),
-        after_comma=jnp.where(comma, final + 1, size),
-        opened=is_one_of(before, b"[("),
-        closed=is_one_of(after, b"])"),
+        value,
+        span_end=jnp.where(begins & (second > 0), final + second, size),
+        after_comma=jnp.where(begins & comma, final + 1, size),
+        opened=opened,
+        closed=is_closed,
+        start=start,
     )
 
 
-def is_one_of(x: jax.Array, values: Sequence[int]) -> jax.Array:
-    return (x[:, None] == np.array(list(values), x.dtype)).any(-1)
+def before_pieces(text: jax.Array) -> list[jax.Array]:
+    """What stands before each place i32[N], if a piece begins there: whether a point before it makes it a
+    fraction, whether a minus is its sign, whether a bracket is open; and whether it begins with 0 or e."""
+    before = behind(text)
+    nearest = jnp.where(before == SPACE, behind(text, 2), before)
+    is_opened = is_either(nearest, "[(")
+    has_point = (before == ord(".")) & ~is_word_character(behind(text, 2)) & (behind(text, 2) != ord("."))
+    number_before = is_digit(nearest) | (nearest == ord("."))
+    is_minus = (before == ord("-")) & ~is_word_character(behind(text, 2)) & ~shifted(number_before, -1)
+    has_sign = jnp.where(has_point, shifted(is_minus, -1), is_minus)
+    skipped = jnp.where(has_point, shifted(is_opened, -1), is_opened)
+    twice = jnp.where(has_point, shifted(is_opened, -2), shifted(is_opened, -1))
+    opened = jnp.where(has_sign, twice, skipped)
+    return [has_point, has_sign, opened, text == ord("0"), (text | 32) == ord("e")]
 
 
-def number_values(b: jax.Array, start: jax.Array, end: jax.Array, link: jax.Array) -> jax.Array:
-    """The value f32[W] of the number that begins with each piece, NaN where it cannot be read. link u8[W]:
-    the mark that ties a piece of digits to the next, 0: none."""
-    length = end - start
-    whole = jnp.zeros(len(start), jnp.float32)  # each piece as a whole number
+def after_pieces(text: jax.Array) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """What stands at each place i32[N], if a piece ends there. Flags: a point directly after the piece, then
+    a space, a space after the next character; a plus, a minus, a closed bracket. Then the character itself,
+    and the next one without the point and the space."""
+    has_stop = text == ord(".")
+    next_one = jnp.where(has_stop, ahead(text), text)
+    has_space = next_one == SPACE
+    skipped = has_stop.astype(jnp.int32) + has_space
+    mark, beyond = text, ahead(text)
+    for count in (1, 2):
+        mark = jnp.where(skipped == count, ahead(text, count), mark)
+        beyond = jnp.where(skipped == count, ahead(text, count + 1), beyond)
+    flags = [has_stop, has_space, beyond == SPACE, text == ord("+"), text == ord("-"), is_either(mark, "])")]
+    return flags, text, mark
+
+
+def flags_at(flags: Sequence[jax.Array], place: jax.Array) -> list[jax.Array]:
+    """Several flags bool[N] at places i32[W], read at once; False past the end."""
+    packed = sum(flag.astype(jnp.int32) << bit for bit, flag in enumerate(flags))
+    found = take(jnp.asarray(packed), place)
+    return [(found >> bit) & 1 == 1 for bit in range(len(flags))]
+
+
+def take(x: jax.Array, place: jax.Array, fill: int = 0) -> jax.Array:
+    """The elements of ``x`` at places, ``fill`` past the end."""
+    return x.at[place].get(mode="fill", fill_value=fill)
+
+
+def ties_of(
+    link: jax.Array, length: jax.Array, *, can_be_comma: jax.Array, begins_with_0: jax.Array
+) -> jax.Array:
+    """The mark i32[W] that makes each piece and the next one parts of one number, 0: none, DECIMAL for a
+    comma before a fraction. link: the one mark between them, 0: none. length: of each piece. can_be_comma:
+    whether a comma can be part of a number there. See ``numbers.Reading``."""
+    before, after = shifted(link, -1), shifted(link, 1)
+    is_comma = (link == ord(",")) & can_be_comma
+    is_thousand = (shifted(length, 1) == 3) & (length <= 3) & ~begins_with_0 & ~is_one_of(before, ".:")
+    is_decimal = ~is_one_of(before, ".:,") & ~is_one_of(after, ".:,")
+    of_comma = jnp.where(is_thousand, ord(","), jnp.where(is_decimal, DECIMAL, 0))
+    return jnp.where(is_one_of(link, ".:"), link, jnp.where(is_comma, of_comma, 0))
+
+
+def shifted(x: jax.Array, k: int, fill: int = 0) -> jax.Array:
+    """The element that stands ``k`` places after each, ``fill`` past an end."""
+    if k > 0:
+        return jnp.pad(x, (0, k), constant_values=fill)[k:]
+    return jnp.pad(x, (-k, 0), constant_values=fill)[: len(x)]
+
+
+def is_one_of(x: jax.Array, values: str | np.ndarray) -> jax.Array:
+    if isinstance(values, str):
+        values = np.array([ord(character) for character in values], x.dtype)
+    return (x[:, None] == values).any(-1)
+
+
+def is_either(x: jax.Array, characters: str) -> jax.Array:
+    """Whether a character is one of two."""
+    return (x == ord(characters[0])) | (x == ord(characters[1]))
+
+
+def word_set(words: Iterable[str]) -> np.ndarray:
+    """The fingerprints u32[M] of words."""
+    return np.array([fingerprint_of(word) for word in sorted(words)], np.uint32)
+
+
+def number_values(
+    text: jax.Array, start: jax.Array, length: jax.Array, tie: jax.Array, has_point: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The value f32[W] of the number that begins with each piece, NaN where it cannot be read, and each piece
+    as a whole number i32[W]. tie: see ``ties_of``. has_point: the piece is a fraction."""
+    whole, decimals = jnp.zeros(len(start), jnp.int32), jnp.zeros(len(start), jnp.int32)
+    digits = take(text, start[:, None] + jnp.arange(DIGITS)) - ord("0")
     for k in range(DIGITS):
-        digit = b.at[start + k].get(mode="fill", fill_value=0).astype(jnp.float32) - ord("0")
+        digit = digits[:, k]
         whole = jnp.where(k < length, 10 * whole + digit, whole)
-    tens = jnp.array([10.0**k for k in range(DIGITS + 1)])
-    fraction = whole / tens[jnp.minimum(length, DIGITS)]  # each piece as the digits after a point
+        if k < FRACTION:
+            decimals = whole
+    tens = jnp.array([10.0**k for k in range(FRACTION + 1)], jnp.float32)
+    fraction = decimals.astype(jnp.float32) / tens[jnp.minimum(length, FRACTION)]
+    whole_f32 = whole.astype(jnp.float32)
 
-    def ahead(x, k):
-        return jnp.pad(x, (0, k))[k:]
-
-    value, readable = whole, length <= DIGITS
-    inside = jnp.ones_like(readable)  # whether the number still goes on
-    had_point = jnp.zeros_like(readable)
+    value = jnp.where(has_point, fraction, whole_f32)
+    readable = has_point | (length <= DIGITS)
+    inside = jnp.ones(len(start), bool)  # whether the number still goes on
+    thousands, colons, is_over = jnp.ones(len(start), bool), jnp.zeros(len(start), jnp.int32), has_point
     for k in range(1, PARTS + 1):
-        tie = ahead(link, k - 1)
-        inside = inside & (tie != 0)
-        colon = tie == ord(":")
-        # At most two colons, then at most one point: hours:minutes:seconds.fraction.
-        allowed = jnp.where(colon, (k < PARTS - 1) & (ahead(length, k) <= DIGITS), k < PARTS)
-        readable = readable & (~inside | (allowed & ~had_point))
-        longer = jnp.where(colon, 60 * value + ahead(whole, k), value + ahead(fraction, k))
+        mark = shifted(tie, k - 1)
+        inside &= mark != 0
+        is_thousand, is_colon = mark == ord(","), mark == ord(":")
+        # Commas between thousands, or at most two colons, and then a fraction; or a fraction after a comma.
+        allowed = ~is_over & (k < PARTS)
+        allowed &= ~is_thousand | thousands
+        allowed &= ~is_colon | ((colons == k - 1) & (colons < 2))
+        allowed &= (mark != DECIMAL) | (k == 1)
+        is_whole = is_thousand | is_colon
+        allowed &= ~is_whole | (shifted(length, k) <= DIGITS)
+        readable &= ~inside | allowed
+        factor = jnp.where(is_thousand, 1000.0, 60.0)
+        longer = jnp.where(is_whole, factor * value + shifted(whole_f32, k), value + shifted(fraction, k))
         value = jnp.where(inside, longer, value)
-        had_point = had_point | (inside & ~colon)
-    return jnp.where(readable, value, jnp.nan)
+        thousands &= is_thousand
+        colons += is_colon & inside
+        is_over |= inside & ~is_whole
+    return jnp.where(readable, value, jnp.nan), whole
 
 
-def find_spans(b: jax.Array, size: int, *, only_last: bool) -> jax.Array:
-    """The spans f32[W, 2] that a text of at most W = ``size`` pieces names, from left to right without
-    overlap, or the last one alone; (0, 0) where there is none or its numbers cannot be read."""
-    numbers = find_numbers(b, size)
+def the_number(numbers: Numbers) -> jax.Array:
+    """The one number f32[] of a text; NaN if it has none, several that differ, or one that cannot be read."""
+    value = numbers.value[jnp.argmax(numbers.begins)]
+    agrees = (~numbers.begins | (numbers.value == value)).all()
+    return jnp.where(numbers.begins.any() & agrees, value, jnp.nan)
+
+
+def spans_of(numbers: Numbers) -> jax.Array:
+    """The spans f32[W, 2], each where its first number begins, from left to right without overlap; NaN where
+    there is none."""
+    size = len(numbers.value)
     joins = numbers.span_end < size
     # In "1 to 2 to 3" the second pair overlaps the first: of a chain of pairs every other one counts.
     number = jnp.cumsum(numbers.begins) - 1
     overlaps = jnp.zeros(size, bool).at[numbers.span_end].set(True, mode="drop")
     chain_start = lax.cummax(jnp.where(numbers.begins & ~overlaps, number, -1))
     taken = joins & ((number - chain_start) % 2 == 0)
-    if only_last:
-        taken = taken & (jnp.arange(size) == last_index(taken))
-    ends = numbers.value.at[numbers.span_end].get(mode="fill", fill_value=jnp.nan)
+    # Where none are joined, the only two numbers are a pair.
+    only_pair = ~joins.any() & (numbers.begins.sum() == 2)
+    first, last = jnp.argmax(numbers.begins), last_index(numbers.begins)
+    taken |= only_pair & (jnp.arange(size) == first)
+    second = jnp.where(only_pair, last, numbers.span_end)
+    ends = numbers.value.at[second].get(mode="fill", fill_value=jnp.nan)
     spans = jnp.stack([numbers.value, ends], axis=-1)
-    return jnp.where((taken & jnp.isfinite(spans).all(-1))[:, None], spans, 0.0)
+    return jnp.where((taken & (spans[:, 0] <= spans[:, 1]))[:, None], spans, jnp.nan)
+
+
+def last_span(spans: jax.Array) -> jax.Array:
+    """The last of the spans f32[W, 2] that exist: f32[1, 2]; NaN where there is none."""
+    last = last_index(~jnp.isnan(spans[:, 0]))
+    return spans.at[last].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)[None]
+
+
+def best_iou(candidate: Array, reference: Array) -> jax.Array:
+    """The IoU f32[] of a span f32[1, 2] with the one of the spans f32[Y, 2] that it fits best."""
+    return jax.vmap(lambda span: span_iou(candidate, span[None]))(jnp.asarray(reference)).max()
 
 
 def span_iou(candidate: Array, reference: Array) -> jax.Array:
-    """IoU of the seconds that the spans f32[X, 2] and f32[Y, 2] cover. A span that does not end after it
-    begins covers nothing; 0 where nothing is covered."""
+    """IoU of the seconds that the spans f32[X, 2] and f32[Y, 2] cover, NaN: none. A span that does not end
+    after it begins covers nothing; 0 where nothing is covered."""
     borders = [jnp.where(s[:, :1] < s[:, 1:], s, 0.0).T.ravel() for s in (candidate, reference)]
     times = jnp.concatenate(borders)  # [2 X + 2 Y]: starts and ends of each side
     x, y = len(candidate), len(reference)
@@ -156,10 +299,9 @@ def span_iou(candidate: Array, reference: Array) -> jax.Array:
     return both / jnp.where(either > 0, either, 1.0)
 
 
-def find_boxes(b: jax.Array, size: int, count: int) -> tuple[jax.Array, jax.Array]:
-    """The first ``count`` boxes f32[count, 4] of a text of at most ``size`` pieces, (0, 0, 0, 0) where there
-    is none, and the number of boxes i32[] in it."""
-    numbers = find_numbers(b, size)
+def boxes_of(numbers: Numbers, count: int) -> tuple[jax.Array, jax.Array]:
+    """The first ``count`` boxes f32[count, 4], (0, 0, 0, 0) where there is none, and their number i32[]."""
+    size = len(numbers.value)
     corners = [jnp.arange(size)]
     for _ in range(3):
         corners.append(numbers.after_comma.at[corners[-1]].get(mode="fill", fill_value=size))
@@ -184,3 +326,29 @@ def box_iou(candidate: Array, candidate_count: Array, reference: Array, referenc
 
 def box_areas(boxes: Array) -> jax.Array:
     return jnp.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(-1)
+
+
+def is_list(text: jax.Array, entry: str, count: Array) -> jax.Array:
+    """Whether a text is one list of ``count`` > 0 entries in brackets, and nothing else: its marks are ``[``,
+    those of each entry, and ``]``. entry: BOX_MARKS or SPAN_MARKS; ``(`` may stand for ``[``."""
+    opening, closing = ord("["), ord("]")
+    mark = jnp.where(text == ord("("), opening, jnp.where(text == ord(")"), closing, text))
+    counts = (text != SPACE) & ~is_digit(text) & ~is_one_of(text, ".-+eE")
+    place, total = jnp.cumsum(counts) - 1, counts.sum()
+    marks = jnp.array([ord(character) for character in entry])
+    expected = marks[(place - 1) % len(entry)]
+    expected = jnp.where(place == 0, opening, jnp.where(place == total - 1, closing, expected))
+    return (~counts | (mark == expected)).all() & (total == 1 + len(entry) * count) & (count > 0)
+
+
+def same_number(number: Array, reference: Array) -> jax.Array:
+    """Whether two numbers are equal to half a hundredth and a millionth (Video-R1: after rounding to two
+    places); False for NaN."""
+    return jnp.abs(number - reference) <= HALF_HUNDREDTH + MILLIONTH * jnp.abs(reference)
+
+
+def closeness(number: Array, reference: Array) -> jax.Array:
+    """1 less the relative difference of two numbers, 0 from a difference of the reference's size on
+    (Video-R1); 0 for NaN."""
+    difference = jnp.abs(number - reference) / jnp.maximum(jnp.abs(reference), TINY)
+    return jnp.where(jnp.isnan(number), 0.0, 1.0 - jnp.minimum(difference, 1.0))

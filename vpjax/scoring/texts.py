@@ -1,15 +1,14 @@
-"""Completions as bytes inside jit: tokens to bytes, the answer in them, tags, the letter of an option.
+"""Completions as text inside jit: tokens to characters, the answer in them, tags.
 
-All rewards read the same ASCII text: dashes are ``-``, a run of white space and of bytes past 127 is one
-space. So bytes that are not UTF-8 are read as their decoded text would be. ``host_text`` reads reference
-answers alike.
+All rewards read the same text, in which all is ASCII but the letters of other scripts (see
+``host_text.normalize``, which reads text on the host alike). Bytes that are not UTF-8 are spaces, as they are
+in a decoded text that is read there.
 
-A text is u8[N], padded with spaces on the right.
+A text is i32[N], one character each, padded with spaces on the right.
 """
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,22 +16,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpjax.data.text import Text
+from vpjax.scoring.host_text import CHUNK, PLANE, UNSPACED, WORD, folded_characters, normalize
+from vpjax.scoring.numbers import PIECE
 from vpjax.types import Array, UserError
 
 SPACE = ord(" ")
-DASHES = ("\u2013", "\u2014")
+# Bytes and words for each token, on average, that rewards read: real text has a third of it. They bound the
+# shapes of all that follows.
+BYTES, WORDS = 16, 4
+REPLACEMENT = 0xFFFD  # of bytes that are not UTF-8; it is read as a space
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class ByteTable:
-    """The bytes u8[O, L] of each token and their number i32[O]; special tokens have none. words, pieces: the
-    most runs of letters and digits, and the most runs of letters or of digits, in one token."""
+    """The bytes u8[O, L] of each token and their number i32[O]; special tokens have none. characters u16:
+    ``host_text.folded_characters``. words, pieces: the most words, or runs of other characters than spaces,
+    and the most runs of letters or of digits, in one token."""
 
     bytes: Array
     lengths: Array
+    characters: Array
     words: int = dataclasses.field(metadata=dict(static=True))
     pieces: int = dataclasses.field(metadata=dict(static=True))
+
+    def max_words(self, tokens: int) -> int:
+        """The size that holds the words of a completion of this many tokens."""
+        return tokens * min(self.words, WORDS)
+
+    def max_pieces(self, tokens: int) -> int:
+        """The size that holds its runs of letters or of digits."""
+        return tokens * min(self.pieces, WORDS)
 
 
 def byte_table(tokenizer: Text | Any) -> ByteTable:
@@ -57,84 +71,133 @@ def byte_table(tokenizer: Text | Any) -> ByteTable:
         else:
             row = b"" if added[index].special else token.encode()
         row = re.sub(rb"\s+", b" ", row)
-        rows[index] = re.sub(rb"([^A-Za-z0-9\x80-\xff])\1{2,}", rb"\1\1", row)
+        rows[index] = re.sub(rb"([!-/:-@\[-`{-~])\1{2,}", rb"\1\1", row)
     lengths = np.array([len(row) for row in rows], np.int32)
     table = np.full((len(rows), lengths.max()), SPACE, np.uint8)
     for index, row in enumerate(rows):
         table[index, : len(row)] = np.frombuffer(row, np.uint8)
+    # A character that is torn between tokens counts as a word of each.
+    texts = [normalize(row.decode(errors="replace").replace("\ufffd", "\u4e00")) for row in rows]
     return ByteTable(
         table,
         lengths,
-        words=max(len(re.findall(rb"[A-Za-z0-9]+", row)) for row in rows),
-        pieces=max(len(re.findall(rb"[A-Za-z]+|[0-9]+", row)) for row in rows),
+        folded_characters(),
+        words=max(max(len(WORD.findall(text)), len(CHUNK.findall(text))) for text in texts),
+        pieces=max(len(PIECE.findall(text)) for text in texts),
     )
 
 
+def read_text(table: ByteTable, tokens: Array, mask: Array) -> jax.Array:
+    """The text i32[N] of the tokens i32[C] that ``mask`` bool[C] keeps. Ids past the table are empty."""
+    return normalized(token_bytes(table, tokens, mask), table.characters)
+
+
 def token_bytes(table: ByteTable, tokens: Array, mask: Array) -> jax.Array:
-    """The bytes u8[C * L] of the tokens i32[C] that ``mask`` bool[C] keeps. Ids past the table are empty."""
+    """The bytes u8[N] of tokens."""
     rows = jnp.asarray(table.bytes).at[tokens].get(mode="fill", fill_value=SPACE)
     lengths = jnp.asarray(table.lengths).at[tokens].get(mode="fill", fill_value=0)
     keep = mask[:, None] & (jnp.arange(rows.shape[1]) < lengths[:, None])
-    return compact(rows.ravel(), keep.ravel())
+    return compact(rows.ravel(), keep.ravel(), len(tokens) * min(rows.shape[1], BYTES))
 
 
-def compact(b: jax.Array, keep: Array) -> jax.Array:
-    """The bytes of a text that ``keep`` bool[N] marks, without gaps."""
-    index = jnp.where(keep, jnp.cumsum(keep) - 1, len(b))
-    return jnp.full_like(b, SPACE).at[index].set(b, mode="drop")
+def compact(b: jax.Array, keep: Array, size: int) -> jax.Array:
+    """The first ``size`` elements that ``keep`` bool[N] marks, without gaps."""
+    index = jnp.where(keep, jnp.cumsum(keep) - 1, size)
+    return jnp.full(size, SPACE, b.dtype).at[index].set(b, mode="drop")
 
 
-def normalize_bytes(b: jax.Array) -> jax.Array:
-    """The text as every reward reads it; two spaces in a row only pad it."""
-    blank = (b > 127) | (b == SPACE) | ((b >= 9) & (b <= 13))
-    dash = pattern_starts(b, [dash.encode() for dash in DASHES]).any(0)
-    b = jnp.where(dash, ord("-"), jnp.where(blank, SPACE, b)).astype(jnp.uint8)
-    return compact(b, (b != SPACE) | (byte_behind(b) != SPACE))
+def normalized(b: jax.Array, characters: Array) -> jax.Array:
+    """The text i32[N] of UTF-8 bytes u8[N], as ``host_text.normalize`` reads it. Two spaces in a row only pad
+    it."""
+    code, width = decoded(b)
+    folded = jnp.asarray(characters)[jnp.minimum(code, PLANE - 1)].astype(jnp.int32)
+    text = jnp.where(code < PLANE, folded, jnp.where(is_unspaced(code), code, SPACE))
+    text = compact(text, width > 0, len(b))
+    is_space = (text == SPACE) & (behind(text) == SPACE)
+    is_repeated = is_mark(text) & (behind(text) == text) & (behind(text, 2) == text)
+    return compact(text, ~is_space & ~is_repeated, len(b))
 
 
-def answer_and_evidence(b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The answer in a normalized text (see ``host_text.answer_in``), and the evidence, which names the spans
-    that prove it: VideoChat-R1's ``<glue>``, else the answer. All other bytes become spaces."""
-    begin, end = tag_starts(b, "think")
+def decoded(b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of UTF-8 bytes u8[N]: the character i32[N] that begins with each, REPLACEMENT where none does, and its
+    number of bytes i32[N]: 0 for its further ones, 1 for a byte that is not UTF-8."""
+    first, second, third, fourth = (ahead(b, k).astype(jnp.int32) for k in range(4))
+
+    def continues(x: jax.Array) -> jax.Array:
+        return (x & 0xC0) == 0x80
+
+    def between(x: jax.Array, low: int, high: int) -> jax.Array:
+        return (x >= low) & (x <= high)
+
+    # Neither longer forms than needed, nor surrogates, nor what is past the last character.
+    two = between(first, 0xC2, 0xDF) & continues(second)
+    bad_three = ((first == 0xE0) & (second < 0xA0)) | ((first == 0xED) & (second >= 0xA0))
+    three = between(first, 0xE0, 0xEF) & continues(second) & continues(third) & ~bad_three
+    bad_four = ((first == 0xF0) & (second < 0x90)) | ((first == 0xF4) & (second >= 0x90))
+    four = between(first, 0xF0, 0xF4) & continues(second) & continues(third) & continues(fourth) & ~bad_four
+
+    low = second & 0x3F
+    code = jnp.where(first < 0x80, first, REPLACEMENT)
+    code = jnp.where(two, (first & 0x1F) << 6 | low, code)
+    code = jnp.where(three, (first & 0xF) << 12 | low << 6 | (third & 0x3F), code)
+    code = jnp.where(four, (first & 7) << 18 | low << 12 | (third & 0x3F) << 6 | (fourth & 0x3F), code)
+    width = jnp.where(four, 4, jnp.where(three, 3, jnp.where(two, 2, 1)))
+    is_further = jnp.zeros(len(b), bool)
+    for step in (1, 2, 3):
+        is_further |= behind(width, step, fill=0) > step
+    return code, jnp.where(is_further, 0, width)
+
+
+def answer_and_evidence(text: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which characters bool[N] of a text are its answer, and which its evidence (see ``host_text.answer_in``
+    and ``evidence_in``)."""
+    begin, end = tag_starts(text, "think")
     thinking = begin.any() & ~end.any()
     start = jnp.where(end.any(), last_index(end) + len("</think>"), 0)
-    answer = inside_tag(b, "answer", ~thinking & (jnp.arange(len(b)) >= start))
-    evidence = inside_tag(b, "glue", answer)
-    return jnp.where(answer, b, SPACE).astype(jnp.uint8), jnp.where(evidence, b, SPACE).astype(jnp.uint8)
+    place = jnp.arange(len(text))
+    answer = inside_tag(text, "answer", ~thinking & (place >= start))
+    evidence = inside_tag(text, "glue", jnp.zeros(len(text), bool))
+    # Evidence within the answer, and its tags, are no part of it.
+    begin, end = tag_starts(text, "glue")
+    opens = last_index(begin & answer)
+    closes = first_index(end & answer & (place > opens)) + len("</glue>")
+    return answer & ((opens < 0) | (place < opens) | (place >= closes)), evidence
 
 
-def inside_tag(b: jax.Array, tag: str, default: jax.Array) -> jax.Array:
-    """Which bytes follow the last ``<tag>``, up to the next ``</tag>`` or the end; without one,
+def inside_tag(text: jax.Array, tag: str, default: jax.Array) -> jax.Array:
+    """Which characters follow the last ``<tag>``, up to the next ``</tag>`` or the end; without one,
     ``default``."""
-    index, (begin, end) = jnp.arange(len(b)), tag_starts(b, tag)
+    place, (begin, end) = jnp.arange(len(text)), tag_starts(text, tag)
     start = last_index(begin) + len(f"<{tag}>")
-    inside = (index >= start) & (index < first_index(end & (index >= start)))
+    inside = (place >= start) & (place < first_index(end & (place >= start)))
     return jnp.where(begin.any(), inside, default)
 
 
-def tag_starts(b: jax.Array, tag: str) -> tuple[jax.Array, jax.Array]:
+def tag_starts(text: jax.Array, tag: str) -> tuple[jax.Array, jax.Array]:
     """Where ``<tag>`` and ``</tag>`` begin, bool[N] each."""
-    begin, end = pattern_starts(b, [f"<{tag}>".encode(), f"</{tag}>".encode()])
-    return begin, end
+    # Four characters at once; those of other scripts are bytes of 255, which no tag has.
+    four = jnp.zeros(len(text), jnp.uint32)
+    for k in range(4):
+        four |= jnp.minimum(ahead(text, k), 255).astype(jnp.uint32) << 8 * k
+    places = []
+    for pattern in (f"<{tag}>", f"</{tag}>"):
+        found = jnp.ones(len(text), bool)
+        for k in range(0, len(pattern), 4):
+            part = pattern[k : k + 4].encode()
+            mask = 2 ** (8 * len(part)) - 1
+            found &= ahead(four, k) & np.uint32(mask) == np.uint32(int.from_bytes(part, "little"))
+        places.append(found)
+    return places[0], places[1]
 
 
-def pattern_starts(b: jax.Array, patterns: Sequence[bytes]) -> jax.Array:
-    """Where each of the patterns begins, bool[len(patterns), N]."""
-    longest = max(len(pattern) for pattern in patterns)
-    windows = jnp.stack([byte_ahead(b, k) for k in range(longest)])
-    rows = [list(pattern.ljust(longest, b"\0")) for pattern in patterns]
-    expected = np.array(rows, np.uint8)[..., None]
-    return ((windows == expected) | (expected == 0)).all(1)
+def ahead(x: jax.Array, k: int = 1, fill: int = SPACE) -> jax.Array:
+    """What stands ``k`` places after each element, ``fill`` past the end."""
+    return jnp.pad(x, (0, k), constant_values=fill)[k:]
 
 
-def byte_ahead(b: jax.Array, k: int = 1) -> jax.Array:
-    """The byte that stands ``k`` places after each byte, a space past the end."""
-    return jnp.pad(b, (0, k), constant_values=SPACE)[k:]
-
-
-def byte_behind(b: jax.Array, k: int = 1) -> jax.Array:
-    """The byte that stands ``k`` places before each byte, a space before the start."""
-    return jnp.pad(b, (k, 0), constant_values=SPACE)[: len(b)]
+def behind(x: jax.Array, k: int = 1, fill: int = SPACE) -> jax.Array:
+    """What stands ``k`` places before each element, ``fill`` before the start."""
+    return jnp.pad(x, (k, 0), constant_values=fill)[: len(x)]
 
 
 def first_index(flags: jax.Array) -> jax.Array:
@@ -147,45 +210,51 @@ def last_index(flags: jax.Array) -> jax.Array:
     return jnp.where(flags, jnp.arange(len(flags)), -1).max()
 
 
-def is_digit(b: jax.Array) -> jax.Array:
-    return (b >= ord("0")) & (b <= ord("9"))
+def is_digit(x: jax.Array) -> jax.Array:
+    return (x >= ord("0")) & (x <= ord("9"))
 
 
-def is_letter(b: jax.Array) -> jax.Array:
-    return ((b | 32) >= ord("a")) & ((b | 32) <= ord("z"))
+def is_letter(x: jax.Array) -> jax.Array:
+    """Of ASCII."""
+    return ((x | 32) >= ord("a")) & ((x | 32) <= ord("z"))
 
 
-def is_alphanumeric(b: jax.Array) -> jax.Array:
-    return is_letter(b) | is_digit(b)
+def is_word_character(x: jax.Array) -> jax.Array:
+    """A digit or a letter of any script."""
+    return is_letter(x) | is_digit(x) | (x > 127)
 
 
-def chosen_option(b: jax.Array, choices: Array) -> jax.Array:
-    """The index i32[] of the option that an answer chooses, -1 where it names none of ``choices``: its first
-    capital letter that stands alone and is no article (``A`` that begins a sentence, before a small
-    letter)."""
-    alone = ~is_alphanumeric(byte_behind(b)) & ~is_alphanumeric(byte_ahead(b))
-    before = jnp.where(byte_behind(b) == SPACE, byte_behind(b, 2), byte_behind(b))
-    small = (byte_ahead(b, 2) >= ord("a")) & (byte_ahead(b, 2) <= ord("z"))
-    article = (b == ord("A")) & ~is_alphanumeric(before) & (byte_ahead(b) == SPACE) & small
-    named = alone & (b >= ord("A")) & (b < ord("A") + choices) & ~article
-    return jnp.where(named.any(), b[jnp.argmax(named)].astype(jnp.int32) - ord("A"), -1)
+def is_mark(x: jax.Array) -> jax.Array:
+    return (x != SPACE) & ~is_word_character(x)
 
 
-def is_formatted(b: jax.Array) -> jax.Array:
-    """Whether a text is ``<think>..</think> <answer>..</answer>``, each once and not empty, with nothing
-    else but white space and at most a ``<glue>..</glue>`` of evidence after them."""
-    index = jnp.arange(len(b))
+def is_unspaced(x: jax.Array) -> jax.Array:
+    """Whether a character belongs to a script without spaces, so that it is a word of its own."""
+    found = jnp.zeros(x.shape, bool)
+    for first, last in UNSPACED:
+        found |= (x >= first) & (x <= last)
+    return found
 
-    def holds_text(start, end):
-        return ((b != SPACE) & (index >= start) & (index < end)).any()
+
+def has_tags(text: jax.Array, needs_evidence: Array) -> jax.Array:
+    """Whether a text is ``<think>..</think> <answer>..</answer>`` and, if bool[] ``needs_evidence``,
+    ``<glue>..</glue>`` after them: each once and not empty, with nothing else but white space."""
+    place = jnp.arange(len(text))
+
+    def holds_text(start: Array, end: Array | int) -> jax.Array:
+        return ((text != SPACE) & (place >= start) & (place < end)).any()
 
     position, good = jnp.array(0), jnp.array(True)
     for tag in ("think", "answer", "glue"):
-        begin, end = tag_starts(b, tag)
+        begin, end = tag_starts(text, tag)
         content, after = first_index(begin) + len(f"<{tag}>"), first_index(end) + len(f"</{tag}>")
         once = (begin.sum() == 1) & (end.sum() == 1) & (content <= first_index(end))
         filled = holds_text(content, first_index(end)) & ~holds_text(position, first_index(begin))
-        absent = (tag == "glue") & ~begin.any() & ~end.any()
-        good &= (once & filled) | absent
-        position = jnp.where(absent, position, after)
-    return good & ~holds_text(position, len(b))
+        is_absent = ~begin.any() & ~end.any()
+        if tag == "glue":
+            good &= jnp.where(needs_evidence, once & filled, is_absent)
+            position = jnp.where(needs_evidence, after, position)
+        else:
+            good &= once & filled
+            position = after
+    return good & ~holds_text(position, len(text))
