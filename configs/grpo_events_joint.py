@@ -17,8 +17,8 @@ def get_config():
     c = sft_events_joint.get_config()
     c.method = "grpo"
     c.init_from = "runs/sft_events_joint"
-    c.steps = 150
-    c.batch = 12
+    c.steps = 120
+    c.batch = 8
 
     c.grpo = grpo_videochat_r1.get_config().grpo
     c.grpo.max_new = 192

@@ -13,7 +13,7 @@ from vpjax.recipes import sft
 
 def get_config():
     c = sft.get_config()
-    c.steps = 600
+    c.steps = 400
     c.batch = 16  # rows, about 28 clips
 
     c.data.replacement = "none"
