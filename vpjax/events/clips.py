@@ -30,9 +30,7 @@ SPLITS = ("train", "heldout", "unseen")
 EIGHTHS = 8  # of a second, in which the lengths of events are given
 DISTRACTOR_LENGTHS = (1, 2)  # likewise, of distractors
 MARGIN = 2  # eighths of a second without an event: at least so many at either end and between two events
-MOMENTS = (
-    8  # at which a tracking asks for the shape's box: evenly spread, the first and the last frame included
-)
+MOMENTS = 8  # at which a tracking asks for the shape's box, from the first frame to the last
 CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
 
@@ -346,9 +344,10 @@ def _pick(rng: np.random.Generator, options: Iterable[Option]) -> Option:
 
 def tokenizer_sentences(spec: EventSpec) -> Iterator[str]:
     """Questions and answers to train a tokenizer on: of every task, whatever its share, but of trackings and
-    grounded questions only where a spec asks for any, for their tags would take room from other words."""
-    tasks = EVENT_TASKS if spec.tracking or spec.grounded else EVENT_TASKS[:-2]
-    for task in tasks:
+    grounded questions only where a spec asks for them, for their words would take the room of others."""
+    for task in EVENT_TASKS:
+        if task in ("tracking", "grounded") and not getattr(spec, task):
+            continue
         shares: dict[str, Any] = dict.fromkeys(EVENT_TASKS, 0.0) | {task: 1.0}
         for index in range(CLIPS_PER_TASK):
             clip, _ = describe(dataclasses.replace(spec, **shares), "train", index)
