@@ -6,6 +6,15 @@
 What it does: temporal grounding (Charades-STA), tracking (GOT-10k) and grounded question answering (NExT-GQA)
 in one run. Every completion is rewarded for its format and by its task: IoU of spans, mean IoU of boxes, or
 the right choice and the IoU of its evidence.
+Data: the training files that the authors published are read by vpjax.build, as `grounding`, `got10k` and
+`next-gqa`; their clips become one file. To evaluate the run on the files that they evaluated on:
+
+    python -m vpjax.evaluate --model runs/videochat-r1 --benchmark charades-sta --data charades_test.json
+    python -m vpjax.evaluate --model runs/videochat-r1 --benchmark got-10k --data got_val.json
+    python -m vpjax.evaluate --model runs/videochat-r1 --benchmark next-gqa --data nextgqa_test.json
+
+each with --videos and the root of its videos. The original files are read too: charades_sta_test.txt, and
+NExT-GQA's test.csv with its JSON files beside it.
 Hyper-parameters: as in the authors' launch script, G = 8, completions of up to 1,024 tokens, prompts of up to
 8,192 and one epoch of 8 prompts a step. Learning rate 1e-6, KL weight 0.04 and one mean per completion are
 the defaults of the trainer that the script builds on (TRL of early 2025). The instructions are ours; those of

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, answers_to, read_benchmark
+from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, REVERSED, answers_to, read_benchmark
 from vpjax.events import clips as events
 from vpjax.scoring.answers import read_choice
 from vpjax.types import Clip, UserError
@@ -92,6 +92,41 @@ LVB = {
     "duration_group": 600,
 }
 CHARADES = {"video": "AO8RW", "caption": "a person sits down.", "timestamp": [0.0, 6.9]}
+# The original file, with a span that ends before it starts, and VideoChat-R1's.
+CHARADES_TEXT = (
+    "3MSZA 24.3 30.4##person turn a light on.\nAMT7R 12.5 4.3##a person is putting a picture up.\n"
+)
+CHARADES_R1 = {
+    "3MSZA": {
+        "duration": 30.96,
+        "timestamps": [[24.3, 30.4], [24.3, 30.4]],
+        "sentences": ["person turn a light on.", "person flipped the light switch near the door."],
+    },
+    "AMT7R": {"duration": 30.08, "timestamps": [[4.3, 12.5]], "sentences": ["a person puts a picture up."]},
+}
+# VideoChat-R1: paths of the authors' machine.
+GOT = {
+    "path": "/mnt/share/GOT/OpenDataLab___GOT-10k/raw/GOT-10k/val/GOT-10k_Val_000010",
+    "object": "sloth",
+    "gt": [[0.093, 0.0, 0.8, 0.797], [0.095, 0.0, 0.8, 0.79], [0.111, 0.093, 0.751, 0.963]],
+}
+# NExT-GQA: a table, the spans and the paths beside it, and VideoChat-R1's file with the same question.
+GQA_TABLE = """\
+video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4
+2574374895,719,320,240,what did the baby do,lay on floor,8,TN,clap,"the lady, sitting",lay on floor,up,crawl
+"""
+GQA_SPANS = {"2574374895": {"duration": 30, "location": {"8": [[23.0, 27.7]]}, "fps": 29.97}}
+GQA_PATHS = {"2574374895": "1101/2574374895"}
+GQA_R1 = {
+    "id": "2574374895_8",
+    "video": "1101/2574374895.mp4",
+    "question": "what did the baby do",
+    "options": ["(A) clap", "(B) the lady, sitting", "(C) lay on floor", "(D) up", "(E) crawl"],
+    "duration": 30,
+    "glue": [[23.0, 27.7]],
+    "type": "TN",
+    "answer": "(C)",
+}
 FAVOR = {
     "video_name": "f.mp4",
     "questions": [
@@ -128,7 +163,8 @@ def read(name, data, videos=None):
         if clip.task == "choice":
             assert BENCHMARKS[name].score(clip, clip.answer).values["accuracy"] == 1
             wrong = [c for i, c in enumerate(clip.choices) if i != read_choice(clip.answer, clip.choices)]
-            assert all(BENCHMARKS[name].score(clip, c) == (True, {"accuracy": 0}) for c in wrong)
+            scores = [BENCHMARKS[name].score(clip, c) for c in wrong]
+            assert all(readable and values["accuracy"] == 0 for readable, values in scores)
     return clips, left_out
 
 
@@ -237,6 +273,54 @@ def test_charades_sta(tmp_path):
     assert readable and set(values.values()) == {1.0} and not answers_to(clip)
 
 
+def test_charades_sta_as_published(tmp_path):
+    text = tmp_path / "charades_sta_test.txt"
+    text.write_text(CHARADES_TEXT)
+    (first,), left_out = read("charades-sta", text)
+    assert left_out == {REVERSED: 1} and first.spans == ((24.3, 30.4),)
+    clips, _ = read("charades-sta", write(tmp_path, charades_test_json=CHARADES_R1))
+    assert [Path(clip.video).name for clip in clips] == ["3MSZA.mp4", "3MSZA.mp4", "AMT7R.mp4"]
+    assert len({clip.id for clip in clips}) == 3 and clips[2].spans == ((4.3, 12.5),)
+    assert (clips[0].question, clips[0].spans) == (first.question, first.spans)
+
+
+def test_got_10k(tmp_path):
+    frames = tmp_path / "val/GOT-10k_Val_000010"
+    frames.mkdir(parents=True)
+    (clip,), _ = read("got-10k", write(tmp_path, got_val_json=[GOT]))
+    assert clip.video == str(frames) and clip.task == "tracking" and not answers_to(clip)
+    assert [list(box) for box in clip.boxes] == GOT["gt"]
+    assert (
+        '"sloth", which begins at [0.093, 0.0, 0.8, 0.797]' in clip.question and "3 moments" in clip.question
+    )
+    score = BENCHMARKS["got-10k"].score
+    assert score(clip, clip.answer) == (True, {"AO": 1, "success@0.5": 1, "box IoU": 1})
+    assert score(clip, "It is a sloth.") == (False, {"AO": 0, "success@0.5": 0, "box IoU": 0})
+    with pytest.raises(UserError, match="got.json, row 1: .*box"):
+        read("got-10k", write(tmp_path, got_json=[GOT | {"gt": [[0.9, 0, 0.8, 1]]}]))
+
+
+def test_next_gqa(tmp_path):
+    (tmp_path / "test.csv").write_text(GQA_TABLE)
+    with pytest.raises(UserError, match="needs map_vid_vidorID.json beside it"):
+        read("next-gqa", tmp_path / "test.csv")
+    write(tmp_path, gsub_test_json=GQA_SPANS, map_vid_vidorID_json=GQA_PATHS)
+    published, _ = read("next-gqa", tmp_path / "test.csv")
+    assert published == read("next-gqa", write(tmp_path, nextgqa_test_json=[GQA_R1]))[0]
+    (clip,) = published
+    assert (clip.id, clip.answer, clip.spans) == ("2574374895_8", "C", ((23.0, 27.7),))
+    assert clip.video == f"{tmp_path}/1101/2574374895.mp4" and groups([clip]) == ["TN"]
+    assert clip.choices[1] == "the lady, sitting" and "\nB. the lady, sitting\n" in clip.question
+    score = BENCHMARKS["next-gqa"].score
+    right = {"accuracy": 1, "evidence IoU": 1, "grounded@0.5": 1}
+    assert score(clip, "<answer>C</answer> <glue>[(23.0, 27.7)]</glue>") == (True, right)
+    half = score(clip, "<answer>C</answer> <glue>[(23.0, 24.0)]</glue>").values
+    assert half == pytest.approx({"accuracy": 1, "evidence IoU": 1 / 4.7, "grounded@0.5": 0})
+    other = score(clip, "<answer>A</answer> <glue>[(23.0, 27.7)]</glue>").values
+    assert other == {"accuracy": 0, "evidence IoU": 1, "grounded@0.5": 0}
+    assert score(clip, "C, from 23.0 to 27.7").values["evidence IoU"] == 0  # no <glue>
+
+
 def test_favor_and_dream(tmp_path):
     clips, _ = read("favor-bench", write(tmp_path / "a", favor_json=[FAVOR]))
     assert clips[0].question.split("\n")[1:3] == ["runs", "runs and jumps"]
@@ -262,6 +346,23 @@ def test_event_clips(tmp_path):
         assert sum(right) == 1 and right[given.index(clip.answer)] == 1
     own, _ = read("clips", made)
     assert groups(own) == ["caption"] * 9
+
+
+def test_event_clips_about_times_places_and_evidence(tmp_path):
+    """Each has an accuracy and its task's own scores, 1 of the true answer; no caption's candidates."""
+    spec = events.EventSpec(caption=0, grounding=1, tracking=1, grounded=1, tags=True)
+    clips, left_out = read("events", events.make_event_clips(spec, tmp_path, {"heldout": 24})["heldout"])
+    own = {
+        "grounding": ["accuracy", "mIoU"],
+        "tracking": ["accuracy", "AO", "success@0.5", "box IoU"],
+        "grounded": ["accuracy", "evidence IoU", "grounded@0.5"],
+    }
+    assert set(groups(clips)) == set(own) and not left_out
+    for clip in clips:
+        readable, values = BENCHMARKS["events"].score(clip, clip.answer)
+        assert readable and list(values) == own[clip.extra["group"]] and not answers_to(clip)
+        assert all(value > 0.8 for value in values.values())  # answers are rounded to hundredths
+        assert not any(BENCHMARKS["events"].score(clip, "").values.values())
 
 
 def test_event_clips_without_an_event(tmp_path):
@@ -304,6 +405,7 @@ def test_other_files_are_refused(tmp_path):
         ("a.parquet", "to_json"),
         ("b.json", "not JSON"),
         ("none.json", "No such file"),
+        ("none.csv", "No such file"),
         ("empty", "no .json"),
     ):
         with pytest.raises(UserError, match=message):

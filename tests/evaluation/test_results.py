@@ -136,3 +136,42 @@ def test_a_page_holds_tables_and_rows(tmp_path, half_right):
     assert "By group: accuracy" in html and "By event: accuracy" in html and html.count('"sample"') == 6
     assert "http" not in html and "<script" not in html and "&lt;script&gt;" in html
     assert "It spins and grows." in html and "not of this request" not in html and "data:image" not in html
+
+
+def test_tasks_with_scores_of_their_own(tmp_path):
+    """Each task's scores are means over its own rows, also under a control that has no row of the task whose
+    score leads."""
+    boxes = ((0.0, 0.0, 0.5, 0.5),) * 2
+    tracking = Clip("t", "t.mp4", "?", "", task="tracking", boxes=boxes, extra={"group": "tracking"})
+    options, spans = ("spins", "grows"), ((0.0, 1.0),)
+    choices = [
+        Clip(
+            f"c{i}",
+            f"c{i}.mp4",
+            "?",
+            "A",
+            task="choice",
+            choices=options,
+            spans=spans,
+            extra={"group": "choice"},
+        )
+        for i in range(2)
+    ]
+    answers = {
+        "t": "[[0, 0, 0.5, 0.5], [0, 0, 0.25, 0.5]]",
+        "c0": "A <glue>[(0, 0.5)]</glue>",
+        "c1": "B <glue>[(0, 1)]</glue>",
+    }
+    given = [Prediction(name, "none", False, text) for name, text in answers.items()]
+    given += [Prediction("t", "key", False, fault=NO_KEY), *(x._replace(control="key") for x in given[1:])]
+    request = {"benchmark": "clips", "model": "m", "step": 3, "weights": "w", "dtype": "float32"}
+    request["shown"] = {"frames": 8, "fps": 0.0, "max_frames": 8}
+    clips = [tracking, *choices]
+    got = make_results(request, BENCHMARKS["clips"], clips, given, {}, missing="apart")
+    for control, own in (("none", {"AO": 0.5, "success@0.5": 1, "box IoU": 0.75}), ("key", {})):
+        metrics = got["controls"][control]["metrics"]
+        expected = own | {"accuracy": 1 / 2, "evidence IoU": 3 / 4, "grounded@0.5": 1 / 2}
+        assert {name: x["micro"]["mean"] for name, x in metrics.items()} == expected
+    lines = format_results(got).splitlines()
+    assert lines[3].split()[:4] == ["key", "-", "-", "-"] and lines[3].split()[-3:] == ["-", "100.0", "2"]
+    write_page(tmp_path / "page.html", got, clips, given)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import json
 import re
 
 import numpy as np
@@ -14,12 +15,13 @@ from vpjax.data.video import read_frames
 from vpjax.events import clips as events
 from vpjax.events import text as event_text
 from vpjax.events.clips import EventSpec, describe, make_event_clips, predicted_event, tokenizer_sentences
-from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, draw, encode, opposite
+from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, boxes, draw, encode, opposite
 from vpjax.events.text import event_of, events_named, says_nothing_happens
 from vpjax.types import UserError
 
 SPEC = EventSpec()
 MIXED = EventSpec(choice=1, order=1, grounding=1)
+JOINT = EventSpec(caption=0, grounding=1, tracking=1, grounded=1, tags=True)  # VideoChat-R1's tasks
 
 
 def drawn(scene, **changes):
@@ -241,7 +243,8 @@ def test_pairs_differ_only_in_the_event():
 def test_tasks_are_asked_and_answered():
     clips = [describe(MIXED, "train", index) for index in range(1200)]
     count = collections.Counter(clip.task for clip, _ in clips)
-    assert all(abs(count[task] - 300) < 60 for task in event_text.EVENT_TASKS)  # four deviations of 15
+    assert set(count) == {"caption", "choice", "order", "grounding"}
+    assert all(abs(number - 300) < 60 for number in count.values())  # four deviations of 15
     letters = collections.Counter()
     for clip, scene in clips:
         kinds = [event.kind for event in scene.events]
@@ -267,6 +270,65 @@ def test_tasks_are_asked_and_answered():
     assert min(letters.values()) > 40
     edges = [(e.start, e.start + e.length) for _, scene in clips for e in scene.events]
     assert min(start for start, _ in edges) == 2 and max(end for _, end in edges) == 16 - 2
+
+
+def test_times_and_places_are_asked_and_answered():
+    """Grounding, tracking and grounded choices, with and without tags; the right option stands anywhere."""
+    tagged = [describe(JOINT, "train", index)[0] for index in range(600)]
+    plain = [describe(dataclasses.replace(JOINT, tags=False), "train", index)[0] for index in range(600)]
+    groups = collections.Counter(clip.extra.get("group", clip.task) for clip in tagged)
+    assert set(groups) == {"grounding", "tracking", "grounded"}
+    assert all(abs(count - 200) < 47 for count in groups.values())  # four deviations
+    form = re.compile(r"<think>It [a-z ]+\.</think> <answer>(.+?)</answer>( <glue>.+</glue>)?")
+    places = collections.Counter()
+    for clip, other in zip(tagged, plain, strict=True):
+        for field in ("question", "task", "choices", "spans", "boxes", "keywords", "extra"):
+            assert getattr(clip, field) == getattr(other, field)
+        answer, evidence = form.fullmatch(clip.answer).groups()
+        assert other.answer == answer + (evidence or "")
+        numbers = [float(number) for number in re.findall(r"\d\.\d\d", evidence or answer)]
+        if clip.task == "tracking":
+            assert not evidence and not clip.keywords and clip.extra["shape"] in clip.question
+            assert np.allclose(np.reshape(json.loads(answer), -1), np.reshape(clip.boxes, -1), atol=0.0051)
+            assert len(clip.boxes) == 8 and answer.startswith("[" + re.search(r"\[.*?\]", clip.question)[0])
+            continue
+        assert not clip.boxes and np.allclose(numbers, clip.spans[0], atol=0.0051)
+        assert clip.task == ("choice" if evidence else "grounding")
+        assert event_of(clip.answer) == clip.extra["event"] == clip.keywords[0].lemma
+        if evidence:
+            places[clip.choices.index(answer)] += 1
+            assert f"{', '.join(clip.choices)}?" in clip.question and len(set(clip.choices)) == 4
+    assert min(places.values()) > 25 and set(places) == set(range(4))
+
+
+def test_other_tasks_change_no_clip():
+    """The shares of tracking and grounded questions draw nothing: what a clip shows does not depend on its
+    task, and clips of a task that both specs draw are the same."""
+    more = dataclasses.replace(MIXED, tracking=1.0, grounded=1.0)
+    for index in range(200):
+        (clip, scene), (other, other_scene) = (describe(spec, "train", index) for spec in (MIXED, more))
+        if clip.task == other.task != "choice":
+            assert (clip, scene) == (other, other_scene)
+
+
+def test_a_box_is_the_smallest_around_the_shape():
+    """Against the pixels that differ from the background by at least half: within one pixel at each edge,
+    for every shape and event, in square and other frames, with a moving camera, cut off at the edges."""
+    spec = EventSpec(sizes=((224, 224), (168, 252)), camera=0.15, flicker=0.0, travel=(0.5, 0.6))
+    for index in range(48):
+        _, scene = describe(spec, "train" if index % 3 else "unseen", index)
+        kind = scene.events[0].kind
+        still = dataclasses.replace(scene, events=tuple(e for e in scene.events if e.kind != "vanish"))
+        recoloured = ("flash", "flip")  # a flash has a halo
+        if kind in recoloured:
+            still = dataclasses.replace(scene, events=())
+        picture = draw(still, noise=0.0).astype(int)
+        contrast = np.abs(picture - scene.background).max(-1)
+        size = np.array([scene.width, scene.height, scene.width, scene.height])
+        for mask, box in zip(contrast, boxes(scene) * size, strict=True):
+            row, column = np.nonzero(mask > mask.max() / 2)
+            pixels = (column.min(), row.min(), column.max() + 1, row.max() + 1)
+            assert np.abs(np.array(pixels) - box).max() < 1.5, (index, kind, scene.shape)
 
 
 def test_files_are_made_once_and_resumed(tmp_path, monkeypatch):
@@ -343,6 +405,7 @@ def test_another_spec_has_another_folder():
         dict(paired=True, eventless=0.5),
         dict(paired=True, prior=0.5),
         dict(choice=-1.0),
+        dict(tracking=-1.0),
         dict(caption=0.0),
     ],
     ids=str,

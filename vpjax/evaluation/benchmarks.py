@@ -6,29 +6,21 @@ are grouped. A string that it yields instead of a Clip is the reason why a row i
 """
 
 import dataclasses
-import json
-import os
 import string
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, parse_clip, read_records
+from vpjax.data.clips import parse_box, parse_clip, parse_span
+from vpjax.evaluation.records import Record, beside, records
 from vpjax.events.clips import EIGHTHS
 from vpjax.events.text import caption_variants, events_named
-from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path, names_in, open_file
+from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path
 from vpjax.scoring.answers import parse_options, read_choice, without_letter
-from vpjax.scoring.metrics import (
-    AnswerScore,
-    score_by_task,
-    score_caption,
-    score_choice,
-    score_description,
-    score_event,
-    score_span,
-)
+from vpjax.scoring.metrics import AnswerScore, score_caption, score_choice, score_description, score_span
+from vpjax.scoring.tasks import score_built_in, score_by_task, score_grounded_choice, score_tracking
 from vpjax.types import Clip, UserError
 
 REPORTED = "VideoChat-R1 (Qwen2.5-VL-7B), arXiv 2504.06958"
@@ -37,21 +29,22 @@ BY_LETTER = "Answer with only the option's letter."
 AS_WRITTEN = "Answer with the one right option, as it is written."
 HIDDEN = "its answer is hidden (a test split)"
 NO_EVENT = "no event to name"
+REVERSED = "its span ends before it starts"
 DESCRIBE_SCENE = (
     "Describe the traffic scene in detail: the surroundings, the road users, the accident and its cause."
 )
 WHEN = (
     'When does "{}" happen in the video? Answer with its start and end in seconds: from ... to ... seconds.'
 )
-
-
-class Record(NamedTuple):
-    """file: its name without suffix. place: for messages. key: of a JSON object's entry, or its number."""
-
-    file: str
-    place: str
-    key: str
-    row: Any
+WITH_EVIDENCE = (
+    "Answer with the option's letter between <answer> and </answer>, then with the seconds that show it "
+    "between <glue> and </glue>, as in <answer>A</answer> <glue>[(5.2, 10.4)]</glue>."
+)
+TRACK = (
+    'Track the "{}", which begins at {}. Answer with a list of {} boxes [x0, y0, x1, y1], in shares of width '
+    "and height: where it is at {} moments spread evenly from the first frame to the last, as in "
+    "[[0.10, 0.52, 0.31, 0.85], [0.12, 0.50, 0.33, 0.84], ...]."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +77,7 @@ def read_benchmark(
     clips: list[Clip] = []
     places: dict[str, str] = {}
     left_out: Counter[str] = Counter()
-    for record in _records(data):
+    for record in records(data):
         try:
             for clip in benchmark.read(record):
                 if isinstance(clip, str):
@@ -107,32 +100,6 @@ def read_benchmark(
     return clips, left_out
 
 
-def _records(data: AnyPath) -> Iterator[Record]:
-    """The records of a file, or of the files of a folder."""
-    files = [os.fspath(data)]
-    if is_folder(data):
-        files = [join_path(data, name) for name in sorted(names_in(data)) if ".json" in name]
-        if not files:
-            raise UserError(f"{data}: no .json or .jsonl file in this folder")
-    for file in files:
-        suffix = PurePath(file).suffix
-        if suffix not in (".json", ".jsonl", *ARRAY_RECORD_SUFFIXES):
-            raise UserError(f"{file}: give .json or .jsonl (of a data set of Hugging Face: its to_json)")
-        try:
-            if suffix == ".json":
-                with open_file(file) as opened:
-                    whole = json.load(opened)
-            else:
-                whole = [json.loads(line) for _, line in read_records(file)]
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{file}: not JSON: {error}") from error
-        entries = whole.items() if isinstance(whole, dict) else enumerate(whole, 1)
-        for key, row in entries:
-            yield Record(PurePath(file).stem, f"{file}, row {key}", str(key), row)
-
-
 def answers_to(clip: Clip) -> tuple[str, ...]:
     """The candidate answers of a clip, in the form of its own answer; () for an open question."""
     if clip.task == "caption" and "event" in clip.extra:
@@ -141,6 +108,8 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
         except ValueError:  # a caption in words of the user's own
             return ()
     letters = ANSWER_LETTERS[: len(clip.choices)]
+    if "<glue>" in clip.answer:  # every option would have evidence of its own
+        return ()
     if clip.answer in letters:
         return tuple(letters)
     if clip.answer[:1] == "(":
@@ -163,10 +132,10 @@ def _found(folders: Sequence[str], video: str) -> str:
     return next((path for path in paths if exists(path)), paths[0])
 
 
-def with_letters(question: str, options: Sequence[str]) -> str:
+def with_letters(question: str, options: Sequence[str], instruction: str = BY_LETTER) -> str:
     """The question with its options, and the instruction to answer with a letter."""
     lines = [f"{ANSWER_LETTERS[number]}. {option}" for number, option in enumerate(options)]
-    return "\n".join([question, *lines, BY_LETTER])
+    return "\n".join([question, *lines, instruction])
 
 
 def choice_clip(id: str, video: str, question: str, answer: str, options: Iterable[str], group: str) -> Clip:
@@ -272,18 +241,60 @@ def longvideobench(record: Record) -> Iterator[Clip]:
     yield choice_clip(row["id"], row["video_path"], question, answer, options, str(row["duration_group"]))
 
 
-def charades_sta(record: Record) -> Iterator[Clip]:
+def charades_sta(record: Record) -> Iterator[Clip | str]:
+    """A line of the original text (``3MSZA 24.3 30.4##person turn a light on.``), a video with all its spans
+    and sentences (VideoChat-R1), or a query in a row of its own."""
     row = record.row
-    start, end = map(float, row["timestamp"])
-    yield Clip(
-        id=f"{record.file}/{record.key}",
-        video=row["video"] if Path(row["video"]).suffix else f"{row['video']}.mp4",
-        question=WHEN.format(row["caption"].strip().rstrip(".")),
-        answer=f"From {start} to {end} seconds.",
-        spans=((start, end),),
-        task="grounding",
-        extra={"group": "queries"},
-    )
+    if isinstance(row, str):
+        times, caption = row.split("##")
+        video, *span = times.split()
+        queries = [(span, caption)]
+    elif "sentences" in row:
+        video, queries = record.key, list(zip(row["timestamps"], row["sentences"], strict=True))
+    else:
+        video, queries = row["video"], [(row["timestamp"], row["caption"])]
+    for number, (span, caption) in enumerate(queries, 1):
+        start, end = map(float, span)
+        if start > end:
+            yield REVERSED
+            continue
+        yield Clip(
+            id=f"{record.file}/{record.key}" if number == 1 else f"{record.file}/{record.key}/{number}",
+            video=video if PurePosixPath(video).suffix else f"{video}.mp4",
+            question=WHEN.format(caption.strip().rstrip(".")),
+            answer=f"From {start} to {end} seconds.",
+            spans=((start, end),),
+            task="grounding",
+            extra={"group": "queries"},
+        )
+
+
+def got_10k(record: Record) -> Iterator[Clip]:
+    """VideoChat-R1's validation file: a folder of frames, and boxes at 8 moments. Of its paths, which are
+    those of the authors' machine, the folder's name counts."""
+    row = record.row
+    video, boxes = PurePosixPath(row["path"]).name, tuple(parse_box(box) for box in row["gt"])
+    question = TRACK.format(row["object"], row["gt"][0], len(boxes), len(boxes))
+    extra = {"group": "objects"}
+    yield Clip(video, video, question, str(row["gt"]), task="tracking", boxes=boxes, extra=extra)
+
+
+def next_gqa(record: Record) -> Iterator[Clip]:
+    """A row of the published table (``test.csv``, with the spans in ``gsub_test.json`` and the videos' paths
+    in ``map_vid_vidorID.json`` beside it), or of VideoChat-R1's file."""
+    row = record.row
+    if "qid" in row:
+        id, path = f"{row['video_id']}_{row['qid']}", beside(record.path, "map_vid_vidorID.json")
+        video = f"{path[row['video_id']]}.mp4"
+        spans = beside(record.path, f"gsub_{record.file}.json")[row["video_id"]]["location"][row["qid"]]
+        options = [row[f"a{number}"] for number in range(5)]
+        answer = ANSWER_LETTERS[options.index(row["answer"])]
+    else:
+        id, video, spans = row["id"], row["video"], row["glue"]
+        options, answer = [without_letter(option) for option in row["options"]], row["answer"].strip("()")
+    question = with_letters(row["question"], options, WITH_EVIDENCE)
+    clip = choice_clip(id, video, question, answer, options, row["type"])
+    yield dataclasses.replace(clip, spans=tuple(parse_span(span) for span in spans))
 
 
 def favor(record: Record) -> Iterator[Clip]:
@@ -311,15 +322,16 @@ def own_clips(record: Record) -> Iterator[Clip]:
 
 def event_clips(record: Record) -> Iterator[Clip | str]:
     """The built-in event clips, or others with an event in ``extra``, where "" means that none is seen.
-    Captions are grouped by how long the event lasts, other tasks by task. A clip whose answer should name its
-    event, or no event, but does not is left out."""
+    Captions are grouped by how long the event lasts, other tasks by ``extra.group``, else by task. A clip
+    whose answer should name its event, or no event, but does not is left out."""
     clip = parse_clip(record.row)
     event, length = clip.extra.get("event"), clip.extra.get("length")
     names_event = events_named(clip.answer) == ((event,) if event else ())
-    if event is None or length is None or not (names_event or clip.task in ("choice", "grounding")):
+    asks_else = clip.task in ("choice", "grounding", "tracking")
+    if event is None or length is None or not (names_event or asks_else):
         yield NO_EVENT
         return
-    group = clip.task
+    group = clip.extra.get("group", clip.task)
     if clip.task == "caption":
         group = f"{length / EIGHTHS:g} s" if event else "no event"
     yield dataclasses.replace(clip, extra={**clip.extra, "group": group})
@@ -336,8 +348,10 @@ BENCHMARKS = {
     "mlvu": Benchmark(mlvu, score_choice, 32, ("", "video", "video/{file}", "videos")),
     "longvideobench": Benchmark(longvideobench, score_choice, 32, ("videos", ""), {"accuracy": 49.1}),
     "charades-sta": Benchmark(charades_sta, score_span, 64, published={"mIoU": 60.8, "R@0.5": 71.7}),
+    "got-10k": Benchmark(got_10k, score_tracking, 512, ("", "val", "videos")),
+    "next-gqa": Benchmark(next_gqa, score_grounded_choice, 128),
     "favor-bench": Benchmark(favor, score_choice, 128),
     "dream-1k": Benchmark(dream_1k, score_description, 512),
-    "events": Benchmark(event_clips, score_event, 64, second_group="event", names_events=True),
+    "events": Benchmark(event_clips, score_built_in, 256, second_group="event", names_events=True),
     "clips": Benchmark(own_clips, score_by_task, 512),
 }

@@ -124,13 +124,14 @@ def format_results(results: Mapping[str, Any]) -> str:
     for name, scores in controls.items():
         metrics = scores["metrics"]
         cells = [interval(metrics[x]["micro"]) if x in metrics else "-" for x in columns]
-        macro = metrics[leading]["macro"]["mean"]
-        table.append([name, *cells, per_cent(macro), per_cent(scores["readable"]), str(scores["rows"])])
+        macro = per_cent(metrics[leading]["macro"]["mean"]) if leading in metrics else "-"
+        table.append([name, *cells, macro, per_cent(scores["readable"]), str(scores["rows"])])
     title = f"{results['request']['benchmark']}: per cent [95 % interval over videos]"
     if results["chance"]:
         title += f"; chance is {per_cent(results['chance'])}"
     lines = [title, *format_table(table)]
-    means_of = {control: scores["metrics"][leading] for control, scores in controls.items()}
+    # Where tasks are mixed, a control may have no row of the leading metric's task.
+    means_of = {name: x["metrics"][leading] for name, x in controls.items() if leading in x["metrics"]}
     for grouping, name in (("groups", "group"), ("second_groups", results["second_group"])):
         if len(next(iter(means_of.values())).get(grouping, ())) > 1:
             means = {control: by_group[grouping] for control, by_group in means_of.items()}

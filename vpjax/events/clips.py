@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, draw, encode
+from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, boxes, draw, encode
 from vpjax.events.surroundings import camera_path, clutter, distractor
 from vpjax.events.text import DETAILS, EVENT_TASKS, make_dialogue
 from vpjax.files import AnyPath, write_whole
@@ -30,6 +30,7 @@ SPLITS = ("train", "heldout", "unseen")
 EIGHTHS = 8  # of a second, in which the lengths of events are given
 DISTRACTOR_LENGTHS = (1, 2)  # likewise, of distractors
 MARGIN = 2  # eighths of a second without an event: at least so many at either end and between two events
+MOMENTS = 8  # at which a tracking asks for the shape's box, from the first frame to the last
 CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
 
@@ -51,8 +52,10 @@ class EventSpec:
     or brighter for 1 or 2 eighths of a second. crf: H.264's quality, 0 to 51. prior: share of clips whose
     colour follows from the kind of event: event i has colour i, so that a colour predicts an event
     (``predicted_event``). eventless: share of captions whose clips show no event. paired: clips 2i and 2i + 1
-    differ only in the event. caption, choice, order, grounding: shares of the tasks; a clip about order has
-    two events.
+    differ only in the event. caption, choice, order, grounding, tracking, grounded: shares of the tasks. A
+    clip about order has two events. A grounded question has options, and its answer also names the seconds
+    that show the event; the task of such a clip is ``choice``. tags: the answers to grounding, tracking and
+    grounded questions are a short thought and the answer between VideoChat-R1's tags.
 
     What makes key frames hard to find: texture: standard deviation of the background in grey levels. camera:
     the way that the camera pans over a clip, as a share of the frame's shorter side; it shakes too. clutter:
@@ -87,6 +90,9 @@ class EventSpec:
     choice: float = 0.0
     order: float = 0.0
     grounding: float = 0.0
+    tracking: float = 0.0
+    grounded: float = 0.0
+    tags: bool = False
 
     def __post_init__(self) -> None:
         def require(field: str, holds: bool, rule: str) -> None:
@@ -117,7 +123,7 @@ class EventSpec:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        return self.caption, self.choice, self.order, self.grounding
+        return tuple(getattr(self, task) for task in EVENT_TASKS)
 
     @property
     def key(self) -> str:
@@ -216,17 +222,26 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     true_spans = tuple((event.start / fps, event.end / fps) for event in scene.events)
     spans = tuple(_roughly(span, frames / fps, spec.rough, rough_rng) for span in true_spans)
     words = dict(colour=colour, shape=shape, direction=scene.direction)
-    dialogue = make_dialogue(task, kinds, true_spans, words | _facts(scene), details, rng)
+    places = tracked_boxes(scene) if task == "tracking" else ()
+    dialogue = make_dialogue(
+        task, kinds, true_spans, words | _facts(scene), details, rng, boxes=places, tags=spec.tags
+    )
     extra = dict(event=kinds[0], length=lengths[0], flicker=bool(scene.flickers), spans=true_spans, **words)
+    if task == "grounded":
+        extra["group"] = task
     clip = Clip(
         id=f"{split}-{index:06d}",
         video=f"{split}/{index // CLIPS_PER_FOLDER:03d}/{index:06d}.mp4",
         question=dialogue.question,
         answer=dialogue.answer,
-        keywords=tuple(Keyword(dialogue.phrases[i], kinds[i], (spans[i],)) for i in range(count)),
+        keywords=tuple(
+            Keyword(phrase, kind, (span,))
+            for phrase, kind, span in zip(dialogue.phrases, kinds, spans, strict=False)
+        ),
         spans=spans,
-        task=task,
+        task="choice" if task == "grounded" else task,
         choices=dialogue.choices,
+        boxes=places,
         degraded_answer=dialogue.degraded_answer,
         extra=extra,
     )
@@ -241,6 +256,12 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
         )
         scene = dataclasses.replace(scene, events=())
     return clip, scene
+
+
+def tracked_boxes(scene: Scene) -> tuple[tuple[float, float, float, float], ...]:
+    """The shape's boxes at MOMENTS, as in ``Clip.boxes``."""
+    moments = np.linspace(0, scene.frames - 1, MOMENTS).round().astype(int)
+    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in boxes(scene)[moments].tolist())
 
 
 def predicted_event(colour: str) -> str:
@@ -322,8 +343,11 @@ def _pick(rng: np.random.Generator, options: Iterable[Option]) -> Option:
 
 
 def tokenizer_sentences(spec: EventSpec) -> Iterator[str]:
-    """Questions and answers of every task, whatever their shares, to train a tokenizer on."""
+    """Questions and answers to train a tokenizer on: of every task, whatever its share, but of trackings and
+    grounded questions only where a spec asks for them, for their words would take the room of others."""
     for task in EVENT_TASKS:
+        if task in ("tracking", "grounded") and not getattr(spec, task):
+            continue
         shares: dict[str, Any] = dict.fromkeys(EVENT_TASKS, 0.0) | {task: 1.0}
         for index in range(CLIPS_PER_TASK):
             clip, _ = describe(dataclasses.replace(spec, **shares), "train", index)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -30,6 +31,13 @@ JUMP = 0.36  # of the frame's width or height, across the motion and past the mi
 GAP = 0.9  # of the radius, by which each half of a split shape moves aside
 # Half of the turn that brings a shape back onto itself: as different as a turn can make it.
 SPIN = {"square": np.pi / 4, "triangle": np.pi / 3, "cross": np.pi / 4}
+# The outermost corners (u, v) of each shape on the side u >= 0, which the other side mirrors, in units of its
+# radius; v points down.
+CORNERS = {
+    "square": ((0.9, -0.9), (0.9, 0.9)),
+    "cross": ((1.1, -0.4), (1.1, 0.4), (0.4, -1.1), (0.4, 1.1)),
+    "triangle": ((0.0, -1.4), (0.7 * np.sqrt(3), 0.7)),
+}
 WAVES = 12  # of which the background's texture is the sum
 WAVE_NUMBERS = (1.5, 5.0)  # least and most waves per shorter side of the frame
 
@@ -102,10 +110,7 @@ class Scene:
 def draw(scene: Scene, *, noise: float) -> np.ndarray:
     """The clip's frames u8[F,h,w,3]. noise: standard deviation in grey levels."""
     frames, height, width = scene.frames, scene.height, scene.width
-    step = np.array(DIRECTIONS[scene.direction])
-    centre_F2 = np.array(scene.centre) + np.outer(np.linspace(-0.5, 0.5, frames) * scene.travel, step)
-    radius = np.full((frames, 1, 1), scene.radius)  # this and all below: one value for each frame
-    angle, gap, glow = np.zeros((3, frames, 1, 1), np.float32)
+    glow = np.zeros((frames, 1, 1), np.float32)
     visible = np.ones((frames, 1, 1), np.float32)
     colour = np.tile(np.array(COLOURS[scene.colour], np.float32), (frames, 1, 1, 1))
     for event in scene.events:
@@ -113,25 +118,17 @@ def draw(scene: Scene, *, noise: float) -> np.ndarray:
         match event.kind:
             case "flash":
                 colour[during], glow[during] = WHITE, GLOW
-            case "jump":
-                centre_F2[during] += JUMP * np.where(centre_F2[during] > 0.5, -1, 1) * (step == 0)
             case "flip":
                 colour[during] = COLOURS[opposite(scene.colour)]
-            case "shrink":
-                radius[during] *= SHRINK
-            case "grow":
-                radius[during] *= GROW
             case "vanish":
                 visible[during] = 0
-            case "split":
-                gap[during] = GAP * scene.radius
-            case "spin":
-                angle[during] = SPIN[scene.shape]
 
+    poses = _poses(scene)
+    radius, angle, gap = (x[:, None, None] for x in (poses.radius, poses.angle, poses.gap))
     side = min(height, width)
     radius, gap = radius.astype(np.float32) * side, gap * side
     column, row = _pixels(scene)
-    x, y = _from(centre_F2, column, row, scene)
+    x, y = _from(poses.centre, column, row, scene)
     u = np.abs(np.cos(angle) * x + np.sin(angle) * y)  # every shape is its own mirror image in u
     v = np.cos(angle) * y - np.sin(angle) * x
     outside = distance(scene.shape, u - gap, v, radius)
@@ -144,6 +141,54 @@ def draw(scene: Scene, *, noise: float) -> np.ndarray:
     picture = blurred(picture, scene.blur * side)
     grain = np.random.default_rng(scene.noise).standard_normal((frames, height, width, 1), np.float32)
     return np.clip(picture + noise * grain, 0, 255).round().astype(np.uint8)
+
+
+def boxes(scene: Scene) -> np.ndarray:
+    """The smallest box (x0, y0, x1, y1) around the shape in each frame, f64[F,4], as shares of the frame's
+    width and height, cut off at its edges. A shape that has vanished keeps its place."""
+    poses, side = _poses(scene), min(scene.height, scene.width)
+    size = np.array([scene.width, scene.height])
+    corners_P2 = np.array(CORNERS[scene.shape])
+    u = corners_P2[:, 0] * poses.radius[:, None] + poses.gap[:, None]
+    u = np.concatenate([u, -u], axis=1)
+    v = np.tile(corners_P2[:, 1] * poses.radius[:, None], 2)
+    cos, sin = np.cos(poses.angle)[:, None], np.sin(poses.angle)[:, None]
+    corners_FP2 = np.stack([cos * u - sin * v, sin * u + cos * v], axis=-1) * side / size
+    middle_F2 = poses.centre - np.array(scene.view) * side / size
+    low, high = corners_FP2.min(1) + middle_F2, corners_FP2.max(1) + middle_F2
+    return np.concatenate([low, high], axis=-1).clip(0, 1)
+
+
+class _Poses(NamedTuple):
+    """Where and how the shape stands in each frame. centre f64[F,2]: in the world, as shares of the frame's
+    width and height. radius f64[F], angle f32[F] in radians, gap f32[F]: by which either half moves aside,
+    as a share of the frame's shorter side."""
+
+    centre: np.ndarray
+    radius: np.ndarray
+    angle: np.ndarray
+    gap: np.ndarray
+
+
+def _poses(scene: Scene) -> _Poses:
+    frames, step = scene.frames, np.array(DIRECTIONS[scene.direction])
+    centre_F2 = np.array(scene.centre) + np.outer(np.linspace(-0.5, 0.5, frames) * scene.travel, step)
+    radius = np.full(frames, scene.radius)
+    angle, gap = np.zeros((2, frames), np.float32)
+    for event in scene.events:
+        during = slice(event.start, event.end)
+        match event.kind:
+            case "jump":
+                centre_F2[during] += JUMP * np.where(centre_F2[during] > 0.5, -1, 1) * (step == 0)
+            case "shrink":
+                radius[during] *= SHRINK
+            case "grow":
+                radius[during] *= GROW
+            case "split":
+                gap[during] = GAP * scene.radius
+            case "spin":
+                angle[during] = SPIN[scene.shape]
+    return _Poses(centre_F2, radius, angle, gap)
 
 
 def _pixels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:

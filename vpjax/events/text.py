@@ -32,7 +32,7 @@ EVENT_WORDS = {
 NOTHING = ("stays the same", "does nothing")
 KIND_OF_WORD = {word: kind for kind, words in EVENT_WORDS.items() for word in words.split()}
 
-EVENT_TASKS = ("caption", "choice", "order", "grounding")
+EVENT_TASKS = ("caption", "choice", "order", "grounding", "tracking", "grounded")
 QUESTIONS = ("Describe the video.", "What happens in the video?", "What does the shape do?")
 # A caption, and which of the two phrases of PHRASES, or of NOTHING, stands in the event's place. The words
 # before it already determine which, so that a model that saw the event has exactly one correct continuation.
@@ -59,6 +59,14 @@ ORDER_QUESTION = "Which comes first: it {} or it {}?"
 ORDER_ANSWER = "First it {event}."
 GROUNDING_QUESTION = "When is it that the {shape} {event}?"
 GROUNDING_ANSWER = "From {:.2f} to {:.2f} seconds."
+TRACKING_QUESTION = "Track the {colour} {shape}, which begins at {box}: give its box at {moments} moments."
+# Answered in an option's own words: a small model learns them long before it learns to look up letters.
+GROUNDED_QUESTION = "Which of these does the shape do, and when: {}?"
+EVIDENCE = "<glue>[({:.2f}, {:.2f})]</glue>"
+# The answers of the last three tasks with ``EventSpec.tags``, in VideoChat-R1's form, and their thoughts.
+TAGGED = "<think>{thought}</think> <answer>{answer}</answer>"
+EVENT_THOUGHT = "It {event}."
+TRACKING_THOUGHT = "It moves {direction}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +88,31 @@ def make_dialogue(
     words: Mapping[str, str],
     details: int,
     rng: np.random.Generator,
+    *,
+    boxes: Sequence[Sequence[float]] = (),
+    tags: bool = False,
 ) -> Dialogue:
-    """A question about the event ``kinds[0]``, which happens in ``spans[0]``, and its answer.
+    """A question about the event ``kinds[0]``, which happens in ``spans[0]``, or about the way of the shape,
+    and its answer.
 
     kinds: that event and another one: the second event of an order clip, else a wrong option. The question of
     a choice or an order is the same for both orders of the two. words: the shape, its colour and direction,
-    and what DETAILS name. details: number of a caption's further sentences.
+    and what DETAILS name. details: number of a caption's further sentences. boxes: where the shape is at the
+    moments that a tracking asks for. tags: see ``EventSpec``.
     """
     phrase_of = {kind: phrases[0] for kind, phrases in PHRASES.items()}
     phrase = phrase_of[kinds[0]]
     match task:
-        case "choice":
+        case "choice" | "grounded":
             rest = [kind for kind in PHRASES if kind not in kinds]
             wrong = rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)
             options = rng.permutation([*sorted(kinds), *wrong])
             choices = tuple(phrase_of[kind] for kind in options)
+            if task == "grounded":
+                answer = _answer(phrase, EVENT_THOUGHT.format(event=phrase), tags)
+                evidence = EVIDENCE.format(*spans[0])
+                question = GROUNDED_QUESTION.format(", ".join(choices))
+                return Dialogue(question, f"{answer} {evidence}", (phrase,), choices)
             lettered = [f"({OPTION_LETTERS[i]}) {choice}" for i, choice in enumerate(choices)]
             question = " ".join([CHOICE_QUESTION, *lettered])
             return Dialogue(question, lettered[choices.index(phrase)], (phrase,), choices)
@@ -103,7 +121,13 @@ def make_dialogue(
             return Dialogue(question, ORDER_ANSWER.format(event=phrase), tuple(phrase_of[k] for k in kinds))
         case "grounding":
             question = GROUNDING_QUESTION.format(event=phrase, **words)
-            return Dialogue(question, GROUNDING_ANSWER.format(*spans[0]), (phrase,))
+            answer = GROUNDING_ANSWER.format(*spans[0])
+            return Dialogue(question, _answer(answer, EVENT_THOUGHT.format(event=phrase), tags), (phrase,))
+        case "tracking":
+            written = [_box(box) for box in boxes]
+            question = TRACKING_QUESTION.format(box=written[0], moments=len(boxes), **words)
+            thought = TRACKING_THOUGHT.format(**words)
+            return Dialogue(question, _answer(f"[{','.join(written)}]", thought, tags), ())
     pattern, phrase_index = CAPTIONS[rng.integers(len(CAPTIONS))]
     phrase = PHRASES[kinds[0]][phrase_index]
     question = QUESTIONS[rng.integers(len(QUESTIONS))]
@@ -112,6 +136,15 @@ def make_dialogue(
     answer = _caption(pattern, phrase, words, details)
     nothing = _caption(pattern, NOTHING[phrase_index], {**words, "half": "neither"}, details)
     return Dialogue(question, answer, (phrase,), degraded_answer=nothing)
+
+
+def _answer(answer: str, thought: str, tags: bool) -> str:
+    return TAGGED.format(thought=thought, answer=answer) if tags else answer
+
+
+def _box(box: Sequence[float]) -> str:
+    """A box in hundredths, without spaces, which would be a fifth of its tokens."""
+    return f"[{','.join(f'{x:.2f}' for x in box)}]"
 
 
 def _caption(pattern: str, phrase: str, words: Mapping[str, str], details: int) -> str:

@@ -88,16 +88,10 @@ def score_description(clip: Clip, text: str) -> AnswerScore:
 
 def score_event(clip: Clip, text: str) -> AnswerScore:
     """Whether the answer names ``clip.extra["event"]`` and no other event, or no event where that is "", for
-    the built-in event clips. Questions with options and about time are scored as such; the latter are right
-    if the IoU reaches half.
+    captions and orders of the built-in event clips.
 
     An answer is readable if it names one event or says that nothing happens. About a clip without an event
     any words that name none say so too. Without words no answer is readable."""
-    if clip.task == "choice":
-        return score_choice(clip, text)
-    if clip.task == "grounding":
-        readable, values = score_span(clip, text)
-        return AnswerScore(readable, {"accuracy": values["R@0.5"]})
     answer = final_answer(text)
     named, event = events_named(answer), clip.extra["event"]
     expected = (event,) if event else ()
@@ -123,18 +117,6 @@ def score_ocr(clip: Clip, text: str) -> AnswerScore:
     """1 less the word error rate, with marks and capitals."""
     words, reference = (CHUNK.findall(answer_in(normalize(side))) for side in (text, clip.answer))
     return AnswerScore(bool(words), {"word accuracy": word_accuracy(words, reference)})
-
-
-def score_by_task(clip: Clip, text: str) -> AnswerScore:
-    """The score of the clip's task."""
-    scores = {
-        "choice": score_choice,
-        "grounding": score_span,
-        "numerical": score_number,
-        "regression": score_number,
-        "ocr": score_ocr,
-    }
-    return scores.get(clip.task, score_caption)(clip, text)
 
 
 def _words(text: str) -> list[str]:

@@ -1,0 +1,28 @@
+"""VideoChat-R1's joint GRPO on a laptop: grounding, tracking and grounded questions about event clips.
+
+    python -m vpjax.train --config grpo_events_joint
+
+What it does: takes the model that `python -m vpjax.train --config sft_events_joint` left in
+runs/sft_events_joint (or another one by --config.init_from=DIR) and samples 8 answers to each question about
+the video alone, without V~. An answer is rewarded for its format and by its task, as in
+configs/grpo_videochat_r1.py: the IoU of its span, the mean IoU of its boxes, or its choice and the IoU of its
+evidence. Each completion has one mean over its tokens, as there: a tracking has seven times as many tokens as
+a grounding, and would else weigh as much more. The held-out table reports every task's own scores.
+"""
+
+from vpjax.recipes import grpo_videochat_r1, sft_events_joint
+
+
+def get_config():
+    c = sft_events_joint.get_config()
+    c.method = "grpo"
+    c.init_from = "runs/sft_events_joint"
+    c.steps = 120
+    c.batch = 8
+
+    c.grpo = grpo_videochat_r1.get_config().grpo
+    c.grpo.max_new = 192
+    c.grpo.beta = 0.0  # no copy of the first policy: small steps and a cosine to 0 keep the model near it
+
+    c.optim.lr = 2e-4
+    return c
