@@ -40,6 +40,15 @@ def test_heldout_clips_have_a_spec_of_their_own(tmp_path):
     assert split_file(config, "heldout", "events") != files["heldout"]
 
 
+def test_heldout_spans_are_exact():
+    """Where the spans to train on are rough: V~ would show some events, and naming them count as invented."""
+    config = base.get_config()
+    config.events.rough = 0.2
+    assert [event_spec(config, split).rough for split in ("train", "heldout", "unseen")] == [0.2, 0.0, 0.0]
+    config.events_heldout = {"rough": 0.1}
+    assert event_spec(config, "heldout").rough == 0.1
+
+
 @pytest.mark.parametrize("field", ["heldout", "colour"])
 def test_unknown_fields_are_named(field):
     config = base.get_config()

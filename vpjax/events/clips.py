@@ -61,8 +61,8 @@ class EventSpec:
     the way that the camera pans over a clip, as a share of the frame's shorter side; it shakes too. clutter:
     number of other shapes, which are grey and stand or drift. distractors: number of grey shapes that appear
     for DISTRACTOR_LENGTHS, away from the coloured shape and never during an event. blur: standard deviation
-    as a share of the frame's shorter side. rough: seconds by which an annotated span is moved at most, and
-    lengthened at either end at most; the true spans are ``Clip.extra["spans"]``.
+    as a share of the frame's shorter side. rough: seconds by which a keyword's span is moved at most, and
+    lengthened at either end at most; ``Clip.spans`` and the answers have the true ones.
     UserError for a value that cannot be drawn.
     """
 
@@ -238,7 +238,7 @@ def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
             Keyword(phrase, kind, (span,))
             for phrase, kind, span in zip(dialogue.phrases, kinds, spans, strict=False)
         ),
-        spans=spans,
+        spans=tuple(true_spans),
         task="choice" if task == "grounded" else task,
         choices=dialogue.choices,
         boxes=places,
