@@ -63,7 +63,7 @@ def finder(scorer: Scorer) -> Finder:
 
 
 def annotated_spans(video: Video, clip: Clip) -> Spans:
-    return clip.spans
+    return clip.keywords[0].spans
 
 
 WITHOUT_MODEL: dict[str, Finder] = {
