@@ -37,6 +37,7 @@ from benchmarks.repeats import (
     median_gap,
     repeat,
     scores_of,
+    setting,
     table,
 )
 from benchmarks.timing import environment, publish
@@ -171,7 +172,7 @@ def main() -> None:
         log = arguments.out.with_suffix(".jsonl") if arguments.out else None
 
         def setting_of(name: str) -> str:
-            return f"{configure(ROWS[name], 0, arguments)} {arguments.init}"
+            return f"{setting(configure(ROWS[name], 0, arguments))} {arguments.init}"
 
         results = repeat(arguments.rows, arguments.seeds, setting_of, run_row, log)
 

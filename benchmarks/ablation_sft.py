@@ -43,6 +43,7 @@ from benchmarks.repeats import (
     repeat,
     right_answers,
     scores_of,
+    setting,
     table,
 )
 from benchmarks.timing import environment, publish
@@ -224,7 +225,7 @@ def main() -> None:
         log = arguments.out.with_suffix(".jsonl") if arguments.out else None
 
         def setting_of(name: str) -> str:
-            return f"{configure(ROWS[name], 0, arguments)} {FOUND_BY.get(name)}"
+            return f"{setting(configure(ROWS[name], 0, arguments))} {FOUND_BY.get(name)}"
 
         results = repeat(arguments.rows, arguments.seeds, setting_of, run, log)
 

@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
 from scipy import stats
 
 from vpjax.events.clips import EVENTS
+from vpjax.recipes import base
+from vpjax.training import run_config
 
 Record = dict[str, Any]  # of a run: its row, its seed and its metrics
 MAIN = "accuracy/none"  # the metric that is printed as runs finish
@@ -43,6 +46,15 @@ def ablation_arguments(
     if arguments.quick:
         vars(arguments).update(quick)
     return arguments
+
+
+def setting(config: ConfigDict) -> str:
+    """What tells a config from configs/base.py: a new field at its default changes no setting, so that a log
+    of finished runs outlives it."""
+    defaults = run_config.by_dotted_name(base.get_config().to_dict())
+    values = run_config.by_dotted_name(config.to_dict())
+    changed = {name: str(x) for name, x in values.items() if name not in defaults or x != defaults[name]}
+    return str(sorted(changed.items()))
 
 
 def repeat(

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from benchmarks.repeats import MAIN, gains_by_clip, interval, median_gap, repeat, table
+from benchmarks.repeats import MAIN, gains_by_clip, interval, median_gap, repeat, setting, table
+from vpjax.recipes import sft
 
 
 def test_intervals_are_those_of_student():
@@ -36,6 +37,14 @@ def test_finished_runs_are_not_repeated(tmp_path):
     calls.clear()
     repeat(["a"], [0], "steps: 2 {}".format, run, log)  # another setting is another run
     assert calls == [("a", 0)]
+
+
+def test_a_setting_is_what_differs_from_the_defaults():
+    config = sft.get_config()
+    before = setting(config)
+    assert "optim.b2" in before and "optim.b1" not in before
+    config.optim.b1 = 0.5
+    assert setting(config) != before
 
 
 def test_table():

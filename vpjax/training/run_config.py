@@ -225,10 +225,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """UserError, naming the fields that differ, if ``workdir`` holds a run with another config."""
-    stored = _by_dotted_name(read(workdir))
+    stored = by_dotted_name(read(workdir))
     if not stored:
         return
-    requested = _by_dotted_name(json.loads(config.to_json()))
+    requested = by_dotted_name(json.loads(config.to_json()))
     differences = [
         f"{name} is {requested.get(name)!r}, there {stored.get(name)!r}"
         for name in sorted(stored.keys() | requested.keys())
@@ -250,12 +250,12 @@ def write(workdir: Path, config: ConfigDict) -> None:
     write_whole(workdir / FILE, (config.to_json(indent=2) + "\n").encode())
 
 
-def _by_dotted_name(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def by_dotted_name(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields by dotted name."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            fields |= _by_dotted_name(value, f"{prefix}{name}.")
+            fields |= by_dotted_name(value, f"{prefix}{name}.")
         else:
             fields[prefix + name] = value
     return fields
