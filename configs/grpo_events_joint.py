@@ -20,6 +20,8 @@ def get_config():
     c.steps = 120
     c.batch = 8
 
+    c.data.length_multiple = 96  # holds every prompt, so that one program is compiled
+
     c.grpo = grpo_videochat_r1.get_config().grpo
     c.grpo.max_new = 192
     c.grpo.beta = 0.0  # no copy of the first policy: small steps and a cosine to 0 keep the model near it
