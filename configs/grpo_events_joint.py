@@ -9,8 +9,9 @@ configs/grpo_videochat_r1.py: the IoU of its span, the mean IoU of its boxes, or
 evidence. Each completion has one mean over its tokens, as there: a tracking has seven times as many tokens as
 a grounding, and would else weigh as much more. The held-out table reports every task's own scores.
 Hardware and cost: 2 CPU cores, 11 minutes of CPU time.
-Expected, of 384 held-out clips (before): grounding mIoU .40 (.20), right option with evidence .26 (.19), and of
-trackings no change, AO .54 (benchmarks/results/2026-11-29-grpo-events-joint.md).
+Expected, of 384 held-out clips: grounding mIoU .40 (.20 before), the right option with its evidence .26 (.19
+before), AO of trackings .54 as before. The start is too weak to tell times: GRPO finds the best constant
+span (benchmarks/results/2026-11-29-grpo-events-joint.md). For more, give the SFT more steps.
 """
 
 from vpjax.recipes import grpo_videochat_r1, sft_events_joint
