@@ -6,6 +6,8 @@ What it does: trains the small model of configs/sft.py from scratch on three tas
 event happens (grounding), where the shape is at 8 moments (tracking), and what it does and when (a choice
 with its evidence). The answers stand between VideoChat-R1's tags. It ends early, while the model's samples
 still differ, so that GRPO has something to choose from.
+Hardware and cost: 2 CPU cores, 9 minutes of CPU time.
+Expected, of 384 held-out clips: grounding mIoU .2 to .4, AO .5, the right option in .7.
 """
 
 from vpjax.recipes import sft
