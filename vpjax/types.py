@@ -65,10 +65,10 @@ class Clip:
     video: path of the file. spans: the event's ``(start, end)``. task: one of TASKS; numerical (a number to
     meet), regression (to come close to) and ocr (a text to read) are Video-R1's. choices: the options of a
     multiple-choice question. boxes: positions of an object, ``(x0, y0, x1, y1)`` as shares of width and
-    height, at moments evenly spread over the clip. degraded_answer: the answer that is true of V~, which does
-    not show the event; "": unknown. start, end: the part of the video that belongs to the
+    height, at moments evenly spread over the clip. start, end: the part of the video that belongs to the
     clip; None: the video's own beginning or end. All times are seconds of the file, whichever part of it is
-    used. extra: any other data of a data set, never read by training.
+    used. extra: any other data of a data set, never read by training. degraded_answer: the answer that is
+    true of V~, which does not show the event; "": unknown.
     """
 
     id: str
@@ -80,10 +80,10 @@ class Clip:
     task: str = "caption"
     choices: tuple[str, ...] = ()
     boxes: tuple[tuple[float, float, float, float], ...] = ()
-    degraded_answer: str = ""
     start: float | None = None
     end: float | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    degraded_answer: str = ""
 
 
 @jax.tree_util.register_dataclass
