@@ -23,7 +23,6 @@ from tests.training.rollouts import (
     compiled,
     config,
     learner,
-    random_completions,
     setup,
     stepped,
     wide,
@@ -36,21 +35,6 @@ from vpjax.training import grpo, judged, policy
 from vpjax.training.losses import token_logprobs
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return joint.prompts_of(CLIPS)
-
-
-@pytest.fixture(scope="module")
-def completions():
-    return random_completions()
-
-
-@pytest.fixture(scope="module")
-def plain(prompts, completions):
-    return learner(grpo__relative__kind="none")(prompts, completions)
 
 
 @pytest.fixture(scope="module")

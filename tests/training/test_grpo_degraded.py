@@ -10,7 +10,6 @@ import pytest
 
 from tests import joint
 from tests.training.rollouts import (
-    CLIPS,
     DEGRADED,
     ROWS,
     TenfoldJudge,
@@ -19,27 +18,11 @@ from tests.training.rollouts import (
     compiled,
     config,
     learner,
-    random_completions,
     setup,
 )
 from vpjax.training import grpo
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return joint.prompts_of(CLIPS)
-
-
-@pytest.fixture(scope="module")
-def completions():
-    return random_completions()
-
-
-@pytest.fixture(scope="module")
-def plain(prompts, completions):
-    return learner(grpo__relative__kind="none")(prompts, completions)
 
 
 def test_the_degraded_rollouts_are_not_trained_on(prompts, completions, plain):

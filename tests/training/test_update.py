@@ -19,7 +19,6 @@ from tests.training.rollouts import (
     compiled,
     config,
     learner,
-    random_completions,
     setup,
 )
 from vpjax.models.sharding import make_mesh
@@ -29,21 +28,6 @@ from vpjax.training.state import deal
 pytestmark = pytest.mark.slow
 HALF = ROWS // 2
 EPS = 1e-6  # of the clip: every ratio that is not 1 up to rounding is beyond it
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return joint.prompts_of(CLIPS)
-
-
-@pytest.fixture(scope="module")
-def completions():
-    return random_completions()
-
-
-@pytest.fixture(scope="module")
-def plain(prompts, completions):
-    return learner(grpo__relative__kind="none")(prompts, completions)
 
 
 @functools.cache
