@@ -7,8 +7,8 @@ belongs to their event. In the held-out clips the colour says nothing about the 
 colour instead does well in training only, and the held-out table shows how often the model does.
 Hardware and cost: 2 CPU cores, 4 to 6 minutes, 2 GB of memory.
 Expected, of the recipe with --config.contrast.negatives="('batch',)": the event named in .25 of the held-out
-clips, and the colour's event in .72 of those whose colour misleads. With --config.contrast.answer=0.2 too:
-.40 and .37.
+clips, and the colour's event in .74 of those whose colour misleads. With --config.contrast.answer=0.2 too:
+.39 and .39.
 """
 
 from vpjax.recipes import sft
