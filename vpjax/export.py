@@ -18,6 +18,7 @@ import jinja2
 from ml_collections import ConfigDict
 
 from vpjax import cli
+from vpjax.data.mixture import data_sets
 from vpjax.data.sampling import SLOT, Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
@@ -82,8 +83,8 @@ def origin_of(folder: Path) -> dict[str, str]:
         license = re.search(r"^license: *(\S+)$", header[1], re.MULTILINE) if header else None
         if license:
             found["license"] = license[1]
-    name = json.loads((folder / "config.json").read_text()).get("_name_or_path", "")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    name = json.loads((folder / "config.json").read_text()).get("_name_or_path")
+    if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         found["base_model"] = name
     return found
 
@@ -156,8 +157,6 @@ def model_card(
         sampling, rate = f"{config.data.frames} frames, evenly spaced", {"num_frames": config.data.frames}
     else:
         sampling, rate = f"{config.data.fps:g} frames a second", {"fps": config.data.fps}
-    sources = [config.data.train] if isinstance(config.data.train, str) else config.data.train
-    files = [source if isinstance(source, str) else source["file"] for source in sources]
     template = jinja2.Template(MODEL_CARD.read_text(), trim_blocks=True, keep_trailing_newline=True)
     return template.render(
         name=workdir.resolve().name,
@@ -167,7 +166,7 @@ def model_card(
         config=config,
         origin=origin,
         start=Path(config.init_from).name or "random weights",
-        data=", ".join(Path(file).name for file in files),
+        data=", ".join(Path(data_set.file).name for data_set in data_sets(config.data)),
         sampling=sampling,
         rate=json.dumps(rate),
         frames=config.data.frames or config.data.max_frames,

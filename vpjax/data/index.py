@@ -179,8 +179,7 @@ def check_answers(all_tokens: Sequence[Tokens], answers: DegradedAnswers) -> Non
             "add it to the clips, or set contrast.truth=0"
         )
     if answers.compared != "none" and answers.truth_share < 1:
-        shown = [(tokens, np.array([bool(spans) for spans in tokens.spans], bool)) for tokens in timed]
-        if not any(len(compared_places(*pair, answers.compared)) for pair in shown):
+        if not any(len(compared_places(x, timed_keywords(x), answers.compared)) for x in timed):
             raise UserError(
                 "contrast.answer: no clip has a keyword with a known time (spans) that stands in its answer; "
                 "build the clips with vpjax.build, or set contrast.answer=0"
@@ -200,6 +199,11 @@ def text_budget(tokens: Tokens, data_config: ConfigDict, answers: DegradedAnswer
     if budget <= 0:
         raise UserError(f"question and answer above {data_config.max_tokens} tokens (data.max_tokens)")
     return budget
+
+
+def timed_keywords(tokens: Tokens) -> np.ndarray:
+    """bool[J]: the keywords whose time is known."""
+    return np.array([bool(spans) for spans in tokens.spans], bool)
 
 
 def stamp_tokens(tokens: Tokens, longest: float, model_config: VLMConfig) -> int:
@@ -228,7 +232,7 @@ def row_sizes(
     visual = slots * (rows * columns + slot_tokens)
     units, bins = laid_out_sizes(grid, model_config.vision, capacity)
     prompt = len(tokens.prompt) - len(places) + visual
-    shown_J = np.array([bool(spans) for spans in tokens.spans], bool)
+    shown_J = timed_keywords(tokens)
     shown = int(shown_J.sum())
     degraded = degraded_targets = 0
     if shown:

@@ -54,7 +54,8 @@ def check_folder(model: VideoLM, out: Path) -> list[str]:
     # In float32, whatever the type of the weights, because transformers rounds bfloat16 in other places.
     ours = hf.load_pretrained(out, dtype=jnp.float32)
     theirs = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32).eval()
-    return [*lines, _compare_logits(theirs, ours, cases[-1], out), _compare_answers(theirs, ours, cases, out)]
+    lines.append(_compare_logits(theirs, ours, cases[-1], out))
+    return [*lines, _compare_answers(theirs, ours, text, cases, out)]
 
 
 def noise_case(model: VideoLM, text: Text, media: Media | None) -> Case:
@@ -99,13 +100,14 @@ def _compare_logits(theirs: Any, ours: VideoLM, case: Case, out: Path) -> str:
     return f"transformers loads it; its logits are within {apart:.1g} of their spread"
 
 
-def _compare_answers(theirs: Any, ours: VideoLM, cases: list[Case], out: Path) -> str:
+def _compare_answers(theirs: Any, ours: VideoLM, text: Text, cases: list[Case], out: Path) -> str:
     """The greedy answers of transformers' ``generate``, which finds the positions by itself, against ours."""
-    text = Text.load(out)
     theirs, processor = as_trained(theirs, load_processor(out), out)
     for case in cases:
-        inputs: Mapping[str, Any] = torch_inputs(ours, case)
-        if processor is not None:
+        inputs: Mapping[str, Any]
+        if processor is None:
+            inputs = torch_inputs(ours, case)
+        else:
             inputs = processed_inputs(processor, case)
         expected = greedy_tokens(ours, case.prompts, text.stops)
         options = dict(do_sample=False, max_new_tokens=MAX_NEW, eos_token_id=list(text.stops))

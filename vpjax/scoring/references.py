@@ -108,16 +108,10 @@ def expected_keywords(clip: Clip, count: int) -> list[ReferenceKeyword | None]:
 
 def degraded_clip(clip: Clip) -> DegradedClip | None:
     """The clip as V~ shows it. None if no answer is known that is true of V~, or if the task asks for the
-    times or places of what V~ hides. UserError for a ``degraded_answer`` that is none of the options."""
+    times or places of what V~ hides."""
     if not clip.degraded_answer or clip.task in ("grounding", "tracking"):
         return None
-    shown = DegradedClip(**vars(clip) | dict(answer=clip.degraded_answer, spans=(), boxes=()))
-    if clip.task == "choice":
-        try:
-            right_option(shown)
-        except UserError as error:
-            raise UserError(f"{error}; this is its degraded_answer: take an option, or remove it") from error
-    return shown
+    return DegradedClip(**vars(clip) | dict(answer=clip.degraded_answer, spans=(), boxes=()))
 
 
 def shows_nothing(clip: Clip) -> bool:
@@ -158,7 +152,8 @@ def right_option(clip: Clip) -> int:
     choice = read_choice(clip.answer, clip.choices)
     if choice is None:
         count = len(clip.choices) or len(LETTERS)
-        raise UserError(f"clip {clip.id}: the answer {clip.answer!r} names none of its {count} options")
+        field = "degraded_answer" if isinstance(clip, DegradedClip) else "answer"
+        raise UserError(f"clip {clip.id}: the {field} {clip.answer!r} names none of its {count} options")
     return choice
 
 
