@@ -19,18 +19,15 @@ from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.data.mixture import data_sets
-from vpjax.data.sampling import SLOT, Sampling
+from vpjax.data.processors import IMAGE_PROCESSOR, VIDEO_PROCESSOR, image_processor, video_processor
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
 from vpjax.models import hf
-from vpjax.models.names import FAMILIES
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.training import checkpoint, run_config
-from vpjax.training.setup import IMAGE_PROCESSOR, frame_sizes
 from vpjax.types import UserError
 
-VIDEO_PROCESSOR = "video_preprocessor_config.json"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
@@ -61,8 +58,8 @@ def export(
     if not (out / "generation_config.json").exists():
         _write_json(out / "generation_config.json", generation_config(text))
     if not (out / IMAGE_PROCESSOR).exists():  # one that came with the weights has the run's sizes already
-        _write_json(out / IMAGE_PROCESSOR, image_processor(model, config.data))
-    defaults, sizes = video_processor(model, config.data)
+        _write_json(out / IMAGE_PROCESSOR, image_processor(model.config, config.data))
+    defaults, sizes = video_processor(model.config, config.data)
     if (out / VIDEO_PROCESSOR).exists():
         defaults = json.loads((out / VIDEO_PROCESSOR).read_text())
     _write_json(out / VIDEO_PROCESSOR, defaults | sizes)
@@ -91,57 +88,6 @@ def origin_of(folder: Path) -> dict[str, str]:
 
 def generation_config(text: Text) -> dict[str, Any]:
     return {"do_sample": False, "eos_token_id": list(text.stops), "pad_token_id": text.pad}
-
-
-def image_processor(model: VideoLM, data_config: ConfigDict) -> dict[str, Any]:
-    """The config of the image processor of a model from scratch, with the sizes of the run's frames."""
-    fields = _processor(model) | {"image_processor_type": "Qwen2VLImageProcessor"}
-    return fields | frame_sizes(data_config)
-
-
-def video_processor(model: VideoLM, data_config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config of the video processor in two parts: what it is, and the frames of the run's videos.
-
-    A budget makes frames smaller there as here, but never fewer, and counts visual tokens only. Whether the
-    processor chooses frames is left as it is in the family's own folders: many clients bring frames that they
-    have chosen.
-    """
-    family, factor = FAMILIES[model.config.family], model.config.vision.factor
-    defaults = _processor(model) | {"video_processor_type": family.video_processor}
-    sampling = Sampling.of(data_config)
-    # Either is null, for together with a default of the other kind they are an error there.
-    fields = {"num_frames": sampling.frames, "fps": sampling.fps}
-    fields |= {"min_frames": sampling.min_frames, "max_frames": sampling.max_frames}
-    budgets = [sampling.total_pixels, data_config.get("max_tokens", 0) * factor**2]
-    budget = min((pixels for pixels in budgets if pixels), default=0)  # of one frame of each slot
-    if not family.whole_video:
-        fields |= frame_sizes(data_config)
-        if budget:  # of max_video_tokens, nine tenths are the budget there
-            tokens = math.ceil(budget / factor**2 / 0.9)
-            fields |= {"cap_pixels_per_frame": True, "max_video_tokens": tokens}
-        return defaults, fields
-    frames = sampling.frames or sampling.max_frames
-    least, most = sampling.min_pixels, frames * sampling.max_pixels
-    if sampling.frames:
-        least *= frames
-    else:  # the number of frames is not known, so only the upper limit can be given for each of them
-        fields |= {"cap_pixels_per_frame": True, "max_video_tokens": sampling.max_pixels // factor**2}
-    if budget:
-        most = max(least, min(most, SLOT * budget))
-    return defaults, fields | {"size": {"shortest_edge": least, "longest_edge": most}}
-
-
-def _processor(model: VideoLM) -> dict[str, Any]:
-    """The fields that both processors share."""
-    vision = model.config.vision
-    return {
-        "processor_class": FAMILIES[model.config.family].processor,
-        "patch_size": vision.patch,
-        "temporal_patch_size": vision.temporal,
-        "merge_size": vision.merge,
-        "image_mean": list(vision.pixel_mean),
-        "image_std": list(vision.pixel_std),
-    }
 
 
 def model_card(

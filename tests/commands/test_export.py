@@ -19,6 +19,7 @@ from tests.commands.call import call
 from vpjax import export as exporting
 from vpjax.data.collate import single_prompt
 from vpjax.data.positions import is_visual, positions
+from vpjax.data.processors import video_processor
 from vpjax.data.sampling import Sampling, VideoInfo, fit
 from vpjax.data.text import Text
 from vpjax.data.video import read_frames
@@ -30,7 +31,7 @@ from vpjax.models.patches import smart_resize
 from vpjax.models.vlm import abstract_model, leaves
 from vpjax.predict import ask, load
 from vpjax.recipes import base
-from vpjax.training import checkpoint
+from vpjax.training import checkpoint, run_config
 from vpjax.types import UserError
 
 STEPS = 12
@@ -167,7 +168,29 @@ def written(kind, **fields):
     model = abstract_model(VLMConfig.from_hf(tiny.MODELS[kind]))
     data = base.get_config().data
     data.update(fields)
-    return data, model.config.vision.factor, exporting.video_processor(model, data)[1]
+    return data, model.config.vision.factor, video_processor(model.config, data)[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(frames=16, fps=0.0, min_pixels=96**2, max_pixels=256**2, max_tokens=0),
+        dict(frames=0, fps=2.0, min_pixels=96**2, max_pixels=256**2, max_tokens=0, total_pixels=10**6),
+        dict(frames=0, fps=8.0, min_frames=8, max_frames=96, max_tokens=4096),
+    ],
+)
+def test_an_exported_folder_is_read_as_its_run_reads(kind, fields, tmp_path):
+    """vpjax.predict and vpjax.evaluate on the folder: the same rule, and the same size of a long video."""
+    data, factor, written_fields = written(kind, **fields)
+    family, _ = video_processor(abstract_model(VLMConfig.from_hf(tiny.MODELS[kind])).config, data)
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(family | written_fields))
+    found = run_config.data_of(tmp_path)
+    for name in ("frames", "fps", "min_frames", "max_frames"):
+        assert found[name] == data[name]
+    for seconds in (3.0, 20.0, 400.0):
+        info = VideoInfo(1280, 720, seconds, 25.0, int(25 * seconds))
+        ours = fit(Sampling.of(data), info, factor=factor, max_tokens=data.max_tokens or None)
+        assert fit(Sampling.of(found), info, factor=factor) == ours
 
 
 def their_size(kind, fields, factor, count, side):

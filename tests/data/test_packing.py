@@ -207,7 +207,7 @@ def test_rows_are_full():
     shares = (use.text, use.vision, use.degraded)
     for name, share in zip(computed, shares, strict=True):
         total = sum(getattr(size, name) for size in sizes)
-        assert share == total / (use.rows * getattr(plan.capacity(0), name)) > 0.9  # measured: .92 to .96
+        assert share == total / (use.rows * getattr(plan.capacity(0), name)) > 0.94  # measured: .95 to .97
 
     array = np.array(sizes)
     by_tokens = pack(array[:, :1], np.array([4096]), np.random.default_rng(0).permutation(len(sizes)))
@@ -226,8 +226,8 @@ def test_equal_clips_stand_alone_in_rows_of_their_length(row_tokens):
 
 def test_what_alone_exceeds_a_row_is_refused():
     sizes = np.array([[5, 1], [3, 9]])
-    assert pack(sizes, np.array([8, 10]), np.array([0, 1])) == [[0, 1]]
-    assert pack(sizes, np.array([8, 9]), np.array([0, 1])) == [[0], [1]]
+    assert pack(sizes, np.array([8, 10]), np.array([0, 1])) == [[1, 0]]
+    assert pack(sizes, np.array([8, 9]), np.array([0, 1])) == [[1], [0]]
     with pytest.raises(ValueError, match="larger than a row"):
         pack(sizes, np.array([8, 8]), np.array([0, 1]))
 

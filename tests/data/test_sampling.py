@@ -65,14 +65,17 @@ def unlimited(sampling):
     return dataclasses.replace(sampling, total_pixels=0)
 
 
-def test_without_a_budget_frames_are_those_of_the_rate_in_the_size_of_hugging_face():
+def test_without_a_budget_frames_and_their_size_are_those_of_hugging_face():
+    """By hand, after ``sample_frames`` of Qwen2VLVideoProcessor: an even number of frames, i * total / n."""
     for info, sampling, factor, *_ in random_cases(300):
         frames, height, width = fit(unlimited(sampling), info, factor=factor)
-        at_rate = int(np.ceil(info.duration * sampling.fps - 1e-5))
-        expected = min(max(at_rate, min(4, info.frames)), sampling.max_frames)
-        if at_rate > sampling.max_frames:
-            expected = min(expected, info.frames)
-        assert frames == expected + expected % 2
+        at_rate = info.frames / info.fps * sampling.fps
+        expected = min(max(at_rate, sampling.min_frames), sampling.max_frames, info.frames) // 2 * 2
+        assert frames == max(expected, 2)
+        times = frame_times(unlimited(sampling), info)
+        if expected:
+            theirs = (np.arange(expected) * info.frames / expected + 1e-6).astype(int)
+            np.testing.assert_allclose(times * info.fps, theirs, atol=1e-6)
         limits = dict(factor=factor, min_pixels=sampling.min_pixels, max_pixels=sampling.max_pixels)
         assert (height, width) == smart_resize(info.height, info.width, **limits)
 
@@ -248,10 +251,11 @@ def test_a_variable_rate_never_gives_more_than_planned():
 
 
 def test_short_clips_get_the_least_number_of_frames():
-    """Evenly spread, each frame at most once."""
+    """Evenly spread, an even number, each frame at most once unless there is but one."""
     sampling = Sampling(fps=2.0, min_frames=4)
     np.testing.assert_allclose(frame_times(sampling, info_of(seconds=1.0, fps=8)), [0, 0.25, 0.5, 0.75])
-    np.testing.assert_allclose(frame_times(sampling, info_of(seconds=0.3, fps=10)), [0, 0.1, 0.2, 0.2])
+    np.testing.assert_allclose(frame_times(sampling, info_of(seconds=0.3, fps=10)), [0, 0.1])
+    np.testing.assert_allclose(frame_times(sampling, info_of(seconds=0.1, fps=10)), [0, 0])
     np.testing.assert_allclose(frame_times(sampling, info_of(seconds=2.0, fps=8)), [0, 0.5, 1.0, 1.5])
     assert len(frame_times(sampling, info_of(seconds=3.0, fps=8))) == 6
 

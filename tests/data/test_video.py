@@ -79,9 +79,12 @@ def test_variable_rate_is_respected(irregular):
 
 @pytest.mark.parametrize("fps", [1.0, 2.0, 4.0, 7.0])
 def test_at_a_rate_the_frame_on_screen_comes(irregular, fps):
+    """As many as the rate gives, an even number, evenly spread; at most each frame once."""
     times, duration = np.array(IRREGULAR) / 1000, probe(irregular).duration
-    expected = [on_screen(times, k / fps) for k in range(100) if k / fps < duration]
-    expected += expected[-1:] * (len(expected) % 2)
+    count = max(int(min(duration * fps, len(times))) // 2 * 2, 2)
+    expected = [on_screen(times, k * duration / count) for k in range(count)]
+    if count == len(times):
+        expected = list(range(count))
     video = read(irregular, fps=fps)
     assert frame_numbers(video) == expected
     np.testing.assert_allclose(video.times, times[expected], rtol=0, atol=1e-9)
@@ -118,7 +121,7 @@ def test_rounded_times_lose_no_frame(tmp_path, name):
     # 67 ms. AVI counts in frames, where only floats round.
     path = write(tmp_path / name, greys(30), rate=30, codec="mpeg4" if name == "a.avi" else "libx264", b="4M")
     assert frame_numbers(read(path, fps=30.0)) == list(range(30))
-    assert frame_numbers(read(path, fps=15.0)) == [*range(0, 30, 2), 28]
+    assert frame_numbers(read(path, fps=15.0)) == [30 * k // 14 for k in range(14)]
     assert frame_numbers(read(path, fps=10.0)) == list(range(0, 30, 3))
     assert frame_numbers(read(path, frames=15, start=0.0, end=0.5)) == [*range(15), 14]
     for frames in (2, 6, 10):
@@ -145,7 +148,7 @@ def test_frames_are_as_planned_without_a_plan_too(tmp_path):
         expected = read_frames(path, sampling, size=tuple(size), frames=frames, start=1.0)
         np.testing.assert_array_equal(video.frames, expected.frames)
         np.testing.assert_array_equal(video.times, expected.times)
-    assert video.frames.shape == (26, 252, 392, 3)
+    assert video.frames.shape == (24, 252, 392, 3)
     with pytest.raises(UserError, match="a.mp4: the span 9 to 6 s"):
         read_frames(path, sampling, start=9.0)
     with pytest.raises(UserError, match="data.min_frames=4 frames"):
@@ -157,7 +160,7 @@ def test_a_span_is_in_seconds_of_the_clip(tmp_path):
     video = read(path, frames=4, start=1.0, end=1.8)
     assert frame_numbers(video) == [10, 12, 14, 16]
     np.testing.assert_allclose(video.times, [1.0, 1.2, 1.4, 1.6], rtol=0, atol=1e-9)
-    assert frame_numbers(read(path, fps=5.0, start=2.5)) == [25, 27, 29, 29]
+    assert frame_numbers(read(path, fps=5.0, start=2.5)) == [25, 27]
     assert frame_numbers(read(path, frames=2, end=0.2)) == [0, 1]
     assert frame_numbers(read(path, frames=8, start=1.05, end=1.15)) == [
         10,
@@ -397,7 +400,7 @@ def test_a_folder_of_images_is_a_video(folder):
     assert frame_numbers(video) == list(range(12)) and video.frame_seconds == pytest.approx(0.1)
     np.testing.assert_allclose(video.times, np.arange(12) / 10, rtol=0, atol=1e-12)
     assert frame_numbers(read(folder, frames=4)) == [0, 3, 6, 9]
-    assert frame_numbers(read(folder, fps=5.0, start=0.6, end=1.2)) == [6, 8, 10, 10]
+    assert frame_numbers(read(folder, fps=5.0, start=0.6, end=1.2)) == [6, 9]
 
 
 def test_folders_that_are_no_video_are_named(tmp_path):

@@ -15,10 +15,11 @@ import numpy as np
 
 from vpjax.data.mixture import Mixture
 
-OPEN_ROWS = 256  # rows that are filled at the same time
-SAMPLE = 4_000  # clips from which the capacity of rows is estimated
-QUANTILES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)  # of rows that are full of tokens, see ``row_capacity``
-COMPUTED = ("units", "bins", "degraded")  # what the model computes with; other lists cost nearly nothing
+WINDOW = 1024  # clips among which the largest are packed first
+OPEN_ROWS = 512  # rows that are filled at the same time
+SAMPLE = 2 * WINDOW  # clips from which the capacity of rows is estimated
+SPARE = (1.0, 1.03, 1.1, 1.25)  # of a list beside the tokens, see ``row_capacity``
+COMPUTED = 4  # the first so many fields of Sizes, with which the model computes; others cost nearly nothing
 LENGTHS = 4  # prompt lengths at most, each of which is a program
 WORTH = 0.05  # share of the computed tokens that another length must save
 
@@ -57,51 +58,67 @@ def round_up(count: int, multiple: int) -> int:
 
 
 def pack(sizes_NK: np.ndarray, capacity_K: np.ndarray, order: np.ndarray) -> list[list[int]]:
-    """Rows of entries such that the sizes in a row add up to no more than the capacity: first fit in the
-    given order, into the rows that are still open. ValueError if one entry alone exceeds the capacity."""
-    if len(order) and (sizes_NK[order].max(axis=0) > capacity_K).any():
+    """Rows of entries such that the sizes in a row add up to no more than the capacity.
+
+    Of each WINDOW of entries in ``order`` the largest come first. Each goes into that open row whose emptiest
+    COMPUTED list it leaves fullest, so that no list stays empty because another one is full. ValueError if
+    one entry alone exceeds the capacity.
+    """
+    if not len(order):
+        return []
+    sizes_NK = sizes_NK[order]
+    if (sizes_NK.max(axis=0) > capacity_K).any():
         raise ValueError("an entry is larger than a row")
+    if (2 * sizes_NK.min(axis=0) > capacity_K).any():  # no two fit
+        return [[int(entry)] for entry in order]
+    shares_NK = sizes_NK[:, :COMPUTED] / np.maximum(capacity_K[:COMPUTED], 1)
+    window_N = np.arange(len(order)) // WINDOW
+    largest_first = np.lexsort((-shares_NK.max(axis=1), window_N))
+
     rows: list[list[int]] = []
     free_OK = np.zeros((OPEN_ROWS, len(capacity_K)), np.int64)
+    free_shares_OK = np.zeros((OPEN_ROWS, shares_NK.shape[1]))
     row_of = np.full(OPEN_ROWS, -1)
-    for entry in order:
-        size_K = sizes_NK[entry]
-        fits_O = (free_OK >= size_K).all(axis=1)
-        at = int(fits_O.argmax())
-        if not fits_O[at] or row_of[at] < 0:
-            at = int(np.argmin(free_OK[:, 0]))  # the fullest row is closed, or an unused place is taken
-            free_OK[at], row_of[at] = capacity_K, len(rows)
+    for i in largest_first:
+        fits_O = (free_OK >= sizes_NK[i]).all(axis=1) & (row_of >= 0)
+        if fits_O.any():
+            emptiest_O = (free_shares_OK - shares_NK[i]).max(axis=1)
+            at = int(np.where(fits_O, emptiest_O, np.inf).argmin())
+        else:  # the fullest row is closed, or an unused place is taken
+            at = int(free_shares_OK.min(axis=1).argmin())
+            free_OK[at], free_shares_OK[at], row_of[at] = capacity_K, 1.0, len(rows)
             rows.append([])
-        rows[row_of[at]].append(int(entry))
-        free_OK[at] -= size_K
+        rows[row_of[at]].append(int(order[i]))
+        free_OK[at] -= sizes_NK[i]
+        free_shares_OK[at] -= shares_NK[i]
     return rows
 
 
 def row_capacity(sizes_NK: np.ndarray, order: np.ndarray, row_tokens: int, multiples: Sizes) -> Sizes:
     """The capacity of packed rows of ``row_tokens`` tokens (0: as many as the longest clip has).
 
-    Rows of a sample in ``order`` that are full of tokens show how much of everything else a row needs. Room
-    for the fullest of them would leave the others emptier. So their quantile is taken for which the whole
-    sample costs the fewest tokens, units and tokens of V~. multiples: to which capacities are rounded up."""
+    A row that is full of the average clip shows how much of each COMPUTED list it needs. With a little to
+    spare more clips fit, and more is computed: of SPARE that is taken with which a sample in ``order`` costs
+    the fewest tokens, units and tokens of V~. All else gets as much as the fullest row takes. multiples: to
+    which capacities are rounded up."""
     largest = sizes_NK.max(axis=0)
     tokens = round_up(max(row_tokens, int(largest[0])), multiples.tokens)
     sample = order[:SAMPLE]
+    average = sizes_NK[sample].sum(axis=0) / sizes_NK[sample, 0].sum() * tokens
     rows = pack(sizes_NK[:, :1], np.array([tokens]), sample)
-    needed_RK = np.array([sizes_NK[row].sum(axis=0) for row in rows])
+    fullest = np.max([sizes_NK[row].sum(axis=0) for row in rows], axis=0)
 
-    def capacity_at(quantile: float) -> Sizes:
-        capacity = [tokens]
-        for k, name in enumerate(Sizes._fields[1:], 1):
-            at = quantile if name in COMPUTED else 1.0
-            needed = int(np.quantile(needed_RK[:, k], at, method="higher"))
-            capacity.append(round_up(max(needed, int(largest[k])), multiples[k]))
-        return Sizes(*capacity)
+    def capacity_with(spare: float) -> Sizes:
+        needed = fullest.copy()
+        needed[:COMPUTED] = np.minimum(spare * average, fullest)[:COMPUTED]
+        rounded = [round_up(int(n), m) for n, m in zip(np.maximum(needed, largest), multiples, strict=True)]
+        return Sizes(*rounded)._replace(tokens=tokens)
 
     def cost(capacity: Sizes) -> int:
         count = len(pack(sizes_NK, np.array(capacity), sample))
         return count * (capacity.tokens + capacity.units + capacity.degraded)
 
-    return min(dict.fromkeys(capacity_at(quantile) for quantile in QUANTILES), key=cost)
+    return min(dict.fromkeys(capacity_with(spare) for spare in SPARE), key=cost)
 
 
 class Usage(NamedTuple):

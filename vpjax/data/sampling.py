@@ -31,11 +31,12 @@ class Sampling:
     """The frames of a part of a video that are read: exactly one of ``frames`` and ``fps`` is set.
 
     frames=n: the frames on screen at the start of each of n equal parts of the part (as Qwen2.5-VL's
-    processor does); each frame once if there are no more than n. fps=x: the frames on screen every 1/x
-    seconds, and those that stay on screen repeat; if these are fewer than ``min_frames`` or more than
-    ``max_frames``, so many as above. min_pixels, max_pixels: of a frame. total_pixels: of one frame of each
-    slot, summed over the slots; 0: no limit. They mean what they mean in qwen-vl-utils, but min_frames is the
-    least to which a budget reduces the frames too, and no rounding of sizes exceeds a budget (see ``fit``).
+    processor does); each frame once if there are no more than n. fps=x: as many frames as x a second give,
+    within ``min_frames`` and ``max_frames`` and no more than there are, rounded down to an even number (as
+    Qwen2.5-VL's processor and qwen-vl-utils do), and spread likewise. min_pixels, max_pixels: of a frame.
+    total_pixels: of one frame of each slot, summed over the slots; 0: no limit. They mean what they mean in
+    qwen-vl-utils, but min_frames is the least to which a budget reduces the frames too, and no rounding of
+    sizes exceeds a budget (see ``fit``).
     """
 
     frames: int | None = None
@@ -177,21 +178,20 @@ def choose(
     first, last = resolve_part(info.duration, info.frame_seconds, *part)
     # Timestamps are rounded to ticks, so a moment that close before a frame selects that frame.
     slack = 1e-6 * info.frame_seconds + (info.tick if info.tick < info.frame_seconds / 10 else 0.0)
-    interval = 0.0  # seconds from one frame to the next; 0: evenly spread
+    low, high = on_screen(np.array([first + slack, last - slack]))
+    available = max(high - low, 0) + 1
     if sampling.fps is None:
         count = sampling.frames or 1
     else:
-        natural = max(1, math.ceil((last - first - slack) * sampling.fps))
-        count = min(max(natural, sampling.min_frames), sampling.max_frames)
-        if count == natural:
-            interval = 1 / sampling.fps
-    if most is not None and count > most:
-        count, interval = most, 0.0
-    low, high = on_screen(np.array([first + slack, last - slack]))
-    if not interval and high - low < count:
-        chosen = np.arange(low, max(high, low) + 1)
+        natural = int((last - first + slack) * sampling.fps)
+        count = min(max(natural, sampling.min_frames), sampling.max_frames, available)
+        count = max(count // SLOT, 1) * SLOT
+    if most is not None:
+        count = min(count, most)
+    if available <= count:
+        chosen = np.arange(low, low + available)
     else:
-        chosen = on_screen(first + np.arange(count) * (interval or (last - first) / count) + slack)
+        chosen = on_screen(first + np.arange(count) * (last - first) / count + slack)
     return np.append(chosen, chosen[-1]) if len(chosen) % SLOT else chosen
 
 

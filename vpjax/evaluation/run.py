@@ -110,7 +110,7 @@ def evaluate(
     check_videos(clips, say)
 
     run, mesh = run_of(request.model), make_mesh(request.mesh)
-    data_config = with_options(run_config.HF_VIDEO_DEFAULTS | run.get("data", {}), request.video_options)
+    data_config = with_options(run_config.data_of(Path(request.model)).to_dict(), request.video_options)
     step = checkpoint.newest_step(request.model) if request.step is None else request.step
     dtype = request.dtype
     if dtype is None and step is not None:

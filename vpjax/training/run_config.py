@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vpjax.data.processors import read_sampling
 from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
 from vpjax.data.video import MAX_SIDE
 from vpjax.files import write_whole
@@ -50,8 +51,8 @@ AT_LEAST_0 = """
     max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.lr
     contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta
 """.split()
-# How videos are read for the model of a Hugging Face folder: as by qwen-vl-utils, at 2 frames per second and
-# with at most about 25,000 visual tokens. Small frames are left small, though.
+# How videos are read for the model of a Hugging Face folder that does not say: as by qwen-vl-utils, at 2
+# frames per second and with at most about 25,000 visual tokens. Small frames are left small, though.
 HF_VIDEO_DEFAULTS = dict(
     frames=0,
     fps=2.0,
@@ -241,8 +242,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 def data_of(folder: Path) -> ConfigDict:
     """The ``data`` section (see configs/base.py) by which videos are read for the model in ``folder``: that
-    of its run or, for a Hugging Face folder, HF_VIDEO_DEFAULTS."""
-    return ConfigDict(read(folder).get("data", HF_VIDEO_DEFAULTS))  # a Hugging Face config.json has no "data"
+    of its run or, for a Hugging Face folder, what its video processor says. What neither says is as in
+    HF_VIDEO_DEFAULTS."""
+    own = read(folder).get("data") or read_sampling(folder)  # a Hugging Face config.json has no "data"
+    return ConfigDict(HF_VIDEO_DEFAULTS | own)
 
 
 def write(workdir: Path, config: ConfigDict) -> None:

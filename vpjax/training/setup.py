@@ -17,7 +17,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.images import is_image
 from vpjax.data.mixture import EVENTS, data_sets
-from vpjax.data.sampling import Sampling
+from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
 from vpjax.models import hf
@@ -25,8 +25,6 @@ from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, VLMConfig, leaves
 from vpjax.training import checkpoint, sft
 from vpjax.types import Clip, UserError
-
-IMAGE_PROCESSOR = "preprocessor_config.json"
 
 
 def split_file(config: ConfigDict, split: str, source: str) -> str:
@@ -133,17 +131,6 @@ def set_image_sizes(file: Path, config: ConfigDict) -> None:
     if file.exists():
         fields = json.loads(file.read_text()) | frame_sizes(config.data)
         file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-
-
-def frame_sizes(data_config: ConfigDict) -> dict[str, Any]:
-    """The fields of an image or video processor of transformers that set the least and the most pixels."""
-    sampling = Sampling.of(data_config)
-    least, most = sampling.min_pixels, sampling.max_pixels
-    return {
-        "min_pixels": least,
-        "max_pixels": most,
-        "size": {"shortest_edge": least, "longest_edge": most},
-    }
 
 
 def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
