@@ -10,6 +10,13 @@ start that has not converged leaves room for a gain:
 
     python -m vpjax.train --config sft --config.steps=400 --workdir runs/sft400
 
+With a shortcut, from the contrast in the batch, which reads the colour:
+
+    python -m vpjax.train --config sft_shortcut --config.contrast.negatives="('batch',)" \\
+        --config.events.eventless=0.1 --workdir runs/shortcut
+    python -m benchmarks.ablation_grpo --init runs/shortcut --prior 0.9 --eventless 0.1 --batch 16 \\
+        --steps 160 --heldout 768 --rows GRPO "+ need" "V~ absent" "V~ truth" --out FILE.md
+
 Cells are means over seeds with a 95 % interval (Student's t over seeds; for one seed there is none). Rewards,
 gap and active (the share of clips whose advantages the kind changes) are of the last fifth of the steps. The
 last column is the paired difference to plain GRPO, over events of all lengths.
@@ -36,6 +43,7 @@ from benchmarks.repeats import (
     ablation_arguments,
     median_gap,
     repeat,
+    right_answers,
     scores_of,
     setting,
     table,
@@ -57,6 +65,11 @@ from vpjax.types import Clip, Prompts
 
 START, PLAIN = "SFT, where all start", "GRPO"
 OVERSAMPLED, PARTS, CISPO = "GRPO, oversample 2", "GRPO, 4 mini-batches", "GRPO, 4 mini-batches, cispo"
+# Completions on V~ are trained too, towards what is true of V~, as in configs/grpo_shortcut.py.
+TRUTH = {
+    "grpo.degraded_rewards": {"keyword_absent": 1.0, "event": 1.0, "rouge_l": 1.0},
+    "grpo.control_share": 0.25,
+}
 # Each row and the config fields by which it differs.
 ROWS: dict[str, dict[str, Any]] = {
     START: {},
@@ -69,6 +82,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ keyword_winrate": {"grpo.relative.kind": "keyword_winrate"},
     "+ need": {"grpo.relative.kind": "need"},
     "+ relation": {"grpo.relative.kind": "relation"},
+    "V~ absent": {"grpo.relative.kind": "none", "grpo.degraded_rewards": {"keyword_absent": 1.0}},
+    "V~ truth": {"grpo.relative.kind": "none"} | TRUTH,
+    "V~ truth, need": {"grpo.relative.kind": "need"} | TRUTH,
     OVERSAMPLED: {"grpo.relative.kind": "none", "grpo.oversample": 2},
     PARTS: {"grpo.relative.kind": "none", "grpo.num_minibatches": 4},
     CISPO: {
@@ -86,9 +102,18 @@ COLUMNS = {
     "0.25 s": "accuracy/none/0.25",
     "0.5 s": "accuracy/none/0.5",
     "all": "accuracy/none",
+    "against": "against/none",
+    "shortcut, against": "shortcut/none",
+    "shortcut on V~": "shortcut/key",
     "on V~": "accuracy/key",
+    "invented on V~": "invented/key",
+    "false alarms": "false alarms/none",
     "reward": "reward",
     "reward on V~": "reward_degraded",
+    "own reward of V~": "degraded/reward",
+    "groups without spread": "frac_reward_zero_std",
+    "groups on V~ with spread": "degraded/spread",
+    "share of the advantages on V~": "degraded/mass",
     "active": "rel/active",
 }
 
@@ -98,8 +123,13 @@ def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) 
     config.seed, config.steps, config.batch = seed, arguments.steps, arguments.batch
     config.init_from = str(arguments.init)
     config.events.train, config.events.heldout = arguments.clips, arguments.heldout
+    if arguments.prior or arguments.eventless:
+        config.events.prior, config.events.eventless = arguments.prior, arguments.eventless
+        config.events_heldout = dict(prior=0.0)
     config.update_from_flattened_dict(row)
-    if "rollouts" not in NEEDS[config.grpo.relative.kind]:
+    if config.grpo.degraded_rewards:
+        config.grpo.degraded = config.grpo.groups
+    elif "rollouts" not in NEEDS[config.grpo.relative.kind]:
         config.grpo.degraded = 0  # a kind that does not need them would not pay for them
     return config
 
@@ -139,7 +169,8 @@ def run(
         times.append(time.perf_counter())
     loader.close()
     trained = rebuild(model, state.params | state.frozen)
-    record: Record = scores_of(evaluate_model(trained, text, heldout, REQUEST, config.data))
+    results = evaluate_model(trained, text, heldout, REQUEST, config.data)
+    record: Record = scores_of(results) | {"right": right_answers(results)}
     if history:
         last = history[-max(1, len(history) // 5) :]
         for name in history[0]:
@@ -152,6 +183,8 @@ def run(
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, default=Path("runs/sft"), help="work directory of an SFT run")
     parser.add_argument("--batch", type=int, default=32, help="clips a step")
+    parser.add_argument("--prior", type=float, default=0.0, help="of the colour, in the training clips")
+    parser.add_argument("--eventless", type=float, default=0.0, help="share of clips without an event")
 
 
 def main() -> None:
@@ -176,17 +209,18 @@ def main() -> None:
 
         results = repeat(arguments.rows, arguments.seeds, setting_of, run_row, log)
 
+    compared = ("all", "against") if arguments.prior else ("all",)
     lines = [
         "# GRPO ablation on event clips",
         "",
         environment("jax", "flax", "optax"),
-        f"{arguments.steps} steps of {config.batch} clips from {arguments.init.name}; {config.grpo.groups} "
-        "completions on V and, where the kind needs them, "
+        f"prior {arguments.prior:g}; {arguments.steps} steps of {config.batch} clips from "
+        f"{arguments.init.name}; {config.grpo.groups} completions on V and, where the kind needs them, "
         f"{recipe.get_config().grpo.degraded} on V~; rewards {dict(config.grpo.rewards)}; "
         f"{arguments.clips} clips to train on, {len(heldout)} held-out; {len(arguments.seeds)} seeds; share "
         f"of clips whose event is named, chance {CHANCE:.3f}",
         "",
-        *table(results, COLUMNS, PLAIN),
+        *table(results, COLUMNS, PLAIN, compared=compared),
     ]
     publish(lines, arguments.out)
 
