@@ -147,3 +147,26 @@ def test_pipelines_that_cannot_serve_are_named(tmp_path):
     spacy.blank("en").to_disk(tmp_path)
     with pytest.raises(UserError, match="no parser for English"):
         load_extractor(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "caption, rest",
+    [
+        (
+            "A cup stands on a table. It tips over. The table is brown.",
+            "A cup stands on a table. The table is brown.",
+        ),
+        ("A cup tips over.", ""),
+        ("A cup stands on a table.", ""),
+        ("Then Mr. Brown falls over. The sky is grey.", "The sky is grey."),
+    ],
+)
+def test_what_a_caption_says_beside_its_events(rules, caption, rest):
+    assert rules.uneventful(caption, rules(caption)) == rest
+
+
+def test_a_listed_keyword_is_an_event_too():
+    """The user's own keywords need not be verbs."""
+    extract = load_extractor(keep=("red light",))
+    caption = "A car waits. There is a red light."
+    assert extract.uneventful(caption, extract(caption)) == "A car waits."

@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from vpjax.data.sampling import FACTOR, MIN_PIXELS, Sampling, VideoInfo, resolve
 from vpjax.data.video import Video, probe, probe_image, read_frames
 from vpjax.files import exists, join_path
 from vpjax.types import Clip, Keyword, UserError
+
+if TYPE_CHECKING:
+    from vpjax.building.keywords import Extractor
 
 FrameReader = Callable[[float | None, float | None], Video]  # returns the frames from a start to an end
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried if an annotation names a video without one
@@ -82,7 +85,7 @@ class Tools(NamedTuple):
     """The functions that find keywords and key frames, and the frames that they need: their sampling, and a
     factor of their height and width."""
 
-    extract: Callable[[str], list[Keyword]]
+    extract: "Extractor"
     score: Scorer
     sampling: Sampling
     factor: int
@@ -219,6 +222,9 @@ def with_key_frames(
     elif key_share(keywords, clip, info) > 1 - KEEP:
         notes.append(f"{NO_VTILDE} (key frames are more than half of the clip)")
     clip = dataclasses.replace(clip, keywords=tuple(keywords))
+    if clip.task == "caption" and not clip.degraded_answer:
+        rest = tools.extract.uneventful(clip.answer, keywords)
+        clip = dataclasses.replace(clip, degraded_answer=rest)
     if video is not None:
         clip = dataclasses.replace(clip, extra=clip.extra | {"confidence": confidences})
     return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, *notes)), video, tuple(scores))

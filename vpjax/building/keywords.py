@@ -55,6 +55,14 @@ class Extractor:
     def __call__(self, caption: str) -> list[Keyword]:
         return list(dict.fromkeys(self.find(self.nlp(caption))))
 
+    def uneventful(self, caption: str, keywords: Sequence[Keyword]) -> str:
+        """The sentences of a caption that tell no event: neither one of its ``keywords`` nor another that is
+        found in them. "" if all sentences tell one, or none."""
+        sentences = [sentence.text.strip() for sentence in _sentencizer()(caption).sents]
+        told = {keyword.text for keyword in keywords}
+        kept = [x for x in sentences if not self(x) and not any(text in x for text in told)]
+        return " ".join(kept) if len(kept) < len(sentences) else ""
+
     def describe(self) -> str:
         """The backend and its versions."""
         return f"{self.backend}, spaCy {spacy.__version__}"
@@ -89,6 +97,13 @@ def load_extractor(model: str = "", keep: Sequence[str] = ()) -> Extractor:
     actions.add("action", ACTION, greedy="LONGEST")
     backend = f"rules on word lists (the fallback, no trained pipeline being given), {tables}"
     return Extractor(nlp, functools.partial(_find_by_rules, Tagger(), actions), backend)
+
+
+@functools.cache
+def _sentencizer() -> Language:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("sentencizer")
+    return nlp
 
 
 def _load_pipeline(model: str) -> Language:
