@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +40,7 @@ from vpjax.types import UserError
 STEPS = 12
 pytestmark = pytest.mark.slow
 QUESTION = "What does the shape do?"
+PIPES = dict(capture_output=True, text=True)
 
 
 # Frames of 4 x 4 patches in each family.
@@ -137,6 +141,27 @@ def test_text_continues_after_a_video(workdir, exported):
     assert (before[:, :2] == after[:, :2]).all()
     # The last slot begins 4 s after the first.
     assert (after - before)[:, 2].max() == 4 * rate + 1 - 2
+
+
+def test_another_program_starts_with_a_mended_transformers(exported, tmp_path):
+    """Such as lmms-eval, which loads model and processor itself: as_trained.py -m MODULE ARGUMENTS."""
+    (tmp_path / "program.py").write_text(
+        "import sys\n"
+        "from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel as Model\n"
+        "from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor as Processor\n"
+        "names = [f.__wrapped__.__qualname__ for f in (Model.get_rope_index, Processor.__init__)]\n"
+        "print(__name__, *names, sys.argv[1:])\n"
+    )
+    command = [sys.executable, str(exported / "as_trained.py"), "-m", "program", "--flag"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, **PIPES)
+    assert done.stdout.split() == [
+        "__main__",
+        "Qwen2_5_VLModel.get_rope_index",
+        "Qwen3VLProcessor.__init__",
+        "['--flag']",
+    ], done.stderr
+    done = subprocess.run(command[:2], cwd=tmp_path, **PIPES)
+    assert done.returncode == 1 and "give -m, a module and its arguments" in done.stderr
 
 
 def test_heads_stay_behind_and_sizes_travel(kind, workdir, exported):
