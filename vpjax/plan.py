@@ -36,6 +36,7 @@ from vpjax.data.text import Stamps, Tokens
 from vpjax.data.units import Capacity, grid_of
 from vpjax.hlo import Collective, collectives, flops
 from vpjax.models import hf
+from vpjax.models.lora import Lora
 from vpjax.models.sharding import batch_sharding, make_mesh, row_parts
 from vpjax.models.vlm import VLMConfig, abstract_model
 from vpjax.training import checkpoint, grpo, run_config, sft
@@ -165,7 +166,7 @@ def abstract_step(
         ),
         one_row,
     )
-    model = abstract_model(model_config)
+    model = abstract_model(model_config, lora=Lora.of(config.lora))
     step: Any
     if config.method == "grpo":
         names, degraded_names = config.grpo.rewards, config.grpo.degraded_rewards
