@@ -1,5 +1,5 @@
-"""A run with adapters trains them and nothing else, by the gradient that full training has, and keeps one copy
-of the model."""
+"""A run with adapters trains them and nothing else, by the gradient that full training has, and keeps one
+copy of the model."""
 
 import functools
 
@@ -32,10 +32,9 @@ def full_gradient():
     return {path: x - after.params[path] for path, x in before.params.items()}
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("mesh", "accumulate"), [((1, 1, 1), 1), ((2, 2, 2), 2)])
 def test_the_gradient_is_that_of_full_training(mesh, accumulate):
-    """Of a first step, by the chain rule: B = 0 gets scale * A^T dW and A nothing; the heads get their own."""
+    """Of a first step, by the chain rule: B = 0 gets scale * A^T dW, A nothing, the heads what they had."""
     config = joint.config(accumulate=accumulate, **ON)
     before, after, _ = joint.run(config, BATCH, tx=SGD, mesh=joint.mesh_of(*mesh))
     assert {path for path in before.params if not is_adapter(path)} == {
@@ -68,7 +67,8 @@ def test_only_adapters_are_trained_and_only_they_have_moments():
 
 
 def shapes_computed(jaxpr):
-    own = {out.aval.shape for eqn in jaxpr.eqns for out in eqn.outvars}
+    """The shapes of what is computed; a jitted call only passes results on."""
+    own = {out.aval.shape for eqn in jaxpr.eqns for out in eqn.outvars if eqn.primitive.name != "jit"}
     return own.union(*(shapes_computed(part) for eqn in jaxpr.eqns for part in inner_jaxprs(eqn)))
 
 
@@ -113,7 +113,7 @@ def test_the_reference_of_grpo_is_the_model_without_adapters(prompts, completion
 def test_grpo_trains_adapters_away_from_the_reference(prompts):
     """The KL is 0 in the first step and no longer in the second; the model and the reference stay."""
     state, _, step = rollouts.setup(rollouts.config(grpo__beta=0.1, **ON), adapted(rollouts.wide()))
-    before = jax.tree.map(np.array, (state.frozen, state.reference))
+    kept = jax.tree.map(np.array, (state.frozen, state.reference))
     p = rollouts.put_batch(prompts, joint.ONE)
     step = step.lower(state, p).compile()
     kls = []
@@ -122,9 +122,7 @@ def test_grpo_trains_adapters_away_from_the_reference(prompts):
         assert metrics["nonfinite"] == 0 and metrics["grad_norm"] > 0
         kls.append(float(metrics["kl"]))
     assert kls[0] == 0 < kls[1]
-    jax.tree.map(
-        np.testing.assert_array_equal, before, jax.tree.map(np.array, (state.frozen, state.reference))
-    )
+    jax.tree.map(np.testing.assert_array_equal, kept, (state.frozen, state.reference))
 
 
 def test_frozen_layers_have_frozen_adapters():
