@@ -148,11 +148,11 @@ def read_params(
         stored = manager.shapes(step)
         like: dict[str, dict[str, Any]] = {}
         for part in ("params", "frozen"):
-            if stored[part]:
+            wanted = {name: x for name, x in (stored[part] or {}).items() if name in paths}
+            if wanted:
                 like[part] = {
                     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout[name])
-                    for name, x in stored[part].items()
-                    if name in paths
+                    for name, x in wanted.items()
                 }
         restored = manager.restore(step, like)
     return restored.get("params", {}) | restored.get("frozen", {})
