@@ -50,6 +50,7 @@ setup(
         "test": [
             "chex>=0.1.92",
             "mypy>=2.3",
+            "peft>=0.21",
             "pytest>=9.0",
             "pytest-xdist>=3.8",
             "ruff>=0.17",

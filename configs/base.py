@@ -85,11 +85,20 @@ def get_config() -> ConfigDict:
     optim.b1 = 0.9
     optim.b2 = 0.999
     optim.eps = 1e-8
-    optim.weight_decay = 0.01  # of kernels; biases, norms and embeddings have none
+    optim.weight_decay = 0.01  # of kernels and adapters; biases, norms and embeddings have none
     optim.clip = 1.0  # largest global norm of the gradient
     optim.freeze = ()  # path patterns of parameters that are not trained, such as ("vision.*",)
     optim.lr_multipliers = ()  # (pattern, factor) pairs, such as (("vision.*", 0.1),); the first match counts
     optim.moments_dtype = "float32"  # of AdamW's first moment: float32 or bfloat16
+
+    # Low-rank adapters (LoRA): the model is frozen in the compute dtype, and only they are trained, float32.
+    c.lora = lora = ConfigDict()
+    lora.rank = 0  # r; 0 = no adapters, the model itself is trained
+    lora.alpha = 32.0  # what the adapters add is multiplied by alpha / rank
+    # Path patterns of the linear layers that have adapters, in the decoder (decoder.layers.*), the tower
+    # (vision.blocks.*) and its mergers (vision.merger.*, vision.deepstack.*).
+    lora.targets = ("decoder.layers.*",)
+    lora.init_from = ""  # a PEFT folder whose adapters are trained further; "" = adapters that change nothing
 
     c.contrast = contrast = ConfigDict()  # keyword contrast between V and V~ (docs/method.md, section 2)
     contrast.weight = 0.1  # lambda (ours); 0 = no contrast, and nothing is computed for it

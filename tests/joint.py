@@ -12,10 +12,11 @@ from tests import batches, tiny
 from vpjax.data.packing import Sizes
 from vpjax.hlo import inner_jaxprs
 from vpjax.models.decoder import DecoderConfig
+from vpjax.models.lora import Lora, first_adapters
 from vpjax.models.rope import section_axes
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vision import VisionConfig
-from vpjax.models.vlm import VideoLM, VLMConfig, leaves
+from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves
 from vpjax.recipes import base
 from vpjax.training.sft import init_heads, make_step
 from vpjax.training.state import create_state, state_shardings
@@ -163,8 +164,9 @@ def prompts(rows=8, *, seed=0):
 
 def setup(c, *, mesh=ONE, tx=None, shapes=MODEL):
     """(state, step) of the small model under ``c``; tx: another optimizer than the config's."""
-    m = model(shapes)
-    params = leaves(m) | init_heads(c, shapes.decoder.hidden, jax.random.key(1))
+    m = abstract_model(shapes, lora=Lora.of(c.lora))
+    params = leaves(model(shapes)) | init_heads(c, shapes.decoder.hidden, jax.random.key(1))
+    params |= first_adapters(leaves(m), jax.random.key(2))
     state, optimizer, layout = create_state(params, c, mesh)
     if tx is not None:
         optimizer = optimizer._replace(tx=tx)

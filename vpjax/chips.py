@@ -1,7 +1,7 @@
-"""The chips of TPU slices, and the devices for which a program is compiled without them."""
+"""The chips of TPU slices, single GPUs, and the devices for which a program is compiled without them."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -11,21 +11,26 @@ from vpjax.types import UserError
 
 class Chip(NamedTuple):
     """Published figures of a chip. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
-    sent over all links together. grids: sizes of a slice."""
+    sent over all links together. grids: sizes of a slice. is_gpu: programs cannot be compiled for it without
+    it, so they are compiled for a v5p chip, whose kernels hold as little in memory: an estimate."""
 
     memory: float
     flops: float
     links: float
     grids: tuple[str, ...]
+    is_gpu: bool = False
 
 
 SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-# cloud.google.com/tpu/docs/v5e, /v5p and /v6e; of the interchip bandwidth, which counts both ways, half.
+# cloud.google.com/tpu/docs/v5e, /v5p and /v6e; NVIDIA's data sheets of A100 and H100 of 80 GB (SXM). Of the
+# bandwidth between chips, which counts both ways, half.
 CHIPS = {
     "v5e": Chip(16, 197e12, 100e9, SQUARES),
     "v5p": Chip(95, 459e12, 300e9, CUBES),
     "v6e": Chip(32, 918e12, 224e9, SQUARES),
+    "a100": Chip(79, 312e12, 300e9, ("1",), is_gpu=True),
+    "h100": Chip(79, 989e12, 450e9, ("1",), is_gpu=True),
 }
 
 
@@ -47,10 +52,14 @@ def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
     if name not in CHIPS or grid not in CHIPS[name].grids:
         known = "; ".join(f"{name}:{{{','.join(chip.grids)}}}" for name, chip in CHIPS.items())
         raise UserError(f"--topology={topology} is not known; known are {known}; cpu:N")
+    options: dict[str, Any] = {}
+    if CHIPS[name].is_gpu:
+        topology, options = "v5p:1x1x1", dict(chips_per_host_bounds=(1, 1, 1))
     # No chip is taken, so others may plan at the same time; nothing runs, so no TPU is looked for.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         jax.config.update("jax_platforms", "cpu")
-        return CHIPS[name], list(topologies.get_topology_desc(topology, platform="tpu").devices)
+        described = topologies.get_topology_desc(topology, platform="tpu", **options)
+        return CHIPS[name], list(described.devices)
     except (ImportError, RuntimeError) as error:
         raise UserError(f"--topology={topology} needs libtpu: pip install 'vpjax[tpu]' ({error})") from error

@@ -1,9 +1,10 @@
 """Write a run's model as a Hugging Face folder, which transformers, vLLM, SGLang and lmms-eval load:
 
-    python -m vpjax.export --workdir DIR --out DIR [--step N] [--dtype bfloat16] [--check]
+    python -m vpjax.export --workdir DIR --out DIR [--step N] [--dtype bfloat16] [--check | --adapters]
 
 The folder has weights, config, tokenizer, processors and a model card, which says how to load and serve it.
-``--check`` reads it back, and lets transformers answer questions from it.
+``--check`` reads it back, and lets transformers answer questions from it. Adapters of a run are merged into
+the weights; ``--adapters`` writes them alone, for PEFT to put on the model from which the run started.
 """
 
 import json
@@ -23,8 +24,9 @@ from vpjax.data.processors import IMAGE_PROCESSOR, VIDEO_PROCESSOR, image_proces
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
-from vpjax.models import hf
-from vpjax.models.vlm import VideoLM, leaves
+from vpjax.models import hf, peft
+from vpjax.models.lora import is_adapter
+from vpjax.models.vlm import VideoLM, abstract_model, leaves
 from vpjax.training import checkpoint, run_config
 from vpjax.types import UserError
 
@@ -47,10 +49,7 @@ def export(
     heads of the contrast are not exported. UserError for a folder that is no run, or if ``out`` holds files
     that are not an earlier export.
     """
-    if not (workdir / checkpoint.MODEL).is_dir() or not (workdir / run_config.FILE).is_file():
-        raise UserError(f"--workdir={workdir}: no run in it; give the folder that vpjax.train wrote")
-    if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
-        raise UserError(f"--out={out}: has files of something else in it; give another folder")
+    _check_folders(workdir, out, "config.json")
     source = workdir / checkpoint.MODEL
     model, text = checkpoint.load_model(workdir, step=step, dtype=dtype or hf.stored_dtype(source))
     config = ConfigDict(run_config.read(workdir))
@@ -68,6 +67,36 @@ def export(
     origin = origin_of(source) | {name: value for name, value in named.items() if value}
     (out / "README.md").write_text(model_card(workdir, config, model, step, origin))
     return model
+
+
+def export_adapters(
+    workdir: Path, out: Path, *, step: int | None = None, dtype: str | None = None, base_model: str = ""
+) -> None:
+    """Write the adapters of a run to ``out`` as a folder of PEFT.
+
+    step: of the checkpoint; None: the newest. dtype: of the adapters; None: float32. base_model: the model
+    from which the run started; "": its name on the hub if that is known, else ``init_from``. UserError as in
+    ``export``, and for a run without adapters.
+    """
+    _check_folders(workdir, out, peft.CONFIG)
+    source = workdir / checkpoint.MODEL
+    lora, model_config = checkpoint.adapters_of(workdir), hf.read_config(source)
+    if lora is None:
+        raise UserError(f"--adapters: the run in {workdir} has none; leave it out for the whole model")
+    paths = leaves(abstract_model(model_config, lora=lora))
+    adapters = {path: x for path, x in paths.items() if is_adapter(path)}
+    params = checkpoint.read_params(workdir, step, adapters, None)
+    params = {path: x.astype(dtype or "float32") for path, x in params.items()}
+    base = base_model or origin_of(source).get("base_model") or run_config.read(workdir)["init_from"]
+    peft.save_adapters(params, lora, model_config, out, base_model=base)
+
+
+def _check_folders(workdir: Path, out: Path, written: str) -> None:
+    """UserError if ``workdir`` is no run, or ``out`` holds files but no ``written`` of an earlier export."""
+    if not (workdir / checkpoint.MODEL).is_dir() or not (workdir / run_config.FILE).is_file():
+        raise UserError(f"--workdir={workdir}: no run in it; give the folder that vpjax.train wrote")
+    if out.exists() and any(out.iterdir()) and not (out / written).is_file():
+        raise UserError(f"--out={out}: has files of something else in it; give another folder")
 
 
 def origin_of(folder: Path) -> dict[str, str]:
@@ -163,10 +192,16 @@ def main() -> None:
     parser.add_argument(
         "--check", action="store_true", help="load the folder back, and let transformers answer from it"
     )
+    parser.add_argument("--adapters", action="store_true", help="write only the run's adapters, for PEFT")
     flags = parser.parse_args()
     workdir, out = Path(flags.workdir), Path(flags.out)
-    about = {"base_model": flags.base_model, "license": flags.license}
-    model = export(workdir, out, step=flags.step, dtype=flags.dtype, **about)
+    options = {"step": flags.step, "dtype": flags.dtype, "base_model": flags.base_model}
+    if flags.adapters and (flags.check or flags.license):
+        raise UserError("--adapters writes no whole model: leave out --check and --license")
+    if flags.adapters:
+        export_adapters(workdir, out, **options)
+    else:
+        model = export(workdir, out, **options, license=flags.license)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
     if flags.check:
         print(*check_folder(model, out), sep="\n")

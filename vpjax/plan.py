@@ -4,7 +4,8 @@
 
 Compiles the run's real step for these chips, from shapes alone and without the chips (TPUs: ``pip install
 'vpjax[tpu]'``). Prints each chip's memory against what it has, the work, the collectives, an estimate of the
-step's time, and what to change where it does not fit. cpu:N takes N virtual devices of this machine.
+step's time, and what to change where it does not fit. h100:1 and a100:1, a GPU of 80 GB, are estimates: the
+program is compiled for a TPU chip in its place. cpu:N takes N virtual devices of this machine.
 
 The model's sizes are those of the folder ``config.init_from``, of which only config.json is read, or else of
 ``config.model``. The batch is what ``config.data`` makes of clips of ``--seconds``, ``--video``, ``--text``
@@ -36,6 +37,7 @@ from vpjax.data.text import Stamps, Tokens
 from vpjax.data.units import Capacity, grid_of
 from vpjax.hlo import Collective, collectives, flops
 from vpjax.models import hf
+from vpjax.models.lora import Lora
 from vpjax.models.sharding import batch_sharding, make_mesh, row_parts
 from vpjax.models.vlm import VLMConfig, abstract_model
 from vpjax.training import checkpoint, grpo, run_config, sft
@@ -109,6 +111,13 @@ def read_model(config: ConfigDict) -> VLMConfig:
     return VLMConfig.from_hf(config.model.to_dict())
 
 
+def parameters(config: ConfigDict, model_config: VLMConfig, mesh: Mesh) -> str:
+    """How many parameters a run trains, in words."""
+    state, _, _ = create_state(initial_params(config, model_config, mesh, only_shapes=True), config, mesh)
+    trained, frozen = (sum(x.size for x in part.values()) for part in (state.params, state.frozen))
+    return f"{trained / 1e6:,.1f} M trained, {frozen / 1e6:,.1f} M frozen"
+
+
 def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips) -> PlannedRow:
     """A row of a batch of ``clips``, as the loader of a run plans it. UserError if a clip's text leaves no
     room for its video."""
@@ -165,7 +174,7 @@ def abstract_step(
         ),
         one_row,
     )
-    model = abstract_model(model_config)
+    model = abstract_model(model_config, lora=Lora.of(config.lora))
     step: Any
     if config.method == "grpo":
         names, degraded_names = config.grpo.rewards, config.grpo.degraded_rewards
@@ -338,7 +347,10 @@ def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
     out.append(
         "smaller or fewer frames: --config.data.max_tokens, --config.data.max_pixels or --config.data.fps"
     )
-    out.append("freeze more: --config.optim.freeze; or take more chips")
+    if not config.lora.rank:
+        out.append("--config.lora.rank=16 (adapters are all that is trained)")
+        out.append("freeze more: --config.optim.freeze")
+    out.append("take more chips")
     return out
 
 
@@ -351,7 +363,7 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_config()
     parser.add_argument(
-        "--topology", required=True, help="chips, such as v5e:8x8, v5p:4x4x4, v6e:4x4 or cpu:8"
+        "--topology", required=True, help="chips, such as v5e:8x8, v5p:4x4x4, v6e:4x4, h100:1 or cpu:8"
     )
     parser.add_argument(
         "--find_batch", action="store_true", help="find the largest batch that fits; each try compiles anew"
@@ -379,10 +391,14 @@ def main() -> None:
     mesh = make_mesh(config.mesh, devices)
     model_config = read_model(config)
     row = planned_row(config, model_config, clips)
+    print(f"parameters            {parameters(config, model_config, mesh)}", flush=True)
     if flags.find_batch:
         config = with_batch(config, find_batch(config, model_config, mesh, row, chip))
     plan = plan_step(config, model_config, mesh, row)
-    print(report(plan, row, config, chip, mesh, flags.topology))
+    chips_named = flags.topology
+    if chip is not None and chip.is_gpu:
+        chips_named += " (an estimate: compiled for a chip of v5p in its place)"
+    print(report(plan, row, config, chip, mesh, chips_named))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from vpjax.evaluation.ask import CONTROLS
 from vpjax.evaluation.results import format_results
 from vpjax.files import AnyPath
 from vpjax.models.config import VLMConfig
+from vpjax.models.lora import Lora
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import abstract_model
 from vpjax.programs import Announced, keep_in
@@ -159,7 +160,7 @@ def fit(
     if start:
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
-    model = abstract_model(model_config)
+    model = abstract_model(model_config, lora=Lora.of(config.lora))
     if config.method == "grpo":
         judge = ConfigJudge(config, text, clips)
         timed = {name: Timed(score) for name, score in judge.host_scores.items()}

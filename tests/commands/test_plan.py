@@ -22,7 +22,7 @@ from vpjax.hlo import Collective, flops
 from vpjax.models import vision
 from vpjax.models.sharding import replicated
 from vpjax.models.vision import VisionTower
-from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
+from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_lora_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from vpjax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -182,6 +182,21 @@ def test_unknown_topologies(topology):
         UserError, match=f"--topology={topology} is not known; .*v5e:.*8x8.*v5p:.*v6e:.*cpu:N"
     ):
         find_devices(topology)
+
+
+def test_a_gpu_is_planned_as_one_chip():
+    pytest.importorskip("libtpu")
+    chip, devices = find_devices("h100:1")
+    assert chip.is_gpu and len(devices) == 1
+
+
+def test_the_parameters_of_a_7b_with_adapters():
+    """By hand: of rank 16 in 28 layers, 16 times the sum of both sides of each of 7 matrices."""
+    config, mesh = sft_lora_qwen2_5_vl_7b.get_config(), mesh_of(1, 8, 1)
+    config.contrast.weight = 0.0
+    sides = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
+    expected = f"{16 * 28 * sides / 1e6:,.1f} M trained, 8,292.2 M frozen"
+    assert plan.parameters(config, plan.read_model(config), mesh) == expected
 
 
 def test_more_virtual_devices_than_there_are():

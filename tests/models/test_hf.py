@@ -133,7 +133,7 @@ def test_every_parameter_has_a_name_and_every_name_a_parameter(checkpoint):
     assert set(hf.FAMILIES) == set(READERS)
     models = [vlm.abstract_model(read_config(checkpoint(name))) for name in tiny.MODELS]
     for model in models:
-        assert {place.path for place in hf._places(model).values()} == set(leaves(model))
+        assert {place.path for place in hf.places_of(model).values()} == set(leaves(model))
     for family, table in hf.FAMILIES.items():
         paths = {path for model in models if model.config.family == family for path in leaves(model)}
         modules = {path.rpartition(".")[0] for path in paths}

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh
 from tests import joint, tiny
 from tests.joint import mesh_of
 from vpjax.models import vision
+from vpjax.models.lora import Lora
 from vpjax.models.sharding import AXES, TABLE, make_mesh, put_batch, shardings, spec_of
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves
 from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
@@ -79,7 +80,9 @@ def test_billions_of_parameters_fit(sizes, model, billions):
 
 def test_the_table_covers_parameters_and_nothing_else():
     """No parameter without a row, or with two, and no row without a parameter."""
-    models = [abstract_model(c) for c in (joint.MODEL, VLMConfig.from_hf(tiny.MODELS["deep"]))]
+    everywhere = Lora(4, 8.0, ("decoder.*", "vision.*"))
+    configs = joint.MODEL, VLMConfig.from_hf(tiny.MODELS["deep"])
+    models = [abstract_model(c, lora=everywhere) for c in configs]
     heads = jax.eval_shape(lambda: init_heads(joint.config(), 32, jax.random.key(0)))
     used = set()
     for path in {*leaves(models[0]), *leaves(models[1]), *heads}:

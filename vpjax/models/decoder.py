@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_suffix
+from vpjax.models.linear import Linear
 from vpjax.models.rope import rotate, text_angles
 from vpjax.models.sharding import split_heads, split_rows, split_width
 from vpjax.models.swiglu import swiglu
@@ -47,7 +48,7 @@ class Layer(nnx.Module):
     """Pre-norm attention and gated MLP of one decoder layer."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        linear = functools.partial(nnx.Linear, param_dtype=dtype, rngs=rngs)
+        linear = functools.partial(Linear, param_dtype=dtype, rngs=rngs)
         norm = functools.partial(nnx.RMSNorm, epsilon=config.rms_eps, param_dtype=dtype, rngs=rngs)
         hidden, width = config.hidden, config.head_dim
         self.head_dim, self.qk_norm = width, config.qk_norm

@@ -35,6 +35,7 @@ HF_FILES = (
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+MATRICES = (".kernel", ".lora_a", ".lora_b")  # endings of paths of what torch stores transposed
 Files = dict[str, dict[str, tuple["Place", Any]]]  # file -> key of a tensor -> its place and type
 TENSOR_DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 
@@ -64,7 +65,7 @@ class Place(NamedTuple):
 def read_config(folder: AnyPath) -> VLMConfig:
     """The configuration in ``folder``/config.json. UserError if it is missing or not supported."""
     path = Path(folder) / "config.json"
-    raw = _read_json(path)
+    raw = read_json(path)
     try:
         return VLMConfig.from_hf(raw)
     except UserError as error:
@@ -74,7 +75,7 @@ def read_config(folder: AnyPath) -> VLMConfig:
 def stored_dtype(folder: AnyPath) -> str | None:
     """The type of the weights that belong to ``folder``/config.json, such as bfloat16; None: it does not say.
     Files of transformers 5 call it ``dtype``, older ones ``torch_dtype``."""
-    raw = _read_json(Path(folder) / "config.json")
+    raw = read_json(Path(folder) / "config.json")
     return raw.get("dtype", raw.get("torch_dtype"))
 
 
@@ -88,13 +89,13 @@ def load_pretrained(folder: AnyPath, *, mesh: jax.sharding.Mesh | None = None, d
     model = abstract_model(read_config(folder))
     layout = None if mesh is None else shardings(leaves(model), mesh)
     sources = defaultdict(list)
-    for tensor, place in _match(_read_tensors(Path(folder)), model, folder):
+    for tensor, place in match(_read_tensors(Path(folder)), places_of(model), model.config, folder):
         sources[place.path].append((tensor, place))
 
     params = {}
     for path, leaf in leaves(model).items():
         kind = dtype or _promoted(TENSOR_DTYPES[tensor.dtype] for tensor, _ in sources[path])
-        read = functools.partial(_shard, sources[path], leaf.shape, kind)
+        read = functools.partial(read_shard, sources[path], leaf.shape, kind)
         if layout is None:
             params[path] = jax.device_put(read((slice(None),) * leaf.ndim))
         else:
@@ -114,7 +115,7 @@ def save_pretrained(model: VideoLM, folder: AnyPath, *, like: AnyPath | None = N
     copied = [] if like is None else [file for pattern in HF_FILES for file in Path(like).glob(pattern)]
     if like is not None and _weight_files(Path(like)):
         files: Files = defaultdict(dict)
-        for tensor, place in _match(_read_tensors(Path(like)), model, like):
+        for tensor, place in match(_read_tensors(Path(like)), places_of(model), model.config, like):
             files[tensor.file][tensor.key] = place, TENSOR_DTYPES[tensor.dtype]
     else:
         files = _plan_files(model)
@@ -124,7 +125,7 @@ def save_pretrained(model: VideoLM, folder: AnyPath, *, like: AnyPath | None = N
     (folder / "config.json").unlink(missing_ok=True)
     size = 0
     for file, members in files.items():
-        size += _write_tensors(folder / file, params, members)
+        size += write_tensors(folder / file, params, members)
     for source in copied:
         if source.resolve() != (folder / source.name).resolve():
             _write_file(folder / source.name, functools.partial(shutil.copyfile, source))
@@ -134,12 +135,13 @@ def save_pretrained(model: VideoLM, folder: AnyPath, *, like: AnyPath | None = N
             stale.unlink()
     if WEIGHTS not in files:
         weight_map = {key: file for file, members in files.items() for key in members}
-        _write_json_file(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
-    _write_json_file(folder / "config.json", config)
+        write_json_file(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    write_json_file(folder / "config.json", config)
 
 
-def _places(model: VideoLM) -> dict[str, Place]:
-    """The tensors of a checkpoint, by the names that we write; the layers of a stack in their order."""
+def places_of(model: VideoLM) -> dict[str, Place]:
+    """The tensors of a checkpoint, by the names that we write; the layers of a stack in their order. Adapters
+    among the parameters are under PEFT's names."""
     params, vision, places = leaves(model), model.config.vision, {}
     for theirs, ours in FAMILIES[model.config.family].names(params).items():
         shape = params[ours].shape
@@ -155,20 +157,20 @@ def _their_shape(vision: VisionConfig, path: str, shape: tuple[int, ...]) -> tup
     """The shape in a checkpoint of one layer of our parameter at ``path``, whose shape is ``shape``."""
     if path == "vision.patch_embed.kernel":
         return shape[1], vision.channels, vision.temporal, vision.patch, vision.patch
-    if path.endswith(".kernel"):
+    if path.endswith(MATRICES):
         return math.prod(shape[1:]), shape[0]
     return (math.prod(shape),) if path.endswith(".bias") else shape
 
 
 def _turn(path: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A view of ``x`` with ``shape``: a kernel of torch (out, in...) as ours (in, out...), or the inverse.
+    """A view of ``x`` with ``shape``: a matrix of torch (out, in...) as ours (in, out...), or the inverse.
     Other parameters are only reshaped."""
-    if path.endswith(".kernel"):
+    if path.endswith(MATRICES):
         x = x.reshape(len(x), -1).T
     return x.reshape(shape)
 
 
-def _shard(sources: list[tuple[Tensor, Place]], shape: tuple, dtype: Any, index: tuple) -> np.ndarray:
+def read_shard(sources: list[tuple[Tensor, Place]], shape: tuple, dtype: Any, index: tuple) -> np.ndarray:
     """The part ``index`` of a parameter of ``shape``, filled from the files: the only copy on the host."""
     stacked = sources[0][1].layer is not None
     if not stacked:
@@ -192,11 +194,17 @@ def _promoted(dtypes: Iterable[Any]) -> Any:
     return functools.reduce(jnp.promote_types, dtypes)
 
 
-def _match(tensors: list[Tensor], model: VideoLM, folder: AnyPath) -> list[tuple[Tensor, Place]]:
-    """The tensors of ``folder``, each with its place, in the order of the name table. One UserError lists
-    everything that does not fit."""
-    family, tied = FAMILIES[model.config.family], model.config.decoder.tied
-    places, found = _places(model), defaultdict(list)
+def match(
+    tensors: list[Tensor],
+    places: dict[str, Place],
+    model_config: VLMConfig,
+    folder: AnyPath,
+    asks: str = "config.json",
+) -> list[tuple[Tensor, Place]]:
+    """The tensors of ``folder``, each with its place, in the order of ``places``. One UserError lists
+    everything that does not fit. asks: where it stands what ``places`` are."""
+    family, tied = FAMILIES[model_config.family], model_config.decoder.tied
+    places, found = dict(places), defaultdict(list)
     for tensor in tensors:
         found[_canonical(tensor.key, family.spellings)].append(tensor)
     embed, head = family.name_of("decoder.embed"), family.name_of("decoder.lm_head")
@@ -216,12 +224,12 @@ def _match(tensors: list[Tensor], model: VideoLM, folder: AnyPath) -> list[tuple
         elif tensor.dtype not in TENSOR_DTYPES:
             faults[f"of a type {tensor.dtype} that is none of {', '.join(TENSOR_DTYPES)}"].append(tensor.key)
         elif tensor.shape != shape:
-            faults[f"of shape {tensor.shape} where config.json asks for {shape}"].append(tensor.key)
+            faults[f"of shape {tensor.shape} where {asks} asks for {shape}"].append(tensor.key)
     if not faults and tied and head in places and not _equal(found[head][0], found[embed][0]):
         faults[f"unequal to {embed}, though config.json ties them"].append(head)
     if faults:
         lines = [f"{fault}: {', '.join(_folded(names))}" for fault, names in faults.items()]
-        raise UserError(f"{folder}: weights do not fit config.json: {'; '.join(lines)}")
+        raise UserError(f"{folder}: weights do not fit {asks}: {'; '.join(lines)}")
     return [(found[name][0], place) for name, place in places.items()]
 
 
@@ -258,7 +266,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
         return []
-    index = _read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
     if "weight_map" not in index:
         raise UserError(f"{folder / INDEX}: has no weight_map; download it again")
     return [folder / name for name in sorted(set(index["weight_map"].values()))]
@@ -269,10 +277,11 @@ def _read_tensors(folder: Path) -> list[Tensor]:
     files = _weight_files(folder)
     if not files:
         raise UserError(f"{folder}: no {WEIGHTS} and no {INDEX}; give the folder of a downloaded checkpoint")
-    return [tensor for file in files for tensor in _read_header(file)]
+    return [tensor for file in files for tensor in read_header(file)]
 
 
-def _read_header(file: Path) -> list[Tensor]:
+def read_header(file: Path) -> list[Tensor]:
+    """The tensors of a safetensors file. UserError if it is damaged."""
     try:
         with safe_open(file, "numpy"):  # checks the header and the length of the file
             pass
@@ -293,7 +302,7 @@ def _plan_files(model: VideoLM) -> Files:
     """The files of a model that is not written like another folder: at most ``SHARD_BYTES`` each."""
     params, size = leaves(model), 0
     shards: list[dict[str, tuple[Place, Any]]] = [{}]
-    for name, place in _places(model).items():
+    for name, place in places_of(model).items():
         dtype = params[place.path].dtype
         size += math.prod(place.shape) * dtype.itemsize
         if shards[-1] and size > SHARD_BYTES:
@@ -314,7 +323,7 @@ def _set_dtype(config: dict[str, Any], dtype: Any) -> None:
             part["dtype"] = config["dtype"]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except OSError as error:
@@ -326,12 +335,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _write_json_file(path: Path, value: Any) -> None:
+def write_json_file(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     _write_file(path, lambda part: part.write_text(text))
 
 
-def _write_tensors(path: Path, params: dict[str, jax.Array], members: dict[str, tuple[Place, Any]]) -> int:
+def write_tensors(path: Path, params: dict[str, jax.Array], members: dict[str, tuple[Place, Any]]) -> int:
     """Write one file of weights and return the bytes in its tensors."""
     tensors = {}
     for key, (place, dtype) in members.items():

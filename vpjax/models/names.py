@@ -4,7 +4,14 @@ import dataclasses
 from collections.abc import Collection
 
 # How a parameter's path ends, ours -> theirs; "" for a parameter that is an entry of ``modules`` itself.
-ENDINGS = {"": ".weight", ".kernel": ".weight", ".scale": ".weight", ".bias": ".bias"}
+ENDINGS = {
+    "": ".weight",
+    ".kernel": ".weight",
+    ".scale": ".weight",
+    ".bias": ".bias",
+    ".lora_a": ".lora_A.weight",  # as PEFT names adapters
+    ".lora_b": ".lora_B.weight",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +20,8 @@ class Family:
 
     modules: theirs -> ours, in the order in which tensors are written; ``{i}`` counts the layers that our
     parameters stack on their leading axis.
-    spellings: prefixes that are read as well -> the prefix in ``modules``, which is the one that is written.
+    spellings: prefixes that are read as well, which are those in transformers 5 -> the prefix in ``modules``,
+    which is the one that is written.
     whole_video: the video processor limits the pixels of all frames together, not of each frame.
     """
 
@@ -31,6 +39,13 @@ class Family:
                 if ours + our_end in paths:
                     names[theirs + their_end] = ours + our_end
         return names
+
+    def in_transformers(self, name: str) -> str:
+        """The name in a model of transformers 5 of what a checkpoint calls ``name``."""
+        for theirs, written in self.spellings.items():
+            if name.startswith(written):
+                return theirs + name.removeprefix(written)
+        return name
 
     def name_of(self, path: str) -> str:
         """The name of a parameter that is an entry of ``modules`` itself."""

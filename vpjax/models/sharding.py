@@ -42,6 +42,16 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"vision\.deepstack\.fc2\.kernel", P(None, "tensor", "fsdp")),
     (r"vision\.(patch_embed|merger\.fc2|deepstack\.fc2)\.bias", P()),
     (r"vision\.positions", P(None, "fsdp")),
+    # Adapters: the sides that they share with their kernel are split as there.
+    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(q|k|v|qkv|gate|up|fc1)\.lora_a", P(None, "fsdp")),
+    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(q|k|v|gate|up|fc1)\.lora_b", P(None, None, "tensor")),
+    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(o|proj|down|fc2)\.lora_a", P(None, "tensor")),
+    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(o|proj|down|fc2)\.lora_b", P(None, None, "fsdp")),
+    (r"vision\.blocks\.qkv\.lora_b", P(None, None, None, "tensor")),
+    (r"vision\.merger\.fc1\.lora_a", P("fsdp")),
+    (r"vision\.merger\.fc1\.lora_b", P(None, "tensor")),
+    (r"vision\.merger\.fc2\.lora_a", P("tensor")),
+    (r"vision\.merger\.fc2\.lora_b", P(None, "fsdp")),
     (r".*\.(\w_)?norm\d?\.(scale|bias)", P()),
     (r"heads\..*", P()),
 )

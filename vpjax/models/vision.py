@@ -19,6 +19,7 @@ from flax import nnx
 
 from vpjax.models.attention import attend_blocks
 from vpjax.models.gather import take
+from vpjax.models.linear import Linear
 from vpjax.models.patches import normalised
 from vpjax.models.rope import rotate, vision_angles
 from vpjax.models.sharding import split_rows
@@ -143,12 +144,12 @@ class Block(nnx.Module):
     """Pre-norm attention and MLP of one tower layer."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        linear = functools.partial(nnx.Linear, param_dtype=dtype, rngs=rngs)
+        linear = functools.partial(Linear, param_dtype=dtype, rngs=rngs)
         norm = functools.partial(_norm_layer, config, param_dtype=dtype, rngs=rngs)
         hidden = config.hidden
         self.heads, self.gated = config.heads, config.gated
         self.norm1 = norm(hidden)
-        self.qkv = nnx.LinearGeneral(hidden, (3, hidden), param_dtype=dtype, rngs=rngs)
+        self.qkv = linear(hidden, 3, hidden)
         self.proj = linear(hidden, hidden)
         self.norm2 = norm(hidden)
         if self.gated:
@@ -182,8 +183,8 @@ class Merger(nnx.Module):
         wide = config.hidden * config.merge**2
         self.norm_unit = norm_unit
         self.norm = _norm_layer(config, wide if norm_unit else config.hidden, param_dtype=dtype, rngs=rngs)
-        self.fc1 = nnx.Linear(wide, wide, param_dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(wide, config.out_hidden, param_dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(wide, wide, param_dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(wide, config.out_hidden, param_dtype=dtype, rngs=rngs)
 
     def __call__(self, x_RUpD: jax.Array) -> jax.Array:
         """[R, U, patches of a unit, D] -> [R, U, decoder width]."""
@@ -201,6 +202,7 @@ class VisionTower(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = c = config
         pixels = c.channels * c.temporal * c.patch**2
+        # A convolution in transformers, it takes no adapter.
         self.patch_embed = nnx.Linear(pixels, c.hidden, use_bias=c.patch_bias, param_dtype=dtype, rngs=rngs)
         self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key), dtype=dtype))(
             jax.random.split(rngs.params(), c.depth)

@@ -12,6 +12,7 @@ from vpjax.models.attention import Branch, KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
 from vpjax.models.gather import take
+from vpjax.models.lora import Lora, add_adapters
 from vpjax.models.vision import Features, VisionTower
 from vpjax.types import Array, Prompts, Strip, Units
 
@@ -183,6 +184,13 @@ def _last(h_BPD: jax.Array, text: Strip) -> jax.Array:
     return jnp.take_along_axis(h_BPD, last_token(text)[:, None, None], axis=1)[:, 0]
 
 
-def abstract_model(model_config: VLMConfig, dtype=jnp.float32) -> VideoLM:
-    """A model of shapes, without arrays."""
-    return jax.eval_shape(lambda: VideoLM(model_config, rngs=nnx.Rngs(0), dtype=dtype))
+def abstract_model(model_config: VLMConfig, dtype=jnp.float32, *, lora: Lora | None = None) -> VideoLM:
+    """A model of shapes, without arrays. lora: its adapters, float32."""
+
+    def create() -> VideoLM:
+        model = VideoLM(model_config, rngs=nnx.Rngs(0), dtype=dtype)
+        if lora is not None:
+            add_adapters(model, lora)
+        return model
+
+    return jax.eval_shape(create)

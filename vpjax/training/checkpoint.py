@@ -18,9 +18,11 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from vpjax.data.text import Text
 from vpjax.files import AnyPath
 from vpjax.models import hf
+from vpjax.models.lora import Lora, merge
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
-from vpjax.types import Array, UserError
+from vpjax.training import run_config
+from vpjax.types import UserError
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
@@ -103,7 +105,8 @@ def load_model(
     mesh: Mesh | None = None,
     dtype: Any = None,
 ) -> tuple[VideoLM, Text]:
-    """The model and its tokenizer, from a work directory or a Hugging Face folder.
+    """The model and its tokenizer, from a work directory or a Hugging Face folder. Adapters of a run are
+    merged into their kernels.
 
     step: of the checkpoint; default: the newest. mesh: each device gets its shard; default: everything on the
     default device. dtype: of all parameters; default: as stored, in a work directory the widest stored type.
@@ -114,16 +117,25 @@ def load_model(
         if step is not None:
             raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
         return hf.load_pretrained(path, mesh=mesh, dtype=dtype), Text.load(path)
-    model = abstract_model(hf.read_config(path / MODEL))
-    params = _read_params(path, step, leaves(model), mesh)
+    model_config, lora = hf.read_config(path / MODEL), adapters_of(path)
+    params = read_params(path, step, leaves(abstract_model(model_config, lora=lora)), mesh)
     dtype = dtype or functools.reduce(jnp.promote_types, (x.dtype for x in params.values()))
-    return rebuild(model, {name: x.astype(dtype) for name, x in params.items()}), Text.load(path / MODEL)
+    if lora is not None:
+        params = merge(params, lora, dtype)
+    model = rebuild(abstract_model(model_config), {name: x.astype(dtype) for name, x in params.items()})
+    return model, Text.load(path / MODEL)
 
 
-def _read_params(
+def adapters_of(workdir: AnyPath) -> Lora | None:
+    """The adapters of a run; None if it has none."""
+    return Lora.of(run_config.read(Path(workdir)).get("lora", {}))
+
+
+def read_params(
     workdir: Path, step: int | None, paths: dict[str, Any], mesh: Mesh | None
-) -> dict[str, Array]:
-    """The model's parameters, trained and frozen, without the rest of the state."""
+) -> dict[str, jax.Array]:
+    """The parameters ``paths`` (arrays or shapes) of a run, trained and frozen. step, mesh: as in
+    ``load_model``."""
     layout: dict[str, Any] = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh:
         layout = shardings(paths, mesh)
@@ -136,11 +148,11 @@ def _read_params(
         stored = manager.shapes(step)
         like: dict[str, dict[str, Any]] = {}
         for part in ("params", "frozen"):
-            if stored[part]:
+            wanted = {name: x for name, x in (stored[part] or {}).items() if name in paths}
+            if wanted:
                 like[part] = {
                     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout[name])
-                    for name, x in stored[part].items()
-                    if name in paths
+                    for name, x in wanted.items()
                 }
         restored = manager.restore(step, like)
     return restored.get("params", {}) | restored.get("frozen", {})

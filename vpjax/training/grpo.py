@@ -57,7 +57,7 @@ from vpjax.training.update import (
 )
 from vpjax.types import Array, Prompts
 
-ROLE = 2  # of the rollouts' keys among the folds of (seed, role, step); 0 and 1 are the initial parameters'
+ROLE = 2  # of the rollouts' keys among the folds of (seed, role, step); 0, 1, 3 are the first parameters'
 
 
 def make_step(

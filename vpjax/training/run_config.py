@@ -45,11 +45,11 @@ ABOVE_0 = """
     data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
     grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.num_minibatches
     grpo.oversample grpo.show_every grpo.degraded_weight grpo.relative.scale loss.chunk data.min_frames
-    data.min_pixels
+    data.min_pixels lora.alpha
 """.split()
 AT_LEAST_0 = """
     max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.lr
-    contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta
+    contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
 """.split()
 # How videos are read for the model of a Hugging Face folder that does not say: as by qwen-vl-utils, at 2
 # frames per second and with at most about 25,000 visual tokens. Small frames are left small, though.
@@ -72,7 +72,8 @@ HF_VIDEO_DEFAULTS = dict(
 def check(config: ConfigDict) -> None:
     """UserError, naming the field, for an invalid value. Values that depend on a file or a device are checked
     where they are used."""
-    data, optim, contrast, grpo = config.data, config.optim, config.contrast, config.grpo
+    data, optim, lora = config.data, config.optim, config.lora
+    contrast, grpo = config.contrast, config.grpo
 
     def require(field: str, valid: bool, requirement: str) -> None:
         if not valid:
@@ -104,6 +105,11 @@ def check(config: ConfigDict) -> None:
     require("optim.freeze", are_patterns, "holds path patterns")
     are_pairs = all(len(x) == 2 and isinstance(x[0], str) and x[1] >= 0 for x in optim.lr_multipliers)
     require("optim.lr_multipliers", are_pairs, "holds pairs such as ('vision.*', 0.1)")
+
+    require("lora.rank", isinstance(lora.rank, int), "is a whole number")
+    targets = bool(lora.targets) and all(isinstance(pattern, str) for pattern in lora.targets)
+    require("lora.targets", targets, "holds patterns of layers, such as ('decoder.layers.*',)")
+    require("lora.init_from", not lora.init_from or lora.rank > 0, "is '' where lora.rank is 0")
 
     require("contrast.layer", 0 < contrast.layer <= 1, "lies in (0, 1]")
     lowest, highest = contrast.tau_range

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
 from vpjax.models import hf
+from vpjax.models.lora import Lora, first_adapters
+from vpjax.models.peft import load_adapters
 from vpjax.models.sharding import shardings
-from vpjax.models.vlm import VideoLM, VLMConfig, leaves
+from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves
 from vpjax.training import checkpoint, sft
 from vpjax.types import Clip, UserError
 
@@ -173,21 +175,33 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
 def initial_params(
     config: ConfigDict, model_config: VLMConfig, mesh: Mesh, *, only_shapes: bool = False
 ) -> dict[str, Any]:
-    """Parameters by path, those of ``config.init_from`` or random ones, and the heads of SFT's contrast."""
+    """Parameters by path: those of ``config.init_from`` or random ones, the heads of SFT's contrast, and the
+    adapters of ``config.lora``."""
     key = jax.random.key(config.seed)
+    lora = Lora.of(config.lora)
+    adapted = leaves(abstract_model(model_config, lora=lora))
 
     def heads() -> dict[str, Any]:
         if config.method != "sft":
             return {}
         return sft.init_heads(config, model_config.decoder.hidden, jax.random.fold_in(key, 0))
 
+    def adapters() -> dict[str, Any]:
+        return first_adapters(adapted, jax.random.fold_in(key, 3))  # 2 is the rollouts' (``grpo.ROLE``)
+
     def random_params() -> dict[str, Any]:
         return leaves(VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))) | heads()
 
-    shapes = jax.eval_shape(random_params)
+    def made(create: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh))()
+
     if only_shapes:
-        return shapes
+        return jax.eval_shape(lambda: random_params() | adapters())
     if config.init_from:
         model, _ = checkpoint.load_model(config.init_from, mesh=mesh)
-        return leaves(model) | heads()
-    return jax.jit(random_params, out_shardings=shardings(shapes, mesh))()
+        params = leaves(model) | heads()
+    else:
+        params = made(random_params)
+    if lora is not None and config.lora.init_from:
+        return params | load_adapters(config.lora.init_from, lora, model_config)
+    return params | made(adapters)

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vpjax.models.lora import is_adapter
 from vpjax.models.sharding import replicated, shardings
 from vpjax.types import Array, UserError
 
@@ -24,7 +25,8 @@ class State:
 
     step i32[]: steps taken. params: trained parameters, float32. frozen: the others, in the compute dtype.
     opt: optax's state of the trained parameters. skipped i32[]: steps whose loss or gradient was not finite.
-    reference: the first trained parameters in the compute dtype, where GRPO needs them.
+    reference: the first trained parameters in the compute dtype, where GRPO needs them. With adapters it is
+    the first of these: all else is frozen, and kept once.
     """
 
     step: Any
@@ -50,9 +52,12 @@ def matching_paths(pattern: str, paths: Iterable[str], field: str) -> set[str]:
 
 
 def frozen_paths(paths: Iterable[str], config: ConfigDict) -> set[str]:
-    """The model's paths that ``optim.freeze`` names. UserError if that leaves nothing to train."""
+    """The model's paths that are not trained: those that ``optim.freeze`` names and, in a run with adapters,
+    all but these. UserError if that leaves nothing to train."""
     paths = [path for path in paths if not path.startswith(HEADS_PREFIX)]
     frozen: set[str] = set()
+    if config.lora.rank:
+        frozen |= {path for path in paths if not is_adapter(path)}
     for pattern in config.optim.freeze:
         frozen |= matching_paths(pattern, paths, "optim.freeze")
     if frozen == set(paths):
@@ -62,8 +67,8 @@ def frozen_paths(paths: Iterable[str], config: ConfigDict) -> set[str]:
 
 def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
     """AdamW over the trained ``paths``: warm-up and cosine schedule, clipping by global norm, decay of
-    kernels only (not of biases, norms and embeddings), learning rates multiplied by path pattern. The
-    schedule counts steps; a GRPO step may make several updates."""
+    kernels and adapters only (not of biases, norms, embeddings), learning rates multiplied by path pattern.
+    The schedule counts steps; a GRPO step may make several updates."""
     optim, paths = config.optim, list(paths)
     updates_per_step = 1
     if config.method == "grpo":
@@ -84,7 +89,7 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
         optax.clip_by_global_norm(optim.clip),
         optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=jnp.dtype(optim.moments_dtype)),
         optax.add_decayed_weights(
-            optim.weight_decay, mask={path: path.endswith(".kernel") for path in paths}
+            optim.weight_decay, mask={path: path.endswith(".kernel") or is_adapter(path) for path in paths}
         ),
         optax.stateless(lambda updates, _: {path: factor[path] * u for path, u in updates.items()}),
         optax.scale_by_learning_rate(lambda count: schedule(count // updates_per_step)),
