@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 from absl import flags
@@ -88,6 +88,11 @@ def at_least(least: float) -> Callable[[str], Any]:
 
     number.__name__ = type(least).__name__
     return number
+
+
+def step(text: str) -> int | Literal["best"]:
+    """The type of a flag: the step of a checkpoint."""
+    return "best" if text == "best" else at_least(0)(text)
 
 
 def comma_list(text: str) -> list[str]:

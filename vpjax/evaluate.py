@@ -41,7 +41,7 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     add, positive = parser.add_argument, cli.at_least(1)
     add("--model", type=Path, required=True, help="work directory of a run, or Hugging Face folder")
-    add("--step", type=cli.at_least(0), help="checkpoint of a work directory; default: the newest")
+    add("--step", type=cli.step, help="checkpoint of a work directory, or best; default: the newest")
     add("--benchmark", choices=list(BENCHMARKS), required=True, help="what to measure it on")
     add("--data", help="its annotations: a file, or a folder of one file a task")
     add("--videos", help="root of its videos; default: where the annotations are")

@@ -38,7 +38,7 @@ def export(
     workdir: Path,
     out: Path,
     *,
-    step: int | None = None,
+    step: checkpoint.Step = None,
     dtype: str | None = None,
     base_model: str = "",
     license: str = "",
@@ -55,6 +55,7 @@ def export(
     if out.exists() and any(out.iterdir()) and not (out / "config.json").is_file():
         raise UserError(f"--out={out}: has files of something else in it; give another folder")
     source = workdir / checkpoint.MODEL
+    step = checkpoint.step_of(workdir, step)
     model, text = checkpoint.load_model(workdir, step=step, dtype=dtype or hf.stored_dtype(source))
     config = ConfigDict(run_config.read(workdir))
     hf.save_pretrained(model, out, like=source)
@@ -208,7 +209,7 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_argument("--workdir", required=True, help="work directory of a run")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--step", type=cli.at_least(0), help="checkpoint; default: the newest")
+    parser.add_argument("--step", type=cli.step, help="checkpoint, or best; default: the newest")
     parser.add_argument(
         "--dtype", choices=run_config.DTYPES, help="of the weights; default: as the run found them"
     )
