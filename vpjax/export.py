@@ -23,6 +23,7 @@ from vpjax.data.sampling import SLOT, Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
+from vpjax.files import local_folder
 from vpjax.models import hf
 from vpjax.models.names import FAMILIES
 from vpjax.models.vlm import VideoLM, leaves
@@ -207,8 +208,8 @@ def _write_json(path: Path, value: Any) -> None:
 
 def main() -> None:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="work directory of a run")
-    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--workdir", type=local_folder, required=True, help="work directory of a run")
+    parser.add_argument("--out", type=local_folder, required=True, help="folder to write")
     parser.add_argument("--step", type=cli.step, help="checkpoint, or best; default: the newest")
     parser.add_argument(
         "--dtype", choices=run_config.DTYPES, help="of the weights; default: as the run found them"
@@ -219,7 +220,7 @@ def main() -> None:
         "--check", action="store_true", help="load the folder back, and let transformers answer from it"
     )
     flags = parser.parse_args()
-    workdir, out = Path(flags.workdir), Path(flags.out)
+    workdir, out = flags.workdir, flags.out
     about = {"base_model": flags.base_model, "license": flags.license}
     model = export(workdir, out, step=flags.step, dtype=flags.dtype, **about)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)

@@ -30,6 +30,7 @@ from vpjax.data.index import stamp_tokens
 from vpjax.data.sampling import Sampling, fit
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
+from vpjax.files import local_folder
 from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
@@ -213,7 +214,9 @@ def _read(
 def main() -> None:
     parser = cli.Parser(__doc__)
     number = cli.at_least
-    parser.add_argument("--model", required=True, help="work directory of a run, or Hugging Face folder")
+    parser.add_argument(
+        "--model", type=local_folder, required=True, help="work directory of a run, or Hugging Face folder"
+    )
     parser.add_argument("--step", type=cli.step, help="checkpoint of a run, or best; default: the newest")
     parser.add_argument("--video", help="video or image file")
     parser.add_argument("--prompt", required=True, help="what to ask")

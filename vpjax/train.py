@@ -28,7 +28,7 @@ from vpjax.data.text import Text
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.heldout import HeldOut, check_heldout, heldout_folder, heldout_request, heldout_splits
 from vpjax.evaluation.results import format_results
-from vpjax.files import AnyPath
+from vpjax.files import AnyPath, local_folder
 from vpjax.models.config import VLMConfig
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> None:
     UserError for a mistake in the config, in the files that it names or in the work directory, before any
     training; later for too many unreadable clips or skipped updates.
     """
-    workdir = Path(workdir)
+    workdir = local_folder(workdir)
     run_config.check(config)
     check_installed(config)
     run_config.check_workdir(workdir, config)
@@ -124,7 +124,7 @@ def fit(
         process_count=jax.process_count(),
     )
     loader = Loader(maker, index, start)
-    say(*loader.summary(), *loader.coverage.lines())
+    say(*loader.summary(), *loader.coverage.lines(), *loader.warnings())
     coverage.check(loader.coverage, config.data.max_missed_share)
     params = initial_params(config, model_config, mesh, only_shapes=start > 0)
     state, optimizer, shardings = create_state(params, config, mesh)

@@ -6,6 +6,7 @@
 
 import contextlib
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint import checkpoint_managers
 
 from vpjax.data.text import Text
-from vpjax.files import AnyPath
+from vpjax.files import AnyPath, local_folder
 from vpjax.models import hf
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
@@ -114,6 +115,30 @@ def model_folder(path: AnyPath) -> Path:
     return path / MODEL if (path / MODEL).is_dir() else path
 
 
+def check_model(path: AnyPath) -> None:
+    """UserError, with what to do, for what users take for a model: a name on the hub, an adapter, quantised
+    weights."""
+    folder = local_folder(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}; give a run's work directory (python -m vpjax.train --config sft "
+            "makes runs/sft) or a Hugging Face folder, which for a model of the hub is made by: "
+            f"hf download {folder} --local-dir DIR"
+        )
+    config, adapter = model_folder(folder) / "config.json", folder / "adapter_config.json"
+    if adapter.is_file() and not config.is_file():
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path", "its base model")
+        raise UserError(
+            f"{folder} has an adapter of {base} and no model: merge them (merge_and_unload of peft, then "
+            "save_pretrained) and give the folder of the result"
+        )
+    if config.is_file() and "quantization_config" in json.loads(config.read_text()):
+        raise UserError(
+            f"{config} is of quantised weights, which are not supported: give the folder of the model before "
+            "it was quantised"
+        )
+
+
 def step_of(path: AnyPath, step: Step = None) -> int | None:
     """The number of a step that has a checkpoint in a work directory. None, if no step is asked for: there is
     none, as in a Hugging Face folder. UserError if there is no such checkpoint."""
@@ -158,6 +183,7 @@ def load_model(
     default device. dtype: of all parameters; default: as stored, in a work directory the widest stored type.
     UserError if the folder is neither or has no such checkpoint.
     """
+    check_model(path)
     path = Path(path)
     step = step_of(path, step)
     if not (path / MODEL).is_dir():
