@@ -191,8 +191,20 @@ def get_config() -> ConfigDict:
 
     c.compile_cache = True  # keep compiled programs in data.cache, so that the next start takes seconds
     c.log_every = 20  # steps between progress lines (metrics.jsonl has every step)
+    c.log_to = ("tensorboard",)  # where numbers go besides: any of tensorboard, wandb, trackio (if installed)
+    c.profile = ()  # (first, last): steps that JAX's profiler traces into <workdir>/profile/
     c.checkpoint_every = 250  # steps
     c.keep = 2  # number of newest checkpoints that are kept
     c.eval_clips = 768  # most clips of a held-out split that are evaluated at the end of the run
+    # Evaluation while the run trains: every so many steps and after the last, of a part of the held-out
+    # clips. Its metrics are in the log as heldout/loss, heldout/accuracy, heldout/key/loss ... 0 = only at
+    # the end, of all.
+    c.eval_every = 0
+    c.eval_part = 64  # most clips of it, evenly spread over the held-out clips
+    c.eval_controls = ("none", "key")  # videos that it asks about, see vpjax.evaluate --controls
+    # A metric of it, such as "heldout/accuracy": the checkpoint of its best step is kept besides the newest
+    # ones, and --step=best reads it. "" = no such checkpoint.
+    c.keep_best = ""
+    c.patience = 0  # evaluations in a row without a better keep_best, after which the run ends; 0 = no end
     c.max_nonfinite = 10  # most skipped updates (loss or gradient not finite) before the run stops
     return c

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 from absl import flags
@@ -34,6 +34,34 @@ SURROUNDINGS = (
     errno.EEXIST,
 )
 RECIPES = "vpjax.recipes"  # the package that the folder configs/ is installed as
+# What other trainers call a field, and its name here.
+OTHER_NAMES = {
+    "learning_rate": "optim.lr",
+    "warmup_ratio": "optim.warmup_share",
+    "max_grad_norm": "optim.clip",
+    "batch_size": "batch",
+    "train_batch_size": "batch",
+    "per_device_train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_checkpointing": "remat",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "epochs": "steps",
+    "num_train_epochs": "steps",
+    "eval_steps": "eval_every",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep",
+    "logging_steps": "log_every",
+    "report_to": "log_to",
+    "bf16": "dtype",
+    "model": "init_from",
+    "model_name_or_path": "init_from",
+    "data": "data.train",
+    "dataset": "data.train",
+    "annotations": "data.train",
+    "num_generations": "grpo.groups",
+    "max_completion_length": "grpo.max_new",
+}
 # Sections of a config whose fields the user names, such as --config.grpo.rewards.mine=my_module:fn.
 NAMED_BY_USER = ("grpo.rewards", "grpo.degraded_rewards")
 
@@ -90,6 +118,11 @@ def at_least(least: float) -> Callable[[str], Any]:
     return number
 
 
+def step(text: str) -> int | Literal["best"]:
+    """The type of a flag: the step of a checkpoint."""
+    return "best" if text == "best" else at_least(0)(text)
+
+
 def comma_list(text: str) -> list[str]:
     """The type of a flag: names separated by commas."""
     return [name for name in text.split(",") if name]
@@ -105,8 +138,10 @@ def config_file(name: str) -> str:
     recipes = [recipe for recipe in recipes if recipe not in ("__init__", "base")]
     if name in recipes:
         return str(shipped / f"{name}.py")
+    close = difflib.get_close_matches(Path(name).stem.lower(), recipes, 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
     raise UserError(
-        f"--config: there is no file {name!r} and no recipe of that name; recipes: {', '.join(recipes)}"
+        f"--config: there is no file {name!r} and no recipe of that name{hint}; recipes: {', '.join(recipes)}"
     )
 
 
@@ -141,20 +176,43 @@ def set_named(config: ConfigDict, section: str, name: str, value: str) -> None:
 
 
 def check_overrides(arguments: Sequence[str], file: str, name: str) -> None:
-    """UserError if an argument such as ``--config.optim.lr=1`` names a field that ``file`` lacks."""
+    """UserError, with the flag that may be meant, if an argument such as ``--config.optim.lr=1`` names a
+    field that ``file`` lacks, or ``--lr=1`` no flag."""
     config = runpy.run_path(file)["get_config"]()
     for argument in arguments:
         flag = argument.partition("=")[0]
-        if not flag.startswith("--config."):
+        if not flag.startswith("--") or flag.startswith("--noconfig."):
             continue
-        node = config
-        for field in flag.split(".")[1:]:
-            known = node.keys() if isinstance(node, ConfigDict) else ()
-            if field not in known:
-                close = difflib.get_close_matches(field, known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise UserError(f"{flag}: {name} has no such field{hint}")
-            node = node[field]
+        field = flag.removeprefix("--").removeprefix("config.")
+        is_override = flag.startswith("--config.")
+        if is_override and field in field_names(config):
+            continue
+        meant = similar_field(field, config)
+        hint = f"; did you mean --config.{meant}?" if meant else ""
+        if is_override:
+            raise UserError(f"{flag}: {name} has no such field{hint}")
+        raise UserError(f"{flag}: no such flag{hint or '; --help lists them'}")
+
+
+def field_names(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted names of all fields and sections."""
+    names = []
+    for name, value in config.items():
+        names.append(prefix + name)
+        if isinstance(value, ConfigDict):
+            names += field_names(value, f"{prefix}{name}.")
+    return names
+
+
+def similar_field(field: str, config: ConfigDict) -> str:
+    """The field that may be meant by a name that is none; "": there is no such field."""
+    names = field_names(config)
+    last = field.rpartition(".")[2]
+    other = OTHER_NAMES.get(last.replace("-", "_"))
+    if other in names:
+        return other
+    in_section = [name for name in names if name.rpartition(".")[2] == last]  # --config.lr
+    return next(iter(in_section + difflib.get_close_matches(field, names, 1)), "")
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -26,6 +26,7 @@ from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import CONTROLS
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.results import format_results
+from vpjax.files import local_folder
 from vpjax.training import run_config
 from vpjax.types import UserError
 
@@ -40,8 +41,8 @@ KEY_FRAMES: evaluation.KeyFrames = {
 def main() -> None:
     parser = cli.Parser(__doc__)
     add, positive = parser.add_argument, cli.at_least(1)
-    add("--model", type=Path, required=True, help="work directory of a run, or Hugging Face folder")
-    add("--step", type=cli.at_least(0), help="checkpoint of a work directory; default: the newest")
+    add("--model", type=local_folder, required=True, help="work directory of a run, or Hugging Face folder")
+    add("--step", type=cli.step, help="checkpoint of a work directory, or best; default: the newest")
     add("--benchmark", choices=list(BENCHMARKS), required=True, help="what to measure it on")
     add("--data", help="its annotations: a file, or a folder of one file a task")
     add("--videos", help="root of its videos; default: where the annotations are")
@@ -53,7 +54,7 @@ def main() -> None:
     add("--limit", type=positive, help="ask about this many rows only, evenly spread over all")
     add("--missing", choices=["apart", "wrong"], default="apart", help="how unusable videos count")
     add("--against", type=Path, help="results.json of another model, compared row by row")
-    add("--out", type=Path, help="folder of the results; default: by model and benchmark")
+    add("--out", type=local_folder, help="folder of the results; default: by model and benchmark")
     add("--batch", type=positive, default=32, help="rows at a time")
     add("--max_new_tokens", type=positive, help="of an answer, at most; default: by benchmark")
     add("--frames", type=positive, help="frames a video, evenly spaced; default: as in training")

@@ -24,6 +24,7 @@ from vpjax.data.processors import IMAGE_PROCESSOR, VIDEO_PROCESSOR, image_proces
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
+from vpjax.files import local_folder
 from vpjax.models import hf, peft
 from vpjax.models.lora import is_adapter
 from vpjax.models.vlm import VideoLM, abstract_model, leaves
@@ -37,20 +38,21 @@ def export(
     workdir: Path,
     out: Path,
     *,
-    step: int | None = None,
+    step: checkpoint.Step = None,
     dtype: str | None = None,
     base_model: str = "",
     license: str = "",
 ) -> VideoLM:
     """Write the model of a run to ``out`` for ``transformers``. Returns the model as it was written.
 
-    step: of the checkpoint; None: the newest. dtype: of the weights; None: that of the weights from which the
+    step: of the checkpoint, see ``checkpoint.Step``. dtype: of the weights; None: that of the weights from which the
     run started. base_model, license: for the card; "": as the model from which the run started says. The
     heads of the contrast are not exported. UserError for a folder that is no run, or if ``out`` holds files
     that are not an earlier export.
     """
     _check_folders(workdir, out, "config.json")
     source = workdir / checkpoint.MODEL
+    step = checkpoint.step_of(workdir, step)
     model, text = checkpoint.load_model(workdir, step=step, dtype=dtype or hf.stored_dtype(source))
     config = ConfigDict(run_config.read(workdir))
     hf.save_pretrained(model, out, like=source)
@@ -70,11 +72,16 @@ def export(
 
 
 def export_adapters(
-    workdir: Path, out: Path, *, step: int | None = None, dtype: str | None = None, base_model: str = ""
+    workdir: Path,
+    out: Path,
+    *,
+    step: checkpoint.Step = None,
+    dtype: str | None = None,
+    base_model: str = "",
 ) -> None:
     """Write the adapters of a run to ``out`` as a folder of PEFT.
 
-    step: of the checkpoint; None: the newest. dtype: of the adapters; None: float32. base_model: the model
+    step: of the checkpoint, see ``checkpoint.Step``. dtype: of the adapters; None: float32. base_model: the model
     from which the run started; "": its name on the hub if that is known, else ``init_from``. UserError as in
     ``export``, and for a run without adapters.
     """
@@ -181,9 +188,9 @@ def _write_json(path: Path, value: Any) -> None:
 
 def main() -> None:
     parser = cli.Parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="work directory of a run")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--step", type=cli.at_least(0), help="checkpoint; default: the newest")
+    parser.add_argument("--workdir", type=local_folder, required=True, help="work directory of a run")
+    parser.add_argument("--out", type=local_folder, required=True, help="folder to write")
+    parser.add_argument("--step", type=cli.step, help="checkpoint, or best; default: the newest")
     parser.add_argument(
         "--dtype", choices=run_config.DTYPES, help="of the weights; default: as the run found them"
     )
@@ -194,7 +201,7 @@ def main() -> None:
     )
     parser.add_argument("--adapters", action="store_true", help="write only the run's adapters, for PEFT")
     flags = parser.parse_args()
-    workdir, out = Path(flags.workdir), Path(flags.out)
+    workdir, out = flags.workdir, flags.out
     options = {"step": flags.step, "dtype": flags.dtype, "base_model": flags.base_model}
     if flags.adapters and (flags.check or flags.license):
         raise UserError("--adapters writes no whole model: leave out --check and --license")

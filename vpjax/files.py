@@ -24,6 +24,17 @@ def is_remote(path: AnyPath) -> bool:
     return bool(URL.match(os.fspath(path)))
 
 
+def local_folder(path: AnyPath) -> Path:
+    """The folder of a run or a model. UserError for a URL, whose files cannot be appended to or mapped into
+    memory."""
+    if is_remote(path):
+        raise UserError(
+            f"{os.fspath(path)}: runs and models are folders of this machine: mount the bucket (gs:// by "
+            "gcsfuse) and give the path under which it is mounted"
+        )
+    return Path(path)
+
+
 def join_path(root: AnyPath, path: AnyPath) -> str:
     """``path`` relative to the folder ``root``; ``path`` itself if it is absolute or a URL."""
     root, path = os.fspath(root), os.fspath(path)

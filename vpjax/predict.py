@@ -30,6 +30,7 @@ from vpjax.data.index import stamp_tokens
 from vpjax.data.sampling import Sampling, fit
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
+from vpjax.files import local_folder
 from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
@@ -74,9 +75,10 @@ class Answer:
         return self.samples[0].text
 
 
-def load(folder: str | Path) -> LoadedModel:
-    """The model of a run's work directory or of a Hugging Face folder. UserError if it is neither."""
-    model, text = checkpoint.load_model(folder)
+def load(folder: str | Path, *, step: checkpoint.Step = None) -> LoadedModel:
+    """The model of a run's work directory or of a Hugging Face folder. step: of the run's checkpoint, or
+    "best"; None: the newest. UserError if the folder is neither."""
+    model, text = checkpoint.load_model(folder, step=step)
     return LoadedModel(model, text, run_config.data_of(Path(folder)))
 
 
@@ -212,7 +214,10 @@ def _read(
 def main() -> None:
     parser = cli.Parser(__doc__)
     number = cli.at_least
-    parser.add_argument("--model", required=True, help="work directory of a run, or Hugging Face folder")
+    parser.add_argument(
+        "--model", type=local_folder, required=True, help="work directory of a run, or Hugging Face folder"
+    )
+    parser.add_argument("--step", type=cli.step, help="checkpoint of a run, or best; default: the newest")
     parser.add_argument("--video", help="video or image file")
     parser.add_argument("--prompt", required=True, help="what to ask")
     parser.add_argument("--max_new_tokens", type=number(1), default=128, help="of an answer, at most")
@@ -241,7 +246,7 @@ def main() -> None:
 
     start = time.perf_counter()
     programs.keep_as_in_run(Path(folder))
-    loaded = load(folder)
+    loaded = load(folder, step=flags.pop("step"))
     timings = {"load": time.perf_counter() - start}
     answer = ask(loaded, prompt, **flags)
 

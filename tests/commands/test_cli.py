@@ -8,6 +8,7 @@ import pytest
 
 from tests.commands.call import call as call_main
 from vpjax import cli
+from vpjax.recipes import base
 from vpjax.scoring import judge
 from vpjax.training import run_config
 from vpjax.types import UserError
@@ -75,7 +76,7 @@ def test_rewards_are_named_by_the_user(call):
     "arguments, named",
     [
         (["--config=recipe.py", "--config.nope=1"], ["--config.nope", "recipe.py"]),
-        (["--config=recipe.py", "--config.stesp=1"], ["--config.stesp", "'steps'"]),
+        (["--config=recipe.py", "--config.stesp=1"], ["--config.stesp", "--config.steps?"]),
         (["--config=recipe.py", "--config.optim.momentum=1"], ["--config.optim.momentum"]),
         (["--config=recipe.py", "--config.steps.x=1"], ["--config.steps.x"]),
         (["--config=recipe.py", "--config.steps=many"], ["--config.steps=many"]),
@@ -86,6 +87,14 @@ def test_rewards_are_named_by_the_user(call):
         (["--config.steps=1"], ["--config"]),
         ([], ["--config"]),
         (["--config=recipe.py", "--nope"], ["nope"]),
+        (["--config=recipe.py", "--steps=3"], ["--steps", "did you mean --config.steps?"]),
+        (["--config=recipe.py", "--steps", "3"], ["--steps", "did you mean --config.steps?"]),
+        (["--config=recipe.py", "--config.lr=1"], ["--config.lr", "did you mean --config.optim.lr?"]),
+        (["--config=recipe.py", "--config.optim.learning_rate=1"], ["did you mean --config.optim.lr?"]),
+        (["--config=recipe.py", "--learning-rate=1"], ["did you mean --config.optim.lr?"]),
+        (["--config=configs/sft"], ["configs/sft", "did you mean sft?"]),
+        (["--config=sft.yaml"], ["sft.yaml", "did you mean sft?"]),
+        (["--config=SFT_mixed"], ["did you mean sft_mix?"]),
         (["--config=recipe.py", "more"], ["'more'"]),
     ],
 )
@@ -162,6 +171,21 @@ def test_help_is_no_mistake(call):
 def test_a_shipped_recipe_goes_by_its_name(call):
     code, out, _ = call("--config=sft", "--config.steps=7", work=lambda config, _: print(config.steps))
     assert (code, out) == (0, "7\n")
+
+
+def test_names_of_other_trainers_lead_to_fields():
+    """Each name here, and none of them is taken for a field by itself."""
+    config = base.get_config()
+    fields = cli.field_names(config)
+    assert set(cli.OTHER_NAMES.values()) <= set(fields)
+    for name, field in cli.OTHER_NAMES.items():
+        assert cli.similar_field(name, config) == cli.similar_field(f"optim.{name}", config) == field
+    assert cli.similar_field("entirely_different", config) == ""
+
+
+@pytest.mark.parametrize("text, step", [("best", "best"), ("0", 0), ("250", 250)])
+def test_a_step_is_a_number_or_the_best(text, step):
+    assert cli.step(text) == step
 
 
 @pytest.mark.parametrize("text", ["0", "x", "-1"])

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10
-CHANGES = {"steps": STEPS, "data.heldout": "", "mesh.data": 2, "mesh.fsdp": -1, "optim.lr": 1e-4}
+CHANGES = {"steps": STEPS, "mesh.data": 2, "mesh.fsdp": -1, "optim.lr": 1e-4}
+CHANGES |= {"eval_every": 2, "eval_part": 4, "eval_controls": ("none",), "keep_best": "heldout/loss"}
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +121,11 @@ def test_a_killed_process_ends_the_others_with_a_reason(killed):
     assert code and "a process failed: the others end now" in err
 
 
-def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, killed, capsys):
+def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, killed, monkeypatch, capsys):
     """After two processes were stopped and killed, one with 8 devices finishes their run, as one that nothing
-    stopped does. Losses of order 7: 1e-5 of them is a few roundings, grown over the steps."""
+    stopped does. Losses of order 7, those of held-out clips too: 1e-5 of them is a few roundings, grown over
+    the steps."""
+    monkeypatch.setattr(train, "finish", lambda config, workdir, step: None)  # no evaluation of all clips
     train.train(config(folder), folder / "two")
     assert "goes on after step" in capsys.readouterr().out
     train.train(config(folder), folder / "one")
@@ -130,6 +133,8 @@ def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, kill
     assert [line["step"] for line in two] == [line["step"] for line in one] == list(range(1, STEPS + 1))
     for ours, theirs in zip(two, one, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+        assert ("heldout/loss" in ours) == (ours["step"] % 2 == 0)
+    assert checkpoint.step_of(folder / "two", "best") == checkpoint.step_of(folder / "one", "best")
 
 
 def test_devices_that_share_rows_belong_to_one_process():

@@ -1,6 +1,7 @@
 """Files of clips: round trips, and every broken line named."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -47,6 +48,28 @@ def test_clips_round_trip(tmp_path, name):
     assert first == dataclasses.replace(whole, video=str(tmp_path / "sub/a.mp4"))
     assert second == Clip("b", "", "q", "a")
     assert read_clips(tmp_path / name, videos="/root")[0].video == "/root/sub/a.mp4"
+
+
+LLAVA = {"id": 1, "video": "a.mp4", "conversations": [{"from": "human", "value": "What?"}]}
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("llava.json", json.dumps([LLAVA, LLAVA])),
+        ("indented.json", json.dumps([LLAVA, LLAVA], indent=2)),
+        ("llava.jsonl", f"{json.dumps(LLAVA)}\n{json.dumps(LLAVA)}\n"),
+        ("table.csv", "video,question\na.mp4,What?\n"),
+        ("binary.parquet", "PAR1\x80"),
+    ],
+)
+def test_annotations_are_told_how_they_become_clips(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    message = f"^{path}: no file of clips.*python -m vpjax.build --annotations {path} --videos DIR --out DIR$"
+    with pytest.raises(UserError, match=message) as error:
+        read_clips(path)
+    assert "\n" not in str(error.value)
 
 
 GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'

@@ -398,3 +398,21 @@ def test_a_full_disk_is_noted_and_stops_nothing(load, clips, monkeypatch):
     epoch(loader)
     ((note, ids),) = loader.notes.items()
     assert "No space left" in note and len(ids) == 10
+
+
+@BOTH
+def test_a_batch_that_is_larger_than_the_data_is_said(load, clips, packed):
+    """Ten clips: packed, a step of 64 rows repeats them; as prompts, it leaves rows empty."""
+    assert load(clips, packed=packed).warnings() == []
+    loader = load(clips, packed=packed, batch_size=64)
+    rows = loader.usage.rows if packed else 10
+    said = (
+        f"each step sees each clip about {64 / rows:.1f} times"
+        if packed
+        else "54 rows of every step are empty"
+    )
+    (line,) = loader.warnings()
+    assert line.startswith("WARNING: ") and f"a step has 64 rows, and 10 clips fill {rows}, so {said}" in line
+    first = next(loader)
+    counts = np.bincount(first.clip[first.clip >= 0], minlength=10)
+    assert counts.min() > 1 if packed else (counts == 1).all()

@@ -145,3 +145,37 @@ def test_a_full_disk_is_one_line_and_no_checkpoint(open_manager, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(error.value)
     assert open_manager().steps() == [1]
+
+
+def test_the_best_is_kept_beside_the_newest(open_manager, tmp_path):
+    """Of five checkpoints with the best at step 2, and then at step 5, where it is the newest itself."""
+    manager = open_manager(keep=1)
+    kept = []
+    for step, best in enumerate([None, 2, 2, 2, 5], 1):
+        manager.save(step, state(step), CONFIG, best=best)
+        manager.wait()
+        kept.append(sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()))
+    assert kept == [[1], [2], [2, 3], [2, 4], [5]]
+    again = open_manager(keep=1)  # a run that goes on knows the best one from its log
+    again.save(6, state(6), CONFIG, best=5)
+    again.save(7, state(7), CONFIG, best=5)
+    again.wait()
+    assert again.steps() == [5, 7]
+
+
+def test_what_is_no_model_is_told_what_to_do(tmp_path):
+    adapter, quantised, empty = (tmp_path / name for name in ("adapter", "quantised", "empty"))
+    for folder in (adapter, quantised, empty):
+        folder.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-VL-7B-Instruct"}')
+    (quantised / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
+    for path, message in (
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "no folder.*hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir"),
+        (adapter, f"^{adapter} has an adapter of Qwen/Qwen2.5-VL-7B-Instruct and no model: merge them"),
+        (quantised, f"^{quantised}/config.json is of quantised weights"),
+        ("gs://bucket/run", "^gs://bucket/run: runs and models are folders of this machine: mount"),
+        (empty, "config.json"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            checkpoint.load_model(path)
+        assert "\n" not in str(error.value)

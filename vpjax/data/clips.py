@@ -11,20 +11,29 @@ from vpjax.types import Clip, Keyword, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
 FIELDS = {field.name for field in dataclasses.fields(Clip)}
+NEEDED = {"id", "video", "question", "answer"}
 
 
 def read_clips(path: AnyPath, videos: AnyPath = "") -> list[Clip]:
     """Read a file of clips, ``.jsonl`` or ``.array_record``.
 
     Relative video paths start at ``videos``, by default at the file's own folder. UserError for a broken
-    record, with the file, its line and the reason."""
+    record, with the file, its line and the reason; for a file whose first record is no clip at all, with the
+    command that makes clips of annotations."""
     root = videos or folder_of(path)
     clips: list[Clip] = []
     line_of_id: dict[str, int] = {}
     for number, record in read_records(path):
+        parsed = None
         try:
-            clip = parse_clip(json.loads(record))
+            parsed = json.loads(record)
+            clip = parse_clip(parsed)
         except ValueError as error:  # of json, of UTF-8 and of parse_clip
+            if not clips and not (isinstance(parsed, dict) and NEEDED <= set(parsed)):
+                raise UserError(
+                    f"{path}: no file of clips, whose lines have {', '.join(sorted(NEEDED))}; if it has "
+                    f"annotations: python -m vpjax.build --annotations {path} --videos DIR --out DIR"
+                ) from error
             raise UserError(f"{path}, line {number}: {error}") from error
         if clip.id in line_of_id:
             first = line_of_id[clip.id]

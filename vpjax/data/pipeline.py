@@ -197,6 +197,23 @@ class Loader:
         lines.extend(f"left out: {name}: {reason}" for name, reason in self.faults.items())
         return lines
 
+    def warnings(self) -> list[str]:
+        """A line for a batch that is larger than the data."""
+        batch, clips = self.plan.row_count, len(self.index.entries)
+        is_packed = isinstance(self.plan, PackedPlan)
+        rows = self.usage.rows if is_packed else clips
+        if rows >= batch:
+            return []
+        what = (
+            f"each step sees each clip about {batch / rows:.1f} times"
+            if is_packed
+            else (f"{batch - rows} rows of every step are empty")
+        )
+        return [
+            f"WARNING: the batch is larger than the data: a step has {batch} rows, and {clips} clips fill "
+            f"{rows}, so {what}; set config.batch to {rows} or less, or give more clips"
+        ]
+
     def close(self) -> None:
         """End the workers."""
         self._batches.close()

@@ -200,6 +200,8 @@ class ClipPredictor:
         )
         self.faults = {clip: reason for reason, rejected in self.index.rejected.items() for clip in rejected}
         self.faults |= {entry.id: entry.source.fault for entry in self.index.entries if entry.source.fault}
+        # What the candidates f[G] of each ranked query were ranked by, so far.
+        self.scores: dict[Query, np.ndarray] = {}
         self.entry_of_clip = {entry.id: entry for entry in self.index.entries}
         self.encode, self.complete, self.score = programs(mesh, max_new, text.stops)
 
@@ -333,6 +335,8 @@ class ClipPredictor:
             if queries.is_contrast:
                 scores = whole_BG[number, : len(answers)] - scores
             texts.append(best_answer(answers, scores) if answers else None)
+            if answers:
+                self.scores[Query(row[0].id, queries.control, ranked=True)] = scores
         return texts
 
     def _logprobs(self, queries: QueryBatch, control: str, shows: Array) -> np.ndarray:

@@ -54,7 +54,7 @@ class Request:
 
     benchmark: a key of ``BENCHMARKS``. model: a work directory or a Hugging Face folder. out: the folder of
     the results; None: ``default_out``. data, videos: see ``read_benchmark``; data None: the held-out clips of
-    a run on event clips. step: of a work directory's checkpoint; None: the newest. controls: some of
+    a run on event clips. step: of a work directory's checkpoint. controls: some of
     ``CONTROLS``, in that order. rank: predict the likeliest of a question's candidate answers too. contrasts:
     rank them against V~ too, once for each of these ways to find the key frames that it replaces. limit: the
     most clips, evenly spread over all. missing: see ``make_results``. against: the results.json of another
@@ -69,7 +69,7 @@ class Request:
     out: Path | None = None
     data: AnyPath | None = None
     videos: AnyPath | None = None
-    step: int | None = None
+    step: checkpoint.Step = None
     controls: Sequence[str] = ("none",)
     rank: bool = False
     contrasts: KeyFrames = dataclasses.field(default_factory=dict)
@@ -105,13 +105,12 @@ def evaluate(
     digest = _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in clips]))
     if request.limit and request.limit < len(clips):
         left_out[f"beyond a limit of {request.limit}"] = len(clips) - request.limit
-        places = np.linspace(0, len(clips) - 1, request.limit).round().astype(int)
-        clips = [clips[place] for place in places]
+        clips = spread(clips, request.limit)
     check_videos(clips, say)
 
     run, mesh = run_of(request.model), make_mesh(request.mesh)
     data_config = with_options(run_config.data_of(Path(request.model)).to_dict(), request.video_options)
-    step = checkpoint.newest_step(request.model) if request.step is None else request.step
+    step = checkpoint.step_of(request.model, request.step)
     dtype = request.dtype
     if dtype is None and step is not None:
         dtype = run.get("dtype")
@@ -259,10 +258,19 @@ def evaluate_model(
     )
 
 
-def requested_clips(request: Request) -> tuple[list[Clip], Counter[str]]:
+def spread(clips: Sequence[Clip], limit: int) -> list[Clip]:
+    """At most ``limit`` of the clips, evenly spread over all."""
+    places = np.linspace(0, len(clips) - 1, min(limit, len(clips))).round().astype(int)
+    return [clips[place] for place in places]
+
+
+def requested_clips(
+    request: Request, run: Mapping[str, Any] | None = None
+) -> tuple[list[Clip], Counter[str]]:
     """The clips of a request, before its limit, and the number of rows left out by reason. The model need not
-    exist yet. UserError if there are none, or no such file."""
-    run = run_of(request.model)
+    exist yet. run: the config of the model's run; None: that in its work directory. UserError if there are no
+    clips, or no such file."""
+    run = run_of(request.model) if run is None else run
     data = request.data
     if data is None:
         if request.benchmark != "events":

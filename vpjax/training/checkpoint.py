@@ -6,25 +6,48 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint import checkpoint_managers
 
 from vpjax.data.text import Text
-from vpjax.files import AnyPath
+from vpjax.files import AnyPath, local_folder
 from vpjax.models import hf
 from vpjax.models.lora import Lora, merge
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.training import run_config
+from vpjax.training.best import best_in
+from vpjax.training.writer import read_metrics
 from vpjax.types import UserError
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
+Step = int | Literal["best"] | None  # of a checkpoint; best: by ``config.keep_best``; None: the newest
+
+
+class NewestAndBest(checkpoint_managers.PreservationPolicy):
+    """The checkpoints to keep: the newest ``keep``, None: all, and that of the step ``best``, None: none."""
+
+    def __init__(self, keep: int | None):
+        self.keep = keep
+        self.best: int | None = None
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
+        """For each checkpoint, oldest first, whether it is kept."""
+        first = 0 if self.keep is None else len(checkpoints) - self.keep
+        return [number >= first or x.step == self.best for number, x in enumerate(checkpoints)]
 
 
 class Manager:
@@ -37,10 +60,11 @@ class Manager:
     def __init__(self, workdir: AnyPath, *, keep: int | None):
         self._folder = Path(workdir).absolute() / CHECKPOINTS
         writes = keep is not None
+        self._kept = NewestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=writes, cleanup_tmp_directories=writes
+                preservation_policy=self._kept, create=writes, cleanup_tmp_directories=writes
             ),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
@@ -49,9 +73,11 @@ class Manager:
         """The steps with a complete checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any, config: dict[str, Any]) -> None:
-        """Begin to write ``state`` after ``step`` steps. It may be donated as soon as this returns. UserError
-        if this write, or the previous one, fails."""
+    def save(self, step: int, state: Any, config: dict[str, Any], *, best: int | None = None) -> None:
+        """Begin to write ``state`` after ``step`` steps. It may be donated as soon as this returns. best: the
+        step whose checkpoint is kept besides the newest ones. UserError if this write, or the previous one,
+        fails."""
+        self._kept.best = best
         run = ocp.args.JsonSave({"step": step, "config": config})
         with self._write_errors():
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=run))
@@ -90,32 +116,80 @@ def model_folder(path: AnyPath) -> Path:
     return path / MODEL if (path / MODEL).is_dir() else path
 
 
-def newest_step(workdir: AnyPath) -> int | None:
-    """The newest checkpoint of a work directory; None: there is none, as in a Hugging Face folder."""
-    if not (Path(workdir) / CHECKPOINTS).is_dir():
+def check_model(path: AnyPath) -> None:
+    """UserError, with what to do, for what users take for a model: a name on the hub, an adapter, quantised
+    weights."""
+    folder = local_folder(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}; give a run's work directory (python -m vpjax.train --config sft "
+            "makes runs/sft) or a Hugging Face folder, which for a model of the hub is made by: "
+            f"hf download {folder} --local-dir DIR"
+        )
+    config, adapter = model_folder(folder) / "config.json", folder / "adapter_config.json"
+    if adapter.is_file() and not config.is_file():
+        base = json.loads(adapter.read_text()).get("base_model_name_or_path", "its base model")
+        raise UserError(
+            f"{folder} has an adapter of {base} and no model: train on with it by --config.init_from=BASE "
+            "--config.lora.init_from=FOLDER, or merge them (merge_and_unload of peft, then save_pretrained) "
+            "and give the folder of the result"
+        )
+    if config.is_file() and "quantization_config" in json.loads(config.read_text()):
+        raise UserError(
+            f"{config} is of quantised weights, which are not supported: give the folder of the model before "
+            "it was quantised"
+        )
+
+
+def step_of(path: AnyPath, step: Step = None) -> int | None:
+    """The number of a step that has a checkpoint in a work directory. None, if no step is asked for: there is
+    none, as in a Hugging Face folder. UserError if there is no such checkpoint."""
+    path = Path(path)
+    if not (path / MODEL).is_dir():
+        if step is not None:
+            raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
         return None
-    with contextlib.closing(Manager(workdir, keep=None)) as manager:
-        return max(manager.steps(), default=None)
+    steps: list[int] = []
+    if (path / CHECKPOINTS).is_dir():
+        with contextlib.closing(Manager(path, keep=None)) as manager:
+            steps = manager.steps()
+    if step is None:
+        return max(steps, default=None)
+    found = _best_step(path, max(steps, default=0)) if step == "best" else step
+    if found not in steps:
+        raise UserError(f"{path}: no checkpoint of step {found} in it; it has {steps or 'none yet'}")
+    return found
+
+
+def _best_step(workdir: Path, newest: int) -> int:
+    """The best step of a run, among those up to its newest checkpoint, which all led to that checkpoint."""
+    metric = run_config.read(workdir).get("keep_best", "")
+    if not metric:
+        raise UserError(f"{workdir}: no step is its best one, because config.keep_best names no metric")
+    step = best_in(read_metrics(workdir), metric, newest).step
+    if step is None:
+        raise UserError(f"{workdir}: no step is its best one yet: {metric} has not been measured")
+    return step
 
 
 def load_model(
     path: AnyPath,
     *,
-    step: int | None = None,
+    step: Step = None,
     mesh: Mesh | None = None,
     dtype: Any = None,
 ) -> tuple[VideoLM, Text]:
     """The model and its tokenizer, from a work directory or a Hugging Face folder. Adapters of a run are
     merged into their kernels.
 
-    step: of the checkpoint; default: the newest. mesh: each device gets its shard; default: everything on the
+    step: of the checkpoint, see ``Step``. mesh: each device gets its shard; default: everything on the
     default device. dtype: of all parameters; default: as stored, in a work directory the widest stored type.
     UserError if the folder is neither or has no such checkpoint.
     """
+    check_model(path)
     path = Path(path)
     if not (path / MODEL).is_dir():
-        if step is not None:
-            raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
+        step_of(path, step)  # there is none
         return hf.load_pretrained(path, mesh=mesh, dtype=dtype), Text.load(path)
     model_config, lora = hf.read_config(path / MODEL), adapters_of(path)
     params = read_params(path, step, leaves(abstract_model(model_config, lora=lora)), mesh)
@@ -131,20 +205,16 @@ def adapters_of(workdir: AnyPath) -> Lora | None:
     return Lora.of(run_config.read(Path(workdir)).get("lora", {}))
 
 
-def read_params(
-    workdir: Path, step: int | None, paths: dict[str, Any], mesh: Mesh | None
-) -> dict[str, jax.Array]:
+def read_params(workdir: Path, step: Step, paths: dict[str, Any], mesh: Mesh | None) -> dict[str, jax.Array]:
     """The parameters ``paths`` (arrays or shapes) of a run, trained and frozen. step, mesh: as in
     ``load_model``."""
+    step = step_of(workdir, step)
+    if step is None:
+        raise UserError(f"{workdir}: no checkpoint in it yet")
     layout: dict[str, Any] = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh:
         layout = shardings(paths, mesh)
     with contextlib.closing(Manager(workdir, keep=None)) as manager:
-        steps = manager.steps()
-        if not steps or (step is not None and step not in steps):
-            missing = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise UserError(f"{workdir}: no {missing} in it; it has {steps or 'none yet'}")
-        step = steps[-1] if step is None else step
         stored = manager.shapes(step)
         like: dict[str, dict[str, Any]] = {}
         for part in ("params", "frozen"):

@@ -1,95 +1,87 @@
-"""The reports of a run: metrics.jsonl, TensorBoard files, pages of rollouts and curves.png."""
+"""The reports of a run: curves.png, and pages of rollouts."""
 
-import json
+import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vpjax.data.text import Text
-from vpjax.files import AnyPath, write_whole
+from vpjax.files import AnyPath
 from vpjax.training.grpo import JudgedRollouts
+from vpjax.training.writer import read_metrics
 from vpjax.types import Clip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
+CURVES_FILE = "curves.png"
+# The metrics of each panel by its title, as names or patterns. A metric is drawn in the first panel that has
+# it; panels of which a run has none are left out.
+CURVES = {
+    "loss": ("loss", "loss/lm", "heldout/loss", "heldout/*/loss"),
+    "held-out answers": ("heldout/*",),
+    "reward": ("reward", "reward_degraded"),
+    "reward on V~, of its own truth": ("degraded/reward",),
+    "reward: spread": ("reward_std", "frac_reward_zero_std"),
+    "groups with spread": ("rel/spread", "degraded/spread"),
+    "relative reward": ("rel/gap", "rel/weight", "rel/active"),
+    "what V~ changes": ("rel/change", "degraded/mass"),
+    "completion length": ("completions/mean_length",),
+    "entropy": ("entropy",),
+    "contrast loss": ("loss/contrast",),
+    "answers on V~": ("loss/answer", "loss/truth"),
+    "answer: log p(V) - log p(V~)": ("answer/gap",),
+    "similarity of keyword and video": ("contrast/clean", "contrast/degraded", "contrast/gap"),
+    "retrieval@1 in the batch": ("contrast/retrieval@1",),
+    "learning rate": ("lr",),
+    "gradient norm": ("grad_norm",),
+}
+LOGARITHMIC = ("loss", "contrast loss")  # unless a value is 0 or less
+POINTS = "heldout/*"  # metrics of some steps only, which are drawn as points
 SMOOTH = 0.02  # share of the run that a smoothed curve averages over
 COLUMNS = 3
 
 
-class Writer:
-    """Writes the metrics of a run to ``workdir``: one JSON line per step, and the same for TensorBoard.
-    Numbers that are not finite are ``null`` in JSON and missing in TensorBoard.
-
-    step: the last one to keep. Lines of later steps, which a killed run wrote after its last checkpoint, are
-    dropped, because the resumed run writes them again.
-    """
-
-    def __init__(self, workdir: AnyPath, step: int):
-        from tensorboardX import SummaryWriter  # imports torch where that is installed
-
-        self._workdir = workdir = Path(workdir)
-        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
-        write_whole(workdir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines).encode())
-        self._file = open(workdir / METRICS_FILE, "a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one step's metrics."""
-        line: dict[str, float | None] = {"step": step}
-        for name, x in metrics.items():
-            line[name] = x if math.isfinite(x) else None
-            if math.isfinite(x):
-                self._board.add_scalar(name, x, step)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-
-    def page(self, name: str, step: int, markdown: str) -> None:
-        """Write a page of ``step`` to <workdir>/<name>/ and to TensorBoard."""
-        folder = self._workdir / name
-        folder.mkdir(exist_ok=True)
-        (folder / f"{step:06d}.md").write_text(markdown + "\n")
-        self._board.add_text(name, markdown, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
+def panels_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """The titles of the panels that a run with metrics of these names has, and the metrics of each."""
+    left = sorted(names)
+    panels: dict[str, list[str]] = {}
+    for title, patterns in CURVES.items():
+        found = dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(left, pattern))
+        if found:
+            panels[title] = list(found)
+            left = [name for name in left if name not in found]
+    return panels
 
 
-def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, without a last line that a killed run left incomplete."""
-    path = Path(workdir) / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def draw_curves(workdir: AnyPath, panels: Mapping[str, tuple[str, ...]]) -> Path:
-    """Draw ``curves.png`` from ``metrics.jsonl``. panels: the metrics of each panel by title; those that the
-    run does not have are left out."""
+def draw_curves(workdir: AnyPath) -> Path:
+    """Draw ``curves.png`` from ``metrics.jsonl``."""
     from matplotlib.figure import Figure
 
     lines = read_metrics(workdir)
-    known = {name for line in lines for name in line}
-    drawn: dict[str, list[str]] = {}
-    for title, names in panels.items():
-        if known & set(names):
-            drawn[title] = [name for name in names if name in known]
-    rows = max(1, math.ceil(len(drawn) / COLUMNS))
+    panels = panels_of({name for line in lines for name in line})
+    rows = max(1, math.ceil(len(panels) / COLUMNS))
     figure = Figure(figsize=(5 * COLUMNS, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for panel in axes[len(drawn) :]:
+    for panel in axes[len(panels) :]:
         panel.set_axis_off()
-    for panel, title in zip(axes, drawn, strict=False):
-        for name in drawn[title]:
+    for panel, title in zip(axes, panels, strict=False):
+        lowest = math.inf
+        for name in panels[title]:
             points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
             steps, values = points.reshape(-1, 2).T
-            _draw(panel, name, steps, values, window=max(1, round(SMOOTH * len(lines))))
+            lowest = min(lowest, values.min(initial=math.inf))
+            if fnmatch.fnmatch(name, POINTS):
+                panel.plot(steps, values, marker="o", markersize=4, linewidth=0.8, label=name)
+            else:
+                _draw(panel, name, steps, values, window=max(1, round(SMOOTH * len(lines))))
+        if title in LOGARITHMIC and 0 < lowest < math.inf:
+            panel.set_yscale("log")
         panel.set(title=title, xlabel="step")
-        panel.grid(alpha=0.3)
+        panel.grid(alpha=0.3, which="both")
         panel.legend(fontsize="small")
     path = Path(workdir) / CURVES_FILE
     figure.savefig(path, dpi=120)

@@ -17,6 +17,7 @@ from vpjax.training.judged import correct_reward
 from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
 from vpjax.training.policy import AGGREGATIONS
 from vpjax.training.relative import NEEDS, REWARD_AGGREGATIONS, SCALES
+from vpjax.training.writer import TRACKERS
 from vpjax.types import TASKS, UserError
 
 FILE = "config.json"
@@ -25,7 +26,7 @@ FILE = "config.json"
 MAY_CHANGE = tuple(
     """
     log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention data.workers data.cache
-    data.max_missed_share compile_cache
+    data.max_missed_share compile_cache eval_every patience log_to profile
     """.split()
 )
 DTYPES = ("float32", "bfloat16")
@@ -41,15 +42,15 @@ ONE_OF = {
     "grpo.relative.kind": tuple(NEEDS),
 }
 ABOVE_0 = """
-    steps batch log_every checkpoint_every keep eval_clips data.length_multiple data.keywords
+    steps batch log_every checkpoint_every keep eval_clips eval_part data.length_multiple data.keywords
     data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
     grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.num_minibatches
     grpo.oversample grpo.show_every grpo.degraded_weight grpo.relative.scale loss.chunk data.min_frames
     data.min_pixels lora.alpha
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite tokens_per_second data.workers data.widen data.total_pixels contrast.weight contrast.lr
-    contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
+    max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
+    contrast.weight contrast.lr contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
 """.split()
 # How videos are read for the model of a Hugging Face folder that does not say: as by qwen-vl-utils, at 2
 # frames per second and with at most about 25,000 visual tokens. Small frames are left small, though.
@@ -100,6 +101,7 @@ def check(config: ConfigDict) -> None:
     tasks = f"has texts for some of {', '.join(TASKS)}"
     require("data.instructions", set(data.instructions) <= set(TASKS), tasks)
 
+    _check_evaluation(config, require)
     require("optim.warmup_share", 0 <= optim.warmup_share < 1, "lies in [0, 1)")
     are_patterns = all(isinstance(pattern, str) for pattern in optim.freeze)
     require("optim.freeze", are_patterns, "holds path patterns")
@@ -145,6 +147,21 @@ def check(config: ConfigDict) -> None:
     require("grpo.control_share", 0 <= grpo.control_share <= 1, "lies in [0, 1]")
     if config.method == "grpo":
         _check_rewards(config, require)
+
+
+def _check_evaluation(config: ConfigDict, require: Callable[[str, bool, str], None]) -> None:
+    """The part of ``check`` that is about what a run tells while it trains."""
+    needs = "is 0 unless data.heldout names clips to evaluate"
+    require("eval_every", bool(config.data.heldout) or not config.eval_every, needs)
+    measured = "is '' unless eval_every has the held-out clips evaluated"
+    require("keep_best", bool(config.eval_every) or not config.keep_best, measured)
+    followed = "is 0 unless keep_best names the metric that it waits for"
+    require("patience", bool(config.keep_best) or not config.patience, followed)
+    places = ("tensorboard", *TRACKERS)
+    require("log_to", set(config.log_to) <= set(places), f"holds some of {', '.join(places)}")
+    first, last = config.profile if len(config.profile) == 2 else (1, 1)
+    is_range = len(config.profile) in (0, 2) and 1 <= first <= last
+    require("profile", is_range, "is (first, last), two steps of the run, or ()")
 
 
 def rows_per_step(config: ConfigDict) -> int:

@@ -101,15 +101,15 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
     """The model's sizes and its tokenizer, from the run's model/ folder.
 
     The folder is made once: copied from ``config.init_from``, or written from ``config.model`` with a
-    tokenizer that is trained on the run's texts. UserError if ``config.init_from`` is no folder.
+    tokenizer that is trained on the run's texts. UserError if ``config.init_from`` is no model.
     """
     folder, part = workdir / checkpoint.MODEL, workdir / f"{checkpoint.MODEL}.part"
     if not folder.exists():
-        if config.init_from and not Path(config.init_from).is_dir():
-            raise UserError(
-                f"config.init_from: there is no folder {config.init_from}; give a run's work directory or a "
-                "Hugging Face folder (python -m vpjax.train --config configs/sft.py makes runs/sft)"
-            )
+        if config.init_from:
+            try:
+                checkpoint.check_model(config.init_from)
+            except UserError as error:
+                raise UserError(f"config.init_from: {error}") from error
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         if config.init_from:

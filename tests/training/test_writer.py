@@ -1,0 +1,96 @@
+"""Where a run's numbers go: the same numbers everywhere, and what a killed run wrote too much is dropped."""
+
+import json
+import math
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from vpjax.recipes import base
+from vpjax.training.writer import TRACKERS, Writer, check_installed
+from vpjax.types import UserError
+
+
+def config_of(*log_to):
+    config = base.get_config()
+    config.log_to = log_to
+    return config
+
+
+class Board:
+    """Stands for a package such as wandb: the runs that it was asked for, and what they were given."""
+
+    def __init__(self):
+        self.runs = []
+
+    def init(self, **about):
+        self.runs.append(about | {"logged": [], "finished": 0})
+        run = self.runs[-1]
+
+        class Run:
+            def log(self, metrics, step):
+                run["logged"].append((step, metrics))
+
+            def finish(self):
+                run["finished"] += 1
+
+        return Run()
+
+
+@pytest.fixture(params=TRACKERS)
+def tracker(request, monkeypatch):
+    """(its name, its stand-in)"""
+    board, module = Board(), ModuleType(request.param)
+    module.init = board.init
+    module.__spec__ = object()  # by which a package counts as installed
+    monkeypatch.setitem(sys.modules, request.param, module)
+    return request.param, board
+
+
+def test_the_files_are_there_whatever_else_is(tmp_path):
+    writer = Writer(tmp_path, 0, config_of())
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1 / step, "reward": math.nan if step == 2 else 0.5})
+    writer.page("rollouts", 2, "# Two")
+    writer.close()
+    assert not (tmp_path / "tensorboard").exists()
+    assert (tmp_path / "rollouts" / "000002.md").read_text() == "# Two\n"
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["loss"] for line in lines] == [1, 1 / 2, 1 / 3]
+    assert [line["reward"] for line in lines] == [0.5, None, 0.5]
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    writer = Writer(tmp_path, 2, config_of())  # goes on after step 2
+    writer.write(3, {"loss": 1 / 3, "reward": 0.5})
+    writer.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_tracker_continues_its_run(tracker, tmp_path):
+    """Under a name that this run has and no other; numbers that are not finite are left out, as on every
+    board, and the config stands beside them."""
+    name, board = tracker
+    check_installed(config_of(name))
+    for start in (0, 2):
+        writer = Writer(tmp_path / "mine", start, config_of(name))
+        writer.write(start + 1, {"loss": 0.5, "reward": np.nan})
+        writer.page("rollouts", start + 1, "# A page")
+        writer.close()
+    Writer(tmp_path / "other", 0, config_of(name)).close()
+    first, second, other = board.runs
+    assert [first["logged"], second["logged"]] == [[(1, {"loss": 0.5})], [(3, {"loss": 0.5})]]
+    assert {run["project"] for run in board.runs} == {"vpjax"} and first["config"]["seed"] == 0
+    assert {run["resume"] for run in board.runs} == {"allow"}
+    assert {run["finished"] for run in board.runs} == {1}
+    identity = "id" if name == "wandb" else "name"
+    assert first[identity] == second[identity] != other[identity]
+    assert first["name"].startswith("mine") and other["name"].startswith("other")
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_installed(config_of("tensorboard"))
+    with pytest.raises(UserError, match="^config.log_to names trackio, .* pip install trackio$"):
+        check_installed(config_of("tensorboard", "trackio"))

@@ -1,0 +1,157 @@
+"""Where the numbers of a run go: files of its work directory, and the boards of ``config.log_to``.
+
+The files are the run's own record, from which it resumes. A resumed run repeats what it has written after its
+last checkpoint bit for bit, so boards that cannot take a step back lose nothing.
+"""
+
+import importlib
+import importlib.util
+import json
+import math
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from vpjax.files import AnyPath, write_whole
+from vpjax.types import UserError
+
+METRICS_FILE = "metrics.jsonl"
+RUN_ID_FILE = "run_id"  # a name that no other run has, under which trackers continue this one
+TRACKERS = ("wandb", "trackio")  # packages of the user's own, with the same functions
+PROJECT = "vpjax"  # under which trackers show runs
+
+
+class Sink(Protocol):
+    """A place that takes the numbers and pages of a run."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take one step's metrics, some of which may not be finite."""
+
+    def page(self, name: str, step: int, markdown: str) -> None:
+        """Take a page of a step."""
+
+    def close(self) -> None: ...
+
+
+class Writer:
+    """Writes the metrics and pages of a run to the files of ``workdir`` and to the sinks of ``log_to``.
+
+    step: the last one to keep. What a killed run wrote about later steps, after its last checkpoint, is
+    dropped, because the resumed run writes it again.
+    """
+
+    def __init__(self, workdir: AnyPath, step: int, config: ConfigDict):
+        workdir = Path(workdir)
+        self.sinks: list[Sink] = [Files(workdir, step)]
+        for name in config.log_to:
+            if name == "tensorboard":
+                self.sinks.append(TensorBoard(workdir, step))
+            else:
+                self.sinks.append(Tracker(name, workdir, config))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for sink in self.sinks:
+            sink.write(step, metrics)
+
+    def page(self, name: str, step: int, markdown: str) -> None:
+        for sink in self.sinks:
+            sink.page(name, step, markdown)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+class Files:
+    """``metrics.jsonl``, one JSON line per step, in which numbers that are not finite are ``null``, and pages
+    as Markdown files in folders of their name."""
+
+    def __init__(self, workdir: Path, step: int):
+        self._workdir = workdir
+        lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+        write_whole(workdir / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        self._file = open(workdir / METRICS_FILE, "a")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        numbers = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
+        self._file.write(json.dumps({"step": step} | numbers) + "\n")
+        self._file.flush()
+
+    def page(self, name: str, step: int, markdown: str) -> None:
+        folder = self._workdir / name
+        folder.mkdir(exist_ok=True)
+        (folder / f"{step:06d}.md").write_text(markdown + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """``<workdir>/tensorboard/``, without numbers that are not finite."""
+
+    def __init__(self, workdir: Path, step: int):
+        from tensorboardX import SummaryWriter  # imports torch where that is installed
+
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, x in finite(metrics).items():
+            self._board.add_scalar(name, x, step)
+
+    def page(self, name: str, step: int, markdown: str) -> None:
+        self._board.add_text(name, markdown, step)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class Tracker:
+    """A run of wandb or trackio, which their own login and environment variables lead to its place. It has
+    the run's numbers that are finite, and no pages."""
+
+    def __init__(self, name: str, workdir: Path, config: ConfigDict):
+        own, shown = run_id(workdir), workdir.resolve().name
+        about: dict[str, Any] = {"project": PROJECT, "config": config.to_dict(), "resume": "allow"}
+        if name == "wandb":
+            about |= {"id": own, "name": shown, "dir": str(workdir)}
+        else:  # trackio knows a run by its name
+            about |= {"name": f"{shown}-{own}"}
+        self._run = importlib.import_module(name).init(**about)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(finite(metrics), step=step)
+
+    def page(self, name: str, step: int, markdown: str) -> None:
+        pass  # it is in the work directory
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def check_installed(config: ConfigDict) -> None:
+    """UserError if ``config.log_to`` names a package that is not installed."""
+    for name in set(config.log_to) & set(TRACKERS):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"config.log_to names {name}, which is not installed: pip install {name}")
+
+
+def run_id(workdir: Path) -> str:
+    """The run's own name, which is made once."""
+    file = workdir / RUN_ID_FILE
+    if not file.exists():
+        write_whole(file, uuid.uuid4().hex[:8].encode())
+    return file.read_text()
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: x for name, x in metrics.items() if math.isfinite(x)}
+
+
+def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, without a last line that a killed run left incomplete."""
+    path = Path(workdir) / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
