@@ -45,8 +45,8 @@ def export(
 ) -> VideoLM:
     """Write the model of a run to ``out`` for ``transformers``. Returns the model as it was written.
 
-    step: of the checkpoint, see ``checkpoint.Step``. dtype: of the weights; None: that of the weights from which the
-    run started. base_model, license: for the card; "": as the model from which the run started says. The
+    step: of the checkpoint, see ``checkpoint.Step``. dtype: of the weights; None: that of the weights from
+    which the run started. base_model, license: for the card; "": as the model from which the run started says. The
     heads of the contrast are not exported. UserError for a folder that is no run, or if ``out`` holds files
     that are not an earlier export.
     """
@@ -81,8 +81,8 @@ def export_adapters(
 ) -> None:
     """Write the adapters of a run to ``out`` as a folder of PEFT.
 
-    step: of the checkpoint, see ``checkpoint.Step``. dtype: of the adapters; None: float32. base_model: the model
-    from which the run started; "": its name on the hub if that is known, else ``init_from``. UserError as in
+    step: of the checkpoint, see ``checkpoint.Step``. dtype: of the adapters; None: float32. base_model: the
+    model from which the run started; "": its name on the hub if that is known, else ``init_from``. UserError as in
     ``export``, and for a run without adapters.
     """
     _check_folders(workdir, out, peft.CONFIG)

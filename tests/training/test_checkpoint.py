@@ -171,7 +171,7 @@ def test_what_is_no_model_is_told_what_to_do(tmp_path):
     (quantised / "config.json").write_text('{"quantization_config": {"quant_method": "bitsandbytes"}}')
     for path, message in (
         ("Qwen/Qwen2.5-VL-7B-Instruct", "no folder.*hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir"),
-        (adapter, f"^{adapter} has an adapter of Qwen/Qwen2.5-VL-7B-Instruct and no model: merge them"),
+        (adapter, f"^{adapter} has an adapter of Qwen/Qwen2.5-VL-7B-Instruct and no model: train on"),
         (quantised, f"^{quantised}/config.json is of quantised weights"),
         ("gs://bucket/run", "^gs://bucket/run: runs and models are folders of this machine: mount"),
         (empty, "config.json"),
