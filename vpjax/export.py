@@ -46,9 +46,9 @@ def export(
     """Write the model of a run to ``out`` for ``transformers``. Returns the model as it was written.
 
     step: of the checkpoint, see ``checkpoint.Step``. dtype: of the weights; None: that of the weights from
-    which the run started. base_model, license: for the card; "": as the model from which the run started says. The
-    heads of the contrast are not exported. UserError for a folder that is no run, or if ``out`` holds files
-    that are not an earlier export.
+    which the run started. base_model, license: for the card; "": as the model from which the run started
+    says. The heads of the contrast are not exported. UserError for a folder that is no run, or if ``out``
+    holds files that are not an earlier export.
     """
     _check_folders(workdir, out, "config.json")
     source = workdir / checkpoint.MODEL
@@ -82,8 +82,8 @@ def export_adapters(
     """Write the adapters of a run to ``out`` as a folder of PEFT.
 
     step: of the checkpoint, see ``checkpoint.Step``. dtype: of the adapters; None: float32. base_model: the
-    model from which the run started; "": its name on the hub if that is known, else ``init_from``. UserError as in
-    ``export``, and for a run without adapters.
+    model from which the run started; "": its name on the hub if that is known, else ``init_from``. UserError
+    as in ``export``, and for a run without adapters.
     """
     _check_folders(workdir, out, peft.CONFIG)
     source = workdir / checkpoint.MODEL
