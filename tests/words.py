@@ -22,9 +22,15 @@ class WordTokenizer:
         pieces = {index: piece for piece, index in self.ids.items()}
         return "".join(pieces.get(index, "") for index in ids)
 
-    def apply_chat_template(self, turn, tokenize, add_generation_prompt):
-        parts = [part.get("text") or f"<|{part['type']}_pad|>" for part in turn[0]["content"]]
-        return "<|im_start|>user " + "".join(parts) + "<|im_end|><|im_start|>assistant"
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        written = []
+        for message in messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = "".join(part.get("text") or f"<|{part['type']}_pad|>" for part in content)
+            space = " " if message["role"] == "user" else ""
+            written.append(f"<|im_start|>{message['role']}{space}{content}<|im_end|>")
+        return "".join(written) + "<|im_start|>assistant"
 
 
 def word_text():

@@ -142,7 +142,7 @@ def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
 
     flags = [f"--annotations={annotations}", f"--out={out}", "--workers=1", "--max_skipped_share=0.3"]
     printed = run_command(*flags, "--samples=2", f"--config.data.cache={tmp_path}")
-    assert "7 questions = 5 clips (5 with V~) + 2 skipped" in printed
+    assert "7 questions = 5 clips (5 with V~) of 5 turns + 2 skipped" in printed
     # The clips have 8 frames a second, and the recipe looks at as many.
     assert re.search(r"with 8 frames a second, .*\n0 of \d+ annotated events", printed)
     skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]

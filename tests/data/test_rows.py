@@ -210,15 +210,16 @@ def followed(text, config, answers, clip=None, **options):
     clip = clip or dataclasses.replace(clip_of(), degraded_answer=TRUTH)
     row = encode(clip, video_of(), text, config, answers=answers, **options)
     decode = text.tokenizer.decode
-    return row, decode(row.degraded_answer), decode(row.degraded_answer[row.degraded_target])
+    whole = np.concatenate([row.prompt.tokens, row.degraded_answer])
+    return row, decode(row.degraded_answer), decode(whole[row.degraded_target])
 
 
 def test_the_answer_follows_up_to_the_last_compared_token(text, config):
     row, words, targets = followed(text, config, DegradedAnswers("keywords"))
     assert words.split() == CAPTION.split()[: CAPTION.split().index("flashes") + 1]
     assert targets.split() == ["flashes"]
-    np.testing.assert_array_equal(row.answer[row.compared], row.degraded_answer[row.degraded_target])
     whole = np.concatenate([row.prompt.tokens, row.degraded_answer])
+    np.testing.assert_array_equal(row.text.tokens[row.target[row.compared]], whole[row.degraded_target])
     np.testing.assert_array_equal(row.degraded.tokens, whole[row.shared :])
     shows = row.degraded.shows[: len(row.prompt.tokens) - row.shared]
     np.testing.assert_array_equal(shows, row.shows_degraded[row.shared :])
@@ -235,7 +236,8 @@ def test_a_share_of_the_clips_has_its_own_truth(text, config):
     assert 60 < len(truths) < 120  # 90 on average, with a standard deviation of 8
     for row in truths:
         np.testing.assert_array_equal(row.degraded_answer, text.answer(TRUTH))
-        np.testing.assert_array_equal(row.degraded_target, np.arange(len(row.degraded_answer)))
+        places = len(row.prompt.tokens) + np.arange(len(row.degraded_answer))
+        np.testing.assert_array_equal(row.degraded_target, places)
     again = followed(text, config, answers, seed=(0, 7, 3))[0]
     np.testing.assert_array_equal(again.degraded_answer, rows[7].degraded_answer)
     for row in rows:
