@@ -12,7 +12,7 @@ class WordTokenizer:
         self.ids = {}
 
     def __call__(self, text, add_special_tokens=False, return_offsets_mapping=False):
-        pieces = list(re.finditer(r"<\|\w+\|>| ?\w+|\W", text))
+        pieces = list(re.finditer(r"<\|\w+\|>|assistant| ?\w+|\W", text))
         return dict(
             input_ids=[self.ids.setdefault(piece[0], len(self.ids) + 1) for piece in pieces],
             offset_mapping=[piece.span() for piece in pieces],

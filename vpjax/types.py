@@ -110,6 +110,12 @@ class Clip:
         said = [text for turn in self.dialogue for text in (turn.question, turn.answer)]
         return (self.system, *said)
 
+    @property
+    def media_turn(self) -> int:
+        """The number in ``dialogue`` of the turn whose question shows the video or image."""
+        tagged = [number for number, turn in enumerate(self.dialogue) if MEDIA_TAG in turn.question]
+        return tagged[0] if tagged else 0
+
     def turn_naming(self, keyword: str) -> int:
         """The number in ``dialogue`` of the first turn whose answer names a keyword, or of the last."""
         for number, turn in enumerate(self.turns):

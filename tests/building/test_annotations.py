@@ -299,6 +299,13 @@ def test_tarsier_means_the_reference_and_a_part_of_the_file(read):
     assert reasons(read([frames])) == ["several media: 2 in one row"]
 
 
+def test_a_video_in_an_answer_is_none_that_a_clip_has(read):
+    row = copy.deepcopy(TARSIER)
+    row["messages"][1]["content"].insert(0, {"type": "image", "image": "p.jpg"})
+    row["messages"][0]["content"].pop(0)
+    assert reasons(read([row])) == ["broken row: {'type': 'image', 'image': 'p.jpg'} is in no question"]
+
+
 @pytest.mark.parametrize(
     "row",
     [

@@ -296,7 +296,9 @@ def message_items(row: JsonObject) -> Iterator[Item]:
                 continue
             if kind not in ("video", "image"):
                 raise ValueError(f"{short(piece)} is neither text nor video nor image")
-            texts.append("<video>")
+            if role != "user":
+                raise ValueError(f"{short(piece)} is in no question")
+            texts.append(MEDIA_TAG)
             medium = piece.get(kind)
             if isinstance(medium, dict):
                 times = dict(start=medium.get("start_time"), end=medium.get("end_time"))

@@ -225,14 +225,14 @@ def with_key_frames(
 
 
 def keywords_of(clip: Clip, extract: Callable[[str], list[Keyword]]) -> Iterator[tuple[Clip, Keyword]]:
-    """The keywords of a clip or, if it has none, those of its captions, each with the clip until the turn to
-    which it belongs. What an earlier turn names is no keyword of a later one."""
+    """The keywords of a clip or, if it has none, those of its captions after the video, each with the clip
+    until the turn to which it belongs. What an earlier turn names is no keyword of a later one."""
     for keyword in clip.keywords:
         yield clip.until(clip.turn_naming(keyword.text)), keyword
     if clip.keywords:
         return
     named: set[str] = set()
-    for number in range(len(clip.dialogue)):
+    for number in range(clip.media_turn, len(clip.dialogue)):
         asked = clip.until(number)
         keywords = [keyword for keyword in extract(caption_of(asked)) if keyword.lemma not in named]
         named.update(keyword.lemma for keyword in keywords)

@@ -47,7 +47,7 @@ class Row:
     """One clip of s slots and p prompt tokens; its arrays are those of ``types`` without the leading axis.
 
     video: its units. prompt: its tokens up to the answer. shows_degraded i32[p]: the units that V~ shows.
-    answer i32[c]. target i32[a]: the places in the prompt and the answer of the tokens that are trained on.
+    answer i32[c]. earlier i32[n]: the places in the prompt of earlier answers that are trained on.
     degraded_answer i32[e]: the tokens that follow V~'s prompt, empty: none. degraded_target, compared i32[d]:
     the places in V~'s prompt and these of the tokens that are trained on or compared, and the places in
     ``target`` of those that are compared, -1: the others. slots bool[J,s]: the slots that show each keyword.
@@ -59,7 +59,7 @@ class Row:
     prompt: Strip
     shows_degraded: np.ndarray
     answer: np.ndarray
-    target: np.ndarray
+    earlier: np.ndarray
     degraded_answer: np.ndarray
     degraded_target: np.ndarray
     compared: np.ndarray
@@ -86,6 +86,12 @@ class Row:
     @property
     def has_degraded(self) -> bool:
         return bool((self.shows_degraded != self.prompt.shows).any())
+
+    @property
+    def target(self) -> np.ndarray:
+        """The tokens that are trained on: their places i32[a] in the prompt and the answer after it."""
+        own = len(self.prompt.tokens) + np.arange(len(self.answer), dtype=np.int32)
+        return np.concatenate([self.earlier, own])
 
     @property
     def text(self) -> Strip:
@@ -199,7 +205,7 @@ def prompt_row(
         prompt=Strip(prompt, np.ones(len(prompt), np.int32), prompt_positions, shows, slot),
         shows_degraded=shows,
         answer=none.ravel(),
-        target=none.ravel(),
+        earlier=none.ravel(),
         degraded_answer=none.ravel(),
         degraded_target=none.ravel(),
         compared=none.ravel(),
@@ -233,6 +239,7 @@ def training_row(
     """
     row = prompt_row(tokens.prompt, video, model_config, capacity, stamps=tokens.stamps)
     pads = (model_config.image_token, model_config.video_token)
+    earlier = np.concatenate([NO_TOKENS, *tokens.earlier])
     notes = row.notes + tokens.notes
     count = row.slots.shape[1]
     key_JS = np.zeros((len(tokens.spans), count), bool)
@@ -257,7 +264,7 @@ def training_row(
         row,
         shows_degraded=seen_through(row.prompt.shows, row.prompt.slot, source),
         answer=tokens.answer,
-        target=places_with_media(tokens.targets, tokens.prompt, len(row.prompt.tokens), pads),
+        earlier=places_with_media(earlier, tokens.prompt, len(row.prompt.tokens), pads),
         slots=slots,
         hidden=np.any(slots & is_replaced, axis=1),
         keywords=tokens.keywords,

@@ -293,8 +293,7 @@ def with_media(
 def places_with_media(
     places: np.ndarray, prompt: np.ndarray, length: int, pads: tuple[int, int]
 ) -> np.ndarray:
-    """Places of text in ``prompt``, or after it, once ``with_media`` has made the prompt so long. pads: see
-    ``is_visual``."""
+    """The places of text in ``prompt`` once ``with_media`` has made it so long. pads: see ``is_visual``."""
     visual = np.flatnonzero(is_visual(prompt, pads))
     if not len(visual):
         return places
@@ -358,6 +357,9 @@ def tokenize(
     left_out = any(keyword.spans for keyword in clip.keywords[keywords:])
     for j, keyword in enumerate(clip.keywords[:keywords]):
         turn = clip.turn_naming(keyword.text)
+        if turn < clip.media_turn:  # the video's states would read it
+            notes.append("keyword left out: an answer before the video names it")
+            continue
         found, pieces = text.keyword(keyword.text, clip.dialogue[turn].answer)
         if not 0 < len(pieces) <= keyword_tokens:
             notes.append(f"keyword of more than {keyword_tokens} tokens left out (data.keyword_tokens)")
