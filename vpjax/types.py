@@ -72,15 +72,16 @@ class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
     video: path of the file, which is shown where MEDIA_TAG stands in a question, and without one before the
-    first question. spans: the event's ``(start, end)``. task: one of TASKS; numerical (a number to meet),
-    regression (to come close to) and ocr (a text to read) are Video-R1's. choices: the options of a
-    multiple-choice question. boxes: positions of an object, ``(x0, y0, x1, y1)`` as shares of width and
-    height, at moments evenly spread over the clip. start, end: the part of the video that belongs to the
-    clip; None: the video's own beginning or end. All times are seconds of the file, whichever part of it is
-    used. extra: any other data of a data set, never read by training. degraded_answer: the answer that is
-    true of V~, which does not show the event; "": unknown. system: the message before the conversation; "":
-    that of the chat template, if it has one. turns: those before the question, which is the last of its
-    conversation; task, choices, boxes and degraded_answer are about the last turn.
+    first question. keywords: of the answers of all turns. spans: the event's ``(start, end)``. task: one of
+    TASKS; numerical (a number to meet), regression (to come close to) and ocr (a text to read) are
+    Video-R1's. choices: the options of a multiple-choice question. boxes: positions of an object, ``(x0, y0,
+    x1, y1)`` as shares of width and height, at moments evenly spread over the clip. start, end: the part of
+    the video that belongs to the clip; None: the video's own beginning or end. All times are seconds of the
+    file, whichever part of it is used. extra: any other data of a data set, never read by training.
+    degraded_answer: the answer that is true of V~, which does not show the event; "": unknown. system: the
+    message before the conversation; "": that of the chat template, if it has one. turns: those before the
+    question, which is the last of its conversation; task, choices, boxes and degraded_answer are about the
+    last turn.
     """
 
     id: str
