@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     data.heldout = "events"  # the same, evaluated at the end of the run; "" = no evaluation
     data.videos = ""  # folder to which video paths are relative; "" = the folder of the clips file
     data.instructions = ConfigDict()  # text appended to questions, by task, such as dict(choice="...")
+    data.train_turns = "all"  # answers of a conversation that SFT trains: "all", or only the "last"
     data.cache = ""  # folder of decoded frames and built-in clips; "" = ~/.cache/vpjax
     data.cache_gb = 20.0  # largest size of the frame cache; frames beyond it are decoded again
     data.frames = 16  # frames per clip, uniform over its duration; 0 = use `fps`
@@ -61,7 +62,7 @@ def get_config() -> ConfigDict:
     data.row_tokens = (
         0  # tokens of an SFT row, which several clips share; 0 = as many as the longest clip has
     )
-    data.max_answer = 512  # tokens; clips with longer answers are rejected and counted
+    data.max_answer = 512  # tokens; clips with longer answers that are trained are rejected and counted
     data.keywords = 4  # J: keywords per clip; more are counted and left out
     data.keyword_tokens = 8  # W: tokens per keyword; longer keywords are counted and left out
     data.max_fault_share = 0.01  # the run stops if a larger share of clips cannot be decoded

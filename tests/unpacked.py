@@ -133,7 +133,7 @@ def sizes_of(row):
         units=len(row.video.window),
         bins=len(row.video.bins),
         degraded=len(row.degraded.tokens),
-        targets=len(row.answer),
+        targets=len(row.target),
         keywords=int((row.lemma >= 0).sum()),
         slots=row.slots.shape[1],
         windows=int(free),

@@ -12,7 +12,7 @@ class WordTokenizer:
         self.ids = {}
 
     def __call__(self, text, add_special_tokens=False, return_offsets_mapping=False):
-        pieces = list(re.finditer(r"<\|\w+\|>| ?\w+|\W", text))
+        pieces = list(re.finditer(r"<\|\w+\|>|assistant| ?\w+|\W", text))
         return dict(
             input_ids=[self.ids.setdefault(piece[0], len(self.ids) + 1) for piece in pieces],
             offset_mapping=[piece.span() for piece in pieces],
@@ -22,9 +22,15 @@ class WordTokenizer:
         pieces = {index: piece for piece, index in self.ids.items()}
         return "".join(pieces.get(index, "") for index in ids)
 
-    def apply_chat_template(self, turn, tokenize, add_generation_prompt):
-        parts = [part.get("text") or f"<|{part['type']}_pad|>" for part in turn[0]["content"]]
-        return "<|im_start|>user " + "".join(parts) + "<|im_end|><|im_start|>assistant"
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        written = []
+        for message in messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = "".join(part.get("text") or f"<|{part['type']}_pad|>" for part in content)
+            space = " " if message["role"] == "user" else ""
+            written.append(f"<|im_start|>{message['role']}{space}{content}<|im_end|>")
+        return "".join(written) + "<|im_start|>assistant"
 
 
 def word_text():

@@ -105,7 +105,7 @@ def build(
     write_whole(join_path(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
     print(
         f"{summary.rows} rows, {summary.questions} questions = {summary.clips} clips "
-        f"({summary.degraded} with V~) + {len(skipped)} skipped; look at {page}"
+        f"({summary.degraded} with V~) of {summary.turns} turns + {len(skipped)} skipped; look at {page}"
     )
     check_skipped(summary, max_skipped_share)
     clips = [relative_to(item.clip, out) for item in items if item.clip]
@@ -136,7 +136,7 @@ def coverage_of(clips: Sequence[Clip], config: ConfigDict) -> tuple[coverage.Cov
     problems: list[str] = []
     for clip in timed:
         info, part = sources[clip.video].info, (clip.start, clip.end)
-        text = len((clip.question + clip.answer).encode()) // BYTES_PER_TOKEN
+        text = sum(len(text.encode()) for text in clip.texts) // BYTES_PER_TOKEN
         limits = dict(max_tokens=config.data.max_tokens - text, slot_tokens=slot_tokens)
         try:
             if info is None:

@@ -25,7 +25,7 @@ Glossary:
     window     the units that see one another in most layers of the tower: at most 4 x 4 of Qwen2.5-VL's
     row        the tokens of one or more clips: SFT packs as many as fit, generation takes one
     segment    the part of a row that belongs to one clip and sees nothing else
-    clip       one video, one question and one answer
+    clip       one video, one question and one answer, with the turns of the conversation before them
     keyword    a word or phrase of the answer that names an event
     lemma      the dictionary form of a keyword; two keywords with one lemma name the same kind of event
 """
@@ -37,6 +37,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+MEDIA_TAG = "<video>"  # in a question of a clip: the place of its video or image
 TASKS = ("caption", "choice", "order", "grounding", "tracking", "numerical", "regression", "ocr")
 
 
@@ -58,17 +59,29 @@ class Keyword:
     spans: tuple[tuple[float, float], ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class Turn:
+    """A question of the user and its answer."""
+
+    question: str
+    answer: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
-    video: path of the file. spans: the event's ``(start, end)``. task: one of TASKS; numerical (a number to
-    meet), regression (to come close to) and ocr (a text to read) are Video-R1's. choices: the options of a
-    multiple-choice question. boxes: positions of an object, ``(x0, y0, x1, y1)`` as shares of width and
-    height, at moments evenly spread over the clip. start, end: the part of the video that belongs to the
-    clip; None: the video's own beginning or end. All times are seconds of the file, whichever part of it is
-    used. extra: any other data of a data set, never read by training. degraded_answer: the answer that is
-    true of V~, which does not show the event; "": unknown.
+    video: path of the file, which is shown where MEDIA_TAG stands in a question, and without one before the
+    first question. keywords: of the answers of all turns. spans: the event's ``(start, end)``. task: one of
+    TASKS; numerical (a number to meet), regression (to come close to) and ocr (a text to read) are
+    Video-R1's. choices: the options of a multiple-choice question. boxes: positions of an object, ``(x0, y0,
+    x1, y1)`` as shares of width and height, at moments evenly spread over the clip. start, end: the part of
+    the video that belongs to the clip; None: the video's own beginning or end. All times are seconds of the
+    file, whichever part of it is used. extra: any other data of a data set, never read by training.
+    degraded_answer: the answer that is true of V~, which does not show the event; "": unknown. system: the
+    message before the conversation; "": that of the chat template, if it has one. turns: those before the
+    question, which is the last of its conversation; task, choices, boxes and degraded_answer are about the
+    last turn.
     """
 
     id: str
@@ -84,6 +97,47 @@ class Clip:
     end: float | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     degraded_answer: str = ""
+    system: str = ""
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def dialogue(self) -> tuple[Turn, ...]:
+        """All turns, the last of which is the clip's own question and answer."""
+        return (*self.turns, Turn(self.question, self.answer))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that is said: the system message, and the questions and answers of all turns."""
+        said = [text for turn in self.dialogue for text in (turn.question, turn.answer)]
+        return (self.system, *said)
+
+    @property
+    def media_turn(self) -> int:
+        """The number in ``dialogue`` of the turn whose question shows the video or image."""
+        tagged = [number for number, turn in enumerate(self.dialogue) if MEDIA_TAG in turn.question]
+        return tagged[0] if tagged else 0
+
+    def turn_naming(self, keyword: str) -> int:
+        """The number in ``dialogue`` of the first turn whose answer names a keyword, or of the last."""
+        for number, turn in enumerate(self.turns):
+            if keyword in turn.answer:
+                return number
+        return len(self.turns)
+
+    def until(self, number: int) -> "Clip":
+        """The clip whose last turn is that of a number in ``dialogue``. An earlier turn is a caption."""
+        if number == len(self.turns):
+            return self
+        return dataclasses.replace(
+            self,
+            question=self.turns[number].question,
+            answer=self.turns[number].answer,
+            turns=self.turns[:number],
+            task="caption",
+            choices=(),
+            boxes=(),
+            degraded_answer="",
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -141,13 +195,14 @@ class Batch:
     video: V. text: prompts and answers. degraded: the prompts of the clips that have a V~, as they see V~,
     from the first token that shows another unit up to their last visual token or with an answer. shared
     i32[R,T]: the segment of the tokens of ``text`` before that, 0: others. target i32[R,A]: the tokens of
-    ``text`` that are trained on; origin i32[R,A]: the data set of each, by its number in ``data.train``.
-    degraded_target i32[R,C]: the tokens of ``degraded`` that are trained on, because they are true of V~, or
-    compared; compared i32[R,C]: the place in ``target`` of the same token given V, -1: it is not compared.
-    keywords i32[R,Q,W]: token ids as they stand in the caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of
-    each keyword; slots bool[R,Q,N]: the slots of the row that show it; has_degraded bool[R,Q]: its clip has a
-    V~. windows i32[R,Y,3]: keyword, first slot, and slot past the end, of moments that show no keyword of its
-    clip (``data.keyframes.windows_of``). clip i32[R,X]: the numbers of the row's clips in their data set.
+    ``text`` that are trained on, those of earlier turns before the others of their clip; origin i32[R,A]: the
+    data set of each, by its number in ``data.train``. degraded_target i32[R,C]: the tokens of ``degraded``
+    that are trained on, because they are true of V~, or compared; compared i32[R,C]: the place in ``target``
+    of the same token given V, -1: it is not compared. keywords i32[R,Q,W]: token ids as they stand in the
+    caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of each keyword; slots bool[R,Q,N]: the slots of the row
+    that show it; has_degraded bool[R,Q]: its clip has a V~. windows i32[R,Y,3]: keyword, first slot, and slot
+    past the end, of moments that show no keyword of its clip (``data.keyframes.windows_of``). clip i32[R,X]:
+    the numbers of the row's clips in their data set.
     """
 
     video: Units

@@ -10,7 +10,7 @@ import pytest
 from vpjax.building.annotations import FORMATS, letter_of, read_annotations
 from vpjax.data.clips import read_clips, write_clips
 from vpjax.files import write_whole
-from vpjax.types import Clip, Keyword, UserError
+from vpjax.types import Clip, Keyword, Turn, UserError
 
 LLAVA = {
     "id": "academic-1",
@@ -111,13 +111,24 @@ def reasons(annotations):
     return [item.skipped for item in annotations.items]
 
 
-def test_conversations_give_a_clip_per_turn_of_the_same_video(read):
-    first, second = clips_of(read([LLAVA]))
-    assert (first.question, first.answer) == ("What happens?", "A cup falls.")
-    assert (second.question, second.answer) == ("Does it break?", "Yes, it breaks.")
-    assert first.video == second.video == "a/b.mp4"
-    assert (first.id, second.id) == ("academic-1", "academic-1~2")
-    assert first.extra == {"data_source": "0_30_s"}
+def test_a_conversation_is_one_clip_with_all_of_its_turns(read):
+    third = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "It is glass."}]
+    system = {"from": "system", "value": " You are a bird. "}
+    row = LLAVA | {"conversations": [system, *LLAVA["conversations"], *third]}
+    (clip,) = clips_of(read([row]))
+    assert clip == Clip(
+        "academic-1",
+        "a/b.mp4",
+        "Why?",
+        "It is glass.",
+        system="You are a bird.",
+        turns=(Turn("What happens?", "A cup falls."), Turn("Does it break?", "Yes, it breaks.")),
+        extra={"data_source": "0_30_s"},
+    )
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    messages = [{"role": roles[x["from"]], "content": x["value"]} for x in row["conversations"]]
+    (same,) = clips_of(read([{"id": "academic-1", "messages": messages, "videos": "a/b.mp4"}]))
+    assert same == dataclasses.replace(clip, extra={})
 
 
 def test_a_list_of_one_video_is_a_video_and_names_the_clip(read):
@@ -152,25 +163,34 @@ def test_images_and_text_alone_are_clips_too(read):
 def test_conversations_that_cannot_be_a_clip(read, change, reason):
     bad, *good = read([LLAVA | change, LLAVA]).items
     assert bad.clip is None and bad.skipped.startswith(reason) and bad.place == "row 1"
-    assert len(good) == 2 and not any(item.skipped for item in good)
+    assert len(good) == 1 and not any(item.skipped for item in good)
 
 
-def test_an_empty_turn_is_skipped_alone(read):
+@pytest.mark.parametrize("turn, reason", [(0, "empty question"), (1, "empty answer"), (2, "empty question")])
+def test_a_conversation_with_an_empty_turn_is_skipped(read, turn, reason):
     turns = copy.deepcopy(LLAVA["conversations"])
-    turns[1]["value"] = " \n"
-    assert reasons(read([LLAVA | {"conversations": turns}])) == ["empty answer", ""]
+    turns[turn]["value"] = "<image> \n" if turn == 0 else " \n"
+    assert reasons(read([LLAVA | {"conversations": turns}])) == [reason]
 
 
-def test_what_is_changed_about_a_dialogue_is_noted(read):
+def test_a_system_message_in_between_is_none_that_a_clip_has(read):
+    turns = [*LLAVA["conversations"], {"from": "system", "value": "Be brief."}, *LLAVA["conversations"][2:]]
+    (reason,) = reasons(read([LLAVA | {"conversations": turns}]))
+    assert reason.startswith("broken row: the turns of its dialogue are ['user', 'assistant', 'user',")
+
+
+def test_a_media_tag_stays_at_its_place(read):
     turns = [
-        {"from": "system", "value": "You are a bird."},
-        {"from": "human", "value": "Look at\n<video>\nand say what happens."},
-        {"from": "gpt", "value": "A <video> tag in an answer stays."},
+        {"from": "human", "value": "Look at\n<image>\nand say what happens."},
+        {"from": "gpt", "value": "A <image> tag in an answer stays."},
     ]
     (item,) = read([{"video": "a.mp4", "conversations": turns}]).items
-    assert item.notes == ("system message left out", "media tag was not at the start")
-    assert item.clip.question == "Look at\nand say what happens."
-    assert item.clip.answer == "A <video> tag in an answer stays."
+    assert item.notes == ()
+    assert item.clip.question == "Look at\n<video>\nand say what happens."
+    assert item.clip.answer == "A <image> tag in an answer stays."
+    later = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hello."}, *turns]
+    (clip,) = clips_of(read([{"video": "a.mp4", "conversations": later}]))
+    assert (clip.turns, clip.question) == ((Turn("Hello", "Hello."),), item.clip.question)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +299,13 @@ def test_tarsier_means_the_reference_and_a_part_of_the_file(read):
     assert reasons(read([frames])) == ["several media: 2 in one row"]
 
 
+def test_a_video_in_an_answer_is_none_that_a_clip_has(read):
+    row = copy.deepcopy(TARSIER)
+    row["messages"][1]["content"].insert(0, {"type": "image", "image": "p.jpg"})
+    row["messages"][0]["content"].pop(0)
+    assert reasons(read([row])) == ["broken row: {'type': 'image', 'image': 'p.jpg'} is in no question"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -304,6 +331,7 @@ def test_own_clips_come_back_whole(tmp_path, read):
     whole = Clip(
         "a", "a.mp4", "q", "It falls.", (Keyword("falls", "fall", ((1.0, 2.0),)),), start=0.5, end=3.0
     )
+    whole = dataclasses.replace(whole, system="Be brief.", turns=(Turn("Who?", "A cup."),))
     for name in ("c.jsonl", "c.array_record"):
         write_clips(tmp_path / name, [whole, dataclasses.replace(whole, id="b")])
         annotations = read_annotations(tmp_path / name)

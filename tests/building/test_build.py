@@ -19,7 +19,7 @@ from vpjax.building.examine import Options
 from vpjax.data.clips import read_clips
 from vpjax.events.clips import EventSpec, make_event_clips
 from vpjax.recipes import sft_qwen2_5_vl_7b
-from vpjax.types import Clip, UserError
+from vpjax.types import Clip, Turn, UserError
 
 ROOT = Path(__file__).parents[2]
 BUILD = build.build  # which tests of the flags replace
@@ -134,6 +134,15 @@ def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
         question = {"from": "human", "value": f"<video>\n{clip.question}"}
         answer = {"from": "gpt", "value": clip.answer}
         rows.append({"video": os.path.relpath(clip.video, file.parent), "conversations": [question, answer]})
+    before = [
+        ("system", "Be brief."),
+        ("human", "<video>Is it one?"),
+        ("gpt", "Yes."),
+        ("human", "Who?"),
+        ("gpt", "A"),
+    ]
+    asked = [*before, ("human", truth[2].question), ("gpt", truth[2].answer)]
+    rows[2]["conversations"] = [{"from": role, "value": value} for role, value in asked]
     rows[1] |= {"video": "later.mp4"}
     rows.append(rows[0] | {"video": ["a.mp4", "b.mp4"]})
     annotations = file.parent / "a.json"
@@ -142,7 +151,7 @@ def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
 
     flags = [f"--annotations={annotations}", f"--out={out}", "--workers=1", "--max_skipped_share=0.3"]
     printed = run_command(*flags, "--samples=2", f"--config.data.cache={tmp_path}")
-    assert "7 questions = 5 clips (5 with V~) + 2 skipped" in printed
+    assert "7 questions = 5 clips (5 with V~) of 7 turns + 2 skipped" in printed
     # The clips have 8 frames a second, and the recipe looks at as many.
     assert re.search(r"with 8 frames a second, .*\n0 of \d+ annotated events", printed)
     skipped = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
@@ -152,6 +161,11 @@ def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
     assert manifest["options"]["scorers"] and manifest["about"]["keywords"]
     assert "data:image/jpeg" in (out / "report.html").read_text()
     five = read_clips(out / "clips.jsonl")
+    assert [len(clip.turns) for clip in five] == [0, 2, 0, 0, 0] and five[1].system == "Be brief."
+    assert (
+        five[1].turns == (Turn("Is it one?", "Yes."), Turn("Who?", "A"))
+        and five[1].question == truth[2].question
+    )
 
     # The function continues what the command began, when the missing video has come. Threads start sooner.
     monkeypatch.setattr(build, "worker_processes", ThreadPoolExecutor)

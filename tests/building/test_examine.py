@@ -17,7 +17,7 @@ from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Options, caption_o
 from vpjax.building.parts import is_finished, make_part, parts_of, read_part
 from vpjax.data.coverage import PlannedClip, measure
 from vpjax.data.sampling import Sampling, VideoInfo
-from vpjax.types import Clip, Keyword
+from vpjax.types import Clip, Keyword, Turn
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,29 @@ def test_long_videos_are_examined_in_a_bounded_number_of_frames(options):
 def test_the_caption_is_the_text_that_describes_the_event(fields, caption):
     clip = make_item(**fields).clip
     assert caption_of(clip) == (caption or clip.question)
+
+
+def test_every_answer_of_a_conversation_gives_keywords(options, monkeypatch):
+    """Each is scored in its own turn, and none is found twice."""
+    tools, scored = examine_module.load_tools(options), []
+
+    def score(video, clip, keyword):
+        scored.append((keyword.text, clip.question, clip.answer, len(clip.turns)))
+        return tools.score(video, clip, keyword)
+
+    monkeypatch.setattr(examine_module, "load_tools", lambda _: tools._replace(score=score))
+    monkeypatch.setattr(examine_module, "KEYWORD_BLIND", set())
+    turns = (Turn("What happens?", "The lamp flashes."), Turn("Where?", "On the left."))
+    last = dict(question="And then?", answer="The lamp flashes again and falls.")
+    clip = examine_one(options, turns=turns, **last).item.clip
+    assert [keyword.lemma for keyword in clip.keywords] == ["flash", "fall"]
+    expected = [("What happens?", "The lamp flashes.", 0), (last["question"], last["answer"], 2)]
+    assert [(asked, answer, count) for _, asked, answer, count in scored] == expected
+    scored.clear()
+    given = tuple(dataclasses.replace(keyword, spans=()) for keyword in clip.keywords)
+    again = examine_one(options, turns=turns, keywords=given, **last).item.clip
+    assert [(asked, answer, count) for _, asked, answer, count in scored] == expected
+    assert again == clip
 
 
 def test_parts_hold_every_clip_once_and_keep_files_together():

@@ -128,7 +128,7 @@ def test_key_frames_are_those_that_tell_answers_apart(models, monkeypatch):
     got = []
     found = ((1.0, 1.5),)
     monkeypatch.setattr(self_scorer, "key_runs", lambda scores, times: got.append(scores) or (found, 1.0))
-    assert self_scorer.self_finder(ours, text)(VIDEO, CLIP.question, answers) == found
+    assert self_scorer.self_finder(ours, text)(VIDEO, CLIP, answers) == found
     assert np.std(expected) > 0.03
     np.testing.assert_allclose(got[0], expected, atol=1e-3)  # of log p near -30 in float32
 

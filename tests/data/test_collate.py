@@ -141,10 +141,10 @@ def expected(row):
             if not row.slots[:, first : first + length].any():
                 free.append((number, first, first + length))
     return out | dict(
-        target=len(row.prompt.tokens) + np.arange(len(row.answer)),
-        origin=np.full(len(row.answer), row.data_set),
-        degraded_target=len(row.prompt.tokens) - row.shared + row.degraded_target,
-        compared=np.where(row.compared < 0, -1, len(row.prompt.tokens) + row.compared),
+        target=row.target,
+        origin=np.full(len(row.target), row.data_set),
+        degraded_target=row.degraded_target - row.shared,
+        compared=np.where(row.compared < 0, -1, row.target[row.compared]),
         shared=row.shared,
         keywords=row.keywords[named],
         lemma=row.lemma[named],

@@ -18,7 +18,7 @@ from vpjax.data.sampling import Sampling, VideoInfo, frame_times
 from vpjax.data.text import Stamps, tokenize
 from vpjax.data.video import Video, read_frames, read_image
 from vpjax.recipes import base
-from vpjax.types import Clip, Keyword, UserError
+from vpjax.types import Clip, Keyword, Turn, UserError
 
 UNIT = 28 * 28  # pixels of a visual token
 STAMPS = Stamps({**{piece: (901,) for piece in "<0123456789."}, " seconds>": (902, 903)})
@@ -61,7 +61,7 @@ def index_of(clips, infos, text, config, data, **options):
     """The index of clips of videos (None: of text only)."""
     media = [info and ("video" if info.duration else "image") for info in infos]
     sources = [Source("x.mp4", kind, info=info) for kind, info in zip(media, infos, strict=True)]
-    limits = dict(keywords=data.keywords, keyword_tokens=data.keyword_tokens)
+    limits = {name: data[name] for name in ("keywords", "keyword_tokens", "train_turns")}
     tokens = [
         dataclasses.replace(tokenize(clip, text, media=kind, **limits), stamps=STAMPS)
         for clip, kind in zip(clips, media, strict=True)
@@ -242,9 +242,7 @@ def test_planned_sizes_are_never_exceeded(text, request, family, answers):
         row, prompt = made(entry, config, index.capacity, times, answers)
         taken = unpacked.sizes_of(row)
         assert (np.array(taken) <= entry.sizes).all()
-        assert (
-            np.array(unpacked.sizes_of(prompt)) <= prompt_sizes(entry.sizes)._replace(slots=1 << 20)
-        ).all()
+        assert (np.array(unpacked.sizes_of(prompt)) <= prompt_sizes(entry)._replace(slots=1 << 20)).all()
         exact = ("units", "bins", "targets", "keywords", "slots")
         assert all(getattr(taken, name) == getattr(entry.sizes, name) for name in exact)
         words = entry.shape[0] // 2 * 4 + 2 if family == "config3" and entry.source.media == "video" else 0
@@ -253,6 +251,51 @@ def test_planned_sizes_are_never_exceeded(text, request, family, answers):
             fewer = times[: 2 * int(rng.integers(1, len(times) // 2))]
             row, _ = made(entry, config, index.capacity, fewer, answers)
             assert (np.array(unpacked.sizes_of(row)) <= entry.sizes).all()
+
+
+@FAMILIES
+@pytest.mark.parametrize("train_turns", ["all", "last"])
+@pytest.mark.parametrize("compared", ["keywords", "all"])
+def test_planned_sizes_of_conversations_are_never_exceeded(text, request, family, train_turns, compared):
+    """With the video in any of the turns. Targets of earlier answers are planned exactly."""
+    config, data = request.getfixturevalue(family), data_of(train_turns=train_turns)
+    single, infos = population(60)
+    rng = np.random.default_rng(1)
+    clips = []
+    for clip, info in zip(single, infos, strict=True):
+        count = int(rng.integers(0, 4))
+        tagged = int(rng.integers(0, count + 1))
+        said = [
+            (f"Look {'<video>' if info and n == tagged else ''} {n}?", clip.answer[n:]) for n in range(count)
+        ]
+        dialogue = dict(system="Be brief.", turns=tuple(Turn(*x) for x in said))
+        clips.append(dataclasses.replace(clip, degraded_answer="word " * (1 + count), **dialogue))
+    answers = DegradedAnswers(compared, truth_share=0.5)
+    index = index_of(clips, infos, text, config, data, answers=answers)
+    assert not index.rejected
+    compared_earlier = 0
+    for entry, info in zip(index.entries, infos, strict=True):
+        times = np.zeros(2)
+        if info is not None:
+            times = frame_times(Sampling.of(data), info, most=entry.shape[0])
+        row, prompt = made(entry, config, index.capacity, times, answers)
+        taken = unpacked.sizes_of(row)
+        assert (np.array(taken) <= entry.sizes).all() and taken.targets == entry.sizes.targets
+        assert (np.array(unpacked.sizes_of(prompt)) <= prompt_sizes(entry)._replace(slots=1 << 20)).all()
+        said = clips[entry.number].dialogue[0 if train_turns == "all" else -1 :]
+        assert taken.targets == sum(len(text.answer(turn.answer)) for turn in said)
+        assert (row.degraded_target > row.shared).all()
+        compared_earlier += (row.degraded_target < len(row.prompt.tokens)).sum()
+    assert (compared_earlier > 0) == (train_turns == "all")
+
+
+def test_a_long_answer_of_an_earlier_turn_rejects_what_it_trains(text, config):
+    clip = dataclasses.replace(clip_of(0), turns=(Turn("Well?", "word " * 70),))
+    trained = index_of([clip, clip_of(1)], [info_of()] * 2, text, config, data_of(max_answer=60))
+    assert trained.rejected == {"answer above 60 tokens (data.max_answer)": ["c0"]}
+    assert not index_of(
+        [clip], [info_of()], text, config, data_of(max_answer=60, train_turns="last")
+    ).rejected
 
 
 def test_planned_sizes_hold_for_real_files(text, config, tmp_path):

@@ -14,7 +14,7 @@ from vpjax.data.rows import DegradedAnswers, seen_through, training_row
 from vpjax.data.text import tokenize
 from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Video
-from vpjax.types import Clip, Keyword
+from vpjax.types import Clip, Keyword, Turn
 
 CAPTION = "A red square drifts left and flashes twice."
 QUESTION = "What happens?"
@@ -40,7 +40,7 @@ def clip_of(spans=((0.375, 0.5),), video="a.mp4", question=QUESTION):
 
 
 def encode(clip, video, text, config, media="video", **options):
-    tokens = tokenize(clip, text, media=media, keywords=2, keyword_tokens=3)
+    tokens = tokenize(clip, text, media=media, keywords=2, keyword_tokens=3, train_turns="all")
     grids = [] if video is None else [grid_of(video.frames.shape[:3], config.vision)]
     return training_row(tokens, video, config, choose_capacity(grids, config.vision), **options)
 
@@ -210,15 +210,16 @@ def followed(text, config, answers, clip=None, **options):
     clip = clip or dataclasses.replace(clip_of(), degraded_answer=TRUTH)
     row = encode(clip, video_of(), text, config, answers=answers, **options)
     decode = text.tokenizer.decode
-    return row, decode(row.degraded_answer), decode(row.degraded_answer[row.degraded_target])
+    whole = np.concatenate([row.prompt.tokens, row.degraded_answer])
+    return row, decode(row.degraded_answer), decode(whole[row.degraded_target])
 
 
 def test_the_answer_follows_up_to_the_last_compared_token(text, config):
     row, words, targets = followed(text, config, DegradedAnswers("keywords"))
     assert words.split() == CAPTION.split()[: CAPTION.split().index("flashes") + 1]
     assert targets.split() == ["flashes"]
-    np.testing.assert_array_equal(row.answer[row.compared], row.degraded_answer[row.degraded_target])
     whole = np.concatenate([row.prompt.tokens, row.degraded_answer])
+    np.testing.assert_array_equal(row.text.tokens[row.target[row.compared]], whole[row.degraded_target])
     np.testing.assert_array_equal(row.degraded.tokens, whole[row.shared :])
     shows = row.degraded.shows[: len(row.prompt.tokens) - row.shared]
     np.testing.assert_array_equal(shows, row.shows_degraded[row.shared :])
@@ -235,7 +236,8 @@ def test_a_share_of_the_clips_has_its_own_truth(text, config):
     assert 60 < len(truths) < 120  # 90 on average, with a standard deviation of 8
     for row in truths:
         np.testing.assert_array_equal(row.degraded_answer, text.answer(TRUTH))
-        np.testing.assert_array_equal(row.degraded_target, np.arange(len(row.degraded_answer)))
+        places = len(row.prompt.tokens) + np.arange(len(row.degraded_answer))
+        np.testing.assert_array_equal(row.degraded_target, places)
     again = followed(text, config, answers, seed=(0, 7, 3))[0]
     np.testing.assert_array_equal(again.degraded_answer, rows[7].degraded_answer)
     for row in rows:
@@ -272,6 +274,29 @@ def test_no_truth_where_a_keyword_was_left_out(text, config):
     answers = DegradedAnswers("none", truth_share=1.0)
     assert len(followed(text, config, answers, dataclasses.replace(three, keywords=three.keywords[:2]))[1])
     assert not followed(text, config, answers, three)[1]
+
+
+def test_an_answer_before_the_video_is_not_compared(text, config):
+    """It cannot depend on what V~ changes, and the states of the video would read a keyword off it."""
+    drift = Keyword("drifts", "drift", ((0.375, 0.5),))
+    for question, words in (("Hello?", ["drifts", "flashes"]), ("Hello? <video>", ["drifts", "flashes"])):
+        clip = dataclasses.replace(clip_of(), turns=(Turn(question, "It drifts."),))
+        clip = dataclasses.replace(clip, keywords=(drift, *clip.keywords))
+        row, _, targets = followed(text, config, DegradedAnswers("keywords"), clip)
+        assert targets.split() == words
+        np.testing.assert_array_equal(row.target[row.compared], row.degraded_target)
+        end = row.degraded_target.max() + 1
+        assert len(row.degraded.tokens) == end - row.shared
+    later = dataclasses.replace(clip, question=f"{QUESTION} <video>", turns=(Turn("Hello?", "It drifts."),))
+    row, _, targets = followed(text, config, DegradedAnswers("keywords"), later)
+    assert targets.split() == ["flashes"] and row.hidden.tolist() == [False, True]
+    assert row.notes == ("keyword left out: an answer before the video names it",)
+    row, _, targets = followed(text, config, DegradedAnswers("all"), later)
+    assert targets == f"{CAPTION}<|im_end|>"
+    first = dataclasses.replace(clip, keywords=(drift,))
+    row, after, targets = followed(text, config, DegradedAnswers("keywords"), first)
+    assert (after, targets.split()) == ("", ["drifts"])  # V~ ends with the only answer that is compared
+    assert len(row.degraded.tokens) == row.degraded_target[0] + 1 - row.shared
 
 
 def test_a_degraded_video_that_nothing_reads_is_left_out(text, config):

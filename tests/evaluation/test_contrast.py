@@ -79,8 +79,8 @@ def test_a_contrast_is_the_difference_of_two_rankings(loaded, clips, monkeypatch
     spans = ((0.5, 1.0),)
     given = []
 
-    def find(video, question, answers):
-        given.append((question, answers))
+    def find(video, clip, answers):
+        given.append((clip.question, answers))
         np.testing.assert_array_equal(video.times, np.arange(14) / 8)
         return spans
 

@@ -9,13 +9,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from tests import runs
+from vpjax.data.collate import single_prompt
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.ask import ClipPredictor, Query
 from vpjax.evaluation.run import evaluation_data, without_answer
 from vpjax.events.clips import make_event_clips
 from vpjax.models.generate import generate
 from vpjax.training import checkpoint, run_config
-from vpjax.types import Clip
+from vpjax.types import Clip, Turn
 
 pytestmark = pytest.mark.slow
 
@@ -38,16 +39,20 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Videos, an image and a question without a file; the longest question is asked about the shortest."""
+    """Videos, an image, a question without a file and a conversation; the longest question is asked about the
+    shortest."""
     folder = tmp_path_factory.mktemp("clips")
     file = make_event_clips(SPEC, folder, {"heldout": 10})["heldout"]
     clips, _ = evaluation.read_benchmark("events", file)
     pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
+    turns = (Turn("What is it?", "A shape."),)
+    last = dict(id="turns", question="Look at <video> again.", turns=turns, system="Be brief.")
     return [
         *(without_answer(clip) for clip in clips),
         Clip("image", str(folder / "image.png"), "What does the shape do?" * 4, ""),
         Clip("text", "", "What does a shape do?", ""),
+        dataclasses.replace(without_answer(clips[0]), **last),
     ]
 
 
@@ -60,12 +65,34 @@ def test_together_as_alone(loaded, clips):
     videos = [clip for clip in clips if clip.video.endswith(".mp4")]
     shapes = {entry.shape for entry in together.index.entries}
     assert len({shape[1:] for shape in shapes}) > 3 and len({shape[0] for shape in shapes}) > 4
-    for clip in [videos[0], videos[4], videos[9], *clips[-2:]]:
+    for clip in [videos[0], videos[4], videos[9], *clips[-3:]]:
         alone = ClipPredictor(model, text, [clip], data, batch_size=1, **OPTIONS)
         for prediction in alone.predictions():
             assert got[prediction.query] == prediction
     assert any(got[Query(clip.id, "none")].text != got[Query(clip.id, "reverse")].text for clip in videos)
     assert len({got[Query(clip.id, "none")].text for clip in videos}) > 5
+
+
+def test_a_conversation_is_asked_after_its_turns(loaded, clips):
+    """As the chat template writes it, with the video at its place, and without a video."""
+    model, text, data = loaded
+    options = dict(batch_size=1, controls=("none", "blind"), max_new=6)
+    predictor = ClipPredictor(model, text, clips[-1:], data, **options)
+    predicted = {prediction.control: prediction.text for prediction in predictor.predictions()}
+    for control, parts in (("none", ["Look at ", None, " again."]), ("blind", ["Look at  again."])):
+        content = [{"type": "text", "text": x} if x else {"type": "video"} for x in parts]
+        messages = [
+            dict(role="system", content="Be brief."),
+            dict(role="user", content="What is it?"),
+            dict(role="assistant", content="A shape."),
+            dict(role="user", content=content),
+        ]
+        written = text.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        video = None if control == "blind" else predictor.maker.video(predictor.index.entries[0])[0]
+        _, prompts = single_prompt(np.array(text.encode(written), np.int32), video, model.config)
+        out = generate(model, prompts, jax.random.key(0), max_new=6, eos=text.stops)
+        ids, valid = np.asarray(out.tokens)[0, 0], np.asarray(out.mask)[0, 0]
+        assert predicted[control] == text.decode(ids[valid])
 
 
 def test_few_programs(loaded, clips):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from vpjax.data.clips import read_clips
+from vpjax.data.clips import read_clips, write_clips
 from vpjax.events.clips import EventSpec, predicted_event
 from vpjax.recipes import base, sft_shortcut
-from vpjax.training.setup import event_spec, split_file
-from vpjax.types import UserError
+from vpjax.training.setup import event_spec, read_training, split_file
+from vpjax.types import Clip, Keyword, Turn, UserError
 
 
 def small(config, folder):
@@ -47,6 +47,24 @@ def test_heldout_spans_are_exact():
     assert [event_spec(config, split).rough for split in ("train", "heldout", "unseen")] == [0.2, 0.0, 0.0]
     config.events_heldout = {"rough": 0.1}
     assert event_spec(config, "heldout").rough == 0.1
+
+
+def test_grpo_reads_the_keywords_of_the_last_turn(tmp_path):
+    """What an earlier answer names is in the prompt of every completion. SFT trains all answers."""
+    keywords = tuple(Keyword(word, word, ((0.5, 0.6),)) for word in ("flashes", "jumps", "spins"))
+    turns = (Turn("What?", "It flashes."),)
+    clips = [Clip("a", "", "And then?", "It flashes and jumps.", keywords, turns=turns)]
+    clips.append(Clip("b", "", "What?", "It flashes and jumps.", keywords))
+    write_clips(tmp_path / "a.jsonl", clips)
+    config = base.get_config()
+    config.data.train = str(tmp_path / "a.jsonl")
+    config.data.instructions = {"caption": "Be brief."}
+    told, alone = read_training(config)[0]
+    assert told.keywords == alone.keywords == keywords
+    assert (told.turns, told.question) == (turns, "And then?\nBe brief.")
+    config.method = "grpo"
+    told, alone = read_training(config)[0]
+    assert told.keywords == keywords[1:] and alone.keywords == keywords
 
 
 @pytest.mark.parametrize("field", ["heldout", "colour"])

@@ -1,7 +1,7 @@
 """Annotation files -> Clips, by one small reader for each format.
 
-A row with several turns becomes one clip per turn; a row about several videos or images is rejected. Reasons
-have the form ``reason: detail``, so that they can be counted.
+A conversation becomes one clip with all of its turns; a row about several videos or images is rejected.
+Reasons have the form ``reason: detail``, so that they can be counted.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from vpjax.data import clips
 from vpjax.data.clips import FIELDS, parse_box, parse_clip, parse_part, parse_span
 from vpjax.files import exists, is_folder, open_file
 from vpjax.scoring.answers import read_number
-from vpjax.types import Clip, UserError
+from vpjax.types import MEDIA_TAG, Clip, Turn, UserError
 
 JsonObject = dict[str, Any]
 
@@ -43,7 +43,7 @@ class Rejected(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question of an annotation file and its clip.
+    """One question of an annotation file, or a conversation, and its clip.
 
     place: where the question is in the file, such as ``row 3, question 2``. clip: None if the question is
     skipped. skipped: why, as ``reason: detail``. notes: remarks about a clip that is kept, in the same form.
@@ -175,13 +175,16 @@ def skipped_item(error: ValueError) -> Item:
     return Item("", None, str(error) if isinstance(error, Rejected) else f"broken row: {error}")
 
 
-def clip_item(*notes: str, id: Any, question: str, answer: str, **fields: Any) -> Item:
-    """The item of a clip. Rejected if its question or answer is empty."""
-    question, answer = question.strip(), answer.strip()
-    if not question or not answer:
-        raise Rejected("empty answer" if question else "empty question")
+def clip_item(*, id: Any, question: str, answer: str, **fields: Any) -> Item:
+    """The item of a clip. Rejected if a question or an answer of it is empty."""
     name = "" if id is None else str(id)
-    return Item("", Clip(id=name, question=question, answer=answer, **fields), notes=notes)
+    clip = Clip(id=name, question=question.strip(), answer=answer.strip(), **fields)
+    for turn in clip.dialogue:
+        if not turn.question.replace(MEDIA_TAG, "").strip():
+            raise Rejected("empty question")
+        if not turn.answer.strip():
+            raise Rejected("empty answer")
+    return Item("", clip)
 
 
 def field(row: JsonObject, name: str, kind: type = str, default: Any = None) -> Any:
@@ -228,29 +231,35 @@ def extra_fields(row: JsonObject, *names: str) -> JsonObject:
 def dialogue_items(
     row: JsonObject, turns: Sequence[tuple[str, str]], media: Sequence[Any], *, tagged: bool, **fields: Any
 ) -> Iterator[Item]:
-    """One item for each question and its answer; those before it are not part of it.
+    """The item of a conversation, if it has turns.
 
-    turns: (role, text). Tags of media are removed from the questions, because the video always comes first; a
-    tag at another place is noted. tagged: there must be as many tags as media; if False, there may be none.
+    turns: (role, text). The tag of a video or image stays where it stands in a question, unless that is its
+    place anyway. tagged: there must be as many tags as media; if False, there may be none.
     """
     video = single_medium(media)
     tags = sum(len(TAG.findall(text)) for role, text in turns if role == "user")
     if tags != len(media) and (tagged or tags):
         raise ValueError(f"{tags} media tags for {len(media)} videos or images")
-    spoken = [(role, text) for role, text in turns if role != "system"]
-    roles = [role for role, _ in spoken]
-    if roles != ["user", "assistant"] * (len(spoken) // 2):
+    system = ""
+    if turns and turns[0][0] == "system":
+        system, turns = turns[0][1].strip(), turns[1:]
+    roles = [role for role, _ in turns]
+    if roles != ["user", "assistant"] * (len(turns) // 2):
         raise ValueError(f"the turns of its dialogue are {short(roles)}")
-    for (_, question), (_, answer) in zip(spoken[::2], spoken[1::2], strict=True):
-        notes = ["system message left out"] if len(spoken) < len(turns) else []
-        tag = TAG.search(question)
-        if tag and question[: tag.start()].strip():
-            notes.append("media tag was not at the start")
-        question = TAG.sub("\n", question)
-        try:
-            yield clip_item(*notes, id=row.get("id"), video=video, question=question, answer=answer, **fields)
-        except Rejected as error:
-            yield skipped_item(error)
+    if not turns:
+        return
+    questions = [text.replace("<image>", MEDIA_TAG).strip() for _, text in turns[::2]]
+    questions[0] = questions[0].removeprefix(MEDIA_TAG).strip()
+    answers = [text.strip() for _, text in turns[1::2]]
+    yield clip_item(
+        id=row.get("id"),
+        video=video,
+        question=questions[-1],
+        answer=answers[-1],
+        system=system,
+        turns=tuple(map(Turn, questions[:-1], answers[:-1])),
+        **fields,
+    )
 
 
 def role_of(turn: Any, name: str) -> str:
@@ -287,7 +296,9 @@ def message_items(row: JsonObject) -> Iterator[Item]:
                 continue
             if kind not in ("video", "image"):
                 raise ValueError(f"{short(piece)} is neither text nor video nor image")
-            texts.append("<video>")
+            if role != "user":
+                raise ValueError(f"{short(piece)} is in no question")
+            texts.append(MEDIA_TAG)
             medium = piece.get(kind)
             if isinstance(medium, dict):
                 times = dict(start=medium.get("start_time"), end=medium.get("end_time"))

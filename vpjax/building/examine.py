@@ -201,12 +201,12 @@ def with_key_frames(
     keywords: list[Keyword] = []
     scores: list[np.ndarray | None] = []
     confidences: list[float | None] = []
-    for keyword in clip.keywords or tools.extract(caption_of(clip)):
+    for asked, keyword in keywords_of(clip, tools.extract):
         keyword_scores, confidence = None, None
         if not keyword.spans:
             if video is None or not share_scores:
                 video = frames(clip.start, clip.end)
-                latest = tools.score(video, clip, keyword)
+                latest = tools.score(video, asked, keyword)
             keyword_scores = latest
             spans, confidence = key_runs(latest, video.times, cap=options.cap)
             # A run lasts as long as its last frame usually would, which the end of the file may cut short.
@@ -228,6 +228,22 @@ def with_key_frames(
     if video is not None:
         clip = dataclasses.replace(clip, extra=clip.extra | {"confidence": confidences})
     return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, *notes)), video, tuple(scores))
+
+
+def keywords_of(clip: Clip, extract: Callable[[str], list[Keyword]]) -> Iterator[tuple[Clip, Keyword]]:
+    """The keywords of a clip or, if it has none, those of its captions after the video, each with the clip
+    until the turn to which it belongs. What an earlier turn names is no keyword of a later one."""
+    for keyword in clip.keywords:
+        yield clip.until(clip.turn_naming(keyword.text)), keyword
+    if clip.keywords:
+        return
+    named: set[str] = set()
+    for number in range(clip.media_turn, len(clip.dialogue)):
+        asked = clip.until(number)
+        keywords = [keyword for keyword in extract(caption_of(asked)) if keyword.lemma not in named]
+        named.update(keyword.lemma for keyword in keywords)
+        for keyword in keywords:
+            yield asked, keyword
 
 
 def caption_of(clip: Clip) -> str:

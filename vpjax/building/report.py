@@ -44,12 +44,14 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Counts: rows of the annotation file, the questions in them, the clips that these gave, and the clips
-    that have a V~ (degraded). Every question is a clip or skipped."""
+    """Counts: rows of the annotation file, the questions in them (a conversation counts as one), the clips
+    that these gave, their turns, and the clips that have a V~ (degraded). Every question is a clip or
+    skipped."""
 
     rows: int
     questions: int
     clips: int
+    turns: int
     degraded: int
     skipped: tuple[Reason, ...]
     noted: tuple[Reason, ...]
@@ -59,11 +61,12 @@ def summarize(items: Sequence[Item], rows: int) -> Summary:
     """Count the results of the questions. AssertionError if one is neither a clip nor skipped, or both."""
     assert all((item.clip is None) == bool(item.skipped) for item in items)
     skipped = count_reasons((item.place, item.skipped) for item in items if item.skipped)
-    clips = sum(item.clip is not None for item in items)
+    turns = [len(item.clip.dialogue) for item in items if item.clip is not None]
+    clips = len(turns)
     assert clips + sum(reason.count for reason in skipped) == len(items) >= rows
     degraded = sum(has_degraded(item) for item in items)
     noted = count_reasons((item.place, note) for item in items for note in item.notes)
-    return Summary(rows, len(items), clips, degraded, skipped, noted)
+    return Summary(rows, len(items), clips, sum(turns), degraded, skipped, noted)
 
 
 def has_degraded(item: Item) -> bool:

@@ -71,8 +71,8 @@ def motion_scores(video: Video) -> np.ndarray:
     return scores
 
 
-def find_by_motion(video: Video, question: str, answers: Sequence[str]) -> Spans:
-    """The key frames of a video by ``motion_scores``, whatever is asked about it."""
+def find_by_motion(video: Video, clip: Clip, answers: Sequence[str]) -> Spans:
+    """The key frames of a video by ``motion_scores``, whatever a clip asks about it."""
     return key_runs(motion_scores(video), video.times)[0]
 
 

@@ -38,23 +38,23 @@ def self_scorer(model: VideoLM, text: Text) -> Scorer:
     def score(video: Video, clip: Clip, keyword: Keyword) -> np.ndarray:
         answer = text.answer(clip.answer)
         places = text.keyword(keyword.text, clip.answer)[0] or range(len(answer))
-        drops = window_drops(model, text, video, clip.question, [answer], [places])
+        drops = window_drops(model, text, video, clip, [answer], [places])
         return frame_scores(video, {window: float(drop_G[0]) for window, drop_G in drops.items()})
 
     return score
 
 
-def self_finder(model: VideoLM, text: Text) -> Callable[[Video, str, Sequence[str]], Spans]:
-    """What finds the frames on which the choice between given answers to a question depends.
+def self_finder(model: VideoLM, text: Text) -> Callable[[Video, Clip, Sequence[str]], Spans]:
+    """What finds the frames on which the choice between given answers to a clip's question depends.
 
     Windows are replaced as in ``self_scorer``. The score of one is the standard deviation, over the answers,
     of the drops of log p(answer | V): what all answers lose alike does not tell them apart. No answer is
     preferred, so the frames that are found do not favour the one that the model believes.
     """
 
-    def find(video: Video, question: str, answers: Sequence[str]) -> Spans:
+    def find(video: Video, clip: Clip, answers: Sequence[str]) -> Spans:
         ids = [text.answer(answer) for answer in answers]
-        drops = window_drops(model, text, video, question, ids, [range(len(answer)) for answer in ids])
+        drops = window_drops(model, text, video, clip, ids, [range(len(answer)) for answer in ids])
         spreads = {window: float(drop_G.std()) for window, drop_G in drops.items()}
         return key_runs(frame_scores(video, spreads), video.times)[0]
 
@@ -65,13 +65,14 @@ def window_drops(
     model: VideoLM,
     text: Text,
     video: Video,
-    question: str,
+    clip: Clip,
     answers: Sequence[np.ndarray],
     places: Sequence[Sequence[int]],
 ) -> dict[Window, np.ndarray]:
-    """The drop f32[G] of the log-probability of each answer's tokens i32[c] at its ``places`` when a window
-    of the video is replaced, by window; {} for a video of one slot, which has no neighbours."""
-    row, prompts = single_prompt(text.chat(question), video, model.config, stamps=text.stamps)
+    """The drop f32[G] of the log-probability of each answer's tokens i32[c] at its ``places``, after the
+    clip's prompt, when a window of the video is replaced, by window; {} for a video of one slot, which has no
+    neighbours."""
+    row, prompts = single_prompt(text.prompt(clip), video, model.config, stamps=text.stamps)
     slots = row.slots.shape[1]
     windows = slot_windows(slots)
     if not windows:

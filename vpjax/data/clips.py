@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from vpjax.files import AnyPath, exists, fetched, folder_of, is_folder, join_path, open_file, written
-from vpjax.types import Clip, Keyword, UserError
+from vpjax.types import Clip, Keyword, Turn, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
 FIELDS = {field.name for field in dataclasses.fields(Clip)}
@@ -101,6 +101,8 @@ def parse_clip(record: Any) -> Clip:
         degraded_answer=_string(record, "degraded_answer", ""),
         **parse_part(record),
         extra=record.get("extra", {}),
+        system=_string(record, "system", ""),
+        turns=tuple(_parse_turn(turn) for turn in _list(record, "turns")),
     )
 
 
@@ -108,6 +110,12 @@ def _parse_keyword(record: Any) -> Keyword:
     if not isinstance(record, dict):
         raise ValueError(f"keyword {record!r} is not an object with text, lemma and spans")
     return Keyword(_string(record, "text"), _string(record, "lemma"), _spans(record))
+
+
+def _parse_turn(record: Any) -> Turn:
+    if not isinstance(record, dict) or set(record) != {"question", "answer"}:
+        raise ValueError(f"turn {record!r} is not an object with question and answer")
+    return Turn(_string(record, "question"), _string(record, "answer"))
 
 
 def _string(record: dict[str, Any], field: str, default: str | None = None) -> str:

@@ -172,7 +172,7 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
         units=len(row.video.window),
         bins=len(row.video.bins),
         degraded=len(degraded.tokens),
-        targets=len(row.answer),
+        targets=len(row.target),
         degraded_targets=len(row.degraded_target),
         keywords=count,
         slots=slots,
@@ -188,13 +188,11 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
     _write_strip(batch.degraded, r, degraded, used.degraded, **shift)
     batch.shared[r, used.tokens : used.tokens + row.shared] = used.clips + 1
 
-    first_target = used.tokens + len(row.prompt.tokens)
-    targets = slice(used.targets, used.targets + len(row.answer))
-    batch.target[r, targets] = first_target + np.arange(len(row.answer))
+    targets = slice(used.targets, used.targets + len(row.target))
+    batch.target[r, targets] = used.tokens + row.target
     batch.origin[r, targets] = row.data_set
     again = slice(used.degraded_targets, used.degraded_targets + len(row.degraded_target))
-    first_again = used.degraded + len(row.prompt.tokens) - row.shared
-    batch.degraded_target[r, again] = first_again + row.degraded_target
+    batch.degraded_target[r, again] = used.degraded - row.shared + row.degraded_target
     batch.compared[r, again] = _shifted(row.compared, used.targets)
 
     keywords = slice(used.keywords, used.keywords + count)

@@ -95,12 +95,16 @@ def build_index(
     """
     paths = sorted({clip.video for clip in clips})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
-    keyword_sizes = dict(keywords=data_config.keywords, keyword_tokens=data_config.keyword_tokens)
+    options = dict(
+        keywords=data_config.keywords,
+        keyword_tokens=data_config.keyword_tokens,
+        train_turns=data_config.train_turns,
+    )
     sources = [probed[clip.video] for clip in clips]
     tokens: list[Tokens | UserError] = []
     for clip, source in zip(clips, sources, strict=True):
         try:
-            tokens.append(tokenize(clip, text, media=source.media, **keyword_sizes))
+            tokens.append(tokenize(clip, text, media=source.media, **options))
         except UserError as error:
             tokens.append(error)
     return index_clips(clips, sources, tokens, model_config, data_config, data_set_of, answers)
@@ -188,13 +192,13 @@ def check_answers(all_tokens: Sequence[Tokens], answers: DegradedAnswers) -> Non
 
 def text_budget(tokens: Tokens, data_config: ConfigDict, answers: DegradedAnswers = NO_ANSWERS) -> int:
     """The tokens that a clip's text leaves to its video. UserError if an answer that is read is too long."""
-    lengths = {"answer": len(tokens.answer)}
+    lengths = {"answer": max(map(len, [tokens.answer, *tokens.earlier]))}
     if answers.truth_share:
         lengths["degraded_answer"] = len(tokens.degraded_answer)
     for name, length in lengths.items():
         if length > data_config.max_answer:
             raise UserError(f"{name} above {data_config.max_answer} tokens (data.max_answer)")
-    answer = max(lengths.values())
+    answer = max(len(tokens.answer), lengths.get("degraded_answer", 0))
     budget = data_config.max_tokens - len(tokens.prompt) - answer + 1  # for the placeholder
     if budget <= 0:
         raise UserError(f"question and answer above {data_config.max_tokens} tokens (data.max_tokens)")
@@ -236,17 +240,17 @@ def row_sizes(
     shown = int(shown_J.sum())
     degraded = degraded_targets = 0
     if shown:
-        followed, degraded_targets = degraded_answer_sizes(tokens, shown_J, answers)
-        if followed or answers.alone:
+        end, degraded_targets = degraded_answer_sizes(tokens, before, shown_J, answers)
+        if degraded_targets or answers.alone:
             degraded = (slots - first_slot) * (rows * columns + slot_tokens)
-        if followed:
-            degraded += prompt - before - visual + followed
+        if degraded_targets:
+            degraded += end - before - len(places)
     return Sizes(
         tokens=prompt + len(tokens.answer),
         units=units,
         bins=bins,
         degraded=degraded,
-        targets=len(tokens.answer),
+        targets=len(tokens.targets),
         degraded_targets=degraded_targets,
         keywords=int((tokens.lemma >= 0).sum()),
         slots=slots,
@@ -264,21 +268,26 @@ def earliest_replaced(
     return max(int(marked.argmax()) - widen - 1, 0) if marked.any() else 0
 
 
-def degraded_answer_sizes(tokens: Tokens, shown_J: np.ndarray, answers: DegradedAnswers) -> tuple[int, int]:
-    """The tokens that follow the prompt of V~ and those of them that are targets, at most. shown: the
-    keywords that V~ may hide."""
-    followed = targets = 0
+def degraded_answer_sizes(
+    tokens: Tokens, before: int, shown_J: np.ndarray, answers: DegradedAnswers
+) -> tuple[int, int]:
+    """The place in V~'s prompt and the answer after it that follows the last target, and the number of
+    targets, at most. before: the tokens before the video. shown: the keywords that V~ may hide."""
+    end = targets = 0
     if answers.compared != "none":
-        compared = compared_places(tokens, shown_J, answers.compared)
-        followed, targets = int(compared.max(initial=-1)) + 1, len(compared)
-    if answers.truth_share:
-        followed, targets = (max(n, len(tokens.degraded_answer)) for n in (followed, targets))
-    return followed, targets
+        places = tokens.targets[compared_places(tokens, shown_J, answers.compared)]
+        places = places[places > before]
+        end, targets = int(places.max(initial=-1)) + 1, len(places)
+    if answers.truth_share and len(tokens.degraded_answer):
+        end = max(end, len(tokens.prompt) + len(tokens.degraded_answer))
+        targets = max(targets, len(tokens.degraded_answer))
+    return end, targets
 
 
-def prompt_sizes(sizes: Sizes) -> Sizes:
+def prompt_sizes(entry: Entry) -> Sizes:
     """The part of a clip's sizes that its prompt takes."""
-    return Sizes(sizes.tokens - sizes.targets, sizes.units, sizes.bins)
+    sizes = entry.sizes
+    return Sizes(sizes.tokens - len(entry.tokens.answer), sizes.units, sizes.bins)
 
 
 def shape_remarks(

@@ -319,8 +319,8 @@ def make_plan(
     multiple = data_config.length_multiple
     ones = Sizes(*[1] * len(Sizes._fields))
     multiples = ones._replace(tokens=multiple, units=block, bins=bin, degraded=multiple)
-    sizes = [entry.sizes for entry in index.entries]
     mixture = Mixture([entry.data_set for entry in index.entries], weights, seed)
     if not packed:
-        return PromptPlan([prompt_sizes(x) for x in sizes], mixture, rows, multiples)
+        return PromptPlan([prompt_sizes(entry) for entry in index.entries], mixture, rows, multiples)
+    sizes = [entry.sizes for entry in index.entries]
     return PackedPlan(sizes, mixture, rows, multiples, data_config.row_tokens)

@@ -11,7 +11,7 @@ import numpy as np
 from vpjax.data.keyframes import identity_source, moved_mask, slots_of, source_of, widened
 from vpjax.data.positions import is_visual, positions, slot_seconds
 from vpjax.data.sampling import seconds_per_slot
-from vpjax.data.text import Stamps, Tokens, with_media
+from vpjax.data.text import Stamps, Tokens, places_with_media, with_media
 from vpjax.data.units import Capacity, cut, grid_of, lay_out, places_of
 from vpjax.types import Array, Strip, Units
 
@@ -27,10 +27,10 @@ SHARED_TIMES = "clip with slots that share a time position (denser than tokens_p
 
 @dataclasses.dataclass(frozen=True)
 class DegradedAnswers:
-    """What follows the prompts of V~. compared: the clip's answer, to compare the likelihoods of its
-    ``keywords`` or of ``all`` its tokens with those given V. truth_share: share of the clips that have V~'s
-    own truth instead, drawn anew in each epoch. alone: prompts that nothing follows are kept too, for a
-    contrast that reads their states."""
+    """What follows the prompts of V~. compared: the clip's answers, to compare the likelihoods of their
+    ``keywords``, or of ``all`` tokens that are trained on, with those given V. truth_share: share of the
+    clips that have V~'s own truth instead, drawn anew in each epoch. alone: prompts that nothing follows are
+    kept too, for a contrast that reads their states."""
 
     compared: Compared = "none"
     truth_share: float = 0.0
@@ -47,9 +47,10 @@ class Row:
     """One clip of s slots and p prompt tokens; its arrays are those of ``types`` without the leading axis.
 
     video: its units. prompt: its tokens up to the answer. shows_degraded i32[p]: the units that V~ shows.
-    answer i32[c]. degraded_answer i32[e]: the tokens that follow V~'s prompt, empty: none. degraded_target,
-    compared i32[d]: the places in it of the tokens that are trained on or compared, and the places in the
-    answer of those that are compared, -1: the others. slots bool[J,s]: the slots that show each keyword.
+    answer i32[c]. earlier i32[n]: the places in the prompt of earlier answers that are trained on.
+    degraded_answer i32[e]: the tokens that follow V~'s prompt, empty: none. degraded_target, compared i32[d]:
+    the places in V~'s prompt and these of the tokens that are trained on or compared, and the places in
+    ``target`` of those that are compared, -1: the others. slots bool[J,s]: the slots that show each keyword.
     hidden bool[J]: V~ replaces some of them. keywords i32[J,W]; lemma i32[J]. clip, data_set: their numbers.
     notes: remarks.
     """
@@ -58,6 +59,7 @@ class Row:
     prompt: Strip
     shows_degraded: np.ndarray
     answer: np.ndarray
+    earlier: np.ndarray
     degraded_answer: np.ndarray
     degraded_target: np.ndarray
     compared: np.ndarray
@@ -86,6 +88,12 @@ class Row:
         return bool((self.shows_degraded != self.prompt.shows).any())
 
     @property
+    def target(self) -> np.ndarray:
+        """The tokens that are trained on: their places i32[a] in the prompt and the answer after it."""
+        own = len(self.prompt.tokens) + np.arange(len(self.answer), dtype=np.int32)
+        return np.concatenate([self.earlier, own])
+
+    @property
     def text(self) -> Strip:
         """The prompt and the answer after it."""
         return answered(self.prompt, self.answer)
@@ -93,11 +101,11 @@ class Row:
     @property
     def degraded(self) -> Strip:
         """The prompt as it sees V~ and the tokens that follow it, from the first token that shows another
-        unit on. Without such tokens it ends at its last visual one. Empty without a V~."""
+        unit up to the last target. Without targets it ends at its last visual token. Empty without a V~."""
         whole = answered(dataclasses.replace(self.prompt, shows=self.shows_degraded), self.degraded_answer)
         end = 0
-        if len(self.degraded_answer):
-            end = len(whole.tokens)
+        if len(self.degraded_target):
+            end = int(self.degraded_target.max()) + 1
         elif self.has_degraded:
             end = int(np.flatnonzero(whole.shows >= 0)[-1]) + 1
         part = slice(self.shared, end)
@@ -197,6 +205,7 @@ def prompt_row(
         prompt=Strip(prompt, np.ones(len(prompt), np.int32), prompt_positions, shows, slot),
         shows_degraded=shows,
         answer=none.ravel(),
+        earlier=none.ravel(),
         degraded_answer=none.ravel(),
         degraded_target=none.ravel(),
         compared=none.ravel(),
@@ -226,9 +235,11 @@ def training_row(
 
     replacement, pool: the slots that V~ replaces, and those that are pooled for a keyword: its ``key`` slots,
     as many ``random`` other slots, or (replacement only) ``none``. widen: see ``widened``. answers: what
-    follows V~'s prompt, see ``degraded_answer_of``. seed: of choices.
+    follows V~'s prompt, see ``with_degraded_answer``. seed: of choices.
     """
     row = prompt_row(tokens.prompt, video, model_config, capacity, stamps=tokens.stamps)
+    pads = (model_config.image_token, model_config.video_token)
+    earlier = np.concatenate([NO_TOKENS, *tokens.earlier])
     notes = row.notes + tokens.notes
     count = row.slots.shape[1]
     key_JS = np.zeros((len(tokens.spans), count), bool)
@@ -249,15 +260,11 @@ def training_row(
     is_replaced = source != identity_source(count)
     # The random control compares the keywords for whose slots it replaces others.
     replaced_J = np.any(masks.get(replacement, masks["key"])[:-1] & is_replaced, axis=1)
-    rng = np.random.default_rng([*seed, TRUTH])
-    degraded_answer, degraded_target, compared = degraded_answer_of(tokens, replaced_J, answers, rng)
     row = dataclasses.replace(
         row,
         shows_degraded=seen_through(row.prompt.shows, row.prompt.slot, source),
         answer=tokens.answer,
-        degraded_answer=degraded_answer,
-        degraded_target=degraded_target,
-        compared=compared,
+        earlier=places_with_media(earlier, tokens.prompt, len(row.prompt.tokens), pads),
         slots=slots,
         hidden=np.any(slots & is_replaced, axis=1),
         keywords=tokens.keywords,
@@ -266,35 +273,41 @@ def training_row(
         data_set=data_set,
         notes=notes,
     )
-    if len(degraded_answer) or answers.alone:
+    rng = np.random.default_rng([*seed, TRUTH])
+    row = with_degraded_answer(row, tokens, replaced_J, answers, rng)
+    if len(row.degraded_target) or answers.alone:
         return row
     return row.without_degraded()
 
 
-def degraded_answer_of(
-    tokens: Tokens, hidden_J: np.ndarray, answers: DegradedAnswers, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What follows the prompt of a V~ that replaces slots of these keywords: the ``degraded_answer``,
-    ``degraded_target`` and ``compared`` of ``Row``.
+def with_degraded_answer(
+    row: Row, tokens: Tokens, hidden_J: np.ndarray, answers: DegradedAnswers, rng: np.random.Generator
+) -> Row:
+    """A row and what follows the prompt of its V~, which replaces slots of these keywords.
 
     V~'s own truth follows only where V~ hides every keyword that is seen anywhere. The answer follows up to
-    the last token that is compared."""
+    the last token that is compared. An answer before the video is none that V~ could change."""
     if not hidden_J.any():
-        return NO_TOKENS, NO_TOKENS, NO_TOKENS
-    truth = tokens.degraded_answer
+        return row
+    truth, prompt = tokens.degraded_answer, len(row.prompt.tokens)
     seen = any(spans and not hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True))
     if len(truth) and not (seen or tokens.left_out) and rng.random() < answers.truth_share:
-        return truth, np.arange(len(truth), dtype=np.int32), np.full(len(truth), -1, np.int32)
+        target = prompt + np.arange(len(truth), dtype=np.int32)
+        compared = np.full(len(truth), -1, np.int32)
+        return dataclasses.replace(row, degraded_answer=truth, degraded_target=target, compared=compared)
     if answers.compared == "none":
-        return NO_TOKENS, NO_TOKENS, NO_TOKENS
+        return row
     compared = compared_places(tokens, hidden_J, answers.compared)
-    return tokens.answer[: compared.max(initial=-1) + 1], compared, compared
+    compared = compared[row.target[compared] > row.shared]
+    target = row.target[compared]
+    answer = tokens.answer[: max(int(target.max(initial=-1)) + 1 - prompt, 0)]
+    return dataclasses.replace(row, degraded_answer=answer, degraded_target=target, compared=compared)
 
 
 def compared_places(tokens: Tokens, hidden_J: np.ndarray, compared: Compared) -> np.ndarray:
-    """The places i32[d] in the answer of the tokens that are compared, ascending."""
+    """The places i32[d] in ``tokens.targets`` of the tokens that are compared, ascending."""
     if compared == "all":
-        return np.arange(len(tokens.answer), dtype=np.int32)
+        return np.arange(len(tokens.targets), dtype=np.int32)
     places = {place for j in np.flatnonzero(hidden_J) for place in tokens.places[j]}
     return np.array(sorted(places), np.int32)
 

@@ -17,12 +17,13 @@ import numpy as np
 
 from vpjax.data.positions import Grid, is_visual
 from vpjax.files import AnyPath
-from vpjax.types import Clip, UserError
+from vpjax.types import MEDIA_TAG, Clip, Turn, UserError
 
 if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
 Media = Literal["video", "image"]
+TrainTurns = Literal["all", "last"]
 
 SPECIALS = (
     "<|endoftext|>",
@@ -33,6 +34,12 @@ SPECIALS = (
     "<|vision_pad|>",
     "<|image_pad|>",
     "<|video_pad|>",
+)
+
+END = "<|im_end|>"
+REWRITTEN = (
+    "the chat template does not write an earlier answer as it stands: it may leave out reasoning, or join a "
+    "line break at its beginning; data.train_turns='last' trains the last answer only"
 )
 
 # The token layout of Qwen2.5-VL's template, without its default system message: for a small model trained
@@ -87,7 +94,7 @@ def train_tokenizer(texts: Iterable[str], folder: AnyPath, vocab_size: int) -> N
     bpe.train_from_iterator(["system\nuser\nassistant\n", *texts], trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token="<|im_end|>",
+        eos_token=END,
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIALS[1:]),
         chat_template=CHAT_TEMPLATE,
@@ -146,7 +153,7 @@ class Text:
             video_pad=ids["<|video_pad|>"],
             vision_start=ids["<|vision_start|>"],
             vision_end=ids["<|vision_end|>"],
-            end=ids["<|im_end|>"],
+            end=ids[END],
             pad=ids["<|endoftext|>"],
         )
 
@@ -156,19 +163,46 @@ class Text:
         return self.end, self.pad
 
     @functools.lru_cache(1 << 12)  # noqa: B019 - data sets repeat few questions, and a run has one tokenizer
-    def chat(self, question: str, media: Media | None = "video") -> np.ndarray:
-        """The prompt i32[p] of one user turn, to the end of the assistant's header, with one placeholder for
-        the video or image before the question. UserError if the question itself contains a placeholder."""
-        content = [{"type": "text", "text": question}]
-        if media is not None:
-            content.insert(0, {"type": media})
-        turn = [{"role": "user", "content": content}]
-        prompt = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    def chat(
+        self, question: str, media: Media | None = "video", turns: tuple[Turn, ...] = (), system: str = ""
+    ) -> np.ndarray:
+        """The prompt i32[p] of a question and the turns before it, to the end of the assistant's header, with
+        one placeholder for the video or image, at its place. UserError if a text contains a placeholder, or
+        two questions have a MEDIA_TAG."""
+        prompt = self.written(messages_of(question, media, turns, system))
         ids = np.array(self.encode(prompt), np.int32)
         found = is_visual(ids, (self.image_pad, self.video_pad)).sum()
-        if found != len(content) - 1:
+        if found != (media is not None):
             raise UserError(f"{media or 'text'} prompt with {found} places for media: {prompt[:80]!r}")
         return ids
+
+    def prompt(self, clip: Clip, media: Media | None = "video") -> np.ndarray:
+        """The prompt i32[p] that a clip's answer follows, see ``chat``."""
+        return self.chat(clip.question, media, clip.turns, clip.system)
+
+    def earlier_answers(self, clip: Clip, media: Media | None = "video") -> tuple[np.ndarray, ...]:
+        """The places i32[c] in a clip's prompt of the answer of each earlier turn and the token that ends it.
+        UserError if the prompt does not have exactly the tokens of ``answer`` there."""
+        messages = messages_of(clip.question, media, clip.turns, clip.system)
+        prompt = self.written(messages)
+        tokens = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.array(tokens["input_ids"], np.int32)
+        starts = np.array([start for start, _ in tokens["offset_mapping"]])
+        said = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        answers = []
+        for turn, number in zip(clip.turns, said, strict=True):
+            header, answer = self.written(messages[:number]), turn.answer + END
+            inside = (starts >= len(header)) & (starts < len(header + answer))
+            places = np.flatnonzero(inside).astype(np.int32)
+            is_whole = np.array_equal(ids[places], self.answer(turn.answer))
+            if not (is_whole and prompt.startswith(header + answer)):
+                raise UserError(REWRITTEN)
+            answers.append(places)
+        return tuple(answers)
+
+    def written(self, messages: Sequence[dict[str, Any]]) -> str:
+        """Messages as the chat template writes them, and the header of the assistant's next one."""
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def answer(self, answer: str) -> np.ndarray:
         """i32[c]: the answer and the token that ends it."""
@@ -201,6 +235,35 @@ class Text:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def messages_of(
+    question: str, media: Media | None, turns: Sequence[Turn] = (), system: str = ""
+) -> list[dict[str, Any]]:
+    """The messages of a conversation up to its last question, in the form that chat templates read. The video
+    or image is a part of a question: where MEDIA_TAG stands, and without one before the first question."""
+    questions = [*(turn.question for turn in turns), question]
+    if media is not None and not any(MEDIA_TAG in text for text in questions):
+        questions[0] = MEDIA_TAG + questions[0]
+    messages: list[dict[str, Any]] = [dict(role="system", content=system)] if system else []
+    for number, text in enumerate(questions):
+        pieces = [text] if media is None else text.split(MEDIA_TAG)
+        content: list[dict[str, str]] = []
+        for place, piece in enumerate(pieces):
+            if place and media is not None:
+                content.append({"type": media})
+            if piece:
+                content.append({"type": "text", "text": piece})
+        messages.append(dict(role="user", content=content))
+        if number < len(turns):
+            messages.append(dict(role="assistant", content=turns[number].answer))
+    return messages
+
+
+def without_media(clip: Clip) -> Clip:
+    """A clip whose questions do not say where its video or image stands, to be asked without it."""
+    turns = tuple(Turn(turn.question.replace(MEDIA_TAG, ""), turn.answer) for turn in clip.turns)
+    return dataclasses.replace(clip, question=clip.question.replace(MEDIA_TAG, ""), turns=turns)
+
+
 def with_media(
     prompt: np.ndarray, grid: Grid, seconds_S: np.ndarray, model_config: VLMConfig, stamps: Stamps | None
 ) -> np.ndarray:
@@ -227,14 +290,25 @@ def with_media(
     return np.concatenate([before, *slots, after]).astype(np.int32)
 
 
+def places_with_media(
+    places: np.ndarray, prompt: np.ndarray, length: int, pads: tuple[int, int]
+) -> np.ndarray:
+    """The places of text in ``prompt`` once ``with_media`` has made it so long. pads: see ``is_visual``."""
+    visual = np.flatnonzero(is_visual(prompt, pads))
+    if not len(visual):
+        return places
+    return np.where(places > visual[-1], places + length - len(prompt), places)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """The token ids of a clip, and the rest of the data from which its row is made.
 
     prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
     padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; places: of each keyword's tokens in
-    the answer; left_out: a keyword with a known time is not among them; degraded_answer i32[e]: the answer
-    that is true of V~, its end included, empty: unknown; stamps: see ``with_media``; notes: remarks.
+    ``targets``; left_out: a keyword with a known time is not among them; degraded_answer i32[e]: the answer
+    that is true of V~, its end included, empty: unknown; stamps: see ``with_media``; notes: remarks;
+    earlier: the places i32[c] in the prompt of each answer of an earlier turn that is trained on.
     """
 
     prompt: np.ndarray
@@ -247,12 +321,32 @@ class Tokens:
     left_out: bool = False
     stamps: Stamps | None = None
     notes: tuple[str, ...] = ()
+    earlier: tuple[np.ndarray, ...] = ()
+
+    @property
+    def targets(self) -> np.ndarray:
+        """The tokens that are trained on: their places i32[a] in the prompt and the answer after it."""
+        own = len(self.prompt) + np.arange(len(self.answer), dtype=np.int32)
+        return np.concatenate([*self.earlier, own])
 
 
 def tokenize(
-    clip: Clip, text: Text, *, media: Media | None = "video", keywords: int = 0, keyword_tokens: int = 0
+    clip: Clip,
+    text: Text,
+    *,
+    media: Media | None = "video",
+    keywords: int = 0,
+    keyword_tokens: int = 0,
+    train_turns: TrainTurns = "last",
 ) -> Tokens:
-    """A clip's tokens, with its first J = ``keywords`` keywords of at most W = ``keyword_tokens`` tokens."""
+    """A clip's tokens, with its first J = ``keywords`` keywords of at most W = ``keyword_tokens`` tokens.
+    train_turns: the answers that are trained on. A keyword belongs to the first answer that names it."""
+    earlier: tuple[np.ndarray, ...] = ()
+    # The place in ``targets`` at which each turn's answer begins; None: it is not trained on.
+    first: list[int | None] = [*[None] * len(clip.turns), 0]
+    if clip.turns and train_turns == "all":
+        earlier = text.earlier_answers(clip, media)
+        first = np.cumsum([0, *map(len, earlier)]).tolist()
     ids = np.full((keywords, keyword_tokens), -1, np.int32)
     lemma = np.full(keywords, -1, np.int32)
     spans: list[tuple[tuple[float, float], ...]] = [()] * keywords
@@ -262,7 +356,11 @@ def tokenize(
         notes.append(f"keywords beyond the first {keywords} left out (data.keywords)")
     left_out = any(keyword.spans for keyword in clip.keywords[keywords:])
     for j, keyword in enumerate(clip.keywords[:keywords]):
-        found, pieces = text.keyword(keyword.text, clip.answer)
+        turn = clip.turn_naming(keyword.text)
+        if turn < clip.media_turn:  # the video's states would read it
+            notes.append("keyword left out: an answer before the video names it")
+            continue
+        found, pieces = text.keyword(keyword.text, clip.dialogue[turn].answer)
         if not 0 < len(pieces) <= keyword_tokens:
             notes.append(f"keyword of more than {keyword_tokens} tokens left out (data.keyword_tokens)")
             left_out |= bool(keyword.spans)
@@ -270,12 +368,17 @@ def tokenize(
         ids[j, : len(pieces)] = pieces
         lemma[j] = zlib.crc32(keyword.lemma.encode()) & 0x7FFFFFFF  # the same number in every process and run
         spans[j] = keyword.spans
-        places[j] = tuple(found)
+        begin = first[turn]
+        if begin is not None:
+            places[j] = tuple(begin + place for place in found)
     degraded_answer = np.zeros(0, np.int32)
-    if clip.degraded_answer:
+    if any(clip.turn_naming(keyword.text) < len(clip.turns) for keyword in clip.keywords):
+        if clip.degraded_answer:
+            notes.append("degraded_answer left out: an earlier answer names what V~ hides")
+    elif clip.degraded_answer:
         degraded_answer = text.answer(clip.degraded_answer)
     return Tokens(
-        prompt=text.chat(clip.question, media),
+        prompt=text.prompt(clip, media),
         answer=text.answer(clip.answer),
         keywords=ids,
         lemma=lemma,
@@ -285,4 +388,5 @@ def tokenize(
         left_out=left_out,
         stamps=text.stamps,
         notes=tuple(notes),
+        earlier=earlier,
     )

@@ -23,7 +23,7 @@ from vpjax.data.collate import collate_prompts
 from vpjax.data.packing import PromptPlan, Sizes, round_up
 from vpjax.data.pipeline import make_batch_maker, read_ahead
 from vpjax.data.rows import prompt_row, replaced_slots, seen_through
-from vpjax.data.text import Text
+from vpjax.data.text import Text, without_media
 from vpjax.data.units import Capacity
 from vpjax.data.video import Video
 from vpjax.evaluation.ranking import answer_logprobs, best_answer, pad_answers
@@ -42,7 +42,7 @@ NO_BEST = "none of its candidate answers is ahead of the others"
 FINAL_FAULTS = (NO_KEY, NO_BEST)  # that asking again would not mend
 # Finds the key frames of a video from the question and the candidate answers, without an annotation: their
 # (start, end) in seconds.
-KeyFinder = Callable[[Video, str, Sequence[str]], Sequence[tuple[float, float]]]
+KeyFinder = Callable[[Video, Clip, Sequence[str]], Sequence[tuple[float, float]]]
 SEED = 0  # of the order of batches, and of the controls random and shuffle
 
 
@@ -290,25 +290,27 @@ class ClipPredictor:
                 if entry.source.media is None:
                     continue
                 video, _ = self.maker.video(entry)  # which the cache of frames holds by now
-                spans = find(video, self.clips[entry.number].question, self.candidates[query.id])
+                spans = find(video, self.clips[entry.number], self.candidates[query.id])
                 key_S = keyframes.slots_of(spans, video.times, video.frame_seconds, temporal)
                 source = keyframes.source_of(key_S[None])
                 shows_BP[row] = seen_through(shows_BP[row], slot_BP[row], source)
         return shows_BP
 
     def _blind_batches(self) -> Iterator[QueryBatch]:
-        """The batches of the control ``blind``. Clips with equal questions share a row, because they have the
+        """The batches of the control ``blind``. Clips with equal prompts share a row, because they have the
         same completion; their candidates are each clip's own, so ranking has a row for each clip."""
         usable = [clip for clip in self.clips if clip.id not in self.faults]
         if not usable:
             return
-        by_question = collections.defaultdict(list)
-        for clip in usable:
-            by_question[clip.question].append(clip)
+        by_prompt = collections.defaultdict(list)
+        for clip in map(without_media, usable):
+            by_prompt[clip.question, clip.turns, clip.system].append(clip)
         model_config, capacity = self.model.config, Capacity(1, 0)
         for ranked in self.ranked_values:
-            clips = [[clip] for clip in usable] if ranked else [by_question[q] for q in sorted(by_question)]
-            chats = [self.text.chat(row[0].question, None) for row in clips]
+            clips = [by_prompt[key] for key in sorted(by_prompt)]
+            if ranked:
+                clips = [[without_media(clip)] for clip in usable]
+            chats = [self.text.prompt(row[0], None) for row in clips]
             sizes = Sizes(round_up(max(map(len, chats)), self.data_config.length_multiple))
             rows = [prompt_row(chat, None, model_config, capacity) for chat in chats]
             for first in range(0, len(rows), self.batch_size):

@@ -38,6 +38,7 @@ ROOM = dict(
     max_answer=8192,
     keywords=16,
     keyword_tokens=64,
+    train_turns="last",
     max_fault_share=1.0,
     widen=0,
 )
@@ -102,7 +103,7 @@ def evaluate(
     UserError for a mistake in the request, the data or the model.
     """
     clips, left_out = requested_clips(request)
-    digest = _digest(repr([(clip.id, clip.question, clip.answer, clip.video) for clip in clips]))
+    digest = _digest(repr([identity(clip) for clip in clips]))
     if request.limit and request.limit < len(clips):
         left_out[f"beyond a limit of {request.limit}"] = len(clips) - request.limit
         clips = spread(clips, request.limit)
@@ -304,6 +305,12 @@ def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
         count = sum(rows[video] for video in missing)
         names = ", ".join(missing if len(missing) <= 5 else [*missing[:5], "..."])
         say(f"{len(missing)} of {len(rows)} videos are missing, with {count} of {len(clips)} rows: {names}")
+
+
+def identity(clip: Clip) -> tuple[str, ...]:
+    """What makes a clip's predictions and their scores those of this clip."""
+    own = clip.id, clip.question, clip.answer, clip.video
+    return (*own, clip.system, repr(clip.turns)) if clip.system or clip.turns else own
 
 
 def without_answer(clip: Clip) -> Clip:

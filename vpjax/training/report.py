@@ -114,6 +114,10 @@ def rollouts_page(
         lines += [
             f"## {_cell(clip.id)}",
             "",
+            *(
+                f"**Turn before** {_cell(turn.question)} **Answer** {_cell(turn.answer)}  "
+                for turn in clip.turns
+            ),
             f"**Question** {_cell(clip.question)}  ",
             f"**Reference** {_cell(clip.answer)}  ",
             f"**Reference where V~ hides the event** {_cell(clip.degraded_answer)}",

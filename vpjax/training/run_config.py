@@ -34,6 +34,7 @@ ONE_OF = {
     "method": ("sft", "grpo"),
     "dtype": DTYPES,
     "attention": BACKENDS,
+    "data.train_turns": ("all", "last"),
     "optim.moments_dtype": DTYPES,
     "contrast.answer_kind": ANSWER_KINDS,
     "grpo.scale": SCALES,

@@ -63,9 +63,18 @@ def read_training(config: ConfigDict) -> tuple[list[Clip], list[int]]:
             clip = instructed(clip, config.data.instructions)
             if data_set.instruction:
                 clip = dataclasses.replace(clip, question=f"{clip.question}\n{data_set.instruction}")
+            if config.method == "grpo":
+                clip = with_own_keywords(clip)
             clips.append(clip)
             data_set_of.append(number)
     return clips, data_set_of
+
+
+def with_own_keywords(clip: Clip) -> Clip:
+    """The clip with the keywords of its last turn, which alone is asked in GRPO: what an earlier answer names
+    is neither looked for in completions nor hidden by V~."""
+    own = [keyword for keyword in clip.keywords if clip.turn_naming(keyword.text) == len(clip.turns)]
+    return dataclasses.replace(clip, keywords=tuple(own))
 
 
 def instructed(clip: Clip, instructions: Mapping[str, str]) -> Clip:
@@ -156,7 +165,7 @@ def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
 
 def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     """Train a tokenizer and write the config.json of a model from scratch, with the tokenizer's ids."""
-    texts: Iterable[str] = (text for clip in clips for text in (clip.question, clip.answer))
+    texts: Iterable[str] = (text for clip in clips for text in clip.texts)
     if [data_set.file for data_set in data_sets(config.data)] == [EVENTS]:
         texts = events.tokenizer_sentences(event_spec(config))
     model = config.model.to_dict()
