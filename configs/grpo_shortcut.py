@@ -10,8 +10,9 @@ naming no event at all, and for the words of what is true of V~. For a quarter o
 replaced, so that V~ shows the event and has to be answered as V is.
 Hardware and cost: 2 CPU cores; not yet run at this batch.
 Expected, of 16 clips a step, relative kind none and a tenth of the clips without an event
-(benchmarks/results/2026-11-29-ablation-grpo-shortcut.md): of the answers where the colour misleads .37 follow it
-after 160 steps, where .74 do after plain GRPO; .32 name an event on V~, where .84 do; events are named as often.
+(benchmarks/results/2026-11-29-ablation-grpo-shortcut.md): of the answers where the colour misleads .37 follow
+it after 160 steps, where .74 do after plain GRPO; .32 name an event on V~, where .84 do; events are named as
+often.
 """
 
 from vpjax.recipes import grpo, sft_shortcut
