@@ -104,7 +104,7 @@ def test_flags_become_options(monkeypatch, tmp_path):
         ("--max_skipped_share=-0.5", "--max_skipped_share: -0.5 is below 0"),
         ("--max_frames=1", "--max_frames: 1 is below 2"),
         ("--keywords=/dev/null", "--keywords=/dev/null: no keywords in this file"),
-        ("--nope=1", "Unknown command line flag 'nope'"),
+        ("--nope=1", "--nope: no such flag"),
         ("--config=nope", "no recipe of that name"),
         ("--config.data.nope=1", "--config.data.nope: sft_qwen2_5_vl_7b has no such field"),
     ],
