@@ -161,7 +161,7 @@ def test_videos_of_many_lengths_share_few_shapes(loaded):
 
 
 def test_other_frames_keep_to_the_budget(loaded, video):
-    """The clip has 9 frames, so at 8 a second it has 4 slots of 2 x 3 units, and 5 if each frame is asked for.
+    """The clip has 9 frames, so at 8 a second it has 4 slots of 2 x 3 units, and 5 if all are asked for.
     16 units are 4 slots of the least frames."""
     data = ConfigDict(loaded.data_config.to_dict() | dict(total_pixels=16 * 28 * 28))
     tight = dataclasses.replace(loaded, data_config=data)
