@@ -4,7 +4,8 @@
 
 What it does: the same as configs/sft.py, on clips of six frame sizes (square, wide and upright, 56 to 84
 pixels a side), 1 to 8 seconds long at 8 to 16 frames per second, whose captions have one to four sentences.
-Frames are taken 8 times a second, so that no event falls between them, and several clips share a row.
+Frames are taken 8 times a second, an even number of them, so that 9 of 6,144 events fall between them, and
+several clips share a row.
 Hardware and cost: 2 CPU cores, half an hour or less, 3 GB of memory.
 Expected: the event named in .81 of 768 held-out clips (one in eight by chance; .92 for configs/sft.py), .13
 where the event's frames are replaced.

@@ -240,8 +240,8 @@ def test_the_host_holds_one_stack_at_a_time(large, tmp_path, monkeypatch):
 def test_a_mesh_reads_only_its_part(large, monkeypatch):
     """Every call fills one shard: the sizes that are read are those of the table, not of the stack."""
     filled = []
-    shard = hf._shard
-    monkeypatch.setattr(hf, "_shard", lambda *args: filled.append(shard(*args)) or filled[-1])
+    shard = hf.read_shard
+    monkeypatch.setattr(hf, "read_shard", lambda *args: filled.append(shard(*args)) or filled[-1])
     params = leaves(load_pretrained(large, mesh=make_mesh({"data": 1, "fsdp": 4, "tensor": 2})))
     kernels = [path for path in params if path.startswith("decoder.layers") and path.endswith("kernel")]
     assert {params[path].nbytes // 8 for path in kernels} <= {x.nbytes for x in filled}
