@@ -57,7 +57,7 @@ def test_every_event_is_seen_at_the_models_rate_and_size(size, tmp_path):
         times = shown["nothing"].times
         number = np.round(times * rate)  # of the frame in the file
         inside = (number >= event.start) & (number < event.end)
-        # An even number of frames is spread over the clip: they may lie more than an eighth of a second apart.
+        # An even number of frames is spread over the clip: they may lie more than an eighth second apart.
         apart = 8 * len(frames) / rate / len(times)
         assert length // apart <= inside.sum() <= length + 1 and inside.any() and not inside.all()
         for first, second in itertools.combinations(shown, 2):
