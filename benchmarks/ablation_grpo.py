@@ -45,6 +45,7 @@ from benchmarks.repeats import (
     repeat,
     right_answers,
     scores_of,
+    set_clips,
     setting,
     table,
 )
@@ -122,10 +123,7 @@ def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) 
     config = recipe.get_config()
     config.seed, config.steps, config.batch = seed, arguments.steps, arguments.batch
     config.init_from = str(arguments.init)
-    config.events.train, config.events.heldout = arguments.clips, arguments.heldout
-    if arguments.prior or arguments.eventless:
-        config.events.prior, config.events.eventless = arguments.prior, arguments.eventless
-        config.events_heldout = dict(prior=0.0)
+    set_clips(config, arguments)
     config.update_from_flattened_dict(row)
     if config.grpo.degraded_rewards:
         config.grpo.degraded = config.grpo.groups
@@ -183,8 +181,6 @@ def run(
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, default=Path("runs/sft"), help="work directory of an SFT run")
     parser.add_argument("--batch", type=int, default=32, help="clips a step")
-    parser.add_argument("--prior", type=float, default=0.0, help="of the colour, in the training clips")
-    parser.add_argument("--eventless", type=float, default=0.0, help="share of clips without an event")
 
 
 def main() -> None:

@@ -43,6 +43,7 @@ from benchmarks.repeats import (
     repeat,
     right_answers,
     scores_of,
+    set_clips,
     setting,
     table,
 )
@@ -147,9 +148,7 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
 def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
     config.seed, config.steps = seed, arguments.steps
-    config.events.train, config.events.heldout = arguments.clips, arguments.heldout
-    config.events.prior, config.events.eventless = arguments.prior, arguments.eventless
-    config.events_heldout = dict(prior=0.0)
+    set_clips(config, arguments)
     config.update_from_flattened_dict(row)
     return config
 
@@ -185,13 +184,8 @@ def train(
     return rebuild(abstract_model(model_config), weights), costs
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prior", type=float, default=0.0, help="of the colour, in the training clips")
-    parser.add_argument("--eventless", type=float, default=0.0, help="share of clips without an event")
-
-
 def main() -> None:
-    arguments = ablation_arguments(__doc__, list(ROWS), steps=400, quick=QUICK, add_more=add_flags)
+    arguments = ablation_arguments(__doc__, list(ROWS), steps=400, quick=QUICK)
     config = configure({}, 0, arguments)
     clips = read_split(config, "train", "events")
     heldout, _ = read_benchmark("events", split_file(config, "heldout", "events"))

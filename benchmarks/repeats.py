@@ -39,6 +39,8 @@ def ablation_arguments(
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clips", type=int, default=4096, help="clips to train on")
     parser.add_argument("--heldout", type=int, default=240, help="clips to evaluate on")
+    parser.add_argument("--prior", type=float, default=0.0, help="of the colour, in the training clips")
+    parser.add_argument("--eventless", type=float, default=0.0, help="share of clips without an event")
     parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows), metavar="ROW")
     parser.add_argument("--out", type=Path, help="write the table to this file, and each run to FILE.jsonl")
     add_more(parser)
@@ -46,6 +48,13 @@ def ablation_arguments(
     if arguments.quick:
         vars(arguments).update(quick)
     return arguments
+
+
+def set_clips(config: ConfigDict, arguments: argparse.Namespace) -> None:
+    """Let a config have the clips that the flags of an ablation name."""
+    config.events.train, config.events.heldout = arguments.clips, arguments.heldout
+    config.events.prior, config.events.eventless = arguments.prior, arguments.eventless
+    config.events_heldout = dict(prior=0.0)
 
 
 def setting(config: ConfigDict) -> str:

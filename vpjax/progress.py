@@ -17,10 +17,10 @@ from vpjax.data.pipeline import Loader
 from vpjax.data.text import Text
 from vpjax.evaluation.heldout import HeldOut
 from vpjax.models.vlm import VideoLM
-from vpjax.training.best import best_in
+from vpjax.training.best import best_of
 from vpjax.training.grpo import JudgedRollouts
 from vpjax.training.report import equal_rewards_reason, rollouts_page
-from vpjax.training.writer import Writer, read_metrics
+from vpjax.training.writer import Writer
 from vpjax.types import Array, Batch, Clip, Prompts, UserError
 
 PROFILE = "profile"  # the folder of the profile in the work directory
@@ -71,7 +71,7 @@ class Report:
     ):
         """skipped: updates that the run has skipped so far. clips: all clips, by number."""
         self.config, self.clips, self.text, self.skipped = config, clips, text, skipped
-        self.best = best_in(read_metrics(workdir), config.keep_best, start)
+        self.best = best_of(workdir, config.keep_best, start)
         self.writer = Writer(workdir, start, config) if jax.process_index() == 0 else None
         self.first_step = start + 1
         self.steps_without_spread = 0  # in a row, in which no prompt's completions differed in reward

@@ -37,11 +37,11 @@ from vpjax.programs import Announced, keep_in
 from vpjax.progress import FinishedStep, Profile, Report, Timed
 from vpjax.scoring.judge import ConfigJudge
 from vpjax.training import checkpoint, grpo, run_config, sft
-from vpjax.training.best import best_in
+from vpjax.training.best import best_of
 from vpjax.training.report import draw_curves
 from vpjax.training.setup import initial_params, prepare_model, read_training
 from vpjax.training.state import State, create_state
-from vpjax.training.writer import check_installed, read_metrics
+from vpjax.training.writer import check_installed
 from vpjax.types import Clip, Prompts
 
 
@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> None:
 
 def is_finished(config: ConfigDict, workdir: Path, step: int) -> bool:
     """Whether the run ends with this step: it is the last, or ``config.patience`` is over."""
-    best = best_in(read_metrics(workdir), config.keep_best, step)
+    best = best_of(workdir, config.keep_best, step)
     return step == config.steps or best.is_over(config.patience)
 
 
@@ -204,7 +204,7 @@ def finish(config: ConfigDict, workdir: Path, step: int) -> None:
     if jax.process_index() == 0:
         curves = draw_curves(workdir)
         say(f"{workdir}: finished, {step} steps; curves in {curves}")
-        best = best_in(read_metrics(workdir), config.keep_best, step)
+        best = best_of(workdir, config.keep_best, step)
         if best.is_over(config.patience) and step < config.steps:
             say(f"ended before step {config.steps}: {best.since} evaluations in a row were not the best")
         if best.step:

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tests import batches, tiny
@@ -84,6 +85,13 @@ def decode(model, features, batch):
 def decode_prompts(model, features, prompts, answers_BC):
     """Logits [B, C, O] that predict each token of the answers."""
     return model.predicting(features, prompts, answers_BC[:, None])[:, 0] @ model.unembed.T
+
+
+def answer_loss(model, batch, answers):
+    """The mean cross-entropy of the tokens ``answers`` of packed rows, to be differentiated."""
+    scores = decode.__wrapped__(model, model.encode(batch.video), batch)[batch.target >= 0]
+    logprobs = jax.nn.log_softmax(scores)
+    return -jnp.take_along_axis(logprobs, answers[:, None], axis=-1).mean()
 
 
 def logits(model, batch):

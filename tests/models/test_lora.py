@@ -14,7 +14,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
 from tests import tiny
-from tests.models.cases import DIFFERENT, TOLERANCE, case, decode, error, load_both, logits
+from tests.models.cases import DIFFERENT, TOLERANCE, answer_loss, case, error, load_both, logits
 from tests.models.test_parity import their_logits
 from vpjax.models.lora import Lora, first_adapters, is_adapter, merge
 from vpjax.models.peft import CONFIG, WEIGHTS, load_adapters, save_adapters
@@ -101,9 +101,7 @@ def test_gradients_are_those_of_peft(adapted, theirs, tmp_path):
     @jax.grad
     def loss(adapters):
         model = rebuild(adapted, leaves(adapted) | adapters)
-        scores = decode.__wrapped__(model, model.encode(batch.video), batch)[batch.target >= 0]
-        logprobs = jax.nn.log_softmax(scores)
-        return -jnp.take_along_axis(logprobs, answers[:, None], axis=-1).mean()
+        return answer_loss(model, batch, answers)
 
     gradient = loss(adapters_of(adapted))
     scores = their_logits(exact.base_model.model, clips)

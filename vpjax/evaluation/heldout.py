@@ -20,13 +20,11 @@ from vpjax.evaluation.run import (
     evaluation_data,
     requested_clips,
     spread,
-    with_options,
     without_answer,
 )
 from vpjax.models.attention import backend
 from vpjax.models.config import VLMConfig
 from vpjax.models.vlm import VideoLM, abstract_model
-from vpjax.training import run_config
 from vpjax.training.setup import split_file
 from vpjax.types import UserError
 
@@ -94,12 +92,11 @@ class HeldOut:
         clips, _ = requested_clips(self.request, config.to_dict())
         self.clips = spread(clips, config.eval_part)
         self.shapes = abstract_model(model_config)
-        data_config = with_options(run_config.HF_VIDEO_DEFAULTS | config.data.to_dict(), {})
         self.predictor = ClipPredictor(
             self.shapes,
             text,
             [without_answer(clip) for clip in self.clips],
-            evaluation_data(data_config, self.request.benchmark, self.shapes),
+            evaluation_data(config.data, self.request.benchmark, self.shapes),
             controls=self.request.controls,
             batch_size=self.request.batch,
             max_new=self.request.new_tokens,

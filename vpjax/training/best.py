@@ -1,9 +1,12 @@
-"""The best of the evaluations that a run makes while it trains: a pure function of its log."""
+"""The best of the evaluations that a run makes while it trains, from its log alone."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from vpjax.files import AnyPath
+from vpjax.training.writer import read_metrics
 
 LESS_IS_BETTER = ("loss", "shortcut", "false alarms", "invented")  # the last part of a metric's name
 
@@ -52,3 +55,8 @@ def best_in(lines: Iterable[Mapping[str, Any]], metric: str, last_step: int) -> 
         if line["step"] <= last_step:
             best.add(line["step"], line)
     return best
+
+
+def best_of(workdir: AnyPath, metric: str, last_step: int) -> Best:
+    """The best in the log of a run up to ``last_step``. The log is read only if a metric is followed."""
+    return best_in(read_metrics(workdir) if metric else (), metric, last_step)

@@ -24,8 +24,7 @@ from vpjax.models.lora import Lora, merge
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.training import run_config
-from vpjax.training.best import best_in
-from vpjax.training.writer import read_metrics
+from vpjax.training.best import best_of
 from vpjax.types import UserError
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
@@ -166,7 +165,7 @@ def _best_step(workdir: Path, newest: int) -> int:
     metric = run_config.read(workdir).get("keep_best", "")
     if not metric:
         raise UserError(f"{workdir}: no step is its best one, because config.keep_best names no metric")
-    step = best_in(read_metrics(workdir), metric, newest).step
+    step = best_of(workdir, metric, newest).step
     if step is None:
         raise UserError(f"{workdir}: no step is its best one yet: {metric} has not been measured")
     return step

@@ -188,7 +188,6 @@ def initial_params(
     adapters of ``config.lora``."""
     key = jax.random.key(config.seed)
     lora = Lora.of(config.lora)
-    adapted = leaves(abstract_model(model_config, lora=lora))
 
     def heads() -> dict[str, Any]:
         if config.method != "sft":
@@ -196,6 +195,9 @@ def initial_params(
         return sft.init_heads(config, model_config.decoder.hidden, jax.random.fold_in(key, 0))
 
     def adapters() -> dict[str, Any]:
+        if lora is None:
+            return {}
+        adapted = leaves(abstract_model(model_config, lora=lora))
         return first_adapters(adapted, jax.random.fold_in(key, 3))  # 2 is the rollouts' (``grpo.ROLE``)
 
     def random_params() -> dict[str, Any]:
@@ -211,6 +213,8 @@ def initial_params(
         params = leaves(model) | heads()
     else:
         params = made(random_params)
-    if lora is not None and config.lora.init_from:
+    if lora is None:
+        return params
+    if config.lora.init_from:
         return params | load_adapters(config.lora.init_from, lora, model_config)
     return params | made(adapters)
