@@ -99,6 +99,9 @@ def get_config() -> ConfigDict:
     # Path patterns of the linear layers that have adapters, in the decoder (decoder.layers.*), the tower
     # (vision.blocks.*) and its mergers (vision.merger.*, vision.deepstack.*).
     lora.targets = ("decoder.layers.*",)
+    # Type of the weights beside adapters: "dtype" (that of the run), or "int8" with a float32 scale for each
+    # output, in half the memory of bfloat16. Merging adds the adapters to the dequantised weights.
+    lora.base_dtype = "dtype"
     lora.init_from = ""  # a PEFT folder whose adapters are trained further; "" = adapters that change nothing
 
     c.contrast = contrast = ConfigDict()  # keyword contrast between V and V~ (docs/method.md, section 2)

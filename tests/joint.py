@@ -12,7 +12,7 @@ from tests import batches, tiny
 from vpjax.data.packing import Sizes
 from vpjax.hlo import inner_jaxprs
 from vpjax.models.decoder import DecoderConfig
-from vpjax.models.lora import Lora, first_adapters
+from vpjax.models.lora import Lora, first_adapters, quantised
 from vpjax.models.rope import section_axes
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vision import VisionConfig
@@ -165,7 +165,9 @@ def prompts(rows=8, *, seed=0):
 def setup(c, *, mesh=ONE, tx=None, shapes=MODEL):
     """(state, step) of the small model under ``c``; tx: another optimizer than the config's."""
     m = abstract_model(shapes, lora=Lora.of(c.lora))
-    params = leaves(model(shapes)) | init_heads(c, shapes.decoder.hidden, jax.random.key(1))
+    params = init_heads(c, shapes.decoder.hidden, jax.random.key(1))
+    for path, x in leaves(model(shapes)).items():
+        params |= quantised(path, x, leaves(m))
     params |= first_adapters(leaves(m), jax.random.key(2))
     state, optimizer, layout = create_state(params, c, mesh)
     if tx is not None:

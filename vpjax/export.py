@@ -52,7 +52,7 @@ def export(
     """
     _check_folders(workdir, out, "config.json")
     source = workdir / checkpoint.MODEL
-    step = checkpoint.step_of(workdir, step)
+    step = checkpoint.existing_step(workdir, step)
     model, text = checkpoint.load_model(workdir, step=step, dtype=dtype or hf.stored_dtype(source))
     config = ConfigDict(run_config.read(workdir))
     hf.save_pretrained(model, out, like=source)
@@ -80,6 +80,9 @@ def export_adapters(
     base_model: str = "",
 ) -> None:
     """Write the adapters of a run to ``out`` as a folder of PEFT.
+
+    PEFT puts them on the weights from which the run started; if these were frozen as int8, it does not answer
+    to the bit as the run does, which a merged folder does.
 
     step: of the checkpoint, see ``checkpoint.Step``. dtype: of the adapters; None: float32. base_model: the
     model from which the run started; "": its name on the hub if that is known, else ``init_from``. UserError
@@ -127,14 +130,11 @@ def generation_config(text: Text) -> dict[str, Any]:
 
 
 def model_card(
-    workdir: Path, config: ConfigDict, model: VideoLM, step: int | None, origin: Mapping[str, str]
+    workdir: Path, config: ConfigDict, model: VideoLM, step: int, origin: Mapping[str, str]
 ) -> str:
     """The text of README.md: what the model is, how to load and serve it, how it was trained, and its
     evaluations. origin: its license and base_model, as far as they are known. Folders of this machine are
     named by their last part."""
-    manager = checkpoint.Manager(workdir, keep=None)
-    step = step or max(manager.steps())
-    manager.close()
     if config.data.frames:
         sampling, rate = f"{config.data.frames} frames, evenly spaced", {"num_frames": config.data.frames}
     else:

@@ -347,6 +347,8 @@ def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
     out.append(
         "smaller or fewer frames: --config.data.max_tokens, --config.data.max_pixels or --config.data.fps"
     )
+    if config.lora.rank and config.lora.base_dtype == "dtype":
+        out.append("--config.lora.base_dtype=int8")
     if not config.lora.rank:
         out.append("--config.lora.rank=16 (adapters are all that is trained)")
         out.append("freeze more: --config.optim.freeze")

@@ -136,6 +136,34 @@ def test_a_bfloat16_export_is_rounded_once(workdir, tmp_path):
         np.testing.assert_array_equal(half[path], x.astype(jnp.bfloat16), err_msg=path)
 
 
+def test_a_run_on_an_int8_base(base, tmp_path):
+    """It goes on bit for bit, with the weights of the first checkpoint, and is merged into these."""
+    config, run = lora_config(base, **{"lora.base_dtype": "int8"}), tmp_path / "run"
+    train.train(config, run)
+    state = everything(run)
+    (path, half) = "decoder.layers.gate.kernel", tmp_path / "half"
+    stopped = shutil.copytree(run, half)
+    shutil.rmtree(stopped / "checkpoints" / "4")
+    train.train(config, stopped)
+    chex.assert_trees_all_equal(everything(stopped), state)
+
+    w, kernel, scale = (
+        np.asarray(x)
+        for x in (
+            leaves(hf.load_pretrained(base))[path],
+            state["frozen"][path],
+            state["frozen"][f"{path}_scale"],
+        )
+    )
+    assert kernel.dtype == np.int8 and np.abs(kernel * scale - w).max() <= 0.5001 * scale.max()
+    a, b = (np.asarray(state["params"][path.replace("kernel", name)]) for name in ("lora_a", "lora_b"))
+    expected = kernel * scale + config.lora.alpha / config.lora.rank * a @ b
+    model, _ = checkpoint.load_model(run)
+    # Sums of 4 products of order 1e-2 in another order.
+    np.testing.assert_allclose(leaves(model)[path], expected, rtol=0, atol=1e-6)
+    assert leaves(model).keys() == leaves(hf.load_pretrained(base)).keys()
+
+
 def test_mistakes(workdir, base, folder, merged, tmp_path):
     with pytest.raises(UserError, match=f"--adapters: the run in {folder / 'start'} has none"):
         exporting.export_adapters(folder / "start", tmp_path / "out")
@@ -146,6 +174,11 @@ def test_mistakes(workdir, base, folder, merged, tmp_path):
     for fields, message in (
         ({"lora.rank": -1}, "config.lora.rank is 0 or more; it is -1"),
         ({"lora.targets": ()}, "config.lora.targets holds patterns of layers"),
+        ({"lora.base_dtype": "int4"}, "config.lora.base_dtype is one of dtype, int8; it is 'int4'"),
+        (
+            {"lora.rank": 0, "lora.base_dtype": "int8"},
+            "config.lora.base_dtype is 'dtype' where lora.rank is 0",
+        ),
         ({"lora.rank": 0, "lora.init_from": "x"}, "config.lora.init_from is '' where lora.rank is 0"),
         ({"lora.targets": ("visual.*",)}, r"config.lora.targets: 'visual.\*' matches no linear layer"),
         ({"lora.init_from": str(tmp_path)}, "adapter_config.json: No such file"),

@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 from tests import tiny
 from tests.models.cases import DIFFERENT, TOLERANCE, answer_loss, case, error, load_both, logits
 from tests.models.test_parity import their_logits
-from vpjax.models.lora import Lora, first_adapters, is_adapter, merge
+from vpjax.models.hf import save_pretrained
+from vpjax.models.linear import quantise
+from vpjax.models.lora import Lora, first_adapters, is_adapter, merge, quantised
 from vpjax.models.peft import CONFIG, WEIGHTS, load_adapters, save_adapters
 from vpjax.models.vlm import abstract_model, leaves, rebuild
 from vpjax.types import UserError
@@ -24,6 +26,7 @@ from vpjax.types import UserError
 pytestmark = pytest.mark.slow
 
 LORA = Lora(rank=4, alpha=12.0, targets=("decoder.*", "vision.*"))
+INT8 = dataclasses.replace(LORA, is_int8=True)
 
 
 @pytest.fixture(scope="module", params=tiny.ONE_OF_EACH)
@@ -36,9 +39,9 @@ def model(folder):
     return load_both(folder)[0]
 
 
-def shapes(model):
+def shapes(model, lora=LORA):
     """The parameters of a model with adapters everywhere, by path."""
-    return leaves(abstract_model(model.config, lora=LORA))
+    return leaves(abstract_model(model.config, lora=lora))
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +55,44 @@ def adapted(model):
     return rebuild(abstract_model(model.config, lora=LORA), leaves(model) | adapters)
 
 
+def int8_params(model):
+    """The parameters of a model whose linear layers are int8."""
+    params = {}
+    for path, x in leaves(model).items():
+        params |= quantised(path, x, shapes(model, INT8))
+    return params
+
+
+@pytest.fixture(scope="module")
+def int8_adapted(model, adapted):
+    """The same adapters beside int8 weights."""
+    return rebuild(abstract_model(model.config, lora=INT8), int8_params(model) | adapters_of(adapted))
+
+
+@pytest.fixture(scope="module")
+def dequantised(model):
+    """The model whose weights are those that the int8 ones stand for, computed with NumPy."""
+    params, plain = int8_params(model), dict(leaves(model))
+    for path in plain:
+        if params[path].dtype == jnp.int8:
+            product = np.asarray(params[path], np.float32) * np.asarray(params[f"{path}_scale"])
+            plain[path] = jnp.asarray(product)
+    return rebuild(model, plain)
+
+
 def adapters_of(model):
     return {path: x for path, x in leaves(model).items() if is_adapter(path)}
 
 
+def peft_model(base, adapted, out):
+    """PEFT's model of the same adapters on ``base``, from a folder of ours."""
+    save_adapters(leaves(adapted), LORA, adapted.config, out)
+    return PeftModel.from_pretrained(base, out, is_trainable=True)
+
+
 @pytest.fixture(scope="module")
 def theirs(folder, adapted, tmp_path_factory):
-    """PEFT's model of the same weights, from a folder of ours."""
-    out = tmp_path_factory.mktemp("adapters")
-    save_adapters(leaves(adapted), LORA, adapted.config, out)
-    base = copy.deepcopy(load_both(folder)[1])
-    return PeftModel.from_pretrained(base, out, is_trainable=True)
+    return peft_model(copy.deepcopy(load_both(folder)[1]), adapted, tmp_path_factory.mktemp("adapters"))
 
 
 def test_new_adapters_change_nothing(model):
@@ -74,11 +104,46 @@ def test_new_adapters_change_nothing(model):
     np.testing.assert_array_equal(logits(new, batch), logits(model, batch))
 
 
-def test_merged_adapters_compute_the_same(model, adapted):
+def test_merged_adapters_compute_the_same(model, adapted, int8_adapted, dequantised):
+    """Those beside int8 weights are merged into the dequantised ones, not into those before."""
     _, batch = case(DIFFERENT, model)
-    merged = rebuild(model, merge(leaves(adapted), LORA, jnp.float32))
-    assert error(logits(merged, batch), logits(adapted, batch)) < TOLERANCE
-    assert error(logits(model, batch), logits(adapted, batch)) > 100 * TOLERANCE
+    for ours, lora, base in ((adapted, LORA, model), (int8_adapted, INT8, dequantised)):
+        merged = rebuild(model, merge(leaves(ours), lora, jnp.float32))
+        assert error(logits(merged, batch), logits(ours, batch)) < TOLERANCE
+        assert error(logits(base, batch), logits(ours, batch)) > 100 * TOLERANCE
+    assert error(logits(int8_adapted, batch), logits(adapted, batch)) > 30 * TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(10, 6), (3, 10, 6), (2, 10, 3, 5)])
+def test_int8_weights_are_within_half_a_step(shape):
+    """Of an output's own step, 1/127 of its largest weight, which is hit exactly; by hand in float64.
+    Rounding in float32 may add 127 times 1e-7 of a step."""
+    rng, axis = np.random.default_rng(0), 0 if len(shape) == 2 else 1
+    w = (rng.standard_normal(shape) * 10.0 ** rng.uniform(-3, 3, shape[-1])).astype(np.float32)
+    w[..., 2] = 0.0  # an output without weights
+    kernel, scale = map(np.asarray, quantise(jnp.asarray(w), axis))
+    assert (kernel.dtype, scale.dtype) == (np.int8, np.float32)
+    step = np.abs(w.astype(np.float64)).max(axis, keepdims=True) / 127
+    assert scale.shape == step.shape
+    difference = np.abs(kernel * scale.astype(np.float64) - w)
+    assert (difference <= (0.5 + 1e-4) * step).all()
+    assert (np.abs(kernel).max(axis)[step.squeeze(axis) > 0] == 127).all()
+    assert not kernel[..., 2].any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_an_int8_model_is_that_of_the_dequantised_weights(model, dequantised, dtype):
+    """To the bit, with new adapters, which change nothing."""
+    params = int8_params(model) | first_adapters(shapes(model, INT8), jax.random.key(0))
+    frozen = {
+        path: x if x.dtype == jnp.int8 or path.endswith("_scale") else x.astype(dtype)
+        for path, x in params.items()
+    }
+    plain = rebuild(model, {path: x.astype(dtype) for path, x in leaves(dequantised).items()})
+    _, batch = case(DIFFERENT, model)
+    ours = logits(rebuild(abstract_model(model.config, lora=INT8), frozen), batch)
+    np.testing.assert_array_equal(ours, logits(plain, batch))
+    assert error(logits(model, batch), ours.astype(np.float32)) > 30 * TOLERANCE
 
 
 @torch.no_grad()
@@ -91,9 +156,15 @@ def test_peft_computes_the_same_logits(adapted, theirs):
     assert np.sqrt(np.mean((ours - reference.numpy()) ** 2)) < 1e-5 * reference.std()
 
 
-def test_gradients_are_those_of_peft(adapted, theirs, tmp_path):
-    """Of every adapter, vision and text, and of nothing else, against autograd in float64."""
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_gradients_are_those_of_peft(adapted, theirs, int8_adapted, dequantised, folder, tmp_path, is_int8):
+    """Of every adapter, vision and text, and of nothing else, against autograd in float64; beside int8
+    weights, those of PEFT on the dequantised ones."""
     exact = copy.deepcopy(theirs).double()
+    if is_int8:
+        save_pretrained(dequantised, tmp_path / "base", like=folder)
+        base, adapted = tiny.reference(tmp_path / "base"), int8_adapted
+        exact = peft_model(base, adapted, tmp_path / "adapters").double()
     clips, batch = case(DIFFERENT, adapted)
     answers = np.concatenate([clip.answer for clip in clips])
 

@@ -80,7 +80,7 @@ def test_billions_of_parameters_fit(sizes, model, billions):
 
 def test_the_table_covers_parameters_and_nothing_else():
     """No parameter without a row, or with two, and no row without a parameter."""
-    everywhere = Lora(4, 8.0, ("decoder.*", "vision.*"))
+    everywhere = Lora(4, 8.0, ("decoder.*", "vision.*"), is_int8=True)
     configs = joint.MODEL, VLMConfig.from_hf(tiny.MODELS["deep"])
     models = [abstract_model(c, lora=everywhere) for c in configs]
     heads = jax.eval_shape(lambda: init_heads(joint.config(), 32, jax.random.key(0)))

@@ -12,7 +12,7 @@ import pytest
 from tests import joint
 from tests.training import rollouts
 from vpjax.hlo import inner_jaxprs
-from vpjax.models.lora import Lora, adapted_layers, first_adapters, is_adapter
+from vpjax.models.lora import Lora, adapted_layers, first_adapters, is_adapter, quantised
 from vpjax.models.vlm import abstract_model, leaves, rebuild
 from vpjax.training.state import HEADS_PREFIX, create_state
 from vpjax.training.update import UpdateRows
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 RANK, ALPHA = 4, 6.0
 ON = dict(lora__rank=RANK, lora__alpha=ALPHA, lora__targets=("decoder.*", "vision.*"))
+INT8 = ON | dict(lora__base_dtype="int8")
 SGD = optax.sgd(1.0)  # the parameters move by the gradient
 BATCH = joint.batch(8)
 
@@ -52,14 +53,33 @@ def test_the_gradient_is_that_of_full_training(mesh, accumulate):
     rollouts.assert_close(gradient, expected, 1e-4)
 
 
-def test_only_adapters_are_trained_and_only_they_have_moments():
-    config = joint.config(dtype="bfloat16", contrast__weight=0.0, **ON)
+def test_int8_weights_on_eight_devices():
+    """The same weights to the bit, and the gradient of one device; tolerance as above."""
+    runs = [
+        joint.run(joint.config(**INT8), BATCH, tx=SGD, mesh=joint.mesh_of(*mesh))
+        for mesh in ((1, 1, 1), (2, 2, 2))
+    ]
+    (one, one_after, _), (eight, eight_after, _) = runs
+    jax.tree.map(np.testing.assert_array_equal, one.frozen, eight.frozen)
+    one_gradient, gradient = (
+        {path: x - after.params[path] for path, x in before.params.items()}
+        for before, after in ((one, one_after), (eight, eight_after))
+    )
+    assert any(np.any(x) for path, x in gradient.items() if path.endswith(".lora_b"))
+    rollouts.assert_close(gradient, one_gradient, 1e-4)
+
+
+@pytest.mark.parametrize("fields", [ON, INT8])
+def test_only_adapters_are_trained_and_only_they_have_moments(fields):
+    """int8 weights and their scales keep their types."""
+    config = joint.config(dtype="bfloat16", contrast__weight=0.0, **fields)
     before, after, metrics = joint.run(config, BATCH)
     assert metrics["nonfinite"] == 0
     assert set(before.params) == {path for path in before.params if is_adapter(path)}
-    assert set(before.frozen) == set(leaves(joint.model()))
+    shapes = leaves(abstract_model(joint.MODEL, jnp.bfloat16, lora=Lora.of(config.lora)))
+    assert set(before.frozen) == {path for path in shapes if not is_adapter(path)}
     for path, x in after.frozen.items():
-        assert x.dtype == jnp.bfloat16
+        assert x.dtype == shapes[path].dtype
         np.testing.assert_array_equal(x, before.frozen[path])
     assert set(after.opt[1].mu) == set(after.opt[1].nu) == set(after.params)
     assert all(x.dtype == np.float32 for x in after.params.values())
@@ -82,13 +102,19 @@ def test_nothing_as_large_as_the_weights_is_computed():
     gates = leaves(joint.model())["decoder.layers.gate.kernel"].shape
     assert {gates, gates[1:]} <= computed()
     assert not {gates, gates[1:]} & computed(**ON)
+    # int8 weights are dequantised layer by layer, and not kept for the backward pass.
+    assert gates not in computed(**INT8)
+    assert gates not in computed(remat=True, **INT8)
 
 
-def adapted(m):
+def adapted(m, *, is_int8=False):
     """A model with new adapters, which change nothing."""
-    lora = Lora(RANK, ALPHA, ON["lora__targets"])
+    lora = Lora(RANK, ALPHA, ON["lora__targets"], is_int8)
     model = abstract_model(joint.MODEL, lora=lora)
-    return rebuild(model, leaves(m) | first_adapters(leaves(model), jax.random.key(2)))
+    params = first_adapters(leaves(model), jax.random.key(2))
+    for path, x in leaves(m).items():
+        params |= quantised(path, x, leaves(model))
+    return rebuild(model, params)
 
 
 def test_the_reference_of_grpo_is_the_model_without_adapters(prompts, completions):
@@ -110,9 +136,11 @@ def test_the_reference_of_grpo_is_the_model_without_adapters(prompts, completion
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_grpo_trains_adapters_away_from_the_reference(prompts):
+@pytest.mark.parametrize("fields", [ON, INT8])
+def test_grpo_trains_adapters_away_from_the_reference(prompts, fields):
     """The KL is 0 in the first step and no longer in the second; the model and the reference stay."""
-    state, _, step = rollouts.setup(rollouts.config(grpo__beta=0.1, **ON), adapted(rollouts.wide()))
+    model = adapted(rollouts.wide(), is_int8=fields is INT8)
+    state, _, step = rollouts.setup(rollouts.config(grpo__beta=0.1, **fields), model)
     kept = jax.tree.map(np.array, (state.frozen, state.reference))
     p = rollouts.put_batch(prompts, joint.ONE)
     step = step.lower(state, p).compile()

@@ -10,7 +10,7 @@ import math
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,21 +86,26 @@ def load_pretrained(folder: AnyPath, *, mesh: jax.sharding.Mesh | None = None, d
     dtype: of all parameters; default: as in the files, or for a stack of layers with several types, the
     smallest that holds them all exactly. UserError, in one line, if the folder does not hold the whole model.
     """
+    return rebuild(abstract_model(read_config(folder)), dict(read_params(folder, mesh=mesh, dtype=dtype)))
+
+
+def read_params(
+    folder: AnyPath, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None
+) -> Iterator[tuple[str, jax.Array]]:
+    """The parameters by path, see ``load_pretrained``, each read when it is asked for."""
     model = abstract_model(read_config(folder))
     layout = None if mesh is None else shardings(leaves(model), mesh)
     sources = defaultdict(list)
     for tensor, place in match(_read_tensors(Path(folder)), places_of(model), model.config, folder):
         sources[place.path].append((tensor, place))
 
-    params = {}
     for path, leaf in leaves(model).items():
         kind = dtype or _promoted(TENSOR_DTYPES[tensor.dtype] for tensor, _ in sources[path])
         read = functools.partial(read_shard, sources[path], leaf.shape, kind)
         if layout is None:
-            params[path] = jax.device_put(read((slice(None),) * leaf.ndim))
+            yield path, jax.device_put(read((slice(None),) * leaf.ndim))
         else:
-            params[path] = jax.make_array_from_callback(leaf.shape, layout[path], read)
-    return rebuild(model, params)
+            yield path, jax.make_array_from_callback(leaf.shape, layout[path], read)
 
 
 def save_pretrained(model: VideoLM, folder: AnyPath, *, like: AnyPath | None = None) -> None:

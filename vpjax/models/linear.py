@@ -1,4 +1,5 @@
-"""The linear layer of the model, beside whose weights an adapter may stand (``models.lora``)."""
+"""The linear layer of the model. Its weights may be int8, and an adapter may stand beside them
+(``models.lora``)."""
 
 import math
 
@@ -11,7 +12,8 @@ class Linear(nnx.Module):
     """``x W + b`` for x [..., in], with W [in, *out]: at first as in ``nnx.LinearGeneral``.
 
     With an adapter it is ``x W + b + scale * (x A) B``: A, ``lora_a`` [in, r], and B, ``lora_b`` [r, *out],
-    are parameters of the layer like W. Those of a stack of layers have one more axis in front.
+    are parameters of the layer like W. W may be int8, beside its scales, ``kernel_scale`` [1, *out]. The
+    parameters of a stack of layers have one more axis in front.
     """
 
     def __init__(self, width: int, *out: int, use_bias: bool = True, param_dtype=jnp.float32, rngs: nnx.Rngs):
@@ -30,8 +32,16 @@ class Linear(nnx.Module):
         self.lora_b = nnx.Param(jnp.zeros((*stack, rank, *self.out)))
         self.lora_scale = scale
 
+    def make_int8(self) -> None:
+        """Quantise the weights."""
+        kernel, scale = quantise(self.kernel[...], self.kernel.ndim - len(self.out) - 1)
+        self.kernel, self.kernel_scale = nnx.Param(kernel), nnx.Param(scale)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x, self.kernel[...], 1)
+        if self.kernel.dtype == jnp.int8:
+            y = int8_product(x, self.kernel[...], self.kernel_scale[...])
+        else:
+            y = jnp.tensordot(x, self.kernel[...], 1)
         if self.use_bias:
             y = y + self.bias[...]
         if self.lora_scale:
@@ -39,3 +49,41 @@ class Linear(nnx.Module):
             low_rank = self.lora_scale * (x @ self.lora_a[...])
             y = y + jnp.tensordot(low_rank, self.lora_b[...], 1)
         return y
+
+
+def quantise(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Weights as int8 numbers and float32 scales, whose product is within half a scale of the weights. Each
+    output has a scale of its own: its largest weight along ``axis``, the inputs, is 127 scales. That axis is
+    kept, with length 1."""
+    kernel = kernel.astype(jnp.float32)
+    largest = jnp.abs(kernel).max(axis, keepdims=True)
+    scale = jnp.where(largest > 0, largest / 127, 1.0)
+    return jnp.round(kernel / scale).astype(jnp.int8), scale
+
+
+def dequantise(kernel: jax.Array, scale: jax.Array, dtype) -> jax.Array:
+    """The weights that int8 numbers and their scales stand for, rounded to ``dtype``."""
+    return (kernel.astype(jnp.float32) * scale).astype(dtype)
+
+
+@jax.custom_vjp
+def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+    """``x W`` for x [..., in] and int8 weights [in, *out], which are frozen: only x has a gradient.
+
+    The backward pass dequantises W again. If it were kept, those of all layers would be a whole model in the
+    type of x."""
+    return jnp.tensordot(x, dequantise(kernel, scale, x.dtype), 1)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> tuple[jax.Array, tuple]:
+    return int8_product(x, kernel, scale), (kernel, scale)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, None, None]:
+    kernel, scale = saved
+    outputs = kernel.ndim - 1
+    axes = tuple(range(d.ndim - outputs, d.ndim)), tuple(range(1, kernel.ndim))
+    return jnp.tensordot(d, dequantise(kernel, scale, d.dtype), axes), None, None
+
+
+int8_product.defvjp(_forward, _backward)

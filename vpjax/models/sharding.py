@@ -52,6 +52,7 @@ TABLE: tuple[tuple[str, P], ...] = (
     (r"vision\.merger\.fc1\.lora_b", P(None, "tensor")),
     (r"vision\.merger\.fc2\.lora_a", P("tensor")),
     (r"vision\.merger\.fc2\.lora_b", P(None, "fsdp")),
+    (r".*\.kernel_scale", P()),  # a number for each output of a layer
     (r".*\.(\w_)?norm\d?\.(scale|bias)", P()),
     (r"heads\..*", P()),
 )

@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers
 from vpjax.data.text import Text
 from vpjax.files import AnyPath, local_folder
 from vpjax.models import hf
-from vpjax.models.lora import Lora, merge
+from vpjax.models.lora import Lora, merged
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.training import run_config
@@ -148,15 +148,21 @@ def step_of(path: AnyPath, step: Step = None) -> int | None:
         if step is not None:
             raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
         return None
-    steps: list[int] = []
-    if (path / CHECKPOINTS).is_dir():
-        with contextlib.closing(Manager(path, keep=None)) as manager:
-            steps = manager.steps()
+    folder = path / CHECKPOINTS
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
     if step is None:
         return max(steps, default=None)
     found = _best_step(path, max(steps, default=0)) if step == "best" else step
     if found not in steps:
         raise UserError(f"{path}: no checkpoint of step {found} in it; it has {steps or 'none yet'}")
+    return found
+
+
+def existing_step(workdir: AnyPath, step: Step = None) -> int:
+    """``step_of`` in a work directory. UserError if there is no checkpoint yet."""
+    found = step_of(workdir, step)
+    if found is None:
+        raise UserError(f"{workdir}: no checkpoint in it yet")
     return found
 
 
@@ -185,18 +191,29 @@ def load_model(
     default device. dtype: of all parameters; default: as stored, in a work directory the widest stored type.
     UserError if the folder is neither or has no such checkpoint.
     """
+    params = dict(load_params(path, step=step, mesh=mesh, dtype=dtype))
+    folder = model_folder(path)
+    return rebuild(abstract_model(hf.read_config(folder)), params), Text.load(folder)
+
+
+def load_params(
+    path: AnyPath, *, step: Step = None, mesh: Mesh | None = None, dtype: Any = None
+) -> Iterator[tuple[str, jax.Array]]:
+    """The parameters of a model by path, see ``load_model``, one after another: of a Hugging Face folder each
+    is read when it is asked for, of a run each is forgotten here when it has been given."""
     check_model(path)
     path = Path(path)
     if not (path / MODEL).is_dir():
         step_of(path, step)  # there is none
-        return hf.load_pretrained(path, mesh=mesh, dtype=dtype), Text.load(path)
+        yield from hf.read_params(path, mesh=mesh, dtype=dtype)
+        return
     model_config, lora = hf.read_config(path / MODEL), adapters_of(path)
     params = read_params(path, step, leaves(abstract_model(model_config, lora=lora)), mesh)
     dtype = dtype or functools.reduce(jnp.promote_types, (x.dtype for x in params.values()))
-    if lora is not None:
-        params = merge(params, lora, dtype)
-    model = rebuild(abstract_model(model_config), {name: x.astype(dtype) for name, x in params.items()})
-    return model, Text.load(path / MODEL)
+    for name in leaves(abstract_model(model_config)):
+        x = params[name] if lora is None else merged(name, params, lora, dtype)
+        del params[name]
+        yield name, x.astype(dtype)
 
 
 def adapters_of(workdir: AnyPath) -> Lora | None:
@@ -207,9 +224,7 @@ def adapters_of(workdir: AnyPath) -> Lora | None:
 def read_params(workdir: Path, step: Step, paths: dict[str, Any], mesh: Mesh | None) -> dict[str, jax.Array]:
     """The parameters ``paths`` (arrays or shapes) of a run, trained and frozen. step, mesh: as in
     ``load_model``."""
-    step = step_of(workdir, step)
-    if step is None:
-        raise UserError(f"{workdir}: no checkpoint in it yet")
+    step = existing_step(workdir, step)
     layout: dict[str, Any] = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh:
         layout = shardings(paths, mesh)

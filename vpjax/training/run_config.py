@@ -3,15 +3,17 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
 from vpjax.data.processors import read_sampling
 from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
+from vpjax.data.text import TrainTurns
 from vpjax.data.video import MAX_SIDE
 from vpjax.files import write_whole
 from vpjax.models.attention import BACKENDS
+from vpjax.models.lora import BASE_DTYPES
 from vpjax.scoring.judge import weights_of
 from vpjax.training.judged import correct_reward
 from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
@@ -34,8 +36,9 @@ ONE_OF = {
     "method": ("sft", "grpo"),
     "dtype": DTYPES,
     "attention": BACKENDS,
-    "data.train_turns": ("all", "last"),
+    "data.train_turns": get_args(TrainTurns),
     "optim.moments_dtype": DTYPES,
+    "lora.base_dtype": BASE_DTYPES,
     "contrast.answer_kind": ANSWER_KINDS,
     "grpo.scale": SCALES,
     "grpo.aggregation": AGGREGATIONS,
@@ -112,6 +115,8 @@ def check(config: ConfigDict) -> None:
     require("lora.rank", isinstance(lora.rank, int), "is a whole number")
     targets = bool(lora.targets) and all(isinstance(pattern, str) for pattern in lora.targets)
     require("lora.targets", targets, "holds patterns of layers, such as ('decoder.layers.*',)")
+    has_base = lora.base_dtype == "dtype" or lora.rank > 0
+    require("lora.base_dtype", has_base, "is 'dtype' where lora.rank is 0")
     require("lora.init_from", not lora.init_from or lora.rank > 0, "is '' where lora.rank is 0")
 
     require("contrast.layer", 0 < contrast.layer <= 1, "lies in (0, 1]")

@@ -1,6 +1,7 @@
 """The start of a run: its clips, its model/ folder and its first parameters."""
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -21,12 +22,12 @@ from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
 from vpjax.models import hf
-from vpjax.models.lora import Lora, first_adapters
+from vpjax.models.lora import Lora, first_adapters, quantised
 from vpjax.models.peft import load_adapters
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves
 from vpjax.training import checkpoint, sft
-from vpjax.types import Clip, UserError
+from vpjax.types import Array, Clip, UserError
 
 
 def split_file(config: ConfigDict, split: str, source: str) -> str:
@@ -185,9 +186,19 @@ def initial_params(
     config: ConfigDict, model_config: VLMConfig, mesh: Mesh, *, only_shapes: bool = False
 ) -> dict[str, Any]:
     """Parameters by path: those of ``config.init_from`` or random ones, the heads of SFT's contrast, and the
-    adapters of ``config.lora``."""
+    adapters of ``config.lora``. Weights that are to be int8 are quantised one after another, as they are
+    read."""
     key = jax.random.key(config.seed)
     lora = Lora.of(config.lora)
+    shapes = leaves(abstract_model(model_config, lora=lora))
+
+    def kept(params: Iterable[tuple[str, Array]]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for path, x in params:
+            keep = functools.partial(quantised, path, shapes=shapes)
+            layout = shardings(jax.eval_shape(keep, x), mesh)
+            out |= {path: x} if len(layout) == 1 else jax.jit(keep, out_shardings=layout)(x)
+        return out
 
     def heads() -> dict[str, Any]:
         if config.method != "sft":
@@ -197,11 +208,11 @@ def initial_params(
     def adapters() -> dict[str, Any]:
         if lora is None:
             return {}
-        adapted = leaves(abstract_model(model_config, lora=lora))
-        return first_adapters(adapted, jax.random.fold_in(key, 3))  # 2 is the rollouts' (``grpo.ROLE``)
+        return first_adapters(shapes, jax.random.fold_in(key, 3))  # 2 is the rollouts' (``grpo.ROLE``)
 
     def random_params() -> dict[str, Any]:
-        return leaves(VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))) | heads()
+        model = VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))
+        return kept(leaves(model).items()) | heads()
 
     def made(create: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh))()
@@ -209,8 +220,7 @@ def initial_params(
     if only_shapes:
         return jax.eval_shape(lambda: random_params() | adapters())
     if config.init_from:
-        model, _ = checkpoint.load_model(config.init_from, mesh=mesh)
-        params = leaves(model) | heads()
+        params = kept(checkpoint.load_params(config.init_from, mesh=mesh)) | heads()
     else:
         params = made(random_params)
     if lora is None:

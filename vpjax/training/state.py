@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vpjax.models.lora import is_adapter
+from vpjax.models.lora import SCALE, is_adapter
 from vpjax.models.sharding import replicated, shardings
 from vpjax.types import Array, UserError
 
@@ -23,7 +23,8 @@ HEADS_PREFIX = "heads."  # of the paths of parameters that only training needs: 
 class State:
     """The state of a run. Parameters are stored by path; ``create_state`` also makes a State of shardings.
 
-    step i32[]: steps taken. params: trained parameters, float32. frozen: the others, in the compute dtype.
+    step i32[]: steps taken. params: trained parameters, float32. frozen: the others, in the compute dtype;
+    beside adapters weights may be int8, with float32 scales.
     opt: optax's state of the trained parameters. skipped i32[]: steps whose loss or gradient was not finite.
     reference: the first trained parameters in the compute dtype, where GRPO needs them. With adapters it is
     the first of these: all else is frozen, and kept once.
@@ -114,9 +115,13 @@ def create_state(params: Mapping[str, Any], config: ConfigDict, mesh: Mesh) -> t
     optimizer = make_optimizer(config, [path for path in params if path not in frozen])
     keeps_reference = config.method == "grpo" and config.grpo.beta > 0
 
+    def kept(path, x):
+        is_int8 = x.dtype == jnp.int8 or path.endswith(SCALE)
+        return x if is_int8 else x.astype(config.dtype)
+
     def create(params):
         trained = {path: x.astype(jnp.float32) for path, x in params.items() if path not in frozen}
-        untrained = {path: x.astype(config.dtype) for path, x in params.items() if path in frozen}
+        untrained = {path: kept(path, x) for path, x in params.items() if path in frozen}
         reference = {}
         if keeps_reference:
             reference = {path: params[path].astype(config.dtype) for path in trained}
