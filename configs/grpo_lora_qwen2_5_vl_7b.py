@@ -8,9 +8,9 @@ layers are trained, on 8 prompts a step. From a run with adapters it starts with
 of the KL is the model without the new adapters, which is kept once.
 Hardware and cost: meant for 8 chips of TPU v5e (16 GB each) or one GPU of 80 GB (--config.accumulate=8). By
 the sizes of its arrays the state takes 2.3 GiB of a v5e chip and 16.0 GiB of one GPU;
-``--config.lora.base_dtype=int8``, which freezes the adapted weights as int8, makes that 1.6 and 9.9 GiB. What a
-step takes beside its state is not measured yet: ask vpjax.plan with --topology v5e:2x4 or h100:1. No accelerator
-has run it.
+``--config.lora.base_dtype=int8``, which freezes the adapted weights as int8, makes that 1.6 and 9.9 GiB. What
+a step takes beside its state is not measured yet: ask vpjax.plan with --topology v5e:2x4 or h100:1. No
+accelerator has run it.
 """
 
 from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_lora_qwen2_5_vl_7b
