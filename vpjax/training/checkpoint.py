@@ -149,7 +149,7 @@ def step_of(path: AnyPath, step: Step = None) -> int | None:
             raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
         return None
     folder = path / CHECKPOINTS
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
     if step is None:
         return max(steps, default=None)
     found = _best_step(path, max(steps, default=0)) if step == "best" else step
