@@ -58,7 +58,8 @@ def main() -> None:
             name += f", {layers} layers"
         chip, devices = find_devices(topology)
         assert chip is not None, topology
-        mesh, model_config = make_mesh(config.mesh, devices), planning.read_model(config)
+        model_config = planning.read_model(config)
+        mesh = make_mesh(config.mesh, devices, kv_heads=model_config.decoder.kv_heads)
         row = planning.planned_row(config, model_config, clips)
         plan = planning.plan_step(config, model_config, mesh, row)
         if layers not in seconds:

@@ -388,8 +388,8 @@ def main() -> None:
     clips = PlannedClips(flags.seconds, width, height, flags.text, flags.answer)
     run_config.check(config)
     chip, devices = find_devices(flags.topology)
-    mesh = make_mesh(config.mesh, devices)
     model_config = read_model(config)
+    mesh = make_mesh(config.mesh, devices, kv_heads=model_config.decoder.kv_heads)
     row = planned_row(config, model_config, clips)
     print(f"parameters            {parameters(config, model_config, mesh)}", flush=True)
     if flags.find_batch:

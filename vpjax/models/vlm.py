@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +43,7 @@ def leaves(model: Any) -> dict[str, jax.Array]:
     return {".".join(key.name for key in path[:-1]): leaf for path, leaf in flat}
 
 
-def rebuild(model: VideoLM, params: dict[str, Array]) -> VideoLM:
+def rebuild(model: VideoLM, params: Mapping[str, Array]) -> VideoLM:
     """``model`` (arrays or abstract) with the parameters of ``params``, which holds every path."""
     structure = jax.tree.structure(model)
     return jax.tree.unflatten(structure, [params[path] for path in leaves(model)])
