@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vpjax.hlo import phase
 from vpjax.models.attention import KeyValues
 from vpjax.models.sharding import regroup, split_heads, split_words
 from vpjax.models.vision import Features
@@ -107,7 +108,8 @@ def generate(
         return choose(state._replace(cache=cache), h_BXD)
 
     last_ND, prefix = model.prefill(features, prompts)
-    model, last_ND, prefix = regrouped(model, last_ND, prefix)
+    with phase("regroup"):
+        model, last_ND, prefix = regrouped(model, last_ND, prefix)
     unembed_OD = model.unembed
     last_BXD = last_ND.reshape(rows, branches, -1)[:, branch_X]
     prefix = _split_rows_and_heads(
@@ -125,7 +127,8 @@ def generate(
 
     cache = _split_rows_and_heads(model.decoder.empty_cache(*shape))
     start = _Loop(jnp.int32(0), absent_BX, cache, empty)
-    end = jax.lax.while_loop(continues, advance, choose(start, last_BXD))
+    with phase("decode"):
+        end = jax.lax.while_loop(continues, advance, choose(start, last_BXD))
     # A completion that the loop's end cuts off says nothing about where it would have ended.
     stays_BX1 = (end.done_BX | (end.step >= max_new))[..., None]
     return jax.tree.map(lambda x: x * stays_BX1, end.out)

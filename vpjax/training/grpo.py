@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from vpjax.hlo import phase
 from vpjax.models.attention import backend
 from vpjax.models.generate import Completions, generate
 from vpjax.models.sharding import batch_sharding, check_rows, in_use
@@ -229,6 +230,7 @@ class GRPOStep:
         metrics |= learned
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
+    @phase("evidence")
     def evidence(
         self,
         state: State,
