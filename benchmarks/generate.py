@@ -45,7 +45,7 @@ def jax_run(model: VideoLM, prompts: Prompts, groups: int, new: int) -> Callable
 
     def run() -> object:
         out = generate(
-            model, prompts, jax.random.key(0), max_new=new, eos=(), groups=groups, temperature=temperature
+            model, prompts, jax.random.key(0), max_new=new, eos=(), groups=(groups,), temperature=temperature
         )
         return jax.block_until_ready(out)
 

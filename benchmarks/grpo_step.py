@@ -134,7 +134,7 @@ def repeat_rows(prompts: Prompts, count: int) -> Prompts:
 
 def sample(model: VideoLM, prompts: Prompts, step: Array | int, groups: int) -> Completions:
     key = jax.random.fold_in(jax.random.key(0), step)
-    return generate(model, prompts, key, max_new=NEW, eos=(), groups=groups, temperature=1.0)
+    return generate(model, prompts, key, max_new=NEW, eos=(), groups=(groups,), temperature=1.0)
 
 
 def jax_runs(folder: str, name: str, groups: int, *, video: bool) -> tuple[dict[str, Run], float]:

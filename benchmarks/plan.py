@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.timing import environment, write_result
 from vpjax import plan as planning
 from vpjax.chips import find_devices
+from vpjax.estimate import GIB, StepPlan, step_seconds
 from vpjax.models.sharding import make_mesh
 from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 
@@ -27,7 +28,6 @@ ROWS = (  # recipe, topology, layers (None: all)
     (sft_qwen3_vl_8b, SMALL, None),
     (grpo_qwen3_vl_8b, SMALL, None),
 )
-GIB = 2**30
 
 
 def main() -> None:
@@ -44,8 +44,9 @@ def main() -> None:
         "step, in the decode loop: for one token",
         "",
         "| recipe | topology | mesh | batch | a row holds | arguments | temporaries | needed / HBM | TFLOP "
-        "| TFLOP of a token | sent | decode loop: sent, largest all-gather | compiled in s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| TFLOP of a token | sent | decode loop: sent, largest all-gather | estimated "
+        "seconds | compiled in s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
 
@@ -58,7 +59,8 @@ def main() -> None:
             name += f", {layers} layers"
         chip, devices = find_devices(topology)
         assert chip is not None, topology
-        mesh, model_config = make_mesh(config.mesh, devices), planning.read_model(config)
+        model_config = planning.read_model(config)
+        mesh = make_mesh(config.mesh, devices, kv_heads=model_config.decoder.kv_heads)
         row = planning.planned_row(config, model_config, clips)
         plan = planning.plan_step(config, model_config, mesh, row)
         if layers not in seconds:
@@ -78,6 +80,7 @@ def main() -> None:
             f"{planning.work_of_token(plan, row, config, mesh) / 1e12:.3f}",
             f"{sent / GIB:.1f}",
             decode_traffic(plan, config.grpo.max_new) if config.method == "grpo" else "",
+            "" if plan.over else "{:.2f} to {:.2f}".format(*step_seconds(plan, chip)),
             f"{plan.seconds:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -90,7 +93,7 @@ def main() -> None:
     write_result(lines, args.out)
 
 
-def decode_traffic(plan: planning.StepPlan, tokens: int) -> str:
+def decode_traffic(plan: StepPlan, tokens: int) -> str:
     """What is sent in the decode loop for one token. The weights of a layer would be some 400 MiB."""
     collectives = [c for c in plan.collectives if c.loops and c.loops[0] == tokens]
     sent = sum(c.sent * c.times for c in collectives) / tokens

@@ -134,13 +134,14 @@ def get_config() -> ConfigDict:
     grpo.rewards = ConfigDict()
     grpo.show_every = 50  # steps between pages of sample completions in <workdir>/rollouts/
     grpo.groups = 8  # G: completions per prompt on V, at least 2
-    # K: completions per prompt on V~; 0 = none, if the relative kind needs none (ours). Up to `groups` cost
-    # the same.
-    grpo.degraded = 4
+    grpo.degraded = 4  # K: completions per prompt on V~; 0 = none, if the relative kind needs none (ours)
     grpo.temperature = 1.0  # of sampling, and of the log-probabilities that are trained
     grpo.top_p = 1.0  # probability mass that is sampled from; affects sampling only
     grpo.top_k = 0  # number of likeliest tokens that are sampled from, 0 = all; affects sampling only
     grpo.max_new = 64  # C: most tokens of a completion
+    # Share of a step's completions after whose end sampling stops. The others are left out of their groups:
+    # the last few hold up all. 1 = wait for all.
+    grpo.stop_share = 1.0
     grpo.scale = "group"  # advantages are divided by the std of the "group" (GRPO), the "batch", or "none"
     # "sum_then_normalize", or "normalize_then_sum": each reward is normalised in its group before the
     # weighted sum (GDPO, whose scale is "batch").
@@ -191,7 +192,9 @@ def get_config() -> ConfigDict:
     c.loss = loss = ConfigDict()
     loss.chunk = 128  # answer tokens whose logits are held at once
 
-    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # devices per axis; -1 = all remaining ones
+    # Devices per axis, -1 = all remaining ones. In sampling groups of ``rollout`` devices, of those of fsdp,
+    # share a copy of the decoder's weights, -1 = as many as its key/value heads allow.
+    c.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1, rollout=-1))
 
     c.compile_cache = True  # keep compiled programs in data.cache, so that the next start takes seconds
     c.log_every = 20  # steps between progress lines (metrics.jsonl has every step)

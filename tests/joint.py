@@ -49,8 +49,9 @@ MODEL = VLMConfig(
 )
 
 
-def mesh_of(data, fsdp, tensor):
-    return make_mesh(dict(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+def mesh_of(data, fsdp, tensor, rollout=1):
+    sizes = dict(data=data, fsdp=fsdp, tensor=tensor, rollout=rollout)
+    return make_mesh(sizes, jax.devices()[: data * fsdp * tensor], kv_heads=rollout * tensor)
 
 
 ONE = mesh_of(1, 1, 1)

@@ -1,5 +1,6 @@
 """The chips of TPU slices, single GPUs, and the devices for which a program is compiled without them."""
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -11,33 +12,56 @@ from vpjax.types import UserError
 
 class Chip(NamedTuple):
     """Published figures of a chip. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
-    sent over all links together. grids: sizes of a slice. is_gpu: programs cannot be compiled for it without
-    it, so they are compiled for a v5p chip, whose kernels hold as little in memory: an estimate."""
+    sent over all links together. grids: sizes of a slice. products: operations of its matrix units in a
+    cycle. is_gpu: programs cannot be compiled for it without it, so they are compiled for v5p chips, whose
+    kernels hold as little in memory: an estimate."""
 
     memory: float
     flops: float
     links: float
     grids: tuple[str, ...]
+    products: int = 0
     is_gpu: bool = False
+
+    @property
+    def clock(self) -> float:
+        """Cycles a second."""
+        return self.flops / self.products
 
 
 SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 # cloud.google.com/tpu/docs/v5e, /v5p and /v6e; NVIDIA's data sheets of A100 and H100 of 80 GB (SXM). Of the
-# bandwidth between chips, which counts both ways, half.
+# bandwidth between chips, which counts both ways, half. The compiler needs 1.03, 1.11 and 1.14 times the
+# cycles that ``products`` says for a product of two large matrices.
 CHIPS = {
-    "v5e": Chip(16, 197e12, 100e9, SQUARES),
-    "v5p": Chip(95, 459e12, 300e9, CUBES),
-    "v6e": Chip(32, 918e12, 224e9, SQUARES),
-    "a100": Chip(79, 312e12, 300e9, ("1",), is_gpu=True),
-    "h100": Chip(79, 989e12, 450e9, ("1",), is_gpu=True),
+    "v5e": Chip(16, 197e12, 100e9, SQUARES, 2**17),
+    "v5p": Chip(95, 459e12, 300e9, CUBES, 2**18),
+    "v6e": Chip(32, 918e12, 224e9, SQUARES, 2**19),
+    "a100": Chip(79, 312e12, 300e9, ("1", "8"), is_gpu=True),
+    "h100": Chip(79, 989e12, 450e9, ("1", "8"), is_gpu=True),
 }
+GPU_STANDINS = {"1": "1x1x1", "8": "2x2x2"}  # v5p chips
+# Google Cloud names a slice by its chips, or of v5p by its cores, two a chip.
+CORES = {"v5e": 1, "v5litepod": 1, "v6e": 1, "v5p": 2}
+
+
+def spelled_out(topology: str) -> str:
+    """The topology of an accelerator type of Google Cloud: v5litepod-64 is v5e:8x8. Others stay."""
+    name, _, count = topology.partition("-")
+    if name not in CORES or not count.isdigit():
+        return topology
+    name = name.replace("litepod", "e")
+    for grid in CHIPS[name].grids:
+        if math.prod(int(side) for side in grid.split("x")) * CORES[name] == int(count):
+            return f"{name}:{grid}"
+    return topology
 
 
 def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
     """The chip (None: a CPU) and the devices of a topology. UserError for an unknown topology, or if libtpu
     is missing."""
-    name, _, grid = topology.partition(":")
+    name, _, grid = spelled_out(topology).partition(":")
     if name == "cpu" and grid.isdigit() and int(grid):
         try:
             jax.config.update("jax_platforms", "cpu")
@@ -54,7 +78,11 @@ def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
         raise UserError(f"--topology={topology} is not known; known are {known}; cpu:N")
     options: dict[str, Any] = {}
     if CHIPS[name].is_gpu:
-        topology, options = "v5p:1x1x1", dict(chips_per_host_bounds=(1, 1, 1))
+        topology, options = f"v5p:{GPU_STANDINS[grid]}", {}
+        if grid == "1":
+            options = dict(chips_per_host_bounds=(1, 1, 1))
+    else:
+        topology = f"{name}:{grid}"
     # No chip is taken, so others may plan at the same time; nothing runs, so no TPU is looked for.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:

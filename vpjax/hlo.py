@@ -1,24 +1,40 @@
-"""The cost of a program: floating-point operations of its jaxpr, collectives of its compiled text."""
+"""The cost of a program: floating-point operations of its jaxpr, the collectives of its compiled text and, on
+TPUs, the compiler's own estimate of cycles; the latter two by phases of a step, which the code names."""
 
+import collections
 import dataclasses
 import math
 import re
 from typing import Any
+
+import jax
 
 COLLECTIVE_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # the names of other types end in their width
 CALLS = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
 
 
+PHASE = re.compile(r'op_name="[^"]*?phase_([a-z]+)')
+OTHER = "other"  # what belongs to no phase
+
+
+def phase(name: str) -> Any:
+    """A context or decorator: what is traced in it belongs to the phase ``name`` (small letters) of a step.
+    Of phases inside one another the outermost counts."""
+    return jax.named_scope(f"phase_{name}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """kind: of COLLECTIVE_KINDS. result: bytes of one call's result on a device. sent: bytes that a device
-    sends for it, in a ring. loops: the iterations of each loop around it, the outermost first."""
+    sends for it, in a ring. loops: the iterations of each loop around it, the outermost first. phase: see
+    ``phase``."""
 
     kind: str
     result: int
     sent: int
     loops: tuple[int, ...]
+    phase: str = OTHER
 
     @property
     def times(self) -> int:
@@ -54,10 +70,49 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program's text (``compiled.as_text()``).
 
-    The iterations of a loop are the constant in its condition, as XLA writes scans; a loop that may end
-    earlier counts with its maximum. Parts into which XLA cut a collective share a channel and count as one.
+    Parts into which XLA cut a collective share a channel and count as one.
     """
     bodies = _computations(text)
+    found: dict[Any, Collective] = {}
+    for name, loops in _loops_around(bodies).items():
+        for line in bodies[name]:
+            match = re.match(rf"\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(", line)
+            if not match:
+                continue
+            kind = match.group(2)
+            result = _bytes(match.group(1), kind, line)
+            sent = _sent(kind, result, _group_size(line))
+            collective = Collective(kind, result, sent, loops, _phase_of(line))
+            channel = re.search(r"channel_id=(\d+)", line)
+            key = (kind, channel.group(1)) if channel else line
+            if key not in found or found[key].sent * found[key].times < collective.sent * collective.times:
+                found[key] = collective
+    return list(found.values())
+
+
+def cycles(text: str) -> dict[str, int]:
+    """The cycles by phase that the compiler estimates for a TPU program's instructions. They count what is
+    computed and read, and not what is sent. {} for other chips, whose compilers estimate none."""
+    bodies = _computations(text)
+    found: collections.Counter[str] = collections.Counter()
+    for name, loops in _loops_around(bodies).items():
+        for line in bodies[name]:
+            estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
+            if estimate:
+                found[_phase_of(line)] += int(estimate.group(1)) * math.prod(loops)
+    return dict(found)
+
+
+def _phase_of(line: str) -> str:
+    named = PHASE.search(line)
+    return named.group(1) if named else OTHER
+
+
+def _loops_around(bodies: dict[str, list[str]]) -> dict[str, tuple[int, ...]]:
+    """The iterations of the loops around each computation that is called, the outermost loop first.
+
+    They are the constant in a loop's condition, as XLA writes scans; a loop that may end earlier counts with
+    its maximum."""
     around: dict[str, tuple[int, ...]] = {}
 
     def visit(name: str, loops: tuple[int, ...]) -> None:
@@ -74,20 +129,7 @@ def collectives(text: str) -> list[Collective]:
                         visit(inner, loops)
 
     visit(next(name for name in bodies if name.startswith("ENTRY ")), ())
-    found: dict[Any, Collective] = {}
-    for name, loops in around.items():
-        for line in bodies[name]:
-            match = re.match(rf"\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(", line)
-            if not match:
-                continue
-            kind = match.group(2)
-            result = _bytes(match.group(1), kind, line)
-            collective = Collective(kind, result, _sent(kind, result, _group_size(line)), loops)
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = (kind, channel.group(1)) if channel else line
-            if key not in found or found[key].sent * found[key].times < collective.sent * collective.times:
-                found[key] = collective
-    return list(found.values())
+    return around
 
 
 def _computations(text: str) -> dict[str, list[str]]:

@@ -1,11 +1,12 @@
 """Will a run fit on these chips, and what will a step take:
 
-    python -m vpjax.plan --config sft_qwen2_5_vl_7b --topology v5e:8x8 [--find_batch]
+    python -m vpjax.plan --config sft_qwen2_5_vl_7b --topology v5e:8x8 [--find_batch] [--json]
 
 Compiles the run's real step for these chips, from shapes alone and without the chips (TPUs: ``pip install
 'vpjax[tpu]'``). Prints each chip's memory against what it has, the work, the collectives, an estimate of the
-step's time, and what to change where it does not fit. h100:1 and a100:1, a GPU of 80 GB, are estimates: the
-program is compiled for a TPU chip in its place. cpu:N takes N virtual devices of this machine.
+step's time by phase, and what to change where it does not fit. Topologies may be named as Google Cloud does
+(v5litepod-64, v5p-64). h100:1, h100:8, a100:1 and a100:8, GPUs of 80 GB, are estimates: the program is
+compiled for TPU chips in their place. cpu:N takes N virtual devices of this machine.
 
 The model's sizes are those of the folder ``config.init_from``, of which only config.json is read, or else of
 ``config.model``. The batch is what ``config.data`` makes of clips of ``--seconds``, ``--video``, ``--text``
@@ -13,8 +14,8 @@ and ``--answer``: in SFT as many in a row as fit, in GRPO one prompt in a row. E
 is in its middle, so that its V~ is planned too.
 """
 
-import collections
 import dataclasses
+import json
 import math
 import re
 import time
@@ -35,7 +36,8 @@ from vpjax.data.pipeline import make_plan
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Stamps, Tokens
 from vpjax.data.units import Capacity, grid_of
-from vpjax.hlo import Collective, collectives, flops
+from vpjax.estimate import StepPlan, as_json, costs, fits
+from vpjax.hlo import collectives, cycles, flops
 from vpjax.models import hf
 from vpjax.models.lora import Lora
 from vpjax.models.sharding import batch_sharding, make_mesh, row_parts
@@ -46,7 +48,6 @@ from vpjax.training.setup import initial_params
 from vpjax.training.state import State, create_state
 from vpjax.types import Batch, Clip, Prompts, UserError
 
-GIB = 2**30
 EVENT = 0.5  # seconds that the planned event lasts
 
 
@@ -73,24 +74,6 @@ class PlannedRow(NamedTuple):
 
 # Stand-in ids for times in words: as many tokens as Qwen's tokenizer makes of them.
 STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
-
-
-@dataclasses.dataclass(frozen=True)
-class StepPlan:
-    """The cost of a compiled step in bytes and floating-point operations of one chip.
-
-    arguments: state and batch. temporaries: memory beside them. needed: both, the program, and the part of
-    the result that does not take the place of the state. seconds: the time of compiling. over: the compiler's
-    message if the step needs more memory than the chip has; all fields but ``seconds`` are then 0.
-    """
-
-    arguments: int = 0
-    temporaries: int = 0
-    needed: int = 0
-    flops: float = 0.0
-    collectives: tuple[Collective, ...] = ()
-    seconds: float = 0.0
-    over: str = ""
 
 
 def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
@@ -198,7 +181,7 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: Plan
         message = used.group() if used else str(error).splitlines()[0]
         return StepPlan(over=message, seconds=time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    memory = program.memory_analysis()
+    memory, text = program.memory_analysis(), program.as_text()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     result = memory.output_size_in_bytes - memory.alias_size_in_bytes
     # Counted with plain attention, because a kernel hides its work, and with each clip in a row of its own,
@@ -213,13 +196,10 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: Plan
         temporaries=temporaries,
         needed=arguments + temporaries + result + memory.generated_code_size_in_bytes,
         flops=work / mesh.size,
-        collectives=tuple(collectives(program.as_text())),
+        collectives=tuple(collectives(text)),
+        cycles=cycles(text),
         seconds=seconds,
     )
-
-
-def fits(plan: StepPlan, chip: Chip | None) -> bool:
-    return not plan.over and (chip is None or plan.needed <= chip.memory * GIB)
 
 
 def find_batch(
@@ -291,37 +271,13 @@ def report(
     if plan.over:
         lines.append(f"memory of a chip      {plan.over}: does not fit")
     else:
-        lines += _costs(plan, chip)
+        lines += costs(plan, chip)
         per_token = work_of_token(plan, row, config, mesh)
         lines.append(f"work of a token       {per_token / 1e12:.3f} TFLOP, padding left out")
     if not fits(plan, chip):
         lines.append("it does not fit; what helps, the cheapest first:")
         lines += [f"  {line}" for line in advice(config, mesh)]
     return "\n".join(lines)
-
-
-def _costs(plan: StepPlan, chip: Chip | None) -> list[str]:
-    """Memory, work and collectives of a step, and its time at the chip's published rates."""
-    available = f" of {chip.memory:g} GiB" if chip else ""
-    lines = [
-        f"memory of a chip      arguments {_gib(plan.arguments)}, temporaries {_gib(plan.temporaries)}, "
-        f"in all {_gib(plan.needed)}{available}",
-        f"work of a chip        {plan.flops / 1e12:.2f} TFLOP (matrix products)",
-    ]
-    sent: collections.Counter[str] = collections.Counter()
-    calls: collections.Counter[str] = collections.Counter()
-    for collective in plan.collectives:
-        sent[collective.kind] += collective.sent * collective.times
-        calls[collective.kind] += collective.times
-    for kind, count in sent.most_common():
-        lines.append(f"  {kind:<20}{_gib(count)} sent by a chip in {calls[kind]} calls")
-    if chip:
-        compute, move = plan.flops / chip.flops, sent.total() / chip.links
-        lines.append(
-            f"estimated step time   {max(compute, move):.2f} to {compute + move:.2f} s at published peak "
-            f"rates, which no step reaches: products {compute:.2f} s, collectives {move:.2f} s"
-        )
-    return lines
 
 
 def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
@@ -356,10 +312,6 @@ def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
     return out
 
 
-def _gib(count: float) -> str:
-    return f"{count / GIB:.2f} GiB"
-
-
 def main() -> None:
     usual = PlannedClips()
     parser = cli.Parser(__doc__)
@@ -370,6 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--find_batch", action="store_true", help="find the largest batch that fits; each try compiles anew"
     )
+    parser.add_argument("--json", action="store_true", help="also print the plan as a last line of JSON")
     parser.add_argument(
         "--seconds", type=cli.at_least(0.0), default=usual.seconds, help="length; 0: an image"
     )
@@ -390,8 +343,8 @@ def main() -> None:
     clips = PlannedClips(flags.seconds, width, height, flags.text, flags.answer)
     run_config.check(config)
     chip, devices = find_devices(flags.topology)
-    mesh = make_mesh(config.mesh, devices)
     model_config = read_model(config)
+    mesh = make_mesh(config.mesh, devices, kv_heads=model_config.decoder.kv_heads)
     row = planned_row(config, model_config, clips)
     print(f"parameters            {parameters(config, model_config, mesh)}", flush=True)
     if flags.find_batch:
@@ -401,6 +354,8 @@ def main() -> None:
     if chip is not None and chip.is_gpu:
         chips_named += " (an estimate: compiled for a chip of v5p in its place)"
     print(report(plan, row, config, chip, mesh, chips_named))
+    if flags.json:
+        print(json.dumps(as_json(plan, chip)))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def ask(
         *arguments,
         max_new=max_new_tokens,
         eos=text.stops,
-        groups=num_samples,
+        groups=(num_samples,),
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

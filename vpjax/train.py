@@ -108,7 +108,7 @@ def fit(
     text: Text,
 ) -> int:
     """The training loop, which continues after step ``start``. Returns the last step, which is saved."""
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, kv_heads=model_config.decoder.kv_heads)
     distributed.check_mesh(mesh)
     maker, index = make_batch_maker(
         clips,

@@ -13,11 +13,12 @@ from tests import joint
 from tests.commands.call import call
 from tests.joint import mesh_of
 from vpjax import plan
-from vpjax.chips import CHIPS, find_devices
+from vpjax.chips import CHIPS, find_devices, spelled_out
 from vpjax.data.collate import empty_units
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, Sizes
 from vpjax.data.units import Capacity
+from vpjax.estimate import StepPlan, as_json, costs, fits, phase_times, step_seconds
 from vpjax.hlo import Collective, flops
 from vpjax.models import vision
 from vpjax.models.sharding import replicated
@@ -48,12 +49,15 @@ def test_the_work_of_a_7b_step(method):
     layer = 2 * c.hidden * c.heads * c.head_dim + 2 * c.hidden * c.kv_heads * c.head_dim + 3 * last
     tower = v.depth * (4 * v.hidden**2 + 3 * v.hidden * v.intermediate)
     options = config.grpo
-    targets, tokens = 128, row.sizes.tokens
+    targets, tokens, encodings = 128, row.sizes.tokens, 1
+    sampled, rolled_out = 0, 0
     if method == "grpo":
+        sampled = (options.groups + options.degraded) * options.max_new
+        rolled_out, encodings = 2 * tokens + sampled, 2
         targets = options.groups * options.max_new
         tokens += targets
-    forwards, encodings = {"sft": (4, 1), "grpo": (4 + 2, 2)}[method]
-    decoder = c.layers * (forwards * layer - last) * tokens + forwards * c.vocab * c.hidden * targets
+    decoder = c.layers * ((4 * layer - last) * tokens + layer * rolled_out)
+    decoder += c.vocab * c.hidden * (4 * targets + sampled)
     expected = config.batch * 2 * (decoder + encodings * tower * 4 * row.sizes.units)
     ours = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=options.max_new)
     assert 1 < ours / expected < 1.05
@@ -95,7 +99,7 @@ def test_prompts_stand_alone_in_their_rows():
     assert row.clips == 1 and 0 <= row.sizes.tokens - prompt < 128
     assert f"1 clip of 64 frames of 560 x 336: {prompt:,} of" in plan.contents(row, config)
     config.batch, config.grpo.groups, config.grpo.degraded, config.grpo.max_new = 2, 8, 4, 16
-    step, mesh = plan.StepPlan(flops=1e9), mesh_of(1, 8, 1)
+    step, mesh = StepPlan(flops=1e9), mesh_of(1, 8, 1)
     assert plan.work_of_token(step, row, config, mesh) == 8e9 / (2 * (2 * prompt + 12 * 16))
     config.grpo.degraded = 0
     assert plan.work_of_token(step, row, config, mesh) == 8e9 / (2 * (prompt + 8 * 16))
@@ -129,19 +133,15 @@ def test_memory_of_a_program(monkeypatch):
     assert compiled.arguments == 2**23 + 64 * 64 * 4
     assert compiled.flops == 2 * (2 * 64 * 64 * 2**18) / 8
     assert compiled.needed >= compiled.arguments + compiled.temporaries
-    assert plan.fits(compiled, CHIPS["v5e"]) and plan.fits(compiled, None)
+    assert fits(compiled, CHIPS["v5e"]) and fits(compiled, None)
 
 
 def test_what_does_not_fit_is_printed_with_what_helps():
     recipe = sft_qwen2_5_vl_7b.get_config()
     row = plan.planned_row(recipe, plan.read_model(recipe), plan.PlannedClips(2.0))
     config, chip, mesh = joint.config(batch=32, data__row_tokens=16384), CHIPS["v5e"], mesh_of(2, 2, 2)
-    big = plan.StepPlan(10 * GIB, 6 * GIB, 17 * GIB, 1e15, (Collective("all-gather", 0, GIB, (3,)),), 1.0)
-    assert (
-        not plan.fits(big, chip)
-        and plan.fits(big, CHIPS["v5p"])
-        and not plan.fits(plan.StepPlan(over="x"), chip)
-    )
+    big = StepPlan(10 * GIB, 6 * GIB, 17 * GIB, 1e15, (Collective("all-gather", 0, GIB, (3,)),))
+    assert not fits(big, chip) and fits(big, CHIPS["v5p"]) and not fits(StepPlan(over="x"), chip)
     printed = plan.report(big, row, config, chip, mesh, "v5e:2x4")
     for part in ("in all 17.00 GiB of 16 GiB", "1000.00 TFLOP", "3.00 GiB sent by a chip in 3 calls"):
         assert part in printed
@@ -160,8 +160,44 @@ def test_what_does_not_fit_is_printed_with_what_helps():
     assert f"work of a token       {8 * 1000 / (32 * 7 * (194 + 8 * 252)):.3f} TFLOP" in printed
     assert "does not fit" not in plan.report(big, row, config, CHIPS["v5p"], mesh, "v5p:2x2x2")
     assert "Used 20G of 15.75G hbm: does not fit" in plan.report(
-        plan.StepPlan(over="Used 20G of 15.75G hbm"), row, config, chip, mesh, "v5e:2x4"
+        StepPlan(over="Used 20G of 15.75G hbm"), row, config, chip, mesh, "v5e:2x4"
     )
+
+
+def test_the_time_of_phases():
+    """By hand: 3e9 cycles at 1.5 GHz are 2 s; 100e9 bytes at 100e9 a second 1 s. What overlaps in a phase
+    does not add up, phases do."""
+    second = int(CHIPS["v5e"].clock)
+    moves = (
+        Collective("all-gather", 0, 10**10, (5, 2), "update"),
+        Collective("all-reduce", 0, 3 * 10**11, (), "decode"),
+    )
+    step = StepPlan(collectives=moves, cycles={"update": 2 * second, "decode": second, "other": second // 2})
+    phases = phase_times(step, CHIPS["v5e"])
+    assert [(p.name, p.bound) for p in phases] == [("decode", "links"), ("update", "chip"), ("other", "chip")]
+    assert step_seconds(step, CHIPS["v5e"]) == pytest.approx((3 + 2 + 0.5, 4 + 3 + 0.5))
+    assert "decode              1.00 s of the chip, 3.00 s of links" in "\n".join(costs(step, CHIPS["v5e"]))
+    assert phase_times(step, CHIPS["h100"]) == [] and not as_json(step, CHIPS["h100"])["phases"]
+    found = as_json(step, CHIPS["v5e"])
+    assert found["phases"]["update"]["cycles"] == pytest.approx(2) and found["sent"] == 4 * 10**11
+    assert as_json(StepPlan(over="x"), CHIPS["v5e"])["fits"] is False
+
+
+@pytest.mark.parametrize(
+    "name, topology",
+    [
+        ("v5litepod-64", "v5e:8x8"),
+        ("v5e-8", "v5e:2x4"),
+        ("v6e-256", "v6e:16x16"),
+        ("v5p-64", "v5p:2x4x4"),
+        ("v5p-7", "v5p-7"),
+        ("v5e:4x4", "v5e:4x4"),
+        ("v4-8", "v4-8"),
+    ],
+)
+def test_names_of_google_cloud(name, topology):
+    """Of v5p they count cores, two a chip."""
+    assert spelled_out(name) == topology
 
 
 @pytest.mark.parametrize("limit", [0, 7, 8, 9, 100, 1000])
@@ -184,10 +220,11 @@ def test_unknown_topologies(topology):
         find_devices(topology)
 
 
-def test_a_gpu_is_planned_as_one_chip():
+@pytest.mark.parametrize("count", [1, 8])
+def test_gpus_are_planned_as_chips(count):
     pytest.importorskip("libtpu")
-    chip, devices = find_devices("h100:1")
-    assert chip.is_gpu and len(devices) == 1
+    chip, devices = find_devices(f"h100:{count}")
+    assert chip.is_gpu and len(devices) == count
 
 
 def test_the_parameters_of_a_7b_with_adapters():

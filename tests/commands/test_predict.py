@@ -99,7 +99,7 @@ def test_samples(loaded, video):
     sampling = dict(temperature=2.0, top_k=50, seed=7)
     answer = ask(loaded, PROMPT, video, fps=4.0, num_samples=3, max_new_tokens=6, **sampling)
     np.testing.assert_allclose(answer.frame_times, np.array([0, 2, 4, 6]) / FPS, atol=1e-6)
-    out, text = expected(loaded, "video", read_frames(video, Sampling(fps=4.0)), groups=3, **sampling)
+    out, text = expected(loaded, "video", read_frames(video, Sampling(fps=4.0)), groups=(3,), **sampling)
     for sample, ids, mask in zip(answer.samples, out.tokens, out.mask, strict=True):
         assert sample.token_ids == ids[mask].tolist() and len(sample.logprobs) == mask.sum()
     assert len({sample.text for sample in answer.samples}) > 1

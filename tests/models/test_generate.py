@@ -25,7 +25,10 @@ STEPS = 64
 KEY = jax.random.key(0)
 NEW = 12
 CLIPS = [Clip(slots=2, before=2, seconds=0.5), Clip(slots=3, grid=(4, 3), after=7)]
-GREEDY, SAMPLED = dict(groups=4), dict(groups=4, temperature=0.7)  # the same in most tests: compiled once
+GREEDY, SAMPLED = (
+    dict(groups=(4,)),
+    dict(groups=(4,), temperature=0.7),
+)  # the same in most tests: compiled once
 
 
 def prompts_of(clips, vision):
@@ -59,7 +62,7 @@ def prompts(model):
     return prompts_of(batches.contents(CLIPS), model.config.vision)
 
 
-static = ("max_new", "eos", "groups", "temperature", "top_p", "top_k")
+static = ("max_new", "eos", "groups", "stop_share", "temperature", "top_p", "top_k")
 compiled = jax.jit(generate.__wrapped__, static_argnames=static)
 
 
@@ -131,7 +134,7 @@ def test_greedy_after_videos_is_transformers(pair):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_cached_decoding_is_the_full_forward(both, temperature):
     model, _, prompts = both
-    got = run(model, prompts, groups=4, temperature=temperature)
+    got = run(model, prompts, groups=(4,), temperature=temperature)
     logits = np.asarray(full_logits(model, prompts, got.tokens))
     expected = pick(log_softmax(logits / (temperature or 1.0)), got.tokens)
     np.testing.assert_allclose(got.logprobs, expected, atol=OWN)
@@ -196,7 +199,7 @@ def test_samples_follow_the_truncated_distribution(top_k, top_p):
 def test_truncation_shapes_the_sampling_only(model, prompts):
     """top_k = 1 is greedy at any temperature, and its log-probabilities are those of the whole distribution
     at that temperature."""
-    got = run(model, prompts, groups=4, temperature=2.0, top_k=1)
+    got = run(model, prompts, groups=(4,), temperature=2.0, top_k=1)
     logits = np.asarray(full_logits(model, prompts, got.tokens))
     np.testing.assert_array_equal(got.tokens, logits.argmax(axis=-1))
     np.testing.assert_allclose(got.logprobs, pick(log_softmax(logits / 2.0), got.tokens), atol=OWN)
@@ -237,9 +240,40 @@ def test_completions_depend_on_the_key_alone(model, prompts):
     pixels = prompts.video.pixels.copy()
     pixels[0] = 255 - pixels[0]
     mixed = dataclasses.replace(prompts, video=dataclasses.replace(prompts.video, pixels=pixels))
-    got = run(model, mixed, **SAMPLED | dict(groups=2))
+    got = run(model, mixed, **SAMPLED | dict(groups=(2,)))
     np.testing.assert_array_equal(got.tokens[1], first.tokens[1, :2])
     assert (got.tokens[0] != first.tokens[0, :2]).any()
+
+
+def test_prompts_may_have_groups_of_different_sizes(both):
+    """The completions of a prompt are then those that it has where all have as many."""
+    model, _, prompts = both
+    alike = run(model, prompts, **SAMPLED)
+    got = run(model, prompts, **SAMPLED | dict(groups=(3, 1)))
+    assert got.tokens.shape == (1, 4, NEW)
+    for ours, all_of_them in zip(got, alike, strict=True):
+        expected = np.concatenate([all_of_them[0, :3], all_of_them[1, :1]])[None]
+        np.testing.assert_allclose(ours, expected, atol=OWN, rtol=0)
+
+
+def test_sampling_stops_when_enough_have_ended(model, prompts):
+    """Those that have ended by then are the same, and the others are empty, as are those not requested."""
+    free = run(model, prompts, **SAMPLED)
+    eos = tuple(int(free.tokens[b, g, 2 + 4 * b + g]) for b, g in np.ndindex(2, 4))
+    requested = np.ones((2, 4), bool)
+    requested[0, 3] = False
+    whole = run(model, prompts, eos=eos, requested=requested, **SAMPLED)
+    lengths = whole.mask.sum(-1)
+    assert np.isin(whole.tokens, eos).any(-1)[requested].all()  # each of them ends
+    for share in (0.4, 0.6):
+        got = run(model, prompts, eos=eos, requested=requested, stop_share=share, **SAMPLED)
+        last = np.sort(lengths[requested])[int(np.ceil(share * 7)) - 1]  # the step at which enough have ended
+        assert last < NEW
+        stays = (lengths <= last) & requested
+        assert 0 < stays.sum() < 7
+        for ours, all_of_them in zip(got, whole, strict=True):
+            np.testing.assert_array_equal(ours[stays], all_of_them[stays])
+            assert not ours[~stays].any()
 
 
 def test_a_row_of_padding_is_empty(model, prompts):

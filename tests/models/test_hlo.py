@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vpjax.hlo import Collective, collectives, flops
+from vpjax.hlo import Collective, collectives, cycles, flops, phase
 from vpjax.models.sharding import make_mesh
 
 # As libtpu writes a scan: a collective in two overlapping parts of one channel, one that is started and done,
@@ -110,3 +110,41 @@ def test_flops(function, count):
     """Products of [4, 8] with [8, 8]: 2 * 4 * 8 * 8 operations each."""
     jaxpr = jax.make_jaxpr(function)(jnp.zeros((4, 8)), jnp.zeros((3, 8, 8)))
     assert flops(jaxpr.jaxpr, while_trips=10) == count * 2 * 4 * 8 * 8
+
+
+def test_cycles_and_collectives_by_phase():
+    """The compiler writes estimates for the instructions that it schedules, and where each came from."""
+    text = (
+        TEXT.replace(
+            "%f1 = bf16[16,8] fusion(%p), kind=kLoop, calls=%part.1",
+            '%f1 = bf16[16,8] fusion(%p), kind=kLoop, calls=%part.1, metadata={op_name="phase_decode/x"},'
+            ' backend_config={"estimated_cycles":"100"}',
+        )
+        .replace(
+            "%c = f32[4] conditional(%i, %p, %p),",
+            '%c = f32[4] conditional(%i, %p, %p), metadata={op_name="jvp(phase_update)/phase_encode/x"},'
+            ' backend_config={"estimated_cycles":"7"},',
+        )
+        .replace("%done = ", '%g = f32[] fusion(%p), backend_config={"estimated_cycles":"1000"}\n  %done = ')
+    )
+    assert cycles(text) == {"decode": 5 * 100, "update": 5 * 3 * 7, "other": 1000}
+    assert cycles(TEXT) == {}
+
+
+def test_phases_are_in_the_program():
+    """In loops and in gradients too; of one inside another the outer one counts."""
+
+    @phase("inner")
+    def inner(x):
+        return jax.lax.scan(lambda c, _: (jnp.tanh(c @ c), None), x, None, length=3)[0]
+
+    def outer(x):
+        with phase("outer"):
+            return jax.grad(lambda x: inner(x).sum())(x)
+
+    x = jnp.ones((64, 64))
+    text = jax.jit(outer).lower(x).compile().as_text()
+    products = [line for line in text.splitlines() if " dot(" in line]
+    assert products and all("phase_outer" in line.split("phase_inner")[0] for line in products)
+    text = jax.jit(jax.grad(lambda x: inner(x).sum())).lower(x).compile().as_text()
+    assert all("phase_inner" in line for line in text.splitlines() if " dot(" in line)

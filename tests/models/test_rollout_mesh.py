@@ -1,4 +1,4 @@
-"""Decoding on a mesh gives the tokens of one device, and no weight travels in the loop."""
+"""Decoding on a mesh, in groups of any size, gives one device's tokens, and no weight travels in the loop."""
 
 import dataclasses
 import functools
@@ -27,14 +27,15 @@ WIDE = dataclasses.replace(
         joint.MODEL.decoder,
         hidden=128,
         intermediate=256,
-        heads=4,
-        kv_heads=2,
+        heads=8,
+        kv_heads=4,
         head_dim=32,
         rope_axes=section_axes((4, 6, 6)),
     ),
 )
-SMALLEST_KERNEL = 4 * 128 * 64  # bytes of a layer's key projection
-LARGEST_KERNEL = 4 * 128 * 256  # bytes of a layer's gate
+LAYERS = WIDE.decoder.layers
+LARGEST = 4 * 128 * 256  # bytes of a layer's gate
+ACTIVATIONS = 4 * 8 * 2 * 256  # bytes of a step's widest activations, of all rows
 ROWS = 8
 
 
@@ -55,7 +56,7 @@ def compiled(mesh):
 
     def roll(params, prompts, key):
         with in_use(mesh):
-            return generate(rebuild(model(), params), prompts, key, max_new=NEW, eos=(119,), groups=2)
+            return generate(rebuild(model(), params), prompts, key, max_new=NEW, eos=(119,), groups=(2,))
 
     arguments = params, put_batch(prompts(), mesh), jax.random.key(0)
     program = jax.jit(roll).lower(*arguments).compile()
@@ -68,16 +69,19 @@ def one_device():
     return program(*arguments)
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize("sizes", [(1, 8, 1, 4), (1, 8, 1, 2), (1, 8, 1, 1), (2, 2, 2, 2), (1, 2, 4, 1)])
 def test_weights_stay_where_they_are(sizes):
     program, arguments = compiled(mesh_of(*sizes))
     moves = collectives(program.as_text())
     decoding = [move for move in moves if move.loops and move.loops[0] == NEW]
-    assert decoding  # they move activations
-    # All-reduces are sums of activations: a weight would be gathered or permuted.
-    assert max(move.result for move in decoding if move.kind != "all-reduce") < SMALLEST_KERNEL
-    # The stack of layers is not gathered before the loop either: prefill gathers a layer at a time.
-    assert max(move.result for move in moves if move.kind != "all-reduce") <= LARGEST_KERNEL
+    # A group sums activations, and one device alone has none to sum.
+    assert bool(decoding) == (sizes[2] * sizes[3] > 1)
+    assert all(move.result <= ACTIVATIONS for move in decoding)
+    # Before the loop each device gets its part of the weights, of the whole stack at once, and nothing whole.
+    part = LAYERS * LARGEST / (sizes[2] * sizes[3])
+    assert max(move.result for move in moves if move.kind != "all-reduce") <= max(part, LARGEST)
     completions, expected = program(*arguments), one_device()
     np.testing.assert_array_equal(completions.tokens, expected.tokens)
     np.testing.assert_array_equal(completions.mask, expected.mask)
+    # Sums over heads and the MLP are in another order.
+    np.testing.assert_allclose(completions.logprobs, expected.logprobs, atol=1e-5, rtol=0)

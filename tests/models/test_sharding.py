@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from jax.experimental import topologies
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, NamedSharding
 
 from tests import joint, tiny
 from tests.joint import mesh_of
@@ -21,6 +21,8 @@ from vpjax.models.vlm import VLMConfig, abstract_model, leaves
 from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from vpjax.training.sft import init_heads
 from vpjax.types import UserError
+
+SIZES = ("data", "fsdp", "tensor")  # of a config
 
 
 @functools.cache
@@ -38,22 +40,56 @@ def qwen3():
     [((1, -1, 1), (1, 8, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, 4, 1), (2, 4, 1)), ((2, 4, -1), (2, 4, 1))],
 )
 def test_mesh_sizes(sizes, shape):
-    assert tuple(make_mesh(dict(zip(AXES, sizes, strict=True))).shape.values()) == shape
+    data, fsdp, tensor = shape
+    assert make_mesh(dict(zip(SIZES, sizes, strict=True))).shape == dict(
+        zip(AXES, (data, fsdp, 1, tensor), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kv_heads", "group"),
+    [
+        (dict(data=1, fsdp=8, tensor=1), 4, 4),
+        (dict(data=1, fsdp=8, tensor=1), 16, 8),
+        (dict(data=1, fsdp=8, tensor=1, rollout=2), 4, 2),
+        (dict(data=2, fsdp=2, tensor=2), 4, 2),
+        (dict(data=4, fsdp=1, tensor=2), 4, 1),
+        (dict(data=1, fsdp=4, tensor=2), 1, 1),
+        (dict(data=1, fsdp=8, tensor=1), 3, 1),
+    ],
+)
+def test_groups_of_a_rollout(sizes, kv_heads, group):
+    """As many devices as the heads that tensor leaves, and fsdp, divide by."""
+    mesh = make_mesh(sizes, kv_heads=kv_heads)
+    assert mesh.shape["group"] == group and mesh.shape["fsdp"] == sizes["fsdp"] // group
+
+
+@pytest.mark.parametrize(
+    ("rollout", "message"),
+    [
+        (3, "config.mesh.rollout=3 does not divide config.mesh.fsdp=4"),
+        (0, "config.mesh.rollout=0 does not divide"),
+        (4, "rollout=4 does not divide the 2 key/value heads that config.mesh.tensor=2 leaves of .* 4"),
+    ],
+)
+def test_groups_that_do_not_fit(rollout, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(dict(data=1, fsdp=4, tensor=2, rollout=rollout), kv_heads=4)
 
 
 @pytest.mark.parametrize("sizes", [(1, 3, 1), (1, -1, 3), (-1, -1, 1), (0, -1, 1), (2, 2, 1), (-2, -4, 1)])
 def test_meshes_that_do_not_fit(sizes):
     with pytest.raises(UserError, match=f"config.mesh: data={sizes[0]}, fsdp={sizes[1]}, .* 8 devices"):
-        make_mesh(dict(zip(AXES, sizes, strict=True)))
+        make_mesh(dict(zip(SIZES, sizes, strict=True)))
 
 
-@pytest.mark.parametrize(("sizes", "expected"), [((2, -1, 1), (2, 4, 1)), ((4, 1, 2), (4, 1, 2))])
+@pytest.mark.parametrize(("sizes", "expected"), [((2, -1, 1), (2, 4, 1, 1)), ((4, 1, 2), (4, 1, 1, 2))])
 def test_slices_lie_along_data(sizes, expected, monkeypatch):
     """On two slices of four TPU chips each, fsdp and tensor stay inside a slice."""
     pytest.importorskip("libtpu")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     topology = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2)
-    mesh = make_mesh(dict(zip(AXES, sizes, strict=True)), topology.devices)
+    mesh = make_mesh(dict(zip(SIZES, sizes, strict=True)), topology.devices)
     assert tuple(mesh.shape.values()) == expected
     half = expected[0] // 2
     for part in (mesh.devices[:half], mesh.devices[half:]):
@@ -68,14 +104,14 @@ def test_slices_lie_along_data(sizes, expected, monkeypatch):
 @pytest.mark.parametrize("sizes", [(1, 64, 1), (4, 16, 1), (2, 8, 4), (1, 1, 4)])
 def test_billions_of_parameters_fit(sizes, model, billions):
     """Every parameter divides, and a device holds its share: all but norms and biases are split."""
-    mesh, held, whole = AbstractMesh(sizes, AXES), 0, 0
+    data, fsdp, tensor = sizes
+    mesh, held, whole = AbstractMesh((data, fsdp, 1, tensor), AXES), 0, 0
     for path, x in model().items():
         spec = spec_of(path, x.shape, mesh)
-        size = math.prod(x.shape)
-        held += size // math.prod(mesh.shape[axis] for axis in spec if axis)
-        whole += size
+        held += math.prod(NamedSharding(mesh, spec).shard_shape(x.shape))
+        whole += math.prod(x.shape)
     assert whole == pytest.approx(billions * 1e9, rel=1e-3)  # as their model cards say
-    assert whole / held > 0.98 * sizes[1] * (1 if sizes[2] == 1 else 0.9 * sizes[2])
+    assert whole / held > 0.98 * fsdp * (1 if tensor == 1 else 0.9 * tensor)
 
 
 def test_the_table_covers_parameters_and_nothing_else():

@@ -55,6 +55,7 @@ def test_a_step_rolls_out_both_videos(prompts, rolled):
     stop = np.isin(judged.completions.tokens, EOS) & mask
     assert (stop.sum(-1) <= 1).all() and not (stop[..., :-1] & mask[..., 1:]).any()
     np.testing.assert_array_equal(np.isnan(judged.total), ~mask.any(-1))
+    assert metrics["completions/stopped"] == 0
     assert metrics["completions/mean_length"] == pytest.approx(mask[:, 0].sum(-1).mean())
     assert metrics["tokens"] == 2 * sum(len(clip.prompt) for clip in CLIPS) + mask.sum()
     assert metrics["reward"] == pytest.approx(np.nanmean(judged.total[:, 0]))
@@ -183,7 +184,15 @@ def test_padding_rows_count_for_nothing(prompts, completions, plain):
     got = learner(grpo__relative__kind="none")(masked, quiet)
     expected = learner(grpo__relative__kind="none", rows=ROWS // 2, batch=ROWS // 2)(*half)
     assert_close(got[0], expected[0], 1e-5)
-    for name in ("reward", "reward_std", "reward_degraded", "rel/gap", "frac_reward_zero_std", "loss"):
+    for name in (
+        "reward",
+        "reward_std",
+        "reward_degraded",
+        "rel/gap",
+        "frac_reward_zero_std",
+        "loss",
+        "completions/stopped",
+    ):
         assert got[1][name] == pytest.approx(expected[1][name], abs=1e-6), name
 
 

@@ -109,7 +109,8 @@ def evaluate(
         clips = spread(clips, request.limit)
     check_videos(clips, say)
 
-    run, mesh = run_of(request.model), make_mesh(request.mesh)
+    run = run_of(request.model)
+    mesh = make_mesh(request.mesh, kv_heads=checkpoint.read_model_config(request.model).decoder.kv_heads)
     data_config = with_options(run_config.data_of(Path(request.model)).to_dict(), request.video_options)
     step = checkpoint.step_of(request.model, request.step)
     dtype = request.dtype

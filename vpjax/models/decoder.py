@@ -17,7 +17,7 @@ from flax import nnx
 from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_suffix
 from vpjax.models.linear import Linear
 from vpjax.models.rope import rotate, text_angles
-from vpjax.models.sharding import split_heads, split_rows, split_width
+from vpjax.models.sharding import split_groups, split_heads, split_rows, split_width
 from vpjax.models.swiglu import swiglu
 from vpjax.types import Array
 
@@ -162,38 +162,47 @@ class Decoder(nnx.Module):
 
     def decode(
         self,
-        token_BG: Array,
-        position_B3: Array,
+        token_BX: Array,
+        position_BX: Array,
         step: Array,
-        segment_BP: Array,
+        segment_BRP: Array,
         prefix: KeyValues,
         suffix: KeyValues,
+        groups: tuple[int, ...],
     ) -> tuple[jax.Array, KeyValues]:
-        """Feed token number ``step`` of each of G completions: its hidden states [B, G, D] after the final
-        norm, and the suffix cache [L, B, G, C, K, H] with this token written."""
-        angles = self.angles(position_B3[:, :, None])
+        """Feed token number ``step`` of each of X completions: its hidden states [B, X, D] after the final
+        norm, and the suffix cache [L, B, X, C, K, H] with this token written.
+
+        prefix [L, B, R, P, K, H]: of R prompts, of which ``groups`` says how many of the completions each
+        has. On a mesh the weights are as ``sharding.regroup`` leaves them."""
+        angles = self.angles(jnp.repeat(position_BX[:, None], 3, axis=1))
 
         def layer(carry, block_prefix_index):
             x, cache = carry
             block, prefix, index = block_prefix_index
 
-            def attention(q_BGNH, kv_BGKH):
-                # Attention is split by rows; the projections see all rows and a part of the width.
-                q_BGNH, kv_BGKH = jax.tree.map(split_heads, (q_BGNH, kv_BGKH))
+            def attention(q_BXNH, kv_BXKH):
+                q_BXNH, kv_BXKH = jax.tree.map(split_heads, (q_BXNH, kv_BXKH))
                 written = jax.tree.map(
-                    lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BGKH
+                    lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BXKH
                 )
                 own = jax.tree.map(lambda c: c[index], written)
-                mixed = attend_suffix(q_BGNH[:, :, None], prefix, own, segment_BP, step)
-                return split_heads(mixed[:, :, 0], "data"), written
+                mixed, end = [], 0
+                for r, count in enumerate(groups):
+                    start, end = end, end + count
+                    of_prompt = jax.tree.map(lambda c, r=r: c[:, r], prefix)
+                    of_group = jax.tree.map(lambda c, g=slice(start, end): c[:, g], own)
+                    q_BGQNH = q_BXNH[:, start:end, None]
+                    mixed.append(attend_suffix(q_BGQNH, of_prompt, of_group, segment_BRP[:, r], step))
+                return split_heads(jnp.concatenate(mixed, axis=1)[:, :, 0]), written
 
-            x, written = block(split_width(x), angles, attention)
-            return (split_width(x), written), None
+            x, written = block(split_groups(x), angles, attention)
+            return (split_groups(x), written), None
 
         index_L = jnp.arange(self.config.layers)
-        carry = self.embed_tokens(token_BG), suffix
-        (h_BGD, suffix), _ = jax.lax.scan(layer, carry, (self.layers, prefix, index_L))
-        return self.norm(h_BGD), suffix
+        carry = split_groups(self.embed[token_BX]), suffix
+        (h_BXD, suffix), _ = jax.lax.scan(layer, carry, (self.layers, prefix, index_L))
+        return self.norm(h_BXD), suffix
 
 
 def _through(

@@ -1,6 +1,7 @@
 """Completions of prompts: prefill and a while-loop with a cache, in one compiled call.
 
-The G completions of a prompt share one prefix cache. The loop ends when the last completion has ended.
+The completions of a prompt share one prefix cache. The loop ends when the last completion has ended. On a
+mesh the decoder's weights are regrouped between the two, so that no weight travels in the loop.
 """
 
 import functools
@@ -8,18 +9,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vpjax.hlo import phase
 from vpjax.models.attention import KeyValues
-from vpjax.models.sharding import split_logits, split_vocabulary
+from vpjax.models.sharding import regroup, split_heads, split_words
 from vpjax.models.vision import Features
-from vpjax.models.vlm import VideoLM, next_position
+from vpjax.models.vlm import VideoLM, leaves, next_position, rebuild
 from vpjax.types import Array, Prompts
 
 
 class Completions(NamedTuple):
-    """G completions of each prompt; arrays are 0 where ``mask`` is False.
+    """X completions in each row; arrays are 0 where ``mask`` is False.
 
-    tokens i32[B, G, C]. mask bool[B, G, C]: True up to and including the stop token. logprobs f32[B, G, C]:
+    tokens i32[B, X, C]. mask bool[B, X, C]: True up to and including the stop token. logprobs f32[B, X, C]:
     of each token at the sampling temperature (greedy: 1), before top-k and top-p.
     """
 
@@ -32,12 +35,14 @@ class _Loop(NamedTuple):
     """The carry of the decode loop. step: the number of tokens chosen; the cache lacks the last of them."""
 
     step: jax.Array
-    done_BG: jax.Array
+    done_BX: jax.Array
     cache: KeyValues
     out: Completions
 
 
-@functools.partial(jax.jit, static_argnames=("max_new", "eos", "groups", "temperature", "top_p", "top_k"))
+@functools.partial(
+    jax.jit, static_argnames=("max_new", "eos", "groups", "stop_share", "temperature", "top_p", "top_k")
+)
 def generate(
     model: VideoLM,
     prompts: Prompts,
@@ -46,61 +51,100 @@ def generate(
     max_new: int,
     eos: tuple[int, ...],
     features: Features | None = None,
-    groups: int = 1,
+    groups: tuple[int, ...] = (1,),
     requested: Array | None = None,
+    stop_share: float = 1.0,
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = 0,
 ) -> Completions:
-    """Complete prompts.
+    """Complete prompts, the completions of which need not be as many for each.
 
-    max_new: C, the most tokens of a completion. eos: tokens that end a completion. features: from
-    ``model.encode``; default: of the prompts' videos. groups: G. requested: bool[B, G]; other completions and
-    those of a row without a prompt are empty. temperature: 0 is greedy. top_p, top_k: the tokens that are
-    sampled from, after the temperature (1 and 0: all tokens); top_k first, as in transformers.
-    A completion depends on ``key``, on the index of its row and its index in the row, not on the other rows.
+    prompts: R for each row of the result, one after the other. max_new: C, the most tokens of a completion.
+    eos: tokens that end a completion. features: from ``model.encode``; default: of the prompts' videos.
+    groups: how many completions each of the R prompts has; X in all, in their order. requested: bool[B, X];
+    other completions and those of a prompt without tokens are empty. stop_share: of the completions, after
+    whose end no more tokens are chosen; those that have not ended then are empty. temperature: 0 is greedy.
+    top_p, top_k: the tokens that are sampled from, after the temperature (1 and 0: all tokens); top_k first,
+    as in transformers.
+    A completion depends on ``key``, on the index of its prompt and its index among that prompt's completions,
+    not on others.
     """
     if features is None:
         features = model.encode(prompts.video)
-    rows, segment_BP = len(prompts.clip), jnp.asarray(prompts.text.segment)
-    next_B = next_position(prompts.text)
-    keys_BG = _fold(_fold(key, jnp.arange(rows))[:, None], jnp.arange(groups))
-    unembed_OD = split_vocabulary(model.unembed)
+    branches, total = len(groups), sum(groups)
+    rows = len(prompts.clip) // branches
+    branch_X = np.repeat(np.arange(branches), groups)
+    index_X = np.concatenate([np.arange(count) for count in groups])
+    segment_BRP = jnp.asarray(prompts.text.segment).reshape(rows, branches, -1)
+    next_BX = next_position(prompts.text).reshape(rows, branches)[:, branch_X]
+    prompt_BX = branches * jnp.arange(rows)[:, None] + branch_X
+    keys_BX = _fold(_fold(key, prompt_BX), index_X)
 
-    def choose(state: _Loop, h_BGD: Array) -> _Loop:
+    def choose(state: _Loop, h_BXD: Array) -> _Loop:
         """Choose the next token of each completion from ``h``, the hidden state of its last token."""
         # An einsum would put the larger operand first, which is half as fast for one row on a CPU.
-        logits_BGO = split_logits(jnp.matmul(h_BGD, unembed_OD.T, preferred_element_type=jnp.float32))
+        logits_BXO = split_words(jnp.matmul(h_BXD, unembed_OD.T, preferred_element_type=jnp.float32))
         if temperature:
-            logits_BGO = logits_BGO / temperature
+            logits_BXO = logits_BXO / temperature
             draw = functools.partial(sample, top_p=top_p, top_k=top_k)
-            token_BG = jax.vmap(jax.vmap(draw))(_fold(keys_BG, state.step), logits_BGO)
+            token_BX = jax.vmap(jax.vmap(draw))(_fold(keys_BX, state.step), logits_BXO)
         else:
-            token_BG = jnp.argmax(logits_BGO, axis=-1).astype(jnp.int32)
-        chosen_BG = jnp.take_along_axis(logits_BGO, token_BG[..., None], axis=-1)[..., 0]
-        logprob_BG = chosen_BG - jax.nn.logsumexp(logits_BGO, axis=-1)
-        running_BG = ~state.done_BG
-        new = Completions(token_BG, running_BG, logprob_BG)
-        out = jax.tree.map(lambda full, x: full.at[:, :, state.step].set(x * running_BG), state.out, new)
-        done_BG = state.done_BG | jnp.isin(token_BG, jnp.array(eos, jnp.int32))
-        return _Loop(state.step + 1, done_BG, state.cache, out)
+            token_BX = jnp.argmax(logits_BXO, axis=-1).astype(jnp.int32)
+        chosen_BX = jnp.take_along_axis(logits_BXO, token_BX[..., None], axis=-1)[..., 0]
+        logprob_BX = chosen_BX - jax.nn.logsumexp(logits_BXO, axis=-1)
+        running_BX = ~state.done_BX
+        new = Completions(token_BX, running_BX, logprob_BX)
+        out = jax.tree.map(lambda full, x: full.at[:, :, state.step].set(x * running_BX), state.out, new)
+        done_BX = state.done_BX | jnp.isin(token_BX, jnp.array(eos, jnp.int32))
+        return _Loop(state.step + 1, done_BX, state.cache, out)
 
     def advance(state: _Loop) -> _Loop:
         fed = state.step - 1
-        token_BG = state.out.tokens[:, :, fed]
-        position_B3 = jnp.tile((next_B + fed)[:, None], (1, 3))
-        h_BGD, cache = model.decoder.decode(token_BG, position_B3, fed, segment_BP, prefix, state.cache)
-        return choose(state._replace(cache=cache), h_BGD)
+        token_BX = state.out.tokens[:, :, fed]
+        h_BXD, cache = model.decoder.decode(
+            token_BX, next_BX + fed, fed, segment_BRP, prefix, state.cache, groups
+        )
+        return choose(state._replace(cache=cache), h_BXD)
 
-    last_BD, prefix = model.prefill(features, prompts)
-    shape = (rows, groups, max_new)
+    last_ND, prefix = model.prefill(features, prompts)
+    with phase("regroup"):
+        model, last_ND, prefix = regrouped(model, last_ND, prefix)
+    unembed_OD = model.unembed
+    last_BXD = last_ND.reshape(rows, branches, -1)[:, branch_X]
+    prefix = _split_rows_and_heads(
+        jax.tree.map(lambda x: x.reshape(x.shape[0], rows, branches, *x.shape[2:]), prefix)
+    )
+    shape = (rows, total, max_new)
     empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
-    done_BG = jnp.tile(~jnp.any(segment_BP > 0, axis=1)[:, None], (1, groups))
+    absent_BX = ~jnp.any(segment_BRP > 0, axis=2)[:, branch_X]
     if requested is not None:
-        done_BG |= ~requested
-    start = _Loop(jnp.int32(0), done_BG, model.decoder.empty_cache(*shape), empty)
-    first = choose(start, jnp.tile(last_BD[:, None], (1, groups, 1)))
-    return jax.lax.while_loop(lambda s: (s.step < max_new) & ~s.done_BG.all(), advance, first).out
+        absent_BX |= ~requested
+    enough = jnp.ceil(stop_share * (~absent_BX).sum())
+
+    def continues(state: _Loop) -> jax.Array:
+        return (state.step < max_new) & ((state.done_BX & ~absent_BX).sum() < enough)
+
+    cache = _split_rows_and_heads(model.decoder.empty_cache(*shape))
+    start = _Loop(jnp.int32(0), absent_BX, cache, empty)
+    with phase("decode"):
+        end = jax.lax.while_loop(continues, advance, choose(start, last_BXD))
+    # A completion that the loop's end cuts off says nothing about where it would have ended.
+    stays_BX1 = (end.done_BX | (end.step >= max_new))[..., None]
+    return jax.tree.map(lambda x: x * stays_BX1, end.out)
+
+
+def regrouped(model: VideoLM, last_ND: jax.Array, prefix: KeyValues) -> tuple[VideoLM, jax.Array, KeyValues]:
+    """The model with its decoder in the layout of sampling, and what prefill gave."""
+    # The barrier keeps the layout from reaching back into prefill, and the copy from being made before it.
+    model, last_ND, prefix = jax.lax.optimization_barrier((model, last_ND, prefix))
+    params = leaves(model)
+    decoder = {path: regroup(path, x) for path, x in params.items() if path.startswith("decoder.")}
+    return rebuild(model, params | decoder), last_ND, prefix
+
+
+def _split_rows_and_heads(cache: KeyValues) -> KeyValues:
+    return jax.tree.map(functools.partial(split_heads, rows_axis=1), cache)
 
 
 def sample(key: Array, logits_O: jax.Array, top_p: float, top_k: int) -> jax.Array:

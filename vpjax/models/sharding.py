@@ -1,7 +1,9 @@
 """The mesh, and how parameters, batches and activations are split over it.
 
-Axes: ``data`` copies the parameters, ``fsdp`` splits them and the batch, ``tensor`` splits heads and MLPs.
-Batches are split over (data, fsdp) together.
+Axes: ``data`` copies the parameters, ``fsdp`` and ``group`` split them and the batch, ``tensor`` splits heads
+and MLPs. Batches are split over (data, fsdp, group) together. In training fsdp and group are one: a config's
+``mesh.fsdp`` is their product. In sampling each group has a whole copy of the decoder's weights, of which its
+devices hold the heads of their own, and rows of its own (``regroup``).
 """
 
 import contextlib
@@ -17,61 +19,69 @@ from jax.sharding import PartitionSpec as P
 
 from vpjax.types import UserError
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = P(("data", "fsdp"))
+AXES = ("data", "fsdp", "group", "tensor")
+FSDP = ("fsdp", "group")
+ROWS = P(("data", *FSDP))
+# In sampling:
+GROUPS = ("data", "fsdp")  # rows are split over them
+HEADS = ("group", "tensor")  # heads, MLPs and the vocabulary are split over them
 
 # The first pattern that matches a whole path applies. The leading axis of stacked layers is never split, for
 # a scan runs along it.
 TABLE: tuple[tuple[str, P], ...] = (
-    (r"decoder\.(embed|lm_head)", P("tensor", "fsdp")),
-    (r"decoder\.layers\.(q|k|v|gate|up)\.kernel", P(None, "fsdp", "tensor")),
+    (r"decoder\.(embed|lm_head)", P("tensor", FSDP)),
+    (r"decoder\.layers\.(q|k|v|gate|up)\.kernel", P(None, FSDP, "tensor")),
     (r"decoder\.layers\.(q|k|v)\.bias", P(None, "tensor")),
-    (r"decoder\.layers\.(o|down)\.kernel", P(None, "tensor", "fsdp")),
-    (r"vision\.patch_embed\.kernel", P(None, "fsdp")),
-    (r"vision\.blocks\.qkv\.kernel", P(None, "fsdp", None, "tensor")),
+    (r"decoder\.layers\.(o|down)\.kernel", P(None, "tensor", FSDP)),
+    (r"vision\.patch_embed\.kernel", P(None, FSDP)),
+    (r"vision\.blocks\.qkv\.kernel", P(None, FSDP, None, "tensor")),
     (r"vision\.blocks\.qkv\.bias", P(None, None, "tensor")),
-    (r"vision\.blocks\.(gate|up)\.kernel", P(None, "fsdp", "tensor")),
+    (r"vision\.blocks\.(gate|up)\.kernel", P(None, FSDP, "tensor")),
     (r"vision\.blocks\.(gate|up)\.bias", P(None, "tensor")),
-    (r"vision\.blocks\.(proj|down)\.kernel", P(None, "tensor", "fsdp")),
+    (r"vision\.blocks\.(proj|down)\.kernel", P(None, "tensor", FSDP)),
     (r"vision\.blocks\.(proj|down)\.bias", P()),
-    (r"vision\.merger\.fc1\.kernel", P("fsdp", "tensor")),
+    (r"vision\.merger\.fc1\.kernel", P(FSDP, "tensor")),
     (r"vision\.merger\.fc1\.bias", P("tensor")),
-    (r"vision\.merger\.fc2\.kernel", P("tensor", "fsdp")),
-    (r"vision\.deepstack\.fc1\.kernel", P(None, "fsdp", "tensor")),
+    (r"vision\.merger\.fc2\.kernel", P("tensor", FSDP)),
+    (r"vision\.deepstack\.fc1\.kernel", P(None, FSDP, "tensor")),
     (r"vision\.deepstack\.fc1\.bias", P(None, "tensor")),
-    (r"vision\.deepstack\.fc2\.kernel", P(None, "tensor", "fsdp")),
+    (r"vision\.deepstack\.fc2\.kernel", P(None, "tensor", FSDP)),
     (r"vision\.(patch_embed|merger\.fc2|deepstack\.fc2)\.bias", P()),
-    (r"vision\.positions", P(None, "fsdp")),
+    (r"vision\.positions", P(None, FSDP)),
     # Adapters: the sides that they share with their kernel are split as there.
-    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(q|k|v|qkv|gate|up|fc1)\.lora_a", P(None, "fsdp")),
+    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(q|k|v|qkv|gate|up|fc1)\.lora_a", P(None, FSDP)),
     (r"(decoder\.layers|vision\.(blocks|deepstack))\.(q|k|v|gate|up|fc1)\.lora_b", P(None, None, "tensor")),
     (r"(decoder\.layers|vision\.(blocks|deepstack))\.(o|proj|down|fc2)\.lora_a", P(None, "tensor")),
-    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(o|proj|down|fc2)\.lora_b", P(None, None, "fsdp")),
+    (r"(decoder\.layers|vision\.(blocks|deepstack))\.(o|proj|down|fc2)\.lora_b", P(None, None, FSDP)),
     (r"vision\.blocks\.qkv\.lora_b", P(None, None, None, "tensor")),
-    (r"vision\.merger\.fc1\.lora_a", P("fsdp")),
+    (r"vision\.merger\.fc1\.lora_a", P(FSDP)),
     (r"vision\.merger\.fc1\.lora_b", P(None, "tensor")),
     (r"vision\.merger\.fc2\.lora_a", P("tensor")),
-    (r"vision\.merger\.fc2\.lora_b", P(None, "fsdp")),
+    (r"vision\.merger\.fc2\.lora_b", P(None, FSDP)),
     (r".*\.kernel_scale", P()),  # a number for each output of a layer
     (r".*\.(\w_)?norm\d?\.(scale|bias)", P()),
     (r"heads\..*", P()),
 )
 
 
-def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of ``sizes``, devices per axis of AXES; one may be -1, which is replaced by what fits.
+def make_mesh(
+    sizes: Mapping[str, int], devices: list[jax.Device] | None = None, *, kv_heads: int = 1
+) -> Mesh:
+    """The mesh of ``sizes``: devices for ``data``, ``fsdp`` and ``tensor``, of which one may be -1, which is
+    replaced by what fits, and for ``rollout``, those of a group, which divides fsdp.
 
+    kv_heads: of the decoder, which are split over a group. rollout -1 is the largest size that divides both.
     Devices that are neighbours on the mesh are connected directly. Several TPU slices lie along ``data``, so
     that only gradients travel between slices. UserError if the product of the sizes is not the number of
-    devices, or ``data`` is not a multiple of the number of slices.
+    devices, ``data`` is not a multiple of the number of slices, or a group divides fsdp or heads unevenly.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in AXES]
+    shape = [sizes[axis] for axis in ("data", "fsdp", "tensor")]
     fixed = math.prod(size for size in shape if size != -1)
     if shape.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices) or min(shape) < 1:
-        given = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
+        given = ", ".join(f"{axis}={sizes[axis]}" for axis in ("data", "fsdp", "tensor"))
         raise UserError(
             f"config.mesh: {given} does not fit {len(devices)} devices; use one -1, or sizes of that product"
         )
@@ -80,23 +90,44 @@ def make_mesh(sizes: Mapping[str, int], devices: list[jax.Device] | None = None)
         raise UserError(
             f"config.mesh.data={shape[0]} must be a multiple of {slices}, the number of TPU slices"
         )
+    data, fsdp, tensor = shape
+    group = _group_size(sizes.get("rollout", -1), fsdp, tensor, kv_heads)
+    shape = [data, fsdp // group, group, tensor]
     if slices == 1:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        inside, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+        inside, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
         grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES)
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The PartitionSpec of a parameter. UserError if a dimension does not divide by its axis."""
+def _group_size(rollout: int, fsdp: int, tensor: int, kv_heads: int) -> int:
+    """The devices of a group. A device needs key/value heads of its own, or all devices would hold all."""
+    heads = kv_heads // tensor if kv_heads % tensor == 0 else 1
+    if rollout == -1:
+        return math.gcd(fsdp, heads)
+    if rollout < 1 or fsdp % rollout:
+        raise UserError(f"config.mesh.rollout={rollout} does not divide config.mesh.fsdp={fsdp}")
+    if heads % rollout:
+        raise UserError(
+            f"config.mesh.rollout={rollout} does not divide the {heads} key/value heads that "
+            f"config.mesh.tensor={tensor} leaves of the model's {kv_heads}"
+        )
+    return rollout
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Any) -> P:
+    """The PartitionSpec of a parameter on a mesh (abstract or not). UserError if a dimension does not divide
+    by its axis."""
     spec = next((spec for pattern, spec in TABLE if re.fullmatch(pattern, path)), None)
     if spec is None or len(spec) > len(shape):
         raise ValueError(f"sharding.TABLE has no row for {path} {shape}")
     for dimension, axis in zip(shape, spec, strict=False):
-        if axis is not None and dimension % mesh.shape[axis]:
+        count = _devices(axis, mesh=mesh)
+        if dimension % count:
+            name = "fsdp" if axis == FSDP else axis
             raise UserError(
-                f"config.mesh.{axis}={mesh.shape[axis]} does not divide {dimension}, a side of {path} {shape}"
+                f"config.mesh.{name}={count} does not divide {dimension}, a side of {path} {shape}"
             )
     return spec
 
@@ -107,7 +138,7 @@ def shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of every array of a Batch: rows split over (data, fsdp)."""
+    """The sharding of every array of a Batch: its rows are split."""
     return NamedSharding(mesh, ROWS)
 
 
@@ -122,7 +153,7 @@ def _constrain(x: jax.Array, spec: P) -> jax.Array:
 
 
 def split_rows(x: jax.Array) -> jax.Array:
-    """``x`` [B, ...], its rows over (data, fsdp).
+    """``x`` [B, ...], its rows over (data, fsdp, group).
 
     Parameters are split over fsdp too: without this constraint, XLA splits the last axis of activations to
     match, and every device computes all rows.
@@ -131,43 +162,73 @@ def split_rows(x: jax.Array) -> jax.Array:
 
 
 def split_width(x: jax.Array) -> jax.Array:
-    """``x`` [B, ..., D], its last axis over fsdp like the rows of kernels, its rows over data alone.
-
-    For few tokens at a time, as in decoding: products with kernels then move activations, which are small
-    there, and never weights (2-D weight-stationary: Pope et al., arXiv 2211.05102).
-    """
-    return _constrain(x, P("data", *[None] * (x.ndim - 2), "fsdp"))
-
-
-def split_heads(x: jax.Array, rows: str | tuple[str, ...] = ROWS[0]) -> jax.Array:
-    """``x`` [B, ..., N, H], its rows over the axes ``rows``, its heads over tensor if they divide."""
-    heads = "tensor" if x.shape[-2] % _devices("tensor") == 0 else None
-    return _constrain(x, P(rows, *[None] * (x.ndim - 3), heads, None))
+    """``x`` [B, ..., D], its last axis split as the columns of the embedding table, its rows over data."""
+    return _constrain(x, P("data", *[None] * (x.ndim - 2), FSDP))
 
 
 def split_vocabulary(x: jax.Array) -> jax.Array:
-    """An output projection ``x`` [O, D], O over tensor and fsdp if it divides, else whole on every device:
-    each device computes the logits of its words, and nothing is summed over devices."""
-    return _constrain(x, P(_vocabulary_axes(x.shape[0])))
+    """An output projection ``x`` [O, D], O over all devices of a part of ``data`` if it divides, else whole
+    on every device: each device computes the logits of its words, and nothing is summed over devices."""
+    return _constrain(x, P(_if_divides(x.shape[0], (*FSDP, "tensor"))))
 
 
 def split_logits(x: jax.Array) -> jax.Array:
     """Logits ``x`` [B, ..., O], O as in ``split_vocabulary``, rows over data alone; if O does not divide,
     rows over fsdp too."""
-    words = _vocabulary_axes(x.shape[-1])
+    words = _if_divides(x.shape[-1], (*FSDP, "tensor"))
     rows = "data" if words else ROWS[0]
     return _constrain(x, P(rows, *[None] * (x.ndim - 2), words))
 
 
-def _vocabulary_axes(count: int) -> tuple[str, str] | None:
-    """The axes over which a vocabulary of ``count`` words is split."""
-    return None if count % _devices("tensor", "fsdp") else ("tensor", "fsdp")
+def regroup(path: str, x: jax.Array) -> jax.Array:
+    """A parameter of the decoder in the layout of sampling: each group of devices holds all of it, and each
+    of its devices a part: what was split over ``tensor`` is split over HEADS, nothing over ``fsdp``.
 
-
-def _devices(*axes: str) -> int:
-    """The number of devices along ``axes`` of the mesh in use; 1 without one."""
+    Decoding then moves activations inside a group, and no weight (Megatron's tensor parallelism, arXiv
+    1909.08053)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    if mesh.empty:
+        return x
+    spec = spec_of(path, x.shape, mesh)
+    inside: list[Any] = []
+    for side, axis in zip(x.shape, spec, strict=False):
+        if axis == "tensor":
+            inside.append(_if_divides(side, HEADS, axis))
+        else:
+            inside.append("fsdp" if axis == FSDP else None)
+    across = [None if axis == "fsdp" else axis for axis in inside]
+    # In one step XLA would gather whole weights: parts are exchanged inside the group and then gathered.
+    return _constrain(_constrain(_constrain(x, spec), P(*inside)), P(*across))
+
+
+def split_groups(x: jax.Array) -> jax.Array:
+    """``x`` [B, ...] in sampling: each group has rows of its own, whole on each of its devices."""
+    return _constrain(x, P(GROUPS))
+
+
+def split_heads(x: jax.Array, rows_axis: int = 0) -> jax.Array:
+    """``x`` [..., N, H] in sampling: its rows as in ``split_groups``, its heads over HEADS if they divide."""
+    spec: list[Any] = [None] * x.ndim
+    spec[rows_axis], spec[-2] = GROUPS, _if_divides(x.shape[-2], HEADS)
+    return _constrain(x, P(*spec))
+
+
+def split_words(x: jax.Array) -> jax.Array:
+    """Logits ``x`` [B, ..., O] in sampling: rows as in ``split_groups``, O over HEADS if it divides."""
+    return _constrain(x, P(GROUPS, *[None] * (x.ndim - 2), _if_divides(x.shape[-1], HEADS)))
+
+
+def _if_divides(side: int, axes: tuple[str, ...], otherwise: str | None = None) -> Any:
+    """``axes`` if they split ``side`` evenly."""
+    return otherwise if side % _devices(axes) else axes
+
+
+def _devices(axes: Any, mesh: Any = None) -> int:
+    """The number of devices along an axis, several or None (1) of ``mesh``, by default that in use; 1
+    without one."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
 def on_mesh(mesh: Mesh | None, function: Callable[..., Any], *, rows: bool = False) -> Callable[..., Any]:
@@ -189,7 +250,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def row_parts(mesh: Mesh | None) -> int:
     """The number of parts into which the rows of a batch are split."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else _devices(ROWS[0], mesh)
 
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:

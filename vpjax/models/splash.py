@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec as P
 
+from vpjax.models.sharding import ROWS
 from vpjax.types import Array, UserError
 
 BLOCK, LANES = 512, 128  # tokens in a block at most; a block is a multiple of LANES
@@ -159,7 +160,7 @@ def _on_devices(
                 f"config.mesh.tensor={mesh.shape['tensor']} does not divide the model's {k_BTKH.shape[2]} "
                 "key/value heads: take a smaller one, or --config.attention=xla"
             )
-        rows, heads = P(("data", "fsdp")), P(("data", "fsdp"), None, "tensor")
+        rows, heads = ROWS, P(*ROWS, None, "tensor")
         specs = heads, heads, heads, *[rows] * len(segments)
         function = jax.shard_map(function, in_specs=specs, out_specs=heads, check_vma=False)
     return function(q_BTNH, k_BTKH, v_BTKH, *(jnp.asarray(segment, jnp.int32) for segment in segments))

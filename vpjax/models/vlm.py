@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vpjax.hlo import phase
 from vpjax.models.attention import Branch, KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
@@ -63,6 +64,7 @@ class VideoLM(nnx.Module):
         """The output projection [O, D]: logits are ``hidden @ unembed.T``."""
         return (self.decoder.embed if self.config.decoder.tied else self.decoder.lm_head)[...]
 
+    @phase("encode")
     def encode(self, units: Units, *, remat: bool = False) -> Features | None:
         """The visual features [R, U, D] of rows of units; None if U is 0."""
         return self.vision(units, remat=remat) if units.count else None
@@ -78,6 +80,7 @@ class VideoLM(nnx.Module):
         deep = tuple(take(f, text.shows).astype(x_RTD.dtype) for f in features.deep)
         return jnp.where(is_visual_RT1, seen_RTD, x_RTD), deep
 
+    @phase("decoder")
     def hidden(
         self,
         features: Features | None,
@@ -160,6 +163,7 @@ class VideoLM(nnx.Module):
         first = jnp.broadcast_to(last_BD[:, None, None], (rows, groups, 1, last_BD.shape[-1]))
         return self.decoder.norm(jnp.concatenate([first, own_BGCD[:, :, :-1]], axis=2))
 
+    @phase("prefill")
     def prefill(self, features: Features | None, prompts: Prompts) -> tuple[jax.Array, KeyValues]:
         """The state [B, D] at each prompt's last token, and the prefix cache."""
         text = prompts.text

@@ -22,7 +22,7 @@ from vpjax.files import AnyPath, local_folder
 from vpjax.models import hf
 from vpjax.models.lora import Lora, merged
 from vpjax.models.sharding import shardings
-from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
+from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves, rebuild
 from vpjax.training import run_config
 from vpjax.training.best import best_of
 from vpjax.types import UserError
@@ -113,6 +113,12 @@ def model_folder(path: AnyPath) -> Path:
     """The folder of config and tokenizer: model/ in a work directory, a Hugging Face folder itself."""
     path = Path(path)
     return path / MODEL if (path / MODEL).is_dir() else path
+
+
+def read_model_config(path: AnyPath) -> VLMConfig:
+    """The sizes of the model in a work directory or a Hugging Face folder. UserError if it is neither."""
+    check_model(path)
+    return hf.read_config(model_folder(path))
 
 
 def check_model(path: AnyPath) -> None:

@@ -4,9 +4,9 @@ A prompt's video is encoded once; V~ is a gather of its features. Each branch (V
 is prefilled once. Its completions share the prefix, in sampling and in the update: P + G * C tokens. Rewards
 that are the user's own Python run between two calls, one that rolls out and one that updates.
 
-R: branches. All have G = max(groups, degraded) completions; those beyond a branch's own number are masked
-out. A decode loop of its own for each branch would sample no such completions, but read the weights twice.
-See docs/method.md, section 3.
+R: branches. One loop samples as many completions of each as it has, for a loop of its own would read the
+weights again; in arrays both have G = max(groups, degraded), of which those beyond a branch's own number are
+masked out. See docs/method.md, section 3.
 """
 
 import dataclasses
@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from vpjax.hlo import phase
 from vpjax.models.attention import backend
 from vpjax.models.generate import Completions, generate
 from vpjax.models.sharding import batch_sharding, check_rows, in_use
@@ -50,7 +52,6 @@ from vpjax.training.update import (
     PolicyUpdate,
     UpdateRows,
     branch_prompts,
-    merge_branches,
     prompts_with_spread,
     repeat_rows,
     take_prompts,
@@ -126,33 +127,45 @@ class GRPOStep:
 
     def rollout(self, state: State, prompts: Prompts) -> tuple[Completions, Features | None]:
         """Completions [B, R, G, C] of all branches, sampled in one loop, and the features of V."""
-        options, rows = self.config.grpo, len(prompts.clip)
+        options = self.config.grpo
         model = self.policy.compute_model(state.params, state.frozen)
         features = model.encode(prompts.video)
-        counts = [options.groups]
-        if options.degraded > 0:
-            counts.append(options.degraded)
-        branches, groups = len(counts), max(counts)
-        is_requested = jnp.arange(groups) < jnp.array(counts)[:, None]
-        is_requested_BRG = jnp.broadcast_to(is_requested, (rows, branches, groups))
-        if branches > 1:  # nothing is sampled on V~ for clips that have none
-            has_branch_BR = jnp.stack([jnp.ones(rows, bool), prompts.has_degraded], axis=1)
-            is_requested_BRG &= has_branch_BR[..., None]
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), ROLE), state.step)
+        branches, key = len(self.groups), jax.random.key(self.config.seed)
         completions = generate(
             model,
             branch_prompts(prompts, branches),
-            key,
+            jax.random.fold_in(jax.random.fold_in(key, ROLE), state.step),
             max_new=options.max_new,
             eos=self.eos,
             features=repeat_rows(features, branches),
-            groups=groups,
-            requested=merge_branches(is_requested_BRG),
+            groups=self.groups,
+            requested=jnp.concatenate(self.requested(prompts), axis=1),
+            stop_share=options.stop_share,
             temperature=options.temperature,
             top_p=options.top_p,
             top_k=options.top_k,
         )
-        return jax.tree.map(lambda x: x.reshape(rows, branches, groups, -1), completions), features
+        return jax.tree.map(self.by_branch, completions), features
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The number of completions on V and, if there are any, on V~."""
+        options = self.config.grpo
+        return (options.groups, options.degraded) if options.degraded > 0 else (options.groups,)
+
+    def requested(self, prompts: Prompts) -> list[Array]:
+        """Of each branch bool[B, G or K]: the completions that are sampled; on V~ none for clips that have
+        none."""
+        exists_B = jnp.asarray(prompts.clip) >= 0
+        has_branch = exists_B, exists_B & prompts.has_degraded
+        pairs = zip(has_branch, self.groups, strict=False)
+        return [jnp.repeat(has_B[:, None], count, axis=1) for has_B, count in pairs]
+
+    def by_branch(self, x_BXC: Array) -> Array:
+        """[B, R, G, C], with zeros in the place of completions that a branch has not."""
+        most, ends = max(self.groups), np.cumsum(self.groups)[:-1]
+        parts = jnp.split(x_BXC, ends, axis=1)
+        return jnp.stack([jnp.pad(x, [(0, 0), (0, most - x.shape[1]), (0, 0)]) for x in parts], axis=1)
 
     def judge_and_update(
         self,
@@ -203,6 +216,8 @@ class GRPOStep:
         if degraded_rewards:
             weights = self.policy.branch_weights
             metrics |= degraded_metrics(rows.mask, advantages_BRGC, weights, degraded_rewards, degraded_total)
+        sampled_count = sum(x.sum() for x in self.requested(prompts))
+        metrics["completions/stopped"] = 1 - exists_BRG.sum() / jnp.maximum(sampled_count, 1)
         metrics["tokens"] = (prompts.text.segment > 0).sum() * mask.shape[1] + mask.sum()
         mean_BRG = jnp.where(rows.mask, advantages_BRGC, 0.0).sum(-1) / jnp.maximum(rows.mask.sum(-1), 1)
         judged = JudgedRollouts(completions, rewards, total, degraded_rewards, mean_BRG, prompts.clip)
@@ -215,6 +230,7 @@ class GRPOStep:
         metrics |= learned
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
+    @phase("evidence")
     def evidence(
         self,
         state: State,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.hlo import phase
 from vpjax.models.attention import platform
 from vpjax.models.sharding import split_logits, split_rows, split_vocabulary
 from vpjax.types import Array
@@ -16,6 +17,7 @@ NEGATIVES = ("batch", "degraded", "windows")
 ANSWER_KINDS = ("keyword", "sequence", "weight")
 
 
+@phase("loss")
 def token_logprobs(
     h_BGCD: Array, unembed_OD: Array, targets_BGC: Array, *, chunk: int, temperature: float = 1.0
 ) -> Array:

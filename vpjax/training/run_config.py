@@ -147,6 +147,7 @@ def check(config: ConfigDict) -> None:
     minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
+    require("grpo.stop_share", 0 < grpo.stop_share <= 1, "lies above 0 and up to 1")
     require("grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
     require("grpo.eps_low", 0 < grpo.eps_low <= 1, "lies above 0 and up to 1")
     require("grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")

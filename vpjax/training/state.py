@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vpjax.hlo import phase
 from vpjax.models.lora import SCALE, is_adapter
 from vpjax.models.sharding import replicated, shardings
 from vpjax.types import Array, UserError
@@ -172,6 +173,7 @@ def accumulate(function: Callable[[Any], tuple[Any, Any]], rows: Any, count: int
     return sums, jax.tree.map(joined, by_row)
 
 
+@phase("update")
 def optimize(
     optimizer: Optimizer, params: dict[str, Array], opt: Any, gradient: dict[str, Array]
 ) -> tuple[dict[str, Array], Any]:

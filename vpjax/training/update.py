@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vpjax.hlo import phase
 from vpjax.models.sharding import split_rows
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, rebuild
@@ -72,6 +73,7 @@ class PolicyUpdate:
     config: ConfigDict
     optimizer: Optimizer
 
+    @phase("update")
     def __call__(
         self, state: State, rows: UpdateRows, sampled: Array, no_faults: Array
     ) -> tuple[State, dict[str, Array]]:
