@@ -1,5 +1,8 @@
 from setuptools import find_packages, setup
 
+# Keywords of captions, which vpjax.build finds and nothing else does: a quarter of the installed megabytes.
+BUILD = ["spacy>=3.8", "spacy-lookups-data>=1.0.5"]
+
 setup(
     name="vpjax",
     version="0.1.0",
@@ -29,14 +32,13 @@ setup(
         "pillow>=13.0",
         "rouge-score>=0.1.2",
         "safetensors>=0.8",
-        "spacy>=3.8",
-        "spacy-lookups-data>=1.0.5",
         "tensorboardX>=2.6.5",
         "tokenizers>=0.23.1",
         "tqdm>=4.70",
         "transformers>=5.23",
     ],
     extras_require={
+        "build": BUILD,
         "tpu": ["jax[tpu]>=0.10.2"],
         # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
         "cuda": ["jax[cuda12]>=0.10.2"],
@@ -48,6 +50,7 @@ setup(
         "beam": ["apache-beam>=2.77"],
         # torch is what the tests compare with: pinned, for an open range may pull CUDA packages.
         "test": [
+            *BUILD,
             "chex>=0.1.92",
             "mypy>=2.3",
             "peft>=0.21",
