@@ -1,4 +1,4 @@
-"""Draws data_path.png, the README's picture: a clip from its frames to the SFT loss.
+"""Draws data_path.png: a clip's way from its frames to the SFT loss.
 
 python docs/data_path.py
 """

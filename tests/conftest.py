@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, programs compiled once, and tiny checkpoints written once."""
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -43,3 +44,17 @@ def checkpoint(tmp_path_factory):
         return folders[name]
 
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_runs():
+    """Spares runs what no test of them asks for: models that have learned nothing do not end their answers,
+    so these are cut after 8 tokens and not after 256; and the texts for a tokenizer are drawn once."""
+    from tests.runs import tokenizer_sentences
+    from vpjax.evaluation.benchmarks import BENCHMARKS
+    from vpjax.events import clips
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BENCHMARKS, "events", dataclasses.replace(BENCHMARKS["events"], new_tokens=8))
+        patch.setattr(clips, "tokenizer_sentences", tokenizer_sentences)
+        yield

@@ -1,6 +1,7 @@
 """A finished run of a tiny random model on a few event clips."""
 
 import dataclasses
+import functools
 
 import jax
 from ml_collections import ConfigDict
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 from tests import tiny
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
+from vpjax.events.clips import tokenizer_sentences as draw_sentences
 from vpjax.models import hf
 from vpjax.models.vlm import leaves
 from vpjax.recipes import base
@@ -18,11 +20,17 @@ FRAMES = 14
 SPEC = events.EventSpec(sizes=((56, 56),), seconds=(FRAMES / 8, FRAMES / 8))
 
 
+@functools.cache
+def tokenizer_sentences(spec):
+    """Those of vpjax.events.clips; drawing them takes seconds."""
+    return tuple(draw_sentences(spec))
+
+
 def make_run(folder, *, clips=10, seed=0, spec=SPEC, kind="tied"):
     """The work directory ``folder``, its checkpoint after 3 steps, with ``clips`` held-out clips; wide random
     weights of the model ``kind``, drawn with ``seed``. Clips and frames are kept beside it."""
     model = folder / checkpoint.MODEL
-    train_tokenizer(events.tokenizer_sentences(spec), model, 400)
+    train_tokenizer(tokenizer_sentences(spec), model, 400)
     text = Text.load(model)
     raw = tiny.MODELS[kind] | dict(
         image_token_id=text.image_pad,

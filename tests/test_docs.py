@@ -10,7 +10,15 @@ from ml_collections import ConfigDict
 from vpjax.recipes import base
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/method.md", "CONTRIBUTING.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/accuracy_and_speed.md",
+    "docs/data.md",
+    "docs/method.md",
+    "docs/results.md",
+    "docs/training.md",
+)
 LINKED = (*PAGES, "docs/rewards.md", "CHANGELOG.md", "launch/README.md")
 
 
@@ -64,8 +72,15 @@ def test_wrong_names_are_found():
     assert missing_fields("`grpo.relative.w1` `grpo.eps_low`", base.get_config()) == ["grpo.relative.w1"]
 
 
+def headings(path: Path) -> set[str]:
+    """The names under which links reach the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", LINKED)
-def test_links_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
-    files = [link for link in links if not link.startswith("http")]
-    assert not [link for link in files if not (ROOT / page).parent.joinpath(link).exists()]
+def test_links_lead_to_files_and_headings(page):
+    links = re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", (ROOT / page).read_text())
+    files = [((ROOT / page).parent / link, part) for link, part in links if not link.startswith("http")]
+    assert not [str(path) for path, _ in files if not path.exists()]
+    assert not [(path.name, part) for path, part in files if part and part not in headings(path)]

@@ -58,6 +58,15 @@ def test_flags_have_the_defaults_of_the_function(monkeypatch):
     assert {"format", "array_record", "runner", "samples", "max_skipped_share"} == arguments.keys()
 
 
+@pytest.mark.parametrize("name", ["spacy", "spacy_lookups_data"])
+def test_without_spacy_one_line_says_what_to_install(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "vpjax.building.keywords", raising=False)
+    with pytest.raises(UserError, match=rf"{name} is not installed: pip install 'vpjax\[build\]'") as error:
+        build.build(annotations="a.json", out="o")
+    assert "\n" not in str(error.value)
+
+
 def test_flags_become_options(monkeypatch, tmp_path):
     (tmp_path / "keywords.txt").write_text("tip over\n\n goal kick \n")
     options = Options(

@@ -1,5 +1,6 @@
 """The README's five commands on ten clips of one's own, and what is said to those who slip."""
 
+import importlib
 import json
 import os
 import re
@@ -7,12 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
+from tests.commands.call import call
 from tests.runs import make_run
 from vpjax.data.text import Text
 from vpjax.export import export
@@ -71,26 +74,39 @@ def end_early(weights, end):
     save_file(tensors, weights)
 
 
-def call(folder, command):
-    """The exit code of a command in ``folder`` on one device, what it printed, and its errors."""
+def in_this_process(command):
+    """The exit code of a module and its flags, what it printed, and its errors."""
+    name, *flags = command
+    if name == "vpjax.train":  # which looks for other processes before JAX is used, and here it has been
+        flags += ["--coordinator=nowhere:1", "--processes=1", "--process=0"]
+    return call(importlib.import_module(name).main, *flags)
+
+
+def in_its_own(command):
+    """The same on one device, on which the run of a few clips is to be."""
     env = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
+    command = [sys.executable, "-m", *command]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_the_five_commands(folder):
+def test_the_five_commands(folder, monkeypatch):
     block = re.search(
         r"^```\n(python -m vpjax\.build .*?)^```", (ROOT / "README.md").read_text(), re.M | re.S
     )
     commands = [shlex.split(line) for line in block[1].replace("\\\n", " ").splitlines()]
     assert [command[:2] for command in commands] == [["python", "-m"]] * 5
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("vpjax.build.worker_processes", ThreadPoolExecutor)  # threads start sooner
     printed = {}
-    for _, *command in commands:
-        if command[1] == "vpjax.train":
+    for _, _, *command in commands:
+        run = in_this_process
+        if command[0] == "vpjax.train":
+            run = in_its_own
             command += [f"--config.{field}={value}" for field, value in SMALL.items()]
-        code, out, err = call(folder, [sys.executable, *command])
+        code, out, err = run(command)
         assert code == 0, err
-        printed[command[1]] = out
+        printed[command[0]] = out
     for name, count in (("train", 8), ("test", 2)):
         assert len((folder / name / "clips.jsonl").read_text().splitlines()) == count
     lines = [json.loads(line) for line in (folder / "runs/mine/metrics.jsonl").read_text().splitlines()]
@@ -124,14 +140,17 @@ TRAIN = "vpjax.train --config sft_qwen2_5_vl_7b --workdir runs/slip"
         ),
     ],
 )
-def test_a_slip_is_one_line_that_says_what_to_do(folder, command, message):
-    code, out, err = call(folder, [sys.executable, "-m", *shlex.split(command)])
+def test_a_slip_is_one_line_that_says_what_to_do(folder, monkeypatch, command, message):
+    monkeypatch.chdir(folder)
+    code, out, err = in_this_process(shlex.split(command))
     assert code == 2 and err.count("\n") == 1, err
     assert err.startswith("error: ") and message in err
     assert not (folder / "runs" / "slip" / "config.json").exists()
 
 
 @pytest.mark.parametrize("name", "train build predict evaluate export plan".split())
-def test_help_exits_with_0(name, tmp_path):
-    code, out, err = call(tmp_path, [sys.executable, "-m", f"vpjax.{name}", "--help"])
+def test_help_exits_with_0(name):
+    code, out, err = in_this_process([f"vpjax.{name}", "--help"])
     assert (code, err) == (0, "") and "--" in out
+    text = (ROOT / "vpjax" / f"{name}.py").read_text()
+    assert text.endswith('\nif __name__ == "__main__":\n    cli.run(main)\n')  # python -m does the same

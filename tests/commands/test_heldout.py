@@ -1,6 +1,5 @@
 """Runs that are evaluated while they train: what they log and keep; stopping them changes nothing."""
 
-import dataclasses
 import importlib
 import json
 import os
@@ -12,12 +11,11 @@ import pytest
 
 from tests.commands.test_train import compile_once, everything, small  # noqa: F401 (a fixture)
 from vpjax.evaluation import run as evaluation
-from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.training import checkpoint
 from vpjax.types import UserError
 
 train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 STEPS = 6
 EVALUATED = {
@@ -57,22 +55,13 @@ def before_batch(monkeypatch, number, act):
     monkeypatch.setattr(train, "put_batch", put_batch)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_answers():
-    """Models that have learned nothing do not end their answers: these are cut early."""
-    with pytest.MonkeyPatch.context() as patch:
-        events = dataclasses.replace(BENCHMARKS["events"], new_tokens=8)
-        patch.setitem(BENCHMARKS, "events", events)
-        yield
-
-
 @pytest.fixture
 def no_last_evaluation(monkeypatch):
     monkeypatch.setattr(train, "finish", lambda config, workdir, step: None)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache, short_answers):
+def whole(tmp_path_factory, cache, quick_runs):
     """A run that nothing stopped and that keeps its best checkpoint, with its evaluation at the end."""
     workdir = tmp_path_factory.mktemp("whole")
     train.train(config_of(cache, keep_best="heldout/loss"), workdir)

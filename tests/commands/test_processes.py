@@ -22,7 +22,7 @@ from vpjax.training import checkpoint
 from vpjax.types import UserError
 
 train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 10

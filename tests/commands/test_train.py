@@ -23,7 +23,7 @@ from vpjax.training import checkpoint
 from vpjax.types import UserError
 
 train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 SMALL = {
     "steps": 4,
@@ -83,7 +83,7 @@ def small(cache, **changes):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
+def whole(tmp_path_factory, cache, quick_runs):
     """A run of 4 steps that nothing stopped, with its held-out result."""
     workdir = tmp_path_factory.mktemp("whole")
     train.train(small(cache), workdir)
@@ -244,8 +244,17 @@ def grpo_config(cache, whole, **changes):
 @pytest.fixture(scope="module")
 def grpo_run(tmp_path_factory, whole, cache):
     workdir = tmp_path_factory.mktemp("grpo_run")
-    train.train(grpo_config(cache, whole), workdir)
+    train.train(grpo_config(cache, whole, checkpoint_every=1), workdir)
     return workdir
+
+
+def after_the_first_step(run, folder):
+    """A copy of a run of two steps in ``folder``, as if it had been stopped after the first one."""
+    copied = shutil.copytree(run, folder)
+    shutil.rmtree(copied / "checkpoints" / "2")
+    for file in ("curves.png", "rollouts/000002.md"):
+        (copied / file).unlink()
+    return copied
 
 
 def test_grpo_goes_on_from_a_run(grpo_run, whole):
@@ -267,15 +276,12 @@ def test_grpo_goes_on_from_a_run(grpo_run, whole):
 
 def test_grpo_resumes_bit_for_bit(grpo_run, whole, cache, tmp_path):
     """1 + 1 steps end as 2 do, rollouts included."""
-    copied = shutil.copytree(grpo_run, tmp_path / "copied")
-    shutil.rmtree(copied / "checkpoints" / "2")
-    (copied / "curves.png").unlink()
-    train.train(grpo_config(cache, whole, checkpoint_every=1), tmp_path / "new")
-    shutil.rmtree(tmp_path / "new" / "checkpoints" / "2")
-    train.train(grpo_config(cache, whole), tmp_path / "new")
-    chex.assert_trees_all_equal(everything(tmp_path / "new", 2), everything(grpo_run, 2))
+    copied = after_the_first_step(grpo_run, tmp_path / "copied")
+    train.train(grpo_config(cache, whole, checkpoint_every=1), copied)
+    chex.assert_trees_all_equal(everything(copied, 2), everything(grpo_run, 2))
     for file in ("metrics.jsonl", "rollouts/000002.md"):
-        assert (tmp_path / "new" / file).read_bytes() == (grpo_run / file).read_bytes()
+        assert (copied / file).read_bytes() == (grpo_run / file).read_bytes()
+    assert (copied / "curves.png").exists()
 
 
 @pytest.fixture
@@ -334,10 +340,10 @@ def test_oversampled_prompts_resume_bit_for_bit(whole, cache, tmp_path, watch):
         "batch": 16,
         "grpo.reward_aggregation": "normalize_then_sum",
         "grpo.scale": "batch",
+        "checkpoint_every": 1,
     }
     train.train(grpo_config(cache, whole, **changes), tmp_path / "one")
-    train.train(grpo_config(cache, whole, **changes, checkpoint_every=1), tmp_path / "two")
-    shutil.rmtree(tmp_path / "two" / "checkpoints" / "2")
+    after_the_first_step(tmp_path / "one", tmp_path / "two")
     train.train(grpo_config(cache, whole, **changes), tmp_path / "two")
     assert all(len(clips) == 32 for clips in watch)
     chex.assert_trees_all_equal(everything(tmp_path / "two", 2), everything(tmp_path / "one", 2))

@@ -19,7 +19,7 @@ from vpjax.training import checkpoint, run_config, sft
 from vpjax.training.setup import instructed, read_split
 from vpjax.types import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 CLIPS, PART = 10, 6
 
@@ -44,7 +44,7 @@ def run(workdir):
 
 
 @pytest.fixture(scope="module")
-def part(run, workdir):
+def part(run, workdir, quick_runs):
     config, model, text, mesh = run
     return heldout.HeldOut(config, workdir, text, model.config, mesh)
 

@@ -1,6 +1,7 @@
 """The back ends of attention agree in values and gradients on ragged layouts, with and without a mesh."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -268,6 +269,17 @@ def test_the_platform_is_that_of_the_mesh():
     assert attention.platform() == jax.default_backend()
     with in_use(joint.ONE):
         assert attention.platform() == joint.ONE.devices.flat[0].platform
+
+
+@pytest.mark.parametrize(
+    "kind, platform",
+    [("cpu", "cpu"), ("TPU v5 lite", "tpu"), ("TPU7x", "tpu"), ("NVIDIA H100 80GB HBM3", "gpu")],
+)
+def test_devices_have_the_platform_of_their_kind(kind, platform, monkeypatch):
+    """Also where a program is compiled for devices that are not there."""
+    device = SimpleNamespace(device_kind=kind)
+    monkeypatch.setattr(jax.sharding, "get_abstract_mesh", lambda: SimpleNamespace(abstract_device=device))
+    assert attention.platform() == platform
 
 
 def test_splash_holds_no_scores():

@@ -13,13 +13,21 @@ import importlib.metadata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import spacy
+from vpjax.types import Keyword, UserError
+
+try:
+    import spacy
+    import spacy_lookups_data  # noqa: F401 (spaCy finds it by itself)
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"keywords come from spaCy, but {error.name} is not installed: pip install 'vpjax[build]' (from a "
+        "checkout: pip install -e '.[build]')"
+    ) from error
 from spacy.language import Language
 from spacy.matcher import Matcher, PhraseMatcher
 from spacy.tokens import Doc, Span, Token
 
 from vpjax.building.verbs import PHRASE, WORDS, Tagger
-from vpjax.types import Keyword, UserError
 
 MAX_WORDS = 6  # of a keyword: a longer one is cut to its verb and particle
 ENGLISH = 0.6  # share of a caption's words that the dictionary must know; capitalised words are not counted

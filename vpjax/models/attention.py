@@ -174,7 +174,10 @@ def backend(name: str) -> Iterator[None]:
 def platform() -> str:
     """The platform for which a program is traced: that of the mesh in use, or of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()  # "cpu", "tpu v5 lite", "tpu7x", or a GPU's product name
+    return kind[:3] if kind.startswith(("cpu", "tpu")) else "gpu"
 
 
 def backend_of(dtype: jnp.dtype) -> str:

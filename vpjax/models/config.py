@@ -113,7 +113,8 @@ def _qwen3_vl(parsed: Any) -> dict[str, Any]:
 
 def _vision_config(parsed: Any, **special: Any) -> VisionConfig:
     vision, width = parsed.vision_config, parsed.text_config.hidden_size
-    if vision.rope_parameters["rope_theta"] != 10000:
+    rope = getattr(vision, "rope_parameters", None) or {}  # transformers before 5.17 knows no other value
+    if rope.get("rope_theta", 10000) != 10000:
         raise UserError("a rope_theta of the vision tower other than 10000 is not supported")
     if vision.out_hidden_size != width:
         raise UserError(f"out_hidden_size {vision.out_hidden_size} must be {width}")
