@@ -80,6 +80,8 @@ def train_alone(config: ConfigDict, workdir: Path) -> None:
     run_config.check_workdir(workdir, config)
     if config.compile_cache:
         keep_in(cache_folder(config.data) / "programs")
+    if jax.process_index() == 0:  # the others open the checkpoints after it
+        say(*checkpoint.set_damaged_aside(workdir))
     clips, data_set_of, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
@@ -183,6 +185,7 @@ def fit(
             is_last = bool(signal) or step == config.steps or best.is_over(config.patience)
             if is_last or step % config.checkpoint_every == 0 or step == best.step:
                 report(pending)
+                report.sync()
                 pending = None
                 manager.save(step, state, config.to_dict(), best=best.step)
             if is_last:

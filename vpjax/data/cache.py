@@ -61,7 +61,7 @@ class FrameCache:
         """Add a decoded video, which appears whole or not at all. OSError if it cannot be written."""
         if video.frames.nbytes > self.limit:
             return
-        with written(self.path(key)) as part, open(part, "wb") as file:
+        with written(self.path(key), keep=False) as part, open(part, "wb") as file:
             # Bare arrays: np.load reads its header through ast, which threads break on Python 3.11.
             file.write(np.array(video.frames.shape[:3], np.int64).tobytes())
             file.write(np.array([video.frame_seconds, *video.times], np.float64).tobytes())

@@ -20,6 +20,7 @@ from vpjax.data.mixture import EVENTS, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
+from vpjax.files import sync, sync_tree
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters
 from vpjax.models.peft import load_adapters
