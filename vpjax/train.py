@@ -101,7 +101,7 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[int], V
     """The clips to train on, each one's data set, and the model's sizes and tokenizer. Built-in clips and the
     run's model/ folder are made if they do not exist. UserError, too, if the held-out clips could not be
     evaluated at the end."""
-    clips, data_set_of = read_training(config)
+    clips, data_set_of = read_training(config, say)
     check_heldout(config, workdir, say)
     return clips, data_set_of, *prepare_model(config, workdir, clips)
 

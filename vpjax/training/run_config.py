@@ -26,7 +26,7 @@ FILE = "config.json"
 MAY_CHANGE = tuple(
     """
     log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention data.workers data.cache
-    data.max_missed_share compile_cache eval_every patience log_to profile
+    data.max_missed_share data.schemes compile_cache eval_every patience log_to profile
     """.split()
 )
 DTYPES = ("float32", "bfloat16")
