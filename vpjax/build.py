@@ -31,7 +31,7 @@ from vpjax import cli
 from vpjax.building import report
 from vpjax.building.annotations import FORMATS, Item, read_annotations
 from vpjax.building.examine import SCORERS, Options
-from vpjax.building.parts import is_finished, make_part, parts_of, read_part
+from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import write_clips
@@ -160,7 +160,10 @@ def examine_in_parts(
     parts = {}
     for number, indices in enumerate(parts_of(items)):
         parts[join_path(out, f"parts/{number:05d}.jsonl")] = indices
-    pending = [file for file in parts if not is_finished(file)]
+    for file, indices in parts.items():
+        if is_damaged(file, len(indices)):
+            print(f"{file}: damaged; it is made anew", flush=True)
+    pending = [file for file, indices in parts.items() if not is_finished(file, len(indices))]
     jobs = [([items[n] for n in parts[file]], options, file) for file in pending]
     if runner:
         run_on_beam(jobs, runner, beam)
@@ -168,7 +171,7 @@ def examine_in_parts(
         run_locally(pool, jobs, sum(len(indices) for indices in parts.values()))
     results = list(items)
     for file, indices in parts.items():
-        for n, item in zip(indices, read_part(file), strict=True):
+        for n, item in zip(indices, read_part(file, len(indices)), strict=True):
             results[n] = item
     return results
 
@@ -205,7 +208,10 @@ def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: st
     if not exists(file):
         write_whole(file, record.encode())
     with open_file(file, "rb") as known:
-        recorded = json.load(known)
+        try:
+            recorded = dict(json.load(known))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}: damaged ({error}): delete the folder {out} and build again") from error
     changed = [name for name, value in json.loads(record).items() if recorded.get(name) != value]
     if changed:
         names = "annotations" if "items" in changed else " and ".join(changed)

@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -314,7 +315,7 @@ def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str,
     fields = [field.name for field in dataclasses.fields(VideoInfo)]  # a cache of other fields is another one
     name = hashlib.sha256("\n".join([*paths, str(max_side), *fields]).encode()).hexdigest()[:32]
     file = cache / "index" / f"{name}.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = read_probed(file, len(fields))
 
     def probe_source(path: str) -> Source:
         if not path:
@@ -343,3 +344,21 @@ def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str,
     if found != known:
         write_whole(file, json.dumps(found).encode())
     return sources
+
+
+def read_probed(file: Path, fields: int) -> dict[str, list[Any]]:
+    """The results of an earlier probing: path -> size, time of change, and so many ``fields``. {} if there is
+    no such file, or a damaged one, which is told and will be written anew."""
+    if not file.is_file():
+        return {}
+    try:
+        known = json.loads(file.read_bytes())
+        if all(
+            len(entry) == 2 + fields and all(isinstance(x, int | float) for x in entry)
+            for entry in known.values()
+        ):
+            return known
+    except (ValueError, TypeError, AttributeError):
+        pass
+    tqdm.write(f"{file}: damaged; its videos are probed again", file=sys.stderr)
+    return {}
