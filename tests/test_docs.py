@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from vpjax.recipes import base
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/method.md", "CONTRIBUTING.md")
+PAGES = ("docs/method.md", "docs/faults.md", "CONTRIBUTING.md")
 LINKED = (*PAGES, "docs/rewards.md", "CHANGELOG.md", "launch/README.md")
 
 

@@ -2,6 +2,7 @@
 
 import fractions
 import re
+import socket
 import zlib
 
 import av
@@ -11,9 +12,10 @@ from PIL import Image
 
 from tests.videos import SIZE, frame_numbers, greys, noisy, quarters, read, write, write_sound
 from vpjax.data import decode as decode_module
+from vpjax.data import images
 from vpjax.data import video as module
 from vpjax.data.sampling import Sampling, VideoInfo, fit, seconds_per_slot
-from vpjax.data.video import probe, read_frames, read_image
+from vpjax.data.video import probe, probe_image, read_frames, read_image
 from vpjax.files import write_whole
 from vpjax.types import UserError
 
@@ -415,3 +417,48 @@ def test_folders_that_are_no_video_are_named(tmp_path):
     (tmp_path / "2.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="2.png: is damaged or no image"):
         read_frames(tmp_path, Sampling(frames=2))
+
+
+def test_images_are_opened_in_the_formats_that_are_meant(tmp_path, monkeypatch):
+    """Whatever their suffix; an EPS would start Ghostscript."""
+    picture = Image.fromarray(np.full((32, 56, 3), 90, np.uint8))
+    for format in images.FORMATS:
+        picture.save(tmp_path / "a.jpg", format)
+        assert probe_image(tmp_path / "a.jpg").width == 56
+        assert abs(read_image(tmp_path / "a.jpg").frames.astype(int) - 90).max() <= 2
+    for format in ("EPS", "PPM", "TGA", "PCX", "PDF"):
+        picture.save(tmp_path / "a.jpg", format)
+        monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program is started"))
+        for work in (probe_image, read_image):
+            with pytest.raises(UserError, match="a.jpg: is damaged or no image"):
+                work(tmp_path / "a.jpg")
+
+
+def test_an_image_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.new("RGB", (7072, 7072)).save(tmp_path / "a.png")  # 50 million pixels and a few
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it is decoded"))
+    for work in (probe_image, read_image):
+        with pytest.raises(UserError, match="a.png: 7072 x 7072 pixels are more than 50,000,000$"):
+            work(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("place", ["local", "elsewhere"])
+def test_a_playlist_fetches_nothing(tmp_path, place):
+    """From a server that would notice."""
+    path = f"{tmp_path}/a.m3u8" if place == "local" else "memory://playlists/a.m3u8"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        lines = [
+            "#EXTM3U",
+            "#EXT-X-VERSION:3",
+            "#EXT-X-TARGETDURATION:2",
+            "#EXTINF:2.0,",
+            url,
+            "#EXT-X-ENDLIST",
+        ]
+        write_whole(path, "\n".join([*lines, ""]).encode())
+        with pytest.raises(UserError, match="a.m3u8: is damaged or no video"):
+            probe(path)
+        with pytest.raises(TimeoutError):
+            server.accept()

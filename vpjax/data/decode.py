@@ -18,6 +18,7 @@ from av.video.reformatter import VideoReformatter
 from vpjax.files import AnyPath, is_remote, open_file
 
 FRAME_RATE = 25.0  # of files that do not state theirs
+MAX_PIXELS = 50_000_000  # of a frame or image, so that decoding and resizing it takes less than 1 GB
 SEEK_GAIN = 32  # frames that a seek must save: it costs about as much as decoding so many
 THREADED = 640 * 360  # pixels of a frame, from which on decoding in several threads pays
 
@@ -51,6 +52,8 @@ class BadTimestamps(Problem):
 def check_size(width: int, height: int, max_side: int) -> None:
     if max(width, height) > max_side:
         raise Problem(f"{width} x {height} pixels is beyond the limit of {max_side} a side (max_side)")
+    if width * height > MAX_PIXELS:
+        raise Problem(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
 
 
 @contextlib.contextmanager
@@ -58,7 +61,10 @@ def opened(path: AnyPath, max_side: int) -> Iterator[tuple[InputContainer, av.Vi
     """The file and its first video stream other than cover art."""
     with contextlib.ExitStack() as files:
         file = files.enter_context(open_file(path)) if is_remote(path) else str(path)
-        container = files.enter_context(av.open(file, "r", metadata_errors="replace"))
+        # A playlist in place of a video would have FFmpeg fetch what it names: from this disk if it lies
+        # there itself, otherwise from nowhere.
+        options = {"protocol_whitelist": "data" if is_remote(path) else "file"}
+        container = files.enter_context(av.open(file, "r", metadata_errors="replace", options=options))
         if container.format.name == "tty":
             raise Problem("is a text file")  # FFmpeg would render it as a terminal
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]

@@ -110,9 +110,10 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frame.shape[:2] == tuple(size):
         return frame
     resized = []
-    # As floats, for Pillow would clip bytes after each of its two passes.
-    for channel in frame.transpose(2, 0, 1).astype(np.float32):
-        resized.append(np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BICUBIC)))
+    for channel in frame.transpose(2, 0, 1):  # one at a time, for a large image fills much memory
+        # As floats, for Pillow would clip bytes after each of its two passes.
+        floats = Image.fromarray(channel.astype(np.float32))
+        resized.append(np.asarray(floats.resize(size[::-1], Image.Resampling.BICUBIC)))
     return np.rint(np.stack(resized, axis=-1).clip(0, 255)).astype(np.uint8)
 
 
