@@ -303,7 +303,7 @@ def main() -> None:
     add(
         "--schemes",
         type=cli.comma_list,
-        default=list(SCHEMES),
+        default=SCHEMES,
         help=f"of the URLs that annotations may name besides local paths; default: {','.join(SCHEMES)}",
     )
     add("--max_skipped_share", type=share, default=0.1, help="of the questions; beyond it, no data set")

@@ -17,6 +17,7 @@ from av.video.reformatter import VideoReformatter
 
 from vpjax.files import AnyPath, is_remote, open_file
 
+MAX_ASPECT = 4.0  # of a pixel; beyond it a header is taken to be wrong
 FRAME_RATE = 25.0  # of files that do not state theirs
 MAX_PIXELS = 50_000_000  # of a frame or image, so that decoding and resizing it takes less than 1 GB
 SEEK_GAIN = 32  # frames that a seek must save: it costs about as much as decoding so many
@@ -29,7 +30,8 @@ class FrameIndex:
 
     times f64[N], duration, tick: seconds. pts i64[N]: identifies the decoder's frames: their timestamps in
     ticks or, if ``counted``, their number. keyframe i64[N]: the last keyframe at or before each frame. entry
-    i64[N]: the timestamp to seek for a keyframe; undefined for other frames.
+    i64[N]: the timestamp to seek for a keyframe; undefined for other frames. size: (height, width) in pixels,
+    and aspect: the width of a pixel over its height, both before a frame is turned upright.
     """
 
     times: np.ndarray
@@ -39,6 +41,15 @@ class FrameIndex:
     counted: bool
     keyframe: np.ndarray
     entry: np.ndarray
+    size: tuple[int, int] = (0, 0)
+    aspect: float = 1.0
+
+    def shown_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an upright frame of so many pixels as it is to be shown, in square ones."""
+        is_turned = (height, width) == self.size[::-1] != self.size
+        if is_turned:
+            return round(height * self.aspect), width
+        return height, round(width * self.aspect)
 
 
 class Problem(Exception):
@@ -87,6 +98,12 @@ def rate_and_tick(stream: av.VideoStream) -> tuple[float, float]:
     return float(stream.average_rate or FRAME_RATE), float(stream.time_base)
 
 
+def aspect_of(stream: av.VideoStream) -> float:
+    """The width of a pixel over its height; 1 where the file does not say, or states what no camera has."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return ratio if 1 / MAX_ASPECT <= ratio <= MAX_ASPECT else 1.0
+
+
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     """The index by the timestamps of all packets; nothing is decoded."""
     durations: dict[int, int] = {}  # pts of each visible frame -> its duration in ticks
@@ -94,6 +111,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     end, is_cut = 0.0, False
     with opened(path, max_side) as (container, stream):
         rate, tick = rate_and_tick(stream)
+        size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
         # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
         stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
         expected = len(stream.index_entries)
@@ -128,6 +146,8 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         counted=False,
         keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(entries)), numbers, 0)),
         entry=np.array([entries.get(int(p), 0) for p in pts]),
+        size=size,
+        aspect=aspect,
     )
 
 
@@ -136,6 +156,7 @@ def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
     with opened(path, max_side) as (container, stream):
         pts = [frame.pts for frame in container.decode(stream)]
         rate, tick = rate_and_tick(stream)
+        size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
     if not pts:
         raise Problem("has no decodable frame")
     numbers = np.arange(len(pts))
@@ -144,7 +165,8 @@ def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
     if len(known) == len(pts) and np.all(np.diff(known) > 0):
         times = (known - known[0]) * tick
     none = np.zeros_like(numbers)  # no frame after the first is sought
-    return FrameIndex(times, float(times[-1]) + 1 / rate, tick, numbers, True, keyframe=none, entry=none)
+    end = float(times[-1]) + 1 / rate
+    return FrameIndex(times, end, tick, numbers, True, keyframe=none, entry=none, size=size, aspect=aspect)
 
 
 def decode_frames(

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax.data.cache import cache_folder
+from vpjax.data.cache import PIXELS_VERSION, cache_folder
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import slots_of
 from vpjax.data.packing import Sizes
@@ -313,7 +313,8 @@ def shape_remarks(
 def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:
     """Probe files in parallel; ``cache`` keeps the results for later runs, for files that do not change."""
     fields = [field.name for field in dataclasses.fields(VideoInfo)]  # a cache of other fields is another one
-    name = hashlib.sha256("\n".join([*paths, str(max_side), *fields]).encode()).hexdigest()[:32]
+    parts = [*paths, str(max_side), *fields, str(PIXELS_VERSION)]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     file = cache / "index" / f"{name}.json"
     known = read_probed(file, len(fields))
 
