@@ -462,3 +462,57 @@ def test_a_playlist_fetches_nothing(tmp_path, place):
             probe(path)
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+def fragments(content):
+    """The (start, end) of each fragment, a moof box and the mdat after it, in an mp4 file."""
+    boxes, place = [], 0
+    while place < len(content):
+        size = int.from_bytes(content[place : place + 4])
+        boxes.append((content[place + 4 : place + 8], place, place + size))
+        place += size
+    starts = [number for number, (kind, _, _) in enumerate(boxes) if kind == b"moof"]
+    return [(boxes[number][1], boxes[number + 1][2]) for number in starts]
+
+
+def test_a_lost_fragment_is_counted(tmp_path):
+    """Of nine fragments, eight of 11 or 12 frames: what a decoder gets and what is said to be lost make the
+    whole. Of the last one no trace is left."""
+    path = write(
+        tmp_path / "a.mp4", greys(96), muxer={"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    )
+    assert probe(path).lost == 0
+    content = path.read_bytes()
+    parts = fragments(content)
+    assert len(parts) >= 8
+    for start, end in parts[:-1]:
+        path.write_bytes(content[:start] + content[end:])
+        info = probe(path)
+        assert info.lost >= 10 and info.frames + info.lost == 96
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_whole_files_have_lost_nothing(tmp_path, format):
+    kind = dict(FORMATS[format])
+    assert probe(write(tmp_path / kind.pop("name"), greys(40), **kind)).lost == 0
+
+
+@pytest.mark.parametrize(
+    "times, end, stated, lost",
+    [
+        (range(20), 20, 20, 0),
+        (range(20), 20, 0, 0),  # states no duration
+        (range(20), 20, 35, 15),  # at the end or the beginning
+        (range(20), 20, 28, 0),  # sound that lasts a little longer
+        ([*range(20), *range(40, 60)], 60, 60, 20),
+        ([*range(20), *range(25, 60)], 60, 60, 0),  # a pause
+        ([*range(20), *range(40, 60)], 60, 75, 35),
+        (np.cumsum([1, 15, 2, 20, 1, 1, 30, 2, 9, 14]), 100, 100, 0),  # a recording of a screen
+        ([0], 1, 100, 0),
+        ([], 0, 0, 0),
+    ],
+)
+def test_frames_are_lost_where_a_constant_rate_is_interrupted(times, end, stated, lost):
+    ticks = 0.04  # seconds; what is added up is rounded once
+    found = decode_module.lost_frames(np.array(times, float) * ticks, end * ticks, stated * ticks)
+    assert found == lost

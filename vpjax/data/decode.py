@@ -17,6 +17,8 @@ from av.video.reformatter import VideoReformatter
 
 from vpjax.files import AnyPath, is_remote, open_file
 
+GAP = 10  # usual intervals between frames, from which on frames count as lost
+CONSTANT_SHARE = 0.9  # of the intervals that are about the usual one in a video of constant rate
 MAX_ASPECT = 4.0  # of a pixel; beyond it a header is taken to be wrong
 FRAME_RATE = 25.0  # of files that do not state theirs
 MAX_PIXELS = 50_000_000  # of a frame or image, so that decoding and resizing it takes less than 1 GB
@@ -31,7 +33,8 @@ class FrameIndex:
     times f64[N], duration, tick: seconds. pts i64[N]: identifies the decoder's frames: their timestamps in
     ticks or, if ``counted``, their number. keyframe i64[N]: the last keyframe at or before each frame. entry
     i64[N]: the timestamp to seek for a keyframe; undefined for other frames. size: (height, width) in pixels,
-    and aspect: the width of a pixel over its height, both before a frame is turned upright.
+    and aspect: the width of a pixel over its height, both before a frame is turned upright. lost: frames that
+    the file lacks by its own times, see ``lost_frames``.
     """
 
     times: np.ndarray
@@ -43,6 +46,7 @@ class FrameIndex:
     entry: np.ndarray
     size: tuple[int, int] = (0, 0)
     aspect: float = 1.0
+    lost: int = 0
 
     def shown_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of an upright frame of so many pixels as it is to be shown, in square ones."""
@@ -104,14 +108,32 @@ def aspect_of(stream: av.VideoStream) -> float:
     return ratio if 1 / MAX_ASPECT <= ratio <= MAX_ASPECT else 1.0
 
 
+def lost_frames(times: np.ndarray, end: float, stated: float) -> int:
+    """How many frames a file lacks by its own times: those that would fill, at the usual interval, its gaps
+    and what is missing of its stated duration, where these are longer than GAP intervals. 0 if its intervals
+    vary, so that none is usual.
+
+    times f64[N]: of its frames, ascending. end: of the last one. stated: the duration; 0: it states none.
+    Seconds. A fragment that was lost leaves no other trace.
+    """
+    steps = np.diff(times)
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    if not usual or np.mean(steps < 2 * usual) < CONSTANT_SHARE:
+        return 0
+    missing = np.array([*(steps - usual), stated - (end - times[0])])
+    return round(missing[missing > (GAP - 1) * usual].sum() / usual)
+
+
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     """The index by the timestamps of all packets; nothing is decoded."""
     durations: dict[int, int] = {}  # pts of each visible frame -> its duration in ticks
     entries: dict[int, int] = {}  # pts of each keyframe -> dts
+    ends: dict[int, int] = {}  # pts of each frame, visible or not -> its end in ticks
     end, is_cut = 0.0, False
     with opened(path, max_side) as (container, stream):
         rate, tick = rate_and_tick(stream)
         size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
+        stated = (stream.duration or 0) * tick
         # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
         stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
         expected = len(stream.index_entries)
@@ -128,6 +150,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
                 raise BadTimestamps("a packet has no presentation time")
             if packet.is_keyframe:
                 entries[packet.pts] = packet.pts if packet.dts is None else packet.dts
+            ends[packet.pts] = packet.pts + (packet.duration or 0)
             if not packet.is_discard:
                 durations[packet.pts] = packet.duration or 0
     stated_end = stated_ticks / av.time_base - 1.0  # the last frame may not state its duration
@@ -148,6 +171,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         entry=np.array([entries.get(int(p), 0) for p in pts]),
         size=size,
         aspect=aspect,
+        lost=lost_frames(np.array(sorted(ends)) * tick, max(ends.values()) * tick, stated),
     )
 
 

@@ -33,6 +33,7 @@ from vpjax.types import Clip, UserError
 if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
+LOST = "their files lack frames by their own times: a part of them was perhaps lost"
 SMALLER = "frames are smaller than data.max_pixels allows, for data.max_tokens or data.total_pixels"
 FEWER = (
     "frames are fewer than data.fps or data.frames asks for, for data.max_tokens, data.total_pixels or "
@@ -295,7 +296,7 @@ def shape_remarks(
     info: VideoInfo, part: Part, shape: Shape, sampling: Sampling, model_config: VLMConfig
 ) -> list[str]:
     """What the summary counts about the shape of a clip."""
-    remarks = []
+    remarks = [LOST] if info.lost else []
     factor = model_config.vision.factor
     unlimited = dataclasses.replace(sampling, total_pixels=0, max_frames=max(sampling.max_frames, 1 << 20))
     frames, height, width = fit(unlimited, info, part, factor=factor)

@@ -138,7 +138,7 @@ def _choose(
 
 def _info(index: FrameIndex, height: int = 0, width: int = 0) -> VideoInfo:
     count = len(index.times)
-    return VideoInfo(width, height, index.duration, count / index.duration, count, index.tick)
+    return VideoInfo(width, height, index.duration, count / index.duration, count, index.tick, index.lost)
 
 
 def _resized(
