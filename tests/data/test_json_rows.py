@@ -10,6 +10,7 @@ import pytest
 from vpjax.building.annotations import new_id, read_annotations
 from vpjax.data.clips import read_clips
 from vpjax.data.json_rows import MAX_DEPTH, MAX_TEXT, SCHEMES, check_path, check_row, elements_of
+from vpjax.evaluation.benchmarks import read_benchmark
 from vpjax.types import Clip, UserError
 
 GOOD = {"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}
@@ -81,6 +82,25 @@ def test_training_leaves_the_record_out_and_names_it(tmp_path, hostile):
         with pytest.raises(UserError, match=f"clips.jsonl, line 3: .*{said}") as error:
             read_clips(file, **strict)
         assert "\n" not in str(error.value)
+
+
+def test_evaluation_leaves_out_nothing(tmp_path, hostile):
+    """Scores of fewer rows would not be those of the benchmark: one line, and no traceback."""
+    row, said = hostile
+    for name, content in (
+        ("rows.jsonl", b"\n".join([*good_rows(2), row])),
+        ("rows.json", b"[" + b",".join([*good_rows(2), row]) + b"]"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}.*({said}|recursion)") as error:
+            read_benchmark("clips", tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+def test_a_long_cell_of_a_table_is_one_line(tmp_path):
+    (tmp_path / "rows.csv").write_text("id,question\n1," + "x" * 200_000 + "\n")
+    with pytest.raises(UserError, match="rows.csv: not CSV: field larger"):
+        read_benchmark("next-gqa", tmp_path / "rows.csv")
 
 
 def test_the_first_record_may_be_the_broken_one(tmp_path, hostile):
