@@ -65,7 +65,9 @@ def get_config() -> ConfigDict:
     data.max_answer = 512  # tokens; clips with longer answers that are trained are rejected and counted
     data.keywords = 4  # J: keywords per clip; more are counted and left out
     data.keyword_tokens = 8  # W: tokens per keyword; longer keywords are counted and left out
-    data.max_fault_share = 0.01  # the run stops if a larger share of clips cannot be decoded
+    # The run stops if a larger share of a file's records is broken, or of the clips cannot be decoded.
+    data.max_fault_share = 0.01
+    data.schemes = ("gs", "gcs", "s3", "s3a", "https", "file")  # of the URLs that clips may name as videos
     data.workers = 0  # decoding processes; 0 = threads of this process
     data.replacement = "key"  # slots that V~ replaces: "key" (paper), "random" (control), "none" (V~ = V)
     data.widen = 0  # slots by which a replaced run grows at either end, for rough spans

@@ -15,6 +15,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "docs/accuracy_and_speed.md",
     "docs/data.md",
+    "docs/faults.md",
     "docs/method.md",
     "docs/results.md",
     "docs/training.md",

@@ -96,3 +96,15 @@ def test_videos_elsewhere_are_indexed_and_probed_once(tmp_path, monkeypatch):
     assert missing.info is None and "memory://index/none.mp4: " in missing.fault
     monkeypatch.setattr(index, "probe", None)  # unchanged files are not probed again
     assert probe_sources([str(path), *urls], tmp_path, 8192)[urls[0]] == remote
+
+
+@pytest.mark.parametrize("harm", ["", "{", "[]", '{"a.mp4": [1]}', '{"a.mp4": 1}', "\0" * 99])
+def test_a_damaged_index_of_probed_files_is_made_anew(tmp_path, monkeypatch, capsys, harm):
+    path = str(write(tmp_path / "a.mp4", greys(8)))
+    before = probe_sources([path], tmp_path, 8192)
+    (file,) = (tmp_path / "index").iterdir()
+    whole = file.read_bytes()
+    file.write_text(harm)
+    capsys.readouterr()
+    assert probe_sources([path], tmp_path, 8192) == before and file.read_bytes() == whole
+    assert capsys.readouterr().err.count(f"{file}: damaged; its videos are probed again") == 1

@@ -21,8 +21,20 @@ def greys(count, size=SIZE):
     return np.broadcast_to(levels[:, None, None, None], (count, *size, 3))
 
 
-def write(path, frames, pts=None, *, rate=25, tick=None, codec="libx264", matrix=None, muxer=(), **options):
-    """Encode frames u8[F,h,w,3], shown at ``pts`` in ticks (None: at ``rate``)."""
+def write(
+    path,
+    frames,
+    pts=None,
+    *,
+    rate=25,
+    tick=None,
+    codec="libx264",
+    matrix=None,
+    aspect=None,
+    muxer=(),
+    **options,
+):
+    """Encode frames u8[F,h,w,3], shown at ``pts`` in ticks (None: at ``rate``), of pixels of this aspect."""
     with av.open(str(path), "w", options=dict(muxer)) as file:
         stream = file.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -30,6 +42,8 @@ def write(path, frames, pts=None, *, rate=25, tick=None, codec="libx264", matrix
         stream.gop_size = 12
         if tick is not None:
             stream.time_base = stream.codec_context.time_base = tick
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         if matrix is not None:
             stream.set_display_matrix(matrix)
         for place, pixels in enumerate(frames):

@@ -31,12 +31,13 @@ from vpjax import cli
 from vpjax.building import report
 from vpjax.building.annotations import FORMATS, Item, read_annotations
 from vpjax.building.examine import SCORERS, Options
-from vpjax.building.parts import is_finished, make_part, parts_of, read_part
+from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import write_clips
 from vpjax.data.images import is_image
 from vpjax.data.index import probe_sources
+from vpjax.data.json_rows import SCHEMES
 from vpjax.data.sampling import Sampling, fit
 from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
@@ -60,6 +61,7 @@ def build(
     beam: Sequence[str] = (),
     samples: int = 24,
     max_skipped_share: float = 0.1,
+    schemes: Sequence[str] = SCHEMES,
     config: ConfigDict | None = None,
 ) -> report.Summary:
     """Make the data set ``out`` from a file of annotations and return its counts.
@@ -67,7 +69,8 @@ def build(
     options: how clips are examined; without ``videos``, paths start at the folder of the annotations. format:
     a name in FORMATS; "" detects it. workers: local processes, by default one per core. runner, beam: an
     Apache Beam runner that replaces them, and Beam's own options. samples: clips that the report shows.
-    max_skipped_share: of the questions; if more are skipped, no clips are written. config: the recipe of the
+    max_skipped_share: of the questions; if more are skipped, no clips are written. schemes: of the URLs that
+    annotations may name. config: the recipe of the
     run for which the events that no frame shows are counted; None: RECIPE. UserError if too many questions
     are skipped, for files that cannot be used, if ``out`` holds another build and, once all is written, if
     more than ``config.data.max_missed_share`` of the events are missed.
@@ -77,7 +80,7 @@ def build(
     options = options or Options()
     if not options.videos:
         options = dataclasses.replace(options, videos=folder_of(annotations))
-    source = read_annotations(annotations, format)
+    source = read_annotations(annotations, format, schemes)
     print(f"{annotations}: {source.format}, {source.rows} rows, {len(source.items)} questions", flush=True)
     check_skipped(report.summarize(source.items, source.rows), max_skipped_share)
     about = {
@@ -157,7 +160,10 @@ def examine_in_parts(
     parts = {}
     for number, indices in enumerate(parts_of(items)):
         parts[join_path(out, f"parts/{number:05d}.jsonl")] = indices
-    pending = [file for file in parts if not is_finished(file)]
+    for file, indices in parts.items():
+        if is_damaged(file, len(indices)):
+            print(f"{file}: damaged; it is made anew", flush=True)
+    pending = [file for file, indices in parts.items() if not is_finished(file, len(indices))]
     jobs = [([items[n] for n in parts[file]], options, file) for file in pending]
     if runner:
         run_on_beam(jobs, runner, beam)
@@ -165,7 +171,7 @@ def examine_in_parts(
         run_locally(pool, jobs, sum(len(indices) for indices in parts.values()))
     results = list(items)
     for file, indices in parts.items():
-        for n, item in zip(indices, read_part(file), strict=True):
+        for n, item in zip(indices, read_part(file, len(indices)), strict=True):
             results[n] = item
     return results
 
@@ -202,7 +208,10 @@ def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: st
     if not exists(file):
         write_whole(file, record.encode())
     with open_file(file, "rb") as known:
-        recorded = json.load(known)
+        try:
+            recorded = dict(json.load(known))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}: damaged ({error}): delete the folder {out} and build again") from error
     changed = [name for name, value in json.loads(record).items() if recorded.get(name) != value]
     if changed:
         names = "annotations" if "items" in changed else " and ".join(changed)
@@ -291,6 +300,12 @@ def main() -> None:
     add("--runner", default="", help="Apache Beam runner in place of local processes, such as FlinkRunner")
     add("--beam", action="append", default=[], help="an option of Beam, as --beam=--flink_master=HOST:PORT")
     add("--samples", type=number(0), default=24, help="clips that the report shows")
+    add(
+        "--schemes",
+        type=cli.comma_list,
+        default=SCHEMES,
+        help=f"of the URLs that annotations may name besides local paths; default: {','.join(SCHEMES)}",
+    )
     add("--max_skipped_share", type=share, default=0.1, help="of the questions; beyond it, no data set")
     add(
         "--config",

@@ -29,6 +29,7 @@ from vpjax.models import hf, peft
 from vpjax.models.lora import is_adapter
 from vpjax.models.vlm import VideoLM, abstract_model, leaves
 from vpjax.training import checkpoint, run_config
+from vpjax.training.writer import read_metrics
 from vpjax.types import UserError
 
 MODEL_CARD = Path(__file__).with_name("model_card.md")
@@ -52,7 +53,7 @@ def export(
     """
     _check_folders(workdir, out, "config.json")
     source = workdir / checkpoint.MODEL
-    step = checkpoint.existing_step(workdir, step)
+    step = checkpoint.existing_step(workdir, step, cli.say)
     model, text = checkpoint.load_model(workdir, step=step, dtype=dtype or hf.stored_dtype(source))
     config = ConfigDict(run_config.read(workdir))
     hf.save_pretrained(model, out, like=source)
@@ -95,7 +96,7 @@ def export_adapters(
         raise UserError(f"--adapters: the run in {workdir} has none; leave it out for the whole model")
     paths = leaves(abstract_model(model_config, lora=lora))
     adapters = {path: x for path, x in paths.items() if is_adapter(path)}
-    params = checkpoint.read_params(workdir, step, adapters, None)
+    params = checkpoint.read_params(workdir, step, adapters, None, cli.say)
     params = {path: x.astype(dtype or "float32") for path, x in params.items()}
     base = base_model or origin_of(source).get("base_model") or run_config.read(workdir)["init_from"]
     peft.save_adapters(params, lora, model_config, out, base_model=base)
@@ -159,9 +160,7 @@ def model_card(
 
 def _metrics(workdir: Path, step: int) -> dict[str, float]:
     """The losses logged last at or before ``step``."""
-    path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    earlier = [line for line in lines if line["step"] <= step]
+    earlier = [line for line in read_metrics(workdir) if line["step"] <= step]
     if not earlier:
         return {}
     return {name: x for name, x in earlier[-1].items() if name.startswith("loss") and isinstance(x, float)}

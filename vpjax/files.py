@@ -1,6 +1,7 @@
 """Files at a local path, or at a URL (gs://, s3://, memory://, ...) that fsspec opens."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -60,20 +61,21 @@ def open_file(path: AnyPath, mode: str = "rb") -> IO[Any]:
     return open(path, mode, encoding=None if "b" in mode else "utf-8")
 
 
-def write_whole(path: AnyPath, content: bytes) -> None:
-    """Write a file that nobody can see half-written."""
+def write_whole(path: AnyPath, content: bytes, *, keep: bool = True) -> None:
+    """Write a file that nobody can see half-written. keep: see ``written``."""
     if is_remote(path):
         system, inner = _file_system(path)
         system.pipe_file(inner, content)  # object stores show an object when it is complete
         return
-    with written(path) as part:
+    with written(path, keep=keep) as part:
         part.write_bytes(content)
 
 
 @contextlib.contextmanager
-def written(path: AnyPath) -> Iterator[Path]:
+def written(path: AnyPath, *, keep: bool = True) -> Iterator[Path]:
     """A local file to be written, for libraries that only write local files. It becomes ``path`` when the
-    block ends; if the block fails, ``path`` stays as it was."""
+    block ends; if the block fails, ``path`` stays as it was. keep: a power cut, too, leaves it whole or as it
+    was, for which the disk is waited for."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             part = Path(folder, os.path.basename(path))
@@ -89,9 +91,33 @@ def written(path: AnyPath) -> Iterator[Path]:
         rights = part.stat().st_mode  # those of any new file, which some libraries do not give theirs
         yield part
         part.chmod(rights)
+        if keep:
+            sync(part)
         part.replace(final)
+        if keep:
+            sync(final.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync(path: AnyPath) -> None:
+    """Return when a local file or the names in a local folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # there is nothing to wait for
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: AnyPath) -> None:
+    """Return when a local folder with all that is in it is on the disk."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            sync(os.path.join(root, name))
+        sync(root)
 
 
 @contextlib.contextmanager

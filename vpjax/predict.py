@@ -15,6 +15,7 @@ one object instead. With ``--num_samples`` above 1 its first four fields are lis
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -77,8 +78,9 @@ class Answer:
 
 def load(folder: str | Path, *, step: checkpoint.Step = None) -> LoadedModel:
     """The model of a run's work directory or of a Hugging Face folder. step: of the run's checkpoint, or
-    "best"; None: the newest. UserError if the folder is neither."""
-    model, text = checkpoint.load_model(folder, step=step)
+    "best"; None: the newest that is whole. UserError if the folder is neither."""
+    say = functools.partial(print, file=sys.stderr)  # the answer alone goes to stdout
+    model, text = checkpoint.load_model(folder, step=step, say=say)
     return LoadedModel(model, text, run_config.data_of(Path(folder)))
 
 

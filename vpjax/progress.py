@@ -20,7 +20,7 @@ from vpjax.models.vlm import VideoLM
 from vpjax.training.best import best_of
 from vpjax.training.grpo import JudgedRollouts
 from vpjax.training.report import equal_rewards_reason, rollouts_page
-from vpjax.training.writer import Writer
+from vpjax.training.writer import Writer, missing_lines
 from vpjax.types import Array, Batch, Clip, Prompts, UserError
 
 PROFILE = "profile"  # the folder of the profile in the work directory
@@ -72,6 +72,8 @@ class Report:
         """skipped: updates that the run has skipped so far. clips: all clips, by number."""
         self.config, self.clips, self.text, self.skipped = config, clips, text, skipped
         self.best = best_of(workdir, config.keep_best, start)
+        if lost := missing_lines(workdir, start):
+            say(lost)
         self.writer = Writer(workdir, start, config) if jax.process_index() == 0 else None
         self.first_step = start + 1
         self.steps_without_spread = 0  # in a row, in which no prompt's completions differed in reward
@@ -157,6 +159,12 @@ class Report:
             f"{tqdm.format_interval((self.config.steps - step) / rate)} left  "
             f"{self.seconds_waiting / seconds:.0%} waiting for data"
         )
+
+    def sync(self) -> None:
+        """Return when the metrics are on the disk, before a checkpoint after which the run does not repeat
+        them."""
+        if self.writer:
+            self.writer.files.sync()
 
     def close(self) -> None:
         if self.writer:

@@ -8,6 +8,7 @@ The same command again goes on where the run was stopped, bit for bit. A finishe
     <workdir>/profile/        a trace of the steps that config.profile names
     <workdir>/rollouts/       GRPO: sample rollouts with their rewards, as Markdown
     <workdir>/evaluate/       answers about held-out clips, at the end, as vpjax.evaluate writes them
+    <workdir>/lock.json       who trains there now; a second trainer is turned away
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from vpjax import cli, distributed
+from vpjax import cli, distributed, lock
 from vpjax.cli import say
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
@@ -64,15 +65,23 @@ def main() -> None:
 def train(config: ConfigDict, workdir: AnyPath) -> None:
     """Run ``config`` in ``workdir``, from its newest checkpoint to its end or to a signal.
 
-    UserError for a mistake in the config, in the files that it names or in the work directory, before any
-    training; later for too many unreadable clips or skipped updates.
+    UserError for a mistake in the config, in the files that it names or in the work directory, and if another
+    trainer works there, before any training; later for too many unreadable clips or skipped updates.
     """
     workdir = local_folder(workdir)
     run_config.check(config)
     check_installed(config)
+    with lock.held(workdir):
+        train_alone(config, workdir)
+
+
+def train_alone(config: ConfigDict, workdir: Path) -> None:
+    """``train`` in a work directory that no other trainer uses."""
     run_config.check_workdir(workdir, config)
     if config.compile_cache:
         keep_in(cache_folder(config.data) / "programs")
+    if jax.process_index() == 0:  # the others open the checkpoints after it
+        say(*checkpoint.set_damaged_aside(workdir))
     clips, data_set_of, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
@@ -92,7 +101,7 @@ def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[int], V
     """The clips to train on, each one's data set, and the model's sizes and tokenizer. Built-in clips and the
     run's model/ folder are made if they do not exist. UserError, too, if the held-out clips could not be
     evaluated at the end."""
-    clips, data_set_of = read_training(config)
+    clips, data_set_of = read_training(config, say)
     check_heldout(config, workdir, say)
     return clips, data_set_of, *prepare_model(config, workdir, clips)
 
@@ -176,6 +185,7 @@ def fit(
             is_last = bool(signal) or step == config.steps or best.is_over(config.patience)
             if is_last or step % config.checkpoint_every == 0 or step == best.step:
                 report(pending)
+                report.sync()
                 pending = None
                 manager.save(step, state, config.to_dict(), best=best.step)
             if is_last:

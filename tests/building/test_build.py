@@ -55,7 +55,14 @@ def test_flags_have_the_defaults_of_the_function(monkeypatch):
     assert arguments.pop("workers") == os.cpu_count() and arguments.pop("beam") == []
     parameters = inspect.signature(BUILD).parameters
     assert arguments == {name: parameters[name].default for name in arguments}
-    assert {"format", "array_record", "runner", "samples", "max_skipped_share"} == arguments.keys()
+    assert {
+        "format",
+        "array_record",
+        "runner",
+        "samples",
+        "max_skipped_share",
+        "schemes",
+    } == arguments.keys()
 
 
 @pytest.mark.parametrize("name", ["spacy", "spacy_lookups_data"])

@@ -14,7 +14,7 @@ from vpjax.building import parts as parts_module
 from vpjax.building import report
 from vpjax.building.annotations import Item
 from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Options, caption_of, examine
-from vpjax.building.parts import is_finished, make_part, parts_of, read_part
+from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
 from vpjax.data.coverage import PlannedClip, measure
 from vpjax.data.sampling import Sampling, VideoInfo
 from vpjax.types import Clip, Keyword, Turn
@@ -175,16 +175,30 @@ def test_a_part_made_twice_is_the_same_and_only_repeats_what_may_have_changed(op
     file = str(tmp_path / "part.jsonl")
     make_part(items, options, file)
     first = Path(file).read_bytes()
-    assert not is_finished(file) and [bool(i.skipped) for i in read_part(file)] == [False, True, False]
+    assert not is_finished(file, 3) and [bool(i.skipped) for i in read_part(file, 3)] == [False, True, False]
     make_part(items, options, file)
     assert Path(file).read_bytes() == first
     (tmp_path / "flash.mp4").rename(tmp_path / "later.mp4")  # finished work is not redone
     make_part(items, options, file)
-    assert is_finished(file) and [Path(i.clip.video).name for i in read_part(file)] == [
+    assert is_finished(file, 3) and [Path(i.clip.video).name for i in read_part(file, 3)] == [
         "flash.mp4",
         "later.mp4",
         "flash.mp4",
     ]
+
+
+@pytest.mark.parametrize("kept", ["nothing", "a line", "all but a byte", "zeros", "other lines"])
+def test_a_damaged_part_is_made_anew(options, tmp_path, kept):
+    items, file = [make_item(), make_item("row 3", answer="A dark room.")], tmp_path / "part.jsonl"
+    make_part(items, options, str(file))
+    whole = file.read_bytes()
+    first, second = whole.splitlines(keepends=True)
+    left = {"nothing": b"", "a line": first, "all but a byte": whole[:-2], "zeros": bytes(len(whole))}
+    file.write_bytes(left.get(kept, b"[]\n{}\n"))
+    assert is_damaged(str(file), 2) and not is_finished(str(file), 2)
+    make_part(items, options, str(file))
+    assert file.read_bytes() == whole and is_finished(str(file), 2) and not is_damaged(str(file), 2)
+    assert not is_damaged(str(tmp_path / "none.jsonl"), 2)
 
 
 def test_counts_add_up_or_the_build_stops():

@@ -122,6 +122,21 @@ def everything(workdir, step=4):
     return state
 
 
+def test_after_a_damaged_checkpoint_and_log_the_run_goes_on(whole, copied, cache, capsys):
+    """As a power cut leaves them: the last checkpoint has a file of zeros, the log ends in NUL bytes. The run
+    goes on after the checkpoint before, and ends as the one that nothing disturbed."""
+    file = copied / "checkpoints/4/state/manifest.ocdbt"
+    file.write_bytes(bytes(file.stat().st_size))
+    log = (copied / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (copied / "metrics.jsonl").write_bytes(b"".join(log[:3]) + bytes(300))
+    train.train(small(cache), copied)
+    out = capsys.readouterr().out
+    assert out.count("is damaged (state/manifest.ocdbt has other bytes than were written)") == 1
+    assert f"{copied}: goes on after step 2" in out and "are lost" not in out
+    chex.assert_trees_all_equal(everything(copied), everything(whole))
+    assert (copied / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 class Crash(Exception):
     pass
 

@@ -3,8 +3,9 @@
 import os
 
 import numpy as np
+import pytest
 
-from vpjax.data.cache import FrameCache
+from vpjax.data.cache import DamagedPage, FrameCache
 from vpjax.data.video import Video
 
 
@@ -41,9 +42,19 @@ def test_cache_of_nothing_and_of_a_broken_entry(tmp_path):
     cache = FrameCache(tmp_path, 20_000)
     cache.put("ab", entry(1))
     whole = cache.path("ab").read_bytes()
-    for length in (0, 50, 1500, len(whole) - 8):
-        cache.path("ab").write_bytes(whole[:length])
-        assert cache.get("ab") is None and not cache.path("ab").exists()
+    harms = [whole[:length] for length in (0, 4, 8, 50, 1500, len(whole) - 8)]
+    harms += [bytes(len(whole)), whole + b"\0"]
+    harms.append(whole[:16] + whole[24:32] + whole[16:24] + whole[32:])  # height and width swapped
+    for place in (0, 8, 20, 40, len(whole) // 2, len(whole) - 1):  # a flipped bit
+        harms.append(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for harm in harms:
+        assert harm != whole
+        cache.path("ab").write_bytes(harm)
+        with pytest.raises(DamagedPage):
+            cache.get("ab")
+        assert not cache.path("ab").exists() and cache.get("ab") is None
+    cache.path("ab").write_bytes(whole)
+    np.testing.assert_array_equal(cache.get("ab").frames, entry(1).frames)
 
 
 def test_cache_removes_what_a_killed_process_left(tmp_path):

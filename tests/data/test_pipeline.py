@@ -13,7 +13,7 @@ from tests import unpacked
 from tests.videos import write
 from tests.words import stub_config, word_text
 from vpjax.data.cache import FrameCache
-from vpjax.data.pipeline import Loader, make_batch_maker
+from vpjax.data.pipeline import DAMAGED_PAGE, Loader, make_batch_maker
 from vpjax.recipes import base
 from vpjax.types import Clip, Keyword, UserError
 
@@ -387,6 +387,22 @@ def test_a_tokenizer_of_another_model_is_refused(clips, text):
     with pytest.raises(UserError, match="do not belong together"):
         options = dict(packed=True, seed=0, batch_size=1)
         make_batch_maker(clips, other, stub_config(text), base.get_config().data, **options)
+
+
+def test_a_damaged_page_of_the_cache_is_decoded_again_and_noted(load, clips, tmp_path):
+    first = load(clips)
+    whole = epoch(first)
+    first.close()  # or it would read ahead, and mend the page itself
+    files = sorted(tmp_path.glob("cache/frames/*/*.frames"))
+    assert len(files) == 10
+    page = bytearray(files[0].read_bytes())
+    page[-1] ^= 1
+    files[0].write_bytes(page)
+    loader = load(clips)
+    again = epoch(loader)
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+    ((note, ids),) = loader.notes.items()
+    assert note == DAMAGED_PAGE and len(ids) == 1
 
 
 def test_a_full_disk_is_noted_and_stops_nothing(load, clips, monkeypatch):

@@ -1,5 +1,7 @@
 """The pixels of frames: resized, upright, and as they reach the vision tower."""
 
+import fractions
+
 import av
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 from tests.videos import greys, quarters, read, write
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import probe, read_frames, read_image, resize
+from vpjax.models.patches import smart_resize
 
 ONE = 1 << 16
 TURNS = {  # the display matrix a, b, c, d takes the point (x, y) to (a x + c y, b x + d y), y pointing down
@@ -127,3 +130,24 @@ def test_images_of_any_mode_become_rgb(tmp_path, mode):
     image = Image.new("RGB", (28, 28), (51, 51, 51)).convert(mode)
     image.save(tmp_path / "a.png")
     assert (read_image(tmp_path / "a.png", size=(28, 28)).frames == 51).all()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize("aspect", [(4, 3), (1, 2), (1, 1), (1, 100)])
+def test_pixels_that_are_not_square_are_shown_in_their_shape(tmp_path, name, is_turned, aspect):
+    """The frames are those of the same file with square pixels, resized to the shape in which players show
+    them. An aspect that no camera has is none."""
+    matrix = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30) if is_turned else None
+    ratio = fractions.Fraction(*aspect)
+    frames = np.repeat(quarters(32, 48)[None], 4, axis=0)
+    path = write(tmp_path / name, frames, matrix=matrix, aspect=ratio)
+    plain = write(tmp_path / f"plain-{name}", frames, matrix=matrix)
+    width = round(96 * ratio) if ratio >= fractions.Fraction(1, 4) else 96
+    height, width = (width, 64) if is_turned else (64, width)
+    assert (probe(path).height, probe(path).width) == (height, width)
+    sampling = Sampling(frames=4, min_pixels=28 * 28, max_pixels=1 << 20)
+    shown = read_frames(path, sampling)
+    size = smart_resize(height, width, factor=28, min_pixels=28 * 28, max_pixels=1 << 20)
+    assert shown.frames.shape[1:3] == size
+    np.testing.assert_array_equal(shown.frames, read_frames(plain, sampling, size=size).frames)

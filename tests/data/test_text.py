@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.words import StubVision, stub_config
+from vpjax.data import text as text_module
 from vpjax.data.index import row_sizes, stamp_tokens
 from vpjax.data.positions import is_visual, positions
 from vpjax.data.rows import prompt_row, training_row
@@ -234,3 +235,34 @@ def test_a_prompt_with_all_of_its_visual_tokens_is_kept(text, config):
     np.testing.assert_array_equal(row.prompt.tokens, prompt)
     expected = positions(prompt, (2, 2, 1), 0.25, 4.0, pads=(text.image_pad, text.video_pad))
     np.testing.assert_array_equal(row.prompt.positions, expected)
+
+
+def with_template(text, folder, template):
+    text.tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_a_template_that_does_not_end_is_one_line(text, tmp_path, monkeypatch):
+    """Where the folder is read, before any clip. This one does end, so that it does not slow other tests
+    down, but its ten million rounds take far longer than it may."""
+    monkeypatch.setattr(text_module, "TEMPLATE_SECONDS", 0.02)
+    loop = "{% for i in range(99999) %}{% for j in range(99) %}{% endfor %}{% endfor %}"
+    folder = with_template(text, tmp_path, loop)
+    with pytest.raises(UserError, match=f"^{tmp_path}: the chat template does not end within 0.02 s; give"):
+        Text.load(folder)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('no videos') }}",
+        "{{ messages.nothing.more }}",
+        "{{ ''.__class__.__mro__ }}{{ ''.__class__.__base__.__subclasses__() }}",  # beyond the sandbox
+    ],
+)
+def test_a_template_that_fails_says_why_when_it_is_used(text, tmp_path, template):
+    broken = Text.load(with_template(text, tmp_path, template))
+    with pytest.raises(UserError, match="the chat template fails: .*") as error:
+        broken.chat(QUESTION)
+    assert "\n" not in str(error.value)

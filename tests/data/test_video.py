@@ -2,6 +2,7 @@
 
 import fractions
 import re
+import socket
 import zlib
 
 import av
@@ -11,9 +12,10 @@ from PIL import Image
 
 from tests.videos import SIZE, frame_numbers, greys, noisy, quarters, read, write, write_sound
 from vpjax.data import decode as decode_module
+from vpjax.data import images
 from vpjax.data import video as module
 from vpjax.data.sampling import Sampling, VideoInfo, fit, seconds_per_slot
-from vpjax.data.video import probe, read_frames, read_image
+from vpjax.data.video import probe, probe_image, read_frames, read_image
 from vpjax.files import write_whole
 from vpjax.types import UserError
 
@@ -415,3 +417,102 @@ def test_folders_that_are_no_video_are_named(tmp_path):
     (tmp_path / "2.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="2.png: is damaged or no image"):
         read_frames(tmp_path, Sampling(frames=2))
+
+
+def test_images_are_opened_in_the_formats_that_are_meant(tmp_path, monkeypatch):
+    """Whatever their suffix; an EPS would start Ghostscript."""
+    picture = Image.fromarray(np.full((32, 56, 3), 90, np.uint8))
+    for format in images.FORMATS:
+        picture.save(tmp_path / "a.jpg", format)
+        assert probe_image(tmp_path / "a.jpg").width == 56
+        assert abs(read_image(tmp_path / "a.jpg").frames.astype(int) - 90).max() <= 2
+    for format in ("EPS", "PPM", "TGA", "PCX", "PDF"):
+        picture.save(tmp_path / "a.jpg", format)
+        monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program is started"))
+        for work in (probe_image, read_image):
+            with pytest.raises(UserError, match="a.jpg: is damaged or no image"):
+                work(tmp_path / "a.jpg")
+
+
+def test_an_image_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
+    Image.new("RGB", (7072, 7072)).save(tmp_path / "a.png")  # 50 million pixels and a few
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it is decoded"))
+    for work in (probe_image, read_image):
+        with pytest.raises(UserError, match="a.png: 7072 x 7072 pixels are more than 50,000,000$"):
+            work(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("place", ["local", "elsewhere"])
+def test_a_playlist_fetches_nothing(tmp_path, place):
+    """From a server that would notice."""
+    path = f"{tmp_path}/a.m3u8" if place == "local" else "memory://playlists/a.m3u8"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"
+        lines = [
+            "#EXTM3U",
+            "#EXT-X-VERSION:3",
+            "#EXT-X-TARGETDURATION:2",
+            "#EXTINF:2.0,",
+            url,
+            "#EXT-X-ENDLIST",
+        ]
+        write_whole(path, "\n".join([*lines, ""]).encode())
+        with pytest.raises(UserError, match="a.m3u8: is damaged or no video"):
+            probe(path)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def fragments(content):
+    """The (start, end) of each fragment, a moof box and the mdat after it, in an mp4 file."""
+    boxes, place = [], 0
+    while place < len(content):
+        size = int.from_bytes(content[place : place + 4])
+        boxes.append((content[place + 4 : place + 8], place, place + size))
+        place += size
+    starts = [number for number, (kind, _, _) in enumerate(boxes) if kind == b"moof"]
+    return [(boxes[number][1], boxes[number + 1][2]) for number in starts]
+
+
+def test_a_lost_fragment_is_counted(tmp_path):
+    """Of nine fragments, eight of 11 or 12 frames: what a decoder gets and what is said to be lost make the
+    whole. Of the last one no trace is left."""
+    path = write(
+        tmp_path / "a.mp4", greys(96), muxer={"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    )
+    assert probe(path).lost == 0
+    content = path.read_bytes()
+    parts = fragments(content)
+    assert len(parts) >= 8
+    for start, end in parts[:-1]:
+        path.write_bytes(content[:start] + content[end:])
+        info = probe(path)
+        assert info.lost >= 10 and info.frames + info.lost == 96
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_whole_files_have_lost_nothing(tmp_path, format):
+    kind = dict(FORMATS[format])
+    assert probe(write(tmp_path / kind.pop("name"), greys(40), **kind)).lost == 0
+
+
+@pytest.mark.parametrize(
+    "times, end, stated, lost",
+    [
+        (range(20), 20, 20, 0),
+        (range(20), 20, 0, 0),  # states no duration
+        (range(20), 20, 35, 15),  # at the end or the beginning
+        (range(20), 20, 28, 0),  # sound that lasts a little longer
+        ([*range(20), *range(40, 60)], 60, 60, 20),
+        ([*range(20), *range(25, 60)], 60, 60, 0),  # a pause
+        ([*range(20), *range(40, 60)], 60, 75, 35),
+        (np.cumsum([1, 15, 2, 20, 1, 1, 30, 2, 9, 14]), 100, 100, 0),  # a recording of a screen
+        ([0], 1, 100, 0),
+        ([], 0, 0, 0),
+    ],
+)
+def test_frames_are_lost_where_a_constant_rate_is_interrupted(times, end, stated, lost):
+    ticks = 0.04  # seconds; what is added up is rounded once
+    found = decode_module.lost_frames(np.array(times, float) * ticks, end * ticks, stated * ticks)
+    assert found == lost

@@ -179,3 +179,83 @@ def test_what_is_no_model_is_told_what_to_do(tmp_path):
         with pytest.raises(UserError, match=message) as error:
             checkpoint.load_model(path)
         assert "\n" not in str(error.value)
+
+
+def two_checkpoints(open_manager, folder):
+    """Of steps 1 and 2 of a run, all of whose work is done."""
+    (folder / "model").mkdir()
+    manager = open_manager()
+    for step in (1, 2):
+        manager.save(step, state(step), CONFIG)
+    manager.wait()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path):
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [cut, zero, flip, Path.unlink])
+def test_a_damaged_file_of_the_newest_leads_to_the_one_before(open_manager, tmp_path, harm):
+    """Whichever file it is: readers take the older checkpoint and say so, or say why they cannot."""
+    two_checkpoints(open_manager, tmp_path)
+    newest = tmp_path / "checkpoints" / "2"
+    files = [path for path in newest.glob("*/**/*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 8 and {"state", "run"} == {path.relative_to(newest).parts[0] for path in files}
+    assert checkpoint.step_of(tmp_path) == checkpoint.step_of(tmp_path, 2) == 2
+    for file in files:
+        content, said = file.read_bytes(), []
+        harm(file)
+        assert checkpoint.step_of(tmp_path, say=said.append) == 1
+        name = file.relative_to(newest)
+        assert len(said) == 1 and f"step 2 is damaged ({name} " in said[0] and "step 1 is taken" in said[0]
+        with pytest.raises(UserError, match="step 2 is damaged .*: move it elsewhere"):
+            checkpoint.step_of(tmp_path)  # nobody could be told
+        with pytest.raises(UserError, match="step 2 is damaged"):
+            checkpoint.step_of(tmp_path, 2, said.append)
+        file.write_bytes(content)
+    assert checkpoint.step_of(tmp_path) == 2
+    for harm in (cut, zero):
+        harm(newest / checkpoint.SUMS)
+        assert checkpoint.step_of(tmp_path, say=lambda line: None) == 1
+
+
+def test_a_run_sets_damaged_checkpoints_aside_and_writes_them_anew(open_manager, tmp_path):
+    two_checkpoints(open_manager, tmp_path)
+    assert checkpoint.set_damaged_aside(tmp_path) == []
+    for names in (["2.damaged"], ["2.damaged", "2.damaged-2"]):
+        zero(tmp_path / "checkpoints/2/state/manifest.ocdbt")
+        (line,) = checkpoint.set_damaged_aside(tmp_path)
+        assert line.endswith(f"set aside as {names[-1]}: the run goes on after step 1")
+        manager = open_manager()
+        assert manager.steps() == [1]
+        manager.save(2, state(2), CONFIG)
+        manager.wait()
+        chex.assert_trees_all_equal(manager.restore(2, abstract(state(0))), state(2))
+        assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2", *names}
+
+
+def test_without_a_whole_checkpoint_nothing_is_changed(open_manager, tmp_path):
+    two_checkpoints(open_manager, tmp_path)
+    for step in (1, 2):
+        zero(tmp_path / f"checkpoints/{step}/state/manifest.ocdbt")
+    for use in (checkpoint.set_damaged_aside, checkpoint.step_of):
+        with pytest.raises(UserError, match="no checkpoint is whole .step 2: .* step 1: .*: bring back"):
+            use(tmp_path)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_checkpoints_without_sums_are_those_of_an_older_vpjax(open_manager, tmp_path):
+    two_checkpoints(open_manager, tmp_path)
+    (tmp_path / "checkpoints/2" / checkpoint.SUMS).unlink()
+    assert checkpoint.step_of(tmp_path) == 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vpjax.recipes import base
-from vpjax.training.writer import TRACKERS, Writer, check_installed
+from vpjax.training.writer import TRACKERS, Writer, check_installed, missing_lines, read_metrics
 from vpjax.types import UserError
 
 
@@ -94,3 +94,35 @@ def test_a_tracker_that_is_not_installed(monkeypatch):
     check_installed(config_of("tensorboard"))
     with pytest.raises(UserError, match="^config.log_to names trackio, .* pip install trackio$"):
         check_installed(config_of("tensorboard", "trackio"))
+
+
+@pytest.mark.parametrize(
+    "tail, left",
+    [
+        (b"", 4),
+        (b"\0" * 512, 4),  # blocks that were reserved and not written
+        (b'{"step": 5, "lo', 4),
+        (b'{"step": 5, "loss": 1.0}', 4),  # whole but for its end: the step is repeated
+        (b"\xff\xfe\n[1]\n{}\n", 4),
+        (None, 0),
+    ],
+)
+def test_a_power_cut_costs_only_the_lines_that_it_damaged(tmp_path, tail, left):
+    writer = Writer(tmp_path, 0, config_of())
+    for step in (1, 2, 3, 4):
+        writer.write(step, {"loss": 1 / step})
+    writer.files.sync()
+    writer.close()
+    file = tmp_path / "metrics.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(bytes(len(whole)) if tail is None else whole + tail)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4][:left]
+    assert bool(missing_lines(tmp_path, 4)) == (not left)
+    assert "5 steps from step 1 on" in missing_lines(tmp_path, 5) or missing_lines(tmp_path, 5).count(
+        "step 5 "
+    )
+    writer = Writer(tmp_path, 4, config_of())  # goes on after step 4, on a file that is whole again
+    writer.write(5, {"loss": 0.2})
+    writer.close()
+    assert [line["step"] for line in map(json.loads, file.read_text().splitlines())][-1] == 5
+    assert missing_lines(tmp_path, 5) == "" or not left

@@ -8,12 +8,13 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vpjax.data import clips
+from vpjax.data import clips, json_rows
 from vpjax.data.clips import FIELDS, parse_box, parse_clip, parse_part, parse_span
+from vpjax.data.json_rows import SCHEMES
 from vpjax.files import exists, is_folder, open_file
 from vpjax.scoring.answers import read_number
 from vpjax.types import MEDIA_TAG, Clip, Turn, UserError
@@ -69,12 +70,13 @@ class Annotations:
     items: tuple[Item, ...]
 
 
-def read_annotations(path: str | Path, format: str = "") -> Annotations:
+def read_annotations(path: str | Path, format: str = "", schemes: Collection[str] = SCHEMES) -> Annotations:
     """Read an annotation file: JSON, JSON lines or (of clips) ArrayRecord, with or without a byte order mark.
 
     format: a name in FORMATS; "" takes that of the first row that fits one. Paths of videos stay as they are
-    written. Every clip gets an id of its own, even if the file gives none, or the same one twice. A broken
-    row is a skipped item. UserError if the file cannot be read at all or is in no known format.
+    written; they may be URLs of ``schemes``. Every clip gets an id of its own, even if the file gives none,
+    or the same one twice. A broken row is a skipped item. UserError if the file cannot be read at all or is
+    in no known format.
     """
     if format and format not in FORMATS:
         raise UserError(f"--format={format}: choose one of {', '.join(FORMATS)}")
@@ -83,9 +85,9 @@ def read_annotations(path: str | Path, format: str = "") -> Annotations:
         raise UserError(f"{path}: no rows in this file")
     format = format or detect_format(path, [row for _, row in rows])
     items: list[Item] = []
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for place, row in rows:
-        row_items = items_of(row, FORMATS[format][0])
+        row_items = items_of(row, FORMATS[format][0], schemes)
         for number, item in enumerate(row_items, 1):
             question = f"{place}, question {number}" if len(row_items) > 1 else place
             clip = item.clip
@@ -106,13 +108,20 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
     with open_file(path) as file:
         content = file.read().removeprefix(b"\xef\xbb\xbf")
     whole = parse_json(content)
+    is_list = content.lstrip().startswith(b"[")
     if isinstance(whole, list):
         for number, row in enumerate(whole, 1):
             yield f"row {number}", row
     elif isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values()):
         for name, row in whole.items():  # a table of videos, whose name becomes a field
             yield f"video {name!r}", {"video": name} | row
-    elif content.lstrip().startswith(b"["):
+    elif is_list and isinstance(whole, BrokenRow):
+        try:
+            for number, row in enumerate(json_rows.elements_of(content), 1):
+                yield f"row {number}", parse_json(row)
+        except ValueError as error:
+            raise UserError(f"{path}: no JSON: {error}") from error
+    elif is_list:
         raise UserError(f"{path}: {whole}")
     else:
         for number, line in enumerate(content.splitlines(), 1):
@@ -120,19 +129,18 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
                 yield f"line {number}", parse_json(line)
 
 
+class BrokenRow(ValueError):
+    """JSON that breaks no rule of JSON's, but has a value that cannot be read."""
+
+
 def parse_json(text: bytes) -> Any:
-    """A JSON value; a ValueError with the reason if the text is no JSON."""
-
-    def distinct(pairs: list[tuple[str, Any]]) -> JsonObject:
-        row = dict(pairs)
-        if len(row) < len(pairs):
-            raise ValueError("an object has the same key twice")
-        return row
-
+    """A JSON value; a ValueError with the reason if the text is no JSON, or cannot be read."""
     try:
-        return json.loads(text.decode(), object_pairs_hook=distinct)
-    except ValueError as error:  # of JSON and of UTF-8
+        return json_rows.parse_json(text, distinct_keys=True)
+    except json.JSONDecodeError as error:
         return ValueError(f"no JSON: {error}")
+    except ValueError as error:
+        return BrokenRow(f"no JSON: {error}")
 
 
 def detect_format(path: str | Path, rows: Sequence[Any]) -> str:
@@ -148,30 +156,37 @@ def detect_format(path: str | Path, rows: Sequence[Any]) -> str:
     raise UserError(f"{path}: in no known format ({first}); --format takes one of {', '.join(FORMATS)}")
 
 
-def items_of(row: Any, read: Callable[[JsonObject], Iterable[Item]]) -> list[Item]:
-    """The items of a row, at least one."""
+def items_of(
+    row: Any, read: Callable[[JsonObject], Iterable[Item]], schemes: Collection[str] = SCHEMES
+) -> list[Item]:
+    """The items of a row, at least one. Whatever is wrong with it makes one skipped item of it."""
     try:
         if isinstance(row, ValueError):
             raise row
         if not isinstance(row, dict):
             raise ValueError(f"{short(row)} is not a JSON object")
-        return list(read(row)) or [skipped_item(Rejected("empty row: it asks nothing"))]
-    except ValueError as error:
+        json_rows.check_row(row)
+        items = list(read(row)) or [skipped_item(Rejected("empty row: it asks nothing"))]
+        for item in items:
+            json_rows.check_path(item.video, schemes)
+        return items
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         return [skipped_item(error)]
 
 
-def new_id(clip: Clip, taken: set[str]) -> str:
-    """The clip's id or the name of its video, with a number if it is taken. Adds it to ``taken``."""
+def new_id(clip: Clip, taken: dict[str, int]) -> str:
+    """The clip's id or the name of its video, with the least number that is free if it is taken. taken: the
+    ids so far, each with the last number that was put behind it; this one is added."""
     stem = clip.id or PurePosixPath(clip.video).stem or "text"
-    name, number = stem, 1
+    name = stem
     while name in taken:
-        number += 1
-        name = f"{stem}~{number}"
-    taken.add(name)
+        taken[stem] += 1
+        name = f"{stem}~{taken[stem]}"
+    taken[name] = 1
     return name
 
 
-def skipped_item(error: ValueError) -> Item:
+def skipped_item(error: Exception) -> Item:
     return Item("", None, str(error) if isinstance(error, Rejected) else f"broken row: {error}")
 
 

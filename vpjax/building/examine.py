@@ -265,6 +265,8 @@ def cut_times(clip: Clip, info: VideoInfo) -> tuple[Clip, list[str]]:
     Returns the clip, and notes about what was cut. Rejected if nothing is left of its part or of its spans.
     """
     end, notes = clip.end, []
+    if info.lost:
+        notes.append(f"file lacks frames: {info.lost} beside {info.frames}, by its own times")
     if clip.start is not None and clip.start >= info.duration:
         raise Rejected(f"part outside the video: it starts at {clip.start:g} of {info.duration:g} s")
     if end is not None and end > info.duration:

@@ -40,8 +40,8 @@ def parts_of(items: Sequence[Item]) -> Iterator[list[int]]:
 def make_part(items: Sequence[Item], options: Options, file: str) -> None:
     """Examine the items whose results ``file`` does not hold or that may change, and write it."""
     results, pending = list(items), list(range(len(items)))
-    if exists(file):
-        results = read_part(file)
+    if exists(file) and not is_damaged(file, len(items)):
+        results = read_part(file, len(items))
         pending = [number for number, item in enumerate(results) if may_change(item)]
     for _, numbers in itertools.groupby(pending, key=lambda number: items[number].video):
         same_video = list(numbers)
@@ -52,19 +52,35 @@ def make_part(items: Sequence[Item], options: Options, file: str) -> None:
     write_whole(file, "".join(lines).encode())
 
 
-def read_part(file: str) -> list[Item]:
+def read_part(file: str, count: int) -> list[Item]:
+    """The ``count`` items of a part. ValueError if the file is damaged."""
     items = []
     with open_file(file, "rb") as lines:
         for line in lines:
-            record = json.loads(line)
-            clip = parse_clip(record["clip"]) if record["clip"] else None
-            items.append(Item(record["place"], clip, record["skipped"], tuple(record["notes"])))
+            try:
+                record = json.loads(line)
+                clip = parse_clip(record["clip"]) if record["clip"] else None
+                items.append(Item(record["place"], clip, record["skipped"], tuple(record["notes"])))
+            except (TypeError, KeyError) as error:
+                raise ValueError(f"not the result of an item: {error!r}") from error
+    if len(items) != count:
+        raise ValueError(f"{len(items)} items instead of {count}")
     return items
 
 
-def is_finished(file: str) -> bool:
+def is_damaged(file: str, count: int) -> bool:
+    """Whether the part exists and cannot be read."""
+    try:
+        return exists(file) and not read_part(file, count)
+    except ValueError:
+        return True
+
+
+def is_finished(file: str, count: int) -> bool:
     """Whether the part exists and none of its items may change."""
-    return exists(file) and not any(may_change(item) for item in read_part(file))
+    if not exists(file) or is_damaged(file, count):
+        return False
+    return not any(may_change(item) for item in read_part(file, count))
 
 
 def may_change(item: Item) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,21 @@ from ml_collections import ConfigDict
 from vpjax.data.video import Video
 from vpjax.files import AnyPath, written
 
-PIXELS_VERSION = 1  # increased whenever decoding or resizing gives other pixels than before
+# Increased whenever decoding or resizing gives other pixels than before, or a page has another form.
+PIXELS_VERSION = 2
+SUM_BYTES = 8  # before a page: its CRC-32
+
+
+class DamagedPage(Exception):
+    """A page of the cache whose bytes are not those that were written."""
+
+
+def sum_of(*arrays: np.ndarray) -> bytes:
+    """The CRC-32 of the bytes of arrays, one after another."""
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(array.data, crc)
+    return crc.to_bytes(SUM_BYTES, "little")
 
 
 def cache_folder(data_config: ConfigDict) -> Path:
@@ -41,31 +56,36 @@ class FrameCache:
         return self.folder / key[:2] / f"{key}.frames"
 
     def get(self, key: str) -> Video | None:
-        """The decoded video, or None if it is not in the cache or not whole."""
+        """The decoded video, or None if it is not in the cache. DamagedPage, and the file is deleted, if it
+        is not what was put there."""
         path = self.path(key)
         try:
-            with open(path, "rb") as file:
-                shape = np.fromfile(file, np.int64, 3)
-                seconds = np.fromfile(file, np.float64, shape[0] + 1)
-                frames = np.fromfile(file, np.uint8).reshape(*shape, 3)
+            page = np.fromfile(path, np.uint8)
         except OSError:
             return None
-        except (ValueError, IndexError):  # cut short
+        body = page[SUM_BYTES:]
+        if page[:SUM_BYTES].tobytes() != sum_of(body):
             path.unlink(missing_ok=True)
-            return None
+            raise DamagedPage(f"{path}: not as it was written")
         with contextlib.suppress(OSError):  # it may belong to another user, or have been evicted
             os.utime(path)
-        return Video(frames, seconds[1:], float(seconds[0]))
+        shape = body[:24].view(np.int64)
+        pixels = 24 + 8 * (int(shape[0]) + 1)
+        seconds = body[24:pixels].view(np.float64)
+        return Video(body[pixels:].reshape(*shape, 3), seconds[1:], float(seconds[0]))
 
     def put(self, key: str, video: Video) -> None:
         """Add a decoded video, which appears whole or not at all. OSError if it cannot be written."""
         if video.frames.nbytes > self.limit:
             return
-        with written(self.path(key)) as part, open(part, "wb") as file:
+        with written(self.path(key), keep=False) as part, open(part, "wb") as file:
             # Bare arrays: np.load reads its header through ast, which threads break on Python 3.11.
-            file.write(np.array(video.frames.shape[:3], np.int64).tobytes())
-            file.write(np.array([video.frame_seconds, *video.times], np.float64).tobytes())
-            file.write(np.ascontiguousarray(video.frames).data)
+            shape = np.array(video.frames.shape[:3], np.int64)
+            seconds = np.array([video.frame_seconds, *video.times], np.float64)
+            parts = [shape, seconds, np.ascontiguousarray(video.frames)]
+            file.write(sum_of(*parts))
+            for array in parts:
+                file.write(array.data)
         self.uncounted += video.frames.nbytes
         # Other processes write too, so the folder is counted now and then, not only when this one fills it.
         is_full = self.total is None or self.total + self.uncounted > self.limit

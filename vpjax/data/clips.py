@@ -1,11 +1,14 @@
 """Files of clips: JSON lines or ArrayRecord, one clip a record."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
+from vpjax.data.json_rows import SCHEMES, check_path, check_row, parse_json
 from vpjax.files import AnyPath, exists, fetched, folder_of, is_folder, join_path, open_file, written
 from vpjax.types import Clip, Keyword, Turn, UserError
 
@@ -14,35 +17,62 @@ FIELDS = {field.name for field in dataclasses.fields(Clip)}
 NEEDED = {"id", "video", "question", "answer"}
 
 
-def read_clips(path: AnyPath, videos: AnyPath = "") -> list[Clip]:
+def read_clips(
+    path: AnyPath,
+    videos: AnyPath = "",
+    *,
+    max_fault_share: float = 0.0,
+    schemes: Collection[str] = SCHEMES,
+    say: Callable[[str], None] | None = None,
+) -> list[Clip]:
     """Read a file of clips, ``.jsonl`` or ``.array_record``.
 
-    Relative video paths start at ``videos``, by default at the file's own folder. UserError for a broken
-    record, with the file, its line and the reason; for a file whose first record is no clip at all, with the
-    command that makes clips of annotations."""
+    Relative video paths start at ``videos``, by default at the file's own folder. max_fault_share: the share
+    of broken records up to which they are left out and told to ``say``. schemes: of the URLs that records may
+    name. UserError for more broken records, with the file, the first one's line and the reason; for a file
+    whose first record is no clip at all, with the command that makes clips of annotations."""
     root = videos or folder_of(path)
     clips: list[Clip] = []
     line_of_id: dict[str, int] = {}
+    faults: list[str] = []
     for number, record in read_records(path):
         parsed = None
         try:
-            parsed = json.loads(record)
+            parsed = parse_json(record)
+            check_row(parsed)
             clip = parse_clip(parsed)
-        except ValueError as error:  # of json, of UTF-8 and of parse_clip
-            if not clips and not (isinstance(parsed, dict) and NEEDED <= set(parsed)):
-                raise UserError(
-                    f"{path}: no file of clips, whose lines have {', '.join(sorted(NEEDED))}; if it has "
-                    f"annotations: python -m vpjax.build --annotations {path} --videos DIR --out DIR"
-                ) from error
-            raise UserError(f"{path}, line {number}: {error}") from error
-        if clip.id in line_of_id:
-            first = line_of_id[clip.id]
-            raise UserError(f"{path}, line {number}: id {clip.id!r} stands in line {first} too")
+            check_path(clip.video, schemes)
+            if clip.id in line_of_id:
+                raise ValueError(f"id {clip.id!r} stands in line {line_of_id[clip.id]} too")
+        except ValueError as error:
+            if not clips and not faults and not (isinstance(parsed, dict) and NEEDED <= set(parsed)):
+                _check_is_clips(path, error)
+            faults.append(f"line {number}: {error}")
+            continue
         line_of_id[clip.id] = number
         clips.append(dataclasses.replace(clip, video=join_path(root, clip.video)) if clip.video else clip)
+    if faults and (say is None or not clips or len(faults) > max_fault_share * (len(faults) + len(clips))):
+        more = f" ({len(faults)} of {len(faults) + len(clips)} records are broken)" if len(faults) > 1 else ""
+        raise UserError(f"{path}, {faults[0]}{more}")
+    if faults and say is not None:
+        examples = "; ".join(faults[:3]) + ("; ..." if len(faults) > 3 else "")
+        say(f"{path}: {len(faults)} of {len(faults) + len(clips)} records are left out: {examples}")
     if not clips:
         raise UserError(f"{path}: no clips in this file")
     return clips
+
+
+def _check_is_clips(path: AnyPath, error: ValueError) -> None:
+    """UserError if the file, whose first record is broken by ``error``, has no other record that is a clip
+    either."""
+    for _, record in itertools.islice(read_records(path), 100):
+        with contextlib.suppress(ValueError):
+            parse_clip(parse_json(record))
+            return
+    raise UserError(
+        f"{path}: no file of clips, whose lines have {', '.join(sorted(NEEDED))}; if it has annotations: "
+        f"python -m vpjax.build --annotations {path} --videos DIR --out DIR"
+    ) from error
 
 
 def write_clips(path: AnyPath, clips: Iterable[Clip]) -> None:
@@ -100,7 +130,7 @@ def parse_clip(record: Any) -> Clip:
         boxes=tuple(parse_box(box) for box in _list(record, "boxes")),
         degraded_answer=_string(record, "degraded_answer", ""),
         **parse_part(record),
-        extra=record.get("extra", {}),
+        extra=_extra(record),
         system=_string(record, "system", ""),
         turns=tuple(_parse_turn(turn) for turn in _list(record, "turns")),
     )
@@ -131,6 +161,13 @@ def _list(record: dict[str, Any], field: str) -> list[Any]:
     if isinstance(value, list):
         return value
     raise ValueError(f"field {field!r} is {value!r}, not a list")
+
+
+def _extra(record: dict[str, Any]) -> dict[str, Any]:
+    value = record.get("extra", {})
+    if isinstance(value, dict):
+        return value
+    raise ValueError(f"field 'extra' is {value!r}, not an object")
 
 
 def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:

@@ -17,7 +17,11 @@ from av.video.reformatter import VideoReformatter
 
 from vpjax.files import AnyPath, is_remote, open_file
 
+GAP = 10  # usual intervals between frames, from which on frames count as lost
+CONSTANT_SHARE = 0.9  # of the intervals that are about the usual one in a video of constant rate
+MAX_ASPECT = 4.0  # of a pixel; beyond it a header is taken to be wrong
 FRAME_RATE = 25.0  # of files that do not state theirs
+MAX_PIXELS = 50_000_000  # of a frame or image, so that decoding and resizing it takes less than 1 GB
 SEEK_GAIN = 32  # frames that a seek must save: it costs about as much as decoding so many
 THREADED = 640 * 360  # pixels of a frame, from which on decoding in several threads pays
 
@@ -28,7 +32,9 @@ class FrameIndex:
 
     times f64[N], duration, tick: seconds. pts i64[N]: identifies the decoder's frames: their timestamps in
     ticks or, if ``counted``, their number. keyframe i64[N]: the last keyframe at or before each frame. entry
-    i64[N]: the timestamp to seek for a keyframe; undefined for other frames.
+    i64[N]: the timestamp to seek for a keyframe; undefined for other frames. size: (height, width) in pixels,
+    and aspect: the width of a pixel over its height, both before a frame is turned upright. lost: frames that
+    the file lacks by its own times, see ``lost_frames``.
     """
 
     times: np.ndarray
@@ -38,6 +44,16 @@ class FrameIndex:
     counted: bool
     keyframe: np.ndarray
     entry: np.ndarray
+    size: tuple[int, int] = (0, 0)
+    aspect: float = 1.0
+    lost: int = 0
+
+    def shown_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of an upright frame of so many pixels as it is to be shown, in square ones."""
+        is_turned = (height, width) == self.size[::-1] != self.size
+        if is_turned:
+            return round(height * self.aspect), width
+        return height, round(width * self.aspect)
 
 
 class Problem(Exception):
@@ -51,6 +67,8 @@ class BadTimestamps(Problem):
 def check_size(width: int, height: int, max_side: int) -> None:
     if max(width, height) > max_side:
         raise Problem(f"{width} x {height} pixels is beyond the limit of {max_side} a side (max_side)")
+    if width * height > MAX_PIXELS:
+        raise Problem(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
 
 
 @contextlib.contextmanager
@@ -58,7 +76,10 @@ def opened(path: AnyPath, max_side: int) -> Iterator[tuple[InputContainer, av.Vi
     """The file and its first video stream other than cover art."""
     with contextlib.ExitStack() as files:
         file = files.enter_context(open_file(path)) if is_remote(path) else str(path)
-        container = files.enter_context(av.open(file, "r", metadata_errors="replace"))
+        # A playlist in place of a video would have FFmpeg fetch what it names: from this disk if it lies
+        # there itself, otherwise from nowhere.
+        options = {"protocol_whitelist": "data" if is_remote(path) else "file"}
+        container = files.enter_context(av.open(file, "r", metadata_errors="replace", options=options))
         if container.format.name == "tty":
             raise Problem("is a text file")  # FFmpeg would render it as a terminal
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -81,13 +102,38 @@ def rate_and_tick(stream: av.VideoStream) -> tuple[float, float]:
     return float(stream.average_rate or FRAME_RATE), float(stream.time_base)
 
 
+def aspect_of(stream: av.VideoStream) -> float:
+    """The width of a pixel over its height; 1 where the file does not say, or states what no camera has."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    return ratio if 1 / MAX_ASPECT <= ratio <= MAX_ASPECT else 1.0
+
+
+def lost_frames(times: np.ndarray, end: float, stated: float) -> int:
+    """How many frames a file lacks by its own times: those that would fill, at the usual interval, its gaps
+    and what is missing of its stated duration, where these are longer than GAP intervals. 0 if its intervals
+    vary, so that none is usual.
+
+    times f64[N]: of its frames, ascending. end: of the last one. stated: the duration; 0: it states none.
+    Seconds. A fragment that was lost leaves no other trace.
+    """
+    steps = np.diff(times)
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    if not usual or np.mean(steps < 2 * usual) < CONSTANT_SHARE:
+        return 0
+    missing = np.array([*(steps - usual), stated - (end - times[0])])
+    return round(missing[missing > (GAP - 1) * usual].sum() / usual)
+
+
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     """The index by the timestamps of all packets; nothing is decoded."""
     durations: dict[int, int] = {}  # pts of each visible frame -> its duration in ticks
     entries: dict[int, int] = {}  # pts of each keyframe -> dts
+    ends: dict[int, int] = {}  # pts of each frame, visible or not -> its end in ticks
     end, is_cut = 0.0, False
     with opened(path, max_side) as (container, stream):
         rate, tick = rate_and_tick(stream)
+        size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
+        stated = (stream.duration or 0) * tick
         # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
         stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
         expected = len(stream.index_entries)
@@ -104,6 +150,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
                 raise BadTimestamps("a packet has no presentation time")
             if packet.is_keyframe:
                 entries[packet.pts] = packet.pts if packet.dts is None else packet.dts
+            ends[packet.pts] = packet.pts + (packet.duration or 0)
             if not packet.is_discard:
                 durations[packet.pts] = packet.duration or 0
     stated_end = stated_ticks / av.time_base - 1.0  # the last frame may not state its duration
@@ -122,6 +169,9 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         counted=False,
         keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(entries)), numbers, 0)),
         entry=np.array([entries.get(int(p), 0) for p in pts]),
+        size=size,
+        aspect=aspect,
+        lost=lost_frames(np.array(sorted(ends)) * tick, max(ends.values()) * tick, stated),
     )
 
 
@@ -130,6 +180,7 @@ def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
     with opened(path, max_side) as (container, stream):
         pts = [frame.pts for frame in container.decode(stream)]
         rate, tick = rate_and_tick(stream)
+        size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
     if not pts:
         raise Problem("has no decodable frame")
     numbers = np.arange(len(pts))
@@ -138,7 +189,8 @@ def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
     if len(known) == len(pts) and np.all(np.diff(known) > 0):
         times = (known - known[0]) * tick
     none = np.zeros_like(numbers)  # no frame after the first is sought
-    return FrameIndex(times, float(times[-1]) + 1 / rate, tick, numbers, True, keyframe=none, entry=none)
+    end = float(times[-1]) + 1 / rate
+    return FrameIndex(times, end, tick, numbers, True, keyframe=none, entry=none, size=size, aspect=aspect)
 
 
 def decode_frames(

@@ -13,6 +13,9 @@ from vpjax.files import AnyPath, join_path, names_in, open_file
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # suffixes of files that are read as images
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow, for broken files
+# Formats by which they are opened, whatever their suffix. Pillow knows others, some of which start programs
+# of the machine (EPS: Ghostscript) or open further files.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 FOLDER_FPS = 10.0  # the rate of GOT-10k, for folders of images do not state theirs
 
 
@@ -37,7 +40,7 @@ def image_pixels(path: AnyPath, max_side: int) -> np.ndarray:
 @contextlib.contextmanager
 def opened_image(path: AnyPath, max_side: int) -> Iterator[Image.Image]:
     try:
-        with open_file(path) as file, Image.open(file) as image:
+        with open_file(path) as file, Image.open(file, formats=FORMATS) as image:
             check_size(image.width, image.height, max_side)
             yield image
     except IMAGE_ERRORS as error:

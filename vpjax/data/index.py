@@ -6,17 +6,18 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax.data.cache import cache_folder
+from vpjax.data.cache import PIXELS_VERSION, cache_folder
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import slots_of
 from vpjax.data.packing import Sizes
@@ -32,6 +33,7 @@ from vpjax.types import Clip, UserError
 if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
+LOST = "their files lack frames by their own times: a part of them was perhaps lost"
 SMALLER = "frames are smaller than data.max_pixels allows, for data.max_tokens or data.total_pixels"
 FEWER = (
     "frames are fewer than data.fps or data.frames asks for, for data.max_tokens, data.total_pixels or "
@@ -294,7 +296,7 @@ def shape_remarks(
     info: VideoInfo, part: Part, shape: Shape, sampling: Sampling, model_config: VLMConfig
 ) -> list[str]:
     """What the summary counts about the shape of a clip."""
-    remarks = []
+    remarks = [LOST] if info.lost else []
     factor = model_config.vision.factor
     unlimited = dataclasses.replace(sampling, total_pixels=0, max_frames=max(sampling.max_frames, 1 << 20))
     frames, height, width = fit(unlimited, info, part, factor=factor)
@@ -312,9 +314,10 @@ def shape_remarks(
 def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str, Source]:
     """Probe files in parallel; ``cache`` keeps the results for later runs, for files that do not change."""
     fields = [field.name for field in dataclasses.fields(VideoInfo)]  # a cache of other fields is another one
-    name = hashlib.sha256("\n".join([*paths, str(max_side), *fields]).encode()).hexdigest()[:32]
+    parts = [*paths, str(max_side), *fields, str(PIXELS_VERSION)]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     file = cache / "index" / f"{name}.json"
-    known = json.loads(file.read_text()) if file.is_file() else {}
+    known = read_probed(file, len(fields))
 
     def probe_source(path: str) -> Source:
         if not path:
@@ -343,3 +346,21 @@ def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str,
     if found != known:
         write_whole(file, json.dumps(found).encode())
     return sources
+
+
+def read_probed(file: Path, fields: int) -> dict[str, list[Any]]:
+    """The results of an earlier probing: path -> size, time of change, and so many ``fields``. {} if there is
+    no such file, or a damaged one, which is told and will be written anew."""
+    if not file.is_file():
+        return {}
+    try:
+        known = json.loads(file.read_bytes())
+        if all(
+            len(entry) == 2 + fields and all(isinstance(x, int | float) for x in entry)
+            for entry in known.values()
+        ):
+            return known
+    except (ValueError, TypeError, AttributeError):
+        pass
+    tqdm.write(f"{file}: damaged; its videos are probed again", file=sys.stderr)
+    return {}

@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vpjax.data import coverage, tfio
-from vpjax.data.cache import FrameCache, cache_folder
+from vpjax.data.cache import DamagedPage, FrameCache, cache_folder
 from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import Entry, Index, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
@@ -33,6 +33,7 @@ from vpjax.types import Batch, Clip, Prompts, UserError
 if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
+DAMAGED_PAGE = "their page in the cache of frames was damaged, and they were decoded again"
 FOREVER = 1 << 40  # steps: a loader has no end
 
 
@@ -113,7 +114,11 @@ class BatchMaker:
         sampling = Sampling.of(self.data_config)
         parts = source.path, source.size, source.modified, sampling, entry.shape, entry.part
         key = self.cache.key(*parts)
-        video = self.cache.get(key)
+        notes: tuple[str, ...] = ()
+        try:
+            video = self.cache.get(key)
+        except DamagedPage:
+            video, notes = None, (DAMAGED_PAGE,)
         if video is not None:
             return video, ()
         if source.media == "image":
@@ -132,8 +137,8 @@ class BatchMaker:
         try:
             self.cache.put(key, video)
         except OSError as error:
-            return video, (f"decoded frames not kept in {self.cache.folder}: {error.strerror}",)
-        return video, ()
+            return video, (*notes, f"decoded frames not kept in {self.cache.folder}: {error.strerror}")
+        return video, notes
 
 
 class Loader:

@@ -84,7 +84,8 @@ class Sampling:
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
     """width, height: of the upright frames in pixels. duration: seconds; 0: an image. fps: the mean frame
-    rate. tick: seconds to which the file rounds its times."""
+    rate. tick: seconds to which the file rounds its times. lost: frames that the file lacks by its own
+    times."""
 
     width: int
     height: int
@@ -92,6 +93,7 @@ class VideoInfo:
     fps: float
     frames: int
     tick: float = 0.0
+    lost: int = 0
 
     @property
     def frame_seconds(self) -> float:

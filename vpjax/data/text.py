@@ -6,8 +6,10 @@ start quickly.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import threading
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,7 @@ SPECIALS = (
 )
 
 END = "<|im_end|>"
+TEMPLATE_SECONDS = 20.0  # in which a chat template writes a prompt: thousands of times what Qwen's need
 REWRITTEN = (
     "the chat template does not write an earlier answer as it stands: it may leave out reasoning, or join a "
     "line break at its beginning; data.train_turns='last' trains the last answer only"
@@ -101,6 +104,10 @@ def train_tokenizer(texts: Iterable[str], folder: AnyPath, vocab_size: int) -> N
     ).save_pretrained(folder)
 
 
+class EndlessTemplate(Exception):
+    """A chat template, a program of the model's folder, that takes longer than TEMPLATE_SECONDS."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stamps:
     """The token ids of the pieces of a slot's time in words, ``<0.2 seconds>``. Data workers, which write
@@ -147,7 +154,7 @@ class Text:
             raise UserError(f"{folder}: the tokenizer lacks {', '.join(missing)}; use a Qwen video model's")
         if not tokenizer.chat_template:
             raise UserError(f"{folder}: the tokenizer has no chat template (chat_template.jinja)")
-        return cls(
+        text = cls(
             tokenizer,
             image_pad=ids["<|image_pad|>"],
             video_pad=ids["<|video_pad|>"],
@@ -156,6 +163,12 @@ class Text:
             end=ids[END],
             pad=ids["<|endoftext|>"],
         )
+        try:
+            with contextlib.suppress(UserError):  # which names the clip or prompt whose template fails
+                text.written(messages_of("What happens?", "video"))
+        except EndlessTemplate as error:
+            raise UserError(f"{folder}: {error}; give a folder with another one") from error
+        return text
 
     @property
     def stops(self) -> tuple[int, int]:
@@ -201,8 +214,28 @@ class Text:
         return tuple(answers)
 
     def written(self, messages: Sequence[dict[str, Any]]) -> str:
-        """Messages as the chat template writes them, and the header of the assistant's next one."""
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        """Messages as the chat template writes them, and the header of the assistant's next one. The template
+        is a program of the model's folder, which transformers runs in Jinja's sandbox: UserError if it fails,
+        EndlessTemplate if it does not end."""
+        rendered: list[str | Exception] = []
+
+        def run() -> None:
+            try:
+                done = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            except Exception as error:  # whatever a template's own code raises
+                done = error
+            rendered.append(done)
+
+        thread = threading.Thread(target=run, daemon=True)  # it cannot be ended, and does not outlive us
+        thread.start()
+        thread.join(TEMPLATE_SECONDS)
+        if not rendered:
+            raise EndlessTemplate(f"the chat template does not end within {TEMPLATE_SECONDS:g} s")
+        if isinstance(rendered[0], Exception):
+            raise UserError(f"the chat template fails: {rendered[0]}") from rendered[0]
+        return rendered[0]
 
     def answer(self, answer: str) -> np.ndarray:
         """i32[c]: the answer and the token that ends it."""

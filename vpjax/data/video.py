@@ -39,8 +39,10 @@ class Video:
 def probe(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
     """Size and timing of a video, from its packets and one decoded frame. UserError as ``read_frames``."""
     with _named_problems(path):
-        index, _, [(height, width, _)] = _read_chosen(path, lambda _: np.zeros(1, int), np.shape, max_side)
-    return _info(index, height, width)
+        index, _, [(height, width, _)] = _read_chosen(
+            path, lambda _: np.zeros(1, int), lambda _, frame: frame.shape, max_side
+        )
+    return _info(index, *index.shown_size(height, width))
 
 
 def read_frames(
@@ -55,7 +57,8 @@ def read_frames(
     max_side: int = MAX_SIDE,
     tfio_python: str = "",
 ) -> Video:
-    """The sampled frames of a video, upright. A folder of images is a video too: see ``folder_index``.
+    """The sampled frames of a video, upright, with the shape that they are shown in even where the file's
+    pixels are not square. A folder of images is a video too: see ``folder_index``.
 
     size: (height, width) of the result, and frames: an even number, the most that are read, as ``fit`` plans
     both; None: as ``fit`` plans for this file and ``factor``. start, end: of the span in seconds; None: the
@@ -72,8 +75,9 @@ def read_frames(
                 raise Problem(error) from error
             size, frames = (sides[0], sides[1]), frames or planned
 
-        def resized(frame: np.ndarray) -> np.ndarray:
-            return _resized(frame, size, factor, sampling.min_pixels, sampling.max_pixels)
+        def resized(index: FrameIndex, frame: np.ndarray) -> np.ndarray:
+            shown = index.shown_size(*frame.shape[:2])
+            return _resized(frame, shown, size, factor, sampling.min_pixels, sampling.max_pixels)
 
         index, chosen, pixels = _read_chosen(
             path, lambda index: _choose(index, sampling, start, end, frames), resized, max_side, tfio_python
@@ -94,7 +98,8 @@ def read_image(
     with _named_problems(path):
         if is_folder(path):
             raise Problem("is a folder")
-        frame = _resized(image_pixels(path, max_side), size, factor, min_pixels, max_pixels)
+        pixels = image_pixels(path, max_side)
+        frame = _resized(pixels, pixels.shape[:2], size, factor, min_pixels, max_pixels)
     return Video(np.stack([frame, frame]), np.zeros(2), 0.0)
 
 
@@ -110,9 +115,10 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frame.shape[:2] == tuple(size):
         return frame
     resized = []
-    # As floats, for Pillow would clip bytes after each of its two passes.
-    for channel in frame.transpose(2, 0, 1).astype(np.float32):
-        resized.append(np.asarray(Image.fromarray(channel).resize(size[::-1], Image.Resampling.BICUBIC)))
+    for channel in frame.transpose(2, 0, 1):  # one at a time, for a large image fills much memory
+        # As floats, for Pillow would clip bytes after each of its two passes.
+        floats = Image.fromarray(channel.astype(np.float32))
+        resized.append(np.asarray(floats.resize(size[::-1], Image.Resampling.BICUBIC)))
     return np.rint(np.stack(resized, axis=-1).clip(0, 255)).astype(np.uint8)
 
 
@@ -132,14 +138,20 @@ def _choose(
 
 def _info(index: FrameIndex, height: int = 0, width: int = 0) -> VideoInfo:
     count = len(index.times)
-    return VideoInfo(width, height, index.duration, count / index.duration, count, index.tick)
+    return VideoInfo(width, height, index.duration, count / index.duration, count, index.tick, index.lost)
 
 
 def _resized(
-    frame: np.ndarray, size: tuple[int, int] | None, factor: int, min_pixels: int, max_pixels: int
+    frame: np.ndarray,
+    shown: tuple[int, ...],
+    size: tuple[int, int] | None,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
 ) -> np.ndarray:
-    """The frame resized to ``size``, or by ``smart_resize`` if that is None."""
-    height, width, _ = frame.shape
+    """The frame, which is to be shown as ``shown`` (height, width), resized to ``size``, or by
+    ``smart_resize`` if that is None."""
+    height, width = shown
     try:
         if size is None:
             size = smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
@@ -164,7 +176,7 @@ def _named_problems(path: AnyPath) -> Iterator[None]:
 def _read_chosen(
     path: AnyPath,
     choose: Callable[[FrameIndex], np.ndarray],
-    convert: Callable[[np.ndarray], Any],
+    convert: Callable[[FrameIndex, np.ndarray], Any],
     max_side: int,
     tfio_python: str = "",
 ) -> tuple[FrameIndex, np.ndarray, list[Any]]:
@@ -181,7 +193,7 @@ def _read_chosen(
     def read(index: FrameIndex) -> tuple[FrameIndex, np.ndarray, list[Any]]:
         chosen = choose(index)
         distinct, inverse = np.unique(chosen, return_inverse=True)
-        converted = [convert(frame) for frame in frames_at(index, distinct)]
+        converted = [convert(index, frame) for frame in frames_at(index, distinct)]
         return index, chosen, [converted[i] for i in inverse]
 
     if is_folder(path):

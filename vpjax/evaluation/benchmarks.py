@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vpjax.data.clips import parse_box, parse_clip, parse_span
+from vpjax.data.json_rows import check_path, check_row
 from vpjax.evaluation.records import Record, beside, records
 from vpjax.events.clips import EIGHTHS
 from vpjax.events.text import caption_variants, events_named
@@ -79,6 +80,7 @@ def read_benchmark(
     left_out: Counter[str] = Counter()
     for record in records(data):
         try:
+            check_row(record.row)
             for clip in benchmark.read(record):
                 if isinstance(clip, str):
                     left_out[clip] += 1
@@ -87,6 +89,7 @@ def read_benchmark(
                     _check_choices(clip)
                 if clip.id in places:
                     raise ValueError(f"id {clip.id!r} stands at {places[clip.id]} too")
+                check_path(clip.video)
                 places[clip.id] = record.place
                 folders = [join_path(root, folder.format(file=record.file)) for folder in benchmark.folders]
                 clips.append(dataclasses.replace(clip, video=_found(folders, clip.video)))

@@ -55,7 +55,7 @@ def _rows(file: str) -> Iterator[tuple[str, Any]]:
             whole = [json.loads(line) for _, line in read_records(file)]
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError, csv.Error) as error:  # RecursionError of JSON that is nested too deep
         raise UserError(f"{file}: not {suffix[1:].upper()}: {error}") from error
     entries = whole.items() if isinstance(whole, dict) else enumerate(whole, 1)
     for key, row in entries:

@@ -112,7 +112,7 @@ def evaluate(
     run = run_of(request.model)
     mesh = make_mesh(request.mesh, kv_heads=checkpoint.read_model_config(request.model).decoder.kv_heads)
     data_config = with_options(run_config.data_of(Path(request.model)).to_dict(), request.video_options)
-    step = checkpoint.step_of(request.model, request.step)
+    step = checkpoint.step_of(request.model, request.step, say)
     dtype = request.dtype
     if dtype is None and step is not None:
         dtype = run.get("dtype")

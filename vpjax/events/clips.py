@@ -145,8 +145,9 @@ def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]
     def make_clip(split: str, index: int) -> str:
         clip, scene = describe(spec, split, index)
         video = home / clip.video
-        if not video.exists():
-            write_whole(video, encode(draw(scene, noise=spec.noise), fps=scene.fps, crf=spec.crf))
+        if not video.exists() or not video.stat().st_size:  # a power cut leaves empty files
+            content = encode(draw(scene, noise=spec.noise), fps=scene.fps, crf=spec.crf)
+            write_whole(video, content, keep=False)
         return json.dumps(dataclasses.asdict(clip)) + "\n"
 
     files = {split: home / f"{split}-{count}.jsonl" for split, count in splits.items()}

@@ -1,13 +1,20 @@
 """Checkpoints of a run, and the work directory that holds them.
 
 <workdir>/model/         config.json and tokenizer in Hugging Face's format, without weights
-<workdir>/checkpoints/   <step>/state: parameters and optimizer; <step>/run: the step and the config
+<workdir>/checkpoints/   <step>/state: parameters and optimizer; <step>/run: the step and the config;
+                         <step>/sums.json: the size and the CRC-32 of each file in these two
+
+orbax notices most files that are cut short, and no flipped bits, so each checkpoint has its sums, which are
+written before it gets its name. A checkpoint whose files do not fit them is damaged and is never read.
 """
 
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Sequence
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, SingleDeviceSharding
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers, multihost
 
 from vpjax.data.text import Text
-from vpjax.files import AnyPath, local_folder
+from vpjax.files import AnyPath, local_folder, stamp, sync, sync_tree, write_whole
 from vpjax.models import hf
 from vpjax.models.lora import Lora, merged
 from vpjax.models.sharding import shardings
@@ -27,7 +34,9 @@ from vpjax.training import run_config
 from vpjax.training.best import best_of
 from vpjax.types import UserError
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
+MODEL, CHECKPOINTS, SUMS = "model", "checkpoints", "sums.json"
+ASIDE = "damaged"  # the suffix of a damaged checkpoint that a run has set aside
+CHUNK = 1 << 24  # bytes that are read at once
 Step = int | Literal["best"] | None  # of a checkpoint; best: by ``config.keep_best``; None: the newest
 
 
@@ -63,7 +72,10 @@ class Manager:
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._kept, create=writes, cleanup_tmp_directories=writes
+                preservation_policy=self._kept,
+                create=writes,
+                cleanup_tmp_directories=writes,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
@@ -81,6 +93,13 @@ class Manager:
         with self._write_errors():
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), run=run))
 
+    def _seal(self) -> None:
+        """Write the sums of the checkpoint that is about to get its name, all of it on the disk."""
+        if multihost.is_primary_host(0):
+            for unnamed in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                write_whole(unnamed / SUMS, json.dumps(sums_of(unnamed)).encode())
+                sync_tree(unnamed)
+
     def restore(self, step: int, like: Any) -> Any:
         """The state after ``step`` steps, or the part of it that ``like`` has, a pytree of shapes, types and
         (optional) shardings."""
@@ -96,6 +115,7 @@ class Manager:
         """Return when everything is on the disk. Errors as in ``save``."""
         with self._write_errors():
             self._manager.wait_until_finished()
+            sync(self._folder)
 
     def close(self) -> None:
         self._manager.close()
@@ -107,6 +127,98 @@ class Manager:
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
             reason = str(error).splitlines()[0]
             raise UserError(f"{self._folder}: a checkpoint could not be written: {reason}") from error
+
+
+def files_of(checkpoint: Path) -> dict[str, Path]:
+    """The files of a checkpoint that have sums: all but orbax's notes in the folder itself."""
+    files = sorted(path for path in checkpoint.glob("*/**/*") if path.is_file())
+    return {str(path.relative_to(checkpoint)): path for path in files}
+
+
+def sums_of(checkpoint: Path) -> dict[str, list[int]]:
+    """The size in bytes and the CRC-32 of each file of a checkpoint."""
+
+    def sum_of(path: Path) -> list[int]:
+        size = crc = 0
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        return [size, crc]
+
+    files = files_of(checkpoint)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(files, pool.map(sum_of, files.values()), strict=True))
+
+
+def damage_of(checkpoint: Path) -> str:
+    """Why a checkpoint is not whole; "": it is, or it is of an older vpjax, which wrote no sums."""
+    if not (checkpoint / SUMS).exists():
+        return "" if any(checkpoint.glob("*/")) else "it is empty"
+    try:
+        return _damage_of(checkpoint, *map(stamp, [checkpoint / SUMS, *files_of(checkpoint).values()]))
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+
+
+@functools.lru_cache(8)
+def _damage_of(checkpoint: Path, *stamps: tuple[int, int]) -> str:
+    """``damage_of`` a checkpoint with sums. stamps: of its files, for which the result holds."""
+    try:
+        expected = json.loads((checkpoint / SUMS).read_bytes())
+        size = {name: entry[0] for name, entry in expected.items()}
+    except (ValueError, AttributeError, TypeError, LookupError):
+        return f"{SUMS} is damaged"
+    files = files_of(checkpoint)
+    if missing := sorted(set(size) - set(files)):
+        return f"{missing[0]} is missing"
+    for name in size:
+        if (found := files[name].stat().st_size) != size[name]:
+            return f"{name} has {found} of {size[name]} bytes"
+    found_sums = sums_of(checkpoint)
+    changed = [name for name in size if found_sums[name] != expected[name]]
+    return f"{changed[0]} has other bytes than were written" if changed else ""
+
+
+def newest_whole(workdir: Path, steps: Sequence[int]) -> tuple[int | None, dict[int, str]]:
+    """The newest of ``steps`` whose checkpoint is whole, and what is wrong with the newer ones. None if there
+    are no steps. UserError if there are some and none is whole."""
+    damaged: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        damage = damage_of(workdir / CHECKPOINTS / str(step))
+        if not damage:
+            return step, damaged
+        damaged[step] = damage
+    if damaged:
+        reasons = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
+        raise UserError(
+            f"{workdir / CHECKPOINTS}: no checkpoint is whole ({reasons}): bring back a copy of one, or "
+            "begin again in another --workdir"
+        )
+    return None, damaged
+
+
+def set_damaged_aside(workdir: Path) -> list[str]:
+    """Rename the checkpoints that are damaged and newer than the newest whole one, so that the run goes on
+    after that one. Returns a line about each. UserError as ``newest_whole``."""
+    folder, lines = workdir / CHECKPOINTS, []
+    step, damaged = newest_whole(workdir, steps_in(workdir))
+    for number, damage in damaged.items():
+        name, count = f"{number}.{ASIDE}", 1
+        while (folder / name).exists():
+            count += 1
+            name = f"{number}.{ASIDE}-{count}"
+        (folder / str(number)).rename(folder / name)
+        lines.append(
+            f"{folder / str(number)} is damaged ({damage}) and set aside as {name}: the run goes on after "
+            f"step {step}"
+        )
+    return lines
+
+
+def steps_in(workdir: Path) -> list[int]:
+    """The steps with a checkpoint, by the names in the folder."""
+    folder = workdir / CHECKPOINTS
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
 def model_folder(path: AnyPath) -> Path:
@@ -146,9 +258,13 @@ def check_model(path: AnyPath) -> None:
         )
 
 
-def step_of(path: AnyPath, step: Step = None) -> int | None:
-    """The number of a step that has a checkpoint in a work directory. None, if no step is asked for: there is
-    none, as in a Hugging Face folder. UserError if there is no such checkpoint."""
+def step_of(path: AnyPath, step: Step = None, say: Callable[[str], None] | None = None) -> int | None:
+    """The number of a step that has a whole checkpoint in a work directory. None, if no step is asked for:
+    there is none, as in a Hugging Face folder.
+
+    say: is told if the newest checkpoint is damaged, and an older one is taken; None: that is an error.
+    UserError if there is no such checkpoint, or it is damaged.
+    """
     path = Path(path)
     if not (path / MODEL).is_dir():
         if step is not None:
@@ -157,16 +273,25 @@ def step_of(path: AnyPath, step: Step = None) -> int | None:
     folder = path / CHECKPOINTS
     steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
     if step is None:
-        return max(steps, default=None)
+        whole, damaged = newest_whole(path, steps)
+        if damaged:
+            newest, damage = next(iter(damaged.items()))
+            line = f"{path}: the checkpoint of step {newest} is damaged ({damage})"
+            if say is None:
+                raise UserError(f"{line}: move it elsewhere, and that of step {whole} is taken")
+            say(f"{line}: that of step {whole} is taken")
+        return whole
     found = _best_step(path, max(steps, default=0)) if step == "best" else step
     if found not in steps:
         raise UserError(f"{path}: no checkpoint of step {found} in it; it has {steps or 'none yet'}")
+    if damage := damage_of(path / CHECKPOINTS / str(found)):
+        raise UserError(f"{path}: the checkpoint of step {found} is damaged ({damage}); it has {steps}")
     return found
 
 
-def existing_step(workdir: AnyPath, step: Step = None) -> int:
+def existing_step(workdir: AnyPath, step: Step = None, say: Callable[[str], None] | None = None) -> int:
     """``step_of`` in a work directory. UserError if there is no checkpoint yet."""
-    found = step_of(workdir, step)
+    found = step_of(workdir, step, say)
     if found is None:
         raise UserError(f"{workdir}: no checkpoint in it yet")
     return found
@@ -189,21 +314,27 @@ def load_model(
     step: Step = None,
     mesh: Mesh | None = None,
     dtype: Any = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[VideoLM, Text]:
     """The model and its tokenizer, from a work directory or a Hugging Face folder. Adapters of a run are
     merged into their kernels.
 
     step: of the checkpoint, see ``Step``. mesh: each device gets its shard; default: everything on the
     default device. dtype: of all parameters; default: as stored, in a work directory the widest stored type.
-    UserError if the folder is neither or has no such checkpoint.
+    say: see ``step_of``. UserError if the folder is neither or has no such checkpoint.
     """
-    params = dict(load_params(path, step=step, mesh=mesh, dtype=dtype))
+    params = dict(load_params(path, step=step, mesh=mesh, dtype=dtype, say=say))
     folder = model_folder(path)
     return rebuild(abstract_model(hf.read_config(folder)), params), Text.load(folder)
 
 
 def load_params(
-    path: AnyPath, *, step: Step = None, mesh: Mesh | None = None, dtype: Any = None
+    path: AnyPath,
+    *,
+    step: Step = None,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[str, jax.Array]]:
     """The parameters of a model by path, see ``load_model``, one after another: of a Hugging Face folder each
     is read when it is asked for, of a run each is forgotten here when it has been given."""
@@ -214,7 +345,7 @@ def load_params(
         yield from hf.read_params(path, mesh=mesh, dtype=dtype)
         return
     model_config, lora = hf.read_config(path / MODEL), adapters_of(path)
-    params = read_params(path, step, leaves(abstract_model(model_config, lora=lora)), mesh)
+    params = read_params(path, step, leaves(abstract_model(model_config, lora=lora)), mesh, say)
     dtype = dtype or functools.reduce(jnp.promote_types, (x.dtype for x in params.values()))
     for name in leaves(abstract_model(model_config)):
         x = params[name] if lora is None else merged(name, params, lora, dtype)
@@ -227,10 +358,16 @@ def adapters_of(workdir: AnyPath) -> Lora | None:
     return Lora.of(run_config.read(Path(workdir)).get("lora", {}))
 
 
-def read_params(workdir: Path, step: Step, paths: dict[str, Any], mesh: Mesh | None) -> dict[str, jax.Array]:
-    """The parameters ``paths`` (arrays or shapes) of a run, trained and frozen. step, mesh: as in
+def read_params(
+    workdir: Path,
+    step: Step,
+    paths: dict[str, Any],
+    mesh: Mesh | None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, jax.Array]:
+    """The parameters ``paths`` (arrays or shapes) of a run, trained and frozen. step, mesh, say: as in
     ``load_model``."""
-    step = existing_step(workdir, step)
+    step = existing_step(workdir, step, say)
     layout: dict[str, Any] = dict.fromkeys(paths, SingleDeviceSharding(jax.local_devices()[0]))
     if mesh:
         layout = shardings(paths, mesh)

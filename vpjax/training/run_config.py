@@ -28,7 +28,7 @@ FILE = "config.json"
 MAY_CHANGE = tuple(
     """
     log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention data.workers data.cache
-    data.max_missed_share compile_cache eval_every patience log_to profile
+    data.max_missed_share data.schemes compile_cache eval_every patience log_to profile
     """.split()
 )
 DTYPES = ("float32", "bfloat16")
@@ -249,9 +249,14 @@ def _value(config: ConfigDict, field: str) -> Any:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The fields of ``<folder>/config.json``; {} if there is no such file."""
+    """The fields of ``<folder>/config.json``; {} if there is no such file. UserError if it is damaged."""
     path = folder / FILE
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}): bring back a copy of it") from error
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:

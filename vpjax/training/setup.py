@@ -21,6 +21,7 @@ from vpjax.data.mixture import EVENTS, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
+from vpjax.files import sync, sync_tree
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters, quantised
 from vpjax.models.peft import load_adapters
@@ -47,15 +48,20 @@ def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
     return [instructed(clip, config.data.instructions) for clip in clips]
 
 
-def read_training(config: ConfigDict) -> tuple[list[Clip], list[int]]:
-    """The clips of ``data.train`` with their instructions, and the number of each one's data set. UserError
-    if two data sets have a clip of the same id."""
+def read_training(
+    config: ConfigDict, say: Callable[[str], None] | None = None
+) -> tuple[list[Clip], list[int]]:
+    """The clips of ``data.train`` with their instructions, and the number of each one's data set.
+
+    say: is told of broken records, which are left out up to ``data.max_fault_share`` of a file; None: they
+    are an error. UserError if two data sets have a clip of the same id."""
+    faults = dict(max_fault_share=config.data.max_fault_share, schemes=config.data.schemes, say=say)
     clips: list[Clip] = []
     data_set_of: list[int] = []
     of_id: dict[str, str] = {}
     for number, data_set in enumerate(data_sets(config.data)):
         videos = "" if data_set.file == EVENTS else data_set.videos
-        for clip in read_clips(split_file(config, "train", data_set.file), videos):
+        for clip in read_clips(split_file(config, "train", data_set.file), videos, **faults):
             if of_id.setdefault(clip.id, data_set.name) != data_set.name:
                 raise UserError(
                     f"data.train: {of_id[clip.id]} and {data_set.name} both have a clip {clip.id!r}: "
@@ -133,7 +139,9 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         else:
             new_model(config, part, clips)
         set_tokens_per_second(part / "config.json", config)
+        sync_tree(part)
         part.replace(folder)
+        sync(workdir)
     return hf.read_config(folder), Text.load(folder)
 
 

@@ -4,10 +4,12 @@ The files are the run's own record, from which it resumes. A resumed run repeats
 last checkpoint bit for bit, so boards that cannot take a step back lose nothing.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
 import math
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +47,8 @@ class Writer:
 
     def __init__(self, workdir: AnyPath, step: int, config: ConfigDict):
         workdir = Path(workdir)
-        self.sinks: list[Sink] = [Files(workdir, step)]
+        self.files = Files(workdir, step)
+        self.sinks: list[Sink] = [self.files]
         for name in config.log_to:
             if name == "tensorboard":
                 self.sinks.append(TensorBoard(workdir, step))
@@ -79,6 +82,10 @@ class Files:
         numbers = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
         self._file.write(json.dumps({"step": step} | numbers) + "\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        os.fsync(self._file.fileno())
 
     def page(self, name: str, step: int, markdown: str) -> None:
         folder = self._workdir / name
@@ -151,7 +158,25 @@ def finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, without a last line that a killed run left incomplete."""
+    """The whole lines of ``metrics.jsonl``: without a last one that a killed run left incomplete, and without
+    those that a power cut or a fault of the disk left as other bytes."""
     path = Path(workdir) / METRICS_FILE
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        with contextlib.suppress(ValueError):  # of JSON and of UTF-8
+            row = json.loads(line)
+            if line.endswith(b"\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
+                lines.append(row)
+    return lines
+
+
+def missing_lines(workdir: AnyPath, step: int) -> str:
+    """What is missing in ``metrics.jsonl`` of the steps up to ``step``, each of which has written a line; "":
+    nothing."""
+    missing = sorted(set(range(1, step + 1)) - {line["step"] for line in read_metrics(workdir)})
+    if not missing:
+        return ""
+    of_steps = (
+        f"step {missing[0]}" if len(missing) == 1 else f"{len(missing)} steps from step {missing[0]} on"
+    )
+    return f"{Path(workdir) / METRICS_FILE} is damaged: the numbers of {of_steps} are lost; the run is not"
