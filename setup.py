@@ -28,7 +28,7 @@ setup(
         "nltk>=3.9.2",
         "numpy>=2.3.4",
         "optax>=0.2.6",
-        "orbax-checkpoint>=0.11.28",
+        "orbax-checkpoint>=0.11.40",
         "pillow>=12.0.0",
         "rouge-score>=0.1.2",
         "safetensors>=0.8.0",
