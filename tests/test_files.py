@@ -8,8 +8,11 @@ import pytest
 
 from tests.videos import greys, write
 from vpjax import files
+from vpjax.building.annotations import Rejected
+from vpjax.building.examine import UNREADABLE, find_video
 from vpjax.data import index
 from vpjax.data.index import probe_sources
+from vpjax.data.video import probe, probe_image
 from vpjax.types import UserError
 
 
@@ -108,3 +111,36 @@ def test_a_damaged_index_of_probed_files_is_made_anew(tmp_path, monkeypatch, cap
     capsys.readouterr()
     assert probe_sources([path], tmp_path, 8192) == before and file.read_bytes() == whole
     assert capsys.readouterr().err.count(f"{file}: damaged; its videos are probed again") == 1
+
+
+class NoCredentials(Exception):
+    """Stands for an error of a place's own library, such as botocore's, which is no OSError."""
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    protocol = "refusing"
+
+    def _open(self, path, **_):
+        raise NoCredentials("none found")
+
+    def info(self, path, **_):
+        raise NoCredentials("none found")
+
+    exists = isdir = info
+
+
+def test_the_errors_of_a_place_are_faults_of_its_files(tmp_path):
+    """Of the rows that name them, and of no others."""
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    url = "refusing://bucket/a.mp4"
+    for work in (files.exists, files.is_folder, files.stamp, files.open_file):
+        with pytest.raises(OSError, match="NoCredentials: none found"):
+            work(url)
+    for work in (probe, probe_image):
+        with pytest.raises(UserError, match="^refusing://bucket/a.mp4: cannot be read .NoCredentials: none"):
+            work(url)
+    with pytest.raises(Rejected, match=f"^{UNREADABLE}: refusing://bucket/a.mp4: NoCredentials: none found"):
+        find_video(url, "")
+    good = str(write(tmp_path / "a.mp4", greys(8)))
+    sources = probe_sources([good, url], tmp_path, 8192)
+    assert sources[good].info and "NoCredentials: none found" in sources[url].fault

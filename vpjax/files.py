@@ -55,7 +55,8 @@ def open_file(path: AnyPath, mode: str = "rb") -> IO[Any]:
     UserError for a URL whose package is not installed."""
     if is_remote(path):
         system, inner = _file_system(path)
-        return system.open(inner, mode)
+        with _as_os_errors(path):
+            return system.open(inner, mode)
     if not mode.startswith("r"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     return open(path, mode, encoding=None if "b" in mode else "utf-8")
@@ -137,14 +138,16 @@ def exists(path: AnyPath) -> bool:
     """Whether there is a file or folder. UserError as ``open_file``."""
     if is_remote(path):
         system, inner = _file_system(path)
-        return system.exists(inner)
+        with _as_os_errors(path):
+            return system.exists(inner)
     return os.path.exists(path)
 
 
 def is_folder(path: AnyPath) -> bool:
     if is_remote(path):
         system, inner = _file_system(path)
-        return system.isdir(inner)
+        with _as_os_errors(path):
+            return system.isdir(inner)
     return os.path.isdir(path)
 
 
@@ -161,13 +164,25 @@ def stamp(path: AnyPath) -> tuple[int, int]:
     OSError if it is missing."""
     if is_remote(path):
         system, inner = _file_system(path)
-        size = int(system.info(inner).get("size") or 0)
-        try:
-            return size, int(system.modified(inner).timestamp() * 1e9)
-        except NotImplementedError:  # HTTP gives no time
-            return size, 0
+        with _as_os_errors(path):
+            size = int(system.info(inner).get("size") or 0)
+            try:
+                return size, int(system.modified(inner).timestamp() * 1e9)
+            except NotImplementedError:  # HTTP gives no time
+                return size, 0
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _as_os_errors(path: AnyPath) -> Iterator[None]:
+    """Raise the errors that a place's own library has, such as for missing credentials, as OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", os.fspath(path)) from error
 
 
 def _file_system(path: AnyPath) -> tuple[Any, str]:

@@ -42,11 +42,13 @@ def held(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     file = take(workdir / FILE)
     ended = threading.Event()
-    threading.Thread(target=give_signs, args=(file.fileno(), ended), daemon=True).start()
+    signs = threading.Thread(target=give_signs, args=(file.fileno(), ended), daemon=True)
+    signs.start()
     try:
         yield
     finally:
         ended.set()
+        signs.join()
         if is_same(file, workdir / FILE):
             (workdir / FILE).unlink()
         file.close()

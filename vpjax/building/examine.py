@@ -173,7 +173,11 @@ def find_video(video: str, root: str) -> tuple[str, VideoInfo]:
     suffixes = ("",) if PurePosixPath(video).suffix else ("", *SUFFIXES)
     for suffix in suffixes:
         file = path + suffix
-        if not exists(file):
+        try:
+            is_there = exists(file)
+        except OSError as error:  # of a place elsewhere
+            raise Rejected(f"{UNREADABLE}: {file}: {error.strerror or error}") from error
+        if not is_there:
             continue
         try:
             return file, probe_image(file) if is_image(file) else probe(file)

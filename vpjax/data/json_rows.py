@@ -60,6 +60,8 @@ def check_row(row: Any) -> None:
 def _check_text(text: str) -> None:
     if len(text) > MAX_TEXT:
         raise ValueError(f"a text has {len(text):,} characters, more than {MAX_TEXT:,}")
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError:

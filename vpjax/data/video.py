@@ -171,6 +171,8 @@ def _named_problems(path: AnyPath) -> Iterator[None]:
         raise UserError(f"{path}: {problem}") from problem
     except av.FFmpegError as error:
         raise UserError(f"{path}: is damaged or no video ({error.strerror})") from error
+    except OSError as error:  # of a place elsewhere
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _read_chosen(
