@@ -69,7 +69,9 @@ def expected(loaded, media, video, **options):
     model, text = loaded.model, loaded.text
     vision = model.config.vision
     capacity = choose_capacity([] if video is None else [grid_of(video.frames.shape[:3], vision)], vision)
-    row = prompt_row(text.chat(PROMPT, media), video, model.config, capacity)
+    row = prompt_row(
+        text.chat(PROMPT, (media,) if media else ()), [video] if video else [], model.config, capacity
+    )
     sizes = Sizes(len(row.prompt.tokens), units=len(row.video.window), bins=len(row.video.bins))
     batch = collate_prompts([row], sizes, capacity, model.config)
     key = jax.random.key(options.pop("seed", 0))
@@ -149,7 +151,7 @@ def test_videos_of_many_lengths_share_few_shapes(loaded):
     for slots in range(1, 65):
         video = Video(np.zeros((2 * slots, 56, 84, 3), np.uint8), np.arange(2 * slots) / 8, 1 / 8)
         for question in (PROMPT, PROMPT * 3):
-            row, prompts = single_prompt(text.chat(question), video, model.config, stamps=text.stamps)
+            row, prompts = single_prompt(text.chat(question), [video], model.config, stamps=text.stamps)
             tokens, units, bins = len(row.prompt.tokens), len(row.video.window), len(row.video.bins)
             assert tokens <= prompts.text.tokens.shape[1] < 1.25 * tokens + 16
             assert max(units, bins) <= prompts.video.count < 1.25 * max(units, bins) + 32

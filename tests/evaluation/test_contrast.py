@@ -48,7 +48,7 @@ def clips(workdir):
 
 def candidate_logprobs(model, text, clip, video):
     """log p of each candidate answer about these frames, alone."""
-    _, prompts = single_prompt(text.chat(clip.question, "video"), video, model.config)
+    _, prompts = single_prompt(text.chat(clip.question), [video], model.config)
     answers = [text.answer(candidate) for candidate in answers_to(clip)]
     return np.asarray(answer_logprobs(model, prompts, *pad_answers([answers], len(answers), 32)))[0]
 

@@ -147,7 +147,7 @@ def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]
         video = home / clip.video
         if not video.exists():
             write_whole(video, encode(draw(scene, noise=spec.noise), fps=scene.fps, crf=spec.crf))
-        return json.dumps(dataclasses.asdict(clip)) + "\n"
+        return json.dumps(clip.record()) + "\n"
 
     files = {split: home / f"{split}-{count}.jsonl" for split, count in splits.items()}
     # Threads: drawing and encoding run mostly outside Python's lock, and new processes would have to start
