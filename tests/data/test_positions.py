@@ -136,9 +136,9 @@ def test_visual_tokens_that_do_not_fill_their_grid_are_refused(layout, grid, per
         place(layout, grid, per_second=per_second)
 
 
-def huggingface(ids, mask, grids, seconds, per_second):
-    """get_rope_index of transformers, without building a model. ids [B, T] -> [3, B, T]. per_second: None:
-    of Qwen3-VL."""
+def huggingface(ids, mask, grids, seconds, per_second, images=()):
+    """get_rope_index of transformers, without building a model. ids [B, T] -> [3, B, T]. grids, seconds: of
+    videos. per_second: None: of Qwen3-VL. images: their grids."""
     torch = pytest.importorskip("torch")
     if per_second is None:
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel as Model
@@ -153,7 +153,8 @@ def huggingface(ids, mask, grids, seconds, per_second):
         model,
         torch.tensor(ids),
         kinds,
-        video_grid_thw=torch.tensor([(s, 2 * h, 2 * w) for s, h, w in grids]),
+        image_grid_thw=torch.tensor([(s, 2 * h, 2 * w) for s, h, w in images]) if images else None,
+        video_grid_thw=torch.tensor([(s, 2 * h, 2 * w) for s, h, w in grids]) if grids else None,
         second_per_grid_ts=seconds,
         attention_mask=torch.tensor(mask),
     )

@@ -309,14 +309,14 @@ def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
 
 def identity(clip: Clip) -> tuple[str, ...]:
     """What makes a clip's predictions and their scores those of this clip."""
-    own = clip.id, clip.question, clip.answer, clip.video
+    own = clip.id, clip.question, clip.answer, clip.video, *clip.others
     return (*own, clip.system, repr(clip.turns)) if clip.system or clip.turns else own
 
 
 def without_answer(clip: Clip) -> Clip:
-    """The clip without its answer. If no keyword has spans, those of the clip mark its key frames."""
+    """The clip without its answer. If no keyword has spans, those of a clip of one video mark key frames."""
     keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()
-    if not keywords and clip.spans:
+    if not keywords and clip.spans and not clip.others:
         keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
     return dataclasses.replace(clip, answer="", keywords=keywords)
 
