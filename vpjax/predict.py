@@ -128,7 +128,7 @@ def ask(
         for count, height, width, _ in shapes
     ]
     frame_times = [read.times.tolist() for read in videos]
-    row, prompts = single_prompt(tokens.prompt, videos, model.config, stamps=text.stamps)
+    row, prompts = single_prompt(tokens.prompt, videos, model.config, stamps=tokens.stamps)
     arguments = model, prompts, jax.random.key(seed)
     video_read = time.perf_counter()
 

@@ -3,6 +3,7 @@ video, the sizes that are planned for them, and their files."""
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from vpjax.data.control import with_control
 from vpjax.data.index import build_index
 from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import Loader, coverage_of, make_batch_maker
-from vpjax.data.positions import positions, time_ids
+from vpjax.data.positions import positions, time_ids, with_media
 from vpjax.data.rows import DegradedAnswers, training_row
 from vpjax.data.sampling import File, Sampling, VideoInfo, fit, fit_all
 from vpjax.data.text import Text, tokenize, train_tokenizer, without_media
@@ -132,6 +133,34 @@ def test_the_ids_are_those_of_the_chat_template(tokenizer, template):
     spoken = [turn.answer + "<|im_end|>" for turn in CLIP.dialogue]
     whole = np.concatenate([tokens.prompt, tokens.answer])
     assert text.tokenizer.decode(whole[tokens.targets]) == "".join(spoken)
+
+
+def test_times_follow_text_as_the_tokenizer_writes_both(tokenizer):
+    """Qwen3-VL's "<" is one token with a space or a mark before it."""
+    first = Turn("Is it (<video> or <video>.<video>", "No.")
+    clip = dataclasses.replace(CLIP, turns=(first,), question="And\n<video> then?", others=("b", "c", "d"))
+    kinds, times = ("video",) * 3 + ("image",), [np.array([0.25, 1.25])] * 3 + [np.zeros(1)]
+    config = SimpleNamespace(
+        tokens_per_second=None,
+        image_token=tokenizer.image_pad,
+        video_token=tokenizer.video_pad,
+        vision_start=tokenizer.vision_start,
+        vision_end=tokenizer.vision_end,
+    )
+    tokens = tokenize(clip, tokenizer, media=kinds, train_turns="all")
+    grids = [(2, 1, 2)] * 3 + [(1, 1, 1)]
+    ids, ends = with_media(tokens.prompt, grids, times, config, tokens.stamps)
+    written = tokenizer.tokenizer.apply_chat_template(
+        messages(clip, kinds), tokenize=False, add_generation_prompt=True
+    )
+    slots = "".join(
+        f"<{time} seconds><|vision_start|>{'<|video_pad|>' * 2}<|vision_end|>" for time in ("0.2", "1.2")
+    )
+    expected = tokenizer.encode(written.replace("<|vision_start|><|video_pad|><|vision_end|>", slots))
+    assert ids.tolist() == expected
+    (answer,) = tokens.earlier
+    assert tokenizer.decode(ids[ends[answer]]) == "No."
+    assert tokens.stamps.openings
 
 
 def test_without_marks_all_stand_before_the_first_question(tokenizer):
@@ -386,7 +415,7 @@ def test_planned_sizes_are_never_exceeded(text, family, files, tmp_path, compare
     """By the rows of the files themselves, read in the shapes that are planned for them."""
     config, answers = config_of(text, family), DegradedAnswers(compared, truth_share=share)
     text = dataclasses.replace(text)
-    text.__dict__["stamps"] = STAMPS
+    object.__setattr__(text, "stamps_of", lambda prompt: STAMPS)  # as if its digits were not merged
     tight = 150 if family == "qwen2_5" else 300
     for fields in (dict(), dict(max_tokens=tight), dict(replacement="random", frames=12, fps=0.0)):
         data = data_of(tmp_path, train_turns="all", **fields)

@@ -26,12 +26,19 @@ def is_visual(ids: np.ndarray, pads: tuple[int, int]) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class Stamps:
     """The token ids of the pieces of a slot's time in words, ``<0.2 seconds>``. Data workers, which write
-    such times, have these instead of the tokenizer."""
+    such times, have these instead of the tokenizer.
+
+    openings: for the place of a video in a prompt whose text before it is tokenized together with the "<" of
+    its first time: how many tokens of that text these tokens replace, and the "<"."""
 
     pieces: Mapping[str, tuple[int, ...]]
+    openings: Mapping[int, tuple[int, tuple[int, ...]]] = dataclasses.field(default_factory=dict)
 
     def write(self, seconds: float) -> list[int]:
-        return [i for piece in ("<", *f"{seconds:.1f}", " seconds>") for i in self.pieces[piece]]
+        return [*self.pieces["<"], *self.without_opening(seconds)]
+
+    def without_opening(self, seconds: float) -> list[int]:
+        return [i for piece in (*f"{seconds:.1f}", " seconds>") for i in self.pieces[piece]]
 
 
 def with_media(
@@ -61,10 +68,14 @@ def with_media(
                 "the model reads times digit by digit, which its tokenizer merges; use the model's own"
             )
         start, end = model_config.vision_start, model_config.vision_end
-        slot = [start, *[token] * (grid[1] * grid[2]), end]
-        pieces[at] = [i for moment in seconds_S for i in stamps.write(moment) + slot]
+        slot, first = [start, *[token] * (grid[1] * grid[2]), end], at
         if pieces[at - 1 : at] == [[start]] and pieces[at + 1 : at + 2] == [[end]]:
             pieces[at - 1] = pieces[at + 1] = []
+            first = at - 1
+        rewritten, opening = stamps.openings.get(at, (0, stamps.pieces["<"]))
+        pieces[first - rewritten : first] = [[]] * rewritten
+        pieces[at] = [*opening, *stamps.without_opening(seconds_S[0]), *slot]
+        pieces[at] += [i for moment in seconds_S[1:] for i in stamps.write(moment) + slot]
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
     return np.array([token for piece in pieces for token in piece], np.int32), ends - 1
 

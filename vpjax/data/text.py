@@ -218,6 +218,36 @@ class Text:
         stamps = Stamps({piece: tuple(self.encode(piece)) for piece in pieces})
         return stamps if stamps.write(9876543210.5) == self.encode("<9876543210.5 seconds>") else None
 
+    def stamps_of(self, prompt: np.ndarray) -> Stamps | None:
+        """``stamps`` of the videos of a prompt, which know what of the text before them they change."""
+        if self.stamps is None:
+            return None
+        ids, openings = prompt.tolist(), {}
+        for at in np.flatnonzero(prompt == self.video_pad).tolist():
+            marked = ids[at - 1 : at] == [self.vision_start] and ids[at + 1 : at + 2] == [self.vision_end]
+            first = end = at - 1 if marked else at
+            while first and ids[first - 1] not in self.specials:
+                first -= 1
+            rewritten, opening = self.opened(tuple(ids[first:end]))
+            if rewritten:
+                openings[at] = rewritten, opening
+        return dataclasses.replace(self.stamps, openings=openings)
+
+    @functools.lru_cache(1 << 12)  # noqa: B019 - as for ``chat``
+    def opened(self, before: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """How many of the last tokens of a text are others if "<" follows it, and these with the "<"."""
+        written = self.tokenizer.decode(before, clean_up_tokenization_spaces=False)
+        together = self.encode(written + "<")
+        kept = 0
+        while kept < len(before) and before[kept] == together[kept]:
+            kept += 1
+        return len(before) - kept, tuple(together[kept:])
+
+    @functools.cached_property
+    def specials(self) -> frozenset[int]:
+        """The ids of tokens that are no text."""
+        return frozenset(self.tokenizer.get_added_vocab().values())
+
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -344,8 +374,9 @@ def tokenize(
             notes.append("degraded_answer left out: an earlier answer names what V~ hides")
     elif clip.degraded_answer:
         degraded_answer = text.answer(clip.degraded_answer)
+    prompt = text.prompt(clip, media)
     return Tokens(
-        prompt=text.prompt(clip, media),
+        prompt=prompt,
         answer=text.answer(clip.answer),
         keywords=ids,
         lemma=lemma,
@@ -354,7 +385,7 @@ def tokenize(
         places=tuple(places),
         degraded_answer=degraded_answer,
         left_out=left_out,
-        stamps=text.stamps,
+        stamps=text.stamps_of(prompt),
         notes=tuple(notes),
         earlier=earlier,
     )

@@ -72,7 +72,7 @@ def noise_case(model: VideoLM, text: Text, media: Media | None) -> Case:
         video = Video(frames, np.arange(len(frames)) * seconds, seconds)
     prompt = text.chat(QUESTION, () if media is None else (media,))
     videos = [] if video is None else [video]
-    return Case(media, video, *single_prompt(prompt, videos, model.config, stamps=text.stamps))
+    return Case(media, video, *single_prompt(prompt, videos, model.config, stamps=text.stamps_of(prompt)))
 
 
 def _logits(model: VideoLM, prompts: Prompts) -> np.ndarray:
