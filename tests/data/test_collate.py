@@ -136,11 +136,14 @@ def expected(row):
     out["windows"], out["slots"] = unpacked.groups_of(units, 0, shows[shows >= 0])
     named = row.lemma >= 0
     free = []
-    for number, slots in enumerate(row.slots[named]):
-        length = slots.sum()
-        for first in range(0, len(slots) - length + 1, length) if length else ():
-            if not row.slots[:, first : first + length].any():
-                free.append((number, first, first + length))
+    start = 0
+    for count in row.counts:
+        for number, slots in enumerate(row.slots[named]):
+            length = slots[start : start + count].sum()
+            for first in range(start, start + count - length + 1, length) if length else ():
+                if not row.slots[:, first : first + length].any():
+                    free.append((number, first, first + length))
+        start += count
     return out | dict(
         target=row.target,
         origin=np.full(len(row.target), row.data_set),
@@ -150,8 +153,8 @@ def expected(row):
         keywords=row.keywords[named],
         lemma=row.lemma[named],
         key_slots=row.slots[named],
-        has_degraded=np.full(named.sum(), row.has_degraded),
-        free=np.array(free).reshape(-1, 3),
+        has_degraded=row.in_degraded[named],
+        free=np.array(sorted(free)).reshape(-1, 3),
     )
 
 

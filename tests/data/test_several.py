@@ -10,7 +10,16 @@ import pytest
 from PIL import Image
 
 from tests import unpacked
-from tests.data.test_collate import FAMILIES, SIDES, STAMPS, config_of, random_video
+from tests.data.test_collate import (
+    FAMILIES,
+    SIDES,
+    STAMPS,
+    config_of,
+    expected,
+    pack_of,
+    random_packing,
+    random_video,
+)
 from tests.data.test_dialogue import QWEN, said, with_template
 from tests.data.test_positions import PADS, huggingface
 from tests.videos import greys, write
@@ -156,8 +165,8 @@ def test_times_follow_text_as_the_tokenizer_writes_both(tokenizer):
     slots = "".join(
         f"<{time} seconds><|vision_start|>{'<|video_pad|>' * 2}<|vision_end|>" for time in ("0.2", "1.2")
     )
-    expected = tokenizer.encode(written.replace("<|vision_start|><|video_pad|><|vision_end|>", slots))
-    assert ids.tolist() == expected
+    whole = tokenizer.encode(written.replace("<|vision_start|><|video_pad|><|vision_end|>", slots))
+    assert ids.tolist() == whole
     (answer,) = tokens.earlier
     assert tokenizer.decode(ids[ends[answer]]) == "No."
     assert tokens.stamps.openings
@@ -325,6 +334,19 @@ def test_controls_change_each_video_by_itself(text, family):
                     assert sorted(source) == list(range(count))
         other = with_control(prompts, 1.0, 0)
         sources_in(row, other.shows_degraded[0])
+
+
+@FAMILIES
+def test_a_packed_clip_is_its_own_row(text, family):
+    """In any packing, and whatever its neighbours."""
+    made, capacity, config = random_rows(text, family, 18)
+    rows, rng = [row for row, _, _ in made], np.random.default_rng(1)
+    for spare in (0, 5):
+        packing = random_packing(len(rows), rng)
+        found = unpacked.clips_of(pack_of(rows, packing, capacity, config, spare))
+        assert sorted(found) == list(range(len(rows)))
+        for number, part in found.items():
+            unpacked.same(part, expected(rows[number]))
 
 
 # Sizes
