@@ -198,7 +198,7 @@ def with_key_frames(
         kind = "image" if files else "text alone"
         return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({kind})")))
     infos = [info for _, info in files]
-    clip, notes = cut_times(clip, infos, videos[0])
+    clip, notes = cut_times(clip, infos, videos)
     tools, number = load_tools(options), videos[0]
     unknown = unknown_video(files, videos, options)
     share_scores = KEYWORD_BLIND.issuperset(options.scorers)
@@ -275,18 +275,19 @@ def caption_of(clip: Clip) -> str:
     return answer[1] if answer else clip.answer
 
 
-def cut_times(clip: Clip, infos: Sequence[VideoInfo], video: int) -> tuple[Clip, list[str]]:
-    """Cut the times of a clip to those of its files, those of the clip itself to the video of a number.
+def cut_times(clip: Clip, infos: Sequence[VideoInfo], videos: Sequence[int]) -> tuple[Clip, list[str]]:
+    """Cut the times of a clip to those of its files. Of several videos it is unknown to which its own spans
+    belong, and they stay. videos: the numbers of the files that are.
 
     Returns the clip, and notes about what was cut. Rejected if nothing is left of its part or of its spans.
     """
-    info, end, notes = infos[video], clip.end, list[str]()
+    info, end, notes = infos[videos[0]], clip.end, list[str]()
     if clip.start is not None and clip.start >= info.duration:
         raise Rejected(f"part outside the video: it starts at {clip.start:g} of {info.duration:g} s")
     if end is not None and end > info.duration:
         notes.append(f"part cut at the end of the video: {end:g} of {info.duration:g} s")
         end = None
-    spans = cut_spans(clip.spans, info, notes)
+    spans = cut_spans(clip.spans, info, notes) if len(videos) == 1 else clip.spans
     if clip.spans and not spans:
         raise Rejected(f"spans outside the video: {clip.spans} of {info.duration:g} s")
     keywords = tuple(
