@@ -122,7 +122,7 @@ def main() -> None:
         assert isinstance(prompts, Prompts)
         entries += shown
         batches.append(prompts)
-        inputs.append(torch_inputs(model, prompts, [maker.video(entry)[0] for entry in shown]))
+        inputs.append(torch_inputs(model, prompts, [maker.videos(entry)[0][0] for entry in shown]))
     runs = {
         "vpjax": jax_run(model, text, batches),
         "transformers": torch_run(torch_model, text, inputs),
@@ -142,7 +142,7 @@ def main() -> None:
         assert not any(prediction.fault for prediction in predictor.predictions())
 
     from_files_seconds = medians({"vpjax": from_files}, rounds=args.rounds, warmup=1)["vpjax"]
-    shapes = sorted({entry.shape for entry in entries})
+    shapes = sorted({entry.shapes[0] for entry in entries})
     frames = ", ".join(f"{count} frames of {height} x {width}" for count, height, width in shapes)
     size = sum(x.size for x in jax.tree.leaves(model)) / 1e6
     lines = [

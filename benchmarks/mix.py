@@ -26,8 +26,9 @@ from vpjax import cli
 from vpjax.data import coverage
 from vpjax.data.index import Index, Source, index_clips
 from vpjax.data.pipeline import coverage_of, make_plan, useful_units
+from vpjax.data.positions import Stamps
 from vpjax.data.sampling import VideoInfo
-from vpjax.data.text import Stamps, Tokens
+from vpjax.data.text import Tokens
 from vpjax.models.config import VLMConfig
 from vpjax.training import sft
 from vpjax.types import Clip
@@ -36,7 +37,9 @@ from vpjax.types import Clip
 STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
 
 
-def read_population(path: Path, model_config: VLMConfig) -> tuple[list[Clip], list[Source], list[Tokens]]:
+def read_population(
+    path: Path, model_config: VLMConfig
+) -> tuple[list[Clip], list[list[Source]], list[Tokens]]:
     """The clips of a CSV file, each with one keyword that is seen during its event."""
     clips, sources, tokens = [], [], []
     video = [model_config.vision_start, model_config.video_token, model_config.vision_end]
@@ -47,7 +50,7 @@ def read_population(path: Path, model_config: VLMConfig) -> tuple[list[Clip], li
             frames = max(1, round(seconds * fps))
             size = int(row["width"]), int(row["height"])
             clips.append(Clip(row["id"], "", "", ""))
-            sources.append(Source("", "video", info=VideoInfo(*size, frames / fps, fps, frames)))
+            sources.append([Source("", "video", info=VideoInfo(*size, frames / fps, fps, frames))])
             answer = np.zeros(int(row["answer_tokens"]), np.int32)
             tokens.append(
                 Tokens(
@@ -56,6 +59,7 @@ def read_population(path: Path, model_config: VLMConfig) -> tuple[list[Clip], li
                     keywords=np.zeros((1, 1), np.int32),
                     lemma=np.zeros(1, np.int32),
                     spans=((span,),),
+                    videos=(0,),
                     places=((len(answer) - 1,),),
                     degraded_answer=answer,
                     stamps=STAMPS,

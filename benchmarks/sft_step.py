@@ -106,7 +106,7 @@ def prompt_batch(model: VideoLM, prompt: np.ndarray, video: Video | None) -> Pro
     """A batch of one prompt without any padding."""
     vision = model.config.vision
     capacity = choose_capacity([grid_of(video.frames.shape[:3], vision)] if video else [], vision)
-    row = prompt_row(prompt, video, model.config, capacity)
+    row = prompt_row(prompt, [video] if video else [], model.config, capacity)
     sizes = Sizes(len(row.prompt.tokens), len(row.video.window), len(row.video.bins))
     return collate_prompts([row], sizes, capacity, model.config)
 
@@ -141,13 +141,15 @@ def make_batch(model: VideoLM, size: int, answers: DegradedAnswers = NO_ANSWERS)
             keywords=answer[None, 4:6],
             lemma=np.array([index], np.int32),
             spans=(((EVENT, EVENT + 0.5),),),
+            videos=(0,),
             places=((4, 5),),
             degraded_answer=answer[:0],
         )
-        rows.append([training_row(tokens, video, model.config, capacity, answers=answers, clip=index)])
+        rows.append([training_row(tokens, [video], model.config, capacity, answers=answers, clip=index)])
         videos.append(video)
     first_slot = int(rows[0][0].degraded.slot[0])
-    sizes = row_sizes(tokens, shape, 0, model.config, capacity, answers, first_slot)  # the same for all
+    # The same for all.
+    sizes = row_sizes(tokens, [shape], [0], model.config, capacity, answers, (0, first_slot))
     return collate(rows, sizes, capacity, model.config, keyword_tokens=2), videos
 
 

@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     data.tfio_python = ""  # a Python with tensorflow-io (requirements-tfio.txt) for decoding; "" = PyAV
     data.length_multiple = 16  # rows have a multiple of this many tokens
     # Most tokens of a clip: its video, question and answer. The video of a longer one gets smaller frames,
-    # down to min_pixels, then fewer, down to min_frames.
+    # down to min_pixels, then fewer, down to min_frames. Several videos and images share what text leaves.
     data.max_tokens = 4096
     data.row_tokens = (
         0  # tokens of an SFT row, which several clips share; 0 = as many as the longest clip has

@@ -365,8 +365,8 @@ def prompts(clips, vision, *, least=NONE, **layout):
             hidden[r, :count] = (content.marked & replaced).any(axis=1)
             clip[r] = content.number
     text = strip(pieces, least.tokens, np.random.default_rng(len(rows)))
-    degraded = text.shows.copy()
+    degraded, medium = text.shows.copy(), np.where(text.shows < 0, -1, 0).astype(np.int32)
     for r, row in enumerate(rows):
         for content in row:
             degraded[r, : len(content.prompt)] = shows_degraded(content, places[r][0])
-    return Prompts(video, text, degraded, keywords, hidden, clip)
+    return Prompts(video, text, medium, degraded, keywords, hidden, clip)

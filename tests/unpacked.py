@@ -123,11 +123,13 @@ def clips_of(batch):
 
 def sizes_of(row):
     """What a row of ``data.rows`` takes, counted one by one."""
-    free = 0
-    for slots in row.slots:
-        length = slots.sum()
-        for first in range(0, len(slots) - length + 1, length) if length else ():
-            free += not row.slots[:, first : first + length].any()
+    free = start = 0
+    for count in row.counts:  # of each of the clip's videos
+        for slots in row.slots:
+            length = slots[start : start + count].sum()
+            for first in range(start, start + count - length + 1, length) if length else ():
+                free += not row.slots[:, first : first + length].any()
+        start += count
     return Sizes(
         tokens=len(row.text.tokens),
         units=len(row.video.window),

@@ -36,9 +36,9 @@ from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import write_clips
 from vpjax.data.images import is_image
-from vpjax.data.index import probe_sources
+from vpjax.data.index import fault_of, probe_sources
 from vpjax.data.json_rows import SCHEMES
-from vpjax.data.sampling import Sampling, fit
+from vpjax.data.sampling import File, Sampling, fit_all
 from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
 from vpjax.types import Clip, UserError
@@ -125,31 +125,33 @@ def coverage_of(clips: Sequence[Clip], config: ConfigDict) -> tuple[coverage.Cov
     """Which of the clips' events a run of ``config`` will see, and why some clips are not counted. Texts, for
     which there is no tokenizer here, count by BYTES_PER_TOKEN."""
     sampling = Sampling.of(config.data)
-    timed = [clip for clip in clips if clip.video and any(keyword.spans for keyword in clip.keywords)]
-    timed = [clip for clip in timed if not is_image(clip.video)]
+    timed = [clip for clip in clips if clip.media and any(keyword.spans for keyword in clip.keywords)]
+    timed = [clip for clip in timed if not all(map(is_image, clip.media))]
     if not timed:
         return coverage.measure([], sampling), []
     from vpjax.plan import read_model  # brings the model's code
 
     model_config = read_model(config)
     slot_tokens = STAMP_TOKENS if model_config.tokens_per_second is None else 0
-    paths = sorted({clip.video for clip in timed})
+    paths = sorted({path for clip in timed for path in clip.media})
     sources = probe_sources(paths, cache_folder(config.data), config.data.max_side)
     planned: list[coverage.PlannedClip] = []
     problems: list[str] = []
     for clip in timed:
-        info, part = sources[clip.video].info, (clip.start, clip.end)
+        files, part = [sources[path] for path in clip.media], (clip.start, clip.end)
         text = sum(len(text.encode()) for text in clip.texts) // BYTES_PER_TOKEN
-        limits = dict(max_tokens=config.data.max_tokens - text, slot_tokens=slot_tokens)
+        limits = dict(factor=model_config.vision.factor, max_tokens=config.data.max_tokens - text)
         try:
-            if info is None:
-                raise UserError(sources[clip.video].fault)
-            shape = fit(sampling, info, part, factor=model_config.vision.factor, **limits)
+            if fault := fault_of(files):
+                raise UserError(fault)
+            shown = [File(file.info, part, slot_tokens) for file in files if file.info is not None]
+            shapes = fit_all(sampling, shown, **limits)
         except (UserError, ValueError) as error:
             problems.append(f"{clip.id}: {error}")
         else:
-            events = [keyword.spans for keyword in clip.keywords]
-            planned.append(coverage.PlannedClip(events, info, part, shape))
+            for number, (file, shape) in enumerate(zip(shown, shapes, strict=True)):
+                events = [keyword.spans for keyword in clip.keywords if keyword.video == number]
+                planned.append(coverage.PlannedClip(events, file.info, part, shape))
     return coverage.measure(planned, sampling), problems
 
 
@@ -253,10 +255,10 @@ def check_skipped(summary: report.Summary, max_share: float) -> None:
 
 
 def relative_to(clip: Clip, out: str) -> Clip:
-    """The clip with its video's path relative to the data set, so that both can be moved together."""
-    if not clip.video or is_remote(clip.video) or is_remote(out):
+    """The clip with the paths of its media relative to the data set, so that both can be moved together."""
+    if is_remote(out):
         return clip
-    return dataclasses.replace(clip, video=os.path.relpath(clip.video, out))
+    return clip.with_media([path if is_remote(path) else os.path.relpath(path, out) for path in clip.media])
 
 
 def read_keywords(file: str) -> tuple[str, ...]:

@@ -33,8 +33,9 @@ from vpjax.data.collate import empty_batch, empty_prompts
 from vpjax.data.index import Entry, Source, index_clips
 from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import make_plan
+from vpjax.data.positions import Stamps
 from vpjax.data.sampling import VideoInfo
-from vpjax.data.text import Stamps, Tokens
+from vpjax.data.text import Tokens
 from vpjax.data.units import Capacity, grid_of
 from vpjax.estimate import StepPlan, as_json, costs, fits
 from vpjax.hlo import collectives, cycles, flops
@@ -114,6 +115,7 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
         keywords=np.zeros((keywords, config.data.keyword_tokens), np.int32),
         lemma=np.zeros(keywords, np.int32),
         spans=(((clips.seconds / 2, clips.seconds / 2 + EVENT),),) * keywords,
+        videos=(0,) * keywords,
         places=((clips.answer - 1,),) * keywords,
         degraded_answer=np.zeros(clips.answer, np.int32),
         stamps=STAMPS,
@@ -121,7 +123,7 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
     clip, source = Clip("planned", "", "", ""), Source("", "video", info=info)
     packed = config.method == "sft"
     answers = sft.degraded_answers(config)
-    index = index_clips([clip], [source], [tokens], model_config, config.data, answers=answers)
+    index = index_clips([clip], [[source]], [tokens], model_config, config.data, answers=answers)
 
     def sizes(repeats: int) -> Sizes:
         """How much a row holds if there are so many clips."""
@@ -134,7 +136,7 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
     entry, fitting = index.entries[0], 1
     if packed:
         fitting = sizes(1).tokens // entry.sizes.tokens
-    units = math.prod(grid_of(entry.shape, model_config.vision))
+    units = math.prod(grid_of(entry.shapes[0], model_config.vision))
     return PlannedRow(entry, fitting, units, sizes(fitting), index.capacity)
 
 
@@ -248,7 +250,7 @@ def work_of_token(plan: StepPlan, row: PlannedRow, config: ConfigDict, mesh: Mes
 
 def contents(row: PlannedRow, config: ConfigDict) -> str:
     """What a row holds, in words."""
-    (frames, height, width), clip = row.entry.shape, row.entry.sizes
+    (frames, height, width), clip = row.entry.shapes[0], row.entry.sizes
     tokens = clip.tokens if config.method == "sft" else clip.tokens - clip.targets
     clips = f"{row.clips} clip{'s' * (row.clips > 1)} of {frames} frames of {width} x {height}"
     return (

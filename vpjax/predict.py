@@ -2,8 +2,10 @@
 
     python -m vpjax.predict --model DIR --video FILE --prompt TEXT [--json]
 
-Without ``--video`` the prompt is all that it sees. Answers go to stdout, notes to stderr. ``--json`` prints
-one object instead. With ``--num_samples`` above 1 its first four fields are lists of one entry per sample:
+Without ``--video`` the prompt is all that it sees. ``--video`` may be given several times: the files are
+shown in this order where ``<video>`` stands in the prompt, or before it. Answers go to stdout, notes to
+stderr. ``--json`` prints one object instead. With ``--num_samples`` above 1 its first four fields are lists
+of one entry per sample, and with several files ``frame_times`` and ``grid`` are lists of one entry per file:
 
     text         the answer
     token_ids    its tokens, with the one that ended it
@@ -19,6 +21,7 @@ import functools
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -28,7 +31,8 @@ from vpjax import cli, programs
 from vpjax.data.collate import single_prompt
 from vpjax.data.images import is_image
 from vpjax.data.index import stamp_tokens
-from vpjax.data.sampling import Sampling, fit
+from vpjax.data.positions import Grid
+from vpjax.data.sampling import File, Sampling, fit_all
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
 from vpjax.files import local_folder
@@ -61,12 +65,12 @@ class Sample:
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """The samples of one prompt. frame_times: seconds, one per frame. grid: slots, rows and columns of the
-    frames' patches; None without a video. notes: remarks about the video. timings: seconds to read the video,
-    compile and generate."""
+    frames' patches; None without a video. Both are lists of those of each file if there are several. notes:
+    remarks about the videos. timings: seconds to read the videos, compile and generate."""
 
     samples: list[Sample]
-    frame_times: list[float]
-    grid: tuple[int, int, int] | None
+    frame_times: list[float] | list[list[float]]
+    grid: Grid | list[Grid] | None
     notes: tuple[str, ...]
     timings: dict[str, float]
 
@@ -87,7 +91,7 @@ def load(folder: str | Path, *, step: checkpoint.Step = None) -> LoadedModel:
 def ask(
     loaded: LoadedModel,
     prompt: str,
-    video: str | Path | None = None,
+    video: str | Path | Sequence[str | Path] | None = None,
     *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
@@ -102,7 +106,7 @@ def ask(
     max_side: int | None = None,
     seed: int = 0,
 ) -> Answer:
-    """Answer a prompt about a video or image file, or about none.
+    """Answer a prompt about a video or image file, about several, or about none.
 
     temperature: 0 is greedy. top_p, top_k: the tokens to sample from; 1 and 0: all. num_samples: answers,
     which share one cache of the prompt. frames, fps, min_pixels, max_pixels, total_pixels (see ``Sampling``)
@@ -112,21 +116,21 @@ def ask(
     model, text = loaded.model, loaded.text
     start = time.perf_counter()
     vision = model.config.vision
-    media: Media | None = None
-    decoded: Video | None = None
-    grid: tuple[int, int, int] | None = None
-    if video is not None:
-        media = "image" if is_image(video) else "video"
+    paths = [video] if isinstance(video, str | Path) else list(video or ())
+    media: tuple[Media, ...] = tuple("image" if is_image(path) else "video" for path in paths)
     tokens = tokenize(Clip(id="", video="", question=prompt, answer=""), text, media=media)
-    if video is not None:
-        sampling = _sampling(loaded, frames, fps, min_pixels, max_pixels, total_pixels)
-        max_tokens = None
-        if total_pixels is None and "max_tokens" in loaded.data_config:
-            max_tokens = loaded.data_config.max_tokens - len(tokens.prompt) + 1  # for the placeholder
-        decoded = _read(loaded, video, tokens, sampling, max_tokens, max_side)
-        count, height, width, _ = decoded.frames.shape
-        grid = count // vision.temporal, height // vision.patch, width // vision.patch
-    row, prompts = single_prompt(tokens.prompt, decoded, model.config, stamps=text.stamps)
+    sampling = _sampling(loaded, frames, fps, min_pixels, max_pixels, total_pixels)
+    max_tokens = None
+    if total_pixels is None and "max_tokens" in loaded.data_config:
+        max_tokens = loaded.data_config.max_tokens - len(tokens.prompt) + len(paths)  # for the placeholders
+    videos = _read(loaded, paths, tokens, sampling, max_tokens, max_side)
+    shapes = [read.frames.shape for read in videos]
+    grids = [
+        (count // vision.temporal, height // vision.patch, width // vision.patch)
+        for count, height, width, _ in shapes
+    ]
+    frame_times = [read.times.tolist() for read in videos]
+    row, prompts = single_prompt(tokens.prompt, videos, model.config, stamps=tokens.stamps)
     arguments = model, prompts, jax.random.key(seed)
     video_read = time.perf_counter()
 
@@ -144,8 +148,8 @@ def ask(
     generated = time.perf_counter()
     return Answer(
         _samples_of(completions, text),
-        frame_times=[] if decoded is None else decoded.times.tolist(),
-        grid=grid,
+        frame_times=frame_times if len(videos) > 1 else [seconds for own in frame_times for seconds in own],
+        grid=grids if len(videos) > 1 else next(iter(grids), None),
         notes=row.notes,
         timings={
             "video": video_read - start,
@@ -187,30 +191,30 @@ def _sampling(
 
 def _read(
     loaded: LoadedModel,
-    path: str | Path,
+    paths: Sequence[str | Path],
     tokens: Tokens,
     sampling: Sampling,
     max_tokens: int | None,
     max_side: int | None,
-) -> Video:
-    """The frames of a file, in a shape within the budgets. tokens: of the question. max_tokens: visual ones,
+) -> list[Video]:
+    """The frames of files, in shapes within the budgets. tokens: of the question. max_tokens: visual ones,
     with the times in words between them."""
     model_config = loaded.model.config
     side = max_side or loaded.data_config.get("max_side", MAX_SIDE)
-    info = (probe_image if is_image(path) else probe)(path, max_side=side)
+    infos = [(probe_image if is_image(path) else probe)(path, max_side=side) for path in paths]
+    longest = max((info.duration for info in infos), default=0.0)
+    files = [File(info, slot_tokens=stamp_tokens(tokens, longest, model_config)) for info in infos]
     try:
-        count, height, width = fit(
-            sampling,
-            info,
-            factor=model_config.vision.factor,
-            max_tokens=max_tokens,
-            slot_tokens=stamp_tokens(tokens, info.duration, model_config),
-        )
+        shapes = fit_all(sampling, files, factor=model_config.vision.factor, max_tokens=max_tokens)
     except ValueError as error:  # an aspect ratio that no model takes
-        raise UserError(f"{path}: {error}") from error
-    if is_image(path):
-        return read_image(path, size=(height, width), max_side=side)
-    return read_frames(path, sampling, size=(height, width), frames=count, max_side=side)
+        raise UserError(f"{' and '.join(map(str, paths))}: {error}") from error
+    videos = []
+    for path, (count, height, width) in zip(paths, shapes, strict=True):
+        if is_image(path):
+            videos.append(read_image(path, size=(height, width), max_side=side))
+        else:
+            videos.append(read_frames(path, sampling, size=(height, width), frames=count, max_side=side))
+    return videos
 
 
 def main() -> None:
@@ -220,7 +224,9 @@ def main() -> None:
         "--model", type=local_folder, required=True, help="work directory of a run, or Hugging Face folder"
     )
     parser.add_argument("--step", type=cli.step, help="checkpoint of a run, or best; default: the newest")
-    parser.add_argument("--video", help="video or image file")
+    parser.add_argument(
+        "--video", action="append", default=[], help="video or image file; once for each, in their order"
+    )
     parser.add_argument("--prompt", required=True, help="what to ask")
     parser.add_argument("--max_new_tokens", type=number(1), default=128, help="of an answer, at most")
     parser.add_argument("--temperature", type=number(0.0), default=0.0, help="of the sampling; 0: greedy")
@@ -254,7 +260,7 @@ def main() -> None:
 
     samples = answer.samples
     for note in answer.notes:
-        print(f"note: {flags['video']}: {note}", file=sys.stderr)
+        print(f"note: {', '.join(flags['video'])}: {note}", file=sys.stderr)
     if cut := sum(sample.cut for sample in samples):
         limit = f"--max_new_tokens={flags['max_new_tokens']}"
         print(f"note: {limit} cut {cut} of {len(samples)} answers", file=sys.stderr)

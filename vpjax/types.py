@@ -25,19 +25,21 @@ Glossary:
     window     the units that see one another in most layers of the tower: at most 4 x 4 of Qwen2.5-VL's
     row        the tokens of one or more clips: SFT packs as many as fit, generation takes one
     segment    the part of a row that belongs to one clip and sees nothing else
-    clip       one video, one question and one answer, with the turns of the conversation before them
+    clip       one question and one answer, with the turns of the conversation before them and what they show:
+               one video, none or several; an image counts as a video of one slot
     keyword    a word or phrase of the answer that names an event
     lemma      the dictionary form of a keyword; two keywords with one lemma name the same kind of event
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
-MEDIA_TAG = "<video>"  # in a question of a clip: the place of its video or image
+MEDIA_TAG = "<video>"  # in a question of a clip: the place of its next video or image
 TASKS = ("caption", "choice", "order", "grounding", "tracking", "numerical", "regression", "ocr")
 
 
@@ -51,12 +53,13 @@ class Keyword:
 
     text: as it stands in the caption. lemma: its dictionary form; keywords with equal lemmas are never
     negatives of one another. spans: the times at which it is seen, ``(start, end)`` in seconds of the video;
-    empty: unknown.
+    empty: unknown. video: the number in ``Clip.media`` of that video.
     """
 
     text: str
     lemma: str
     spans: tuple[tuple[float, float], ...] = ()
+    video: int = 0
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -71,8 +74,9 @@ class Turn:
 class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
-    video: path of the file, which is shown where MEDIA_TAG stands in a question, and without one before the
-    first question. keywords: of the answers of all turns. spans: the event's ``(start, end)``. task: one of
+    video: path of the file, "" for text alone. others: paths of more videos and images that are shown after
+    it. Each is shown where its MEDIA_TAG stands in a question, and without tags all stand before the first
+    question. keywords: of the answers of all turns. spans: the event's ``(start, end)``. task: one of
     TASKS; numerical (a number to meet), regression (to come close to) and ocr (a text to read) are
     Video-R1's. choices: the options of a multiple-choice question. boxes: positions of an object, ``(x0, y0,
     x1, y1)`` as shares of width and height, at moments evenly spread over the clip. start, end: the part of
@@ -99,6 +103,23 @@ class Clip:
     degraded_answer: str = ""
     system: str = ""
     turns: tuple[Turn, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The paths of all videos and images, in the order in which they are shown."""
+        return (self.video, *self.others) if self.video else ()
+
+    def record(self) -> dict[str, Any]:
+        """The JSON object of the clip, as ``data.clips`` reads it: several paths are a list."""
+        record = dataclasses.asdict(self)
+        if record.pop("others"):
+            record["video"] = list(self.media)
+        return record
+
+    def with_media(self, paths: Sequence[str]) -> "Clip":
+        """The clip with other paths in place of ``media``."""
+        return dataclasses.replace(self, video="".join(paths[:1]), others=tuple(paths[1:]))
 
     @property
     def dialogue(self) -> tuple[Turn, ...]:
@@ -111,11 +132,14 @@ class Clip:
         said = [text for turn in self.dialogue for text in (turn.question, turn.answer)]
         return (self.system, *said)
 
-    @property
-    def media_turn(self) -> int:
-        """The number in ``dialogue`` of the turn whose question shows the video or image."""
-        tagged = [number for number, turn in enumerate(self.dialogue) if MEDIA_TAG in turn.question]
-        return tagged[0] if tagged else 0
+    def turn_showing(self, medium: int) -> int:
+        """The number in ``dialogue`` of the turn whose question shows the medium of a number in ``media``."""
+        shown = 0
+        for number, turn in enumerate(self.dialogue):
+            shown += turn.question.count(MEDIA_TAG)
+            if shown > medium:
+                return number
+        return 0
 
     def turn_naming(self, keyword: str) -> int:
         """The number in ``dialogue`` of the first turn whose answer names a keyword, or of the last."""
@@ -125,11 +149,13 @@ class Clip:
         return len(self.turns)
 
     def until(self, number: int) -> "Clip":
-        """The clip whose last turn is that of a number in ``dialogue``. An earlier turn is a caption."""
+        """The clip whose last turn is that of a number in ``dialogue``, with what is shown until then. An
+        earlier turn is a caption."""
         if number == len(self.turns):
             return self
+        shown = [path for n, path in enumerate(self.media) if self.turn_showing(n) <= number]
         return dataclasses.replace(
-            self,
+            self.with_media(shown),
             question=self.turns[number].question,
             answer=self.turns[number].answer,
             turns=self.turns[:number],
@@ -200,9 +226,9 @@ class Batch:
     that are trained on, because they are true of V~, or compared; compared i32[R,C]: the place in ``target``
     of the same token given V, -1: it is not compared. keywords i32[R,Q,W]: token ids as they stand in the
     caption; lemma i32[R,Q]; owner i32[R,Q]: the clip of each keyword; slots bool[R,Q,N]: the slots of the row
-    that show it; has_degraded bool[R,Q]: its clip has a V~. windows i32[R,Y,3]: keyword, first slot, and slot
-    past the end, of moments that show no keyword of its clip (``data.keyframes.windows_of``). clip i32[R,X]:
-    the numbers of the row's clips in their data set.
+    that show it; has_degraded bool[R,Q]: its video has a V~. windows i32[R,Y,3]: keyword, first slot, and
+    slot past the end, of moments of its video that show no keyword of its clip
+    (``data.keyframes.windows_of``). clip i32[R,X]: the numbers of the row's clips in their data set.
     """
 
     video: Units
@@ -227,7 +253,8 @@ class Batch:
 class Prompts:
     """One prompt per row, right-padded, for generation: rollouts, evaluation, predictions.
 
-    video: V. text: the prompts, segment 1. shows_degraded i32[B,P]: the units that V~ shows. keywords
+    video: V. text: the prompts, segment 1. medium i32[B,P]: the number in ``Clip.media`` of what a visual
+    token shows, -1: text. shows_degraded i32[B,P]: the units that V~ shows. keywords
     i32[B,J,W], -1 padded; hidden bool[B,J]: V~ replaces slots that show the keyword. clip i32[B]: the number
     of the row's clip in its data set, -1: padding. references: the data that rewards compare completions with
     (``scoring.references``); None without rewards.
@@ -235,6 +262,7 @@ class Prompts:
 
     video: Units
     text: Strip
+    medium: Array
     shows_degraded: Array
     keywords: Array
     hidden: Array

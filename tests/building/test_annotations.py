@@ -146,8 +146,8 @@ def test_images_and_text_alone_are_clips_too(read):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (dict(video=["a.mp4", "b.mp4"]), "several media: 2 in one row"),
-        (dict(image="p.jpg"), "several media: 2 in one row"),
+        (dict(video=["a.mp4", "b.mp4"]), "broken row: 1 media tags for 2 videos or images"),
+        (dict(image="p.jpg"), "broken row: 1 media tags for 2 videos or images"),
         (dict(video=""), "broken row: 1 media tags for 0 videos or images"),
         (dict(video={"path": "a.mp4"}), "broken row: {'path': 'a.mp4'} is not the path of a video"),
         (dict(conversations=LLAVA["conversations"][2:]), "broken row: 0 media tags for 1 videos or images"),
@@ -296,7 +296,7 @@ def test_tarsier_means_the_reference_and_a_part_of_the_file(read):
     assert reasons(read([whole])) == ["broken row: the part from 9 to 3 s has no length"]
     frames = copy.deepcopy(TARSIER)
     frames["messages"][0]["content"][0]["video"]["video_file"] = ["1.jpg", "2.jpg"]
-    assert reasons(read([frames])) == ["several media: 2 in one row"]
+    assert reasons(read([frames])) == ["part of one of several videos: {'start': 2.5, 'end': 9}"]
 
 
 def test_a_video_in_an_answer_is_none_that_a_clip_has(read):

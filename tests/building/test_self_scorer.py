@@ -95,7 +95,7 @@ def scores_by_hand(drops):
 @pytest.mark.parametrize("keyword", [KEYWORD, Keyword("absent", "absent")])
 def test_scores_are_drops_on_replaced_pixels(models, keyword):
     ours, reference, text = models
-    row, _ = single_prompt(text.chat(CLIP.question), VIDEO, ours.config)
+    row, _ = single_prompt(text.chat(CLIP.question), [VIDEO], ours.config)
     answer = text.answer(ANSWER)
     places = [c for c in range(len(answer)) if text.decode(answer[c : c + 1]).strip() in ("tips", "over")]
     assert text.decode(answer[places]) == " tips over"
@@ -115,7 +115,7 @@ def test_scores_are_drops_on_replaced_pixels(models, keyword):
 def test_key_frames_are_those_that_tell_answers_apart(models, monkeypatch):
     """The score of a window is the spread, over the answers, of their drops on replaced pixels."""
     ours, reference, text = models
-    row, _ = single_prompt(text.chat(CLIP.question), VIDEO, ours.config)
+    row, _ = single_prompt(text.chat(CLIP.question), [VIDEO], ours.config)
     answers = [ANSWER, "A cup falls.", "falls and tips"]
 
     def logprobs(frames):

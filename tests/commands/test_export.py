@@ -84,7 +84,7 @@ def test_transformers_answers_the_same(kind, workdir, exported, clip):
     theirs, _ = as_trained(theirs, None, exported)
     model_config, text = loaded.model.config, loaded.text
     video = read_frames(clip, Sampling(frames=runs.FRAMES), size=(size, size))
-    row, _ = single_prompt(text.chat(QUESTION), video, model_config, stamps=text.stamps)
+    row, _ = single_prompt(text.chat(QUESTION), [video], model_config, stamps=text.stamps)
     prompt = torch.tensor(row.prompt.tokens[None]).long()
     inputs = dict(
         input_ids=prompt,
@@ -117,7 +117,7 @@ def test_text_continues_after_a_video(workdir, exported):
     media = {None: None, "image": (1, 2, 3), "video": (9, 2, 2)}
     prompts = []
     for kind_of, grid in media.items():
-        ids = text.chat(QUESTION, kind_of)
+        ids = text.chat(QUESTION, (kind_of,) if kind_of else ())
         if grid is not None:
             repeats = np.where(is_visual(ids, pads), np.prod(grid), 1)
             ids = np.repeat(ids, repeats)
@@ -135,7 +135,8 @@ def test_text_continues_after_a_video(workdir, exported):
     after, deltas = as_trained(theirs, None, exported)[0].model.get_rope_index(ids, **inputs)
     rate = config.vision_config.tokens_per_second
     for number, (x, grid) in enumerate(zip(prompts, media.values(), strict=True)):
-        expected = positions(x, grid, 0.5, rate, pads=pads)
+        shown = [grid] if grid else []
+        expected = positions(x, shown, [0.5] * len(shown), rate, pads=pads)
         np.testing.assert_array_equal(after[:, number, longest - len(x) :], expected)
         assert deltas[number, 0] == expected.max() + 1 - len(x)
     assert (before[:, :2] == after[:, :2]).all()

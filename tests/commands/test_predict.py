@@ -20,7 +20,7 @@ from vpjax.data.packing import Sizes
 from vpjax.data.rows import prompt_row
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.data.units import choose_capacity, grid_of
-from vpjax.data.video import Sampling, Video, read_frames
+from vpjax.data.video import Sampling, Video, read_frames, read_image
 from vpjax.models.generate import generate
 from vpjax.models.vlm import leaves
 from vpjax.predict import ask, load, main
@@ -69,7 +69,9 @@ def expected(loaded, media, video, **options):
     model, text = loaded.model, loaded.text
     vision = model.config.vision
     capacity = choose_capacity([] if video is None else [grid_of(video.frames.shape[:3], vision)], vision)
-    row = prompt_row(text.chat(PROMPT, media), video, model.config, capacity)
+    row = prompt_row(
+        text.chat(PROMPT, (media,) if media else ()), [video] if video else [], model.config, capacity
+    )
     sizes = Sizes(len(row.prompt.tokens), units=len(row.video.window), bins=len(row.video.bins))
     batch = collate_prompts([row], sizes, capacity, model.config)
     key = jax.random.key(options.pop("seed", 0))
@@ -116,6 +118,31 @@ def test_without_a_video_and_with_an_image(loaded, tmp_path):
     assert (image.frame_times, image.grid) == ([0, 0], (1, 2, 4))
 
 
+def test_several_files(loaded, folder, video, tmp_path):
+    """They share the budget, are shown where the prompt says, and are reported one by one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 112, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    files = [tmp_path / "image.png", video]
+    prompt = "What <video> happens? <video>"
+    flags = f"--model {folder} --video {files[0]} --video {files[1]} --frames 4 --max_new_tokens 6 --json"
+    code, out, _ = call(main, *flags.split(), prompt=prompt)
+    got = json.loads(out)
+    assert code == 0 and got["grid"] == [[1, 4, 8], [2, 4, 6]]
+    np.testing.assert_allclose(got["frame_times"][1], np.array([0, 2, 4, 6]) / FPS, atol=1e-6)
+    assert got["frame_times"][0] == [0, 0]
+    model, text = loaded.model, loaded.text
+    shown = [read_image(files[0]), read_frames(video, Sampling(frames=4))]
+    _, prompts = single_prompt(text.chat(prompt, ("image", "video")), shown, model.config)
+    out = generate(model, prompts, jax.random.key(0), max_new=6, eos=text.stops)
+    assert got["token_ids"] == np.asarray(out.tokens)[0, 0][np.asarray(out.mask)[0, 0]].tolist()
+    data = ConfigDict(loaded.data_config.to_dict() | dict(max_tokens=len(text.chat(PROMPT)) - 1 + 14))
+    tight = dataclasses.replace(loaded, data_config=data)
+    answer = ask(tight, PROMPT, files, frames=4, min_pixels=28 * 28, max_new_tokens=2)
+    assert sum(np.prod(grid) // 4 for grid in answer.grid) <= 14
+    with pytest.raises(UserError, match="2 places for media, which are 1"):
+        ask(loaded, prompt, video)
+
+
 def test_plain_output_is_the_answers(loaded, folder, video):
     options = dict(max_new_tokens=6, model=folder, video=video, prompt=PROMPT)
     code, out, err = call(main, frames=5, **options)
@@ -149,7 +176,7 @@ def test_videos_of_many_lengths_share_few_shapes(loaded):
     for slots in range(1, 65):
         video = Video(np.zeros((2 * slots, 56, 84, 3), np.uint8), np.arange(2 * slots) / 8, 1 / 8)
         for question in (PROMPT, PROMPT * 3):
-            row, prompts = single_prompt(text.chat(question), video, model.config, stamps=text.stamps)
+            row, prompts = single_prompt(text.chat(question), [video], model.config, stamps=text.stamps)
             tokens, units, bins = len(row.prompt.tokens), len(row.video.window), len(row.video.bins)
             assert tokens <= prompts.text.tokens.shape[1] < 1.25 * tokens + 16
             assert max(units, bins) <= prompts.video.count < 1.25 * max(units, bins) + 32

@@ -84,7 +84,11 @@ GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
         (GOOD, "line 3: id 'a' stands in line 1 too"),
         (GOOD.replace('"answer"', '"anser"'), "line 3: unknown field 'anser'"),
         ('{"id": "b", "question": "q", "answer": "a"}', "line 3: field 'video' is None, not a string"),
-        (GOOD.replace('"a.mp4"', '["a.mp4", "b.mp4"]'), "not a string: a clip has one video"),
+        (
+            GOOD.replace('"a.mp4"', '["a.mp4", 3]'),
+            r"line 3: field 'video' is \['a.mp4', 3\], not a list of the",
+        ),
+        (GOOD.replace('"a.mp4"', "[]"), "line 3: field 'video' is .., not a list of the paths"),
         (GOOD.replace("}", ', "spans": [[2, 1]]}'), r"line 3: span \[2, 1\] does not start before it ends"),
         (GOOD.replace("}", ', "spans": [2, 1]}'), "line 3: span 2 is not"),
         (GOOD.replace("}", ', "boxes": [[0, 0, 1]]}'), r"line 3: box \[0, 0, 1\] is not \[x0"),

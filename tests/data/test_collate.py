@@ -17,8 +17,9 @@ from vpjax.data.collate import (
     single_prompt,
 )
 from vpjax.data.packing import Sizes
+from vpjax.data.positions import Stamps
 from vpjax.data.rows import NO_ANSWERS, DegradedAnswers, training_row
-from vpjax.data.text import Stamps, tokenize
+from vpjax.data.text import tokenize
 from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Video
 from vpjax.types import Batch, Clip, Keyword, Prompts
@@ -69,7 +70,7 @@ def random_tokens(text, number, rng, media):
     clip = Clip(f"c{number}", "x", question, " ".join(words), tuple(keywords))
     if rng.random() < 0.7:
         clip = dataclasses.replace(clip, degraded_answer=" ".join(rng.choice(WORDS, rng.integers(1, 6))))
-    tokens = tokenize(clip, text, media=media, keywords=J, keyword_tokens=W)
+    tokens = tokenize(clip, text, media=(media,) if media else (), keywords=J, keyword_tokens=W)
     return dataclasses.replace(tokens, stamps=STAMPS)
 
 
@@ -96,7 +97,7 @@ def random_rows(text, family, count=24, seed=2, answers=ANSWERS):
         tokens = random_tokens(text, number, rng, kind)
         numbers = dict(clip=number, data_set=int(rng.integers(3)))
         own = answers[number % len(answers)]
-        rows.append(training_row(tokens, video, config, capacity, answers=own, **numbers))
+        rows.append(training_row(tokens, [video] if video else [], config, capacity, answers=own, **numbers))
     return rows, capacity, config
 
 
@@ -135,11 +136,14 @@ def expected(row):
     out["windows"], out["slots"] = unpacked.groups_of(units, 0, shows[shows >= 0])
     named = row.lemma >= 0
     free = []
-    for number, slots in enumerate(row.slots[named]):
-        length = slots.sum()
-        for first in range(0, len(slots) - length + 1, length) if length else ():
-            if not row.slots[:, first : first + length].any():
-                free.append((number, first, first + length))
+    start = 0
+    for count in row.counts:
+        for number, slots in enumerate(row.slots[named]):
+            length = slots[start : start + count].sum()
+            for first in range(start, start + count - length + 1, length) if length else ():
+                if not row.slots[:, first : first + length].any():
+                    free.append((number, first, first + length))
+        start += count
     return out | dict(
         target=row.target,
         origin=np.full(len(row.target), row.data_set),
@@ -149,8 +153,8 @@ def expected(row):
         keywords=row.keywords[named],
         lemma=row.lemma[named],
         key_slots=row.slots[named],
-        has_degraded=np.full(named.sum(), row.has_degraded),
-        free=np.array(free).reshape(-1, 3),
+        has_degraded=row.in_degraded[named],
+        free=np.array(sorted(free)).reshape(-1, 3),
     )
 
 
@@ -271,7 +275,9 @@ def test_one_prompt_has_one_of_a_few_shapes(text, family):
     shapes = set()
     for kind in ("video", "image", None) * 20:
         video = kind and random_video(rng, kind)
-        row, batch = single_prompt(text.chat("what?", kind), video, config, stamps=STAMPS)
+        row, batch = single_prompt(
+            text.chat("what?", (kind,) if kind else ()), [video] if video else [], config, stamps=STAMPS
+        )
         unpacked.check_units(batch.video)
         length = len(row.prompt.tokens)
         assert batch.text.segment.sum() == length and batch.clip.tolist() == [0]

@@ -77,14 +77,14 @@ def test_a_system_message_replaces_that_of_the_template(text):
 
 
 @pytest.mark.parametrize("template", [None, QWEN])
-@pytest.mark.parametrize("media", ["video", "image", None])
+@pytest.mark.parametrize("media", [("video",), ("image",), ()])
 @pytest.mark.parametrize("question", ["Where?", "  Where?\n", "Look at the <image> and <b>"])
 def test_a_single_question_is_asked_as_ever(text, template, media, question):
     """Messages of a video and a text, as transformers' documentation has them."""
     text = with_template(text, template) if template else text
     parts = [{"type": "text", "text": question}]
     if media:
-        parts.insert(0, {"type": media})
+        parts.insert(0, {"type": media[0]})
     messages = [{"role": "user", "content": parts}]
     assert messages_of(question, media) == messages
     written = text.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -102,18 +102,18 @@ def test_a_single_question_is_asked_as_ever(text, template, media, question):
 def test_the_video_stands_where_its_tag_stands(text, media):
     pad = f"<|vision_start|><|{media}_pad|><|vision_end|>"
     later = dataclasses.replace(CLIP, question="Look at <video> again.")
-    written = text.tokenizer.decode(text.prompt(later, media))
+    written = text.tokenizer.decode(text.prompt(later, (media,)))
     assert written.count(pad) == 1 and said("user", f"Look at {pad} again.") in written
     assert said("user", "What is it?") in written
     first = (dataclasses.replace(TURNS[0], question="What is it?<video>"), TURNS[1])
-    written = text.tokenizer.decode(text.prompt(dataclasses.replace(CLIP, turns=first), media))
+    written = text.tokenizer.decode(text.prompt(dataclasses.replace(CLIP, turns=first), (media,)))
     assert said("user", f"What is it?{pad}") in written
     twice = dataclasses.replace(later, turns=first)
     with pytest.raises(UserError, match="2 places for media"):
-        text.prompt(twice, media)
-    alone = text.tokenizer.decode(text.prompt(without_media(twice), None))
+        text.prompt(twice, (media,))
+    alone = text.tokenizer.decode(text.prompt(without_media(twice), ()))
     assert pad not in alone and "<video>" not in alone and said("user", "Look at  again.") in alone
-    html = text.tokenizer.decode(text.chat("What does <video> mean in HTML?", None))
+    html = text.tokenizer.decode(text.chat("What does <video> mean in HTML?", ()))
     assert "<video> mean" in html  # which is about text alone
 
 

@@ -13,9 +13,10 @@ from tests.videos import greys, write
 from tests.words import StubVision, stub_config, word_text
 from vpjax.data import index as index_module
 from vpjax.data.index import FEWER, SMALLER, Source, build_index, index_clips, prompt_sizes
+from vpjax.data.positions import Stamps
 from vpjax.data.rows import NO_ANSWERS, SHARED_TIMES, DegradedAnswers, prompt_row, training_row
 from vpjax.data.sampling import Sampling, VideoInfo, frame_times
-from vpjax.data.text import Stamps, tokenize
+from vpjax.data.text import tokenize
 from vpjax.data.video import Video, read_frames, read_image
 from vpjax.recipes import base
 from vpjax.types import Clip, Keyword, Turn, UserError
@@ -60,10 +61,12 @@ def clip_of(number=0, question="What happens?", answer="It flashes.", spans=((0.
 def index_of(clips, infos, text, config, data, **options):
     """The index of clips of videos (None: of text only)."""
     media = [info and ("video" if info.duration else "image") for info in infos]
-    sources = [Source("x.mp4", kind, info=info) for kind, info in zip(media, infos, strict=True)]
+    sources = [
+        [Source("x.mp4", kind, info=info)] if kind else [] for kind, info in zip(media, infos, strict=True)
+    ]
     limits = {name: data[name] for name in ("keywords", "keyword_tokens", "train_turns")}
     tokens = [
-        dataclasses.replace(tokenize(clip, text, media=kind, **limits), stamps=STAMPS)
+        dataclasses.replace(tokenize(clip, text, media=(kind,) if kind else (), **limits), stamps=STAMPS)
         for clip, kind in zip(clips, media, strict=True)
     ]
     return index_clips(clips, sources, tokens, config, data, **options)
@@ -107,7 +110,7 @@ def test_no_clip_is_rejected_for_being_long(text, request, family, fields):
     index = index_of(clips, infos, text, config, data)
     assert index.rejected == {} and [entry.number for entry in index.entries] == list(range(len(clips)))
     for entry, info in zip(index.entries, infos, strict=True):
-        frames, height, width = entry.shape
+        frames, height, width = entry.shapes[0] if entry.shapes else (0, 0, 0)
         # One placeholder and, in words, the pair around it are counted twice.
         assert entry.sizes.tokens <= data.max_tokens + 2
         assert frames // 2 * height * width <= (data.total_pixels or np.inf)
@@ -168,7 +171,7 @@ def test_a_truth_of_v_degraded_counts_where_it_is_read(text, config):
         index_of(clips, [info_of()] * 2, text, config, data, answers=answers)
         for answers in (DegradedAnswers("keywords"), DegradedAnswers("keywords", truth_share=0.5))
     )
-    assert plain.rejected == {} and plain.entries[0].shape == plain.entries[1].shape
+    assert plain.rejected == {} and plain.entries[0].shapes == plain.entries[1].shapes
     assert with_truth.rejected == {"degraded_answer above 60 tokens (data.max_answer)": ["c1"]}
 
 
@@ -197,7 +200,7 @@ def test_an_event_in_an_earlier_frame_than_planned_has_no_v_degraded(text, confi
     clip = dataclasses.replace(clip_of(spans=((3.0, 3.2),)), degraded_answer="Nothing happens.")
     index = index_of([clip], [info_of()], text, config, data_of(), answers=answers)
     entry = index.entries[0]
-    even = np.arange(entry.shape[0]) / 4
+    even = np.arange(entry.shapes[0][0]) / 4
     on_time, _ = made(entry, config, index.capacity, even, answers)
     assert on_time.has_degraded and unpacked.sizes_of(on_time).degraded <= entry.sizes.degraded
     early, _ = made(entry, config, index.capacity, even + 2.5, answers)
@@ -206,13 +209,12 @@ def test_an_event_in_an_earlier_frame_than_planned_has_no_v_degraded(text, confi
 
 def made(entry, config, capacity, times, answers=NO_ANSWERS):
     """The row of an entry with frames at ``times``, and that of its prompt."""
-    frames, height, width = entry.shape
-    video = None
-    if frames:
+    videos = []
+    for source, (_, height, width) in zip(entry.sources, entry.shapes, strict=True):
         pixels = np.zeros((len(times), height, width, 3), np.uint8)
-        video = Video(pixels, times, entry.source.info.frame_seconds)
-    row = training_row(entry.tokens, video, config, capacity, answers=answers)
-    return row, prompt_row(entry.tokens.prompt, video, config, capacity, stamps=entry.tokens.stamps)
+        videos.append(Video(pixels, times, source.info.frame_seconds))
+    row = training_row(entry.tokens, videos, config, capacity, answers=answers)
+    return row, prompt_row(entry.tokens.prompt, videos, config, capacity, stamps=entry.tokens.stamps)
 
 
 @FAMILIES
@@ -237,15 +239,17 @@ def test_planned_sizes_are_never_exceeded(text, request, family, answers):
     for entry, info in zip(index.entries, infos, strict=True):
         times = np.zeros(2)
         if info is not None:
-            times = frame_times(Sampling.of(data), info, most=entry.shape[0])
-            assert len(times) == entry.shape[0]
+            times = frame_times(Sampling.of(data), info, most=entry.shapes[0][0])
+            assert len(times) == entry.shapes[0][0]
         row, prompt = made(entry, config, index.capacity, times, answers)
         taken = unpacked.sizes_of(row)
         assert (np.array(taken) <= entry.sizes).all()
         assert (np.array(unpacked.sizes_of(prompt)) <= prompt_sizes(entry)._replace(slots=1 << 20)).all()
         exact = ("units", "bins", "targets", "keywords", "slots")
         assert all(getattr(taken, name) == getattr(entry.sizes, name) for name in exact)
-        words = entry.shape[0] // 2 * 4 + 2 if family == "config3" and entry.source.media == "video" else 0
+        words = 0
+        if family == "config3" and entry.sources and entry.sources[0].media == "video":
+            words = entry.shapes[0][0] // 2 * 4 + 2
         assert entry.sizes.tokens - taken.tokens <= words
         if len(times) > 2:
             fewer = times[: 2 * int(rng.integers(1, len(times) // 2))]
@@ -277,7 +281,7 @@ def test_planned_sizes_of_conversations_are_never_exceeded(text, request, family
     for entry, info in zip(index.entries, infos, strict=True):
         times = np.zeros(2)
         if info is not None:
-            times = frame_times(Sampling.of(data), info, most=entry.shape[0])
+            times = frame_times(Sampling.of(data), info, most=entry.shapes[0][0])
         row, prompt = made(entry, config, index.capacity, times, answers)
         taken = unpacked.sizes_of(row)
         assert (np.array(taken) <= entry.sizes).all() and taken.targets == entry.sizes.targets
@@ -318,15 +322,17 @@ def test_planned_sizes_hold_for_real_files(text, config, tmp_path):
         index = build_index(clips, text, config, data)
         assert not index.rejected and len(index.entries) == 5
         for entry in index.entries:
-            video, (frames, *size) = None, entry.shape
-            if entry.source.media == "image":
-                video = read_image(entry.source.path, size=tuple(size))
-            elif entry.source.media == "video":
+            videos = []
+            for source, (frames, *size) in zip(entry.sources, entry.shapes, strict=True):
+                if source.media == "image":
+                    videos.append(read_image(source.path, size=tuple(size)))
+                    continue
                 start, end = entry.part
                 options = dict(frames=frames, size=tuple(size), start=start, end=end)
-                video = read_frames(entry.source.path, Sampling.of(data), **options)
-                assert len(video.frames) <= frames and (entry.number != 0 or len(video.frames) == frames)
-            row = training_row(entry.tokens, video, config, index.capacity)
+                videos.append(read_frames(source.path, Sampling.of(data), **options))
+                count = len(videos[-1].frames)
+                assert count <= frames and (entry.number != 0 or count == frames)
+            row = training_row(entry.tokens, videos, config, index.capacity)
             assert (np.array(unpacked.sizes_of(row)) <= entry.sizes).all()
 
 
@@ -348,10 +354,10 @@ def test_a_file_that_cannot_be_used_keeps_its_place(text, config, tmp_path):
     outside = dataclasses.replace(clip_of(3, start=1.0, end=30.0), video=str(tmp_path / "a.mp4"))
     data = data_of(cache=str(tmp_path / "cache"))
     index = build_index([gone, good, other, outside, good], text, config, data, [0, 1, 0, 1, 1])
-    assert [entry.source.fault != "" for entry in index.entries] == [True, False, False, True, False]
-    assert "gone.mp4" in index.entries[0].source.fault
-    assert "a.mp4: the span 1 to 30 s is not inside the clip of 2 s" in index.entries[3].source.fault
-    assert index.entries[0].shape == index.entries[3].shape == index.entries[1].shape
+    assert [entry.fault != "" for entry in index.entries] == [True, False, False, True, False]
+    assert "gone.mp4" in index.entries[0].fault
+    assert "a.mp4: the span 1 to 30 s is not inside the clip of 2 s" in index.entries[3].fault
+    assert index.entries[0].shapes == index.entries[3].shapes == index.entries[1].shapes
     assert [entry.data_set for entry in index.entries] == [0, 1, 0, 1, 1]
     with pytest.raises(UserError, match="none of 2 clips can be used; the first: .*gone.mp4"):
         build_index([gone, gone], text, config, data)

@@ -118,7 +118,7 @@ def test_laws_of_the_random_control():
 def test_a_random_control_shows_an_event_only_in_its_own_place():
     replaced = 0
     for marked, rng in random_masks(1000):
-        source = kf.random_source(marked, rng)
+        source = kf.random_source(marked, [marked.shape[1]], rng)
         elsewhere = source != np.arange(len(source))
         assert not marked.any(0)[source[elsewhere]].any()
         replaced += elsewhere.any()
@@ -132,14 +132,14 @@ def test_random_control_is_seeded_and_reaches_every_place():
         moved = kf.moved_mask(marked, np.random.default_rng(seed))
         np.testing.assert_array_equal(moved, kf.moved_mask(marked, np.random.default_rng(seed)))
         places.add(int(np.flatnonzero(moved[0])[0]))
-        source = kf.random_source(marked, np.random.default_rng(seed))
+        source = kf.random_source(marked, [marked.shape[1]], np.random.default_rng(seed))
         np.testing.assert_array_equal(np.flatnonzero(source != np.arange(12)), np.flatnonzero(moved[0]))
     assert places == {0, 6, 7, 8, 9, 10}
 
 
 def test_no_room_means_no_control():
     assert not kf.moved_mask(mask(".xxx.."), np.random.default_rng(0)).any()
-    assert kf.random_source(mask(".xxx.."), np.random.default_rng(0)).tolist() == list(range(6))
+    assert kf.random_source(mask(".xxx.."), [6], np.random.default_rng(0)).tolist() == list(range(6))
 
 
 def test_widening_keeps_seventy_percent():
@@ -167,7 +167,7 @@ def test_widening_keeps_seventy_percent():
     ],
 )
 def test_windows_show_no_keyword(marked, windows):
-    found = kf.windows_of(mask(marked))
+    found = kf.windows_of(mask(marked), [mask(marked).shape[1]])
     assert [tuple(window) for window in found.tolist()] == windows
     assert found.dtype == np.int32 and found.shape[1:] == (3,)
 
@@ -181,7 +181,7 @@ def test_windows_by_trying_every_place():
                 fits = length and start % length == 0 and start + length <= len(free)
                 if fits and free[start : start + length].all():
                     expected.append([number, start, start + length])
-        assert kf.windows_of(marked).tolist() == expected
+        assert kf.windows_of(marked, [marked.shape[1]]).tolist() == expected
 
 
 def test_controls():

@@ -13,7 +13,8 @@ PADS = (7, 8)  # image, video
 def place(layout, grid=None, seconds=0.0, per_second=2.0, rule="qwen"):
     """positions() of a layout such as "ttvvt": t text, i image token, v video token."""
     ids = np.array([{"t": 1, "i": 7, "v": 8}[kind] for kind in layout], np.int32)
-    return positions(ids, grid, seconds, per_second, pads=PADS, rule=rule).tolist()
+    grids = [] if grid is None else [grid]
+    return positions(ids, grids, [seconds] * len(grids), per_second, pads=PADS, rule=rule).tolist()
 
 
 # Each table: the layout and its grid, seconds per slot, tokens per second; then the three axes.
@@ -135,9 +136,9 @@ def test_visual_tokens_that_do_not_fill_their_grid_are_refused(layout, grid, per
         place(layout, grid, per_second=per_second)
 
 
-def huggingface(ids, mask, grids, seconds, per_second):
-    """get_rope_index of transformers, without building a model. ids [B, T] -> [3, B, T]. per_second: None:
-    of Qwen3-VL."""
+def huggingface(ids, mask, grids, seconds, per_second, images=()):
+    """get_rope_index of transformers, without building a model. ids [B, T] -> [3, B, T]. grids, seconds: of
+    videos. per_second: None: of Qwen3-VL. images: their grids."""
     torch = pytest.importorskip("torch")
     if per_second is None:
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel as Model
@@ -152,7 +153,8 @@ def huggingface(ids, mask, grids, seconds, per_second):
         model,
         torch.tensor(ids),
         kinds,
-        video_grid_thw=torch.tensor([(s, 2 * h, 2 * w) for s, h, w in grids]),
+        image_grid_thw=torch.tensor([(s, 2 * h, 2 * w) for s, h, w in images]) if images else None,
+        video_grid_thw=torch.tensor([(s, 2 * h, 2 * w) for s, h, w in grids]) if grids else None,
         second_per_grid_ts=seconds,
         attention_mask=torch.tensor(mask),
     )
@@ -171,7 +173,7 @@ def test_equal_to_transformers():
         ids = np.array([[1] * before + [8] * int(np.prod(grid)) + [1] * after])
         theirs = huggingface(ids, np.ones_like(ids), [grid], [seconds], per_second)[:, 0]
         ours = {
-            rule: positions(ids[0], grid, seconds, per_second, pads=PADS, rule=rule)
+            rule: positions(ids[0], [grid], [seconds], per_second, pads=PADS, rule=rule)
             for rule in ("qwen", "transformers5")
         }
         np.testing.assert_array_equal(ours["transformers5"], theirs)
@@ -193,7 +195,7 @@ def test_slots_apart_are_equal_to_transformers(rule):
         between[0] *= rng.integers(0, 2)  # it may begin with the video
         ids = np.array([i for words in between[:-1] for i in (*words, *[8] * height * width)] + between[-1])
         theirs = huggingface(ids[None], np.ones_like(ids[None]), [grid], [1.0], None)[:, 0]
-        np.testing.assert_array_equal(positions(ids, grid, 1.0, None, pads=PADS, rule=rule), theirs)
+        np.testing.assert_array_equal(positions(ids, [grid], [1.0], None, pads=PADS, rule=rule), theirs)
 
 
 def test_the_time_of_a_slot():

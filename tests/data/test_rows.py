@@ -39,10 +39,12 @@ def clip_of(spans=((0.375, 0.5),), video="a.mp4", question=QUESTION):
     return Clip("a", video, question, CAPTION, (Keyword("flashes", "flash", spans),))
 
 
-def encode(clip, video, text, config, media="video", **options):
+def encode(clip, video, text, config, media=("video",), **options):
     tokens = tokenize(clip, text, media=media, keywords=2, keyword_tokens=3, train_turns="all")
     grids = [] if video is None else [grid_of(video.frames.shape[:3], config.vision)]
-    return training_row(tokens, video, config, choose_capacity(grids, config.vision), **options)
+    return training_row(
+        tokens, [] if video is None else [video], config, choose_capacity(grids, config.vision), **options
+    )
 
 
 def slot_of_unit(row, shows):
@@ -172,7 +174,7 @@ def test_time_positions_that_collapse_are_noted(text, config):
 @pytest.mark.parametrize("choice", ["key", "random"])
 def test_rows_of_text_only(text, config, choice):
     clip = clip_of(video="", spans=())
-    row = encode(clip, None, text, config, media=None, replacement=choice, pool=choice, widen=1)
+    row = encode(clip, None, text, config, media=(), replacement=choice, pool=choice, widen=1)
     assert (row.text.shows == -1).all() and row.slots.shape == (2, 0) and not row.has_degraded
     assert row.lemma[0] >= 0 and row.video.pixels.shape == (0, 4, 3 * 2 * 14**2)
     np.testing.assert_array_equal(row.text.positions, [np.arange(len(row.text.tokens))] * 3)
@@ -180,7 +182,7 @@ def test_rows_of_text_only(text, config, choice):
 
 def test_rows_of_one_image(text, config):
     video = Video(np.repeat(video_of(1).frames, 2, 0), np.zeros(2))
-    row = encode(clip_of(spans=()), video, text, config, media="image")
+    row = encode(clip_of(spans=()), video, text, config, media=("image",))
     visual = row.prompt.shows >= 0
     assert (row.prompt.tokens[visual] == text.image_pad).all()
     assert visual.sum() == 2 and source(row) == [0]

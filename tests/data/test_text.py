@@ -54,7 +54,7 @@ def video_of(frames=8, height=56, width=28, fps=8.0):
 
 def whole_prompt(text, question, slots, tokens_per_slot, media="video"):
     """The prompt with one placeholder for each visual token."""
-    prompt = text.chat(question, media)
+    prompt = text.chat(question, (media,))
     pads = is_visual(prompt, (text.image_pad, text.video_pad))
     return np.repeat(prompt, np.where(pads, slots * tokens_per_slot, 1))
 
@@ -89,7 +89,7 @@ def test_prompt_layout(text):
     )
     image = text.tokenizer.decode(whole_prompt(text, QUESTION, 1, 4, "image"))
     assert image.count("<|image_pad|>") == 4 and "<|video_pad|>" not in image
-    assert text.tokenizer.decode(text.chat(QUESTION, None)) == (
+    assert text.tokenizer.decode(text.chat(QUESTION, ())) == (
         f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -97,7 +97,7 @@ def test_prompt_layout(text):
 def test_slots_stand_behind_their_times(text, config3):
     """The ids are those of the whole text: pieces of it are written, but no boundary is another."""
     video = video_of(8, 32, 64)  # at 8 fps: a slot's middle is 1/16 s, 5/16 s, ...
-    row = prompt_row(text.chat(QUESTION), video, config3, CAPACITY, stamps=text.stamps)
+    row = prompt_row(text.chat(QUESTION), [video], config3, CAPACITY, stamps=text.stamps)
     tokens = row.prompt.tokens
     slots = "".join(
         f"<{time} seconds><|vision_start|><|video_pad|><|video_pad|><|vision_end|>"
@@ -109,9 +109,9 @@ def test_slots_stand_behind_their_times(text, config3):
     assert row.notes == () and (tokens[row.prompt.shows >= 0] == text.video_pad).all()
     assert row.prompt.slot[row.prompt.slot >= 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     np.testing.assert_array_equal(
-        row.prompt.positions, positions(tokens, (4, 1, 2), 0, None, pads=(text.image_pad, text.video_pad))
+        row.prompt.positions, positions(tokens, [(4, 1, 2)], [0], None, pads=(text.image_pad, text.video_pad))
     )
-    again = prompt_row(tokens, video, config3, CAPACITY)  # with all of its tokens there already
+    again = prompt_row(tokens, [video], config3, CAPACITY)  # with all of its tokens there already
     np.testing.assert_array_equal(again.prompt.positions, row.prompt.positions)
 
 
@@ -122,23 +122,23 @@ def test_any_time_is_written_as_the_tokenizer_does(text, seconds):
 
 def test_an_image_has_no_time(text, config3):
     image = Video(np.repeat(video_of(1, 32, 64).frames, 2, 0), np.zeros(2))
-    row = prompt_row(text.chat(QUESTION, "image"), image, config3, CAPACITY, stamps=text.stamps)
+    row = prompt_row(text.chat(QUESTION, ("image",)), [image], config3, CAPACITY, stamps=text.stamps)
     np.testing.assert_array_equal(row.prompt.tokens, whole_prompt(text, QUESTION, 1, 2, "image"))
 
 
 def test_the_planned_sizes_have_room_for_every_time(text, config3):
     tokens = tokenize(clip_of(spans=((0.375, 0.5), (10.375, 10.5))), text, keywords=1, keyword_tokens=3)
     beside = stamp_tokens(tokens, 20.0, config3)
-    sizes = row_sizes(tokens, (8, 32, 64), beside, config3, CAPACITY)
+    sizes = row_sizes(tokens, [(8, 32, 64)], [beside], config3, CAPACITY)
     for start, spare in ((10.0, 0), (0.0, 4), (9.2, 3)):  # one token less for each time below 10
         video = dataclasses.replace(video_of(8, 32, 64), times=start + np.arange(8) / 8)
-        row = training_row(tokens, video, config3, CAPACITY)
+        row = training_row(tokens, [video], config3, CAPACITY)
         pair = 2  # the template's own start and end of the video, which the slots' replace
         assert sizes.tokens - len(row.text.tokens) == spare + pair
         if row.has_degraded:
             # V~ begins at the first visual token of a slot, so the time of that slot is not a part of it.
             first, shorter = int(row.degraded.slot[0]), int(start == 0.0)
-            part = row_sizes(tokens, (8, 32, 64), beside, config3, CAPACITY, first_slot=first)
+            part = row_sizes(tokens, [(8, 32, 64)], [beside], config3, CAPACITY, first_replaced=(0, first))
             assert part.degraded - len(row.degraded.tokens) == beside + shorter * (4 - first - 1)
             assert part.degraded < sizes.degraded
 
@@ -147,7 +147,7 @@ def test_a_tokenizer_that_merges_digits_cannot_write_times(text, config3):
     other = dataclasses.replace(text, tokenizer=lambda words, **_: {"input_ids": [len(words)]})
     assert other.stamps is None
     with pytest.raises(UserError, match="digit by digit"):
-        prompt_row(text.chat(QUESTION), video_of(8, 32, 64), config3, CAPACITY, stamps=other.stamps)
+        prompt_row(text.chat(QUESTION), [video_of(8, 32, 64)], config3, CAPACITY, stamps=other.stamps)
 
 
 def test_another_chat_template_is_followed(text):
@@ -162,7 +162,7 @@ def test_a_question_that_holds_a_placeholder_is_refused(text):
     with pytest.raises(UserError, match="2 places for media"):
         text.chat("<|video_pad|> what?")
     with pytest.raises(UserError, match="1 places for media"):
-        text.chat("<|image_pad|> what?", media=None)
+        text.chat("<|image_pad|> what?", media=())
 
 
 def test_a_qwen_folder_is_read_as_transformers_reads_it(text, tmp_path):
@@ -231,9 +231,9 @@ def test_a_keyword_outside_the_answer_stands_as_in_a_sentence(text):
 
 def test_a_prompt_with_all_of_its_visual_tokens_is_kept(text, config):
     prompt = whole_prompt(text, QUESTION, slots=2, tokens_per_slot=2)
-    row = prompt_row(prompt, video_of(4), config, CAPACITY)  # 4 frames of 56 x 28
+    row = prompt_row(prompt, [video_of(4)], config, CAPACITY)  # 4 frames of 56 x 28
     np.testing.assert_array_equal(row.prompt.tokens, prompt)
-    expected = positions(prompt, (2, 2, 1), 0.25, 4.0, pads=(text.image_pad, text.video_pad))
+    expected = positions(prompt, [(2, 2, 1)], [0.25], 4.0, pads=(text.image_pad, text.video_pad))
     np.testing.assert_array_equal(row.prompt.positions, expected)
 
 

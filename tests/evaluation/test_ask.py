@@ -49,7 +49,7 @@ def prompts():
         prompts.text.shows[row] = seen(row, range(slots))
         prompts.shows_degraded[row] = seen(row, KEY.get(row, range(slots)))
         for slot, places in enumerate(visual(row)):
-            prompts.text.slot[row, places] = slot
+            prompts.text.slot[row, places], prompts.medium[row, places] = slot, 0
     return prompts
 
 

@@ -48,7 +48,7 @@ def clips(workdir):
 
 def candidate_logprobs(model, text, clip, video):
     """log p of each candidate answer about these frames, alone."""
-    _, prompts = single_prompt(text.chat(clip.question, "video"), video, model.config)
+    _, prompts = single_prompt(text.chat(clip.question), [video], model.config)
     answers = [text.answer(candidate) for candidate in answers_to(clip)]
     return np.asarray(answer_logprobs(model, prompts, *pad_answers([answers], len(answers), 32)))[0]
 
@@ -114,7 +114,7 @@ def test_a_contrast_of_equal_videos_is_0(loaded, clips, monkeypatch):
     """Where all frames are equal, V~ shows what V shows: no answer is ahead, which is reported. Without key
     frames there is no V~, which is counted. Neither falls back to the plain ranking."""
     still = Video(np.full((14, 56, 56, 3), 99, np.uint8), np.arange(14) / 8, 1 / 8)
-    monkeypatch.setattr(BatchMaker, "video", lambda self, entry: (still, ()))
+    monkeypatch.setattr(BatchMaker, "video", lambda *_: (still, ()))
     finders = {name: lambda model, text, s=spans: lambda *_: s for name, spans in SPANS.items()}
     results, known, scores = contrasted(loaded, clips, monkeypatch, **finders)
     for clip in clips:

@@ -138,15 +138,15 @@ def test_predictions_are_the_models(loaded, clips, whole):
     model, text, _ = loaded
     predictions = Predictions(whole / "predictions.jsonl", writes=False).known
     for clip in clips[:3]:
-        prompt = text.chat(clip.question, "video")
+        prompt = text.chat(clip.question)
         video = read_frames(clip.video, Sampling(frames=14, min_pixels=56**2, max_pixels=56**2))
-        row, alone = single_prompt(prompt, video, model.config)
+        row, alone = single_prompt(prompt, [video], model.config)
         out = generate(model, alone, jax.random.key(0), max_new=6, eos=text.stops)
         ids, valid = np.asarray(out.tokens)[0, 0], np.asarray(out.mask)[0, 0]
         assert predictions[Query(clip.id, "none")].text == text.decode(ids[valid])
 
         answers = [text.answer(candidate) for candidate in answers_to(clip)]
-        row = prompt_row(prompt, video, model.config, capacity := Capacity(4, 4))
+        row = prompt_row(prompt, [video], model.config, capacity := Capacity(4, 4))
         sizes = Sizes(tokens=128, units=28, bins=28, targets=32, slots=7)
         rows = [[dataclasses.replace(row, answer=ids)] for ids in answers]
         h_RAD = np.asarray(forced(model, collate(rows, sizes, capacity, model.config)), np.float64)

@@ -39,19 +39,23 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Videos, an image, a question without a file and a conversation; the longest question is asked about the
-    shortest."""
+    """Videos, an image, a question without a file, one about both kinds and a conversation; the longest
+    question is asked about the shortest."""
     folder = tmp_path_factory.mktemp("clips")
     file = make_event_clips(SPEC, folder, {"heldout": 10})["heldout"]
     clips, _ = evaluation.read_benchmark("events", file)
     pixels = np.random.default_rng(0).integers(0, 256, (56, 84, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
     turns = (Turn("What is it?", "A shape."),)
+    key = tuple(dataclasses.replace(keyword, video=1) for keyword in clips[3].keywords)
     last = dict(id="turns", question="Look at <video> again.", turns=turns, system="Be brief.")
     return [
         *(without_answer(clip) for clip in clips),
         Clip("image", str(folder / "image.png"), "What does the shape do?" * 4, ""),
         Clip("text", "", "What does a shape do?", ""),
+        Clip(
+            "several", str(folder / "image.png"), "Is <video> in <video>?", "", key, others=(clips[3].video,)
+        ),
         dataclasses.replace(without_answer(clips[0]), **last),
     ]
 
@@ -63,9 +67,9 @@ def test_together_as_alone(loaded, clips):
     got = {prediction.query: prediction for prediction in together.predictions()}
     assert len(got) == len(clips) * len(CONTROLS)
     videos = [clip for clip in clips if clip.video.endswith(".mp4")]
-    shapes = {entry.shape for entry in together.index.entries}
+    shapes = {shape for entry in together.index.entries for shape in entry.shapes}
     assert len({shape[1:] for shape in shapes}) > 3 and len({shape[0] for shape in shapes}) > 4
-    for clip in [videos[0], videos[4], videos[9], *clips[-3:]]:
+    for clip in [videos[0], videos[4], videos[9], *clips[-4:]]:
         alone = ClipPredictor(model, text, [clip], data, batch_size=1, **OPTIONS)
         for prediction in alone.predictions():
             assert got[prediction.query] == prediction
@@ -88,8 +92,8 @@ def test_a_conversation_is_asked_after_its_turns(loaded, clips):
             dict(role="user", content=content),
         ]
         written = text.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        video = None if control == "blind" else predictor.maker.video(predictor.index.entries[0])[0]
-        _, prompts = single_prompt(np.array(text.encode(written), np.int32), video, model.config)
+        videos = [] if control == "blind" else predictor.maker.videos(predictor.index.entries[0])[0]
+        _, prompts = single_prompt(np.array(text.encode(written), np.int32), videos, model.config)
         out = generate(model, prompts, jax.random.key(0), max_new=6, eos=text.stops)
         ids, valid = np.asarray(out.tokens)[0, 0], np.asarray(out.mask)[0, 0]
         assert predicted[control] == text.decode(ids[valid])
@@ -121,7 +125,7 @@ def test_videos_keep_to_the_budget_of_training(loaded, clips):
         predictor = ClipPredictor(model, text, clips, fields, batch_size=4, **OPTIONS)
         assert not predictor.faults
         entries = predictor.index.entries
-        visual = max(np.prod(entry.shape) // (2 * 28 * 28) for entry in entries)
+        visual = max(np.prod(shape) // (2 * 28 * 28) for entry in entries for shape in entry.shapes)
         tokens[benchmark] = visual, max(entry.sizes.tokens for entry in entries)
     assert tokens["events"][0] < 90 < tokens["events"][1] <= 100
     assert 90 < tokens["mlvu"][0] <= 100 < tokens["mlvu"][1]

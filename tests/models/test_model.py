@@ -280,7 +280,7 @@ def test_a_batch_of_the_data_pipeline_is_that_by_hand(model, clips):
         video = None
         if len(clip.frames):
             video = Video(clip.frames, np.arange(len(clip.frames)) * seconds / 2, seconds / 2)
-        row = prompt_row(clip.prompt, video, config, capacity)
+        row = prompt_row(clip.prompt, [video] if video else [], config, capacity)
         degraded = seen_through(row.prompt.shows, row.prompt.slot, clip.source)
         rows.append(dataclasses.replace(row, shows_degraded=degraded, answer=clip.answer, clip=number))
     units, bins = max(20 * capacity.block, 60), 6 * capacity.bin

@@ -35,7 +35,7 @@ def prompts_of(hidden_BJ):
     """Prompts of clips 0, 1, ..., without videos, whose V~ hides these keywords."""
     none = np.full((len(hidden_BJ), 1), -1, np.int32)
     text = Strip(none, none, none, shows=none, slot=none)
-    return Prompts(None, text, none, None, hidden_BJ, np.arange(len(hidden_BJ)))
+    return Prompts(None, text, none, none, None, hidden_BJ, np.arange(len(hidden_BJ)))
 
 
 def test_hidden_is_what_the_prompts_say(scorer):

@@ -32,7 +32,7 @@ def main(address: str, process: int) -> None:
         assert np.array_equal(completions.tokens[:, 0, 0, 0], numbers) and completions.tokens.shape[0] == 4
         return 10.0 * numbers[:, None, None] + np.arange(6, dtype=np.float32).reshape(1, 2, 3)
 
-    prompts = Prompts(*[None] * 5, clip=clip)
+    prompts = Prompts(*[None] * 6, clip=clip)
     rewards = host_rewards_of({"a": score, "b": score}, prompts, completions, mesh)
     assert seen == [own.tolist()] * 2
     whole = 10.0 * np.arange(ROWS)[:, None, None] + np.arange(6).reshape(1, 2, 3)

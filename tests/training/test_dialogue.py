@@ -71,7 +71,7 @@ def batch_of(model, text, clips, **options):
     for clip in clips:
         tokens = tokenize(clip, text, keywords=2, keyword_tokens=4, train_turns="all")
         answers = DegradedAnswers("keywords")
-        rows.append(training_row(tokens, video, model.config, capacity, answers=answers, **options))
+        rows.append(training_row(tokens, [video], model.config, capacity, answers=answers, **options))
     sizes = Sizes(*map(sum, zip(*map(sizes_of, rows), strict=True)))
     return collate([rows], sizes, capacity, model.config, 4), rows
 

@@ -1,6 +1,6 @@
 """Annotation files -> Clips, by one small reader for each format.
 
-A conversation becomes one clip with all of its turns; a row about several videos or images is rejected.
+A conversation becomes one clip with all of its turns, and with all the videos and images that it shows.
 Reasons have the form ``reason: detail``, so that they can be counted.
 """
 
@@ -12,6 +12,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vpjax.building.fields import (
+    TAG,
+    JsonObject,
+    Medium,
+    Rejected,
+    as_list,
+    extra_fields,
+    field,
+    in_shown_order,
+    media_of,
+    short,
+    shown_fields,
+    with_marks,
+)
 from vpjax.data import clips, json_rows
 from vpjax.data.clips import FIELDS, parse_box, parse_clip, parse_part, parse_span
 from vpjax.data.json_rows import SCHEMES
@@ -19,10 +33,8 @@ from vpjax.files import exists, is_folder, open_file
 from vpjax.scoring.answers import read_number
 from vpjax.types import MEDIA_TAG, Clip, Turn, UserError
 
-JsonObject = dict[str, Any]
-
-TAG = re.compile(r"\s*<(?:video|image)>\s*")  # LLaVA-Video writes <image> for its videos, too
 ROLES = dict(human="user", user="user", gpt="assistant", assistant="assistant", system="system")
+MEDIA_TAGS = ("<video>", "<image>")
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 TRACK_QUESTION = (
     "Track the {}, which begins at {}: give its box [x0, y0, x1, y1], in shares of width and height, "
@@ -36,10 +48,6 @@ VIDEO_R1_TASKS = {
     "OCR": "ocr",
 }
 LETTER_ANSWER = re.compile(r"\(?([A-Z])\)?[.:]?")
-
-
-class Rejected(ValueError):
-    """A whole row that cannot be a clip. Its text is ``reason: detail``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +64,9 @@ class Item:
     notes: tuple[str, ...] = ()
 
     @property
-    def video(self) -> str:
-        """The path of the clip's video or image; "" without one."""
-        return self.clip.video if self.clip is not None else ""
+    def media(self) -> tuple[str, ...]:
+        """The paths of the clip's videos and images."""
+        return self.clip.media if self.clip is not None else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +176,8 @@ def items_of(
         json_rows.check_row(row)
         items = list(read(row)) or [skipped_item(Rejected("empty row: it asks nothing"))]
         for item in items:
-            json_rows.check_path(item.video, schemes)
+            for medium in item.media:
+                json_rows.check_path(medium, schemes)
         return items
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         return [skipped_item(error)]
@@ -202,59 +211,15 @@ def clip_item(*, id: Any, question: str, answer: str, **fields: Any) -> Item:
     return Item("", clip)
 
 
-def field(row: JsonObject, name: str, kind: type = str, default: Any = None) -> Any:
-    """A field of a row, or ``default`` if it is missing. ValueError if it is not of its kind."""
-    value = default if row.get(name) is None else row[name]
-    if isinstance(value, kind):
-        return value
-    found = f"is {short(value)}" if name in row else "is missing"
-    raise ValueError(f"field {name!r} {found}, not a {'string' if kind is str else kind.__name__}")
-
-
-def short(value: Any) -> str:
-    text = str(value) if isinstance(value, ValueError) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def single_medium(media: Sequence[Any]) -> str:
-    """The path of a row's only video or image; "" if it has none."""
-    if len(media) > 1:
-        raise Rejected(f"several media: {len(media)} in one row")
-    path = media[0] if media else ""
-    if media and not (isinstance(path, str) and path):
-        raise ValueError(f"{short(path)} is not the path of a video")
-    return path
-
-
-def media_of(row: JsonObject) -> list[Any]:
-    """All that the fields of a row name as its videos and images."""
-    media = []
-    for name in ("video", "videos", "image", "images"):
-        if row.get(name):
-            media += as_list(row[name])
-    return media
-
-
-def extra_fields(row: JsonObject, *names: str) -> JsonObject:
-    return {name: row[name] for name in names if name in row}
-
-
 def dialogue_items(
-    row: JsonObject, turns: Sequence[tuple[str, str]], media: Sequence[Any], *, tagged: bool, **fields: Any
+    row: JsonObject, turns: Sequence[tuple[str, str]], media: Sequence[Medium], *, tagged: bool, **fields: Any
 ) -> Iterator[Item]:
     """The item of a conversation, if it has turns.
 
-    turns: (role, text). The tag of a video or image stays where it stands in a question, unless that is its
-    place anyway. tagged: there must be as many tags as media; if False, there may be none.
+    turns: (role, text). tagged: see ``in_shown_order``.
     """
-    video = single_medium(media)
-    tags = sum(len(TAG.findall(text)) for role, text in turns if role == "user")
-    if tags != len(media) and (tagged or tags):
-        raise ValueError(f"{tags} media tags for {len(media)} videos or images")
+    media = in_shown_order(media, [text for role, text in turns if role == "user"], tagged=tagged)
+    shown = shown_fields(media)
     system = ""
     if turns and turns[0][0] == "system":
         system, turns = turns[0][1].strip(), turns[1:]
@@ -263,16 +228,15 @@ def dialogue_items(
         raise ValueError(f"the turns of its dialogue are {short(roles)}")
     if not turns:
         return
-    questions = [text.replace("<image>", MEDIA_TAG).strip() for _, text in turns[::2]]
-    questions[0] = questions[0].removeprefix(MEDIA_TAG).strip()
+    questions = with_marks([text for _, text in turns[::2]], len(media))
     answers = [text.strip() for _, text in turns[1::2]]
     yield clip_item(
         id=row.get("id"),
-        video=video,
         question=questions[-1],
         answer=answers[-1],
         system=system,
         turns=tuple(map(Turn, questions[:-1], answers[:-1])),
+        **shown,
         **fields,
     )
 
@@ -297,32 +261,37 @@ def message_items(row: JsonObject) -> Iterator[Item]:
     (messages, or prompt and completion)."""
     turns: list[tuple[str, str]] = []
     media = media_of(row)
-    part: dict[str, Any] = {}
+    parts: list[dict[str, Any]] = []
     for turn in message_turns(row):
         role = role_of(turn, "role")
-        texts = []
+        texts: list[str] = []
         pieces = [dict(type="text", text=turn.get("content"))]
         if not isinstance(turn.get("content"), str):
             pieces = field(turn, "content", list)
         for piece in pieces:
             kind = piece.get("type") if isinstance(piece, dict) else None
             if kind == "text":
-                texts.append(field(piece, "reference" if piece.get("reference") else "text"))
+                # Between a text and a video or image a chat template writes nothing.
+                follows_text = bool(texts) and texts[-1] not in MEDIA_TAGS
+                text = field(piece, "reference" if piece.get("reference") else "text")
+                texts.append(f"\n{text}" if follows_text else text)
                 continue
             if kind not in ("video", "image"):
                 raise ValueError(f"{short(piece)} is neither text nor video nor image")
             if role != "user":
                 raise ValueError(f"{short(piece)} is in no question")
-            texts.append(MEDIA_TAG)
+            texts.append(f"<{kind}>")
             medium = piece.get(kind)
             if isinstance(medium, dict):
                 times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
-                part |= {name: seconds for name, seconds in times.items() if seconds not in (None, 0, -1)}
+                parts.append({name: at for name, at in times.items() if at not in (None, 0, -1)})
                 medium = medium.get(f"{kind}_file")
             if medium is not None:
-                media += as_list(medium)
-        turns.append((role, "\n".join(texts)))
-    fields = parse_part(part) | {"extra": extra_fields(row, "dataset", "task")}
+                media += [(kind, path) for path in as_list(medium)]
+        turns.append((role, "".join(texts)))
+    if len(media) > 1 and any(parts):
+        raise Rejected(f"part of one of several videos: {short(next(filter(None, parts)))}")
+    fields = parse_part(next(filter(None, parts), {})) | {"extra": extra_fields(row, "dataset", "task")}
     yield from dialogue_items(row, turns, media, tagged=False, **fields)
 
 
@@ -344,17 +313,24 @@ def video_r1_items(row: JsonObject) -> Iterator[Item]:
     the task follows from the problem type (VIDEO_R1_TASKS)."""
     solution = field(row, "solution" if "solution" in row else "answer")
     process = field(row, "process") if row.get("process") else ""
-    video = single_medium(media_of(row) or [field(row, "path")])
-    question = TAG.sub("\n", field(row, "problem"))
+    media = media_of(row) or [("video", field(row, "path"))]
+    question = field(row, "problem")
+    if len(media) > 1:
+        media = in_shown_order(media, [question], tagged=False)
+        (question,) = with_marks([question], len(media))
+    else:
+        question = TAG.sub("\n", question)
+    shown = shown_fields(media)
     options = field(row, "options", list, default=[])
-    fields = dict(
+    fields: JsonObject = dict(
+        others=shown["others"],
         answer=f"{process}\n{solution}",
         task=VIDEO_R1_TASKS.get(field(row, "problem_type", default=""), "caption"),
         extra=extra_fields(row, "problem_type", "data_source"),
     )
     if fields["task"] in ("numerical", "regression") and read_number(solution) is None:
         raise Rejected(f"answer is not one number: {short(solution)}")
-    yield choice_item(row.get("problem_id"), video, question, options, solution, **fields)
+    yield choice_item(row.get("problem_id"), shown["video"], question, options, solution, **fields)
 
 
 def next_gqa_items(row: JsonObject) -> Iterator[Item]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vpjax.building.annotations import ANSWER_TAG, Item, Rejected, letter_of, short
+from vpjax.building.annotations import ANSWER_TAG, Item, letter_of
+from vpjax.building.fields import Rejected, short
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer, text_scorer
 from vpjax.data import tfio
 from vpjax.data.images import is_image
@@ -25,7 +26,8 @@ from vpjax.types import Clip, Keyword, UserError
 if TYPE_CHECKING:
     from vpjax.building.keywords import Extractor
 
-FrameReader = Callable[[float | None, float | None], Video]  # returns the frames from a start to an end
+# Returns the frames of a file from a start to an end.
+FrameReader = Callable[[str, float | None, float | None], Video]
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried if an annotation names a video without one
 SCORERS = ("span", "motion", "text", "self")
 SELF_FRAMES = 64  # at most, for the scorer that queries a model again for each window of them
@@ -134,13 +136,12 @@ def load_tools(options: Options) -> Tools:
 
 
 def examine(items: Sequence[Item], options: Options) -> Iterator[Examined]:
-    """Examine items whose clips are all of the same file, in order. The frames of clips that show the same
-    part of it and follow one another are decoded once."""
-    video = items[0].video
+    """Examine items whose clips are all of the same files, in order. The frames of clips that show the same
+    part of a video and follow one another are decoded once."""
     tools = load_tools(options)
 
     @functools.lru_cache(1)
-    def frames(start: float | None, end: float | None) -> Video:
+    def frames(path: str, start: float | None, end: float | None) -> Video:
         return read_frames(
             path,
             tools.sampling,
@@ -150,17 +151,17 @@ def examine(items: Sequence[Item], options: Options) -> Iterator[Examined]:
             tfio_python=options.tfio_python,
         )
 
-    path, info, failure = "", None, None
-    if video:
-        try:
-            path, info = find_video(video, options.videos)
-        except Rejected as error:
-            failure = error
+    files: list[tuple[str, VideoInfo]] = []
+    failure = None
+    try:
+        files = [find_video(path, options.videos) for path in items[0].media]
+    except Rejected as error:
+        failure = error
     for item in items:
         try:
             if failure is not None:
                 raise failure
-            yield with_key_frames(item, path, info, frames, options)
+            yield with_key_frames(item, files, frames, options)
         except (Rejected, UserError) as error:
             reason = str(error) if isinstance(error, Rejected) else f"{UNREADABLE}: {error}"
             yield Examined(dataclasses.replace(item, clip=None, skipped=reason, notes=()))
@@ -187,43 +188,47 @@ def find_video(video: str, root: str) -> tuple[str, VideoInfo]:
 
 
 def with_key_frames(
-    item: Item, path: str, info: VideoInfo | None, frames: FrameReader, options: Options
+    item: Item, files: Sequence[tuple[str, VideoInfo]], frames: FrameReader, options: Options
 ) -> Examined:
-    """Add to an item its file, its keywords and their key frames.
+    """Add to an item its files, its keywords and their key frames. They are looked for if the clip has one
+    video, beside which images may stand; the key frames of several videos must be given.
 
     Rejected if the clip's times are not in the file; UserError if the file cannot be decoded.
     """
     assert item.clip is not None
-    clip = dataclasses.replace(item.clip, video=path)
-    if info is None or is_image(path):
-        kind = "text alone" if info is None else "image"
+    clip = item.clip.with_media([path for path, _ in files])
+    videos = [number for number, (path, _) in enumerate(files) if not is_image(path)]
+    if not videos:
+        kind = "image" if files else "text alone"
         return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({kind})")))
-    clip, notes = cut_times(clip, info)
-    tools = load_tools(options)
+    infos = [info for _, info in files]
+    clip, notes = cut_times(clip, infos, videos)
+    tools, number = load_tools(options), videos[0]
+    unknown = unknown_video(files, videos, options)
     share_scores = KEYWORD_BLIND.issuperset(options.scorers)
     video: Video | None = None
     keywords: list[Keyword] = []
     scores: list[np.ndarray | None] = []
     confidences: list[float | None] = []
-    for asked, keyword in keywords_of(clip, tools.extract):
+    for asked, keyword in keywords_of(clip, tools.extract, number):
         keyword_scores, confidence = None, None
-        if not keyword.spans:
+        if not keyword.spans and not unknown:
             if video is None or not share_scores:
-                video = frames(clip.start, clip.end)
+                video = frames(clip.media[number], clip.start, clip.end)
                 latest = tools.score(video, asked, keyword)
             keyword_scores = latest
             spans, confidence = key_runs(latest, video.times, cap=options.cap)
             # A run lasts as long as its last frame usually would, which the end of the file may cut short.
-            spans = tuple((start, min(end, info.duration)) for start, end in spans)
-            keyword = dataclasses.replace(keyword, spans=spans)
+            spans = tuple((start, min(end, infos[number].duration)) for start, end in spans)
+            keyword = dataclasses.replace(keyword, spans=spans, video=number)
         keywords.append(keyword)
         scores.append(keyword_scores)
         confidences.append(confidence)
     if not keywords:
         notes.append(f"{NO_VTILDE} (no action in the caption): {short(caption_of(clip))}")
     elif not any(keyword.spans for keyword in keywords):
-        notes.append(f"{NO_VTILDE} (no key frames found)")
-    elif key_share(keywords, clip, info) > 1 - KEEP:
+        notes.append(f"{NO_VTILDE} ({unknown or 'no key frames found'})")
+    elif all(key_share(keywords, clip, infos, n) > 1 - KEEP for n in {k.video for k in keywords if k.spans}):
         notes.append(f"{NO_VTILDE} (key frames are more than half of the clip)")
     clip = dataclasses.replace(clip, keywords=tuple(keywords))
     if clip.task == "caption" and not clip.degraded_answer:
@@ -234,15 +239,26 @@ def with_key_frames(
     return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, *notes)), video, tuple(scores))
 
 
-def keywords_of(clip: Clip, extract: Callable[[str], list[Keyword]]) -> Iterator[tuple[Clip, Keyword]]:
-    """The keywords of a clip or, if it has none, those of its captions after the video, each with the clip
-    until the turn to which it belongs. What an earlier turn names is no keyword of a later one."""
+def unknown_video(files: Sequence[tuple[str, VideoInfo]], videos: Sequence[int], options: Options) -> str:
+    """Why the key frames of a clip are not looked for, or "". videos: the numbers of the files that are."""
+    if len(videos) > 1:
+        return "several videos, of which one must be given"
+    if len(files) > 1 and "self" in options.scorers:
+        return "--scorer=self reads no images beside a video"
+    return ""
+
+
+def keywords_of(
+    clip: Clip, extract: Callable[[str], list[Keyword]], video: int
+) -> Iterator[tuple[Clip, Keyword]]:
+    """The keywords of a clip or, if it has none, those of its captions after its video of a number, each with
+    the clip until the turn to which it belongs. What an earlier turn names is no keyword of a later one."""
     for keyword in clip.keywords:
         yield clip.until(clip.turn_naming(keyword.text)), keyword
     if clip.keywords:
         return
     named: set[str] = set()
-    for number in range(clip.media_turn, len(clip.dialogue)):
+    for number in range(clip.turn_showing(video), len(clip.dialogue)):
         asked = clip.until(number)
         keywords = [keyword for keyword in extract(caption_of(asked)) if keyword.lemma not in named]
         named.update(keyword.lemma for keyword in keywords)
@@ -263,24 +279,27 @@ def caption_of(clip: Clip) -> str:
     return answer[1] if answer else clip.answer
 
 
-def cut_times(clip: Clip, info: VideoInfo) -> tuple[Clip, list[str]]:
-    """Cut the times of a clip to those of its file.
+def cut_times(clip: Clip, infos: Sequence[VideoInfo], videos: Sequence[int]) -> tuple[Clip, list[str]]:
+    """Cut the times of a clip to those of its files. Of several videos it is unknown to which its own spans
+    belong, and they stay. videos: the numbers of the files that are.
 
     Returns the clip, and notes about what was cut. Rejected if nothing is left of its part or of its spans.
     """
-    end, notes = clip.end, []
-    if info.lost:
-        notes.append(f"file lacks frames: {info.lost} beside {info.frames}, by its own times")
+    info, end, notes = infos[videos[0]], clip.end, list[str]()
+    for of_file in (infos[number] for number in videos):
+        if of_file.lost:
+            notes.append(f"file lacks frames: {of_file.lost} beside {of_file.frames}, by its own times")
     if clip.start is not None and clip.start >= info.duration:
         raise Rejected(f"part outside the video: it starts at {clip.start:g} of {info.duration:g} s")
     if end is not None and end > info.duration:
         notes.append(f"part cut at the end of the video: {end:g} of {info.duration:g} s")
         end = None
-    spans = cut_spans(clip.spans, info, notes)
+    spans = cut_spans(clip.spans, info, notes) if len(videos) == 1 else clip.spans
     if clip.spans and not spans:
         raise Rejected(f"spans outside the video: {clip.spans} of {info.duration:g} s")
     keywords = tuple(
-        dataclasses.replace(keyword, spans=cut_spans(keyword.spans, info, notes)) for keyword in clip.keywords
+        dataclasses.replace(keyword, spans=cut_spans(keyword.spans, infos[keyword.video], notes))
+        for keyword in clip.keywords
     )
     return dataclasses.replace(clip, end=end, spans=spans, keywords=keywords), notes
 
@@ -301,12 +320,13 @@ def cut_spans(spans: Spans, info: VideoInfo, notes: list[str]) -> Spans:
     return tuple(inside)
 
 
-def key_share(keywords: Sequence[Keyword], clip: Clip, info: VideoInfo) -> float:
-    """The share of a clip that is key frames of any keyword."""
+def key_share(keywords: Sequence[Keyword], clip: Clip, infos: Sequence[VideoInfo], video: int) -> float:
+    """The share of a clip's video of a number that is key frames of any keyword."""
+    info = infos[video]
     first, last = resolve_part(info.duration, 1 / info.fps, clip.start, clip.end)
     moments = np.linspace(first, last, 1000, endpoint=False)
     is_key = np.zeros(len(moments), bool)
     for keyword in keywords:
-        for start, end in keyword.spans:
+        for start, end in keyword.spans if keyword.video == video else ():
             is_key |= (start <= moments) & (moments < end)
     return float(is_key.mean())

@@ -20,12 +20,12 @@ ITEMS = 32  # of a part, about
 def parts_of(items: Sequence[Item]) -> Iterator[list[int]]:
     """Split the items with clips into parts of about ITEMS.
 
-    Yields the indices of a part's items; those of one video follow one another.
+    Yields the indices of a part's items; those of the same videos follow one another.
     """
-    videos: dict[str, list[int]] = {}
+    videos: dict[tuple[str, ...], list[int]] = {}
     for number, item in enumerate(items):
         if item.clip is not None:
-            videos.setdefault(item.video, []).append(number)
+            videos.setdefault(item.media, []).append(number)
     part: list[int] = []
     for numbers in videos.values():
         for first in range(0, len(numbers), ITEMS):
@@ -43,12 +43,15 @@ def make_part(items: Sequence[Item], options: Options, file: str) -> None:
     if exists(file) and not is_damaged(file, len(items)):
         results = read_part(file, len(items))
         pending = [number for number, item in enumerate(results) if may_change(item)]
-    for _, numbers in itertools.groupby(pending, key=lambda number: items[number].video):
-        same_video = list(numbers)
-        examined = examine([items[number] for number in same_video], options)
-        for number, result in zip(same_video, examined, strict=True):
+    for _, numbers in itertools.groupby(pending, key=lambda number: items[number].media):
+        same_media = list(numbers)
+        examined = examine([items[number] for number in same_media], options)
+        for number, result in zip(same_media, examined, strict=True):
             results[number] = result.item
-    lines = [json.dumps(dataclasses.asdict(item)) + "\n" for item in results]
+    lines = []
+    for item in results:
+        clip = None if item.clip is None else item.clip.record()
+        lines.append(json.dumps(dataclasses.asdict(item) | dict(clip=clip)) + "\n")
     write_whole(file, "".join(lines).encode())
 
 

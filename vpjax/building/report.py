@@ -88,7 +88,7 @@ def choose_samples(items: Sequence[Item], count: int) -> list[int]:
     have no V~, and the rest are random ones with a V~."""
     rng = np.random.default_rng(0)
     with_degraded = [n for n, item in enumerate(items) if has_degraded(item)]
-    without = [n for n, item in enumerate(items) if item.video and not has_degraded(item)]
+    without = [n for n, item in enumerate(items) if item.media and not has_degraded(item)]
     unsure = sorted(with_degraded, key=lambda n: min(confidences(items[n].clip), default=1.0))
     sixth = count // 6
     chosen = dict.fromkeys(unsure[:sixth])
@@ -125,7 +125,8 @@ class Track(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """A clip in the report. first, last: seconds at which it begins and ends. degraded: the frames of V~;
+    """A clip in the report; of several videos, that with key frames. first, last: seconds at which it begins
+    and ends. degraded: the frames of V~;
     empty without one. missed: whether all key frames fall between the frames of the strip."""
 
     item: Item
@@ -143,8 +144,9 @@ def make_sheet(item: Item, options: Options) -> Sheet | None:
     clip = examined.item.clip
     if clip is None:
         return None
-    video, first, last = read_strip(clip)
-    spans = [span for keyword in clip.keywords for span in keyword.spans]
+    number = next((keyword.video for keyword in clip.keywords if keyword.spans), 0)
+    video, first, last = read_strip(clip, number)
+    spans = [span for keyword in clip.keywords if keyword.video == number for span in keyword.spans]
     slots = slots_of(spans, video.times, video.frame_seconds)
     source = source_of(slots[None])
     replaced = np.repeat(source != identity_source(len(source)), 2)
@@ -158,18 +160,19 @@ def make_sheet(item: Item, options: Options) -> Sheet | None:
         last=last,
         frames=thumbnails(video.frames, video.times, np.repeat(slots, 2)),
         degraded=degraded,
-        tracks=tracks_of(examined, clip, first, last),
+        tracks=tracks_of(examined, clip, number, first, last),
         missed=bool(spans) and not slots.any(),
     )
 
 
-def read_strip(clip: Clip) -> tuple[Video, float, float]:
-    """The frames of a strip and the seconds at which the clip begins and ends."""
-    if is_image(clip.video):
-        return read_image(clip.video), 0.0, 1.0
-    info = probe(clip.video)
+def read_strip(clip: Clip, number: int) -> tuple[Video, float, float]:
+    """The frames of a strip of a clip's video of a number, and the seconds at which it begins and ends."""
+    path = clip.media[number]
+    if is_image(path):
+        return read_image(path), 0.0, 1.0
+    info = probe(path)
     first, last = resolve_part(info.duration, 1 / info.fps, clip.start, clip.end)
-    video = read_frames(clip.video, Sampling(frames=STRIP_FRAMES), start=clip.start, end=clip.end)
+    video = read_frames(path, Sampling(frames=STRIP_FRAMES), start=clip.start, end=clip.end)
     return video, first, last
 
 
@@ -185,10 +188,13 @@ def thumbnails(frames: np.ndarray, times: np.ndarray, marked: np.ndarray) -> lis
     return strip
 
 
-def tracks_of(examined: Examined, clip: Clip, first: float, last: float) -> list[Track]:
+def tracks_of(examined: Examined, clip: Clip, number: int, first: float, last: float) -> list[Track]:
+    """The tracks of a clip's video of a number, which begins and ends at these seconds."""
     known = clip.extra.get("confidence") or [None] * len(clip.keywords)
     tracks: dict[tuple, Track] = {}
     for keyword, confidence, scores in zip(clip.keywords, known, examined.scores, strict=True):
+        if keyword.video != number:
+            continue
         curve = ""
         if scores is not None and examined.video is not None:
             x = 100 * (np.append(examined.video.times, last) - first) / (last - first)

@@ -72,7 +72,8 @@ def window_drops(
     """The drop f32[G] of the log-probability of each answer's tokens i32[c] at its ``places``, after the
     clip's prompt, when a window of the video is replaced, by window; {} for a video of one slot, which has no
     neighbours."""
-    row, prompts = single_prompt(text.prompt(clip), video, model.config, stamps=text.stamps)
+    prompt = text.prompt(clip)
+    row, prompts = single_prompt(prompt, [video], model.config, stamps=text.stamps_of(prompt))
     slots = row.slots.shape[1]
     windows = slot_windows(slots)
     if not windows:

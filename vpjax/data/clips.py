@@ -1,4 +1,16 @@
-"""Files of clips: JSON lines or ArrayRecord, one clip a record."""
+"""Files of clips: JSON lines or ArrayRecord, one clip a record.
+
+The fields are those of ``types.Clip``, with one exception: a clip of several videos or images has the list of
+their paths as its ``video``, in the order in which they are shown:
+
+    {"id": "c", "video": ["before.jpg", "a.mp4"],
+     "question": "<video> is the table before <video>. What fell?", "answer": "The cup falls.",
+     "keywords": [{"text": "falls", "lemma": "fall", "spans": [[2, 3]], "video": 1}]}
+
+``<video>`` in a question, whichever turn's, is the place of the next of them, be it a video or an image.
+Without such marks all stand before the first question. The ``video`` of a keyword is the number of the one in
+which its spans are seen, counted from 0 as all are; it may be left out if that is the first.
+"""
 
 import contextlib
 import dataclasses
@@ -10,10 +22,10 @@ from typing import Any
 
 from vpjax.data.json_rows import SCHEMES, check_path, check_row, parse_json
 from vpjax.files import AnyPath, exists, fetched, folder_of, is_folder, join_path, open_file, written
-from vpjax.types import Clip, Keyword, Turn, UserError
+from vpjax.types import MEDIA_TAG, Clip, Keyword, Turn, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
-FIELDS = {field.name for field in dataclasses.fields(Clip)}
+FIELDS = {field.name for field in dataclasses.fields(Clip)} - {"others"}  # of a record
 NEEDED = {"id", "video", "question", "answer"}
 
 
@@ -41,7 +53,8 @@ def read_clips(
             parsed = parse_json(record)
             check_row(parsed)
             clip = parse_clip(parsed)
-            check_path(clip.video, schemes)
+            for medium in clip.media:
+                check_path(medium, schemes)
             if clip.id in line_of_id:
                 raise ValueError(f"id {clip.id!r} stands in line {line_of_id[clip.id]} too")
         except ValueError as error:
@@ -50,7 +63,7 @@ def read_clips(
             faults.append(f"line {number}: {error}")
             continue
         line_of_id[clip.id] = number
-        clips.append(dataclasses.replace(clip, video=join_path(root, clip.video)) if clip.video else clip)
+        clips.append(clip.with_media([join_path(root, path) for path in clip.media]))
     if faults and (say is None or not clips or len(faults) > max_fault_share * (len(faults) + len(clips))):
         more = f" ({len(faults)} of {len(faults) + len(clips)} records are broken)" if len(faults) > 1 else ""
         raise UserError(f"{path}, {faults[0]}{more}")
@@ -77,7 +90,7 @@ def _check_is_clips(path: AnyPath, error: ValueError) -> None:
 
 def write_clips(path: AnyPath, clips: Iterable[Clip]) -> None:
     """Write clips as ``.jsonl`` or ``.array_record``, video paths unchanged; it appears whole."""
-    records = [json.dumps(dataclasses.asdict(clip)).encode() for clip in clips]
+    records = [json.dumps(clip.record()).encode() for clip in clips]
     with written(path) as file:
         if not str(path).endswith(ARRAY_RECORD_SUFFIXES):
             file.write_bytes(b"".join(record + b"\n" for record in records))
@@ -118,9 +131,16 @@ def parse_clip(record: Any) -> Clip:
     unknown = sorted(set(record) - FIELDS)
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; what training does not read belongs in 'extra'")
-    return Clip(
+    paths = record.get("video")
+    if isinstance(paths, list):
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            raise ValueError(f"field 'video' is {paths!r}, not a list of the paths of videos and images")
+    else:
+        paths = [_string(record, "video")]
+    clip = Clip(
         id=_string(record, "id"),
-        video=_string(record, "video"),
+        video=paths[0],
+        others=tuple(paths[1:]),
         question=_string(record, "question"),
         answer=_string(record, "answer"),
         keywords=tuple(_parse_keyword(keyword) for keyword in _list(record, "keywords")),
@@ -134,12 +154,36 @@ def parse_clip(record: Any) -> Clip:
         system=_string(record, "system", ""),
         turns=tuple(_parse_turn(turn) for turn in _list(record, "turns")),
     )
+    check_media(clip)
+    return clip
+
+
+def check_media(clip: Clip) -> None:
+    """ValueError if the marks in a clip's questions, the videos of its keywords or its part do not fit its
+    videos and images."""
+    count, questions = len(clip.media), [turn.question for turn in clip.dialogue]
+    marks = sum(question.count(MEDIA_TAG) for question in questions)
+    if count and marks not in (0, count):
+        several = f"{count} videos or images" if count > 1 else "one video or image"
+        raise ValueError(f"{marks} marks {MEDIA_TAG} in its questions for {several}")
+    if count > 1 and any("<image>" in question for question in questions):
+        raise ValueError(f"mark <image> in a question: {MEDIA_TAG} is the place of an image, too")
+    if count > 1 and not (clip.start is clip.end is None):
+        raise ValueError("fields 'start' and 'end' are those of a clip of one video")
+    for keyword in clip.keywords:
+        if keyword.video not in range(max(count, 1)):
+            raise ValueError(
+                f"keyword {keyword.text!r} is seen in video {keyword.video}, of {count} counted from 0"
+            )
 
 
 def _parse_keyword(record: Any) -> Keyword:
     if not isinstance(record, dict):
         raise ValueError(f"keyword {record!r} is not an object with text, lemma and spans")
-    return Keyword(_string(record, "text"), _string(record, "lemma"), _spans(record))
+    video = record.get("video", 0)
+    if type(video) is not int:
+        raise ValueError(f"field 'video' of a keyword is {video!r}, not the number of a video, from 0")
+    return Keyword(_string(record, "text"), _string(record, "lemma"), _spans(record), video)
 
 
 def _parse_turn(record: Any) -> Turn:
@@ -152,8 +196,7 @@ def _string(record: dict[str, Any], field: str, default: str | None = None) -> s
     value = record.get(field, default)
     if isinstance(value, str):
         return value
-    several = ": a clip has one video" if field == "video" and isinstance(value, list) else ""
-    raise ValueError(f"field {field!r} is {value!r}, not a string{several}")
+    raise ValueError(f"field {field!r} is {value!r}, not a string")
 
 
 def _list(record: dict[str, Any], field: str) -> list[Any]:

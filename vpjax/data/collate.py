@@ -10,11 +10,11 @@ import numpy as np
 from vpjax.data.keyframes import windows_of
 from vpjax.data.packing import Sizes, round_up
 from vpjax.data.rows import Row, prompt_row
-from vpjax.data.units import Capacity, grid_of, windows_of_slot
-from vpjax.types import Array, Batch, Prompts, Strip, Units
+from vpjax.data.units import Capacity, grid_of, shifted, windows_of_slot
+from vpjax.types import Batch, Prompts, Strip, Units
 
 if TYPE_CHECKING:
-    from vpjax.data.text import Stamps
+    from vpjax.data.positions import Stamps
     from vpjax.data.video import Video
     from vpjax.models.config import VLMConfig
 
@@ -79,10 +79,12 @@ def empty_prompts(
     keyword_tokens: int = 0,
 ) -> Prompts:
     """Rows of prompts that are wholly padding."""
+    medium, shows_degraded = np.full((2, rows, sizes.tokens), -1, np.int32)
     return Prompts(
         video=empty_units(rows, sizes, capacity, model_config),
         text=empty_strip(rows, sizes.tokens),
-        shows_degraded=np.full((rows, sizes.tokens), -1, np.int32),
+        medium=medium,
+        shows_degraded=shows_degraded,
         keywords=np.full((rows, keywords, keyword_tokens), -1, np.int32),
         hidden=np.zeros((rows, keywords), bool),
         clip=np.full(rows, -1, np.int32),
@@ -122,6 +124,7 @@ def collate_prompts(
             continue
         _write_units(prompts.video, r, row.video, 0, 0, 0)
         _write_strip(prompts.text, r, row.prompt, 0, 0, 0, segment=1)
+        prompts.medium[r, : len(row.medium)] = row.medium
         prompts.shows_degraded[r, : len(row.shows_degraded)] = row.shows_degraded
         prompts.keywords[r], prompts.hidden[r] = row.keywords, row.hidden
         prompts.clip[r] = row.clip
@@ -130,21 +133,23 @@ def collate_prompts(
 
 def single_prompt(
     prompt: np.ndarray,
-    video: Video | None,
+    videos: Sequence[Video],
     model_config: VLMConfig,
     *,
     stamps: Stamps | None = None,
 ) -> tuple[Row, Prompts]:
-    """One prompt about one video, as a row and as a batch. Arguments as in ``prompt_row``.
+    """One prompt about its videos, as a row and as a batch. Arguments as in ``prompt_row``.
 
     All sizes of the batch are ``coarse``, so that videos of many sizes and lengths share a few programs."""
     capacity = Capacity(1, 0)
-    if video is not None:
-        _, *grid = grid_of(video.frames.shape[:3], model_config.vision)
-        windows = windows_of_slot(*grid, model_config.vision)
-        bin = coarse(grid[0] * grid[1]) if len(windows) > 1 else 0
-        capacity = Capacity(coarse(max(len(window) for window in windows)), bin)
-    row = prompt_row(prompt, video, model_config, capacity, stamps=stamps)
+    if videos:
+        grids = [grid_of(video.frames.shape[:3], model_config.vision) for video in videos]
+        windows = [windows_of_slot(rows, columns, model_config.vision) for _, rows, columns in grids]
+        bin = 0
+        if any(len(of_slot) > 1 for of_slot in windows):
+            bin = coarse(max(rows * columns for _, rows, columns in grids))
+        capacity = Capacity(coarse(max(len(window) for of_slot in windows for window in of_slot)), bin)
+    row = prompt_row(prompt, videos, model_config, capacity, stamps=stamps)
     places = coarse(max(len(row.video.window), len(row.video.bins)))
     units, bins = round_up(places, capacity.block), 0
     if capacity.bin:
@@ -165,7 +170,7 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
     text, degraded = row.text, row.degraded
     named = row.lemma >= 0  # the other keywords were left out
     slots_QS = row.slots[named]
-    windows = windows_of(slots_QS)
+    windows = windows_of(slots_QS, row.counts)
     count, slots = slots_QS.shape
     taken = Sizes(
         tokens=len(text.tokens),
@@ -193,14 +198,14 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
     batch.origin[r, targets] = row.data_set
     again = slice(used.degraded_targets, used.degraded_targets + len(row.degraded_target))
     batch.degraded_target[r, again] = used.degraded - row.shared + row.degraded_target
-    batch.compared[r, again] = _shifted(row.compared, used.targets)
+    batch.compared[r, again] = shifted(row.compared, used.targets)
 
     keywords = slice(used.keywords, used.keywords + count)
     batch.keywords[r, keywords] = row.keywords[named]
     batch.lemma[r, keywords] = row.lemma[named]
     batch.owner[r, keywords] = row.clip
     batch.slots[r, keywords, used.slots : used.slots + slots] = slots_QS
-    batch.has_degraded[r, keywords] = row.has_degraded
+    batch.has_degraded[r, keywords] = row.in_degraded[named]
     shift_windows = np.array([used.keywords, used.slots, used.slots], np.int32)
     batch.windows[r, used.windows : used.windows + len(windows)] = windows + shift_windows
     batch.clip[r, used.clips] = row.clip
@@ -212,10 +217,10 @@ def _write_units(out: Units, r: int, units: Units, first: int, first_bin: int, f
     here = slice(first, first + len(units.window))
     out.pixels[r, here], out.place[r, here], out.grid[r, here] = units.pixels, units.place, units.grid
     # Windows of other clips never share a block, so any number that differs inside the block would do.
-    out.window[r, here] = _shifted(units.window, first)
-    out.slot[r, here] = _shifted(units.slot, first_slot)
-    out.bins[r, first_bin : first_bin + len(units.bins)] = _shifted(units.bins, first)
-    out.binned[r, here] = _shifted(units.binned, first_bin)
+    out.window[r, here] = shifted(units.window, first)
+    out.slot[r, here] = shifted(units.slot, first_slot)
+    out.bins[r, first_bin : first_bin + len(units.bins)] = shifted(units.bins, first)
+    out.binned[r, here] = shifted(units.binned, first_bin)
 
 
 def _write_strip(out: Strip, r: int, strip: Strip, first: int, units: int, slots: int, segment: int) -> None:
@@ -224,8 +229,4 @@ def _write_strip(out: Strip, r: int, strip: Strip, first: int, units: int, slots
     here = slice(first, first + len(strip.tokens))
     out.tokens[r, here], out.segment[r, here] = strip.tokens, segment
     out.positions[r, :, here] = strip.positions
-    out.shows[r, here], out.slot[r, here] = _shifted(strip.shows, units), _shifted(strip.slot, slots)
-
-
-def _shifted(index: Array, by: int) -> np.ndarray:
-    return np.where(index < 0, -1, index + by)
+    out.shows[r, here], out.slot[r, here] = shifted(strip.shows, units), shifted(strip.slot, slots)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from vpjax.data.keyframes import random_source
-from vpjax.data.rows import replaced_slots, seen_through
+from vpjax.data.rows import replaced_slots, seen_through, slot_counts
 from vpjax.types import Prompts
 
 
@@ -22,6 +22,7 @@ def with_control(prompts: Prompts, share: float, seed: int) -> Prompts:
             continue
         shows, slot = np.asarray(prompts.text.shows[row]), np.asarray(prompts.text.slot[row])
         replaced = replaced_slots(shows, shows_degraded[row], slot)
-        shows_degraded[row] = seen_through(shows, slot, random_source(replaced, rng))
+        counts = slot_counts(slot, prompts.medium[row])
+        shows_degraded[row] = seen_through(shows, slot, random_source(replaced, counts, rng))
         hidden[row] = False
     return dataclasses.replace(prompts, shows_degraded=shows_degraded, hidden=hidden)

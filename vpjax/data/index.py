@@ -11,19 +11,30 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax.data.cache import PIXELS_VERSION, cache_folder
+from vpjax.data.coverage import Spans
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import slots_of
 from vpjax.data.packing import Sizes
 from vpjax.data.positions import is_visual
 from vpjax.data.rows import NO_ANSWERS, SHARED_TIMES, DegradedAnswers, compared_places
-from vpjax.data.sampling import Part, Sampling, Shape, VideoInfo, fit, frame_times, seconds_per_slot
+from vpjax.data.sampling import (
+    File,
+    Part,
+    Sampling,
+    Shape,
+    VideoInfo,
+    fit,
+    fit_all,
+    frame_times,
+    seconds_per_slot,
+)
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.units import Capacity, choose_capacity, grid_of, laid_out_sizes
 from vpjax.data.video import probe, probe_image
@@ -43,11 +54,11 @@ FEWER = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A file when it was indexed. media: None for a clip without a file. size: bytes. modified: time in ns.
-    fault: why the file cannot be used, or ""."""
+    """A file when it was indexed. size: bytes. modified: time in ns. fault: why the file cannot be used, or
+    ""."""
 
     path: str
-    media: Media | None
+    media: Media
     size: int = 0
     modified: int = 0
     info: VideoInfo | None = None
@@ -56,17 +67,23 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A clip that is used. number: its index among all clips. part: its start and end, as in Clip. shape: of
-    its frames. data_set: the number of its data set. sizes: how much of a row it takes at most."""
+    """A clip that is used. number: its index among all clips. sources: the files of its media. part: its
+    start and end, as in Clip. shapes: of the frames of each of its media. data_set: the number of its data
+    set. sizes: how much of a row it takes at most."""
 
     number: int
     id: str
-    source: Source
+    sources: tuple[Source, ...]
     part: Part
     tokens: Tokens
-    shape: Shape
+    shapes: tuple[Shape, ...]
     data_set: int
     sizes: Sizes
+
+    @property
+    def fault(self) -> str:
+        """Why one of its files cannot be used, or ""."""
+        return fault_of(self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +108,22 @@ def build_index(
     """Probe every file, tokenize every clip and plan its shape.
 
     data_config: ``data`` of configs/base.py. data_set_of: the number of each clip's data set. answers: what
-    follows the prompts of V~. A clip whose file cannot be used is kept, with its fault, at the most common
-    shape, and is left out of its row. If all files are of one size, the order of the other clips is therefore
-    the same as without the fault.
+    follows the prompts of V~. A clip one of whose files cannot be used is kept, with its fault, at the most
+    common shape, and is left out of its row. If all files are of one size, the order of the other clips is
+    therefore the same as without the fault.
     """
-    paths = sorted({clip.video for clip in clips})
+    paths = sorted({path for clip in clips for path in clip.media})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
     options = dict(
         keywords=data_config.keywords,
         keyword_tokens=data_config.keyword_tokens,
         train_turns=data_config.train_turns,
     )
-    sources = [probed[clip.video] for clip in clips]
+    sources = [tuple(probed[path] for path in clip.media) for clip in clips]
     tokens: list[Tokens | UserError] = []
-    for clip, source in zip(clips, sources, strict=True):
+    for clip, own in zip(clips, sources, strict=True):
         try:
-            tokens.append(tokenize(clip, text, media=source.media, **options))
+            tokens.append(tokenize(clip, text, media=tuple(source.media for source in own), **options))
         except UserError as error:
             tokens.append(error)
     return index_clips(clips, sources, tokens, model_config, data_config, data_set_of, answers)
@@ -114,66 +131,101 @@ def build_index(
 
 def index_clips(
     clips: Sequence[Clip],
-    sources: Sequence[Source],
+    sources: Sequence[Sequence[Source]],
     tokens: Sequence[Tokens | UserError],
     model_config: VLMConfig,
     data_config: ConfigDict,
     data_set_of: Sequence[int] | None = None,
     answers: DegradedAnswers = NO_ANSWERS,
 ) -> Index:
-    """``build_index`` of clips whose files are probed. tokens: of each clip, or why it has none. UserError if
-    no clip can be used."""
-    sampling = Sampling.of(data_config)
-    longest = max((source.info.duration for source in sources if source.info), default=0.0)
-    planned: list[tuple[int, Source, Tokens, Shape | None]] = []
+    """``build_index`` of clips whose files are probed. sources: the files of each clip. tokens: of each clip,
+    or why it has none. UserError if no clip can be used."""
+    sampling, factor = Sampling.of(data_config), model_config.vision.factor
+    infos = [source.info for own in sources for source in own if source.info]
+    longest = max((info.duration for info in infos), default=0.0)
+    planned: list[Planned] = []
     rejected: dict[str, list[str]] = {}
     noted: dict[str, list[str]] = {}
-    for number, (clip, source, own) in enumerate(zip(clips, sources, tokens, strict=True)):
+    for number, (clip, files, own) in enumerate(zip(clips, sources, tokens, strict=True)):
         if isinstance(own, UserError):
             rejected.setdefault(str(own), []).append(clip.id)
             continue
-        shape = None
+        files, part, shapes = tuple(files), (clip.start, clip.end), None
+        beside = stamp_tokens(own, longest, model_config)
         try:
-            budget = text_budget(own, data_config, answers)
-            if source.info is not None:
-                beside = stamp_tokens(own, longest, model_config)
-                part = clip.start, clip.end
-                limits = dict(factor=model_config.vision.factor, max_tokens=budget, slot_tokens=beside)
-                shape = fit(sampling, source.info, part, **limits)
-                for remark in shape_remarks(source.info, part, shape, sampling, model_config):
+            budget = media_budget(own, len(files), data_config, answers)
+            if not fault_of(files):
+                shown = [File(source.info, part, beside) for source in files if source.info]
+                shapes = tuple(fit_all(sampling, shown, factor=factor, max_tokens=budget))
+                remarks = set[str]()
+                for file, shape in zip(shown, shapes, strict=True):
+                    remarks.update(shape_remarks(file.info, part, shape, sampling, model_config))
+                for remark in sorted(remarks):
                     noted.setdefault(remark, []).append(clip.id)
-            elif not source.fault:
-                shape = 0, 0, 0
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
             continue
         except ValueError as error:
-            source = dataclasses.replace(source, fault=f"{clip.video}: {error}")
-        planned.append((number, source, own, shape))
-    common = Counter(shape for *_, shape in planned if shape is not None).most_common(1)
-    if not common:
-        faults = [source.fault for _, source, _, _ in planned]
+            fault = f"{' and '.join(clip.media)}: {error}"
+            files = (dataclasses.replace(files[0], fault=fault), *files[1:])
+        planned.append(Planned(number, files, own, shapes))
+    if not any(clip.shapes is not None for clip in planned):
+        faults = [fault_of(clip.sources) for clip in planned]
         reasons = [f"{reason} (so {len(ids)} clips)" for reason, ids in rejected.items()]
         raise UserError(f"none of {len(clips)} clips can be used; the first: {(faults + reasons)[0]}")
 
-    shapes = [shape or common[0][0] for *_, shape in planned]
-    common_info = next(source.info for _, source, _, shape in planned if shape == common[0][0])
-    capacity = choose_capacity((grid_of(shape, model_config.vision) for shape in shapes), model_config.vision)
+    common_shape, common_info = most_common(planned)
+    all_shapes = [
+        clip.shapes if clip.shapes is not None else (common_shape,) * len(clip.sources) for clip in planned
+    ]
+    grids = [grid_of(shape, model_config.vision) for shapes in all_shapes for shape in shapes]
+    capacity = choose_capacity(grids, model_config.vision)
     entries = []
-    for (number, source, own, _), shape in zip(planned, shapes, strict=True):
-        beside = stamp_tokens(own, longest, model_config) if source.media == "video" else 0
+    for (number, files, own, usable), shapes in zip(planned, all_shapes, strict=True):
+        beside = stamp_tokens(own, longest, model_config)
         part = clips[number].start, clips[number].end
+        first_medium = min((n for spans, n in zip(own.spans, own.videos, strict=True) if spans), default=0)
         first_slot = 0
-        info = common_info if source.fault else source.info
-        if data_config.replacement == "key" and info is not None:
-            times = frame_times(sampling, info, (None, None) if source.fault else part, shape[0])
-            temporal = model_config.vision.temporal
-            first_slot = earliest_replaced(own, times, info.frame_seconds, temporal, data_config.widen)
-        sizes = row_sizes(own, shape, beside, model_config, capacity, answers, first_slot)
+        info = files[first_medium].info if files and usable is not None else common_info
+        if data_config.replacement == "key" and files and info is not None:
+            at = part if usable is not None else (None, None)
+            times = frame_times(sampling, info, at, shapes[first_medium][0])
+            temporal, spans = model_config.vision.temporal, own.spans_in(first_medium)
+            first_slot = earliest_replaced(spans, times, info.frame_seconds, temporal, data_config.widen)
+        first = first_medium, first_slot
+        beside_each = [beside if source.media == "video" else 0 for source in files]
+        sizes = row_sizes(own, shapes, beside_each, model_config, capacity, answers, first)
         data_set = 0 if data_set_of is None else data_set_of[number]
-        entries.append(Entry(number, clips[number].id, source, part, own, shape, data_set, sizes))
+        entries.append(Entry(number, clips[number].id, files, part, own, shapes, data_set, sizes))
     check_answers([entry.tokens for entry in entries], answers)
     return Index(entries, capacity, rejected, noted)
+
+
+class Planned(NamedTuple):
+    """A clip before its row is. shapes: of its media; None: one of its files cannot be used."""
+
+    number: int
+    sources: tuple[Source, ...]
+    tokens: Tokens
+    shapes: tuple[Shape, ...] | None
+
+
+def fault_of(sources: Sequence[Source]) -> str:
+    """Why one of the files of a clip cannot be used, or ""."""
+    return next((source.fault for source in sources if source.fault), "")
+
+
+def most_common(planned: Sequence[Planned]) -> tuple[Shape, VideoInfo | None]:
+    """The most common shape of what clips show, and the first such file; nothing if all are of text alone."""
+    shown = [
+        (shape, source.info)
+        for clip in planned
+        for shape, source in zip(clip.shapes or (), clip.sources, strict=False)
+    ]
+    if not shown:
+        return (0, 0, 0), None
+    shape = Counter(shape for shape, _ in shown).most_common(1)[0][0]
+    return shape, next(info for other, info in shown if other == shape)
 
 
 def check_answers(all_tokens: Sequence[Tokens], answers: DegradedAnswers) -> None:
@@ -192,8 +244,11 @@ def check_answers(all_tokens: Sequence[Tokens], answers: DegradedAnswers) -> Non
             )
 
 
-def text_budget(tokens: Tokens, data_config: ConfigDict, answers: DegradedAnswers = NO_ANSWERS) -> int:
-    """The tokens that a clip's text leaves to its video. UserError if an answer that is read is too long."""
+def media_budget(
+    tokens: Tokens, media: int, data_config: ConfigDict, answers: DegradedAnswers = NO_ANSWERS
+) -> int:
+    """The tokens that a clip's text leaves to its videos and images, of which there are ``media``. UserError
+    if an answer that is read is too long."""
     lengths = {"answer": max(map(len, [tokens.answer, *tokens.earlier]))}
     if answers.truth_share:
         lengths["degraded_answer"] = len(tokens.degraded_answer)
@@ -201,8 +256,8 @@ def text_budget(tokens: Tokens, data_config: ConfigDict, answers: DegradedAnswer
         if length > data_config.max_answer:
             raise UserError(f"{name} above {data_config.max_answer} tokens (data.max_answer)")
     answer = max(len(tokens.answer), lengths.get("degraded_answer", 0))
-    budget = data_config.max_tokens - len(tokens.prompt) - answer + 1  # for the placeholder
-    if budget <= 0:
+    budget = data_config.max_tokens - len(tokens.prompt) - answer + media  # for the placeholders
+    if budget < media:
         raise UserError(f"question and answer above {data_config.max_tokens} tokens (data.max_tokens)")
     return budget
 
@@ -222,35 +277,37 @@ def stamp_tokens(tokens: Tokens, longest: float, model_config: VLMConfig) -> int
 
 def row_sizes(
     tokens: Tokens,
-    shape: Shape,
-    slot_tokens: int,
+    shapes: Sequence[Shape],
+    slot_tokens: Sequence[int],
     model_config: VLMConfig,
     capacity: Capacity,
     answers: DegradedAnswers = NO_ANSWERS,
-    first_slot: int = 0,
+    first_replaced: tuple[int, int] = (0, 0),
 ) -> Sizes:
-    """How much of a row a clip takes at most. slot_tokens: text beside each slot. first_slot: before which V~
-    replaces none."""
-    slots, rows, columns = grid = grid_of(shape, model_config.vision)
+    """How much of a row a clip takes at most. shapes, slot_tokens: of each of its media, and the text beside
+    each of its slots. first_replaced: the medium and its slot before which V~ replaces none."""
+    grids = [grid_of(shape, model_config.vision) for shape in shapes]
     pads = (model_config.image_token, model_config.video_token)
-    places = np.flatnonzero(is_visual(tokens.prompt, pads))
-    before = int(places[0]) if len(places) else 0
-    visual = slots * (rows * columns + slot_tokens)
-    units, bins = laid_out_sizes(grid, model_config.vision, capacity)
-    prompt = len(tokens.prompt) - len(places) + visual
+    places = np.flatnonzero(is_visual(tokens.prompt, pads)).tolist()
+    per_slot = [
+        rows * columns + beside for (_, rows, columns), beside in zip(grids, slot_tokens, strict=True)
+    ]
+    visual = [slots * count for (slots, _, _), count in zip(grids, per_slot, strict=True)]
+    laid_out = [laid_out_sizes(grid, model_config.vision, capacity) for grid in grids]
+    prompt = len(tokens.prompt) - len(places) + sum(visual)
     shown_J = timed_keywords(tokens)
-    shown = int(shown_J.sum())
+    shown, slots = int(shown_J.sum()), sum(grid[0] for grid in grids)
     degraded = degraded_targets = 0
-    if shown:
-        end, degraded_targets = degraded_answer_sizes(tokens, before, shown_J, answers)
+    if shown and places:
+        medium, slot = first_replaced
+        end, degraded_targets = degraded_answer_sizes(tokens, places[medium], shown_J, answers)
         if degraded_targets or answers.alone:
-            degraded = (slots - first_slot) * (rows * columns + slot_tokens)
-        if degraded_targets:
-            degraded += end - before - len(places)
+            degraded = sum(visual[medium:]) - slot * per_slot[medium]
+            degraded += max(end, places[-1] + 1) - places[medium] - len(places[medium:])
     return Sizes(
         tokens=prompt + len(tokens.answer),
-        units=units,
-        bins=bins,
+        units=sum(units for units, _ in laid_out),
+        bins=sum(bins for _, bins in laid_out),
         degraded=degraded,
         targets=len(tokens.targets),
         degraded_targets=degraded_targets,
@@ -261,12 +318,11 @@ def row_sizes(
 
 
 def earliest_replaced(
-    tokens: Tokens, times: np.ndarray, frame_seconds: float, temporal: int, widen: int
+    spans: Sequence[Spans], times: np.ndarray, frame_seconds: float, temporal: int, widen: int
 ) -> int:
-    """The slot before which V~ replaces none, with a slot to spare for files whose frame rate varies. times:
-    planned, of the frames."""
-    spans = [span for spans in tokens.spans for span in spans]
-    marked = slots_of(spans, times, frame_seconds, temporal)
+    """The slot of a video before which V~ replaces none, with a slot to spare for files whose frame rate
+    varies. spans: of the keywords that are seen in it. times: planned, of the frames."""
+    marked = slots_of([span for own in spans for span in own], times, frame_seconds, temporal)
     return max(int(marked.argmax()) - widen - 1, 0) if marked.any() else 0
 
 
@@ -320,8 +376,6 @@ def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str,
     known = read_probed(file, len(fields))
 
     def probe_source(path: str) -> Source:
-        if not path:
-            return Source(path, None)
         media: Media = "image" if is_image(path) else "video"
         try:
             size, modified = stamp(path)

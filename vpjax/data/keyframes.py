@@ -1,10 +1,12 @@
 """Key slots, and the sources by which V~ and every control are made out of V (docs/method.md, section 1).
 
 A mask bool[J, S] marks the slots of a clip that show each keyword. A source i32[S] gives, for each slot of
-the changed video, the slot of V that it shows.
+the changed video, the slot of V that it shows. Where a clip has several videos and images, their slots follow
+one another, and a slot shows one of its own video: ``sources_of``.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -52,6 +54,19 @@ def identity_source(slots: int) -> np.ndarray:
     return np.arange(slots, dtype=np.int32)
 
 
+def parts_of(counts: Sequence[int]) -> list[slice]:
+    """The slots of each video among those of its clip. counts: how many slots each has."""
+    ends = itertools.accumulate(counts, initial=0)
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def sources_of(counts: Sequence[int], source: Callable[[slice], np.ndarray]) -> np.ndarray:
+    """The source i32[S] of a clip of several videos. source: gives that of one, of which it is told the
+    slots. counts: see ``parts_of``."""
+    parts = parts_of(counts)
+    return np.concatenate([np.zeros(0, np.int32), *(part.start + source(part) for part in parts)])
+
+
 def source_of(mask_JS: np.ndarray) -> np.ndarray:
     """The source i32[S] of V~: each run of marked slots shows the unmarked slots beside it, half from each
     side, or all from one side at the clip's edge (docs/method.md, section 1). The identity (no V~) if nothing
@@ -71,9 +86,18 @@ def source_of(mask_JS: np.ndarray) -> np.ndarray:
     return source
 
 
+def moved_masks(mask_JS: np.ndarray, counts: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """``moved_mask`` in each video of a clip. All False if one has no room. counts: see ``parts_of``."""
+    parts = [mask_JS[:, part] for part in parts_of(counts)]
+    moved = [moved_mask(part, rng) for part in parts]
+    if any(part.any() and not other.any() for part, other in zip(parts, moved, strict=True)):
+        return np.zeros_like(mask_JS)
+    return np.concatenate([mask_JS[:, :0], *moved], axis=1)
+
+
 def moved_mask(mask_JS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The random control of a mask: bool[J, S] with the runs of its union moved, at their length, to random
-    free slots of the clip, adjacent neither to one another nor to marked slots, which ``source_of`` would
+    free slots of the video, adjacent neither to one another nor to marked slots, which ``source_of`` would
     show once more. All False if there is no room."""
     union = np.any(mask_JS, axis=0)
     runs = sorted(runs_of(union), key=lambda run: run[0] - run[1])  # the longest, hardest to place, first
@@ -93,21 +117,26 @@ def moved_mask(mask_JS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.zeros_like(mask_JS)
 
 
-def windows_of(slots_JS: np.ndarray) -> np.ndarray:
+def windows_of(slots_JS: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     """The windows i32[y,3] of the keywords, as (keyword, first slot, slot past the end): runs of as many
-    slots as the keyword has, starting at multiples of that number, that show no keyword of the clip."""
+    slots as the keyword has, in its video, starting at multiples of that number, that show no keyword of the
+    clip. counts: see ``parts_of``."""
     shown = np.any(slots_JS, axis=0)
     found = []
-    for number, length in enumerate(slots_JS.sum(axis=1)):
-        for start in range(0, len(shown) - length + 1, length) if length else ():
-            if not shown[start : start + length].any():
-                found.append((number, start, start + length))
+    for number, marked in enumerate(slots_JS):
+        for part in parts_of(counts):
+            length = int(marked[part].sum())
+            for start in range(part.start, part.stop - length + 1, length) if length else ():
+                if not shown[start : start + length].any():
+                    found.append((number, start, start + length))
     return np.array(found, np.int32).reshape(-1, 3)
 
 
-def random_source(mask_JS: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``source_of`` for runs of the same lengths in other places: the effect of frozen frames alone."""
-    return source_of(moved_mask(mask_JS, rng))
+def random_source(mask_JS: np.ndarray, counts: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """The source of V~ for runs of the same lengths in other places: the effect of frozen frames alone.
+    counts: see ``parts_of``."""
+    moved = moved_masks(mask_JS, counts, rng)
+    return sources_of(counts, lambda part: source_of(moved[:, part]))
 
 
 def shuffle_source(slots: int, rng: np.random.Generator) -> np.ndarray:

@@ -8,6 +8,7 @@ any number of workers and processes.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,11 +21,11 @@ from ml_collections import ConfigDict
 from vpjax.data import coverage, tfio
 from vpjax.data.cache import DamagedPage, FrameCache, cache_folder
 from vpjax.data.collate import collate, collate_prompts
-from vpjax.data.index import Entry, Index, build_index, prompt_sizes
+from vpjax.data.index import Entry, Index, Source, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, PromptPlan, Sizes
 from vpjax.data.rows import LATER_FRAMES, NO_ANSWERS, DegradedAnswers, Row, training_row
-from vpjax.data.sampling import Sampling
+from vpjax.data.sampling import Part, Sampling, Shape
 from vpjax.data.text import Text
 from vpjax.data.units import Capacity, grid_of
 from vpjax.data.video import Video, read_frames, read_image
@@ -85,15 +86,12 @@ class BatchMaker:
 
     def row(self, entry: Entry, epoch: int) -> Row:
         """The row of a clip. UserError if its video cannot be used."""
-        if entry.source.fault:
-            raise UserError(entry.source.fault)
-        video: Video | None = None
-        notes: tuple[str, ...] = ()
-        if entry.source.media is not None:
-            video, notes = self.video(entry)
+        if entry.fault:
+            raise UserError(entry.fault)
+        videos, notes = self.videos(entry)
         row = training_row(
             entry.tokens,
-            video,
+            videos,
             self.model_config,
             self.capacity,
             replacement=self.data_config.replacement,
@@ -108,11 +106,17 @@ class BatchMaker:
             row = row.without_degraded(LATER_FRAMES)
         return dataclasses.replace(row, notes=row.notes + notes)
 
-    def video(self, entry: Entry) -> tuple[Video, tuple[str, ...]]:
-        """The frames of a clip, from the cache if they are there, and remarks."""
-        source, (frames, height, width) = entry.source, entry.shape
+    def videos(self, entry: Entry) -> tuple[list[Video], tuple[str, ...]]:
+        """The frames of each of a clip's media, from the cache if they are there, and remarks."""
+        pairs = zip(entry.sources, entry.shapes, strict=True)
+        videos = [self.video(source, shape, entry.part) for source, shape in pairs]
+        return [video for video, _ in videos], tuple(note for _, notes in videos for note in notes)
+
+    def video(self, source: Source, shape: Shape, part: Part) -> tuple[Video, tuple[str, ...]]:
+        """The frames of a file in a planned shape, from the cache if they are there, and remarks."""
+        frames, height, width = shape
         sampling = Sampling.of(self.data_config)
-        parts = source.path, source.size, source.modified, sampling, entry.shape, entry.part
+        parts = source.path, source.size, source.modified, sampling, shape, part
         key = self.cache.key(*parts)
         notes: tuple[str, ...] = ()
         try:
@@ -129,8 +133,8 @@ class BatchMaker:
                 sampling,
                 frames=frames,
                 size=(height, width),
-                start=entry.part[0],
-                end=entry.part[1],
+                start=part[0],
+                end=part[1],
                 max_side=self.data_config.max_side,
                 tfio_python=self.data_config.tfio_python,
             )
@@ -151,7 +155,7 @@ class Loader:
 
     def __init__(self, maker: BatchMaker, index: Index, start_step: int = 0):
         self.step = start_step
-        self.faults = {entry.id: entry.source.fault for entry in index.entries if entry.source.fault}
+        self.faults = {entry.id: entry.fault for entry in index.entries if entry.fault}
         self.index = index
         self.notes = {note: set(ids) for note, ids in index.noted.items()}
         self.plan = maker.plan
@@ -226,17 +230,20 @@ class Loader:
 
 def useful_units(entries: Sequence[Entry], model_config: VLMConfig) -> np.ndarray:
     """The visual tokens of each clip, i64[n]."""
-    grids = [grid_of(entry.shape, model_config.vision) for entry in entries]
-    return np.prod(np.array(grids), axis=1)
+    grids = [[grid_of(shape, model_config.vision) for shape in entry.shapes] for entry in entries]
+    return np.array([sum(map(math.prod, own)) for own in grids], np.int64)
 
 
 def coverage_of(index: Index, data_config: ConfigDict) -> coverage.Coverage:
     """Which of the events that the clips' keywords name will be seen."""
     planned = []
     for entry in index.entries:
-        if entry.source.info is not None and not entry.source.fault:
-            spans, info = entry.tokens.spans, entry.source.info
-            planned.append(coverage.PlannedClip(spans, info, entry.part, entry.shape))
+        if entry.fault:
+            continue
+        for number, (source, shape) in enumerate(zip(entry.sources, entry.shapes, strict=True)):
+            if source.info is not None:
+                spans = entry.tokens.spans_in(number)
+                planned.append(coverage.PlannedClip(spans, source.info, entry.part, shape))
     return coverage.measure(planned, Sampling.of(data_config))
 
 

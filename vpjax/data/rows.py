@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vpjax.data.keyframes import identity_source, moved_mask, slots_of, source_of, widened
-from vpjax.data.positions import is_visual, positions, slot_seconds
+from vpjax.data.keyframes import (
+    identity_source,
+    moved_masks,
+    parts_of,
+    slots_of,
+    source_of,
+    sources_of,
+    widened,
+)
+from vpjax.data.positions import Grid, Stamps, is_visual, positions, slot_seconds, with_media
 from vpjax.data.sampling import seconds_per_slot
-from vpjax.data.text import Stamps, Tokens, places_with_media, with_media
-from vpjax.data.units import Capacity, cut, grid_of, lay_out, places_of
+from vpjax.data.text import Tokens
+from vpjax.data.units import Capacity, grid_of, joined_units, units_of
 from vpjax.types import Array, Strip, Units
 
 if TYPE_CHECKING:
@@ -46,17 +54,19 @@ NO_TOKENS = np.zeros(0, np.int32)
 class Row:
     """One clip of s slots and p prompt tokens; its arrays are those of ``types`` without the leading axis.
 
-    video: its units. prompt: its tokens up to the answer. shows_degraded i32[p]: the units that V~ shows.
-    answer i32[c]. earlier i32[n]: the places in the prompt of earlier answers that are trained on.
-    degraded_answer i32[e]: the tokens that follow V~'s prompt, empty: none. degraded_target, compared i32[d]:
-    the places in V~'s prompt and these of the tokens that are trained on or compared, and the places in
-    ``target`` of those that are compared, -1: the others. slots bool[J,s]: the slots that show each keyword.
-    hidden bool[J]: V~ replaces some of them. keywords i32[J,W]; lemma i32[J]. clip, data_set: their numbers.
+    video: its units. prompt: its tokens up to the answer. counts: slots of each of its videos and images.
+    shows_degraded i32[p]: the units that V~ shows. answer i32[c]. earlier i32[n]: the places in the prompt of
+    earlier answers that are trained on. degraded_answer i32[e]: the tokens that follow V~'s prompt, empty:
+    none. degraded_target, compared i32[d]: the places in V~'s prompt and these of the tokens that are trained
+    on or compared, and the places in ``target`` of those that are compared, -1: the others. slots bool[J,s]:
+    the slots that show each keyword. hidden bool[J]: V~ replaces some of them. in_degraded bool[J]: V~
+    differs from V in the keyword's video. keywords i32[J,W]; lemma i32[J]. clip, data_set: their numbers.
     notes: remarks.
     """
 
     video: Units
     prompt: Strip
+    counts: tuple[int, ...]
     shows_degraded: np.ndarray
     answer: np.ndarray
     earlier: np.ndarray
@@ -65,6 +75,7 @@ class Row:
     compared: np.ndarray
     slots: np.ndarray
     hidden: np.ndarray
+    in_degraded: np.ndarray
     keywords: np.ndarray
     lemma: np.ndarray
     clip: int = 0
@@ -80,12 +91,19 @@ class Row:
             degraded_target=NO_TOKENS,
             compared=NO_TOKENS,
             hidden=np.zeros_like(self.hidden),
+            in_degraded=np.zeros_like(self.in_degraded),
             notes=self.notes + notes,
         )
 
     @property
     def has_degraded(self) -> bool:
         return bool((self.shows_degraded != self.prompt.shows).any())
+
+    @property
+    def medium(self) -> np.ndarray:
+        """i32[p]: the number of the video or image that each token of the prompt shows, -1: text."""
+        slot = np.asarray(self.prompt.slot)
+        return np.where(slot < 0, -1, np.searchsorted(np.cumsum(self.counts), slot, "right")).astype(np.int32)
 
     @property
     def target(self) -> np.ndarray:
@@ -101,13 +119,12 @@ class Row:
     @property
     def degraded(self) -> Strip:
         """The prompt as it sees V~ and the tokens that follow it, from the first token that shows another
-        unit up to the last target. Without targets it ends at its last visual token. Empty without a V~."""
+        unit up to the last target or visual token, whichever is later. Empty without a V~."""
         whole = answered(dataclasses.replace(self.prompt, shows=self.shows_degraded), self.degraded_answer)
         end = 0
-        if len(self.degraded_target):
-            end = int(self.degraded_target.max()) + 1
-        elif self.has_degraded:
-            end = int(np.flatnonzero(whole.shows >= 0)[-1]) + 1
+        if self.has_degraded:
+            last_shown = np.flatnonzero(whole.shows >= 0)[-1]
+            end = int(max(last_shown, self.degraded_target.max(initial=0))) + 1
         part = slice(self.shared, end)
         return Strip(
             whole.tokens[part],
@@ -137,80 +154,56 @@ def answered(prompt: Strip, answer: np.ndarray) -> Strip:
     )
 
 
-def units_of(video: Video | None, model_config: VLMConfig, capacity: Capacity) -> tuple[Units, np.ndarray]:
-    """The units of a video, without the leading axis, and the unit i32[S,M] of each visual token."""
-    vision = model_config.vision
-    if video is None:
-        frames = np.zeros((0, vision.factor, vision.factor, vision.channels), np.uint8)
-    else:
-        frames = video.frames
-    grid = grid_of(frames.shape[:3], vision)
-    layout = lay_out(grid, vision, capacity)
-    is_unit, per_slot = layout.unit >= 0, grid[1] * grid[2]
-    cut_units = cut(frames, vision)
-    pixels = np.zeros((len(layout.unit), *cut_units.shape[1:]), np.uint8)
-    pixels[is_unit] = cut_units[layout.unit[is_unit]]
-    place = np.stack(np.divmod(layout.unit % per_slot, grid[2]), axis=-1) * is_unit[:, None]
-    binned = np.full(len(layout.unit), -1, np.int32)
-    binned[layout.bins[layout.bins >= 0]] = np.flatnonzero(layout.bins >= 0)
-    units = Units(
-        pixels=pixels,
-        place=place.astype(np.int32),
-        grid=np.tile(np.array(grid[1:], np.int32), (len(layout.unit), 1)),
-        window=layout.window,
-        slot=np.where(is_unit, layout.unit // per_slot, -1).astype(np.int32),
-        bins=layout.bins,
-        binned=binned,
-        block=capacity.block,
-        bin=capacity.bin,
-    )
-    return units, places_of(layout.unit).reshape(grid[0], per_slot)
-
-
 def prompt_row(
     prompt: np.ndarray,
-    video: Video | None,
+    videos: Sequence[Video],
     model_config: VLMConfig,
     capacity: Capacity,
     *,
     stamps: Stamps | None = None,
+    earlier: np.ndarray = NO_TOKENS,
 ) -> Row:
     """A row without an answer, for generation.
 
-    prompt: i32[p], with one placeholder or one for each visual token. stamps: see ``Text.stamps``."""
+    prompt: i32[p], with one placeholder for each of the videos, or one for each visual token. stamps: see
+    ``Text.stamps``. earlier: places in ``prompt``, see ``Row``."""
     pads = (model_config.image_token, model_config.video_token)
-    rate = model_config.tokens_per_second
-    units, unit_SM = units_of(video, model_config, capacity)
-    grid, seconds = None, 0.0
+    vision = model_config.vision
+    laid_out = [units_of(video, model_config, capacity) for video in videos]
+    grids: list[Grid] = [grid_of(video.frames.shape[:3], vision) for video in videos]
+    seconds = [seconds_per_slot(video.times, vision.temporal) for video in videos]
+    moments = [slot_seconds(video.times, vision.temporal) for video in videos]
+    tokens, ends = prompt, np.arange(len(prompt), dtype=np.int32)
+    if is_visual(prompt, pads).sum() == len(videos):
+        tokens, ends = with_media(prompt, grids, moments, model_config, stamps)
+    prompt_positions = positions(tokens, grids, seconds, model_config.tokens_per_second, pads=pads)
+    visual = np.flatnonzero(is_visual(tokens, pads))
+    counts = tuple(grid[0] for grid in grids)
+    shows, slot = np.full((2, len(tokens)), -1, np.int32)
+    first_unit, last = 0, 0
+    for number, (units, unit_SM) in enumerate(laid_out):
+        own = visual[last : last + unit_SM.size]
+        first_slot = sum(counts[:number])
+        shows[own] = first_unit + unit_SM.ravel()
+        slot[own] = np.repeat(first_slot + np.arange(len(unit_SM)), unit_SM.shape[1])
+        first_unit, last = first_unit + len(units.window), last + unit_SM.size
     notes: tuple[str, ...] = ()
-    if video is not None:
-        vision = model_config.vision
-        _, height, width, _ = video.frames.shape
-        grid = (len(unit_SM), height // vision.factor, width // vision.factor)
-        seconds = seconds_per_slot(video.times, vision.temporal)
-        if is_visual(prompt, pads).sum() == 1:
-            prompt = with_media(
-                prompt, grid, slot_seconds(video.times, vision.temporal), model_config, stamps
-            )
-    prompt_positions = positions(prompt, grid, seconds, rate, pads=pads)
-    visual = np.flatnonzero(is_visual(prompt, pads))
-    if grid is not None and len(np.unique(prompt_positions[0, visual])) < grid[0]:
+    if len(np.unique(prompt_positions[0, visual])) < sum(counts):
         notes = (SHARED_TIMES,)
-    shows, slot = np.full((2, len(prompt)), -1, np.int32)
-    shows[visual] = unit_SM.ravel()
-    slot[visual] = np.repeat(np.arange(len(unit_SM)), unit_SM.shape[1])
     none = np.zeros((0, 0), np.int32)
     return Row(
-        video=units,
-        prompt=Strip(prompt, np.ones(len(prompt), np.int32), prompt_positions, shows, slot),
+        video=joined_units([units for units, _ in laid_out], model_config, capacity),
+        prompt=Strip(tokens, np.ones(len(tokens), np.int32), prompt_positions, shows, slot),
+        counts=counts,
         shows_degraded=shows,
         answer=none.ravel(),
-        earlier=none.ravel(),
+        earlier=ends[earlier],
         degraded_answer=none.ravel(),
         degraded_target=none.ravel(),
         compared=none.ravel(),
-        slots=np.zeros((0, len(unit_SM)), bool),
+        slots=np.zeros((0, sum(counts)), bool),
         hidden=np.zeros(0, bool),
+        in_degraded=np.zeros(0, bool),
         keywords=none,
         lemma=none.ravel(),
         notes=notes,
@@ -219,7 +212,7 @@ def prompt_row(
 
 def training_row(
     tokens: Tokens,
-    video: Video | None,
+    videos: Sequence[Video],
     model_config: VLMConfig,
     capacity: Capacity,
     *,
@@ -237,36 +230,40 @@ def training_row(
     as many ``random`` other slots, or (replacement only) ``none``. widen: see ``widened``. answers: what
     follows V~'s prompt, see ``with_degraded_answer``. seed: of choices.
     """
-    row = prompt_row(tokens.prompt, video, model_config, capacity, stamps=tokens.stamps)
-    pads = (model_config.image_token, model_config.video_token)
     earlier = np.concatenate([NO_TOKENS, *tokens.earlier])
+    row = prompt_row(tokens.prompt, videos, model_config, capacity, stamps=tokens.stamps, earlier=earlier)
     notes = row.notes + tokens.notes
-    count = row.slots.shape[1]
+    count, parts = row.slots.shape[1], parts_of(row.counts)
     key_JS = np.zeros((len(tokens.spans), count), bool)
-    if video is not None:
-        for j, spans in enumerate(tokens.spans):
-            key_JS[j] = slots_of(spans, video.times, video.frame_seconds, model_config.vision.temporal)
+    if videos:
+        for j, (spans, number) in enumerate(zip(tokens.spans, tokens.videos, strict=True)):
+            times, frame_seconds = videos[number].times, videos[number].frame_seconds
+            key_JS[j, parts[number]] = slots_of(spans, times, frame_seconds, model_config.vision.temporal)
             if spans and not key_JS[j].any():
                 notes += ("keyword whose event falls between the sampled frames",)
     # The slots that V~ replaces are one more row of the mask, so that a random choice moves them and the
     # pooled slots alike.
-    masks = {"key": np.concatenate([key_JS, widened(np.any(key_JS, axis=0), widen)[None]])}
+    replaced_S = np.zeros(count, bool)
+    for part in parts:
+        replaced_S[part] = widened(np.any(key_JS[:, part], axis=0), widen)
+    masks = {"key": np.concatenate([key_JS, replaced_S[None]])}
     if "random" in (replacement, pool):
-        masks["random"] = moved_mask(masks["key"], np.random.default_rng(list(seed)))
+        masks["random"] = moved_masks(masks["key"], row.counts, np.random.default_rng(list(seed)))
     source = identity_source(count)
     if replacement != "none":
-        source = source_of(masks[replacement][-1:])
+        source = sources_of(row.counts, lambda part: source_of(masks[replacement][-1:, part]))
     slots = masks[pool][:-1]
     is_replaced = source != identity_source(count)
+    in_degraded = [is_replaced[parts[number]].any() for number in tokens.videos] if videos else []
     # The random control compares the keywords for whose slots it replaces others.
     replaced_J = np.any(masks.get(replacement, masks["key"])[:-1] & is_replaced, axis=1)
     row = dataclasses.replace(
         row,
         shows_degraded=seen_through(row.prompt.shows, row.prompt.slot, source),
         answer=tokens.answer,
-        earlier=places_with_media(earlier, tokens.prompt, len(row.prompt.tokens), pads),
         slots=slots,
         hidden=np.any(slots & is_replaced, axis=1),
+        in_degraded=np.array(in_degraded or [False] * len(slots), bool),
         keywords=tokens.keywords,
         lemma=tokens.lemma,
         clip=clip,
@@ -319,11 +316,18 @@ def replaced_slots(shows_P: Array, changed_P: Array, slot_P: Array) -> np.ndarra
     return replaced
 
 
+def slot_counts(slot_P: Array, medium_P: Array) -> tuple[int, ...]:
+    """How many slots each video or image of a prompt has, from the slot and the medium of its tokens."""
+    medium_P, slot_P = np.asarray(medium_P), np.asarray(slot_P)
+    return tuple(len(np.unique(slot_P[medium_P == number])) for number in range(int(medium_P.max()) + 1))
+
+
 def seen_through(shows_P: Array, slot_P: Array, source_S: np.ndarray) -> np.ndarray:
-    """The units i32[P] that the visual tokens of a changed video show, whose slot s shows slot ``source[s]``.
-    shows: the units that the tokens of V show; slot: their slots, in order."""
+    """The units i32[P] that the visual tokens of a changed video show, whose slot s shows slot ``source[s]``,
+    which is of its size. shows: the units that the tokens of V show; slot: their slots, in order."""
     out = np.array(shows_P)
     visual = np.flatnonzero(slot_P >= 0)
-    per_slot = len(visual) // max(len(source_S), 1)
-    out[visual] = out[visual].reshape(len(source_S), per_slot)[source_S].ravel()
+    seen, slot = out[visual], np.asarray(slot_P)[visual]
+    first_S = np.searchsorted(slot, np.arange(len(source_S)))
+    out[visual] = seen[first_S[source_S[slot]] + np.arange(len(visual)) - first_S[slot]]
     return out

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -149,6 +150,42 @@ def fit(
         )
     frames = _constant_rate_frames(sampling, info, part, SLOT * affordable)
     return len(frames), height, width
+
+
+class File(NamedTuple):
+    """A part of a video, or an image, that a clip shows. slot_tokens: text beside each of its slots."""
+
+    info: VideoInfo
+    part: Part = (None, None)
+    slot_tokens: int = 0
+
+
+def fit_all(
+    sampling: Sampling, files: Sequence[File], *, factor: int, max_tokens: int | None = None
+) -> list[Shape]:
+    """The shapes, as ``fit`` gives them, of files that share ``sampling.total_pixels`` and ``max_tokens``.
+
+    Each may take an equal share of what is left. The ones that need the least come first, so that the others
+    have what these leave over.
+    """
+    unlimited = dataclasses.replace(sampling, total_pixels=0)
+    needs = [math.prod(fit(unlimited, info, part, factor=factor)) for info, part, _ in files]
+    shapes: dict[int, Shape] = {}
+    pixels, tokens = sampling.total_pixels, max_tokens
+    for number in sorted(range(len(files)), key=lambda number: needs[number]):
+        (info, part, beside), left = files[number], len(files) - len(shapes)
+        own, most = sampling, None
+        if sampling.total_pixels:
+            own = dataclasses.replace(sampling, total_pixels=max(pixels // left, 1))
+        if tokens is not None:
+            most = tokens // left
+        shape = fit(own, info, part, factor=factor, max_tokens=most, slot_tokens=beside)
+        shapes[number] = shape
+        slots, units = shape[0] // SLOT, shape[1] * shape[2] // factor**2
+        pixels -= slots * units * factor**2
+        if tokens is not None:
+            tokens -= slots * (units + (beside if info.duration else 0))
+    return [shapes[number] for number in range(len(files))]
 
 
 @functools.lru_cache(1 << 16)

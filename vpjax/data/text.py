@@ -11,18 +11,15 @@ import dataclasses
 import functools
 import threading
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from vpjax.data.positions import Grid, is_visual
+from vpjax.data.positions import Stamps, is_visual
 from vpjax.files import AnyPath
 from vpjax.types import MEDIA_TAG, Clip, Turn, UserError
-
-if TYPE_CHECKING:
-    from vpjax.models.config import VLMConfig
 
 Media = Literal["video", "image"]
 TrainTurns = Literal["all", "last"]
@@ -109,17 +106,6 @@ class EndlessTemplate(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stamps:
-    """The token ids of the pieces of a slot's time in words, ``<0.2 seconds>``. Data workers, which write
-    such times, have these instead of the tokenizer."""
-
-    pieces: Mapping[str, tuple[int, ...]]
-
-    def write(self, seconds: float) -> list[int]:
-        return [i for piece in ("<", *f"{seconds:.1f}", " seconds>") for i in self.pieces[piece]]
-
-
-@dataclasses.dataclass(frozen=True)
 class Text:
     """A tokenizer with its chat template, and the ids of the special tokens.
 
@@ -165,7 +151,7 @@ class Text:
         )
         try:
             with contextlib.suppress(UserError):  # which names the clip or prompt whose template fails
-                text.written(messages_of("What happens?", "video"))
+                text.written(messages_of("What happens?", ("video",)))
         except EndlessTemplate as error:
             raise UserError(f"{folder}: {error}; give a folder with another one") from error
         return text
@@ -177,23 +163,28 @@ class Text:
 
     @functools.lru_cache(1 << 12)  # noqa: B019 - data sets repeat few questions, and a run has one tokenizer
     def chat(
-        self, question: str, media: Media | None = "video", turns: tuple[Turn, ...] = (), system: str = ""
+        self,
+        question: str,
+        media: tuple[Media, ...] = ("video",),
+        turns: tuple[Turn, ...] = (),
+        system: str = "",
     ) -> np.ndarray:
         """The prompt i32[p] of a question and the turns before it, to the end of the assistant's header, with
-        one placeholder for the video or image, at its place. UserError if a text contains a placeholder, or
-        two questions have a MEDIA_TAG."""
+        one placeholder for each video or image, at its place. UserError if a text contains a placeholder, or
+        the questions have another number of MEDIA_TAGs."""
         prompt = self.written(messages_of(question, media, turns, system))
         ids = np.array(self.encode(prompt), np.int32)
         found = is_visual(ids, (self.image_pad, self.video_pad)).sum()
-        if found != (media is not None):
-            raise UserError(f"{media or 'text'} prompt with {found} places for media: {prompt[:80]!r}")
+        if found != len(media):
+            about = " and ".join(media) or "text"
+            raise UserError(f"{about} prompt with {found} places for media: {prompt[:80]!r}")
         return ids
 
-    def prompt(self, clip: Clip, media: Media | None = "video") -> np.ndarray:
+    def prompt(self, clip: Clip, media: tuple[Media, ...] = ("video",)) -> np.ndarray:
         """The prompt i32[p] that a clip's answer follows, see ``chat``."""
         return self.chat(clip.question, media, clip.turns, clip.system)
 
-    def earlier_answers(self, clip: Clip, media: Media | None = "video") -> tuple[np.ndarray, ...]:
+    def earlier_answers(self, clip: Clip, media: tuple[Media, ...] = ("video",)) -> tuple[np.ndarray, ...]:
         """The places i32[c] in a clip's prompt of the answer of each earlier turn and the token that ends it.
         UserError if the prompt does not have exactly the tokens of ``answer`` there."""
         messages = messages_of(clip.question, media, clip.turns, clip.system)
@@ -260,6 +251,36 @@ class Text:
         stamps = Stamps({piece: tuple(self.encode(piece)) for piece in pieces})
         return stamps if stamps.write(9876543210.5) == self.encode("<9876543210.5 seconds>") else None
 
+    def stamps_of(self, prompt: np.ndarray) -> Stamps | None:
+        """``stamps`` of the videos of a prompt, which know what of the text before them they change."""
+        if self.stamps is None:
+            return None
+        ids, openings = prompt.tolist(), {}
+        for at in np.flatnonzero(prompt == self.video_pad).tolist():
+            marked = ids[at - 1 : at] == [self.vision_start] and ids[at + 1 : at + 2] == [self.vision_end]
+            first = end = at - 1 if marked else at
+            while first and ids[first - 1] not in self.specials:
+                first -= 1
+            rewritten, opening = self.opened(tuple(ids[first:end]))
+            if rewritten:
+                openings[at] = rewritten, opening
+        return dataclasses.replace(self.stamps, openings=openings)
+
+    @functools.lru_cache(1 << 12)  # noqa: B019 - as for ``chat``
+    def opened(self, before: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+        """How many of the last tokens of a text are others if "<" follows it, and these with the "<"."""
+        written = self.tokenizer.decode(before, clean_up_tokenization_spaces=False)
+        together = self.encode(written + "<")
+        kept = 0
+        while kept < len(before) and before[kept] == together[kept]:
+            kept += 1
+        return len(before) - kept, tuple(together[kept:])
+
+    @functools.cached_property
+    def specials(self) -> frozenset[int]:
+        """The ids of tokens that are no text."""
+        return frozenset(self.tokenizer.get_added_vocab().values())
+
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -269,20 +290,24 @@ class Text:
 
 
 def messages_of(
-    question: str, media: Media | None, turns: Sequence[Turn] = (), system: str = ""
+    question: str, media: Sequence[Media], turns: Sequence[Turn] = (), system: str = ""
 ) -> list[dict[str, Any]]:
-    """The messages of a conversation up to its last question, in the form that chat templates read. The video
-    or image is a part of a question: where MEDIA_TAG stands, and without one before the first question."""
+    """The messages of a conversation up to its last question, in the form that chat templates read. Videos
+    and images are parts of a question: in order where MEDIA_TAGs stand, and without any before the first
+    question. In a text without media a MEDIA_TAG means nothing. UserError for another number of them."""
     questions = [*(turn.question for turn in turns), question]
-    if media is not None and not any(MEDIA_TAG in text for text in questions):
-        questions[0] = MEDIA_TAG + questions[0]
+    marks = sum(text.count(MEDIA_TAG) for text in questions)
+    if not marks:
+        questions[0] = MEDIA_TAG * len(media) + questions[0]
+    elif media and marks != len(media):
+        raise UserError(f"{marks} places for media, which are {len(media)}: {question[:80]!r}")
+    waiting = list(media)
     messages: list[dict[str, Any]] = [dict(role="system", content=system)] if system else []
     for number, text in enumerate(questions):
-        pieces = [text] if media is None else text.split(MEDIA_TAG)
         content: list[dict[str, str]] = []
-        for place, piece in enumerate(pieces):
-            if place and media is not None:
-                content.append({"type": media})
+        for place, piece in enumerate(text.split(MEDIA_TAG, len(waiting))):
+            if place:
+                content.append({"type": waiting.pop(0)})
             if piece:
                 content.append({"type": "text", "text": piece})
         messages.append(dict(role="user", content=content))
@@ -292,56 +317,21 @@ def messages_of(
 
 
 def without_media(clip: Clip) -> Clip:
-    """A clip whose questions do not say where its video or image stands, to be asked without it."""
+    """A clip whose questions do not say where its videos and images stand, to be asked without them."""
     turns = tuple(Turn(turn.question.replace(MEDIA_TAG, ""), turn.answer) for turn in clip.turns)
     return dataclasses.replace(clip, question=clip.question.replace(MEDIA_TAG, ""), turns=turns)
-
-
-def with_media(
-    prompt: np.ndarray, grid: Grid, seconds_S: np.ndarray, model_config: VLMConfig, stamps: Stamps | None
-) -> np.ndarray:
-    """``prompt`` with its placeholder repeated for the visual tokens of ``grid`` = (slots, rows, columns).
-
-    For a model that reads times in words, every slot of a video follows its time of ``seconds_S`` and stands
-    between its own vision_start and vision_end, in place of the one pair that the chat template writes.
-    UserError if such a model has no ``stamps``. Source: ``Qwen3VLProcessor`` of transformers 4.57.
-    """
-    at = np.flatnonzero(prompt == model_config.video_token)
-    if model_config.tokens_per_second is not None or not len(at):
-        visual = is_visual(prompt, (model_config.image_token, model_config.video_token))
-        return np.repeat(prompt, np.where(visual, np.prod(grid), 1))
-    if stamps is None:
-        raise UserError(
-            "the model reads times digit by digit, which its tokenizer merges; use the model's own"
-        )
-    before, after = prompt[: at[0]], prompt[at[0] + 1 :]
-    start, end = model_config.vision_start, model_config.vision_end
-    if before[-1] == start and after[0] == end:
-        before, after = before[:-1], after[1:]
-    slot = [start, *[model_config.video_token] * (grid[1] * grid[2]), end]
-    slots = [stamps.write(seconds) + slot for seconds in seconds_S]
-    return np.concatenate([before, *slots, after]).astype(np.int32)
-
-
-def places_with_media(
-    places: np.ndarray, prompt: np.ndarray, length: int, pads: tuple[int, int]
-) -> np.ndarray:
-    """The places of text in ``prompt`` once ``with_media`` has made it so long. pads: see ``is_visual``."""
-    visual = np.flatnonzero(is_visual(prompt, pads))
-    if not len(visual):
-        return places
-    return np.where(places > visual[-1], places + length - len(prompt), places)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """The token ids of a clip, and the rest of the data from which its row is made.
 
-    prompt i32[p], its media still one placeholder; answer i32[c], its end included; keywords i32[J, W], -1
-    padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; places: of each keyword's tokens in
-    ``targets``; left_out: a keyword with a known time is not among them; degraded_answer i32[e]: the answer
-    that is true of V~, its end included, empty: unknown; stamps: see ``with_media``; notes: remarks;
-    earlier: the places i32[c] in the prompt of each answer of an earlier turn that is trained on.
+    prompt i32[p], each of its media still one placeholder; answer i32[c], its end included; keywords i32[J,
+    W], -1 padded; lemma i32[J], -1: none; spans: of each keyword, in seconds; videos: of each, the number in
+    ``Clip.media`` of the video to which they belong; places: of each keyword's tokens in ``targets``;
+    left_out: a keyword with a known time is not among them; degraded_answer i32[e]: the answer that is true
+    of V~, its end included, empty: unknown; stamps: see ``positions.with_media``; notes: remarks; earlier:
+    the places i32[c] in the prompt of each answer of an earlier turn that is trained on.
     """
 
     prompt: np.ndarray
@@ -349,12 +339,18 @@ class Tokens:
     keywords: np.ndarray
     lemma: np.ndarray
     spans: tuple[tuple[tuple[float, float], ...], ...]
+    videos: tuple[int, ...]
     places: tuple[tuple[int, ...], ...]
     degraded_answer: np.ndarray
     left_out: bool = False
     stamps: Stamps | None = None
     notes: tuple[str, ...] = ()
     earlier: tuple[np.ndarray, ...] = ()
+
+    def spans_in(self, medium: int) -> tuple[tuple[tuple[float, float], ...], ...]:
+        """``spans``, empty for the keywords of other videos than this one."""
+        pairs = zip(self.spans, self.videos, strict=True)
+        return tuple(spans if own == medium else () for spans, own in pairs)
 
     @property
     def targets(self) -> np.ndarray:
@@ -367,7 +363,7 @@ def tokenize(
     clip: Clip,
     text: Text,
     *,
-    media: Media | None = "video",
+    media: tuple[Media, ...] = ("video",),
     keywords: int = 0,
     keyword_tokens: int = 0,
     train_turns: TrainTurns = "last",
@@ -383,6 +379,7 @@ def tokenize(
     ids = np.full((keywords, keyword_tokens), -1, np.int32)
     lemma = np.full(keywords, -1, np.int32)
     spans: list[tuple[tuple[float, float], ...]] = [()] * keywords
+    videos = [0] * keywords
     places: list[tuple[int, ...]] = [()] * keywords
     notes = []
     if keywords and len(clip.keywords) > keywords:
@@ -390,7 +387,7 @@ def tokenize(
     left_out = any(keyword.spans for keyword in clip.keywords[keywords:])
     for j, keyword in enumerate(clip.keywords[:keywords]):
         turn = clip.turn_naming(keyword.text)
-        if turn < clip.media_turn:  # the video's states would read it
+        if turn < clip.turn_showing(keyword.video):  # the video's states would read it
             notes.append("keyword left out: an answer before the video names it")
             continue
         found, pieces = text.keyword(keyword.text, clip.dialogue[turn].answer)
@@ -400,7 +397,7 @@ def tokenize(
             continue
         ids[j, : len(pieces)] = pieces
         lemma[j] = zlib.crc32(keyword.lemma.encode()) & 0x7FFFFFFF  # the same number in every process and run
-        spans[j] = keyword.spans
+        spans[j], videos[j] = keyword.spans, keyword.video
         begin = first[turn]
         if begin is not None:
             places[j] = tuple(begin + place for place in found)
@@ -410,16 +407,18 @@ def tokenize(
             notes.append("degraded_answer left out: an earlier answer names what V~ hides")
     elif clip.degraded_answer:
         degraded_answer = text.answer(clip.degraded_answer)
+    prompt = text.prompt(clip, media)
     return Tokens(
-        prompt=text.prompt(clip, media),
+        prompt=prompt,
         answer=text.answer(clip.answer),
         keywords=ids,
         lemma=lemma,
         spans=tuple(spans),
+        videos=tuple(videos),
         places=tuple(places),
         degraded_answer=degraded_answer,
         left_out=left_out,
-        stamps=text.stamps,
+        stamps=text.stamps_of(prompt),
         notes=tuple(notes),
         earlier=earlier,
     )

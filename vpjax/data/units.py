@@ -11,15 +11,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import numpy as np
 
 from vpjax.data.positions import Grid
 from vpjax.data.sampling import Shape
+from vpjax.types import Array, Units
 
 if TYPE_CHECKING:
+    from vpjax.data.video import Video
+    from vpjax.models.config import VLMConfig
     from vpjax.models.vision import VisionConfig
 
 GATHER = 1.15  # times which a layer's linear parts cost where units are gathered into bins and back
@@ -199,3 +203,70 @@ def choose_capacity(grids: Iterable[Grid], vision: VisionConfig) -> Capacity:
     if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):
         return Capacity(block, 0)
     return Capacity(block, bin)
+
+
+def units_of(video: Video, model_config: VLMConfig, capacity: Capacity) -> tuple[Units, np.ndarray]:
+    """The units of a video, without the leading axis, and the unit i32[S,M] of each visual token."""
+    vision, frames = model_config.vision, video.frames
+    grid = grid_of(frames.shape[:3], vision)
+    layout = lay_out(grid, vision, capacity)
+    is_unit, per_slot = layout.unit >= 0, grid[1] * grid[2]
+    cut_units = cut(frames, vision)
+    pixels = np.zeros((len(layout.unit), *cut_units.shape[1:]), np.uint8)
+    pixels[is_unit] = cut_units[layout.unit[is_unit]]
+    place = np.stack(np.divmod(layout.unit % per_slot, grid[2]), axis=-1) * is_unit[:, None]
+    binned = np.full(len(layout.unit), -1, np.int32)
+    binned[layout.bins[layout.bins >= 0]] = np.flatnonzero(layout.bins >= 0)
+    units = Units(
+        pixels=pixels,
+        place=place.astype(np.int32),
+        grid=np.tile(np.array(grid[1:], np.int32), (len(layout.unit), 1)),
+        window=layout.window,
+        slot=np.where(is_unit, layout.unit // per_slot, -1).astype(np.int32),
+        bins=layout.bins,
+        binned=binned,
+        block=capacity.block,
+        bin=capacity.bin,
+    )
+    return units, places_of(layout.unit).reshape(grid[0], per_slot)
+
+
+def joined_units(parts: Sequence[Units], model_config: VLMConfig, capacity: Capacity) -> Units:
+    """The units of several videos as those of one clip: their slots follow one another."""
+    units = slots = 0
+    out = [no_units(model_config, capacity)]
+    for part in parts:
+        bins = sum(len(before.bins) for before in out)
+        moved = dataclasses.replace(
+            part,
+            window=shifted(part.window, units),  # windows of other blocks: any number that differs would do
+            slot=shifted(part.slot, slots),
+            bins=shifted(part.bins, units),
+            binned=shifted(part.binned, bins),
+        )
+        units, slots = units + len(part.window), slots + int(np.max(part.slot, initial=-1)) + 1
+        out.append(moved)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *out)
+
+
+def no_units(model_config: VLMConfig, capacity: Capacity) -> Units:
+    """The units of a clip of text alone."""
+    vision = model_config.vision
+    none = np.zeros(0, np.int32)
+    values = vision.channels * vision.temporal * vision.patch**2
+    return Units(
+        pixels=np.zeros((0, vision.merge**2, values), np.uint8),
+        place=none.reshape(0, 2),
+        grid=none.reshape(0, 2),
+        window=none,
+        slot=none,
+        bins=none,
+        binned=none,
+        block=capacity.block,
+        bin=capacity.bin,
+    )
+
+
+def shifted(index: Array, by: int) -> np.ndarray:
+    """An index whose padding is -1, of things that stand so much further on."""
+    return np.where(index < 0, -1, index + by)

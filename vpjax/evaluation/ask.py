@@ -22,7 +22,7 @@ from vpjax.data import keyframes
 from vpjax.data.collate import collate_prompts
 from vpjax.data.packing import PromptPlan, Sizes, round_up
 from vpjax.data.pipeline import make_batch_maker, read_ahead
-from vpjax.data.rows import prompt_row, replaced_slots, seen_through
+from vpjax.data.rows import prompt_row, replaced_slots, seen_through, slot_counts
 from vpjax.data.text import Text, without_media
 from vpjax.data.units import Capacity
 from vpjax.data.video import Video
@@ -199,7 +199,7 @@ class ClipPredictor:
             batch_size=self.batch_size,
         )
         self.faults = {clip: reason for reason, rejected in self.index.rejected.items() for clip in rejected}
-        self.faults |= {entry.id: entry.source.fault for entry in self.index.entries if entry.source.fault}
+        self.faults |= {entry.id: entry.fault for entry in self.index.entries if entry.fault}
         # What the candidates f[G] of each ranked query were ranked by, so far.
         self.scores: dict[Query, np.ndarray] = {}
         self.entry_of_clip = {entry.id: entry for entry in self.index.entries}
@@ -279,7 +279,8 @@ class ClipPredictor:
         self, prompts: Prompts, clips: Sequence[Sequence[Clip]], contrast: str, find: KeyFinder | None
     ) -> np.ndarray:
         """The units i32[B, P] that V~ shows, its key frames annotated or found; those of V for a clip without
-        key frames that can be replaced. prompts: on the host, of the rows ``clips`` of at most one clip."""
+        key frames that can be replaced and, if they are to be found, for one of several videos or images.
+        prompts: on the host, of the rows ``clips`` of at most one clip."""
         if find is None:
             return control_shows(prompts, "key", SEED)[0]
         shows_BP, slot_BP = np.array(prompts.text.shows), np.asarray(prompts.text.slot)
@@ -287,9 +288,9 @@ class ClipPredictor:
         for row, row_clips in enumerate(clips):
             for query in self._pending(row_clips, contrast, True):
                 entry = self.entry_of_clip[query.id]
-                if entry.source.media is None:
+                if len(entry.sources) != 1:
                     continue
-                video, _ = self.maker.video(entry)  # which the cache of frames holds by now
+                (video,), _ = self.maker.videos(entry)  # which the cache of frames holds by now
                 spans = find(video, self.clips[entry.number], self.candidates[query.id])
                 key_S = keyframes.slots_of(spans, video.times, video.frame_seconds, temporal)
                 source = keyframes.source_of(key_S[None])
@@ -310,9 +311,9 @@ class ClipPredictor:
             clips = [by_prompt[key] for key in sorted(by_prompt)]
             if ranked:
                 clips = [[without_media(clip)] for clip in usable]
-            chats = [self.text.prompt(row[0], None) for row in clips]
+            chats = [self.text.prompt(row[0], ()) for row in clips]
             sizes = Sizes(round_up(max(map(len, chats)), self.data_config.length_multiple))
-            rows = [prompt_row(chat, None, model_config, capacity) for chat in chats]
+            rows = [prompt_row(chat, (), model_config, capacity) for chat in chats]
             for first in range(0, len(rows), self.batch_size):
                 part = slice(first, first + self.batch_size)
                 empty = self.batch_size - len(rows[part])
@@ -351,6 +352,18 @@ class ClipPredictor:
         return queries.logprobs[control]
 
 
+def reordered(control: str, rng: np.random.Generator, slots: slice) -> np.ndarray:
+    """The source of a control of one video, of which it is told the slots."""
+    count = slots.stop - slots.start
+    match control:
+        case "shuffle":
+            return keyframes.shuffle_source(count, rng)
+        case "reverse":
+            return keyframes.reverse_source(count)
+        case _:
+            return keyframes.single_source(count)
+
+
 def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The units that a control's video shows, i32[B, P], and whether each row has that video, bool[B]:
     padding has none, and ``key`` and ``random`` need key slots that can be replaced. prompts: on the host."""
@@ -358,20 +371,16 @@ def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray
     key_BP, clip_B = np.asarray(prompts.shows_degraded), np.asarray(prompts.clip)
     changed_BP = (key_BP if control == "key" else shows_BP).copy()
     for row, number in enumerate(clip_B):
-        slots = int(slot_BP[row].max()) + 1
-        if not slots:
+        counts = slot_counts(slot_BP[row], prompts.medium[row])
+        if not counts:
             continue
         rng = np.random.default_rng([seed, max(number, 0)])
         match control:
             case "random":
                 replaced = replaced_slots(shows_BP[row], key_BP[row], slot_BP[row])
-                source = keyframes.random_source(replaced, rng)
-            case "shuffle":
-                source = keyframes.shuffle_source(slots, rng)
-            case "reverse":
-                source = keyframes.reverse_source(slots)
-            case "single":
-                source = keyframes.single_source(slots)
+                source = keyframes.random_source(replaced, counts, rng)
+            case "shuffle" | "reverse" | "single":
+                source = keyframes.sources_of(counts, functools.partial(reordered, control, rng))
             case _:
                 continue
         changed_BP[row] = seen_through(shows_BP[row], slot_BP[row], source)

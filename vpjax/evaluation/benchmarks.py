@@ -89,10 +89,11 @@ def read_benchmark(
                     _check_choices(clip)
                 if clip.id in places:
                     raise ValueError(f"id {clip.id!r} stands at {places[clip.id]} too")
-                check_path(clip.video)
+                for path in clip.media:
+                    check_path(path)
                 places[clip.id] = record.place
                 folders = [join_path(root, folder.format(file=record.file)) for folder in benchmark.folders]
-                clips.append(dataclasses.replace(clip, video=_found(folders, clip.video)))
+                clips.append(clip.with_media([_found(folders, path) for path in clip.media]))
         except KeyError as error:
             raise UserError(f"{record.place}: no field {error}: not a row of {name}") from error
         except (TypeError, AttributeError, IndexError, ValueError) as error:
@@ -129,8 +130,6 @@ def _check_choices(clip: Clip) -> None:
 
 def _found(folders: Sequence[str], video: str) -> str:
     """The video's path in the first folder that holds it, or in the first folder if none does."""
-    if not video:  # a question without one
-        return ""
     paths = [join_path(folder, video) for folder in folders]
     return next((path for path in paths if exists(path)), paths[0])
 

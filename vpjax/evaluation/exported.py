@@ -70,8 +70,9 @@ def noise_case(model: VideoLM, text: Text, media: Media | None) -> Case:
         frames = np.repeat(frames, vision.temporal, axis=1).reshape(-1, side, side, 3)
         seconds = 1 / vision.temporal if media == "video" else 0.0
         video = Video(frames, np.arange(len(frames)) * seconds, seconds)
-    prompt = text.chat(QUESTION, media)
-    return Case(media, video, *single_prompt(prompt, video, model.config, stamps=text.stamps))
+    prompt = text.chat(QUESTION, () if media is None else (media,))
+    videos = [] if video is None else [video]
+    return Case(media, video, *single_prompt(prompt, videos, model.config, stamps=text.stamps_of(prompt)))
 
 
 def _logits(model: VideoLM, prompts: Prompts) -> np.ndarray:

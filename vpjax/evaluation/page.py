@@ -69,18 +69,23 @@ def _samples(
 
 
 def _frames(clip: Clip) -> list[tuple[str, float, bool]]:
-    """Frames of a clip as (data URL, seconds, whether it lies in a span of the clip)."""
-    if not clip.video:
-        return []
+    """Frames of a clip's media as (data URL, seconds, whether it lies in a span of the clip)."""
+    return [frame for number in range(len(clip.media)) for frame in _frames_of_medium(clip, number)]
+
+
+def _frames_of_medium(clip: Clip, number: int) -> list[tuple[str, float, bool]]:
+    path = clip.media[number]
     try:
-        if is_image(clip.video):
-            video = read_image(clip.video, factor=2, min_pixels=1, max_pixels=SAMPLE_PIXELS)
+        if is_image(path):
+            video = read_image(path, factor=2, min_pixels=1, max_pixels=SAMPLE_PIXELS)
         else:
             sampling = Sampling(SAMPLE_FRAMES, min_pixels=1, max_pixels=SAMPLE_PIXELS)
-            video = read_frames(clip.video, sampling, factor=2, start=clip.start, end=clip.end)
+            video = read_frames(path, sampling, factor=2, start=clip.start, end=clip.end)
     except UserError:
         return []
-    spans = [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
+    spans = [span for keyword in clip.keywords if keyword.video == number for span in keyword.spans]
+    if not spans and number == 0:
+        spans = list(clip.spans)
     frames = []
     for frame, seconds in zip(video.frames, video.times, strict=True):
         in_span = any(start <= seconds + 1e-3 and seconds < end for start, end in spans)

@@ -296,28 +296,28 @@ def run_of(folder: Path) -> dict[str, Any]:
 
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
     """Print which videos are missing, before any work is done. UserError if all are."""
-    rows = Counter(clip.video for clip in clips if clip.video)
+    rows = Counter(path for clip in clips for path in clip.media)
     missing = [video for video in rows if not exists(video)]
     if rows and len(missing) == len(rows):
         raise UserError(
             f"none of {len(rows)} videos is there, such as {missing[0]}: give their root as --videos"
         )
     if missing:
-        count = sum(rows[video] for video in missing)
+        count = sum(any(path in missing for path in clip.media) for clip in clips)
         names = ", ".join(missing if len(missing) <= 5 else [*missing[:5], "..."])
         say(f"{len(missing)} of {len(rows)} videos are missing, with {count} of {len(clips)} rows: {names}")
 
 
 def identity(clip: Clip) -> tuple[str, ...]:
     """What makes a clip's predictions and their scores those of this clip."""
-    own = clip.id, clip.question, clip.answer, clip.video
+    own = clip.id, clip.question, clip.answer, clip.video, *clip.others
     return (*own, clip.system, repr(clip.turns)) if clip.system or clip.turns else own
 
 
 def without_answer(clip: Clip) -> Clip:
-    """The clip without its answer. If no keyword has spans, those of the clip mark its key frames."""
+    """The clip without its answer. If no keyword has spans, those of a clip of one video mark key frames."""
     keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()
-    if not keywords and clip.spans:
+    if not keywords and clip.spans and not clip.others:
         keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
     return dataclasses.replace(clip, answer="", keywords=keywords)
 

@@ -148,7 +148,7 @@ def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]
         if not video.exists() or not video.stat().st_size:  # a power cut leaves empty files
             content = encode(draw(scene, noise=spec.noise), fps=scene.fps, crf=spec.crf)
             write_whole(video, content, keep=False)
-        return json.dumps(dataclasses.asdict(clip)) + "\n"
+        return json.dumps(clip.record()) + "\n"
 
     files = {split: home / f"{split}-{count}.jsonl" for split, count in splits.items()}
     # Threads: drawing and encoding run mostly outside Python's lock, and new processes would have to start

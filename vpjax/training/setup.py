@@ -134,7 +134,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
             for pattern in ("config.json", "README.md", *hf.HF_FILES):
                 for file in source.glob(pattern):
                     shutil.copyfile(file, part / file.name)
-            if any(is_image(clip.video) for clip in clips if clip.video):
+            if any(is_image(path) for clip in clips for path in clip.media):
                 set_image_sizes(part / IMAGE_PROCESSOR, config)
         else:
             new_model(config, part, clips)
