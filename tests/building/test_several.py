@@ -241,7 +241,7 @@ def test_parts_keep_clips_of_the_same_files_together(options, tmp_path):
     ((first, second, third),) = parts_of(items)
     assert (first, second, third) == (0, 2, 1)
     make_part(items, options, str(tmp_path / "part.jsonl"))
-    results = read_part(str(tmp_path / "part.jsonl"))
+    results = read_part(str(tmp_path / "part.jsonl"), 3)
     assert [len(item.media) for item in results] == [2, 1, 2]
     assert [item.clip.keywords[0].video for item in results] == [1, 0, 1]
     assert all(item.clip.keywords[0].spans for item in results)
