@@ -83,6 +83,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "LM + margin": {"contrast.weight": 0.0, "contrast.answer": 0.2},
     "truth": IN_BATCH | {"contrast.truth": 0.1, "contrast.truth_share": 1.0},
     "margin + truth": MARGIN | {"contrast.truth": 0.1, "contrast.truth_share": 0.25},
+    "stronger margin + less truth": MARGIN
+    | {"contrast.answer": 0.4, "contrast.truth": 0.05, "contrast.truth_share": 0.25},
     "margin, motion": MARGIN,
     "margin, self": MARGIN,
 }
@@ -101,6 +103,7 @@ MEANING = {
     "LM + margin": "margin without a contrast",
     "truth": "batch, and V~ is trained on its own truth",
     "margin + truth": "margin, and a quarter of the V~s is trained on its own truth",
+    "stronger margin + less truth": "the same, the margin twice as strong, the truth half",
     "margin, motion": "margin, key frames found by motion",
     "margin, self": "margin, key frames found by the LM-only model of the same seed",
 }
