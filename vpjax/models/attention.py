@@ -104,25 +104,46 @@ def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues, segment_BP: Array) -> ja
     return jnp.concatenate(out, axis=1).reshape(q_BPNH.shape)
 
 
-def attend_suffix(
-    q_BGQNH: jax.Array, prefix: KeyValues, suffix: KeyValues, segment_BP: Array, start: Array | int = 0
-) -> jax.Array:
-    """Attention of Q tokens of each completion to the prefix and to their own completion: [B, G, Q, N, H].
+def attend_suffix(q_BGCNH: jax.Array, prefix: KeyValues, suffix: KeyValues, segment_BP: Array) -> jax.Array:
+    """Attention of the tokens of each completion to the prefix and to their own completion: [B, G, C, N, H].
 
-    prefix: [B, P, K, H], shared by the G completions. suffix: [B, G, C, K, H]. Query i is token ``start + i``
-    of its completion and sees the keys up to that token. Both parts share one softmax.
+    prefix: [B, P, K, H], shared by the G completions. suffix: [B, G, C, K, H]. Both parts share one softmax.
     """
-    q = _grouped(q_BGQNH, prefix.k.shape[-2])
-    rows, queries, length = q.shape[0], q.shape[2], suffix.k.shape[2]
-    own_QC = jnp.arange(length) <= start + jnp.arange(queries)[:, None]
-    sees_prefix = jnp.broadcast_to((segment_BP == 1)[:, None], (rows, queries, prefix.k.shape[1]))
-    sees_own = jnp.broadcast_to(own_QC, (rows, queries, length))
+    q = _grouped(q_BGCNH, prefix.k.shape[-2])
+    rows, length = q.shape[0], q.shape[2]
+    sees_prefix = jnp.broadcast_to((segment_BP == 1)[:, None], (rows, length, prefix.k.shape[1]))
+    sees_own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (rows, length, length))
     mask = jnp.concatenate([sees_prefix, sees_own], axis=-1)[:, None, None, None]
     scores = [jnp.einsum("bgqkrh,bpkh->bgkrqp", q, prefix.k), jnp.einsum("bgqkrh,bgckh->bgkrqc", q, suffix.k)]
     weights = _softmax(jnp.concatenate(scores, axis=-1), mask).astype(q.dtype)
     to_prefix, to_suffix = jnp.split(weights, [prefix.k.shape[1]], axis=-1)
     out = jnp.einsum("bgkrqp,bpkh->bgqkrh", to_prefix, prefix.v)
-    return (out + jnp.einsum("bgkrqc,bgckh->bgqkrh", to_suffix, suffix.v)).reshape(q_BGQNH.shape)
+    return (out + jnp.einsum("bgkrqc,bgckh->bgqkrh", to_suffix, suffix.v)).reshape(q_BGCNH.shape)
+
+
+def attend_cached(
+    q_BGNH: jax.Array, prefix: KeyValues, suffix: KeyValues, seen_BP: Array, step: Array
+) -> jax.Array:
+    """Attention of token number ``step`` of each of G completions to the prompt and to its own completion:
+    [B, G, N, H].
+
+    prefix: [B, K, P, H], of which ``seen`` says what is no padding. suffix: [B, K, G, C, H]. Both have their
+    heads first: so a TPU reads them as they lie, where it would copy the prompt's for each token and layer.
+    """
+    q_BKGRH = _grouped(q_BGNH, prefix.k.shape[1]).swapaxes(1, 2)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    lowest = jnp.finfo(jnp.float32).min
+    to_prompt = product("bkgrh,bkph->bkgrp", q_BKGRH, prefix.k)
+    to_prompt = jnp.where(jnp.asarray(seen_BP)[:, None, None, None], to_prompt, lowest)
+    to_own = product("bkgrh,bkgch->bkgrc", q_BKGRH, suffix.k)
+    to_own = jnp.where(jnp.arange(suffix.k.shape[3]) <= step, to_own, lowest)
+    # The softmax over both, without a copy of both in one array.
+    largest = jnp.maximum(to_prompt.max(-1, keepdims=True), to_own.max(-1, keepdims=True))
+    to_prompt, to_own = jnp.exp(to_prompt - largest), jnp.exp(to_own - largest)
+    total = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
+    mixed = product("bkgrp,bkph->bkgrh", to_prompt.astype(prefix.v.dtype), prefix.v)
+    mixed += product("bkgrc,bkgch->bkgrh", to_own.astype(suffix.v.dtype), suffix.v)
+    return (mixed / total).astype(q_BGNH.dtype).swapaxes(1, 2).reshape(q_BGNH.shape)
 
 
 def attend_branch(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array:

@@ -7,14 +7,14 @@ Visual features may be added after the first layers (DeepStack). Sources: ``Qwen
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_suffix
+from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_cached
 from vpjax.models.linear import Linear
 from vpjax.models.rope import rotate, text_angles
 from vpjax.models.sharding import split_groups, split_heads, split_rows, split_width
@@ -101,9 +101,14 @@ class Decoder(nnx.Module):
         # Each device looks up its columns of the table for all rows, then keeps its own rows.
         return split_rows(split_width(self.embed[tokens]))
 
-    def empty_cache(self, *shape: int) -> KeyValues:
-        """A cache [L, *shape, K, H] of zeros."""
-        shape = (self.config.layers, *shape, self.config.kv_heads, self.config.head_dim)
+    def empty_cache(self, rows: int, length: int) -> KeyValues:
+        """A cache [L, B, P, K, H] of zeros for prompts."""
+        shape = self.config.layers, rows, length, self.config.kv_heads, self.config.head_dim
+        return KeyValues(jnp.zeros(shape, self.embed.dtype), jnp.zeros(shape, self.embed.dtype))
+
+    def empty_suffix(self, rows: int, groups: int, length: int) -> KeyValues:
+        """A cache [L, B, K, G, C, H] of zeros for completions."""
+        shape = self.config.layers, rows, self.config.kv_heads, groups, length, self.config.head_dim
         return KeyValues(jnp.zeros(shape, self.embed.dtype), jnp.zeros(shape, self.embed.dtype))
 
     def angles(self, positions_B3T: Array) -> jax.Array:
@@ -165,44 +170,46 @@ class Decoder(nnx.Module):
         token_BX: Array,
         position_BX: Array,
         step: Array,
-        segment_BRP: Array,
-        prefix: KeyValues,
-        suffix: KeyValues,
-        groups: tuple[int, ...],
-    ) -> tuple[jax.Array, KeyValues]:
+        seen: Sequence[Array],
+        prompts: Sequence[KeyValues],
+        suffixes: Sequence[KeyValues],
+    ) -> tuple[jax.Array, list[KeyValues]]:
         """Feed token number ``step`` of each of X completions: its hidden states [B, X, D] after the final
-        norm, and the suffix cache [L, B, X, C, K, H] with this token written.
+        norm, and the caches of completions with this token written.
 
-        prefix [L, B, R, P, K, H]: of R prompts, of which ``groups`` says how many of the completions each
-        has. On a mesh the weights are as ``sharding.regroup`` leaves them."""
+        A row has several prompts, each with completions of its own, which follow one another in X. prompts:
+        the cache [L, B, K, P, H] of each, and seen bool[B, P]: what of it is no padding. suffixes: the cache
+        [L, B, K, G, C, H] of each one's completions. On a mesh the weights are as ``sharding.regroup`` leaves
+        them."""
         angles = self.angles(jnp.repeat(position_BX[:, None], 3, axis=1))
 
-        def layer(carry, block_prefix_index):
-            x, cache = carry
-            block, prefix, index = block_prefix_index
+        def layer(carry, block_prompts_index):
+            x, caches = carry
+            block, prompts, index = block_prompts_index
 
             def attention(q_BXNH, kv_BXKH):
                 q_BXNH, kv_BXKH = jax.tree.map(split_heads, (q_BXNH, kv_BXKH))
-                written = jax.tree.map(
-                    lambda c, new: c.at[index, :, :, step].set(new.astype(c.dtype)), cache, kv_BXKH
-                )
-                own = jax.tree.map(lambda c: c[index], written)
-                mixed, end = [], 0
-                for r, count in enumerate(groups):
-                    start, end = end, end + count
-                    of_prompt = jax.tree.map(lambda c, r=r: c[:, r], prefix)
-                    of_group = jax.tree.map(lambda c, g=slice(start, end): c[:, g], own)
-                    q_BGQNH = q_BXNH[:, start:end, None]
-                    mixed.append(attend_suffix(q_BGQNH, of_prompt, of_group, segment_BRP[:, r], step))
-                return split_heads(jnp.concatenate(mixed, axis=1)[:, :, 0]), written
+                mixed, written, start = [], [], 0
+                for prompt, cache, seen_BP in zip(prompts, caches, seen, strict=True):
+                    own = slice(start, start + cache.k.shape[3])
+                    start = own.stop
+
+                    def write(c, new, own=own):
+                        return c.at[index, :, :, :, step].set(new[:, own].swapaxes(1, 2).astype(c.dtype))
+
+                    cache = jax.tree.map(write, cache, kv_BXKH)
+                    suffix = jax.tree.map(lambda c: c[index], cache)
+                    mixed.append(attend_cached(q_BXNH[:, own], prompt, suffix, seen_BP, step))
+                    written.append(cache)
+                return split_heads(jnp.concatenate(mixed, axis=1)), written
 
             x, written = block(split_groups(x), angles, attention)
             return (split_groups(x), written), None
 
         index_L = jnp.arange(self.config.layers)
-        carry = split_groups(self.embed[token_BX]), suffix
-        (h_BXD, suffix), _ = jax.lax.scan(layer, carry, (self.layers, prefix, index_L))
-        return self.norm(h_BXD), suffix
+        carry = split_groups(self.embed[token_BX]), list(suffixes)
+        (h_BXD, suffixes), _ = jax.lax.scan(layer, carry, (self.layers, list(prompts), index_L))
+        return self.norm(h_BXD), suffixes
 
 
 def _through(

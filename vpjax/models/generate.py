@@ -32,11 +32,11 @@ class Completions(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """The carry of the decode loop. step: the number of tokens chosen; the cache lacks the last of them."""
+    """The carry of the decode loop. step: the number of tokens chosen; the caches lack the last of them."""
 
     step: jax.Array
     done_BX: jax.Array
-    cache: KeyValues
+    caches: list[KeyValues]
     out: Completions
 
 
@@ -97,24 +97,25 @@ def generate(
         new = Completions(token_BX, running_BX, logprob_BX)
         out = jax.tree.map(lambda full, x: full.at[:, :, state.step].set(x * running_BX), state.out, new)
         done_BX = state.done_BX | jnp.isin(token_BX, jnp.array(eos, jnp.int32))
-        return _Loop(state.step + 1, done_BX, state.cache, out)
+        return _Loop(state.step + 1, done_BX, state.caches, out)
 
     def advance(state: _Loop) -> _Loop:
         fed = state.step - 1
         token_BX = state.out.tokens[:, :, fed]
-        h_BXD, cache = model.decoder.decode(
-            token_BX, next_BX + fed, fed, segment_BRP, prefix, state.cache, groups
+        h_BXD, caches = model.decoder.decode(
+            token_BX, next_BX + fed, fed, seen, caches_of_prompts, state.caches
         )
-        return choose(state._replace(cache=cache), h_BXD)
+        return choose(state._replace(caches=caches), h_BXD)
 
     last_ND, prefix = model.prefill(features, prompts)
     with phase("regroup"):
         model, last_ND, prefix = regrouped(model, last_ND, prefix)
     unembed_OD = model.unembed
     last_BXD = last_ND.reshape(rows, branches, -1)[:, branch_X]
-    prefix = _split_rows_and_heads(
-        jax.tree.map(lambda x: x.reshape(x.shape[0], rows, branches, *x.shape[2:]), prefix)
-    )
+    seen = [segment_BRP[:, r] > 0 for r in range(branches)]
+    caches_of_prompts = [
+        jax.tree.map(functools.partial(_of_branch, r, branches), prefix) for r in range(branches)
+    ]
     shape = (rows, total, max_new)
     empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
     absent_BX = ~jnp.any(segment_BRP > 0, axis=2)[:, branch_X]
@@ -125,8 +126,9 @@ def generate(
     def continues(state: _Loop) -> jax.Array:
         return (state.step < max_new) & ((state.done_BX & ~absent_BX).sum() < enough)
 
-    cache = _split_rows_and_heads(model.decoder.empty_cache(*shape))
-    start = _Loop(jnp.int32(0), absent_BX, cache, empty)
+    caches = [model.decoder.empty_suffix(rows, count, max_new) for count in groups]
+    caches = jax.tree.map(functools.partial(split_heads, rows_axis=1, heads_axis=2), caches)
+    start = _Loop(jnp.int32(0), absent_BX, caches, empty)
     with phase("decode"):
         end = jax.lax.while_loop(continues, advance, choose(start, last_BXD))
     # A completion that the loop's end cuts off says nothing about where it would have ended.
@@ -143,8 +145,12 @@ def regrouped(model: VideoLM, last_ND: jax.Array, prefix: KeyValues) -> tuple[Vi
     return rebuild(model, params | decoder), last_ND, prefix
 
 
-def _split_rows_and_heads(cache: KeyValues) -> KeyValues:
-    return jax.tree.map(functools.partial(split_heads, rows_axis=1), cache)
+def _of_branch(number: int, branches: int, x_LNPKH: jax.Array) -> jax.Array:
+    """Of a cache of ``branches`` prompts for each row that of one, [L, B, K, P, H], in the layout of
+    sampling."""
+    layers, count, *rest = x_LNPKH.shape
+    x_LBPKH = x_LNPKH.reshape(layers, count // branches, branches, *rest)[:, :, number]
+    return split_heads(x_LBPKH.swapaxes(2, 3), rows_axis=1, heads_axis=2)
 
 
 def sample(key: Array, logits_O: jax.Array, top_p: float, top_k: int) -> jax.Array:

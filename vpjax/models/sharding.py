@@ -206,10 +206,10 @@ def split_groups(x: jax.Array) -> jax.Array:
     return _constrain(x, P(GROUPS))
 
 
-def split_heads(x: jax.Array, rows_axis: int = 0) -> jax.Array:
-    """``x`` [..., N, H] in sampling: its rows as in ``split_groups``, its heads over HEADS if they divide."""
+def split_heads(x: jax.Array, *, rows_axis: int = 0, heads_axis: int = -2) -> jax.Array:
+    """``x`` in sampling: its rows as in ``split_groups``, its heads over HEADS if they divide."""
     spec: list[Any] = [None] * x.ndim
-    spec[rows_axis], spec[-2] = GROUPS, _if_divides(x.shape[-2], HEADS)
+    spec[rows_axis], spec[heads_axis] = GROUPS, _if_divides(x.shape[heads_axis], HEADS)
     return _constrain(x, P(*spec))
 
 
