@@ -5,10 +5,12 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 
 from tests.scoring.host_rewards import host_rewards
 from tests.scoring.reward_cases import CLIPS, event_texts, odd_texts
 from vpjax.data.text import Text, train_tokenizer
+from vpjax.scoring import metrics, tasks
 from vpjax.scoring.references import reference_rows, reference_sizes
 from vpjax.scoring.rewards import REWARDS, compute_rewards
 from vpjax.scoring.texts import byte_table
@@ -17,6 +19,16 @@ KEYWORDS = 4
 SIZES = reference_sizes(CLIPS, keywords=KEYWORDS)
 GROUP = 32  # G
 LIMIT = 100  # C
+# Rewards that are scores of evaluation, too.
+EVALUATED = {
+    "choice": (metrics.score_choice, "accuracy"),
+    "span_iou": (metrics.score_span, "mIoU"),
+    "box_iou": (tasks.score_tracking, "box IoU"),
+    "evidence_iou": (tasks.score_grounded_choice, "evidence IoU"),
+    "numerical": (metrics.score_number, "accuracy"),
+    "regression": (metrics.score_number, "closeness"),
+    "ocr": (metrics.score_ocr, "word accuracy"),
+}
 
 
 # Run on thousands of texts: unlike most programs of the tests this one gains from being optimised.
@@ -42,30 +54,46 @@ def every_keyword(clips):
     return np.ones((len(clips), KEYWORDS), bool)
 
 
-class Scorer:
-    """The rewards of texts, from the device and from the host, under one tokenizer."""
+def assert_same(device, host):
+    for name in REWARDS:
+        # float32 against float64; an IoU of seconds up to 10^6, of which few are right, loses the most.
+        np.testing.assert_allclose(device[name], host[name], rtol=0, atol=2e-6, err_msg=name)
 
-    def __init__(self, text, table):
+
+def assert_evaluation_agrees(device, texts, clips):
+    for name, (score, metric) in EVALUATED.items():
+        for b, g in np.argwhere(~np.isnan(device[name])):
+            value = score(clips[b], texts[b][g]).values[metric]
+            assert device[name][b, g] == pytest.approx(value, abs=2e-6), (name, texts[b][g])
+
+
+class Scorer:
+    """The rewards of texts, from the device and from the host, under one tokenizer. All batches have the
+    shape of one: as many rows as ``clips``, ``group`` completions of each, of at most ``limit`` tokens."""
+
+    def __init__(self, text, table, clips=CLIPS, group=GROUP, limit=LIMIT):
         self.text, self.table = text, table
+        self.shape = len(clips), group, limit
+        self.sizes = reference_sizes(clips, keywords=KEYWORDS)
 
     def tokens(self, completions):
         """Texts, or token ids, as arrays i32[B, G, C] and their mask; anything stands after an end."""
         rng = np.random.default_rng(0)
-        shape = (len(CLIPS), GROUP, LIMIT)
-        tokens = rng.integers(0, len(self.text.tokenizer) + 50, shape).astype(np.int32)
-        mask = np.zeros(shape, bool)
+        tokens = rng.integers(0, len(self.text.tokenizer) + 50, self.shape).astype(np.int32)
+        mask = np.zeros(self.shape, bool)
         for b, row in enumerate(completions):
             for g, completion in enumerate(row):
                 ids = self.text.answer(completion) if isinstance(completion, str) else completion
-                ids = ids[:LIMIT]
+                ids = ids[: self.shape[2]]
                 tokens[b, g, : len(ids)], mask[b, g, : len(ids)] = ids, True
         return tokens, mask
 
     def device(self, completions, clips, hidden_of=every_second):
         """The rewards of completions [B][G] of ``clips`` on the device."""
         tokens, mask = self.tokens(completions)
-        padded = [*clips, *[None] * (len(CLIPS) - len(clips))]
-        rewards = device_rewards(self.table, tokens, mask, reference_rows(padded, SIZES), hidden_of(padded))
+        padded = [*clips, *[None] * (self.shape[0] - len(clips))]
+        references = reference_rows(padded, self.sizes)
+        rewards = device_rewards(self.table, tokens, mask, references, hidden_of(padded))
         return {name: np.asarray(x)[: len(clips), : len(completions[0])] for name, x in rewards.items()}
 
     def host(self, completions, clips, hidden_of=every_second):
@@ -75,11 +103,11 @@ class Scorer:
             REWARDS,
             texts,
             clips,
-            SIZES.known,
+            self.sizes.known,
             keywords=KEYWORDS,
             hidden=hidden_of(clips),
             lengths=lengths,
-            limit=LIMIT,
+            limit=self.shape[2],
         )
 
     def decoded(self, completions):
@@ -92,9 +120,9 @@ class Scorer:
         ]
 
 
-def make_scorers(tmp_path_factory):
+def make_scorers(tmp_path_factory, **sizes):
     """The scorers of two tokenizers that share little. Their tables have one shape, so that one program
-    serves both."""
+    serves both. sizes: ``clips``, ``group`` and ``limit`` of a ``Scorer``."""
     texts = []
     for sentences, size in ((event_texts(), 400), (odd_texts(), 900)):
         folder = tmp_path_factory.mktemp("tokenizer")
@@ -114,5 +142,5 @@ def make_scorers(tmp_path_factory):
             words=words,
             pieces=pieces,
         )
-        scorers.append(Scorer(text, table))
+        scorers.append(Scorer(text, table, **sizes))
     return scorers

@@ -27,10 +27,18 @@ from tests.scoring.reward_cases import (
     spanned_keywords,
     template_answer,
 )
-from tests.scoring.scorer import GROUP, SIZES, device_rewards, every_keyword, every_second, make_scorers
+from tests.scoring.scorer import (
+    GROUP,
+    SIZES,
+    assert_evaluation_agrees,
+    assert_same,
+    device_rewards,
+    every_keyword,
+    every_second,
+    make_scorers,
+)
 from vpjax.events.clips import describe
 from vpjax.events.text import PHRASES, event_of
-from vpjax.scoring import metrics
 from vpjax.scoring.references import reference_rows
 from vpjax.scoring.rewards import REWARDS, combine
 from vpjax.scoring.words import fingerprint_of, word_fingerprints
@@ -38,14 +46,6 @@ from vpjax.scoring.words import fingerprint_of, word_fingerprints
 pytestmark = pytest.mark.slow
 
 PENALTIES = {"repetition", "overlong"}
-# Rewards that are scores of evaluation, too.
-EVALUATED = {
-    "choice": (metrics.score_choice, "accuracy"),
-    "span_iou": (metrics.score_span, "mIoU"),
-    "numerical": (metrics.score_number, "accuracy"),
-    "regression": (metrics.score_number, "closeness"),
-    "ocr": (metrics.score_ocr, "word accuracy"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +56,6 @@ def scorers(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scorer(scorers):
     return scorers[0]
-
-
-def assert_same(device, host):
-    for name in REWARDS:
-        # float32 against float64; an IoU of seconds up to 10^6, of which few are right, loses the most.
-        np.testing.assert_allclose(device[name], host[name], rtol=0, atol=2e-6, err_msg=name)
-
-
-def assert_evaluation_agrees(device, texts):
-    for name, (score, metric) in EVALUATED.items():
-        for b, g in np.argwhere(~np.isnan(device[name])):
-            value = score(CLIPS[b], texts[b][g]).values[metric]
-            assert device[name][b, g] == pytest.approx(value, abs=2e-6), (name, texts[b][g])
 
 
 def grouped(clips, completion):
@@ -96,7 +83,7 @@ def test_device_equals_host(scorers, tokenizer, kind):
         completions = grouped(CLIPS, completion)
         device = scorer.device(completions, CLIPS)
         assert_same(device, scorer.host(completions, CLIPS))
-        assert_evaluation_agrees(device, scorer.decoded(completions))
+        assert_evaluation_agrees(device, scorer.decoded(completions), CLIPS)
     if kind in ("templates", "garbled"):  # every reward takes several values
         assert not [name for name, x in device.items() if len(np.unique(x[~np.isnan(x)])) < 2]
 
