@@ -12,14 +12,15 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
 from vpjax.models import hf, vlm
-from vpjax.models.config import READERS, VLMConfig
+from vpjax.models.config import READERS, VLMConfig, parse
 from vpjax.models.hf import load_pretrained, read_config, save_pretrained
 from vpjax.models.sharding import make_mesh, spec_of
 from vpjax.models.vlm import leaves
+from vpjax.recipes import sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 from vpjax.types import UserError
 
 pytestmark = pytest.mark.slow
@@ -323,6 +324,46 @@ def test_both_spellings_of_the_config(checkpoint, name):
     assert new.tokens_per_second == (2 if raw["model_type"] == "qwen2_5_vl" else None)
     assert new.decoder.tied == (name in ("tied", "deep"))
     assert new.decoder.rope_theta == tiny.MODELS[name]["text_config"]["rope_parameters"]["rope_theta"]
+
+
+OTHER_SPELLINGS = [
+    {},
+    {"tie_word_embeddings": True},
+    {"text_config": {"tie_word_embeddings": True, "rope_theta": 3e5}},
+    {"text_config": {"num_key_value_heads": None}},
+    {"text_config": {"num_key_value_heads": None, "num_attention_heads": 6, "head_dim": 8}},
+    {"text_config": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "rope_theta": 1e4}},
+    {"text_config": {"rope_parameters": {"rope_theta": 1e5, "mrope_section": [2, 3, 3]}, "rope_theta": 1e4}},
+]
+
+
+@pytest.mark.parametrize("family", READERS)
+def test_the_fields_are_those_of_transformers(checkpoint, family):
+    """In all spellings, with the values of fields that a file lacks."""
+    names = [name for name, raw in tiny.MODELS.items() if raw["model_type"] == family]
+    models = [json.loads((checkpoint(name) / "config.json").read_text()) for name in names]
+    recipes = [x.SIZES for x in (sft_qwen2_5_vl_7b, sft_qwen3_vl_8b) if x.SIZES["model_type"] == family]
+    others = [{"model_type": family, **raw} for raw in OTHER_SPELLINGS]
+    if family == "qwen2_5_vl":
+        others.append({"model_type": family, "text_config": {"use_sliding_window": None, "head_dim": None}})
+    for raw in [*models, *recipes, *map(hub_spelling, models), *others]:
+        before, ours = copy.deepcopy(raw), parse(raw)
+        assert raw == before
+        theirs = AutoConfig.for_model(**copy.deepcopy(raw))
+        for section in ("", "vision_config", "text_config"):
+            own = getattr(ours, section) if section else ours
+            their = getattr(theirs, section) if section else theirs
+            for name, value in vars(own).items():
+                expected = getattr(their, name, None)
+                if name in ("head_dim", "use_sliding_window"):  # 0 and null: not given
+                    assert (value or None) == (expected or None), (name, raw)
+                elif name.endswith("_indexes"):
+                    assert list(value) == list(expected), (name, raw)
+                elif name not in ("vision_config", "text_config", "rope_parameters"):
+                    assert value == expected, (name, raw)
+        rope, expected = ours.text_config.rope_parameters, theirs.text_config.rope_parameters
+        for name in ("rope_theta", "rope_type", "mrope_section"):
+            assert rope.get(name) == expected.get(name), (name, raw)
 
 
 # Bad input: one line that names the file and the mistake.

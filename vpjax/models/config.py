@@ -1,13 +1,17 @@
-"""The configuration of a VideoLM, read from a Hugging Face ``config.json``, one function for each family."""
+"""The configuration of a VideoLM, read from a Hugging Face ``config.json``, one function for each family.
+
+It is read here and not by transformers' classes, which take longer to import than all else of a start (they
+import PyTorch where that is installed). A test compares every field with theirs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
-
-from huggingface_hub.errors import StrictDataclassError
 
 from vpjax.models.decoder import DecoderConfig
 from vpjax.models.rope import interleaved_axes, section_axes
@@ -40,13 +44,7 @@ class VLMConfig:
         family = raw.get("model_type")
         if family not in READERS:
             raise UserError(f"model_type {family!r} is not supported; supported: {', '.join(READERS)}")
-        from transformers import AutoConfig  # takes seconds to import
-
-        hf = json.dumps(raw, sort_keys=True)
-        try:
-            parsed = AutoConfig.for_model(**json.loads(hf))  # a copy, for AutoConfig changes its arguments
-        except StrictDataclassError as error:
-            raise UserError(" ".join(str(error).split())) from error
+        parsed = parse(raw)
         return cls(
             family=family,
             **READERS[family](parsed),
@@ -54,12 +52,134 @@ class VLMConfig:
             video_token=parsed.video_token_id,
             vision_start=parsed.vision_start_token_id,
             vision_end=parsed.vision_end_token_id,
-            hf=hf,
+            hf=json.dumps(raw, sort_keys=True),
         )
 
     def to_hf(self) -> dict[str, Any]:
         """The ``config.json`` that ``from_hf`` read."""
         return json.loads(self.hf)
+
+
+# The fields that are read, with the values that transformers' classes give them where a file lacks them.
+# ``save_pretrained`` writes no field that has its default.
+MODEL = dict(
+    image_token_id=151655,
+    video_token_id=151656,
+    vision_start_token_id=151652,
+    vision_end_token_id=151653,
+    tie_word_embeddings=False,
+)
+VISION: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": dict(
+        depth=32,
+        hidden_size=3584,
+        hidden_act="silu",
+        intermediate_size=3420,
+        num_heads=16,
+        in_channels=3,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        tokens_per_second=4,
+        window_size=112,
+        out_hidden_size=3584,
+        fullatt_block_indexes=[7, 15, 23, 31],
+    ),
+    "qwen3_vl": dict(
+        depth=27,
+        hidden_size=1152,
+        hidden_act="gelu_pytorch_tanh",
+        intermediate_size=4304,
+        num_heads=16,
+        in_channels=3,
+        patch_size=16,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        out_hidden_size=3584,
+        num_position_embeddings=2304,
+        deepstack_visual_indexes=[8, 16, 24],
+    ),
+}
+TEXT: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": dict(
+        vocab_size=152064,
+        hidden_size=8192,
+        intermediate_size=29568,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        head_dim=0,  # hidden_size / num_attention_heads
+        hidden_act="silu",
+        rms_norm_eps=1e-5,
+        use_sliding_window=False,
+        rope_theta=1e6,
+    ),
+    "qwen3_vl": dict(
+        vocab_size=151936,
+        hidden_size=4096,
+        intermediate_size=22016,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        hidden_act="silu",
+        rms_norm_eps=1e-6,
+        attention_bias=False,
+        rope_theta=5e5,
+    ),
+}
+
+# Of the text: null means that it is not given.
+NULLABLE = {"qwen2_5_vl": ("head_dim", "use_sliding_window"), "qwen3_vl": ()}
+
+
+def parse(raw: Mapping[str, Any]) -> SimpleNamespace:
+    """The fields of MODEL, and those of VISION and TEXT as ``vision_config`` and ``text_config``, of a
+    supported model, by the names of transformers 5. UserError for a value of another type."""
+    family = raw["model_type"]
+    own_text = raw.get("text_config")
+    text: Any = own_text
+    if own_text is None:
+        text = raw if family == "qwen2_5_vl" else {}  # the hub's files of Qwen2.5-VL are flat
+    vision = raw.get("vision_config") or {}
+    for name, section in (("text_config", text), ("vision_config", vision)):
+        if not isinstance(section, Mapping):
+            raise UserError(f"{name} is {section!r}, and must be an object")
+    parsed = SimpleNamespace(**_fields(raw, MODEL, ""))
+    parsed.vision_config = SimpleNamespace(**_fields(vision, VISION[family], "vision_config."))
+    parsed.vision_config.rope_parameters = vision.get("rope_parameters")
+    if text.get("num_key_value_heads", 0) is None:  # as many as there are heads
+        heads = text.get("num_attention_heads", TEXT[family]["num_attention_heads"])
+        text = {**text, "num_key_value_heads": heads}
+    empty = NULLABLE[family]
+    text = {name: value for name, value in text.items() if value is not None or name not in empty}
+    fields = _fields(text, TEXT[family], "text_config.")
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"text_config.rope_parameters is {rope!r}, and must be an object")
+    rope = dict(rope)
+    rope.setdefault("rope_type", rope.get("type", "default"))
+    if family == "qwen2_5_vl" and rope["rope_type"] == "mrope":
+        rope["rope_type"] = "default"
+    rope.setdefault("rope_theta", fields.pop("rope_theta"))
+    parsed.text_config = SimpleNamespace(**fields, rope_parameters=rope)
+    if family == "qwen2_5_vl" and own_text is not None:  # where transformers 4 saved it
+        parsed.tie_word_embeddings |= bool(text.get("tie_word_embeddings"))
+    return parsed
+
+
+def _fields(section: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The fields of ``defaults``, of their types."""
+    fields = {}
+    for name, default in defaults.items():
+        value = section.get(name, default)
+        wanted: Any = type(default)
+        if wanted is float:
+            wanted = float | int
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise UserError(f"{prefix}{name} is {value!r}, and must be of type {type(default).__name__}")
+        fields[name] = value
+    return fields
 
 
 def _qwen2_5_vl(parsed: Any) -> dict[str, Any]:
@@ -138,7 +258,7 @@ def _decoder_config(parsed: Any, axes: Any, **special: Any) -> DecoderConfig:
     rope = text.rope_parameters
     if rope.get("rope_type", "default") != "default" or "mrope_section" not in rope:
         raise UserError(f"rope_parameters {rope}: rope_type must be 'default', with an mrope_section")
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head_dim = text.head_dim or text.hidden_size // text.num_attention_heads
     if 2 * sum(rope["mrope_section"]) != head_dim:
         raise UserError(f"mrope_section {rope['mrope_section']} must sum to {head_dim // 2}")
     return DecoderConfig(
