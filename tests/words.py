@@ -10,12 +10,13 @@ from vpjax.data.text import Text
 class WordTokenizer:
     def __init__(self):
         self.ids = {}
+        self.backend_tokenizer = self
 
-    def __call__(self, text, add_special_tokens=False, return_offsets_mapping=False):
+    def encode(self, text, add_special_tokens=False):
         pieces = list(re.finditer(r"<\|\w+\|>|assistant| ?\w+|\W", text))
-        return dict(
-            input_ids=[self.ids.setdefault(piece[0], len(self.ids) + 1) for piece in pieces],
-            offset_mapping=[piece.span() for piece in pieces],
+        return SimpleNamespace(
+            ids=[self.ids.setdefault(piece[0], len(self.ids) + 1) for piece in pieces],
+            offsets=[piece.span() for piece in pieces],
         )
 
     def decode(self, ids):
@@ -36,7 +37,7 @@ class WordTokenizer:
 def word_text():
     tokenizer = WordTokenizer()
     names = ("image_pad", "video_pad", "vision_start", "vision_end", "im_end", "endoftext")
-    return Text(tokenizer, *(tokenizer(f"<|{name}|>")["input_ids"][0] for name in names))
+    return Text(tokenizer, *(tokenizer.encode(f"<|{name}|>").ids[0] for name in names))
 
 
 class StubVision(NamedTuple):

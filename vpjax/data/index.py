@@ -393,7 +393,7 @@ def probe_sources(paths: Sequence[str], cache: Path, max_side: int) -> dict[str,
         bar = tqdm(probed, total=len(paths), desc="probing videos", unit="file", delay=2)
         sources = dict(zip(paths, bar, strict=True))
     found = {
-        path: [source.size, source.modified, *dataclasses.astuple(source.info)]
+        path: [source.size, source.modified, *(getattr(source.info, field) for field in fields)]
         for path, source in sources.items()
         if source.info is not None
     }

@@ -102,6 +102,7 @@ class VideoInfo:
         return self.duration / self.frames
 
 
+@functools.lru_cache(1 << 16)  # clips of like files have like shapes
 def fit(
     sampling: Sampling,
     info: VideoInfo,
@@ -168,7 +169,7 @@ def fit_all(
     Each may take an equal share of what is left. The ones that need the least come first, so that the others
     have what these leave over.
     """
-    unlimited = dataclasses.replace(sampling, total_pixels=0)
+    unlimited = dataclasses.replace(sampling, total_pixels=0) if sampling.total_pixels else sampling
     needs = [math.prod(fit(unlimited, info, part, factor=factor)) for info, part, _ in files]
     shapes: dict[int, Shape] = {}
     pixels, tokens = sampling.total_pixels, max_tokens
@@ -244,15 +245,18 @@ def frame_times(
     return _constant_rate_frames(sampling, info, part, most) * info.frame_seconds
 
 
+@functools.lru_cache(1 << 12)
 def _constant_rate_frames(
     sampling: Sampling, info: VideoInfo, part: Part, most: int | None = None
 ) -> np.ndarray:
-    """``choose`` for a video whose frames all last equally long."""
+    """``choose`` for a video whose frames all last equally long. The array is read-only."""
 
     def on_screen(moments: np.ndarray) -> np.ndarray:
         return np.minimum(moments / info.frame_seconds, info.frames - 1).astype(np.int64)
 
-    return choose(sampling, info, part, on_screen, most)
+    frames = choose(sampling, info, part, on_screen, most)
+    frames.setflags(write=False)
+    return frames
 
 
 def seconds_per_slot(times: np.ndarray, temporal: int = SLOT) -> float:

@@ -350,8 +350,9 @@ def tokenizer_sentences(spec: EventSpec) -> Iterator[str]:
         if task in ("tracking", "grounded") and not getattr(spec, task):
             continue
         shares: dict[str, Any] = dict.fromkeys(EVENT_TASKS, 0.0) | {task: 1.0}
+        of_task = dataclasses.replace(spec, **shares)
         for index in range(CLIPS_PER_TASK):
-            clip, _ = describe(dataclasses.replace(spec, **shares), "train", index)
+            clip, _ = describe(of_task, "train", index)
             yield clip.question
             yield clip.answer
             yield clip.degraded_answer

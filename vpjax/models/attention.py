@@ -33,7 +33,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from vpjax.models import splash
 from vpjax.types import Array
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
@@ -264,10 +263,14 @@ def _branch_cudnn(
 
 def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
     """One kernel over the whole sequence, which reads the segments."""
+    from vpjax.models import splash  # Pallas for TPUs, which takes a while to import
+
     return splash.attend(q_BTNH, *kv, segment_BP, layout.suffix, interpret=platform() != "tpu")
 
 
 def _branch_splash(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array:
+    from vpjax.models import splash
+
     return splash.attend_branch(q_BCNH, *kv, *branch, interpret=platform() != "tpu")
 
 

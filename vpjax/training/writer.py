@@ -5,6 +5,7 @@ last checkpoint bit for bit, so boards that cannot take a step back lose nothing
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -13,12 +14,15 @@ import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ml_collections import ConfigDict
 
 from vpjax.files import AnyPath, write_whole
 from vpjax.types import UserError
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 RUN_ID_FILE = "run_id"  # a name that no other run has, under which trackers continue this one
@@ -97,12 +101,17 @@ class Files:
 
 
 class TensorBoard:
-    """``<workdir>/tensorboard/``, without numbers that are not finite."""
+    """``<workdir>/tensorboard/``, without numbers that are not finite. The board is opened when it has
+    something to show, so that the first step of a run does not wait for its import."""
 
     def __init__(self, workdir: Path, step: int):
+        self._folder, self._first = workdir / "tensorboard", step + 1
+
+    @functools.cached_property
+    def _board(self) -> "SummaryWriter":
         from tensorboardX import SummaryWriter  # imports torch where that is installed
 
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        return SummaryWriter(str(self._folder), purge_step=self._first)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, x in finite(metrics).items():
@@ -112,7 +121,8 @@ class TensorBoard:
         self._board.add_text(name, markdown, step)
 
     def close(self) -> None:
-        self._board.close()
+        if "_board" in vars(self):
+            self._board.close()
 
 
 class Tracker:
