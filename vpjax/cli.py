@@ -84,6 +84,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", required=True, metavar="FILE", help="config file, or a recipe's name")
         self.add_argument("--config.FIELD", metavar="VALUE", help="overrides a field of the config")
 
+    def add_processes(self) -> None:
+        """Add the flags that ``distributed.join`` takes."""
+        self.add_argument("--coordinator", help="HOST:PORT of process 0, unless the cluster gives it")
+        self.add_argument("--processes", type=at_least(1), help="how many there are, likewise")
+        self.add_argument("--process", type=at_least(0), help="which of them this is, from 0, likewise")
+        self.add_argument("--join_timeout", type=at_least(1), default=300, help="seconds to wait for them")
+
     def parse_config(self) -> tuple[argparse.Namespace, ConfigDict]:
         """The flags, and the config with its overrides. UserError for a missing file or field, or a value of
         another type."""

@@ -7,7 +7,8 @@
 where V~ replaces the key frames that motion finds (motion), that the model finds, asked again with each few
 frames replaced (self), or that the clips' annotation names (key). Rows without such frames are counted apart.
 
-The same command again goes on where it was stopped: no prediction is computed twice.
+The same command again goes on where it was stopped: no prediction is computed twice. It may run as several
+processes, as training does (launch/README.md): each decodes its share of the videos, and process 0 writes.
 
     <out>/request.json        the model, the data and the options; another request needs another folder
     <out>/predictions.jsonl   the answers, one per line
@@ -15,16 +16,17 @@ The same command again goes on where it was stopped: no prediction is computed t
     <out>/results.html        the same as a page, with sample rows and their frames
 """
 
+import signal
 from pathlib import Path
 
 import jax
 
-from vpjax import cli, programs
+from vpjax import cli, distributed, programs
 from vpjax.building.scorers import find_by_motion
 from vpjax.building.self_scorer import self_finder
 from vpjax.evaluation import run as evaluation
-from vpjax.evaluation.ask import CONTROLS
 from vpjax.evaluation.benchmarks import BENCHMARKS
+from vpjax.evaluation.controls import CONTROLS
 from vpjax.evaluation.results import format_results
 from vpjax.files import local_folder
 from vpjax.training import run_config
@@ -64,7 +66,9 @@ def main() -> None:
     add("--total_pixels", type=cli.at_least(0), help="of one frame in two, summed; replaces all budgets")
     add("--dtype", choices=run_config.DTYPES, help="of the weights; default: as in training")
     add("--fsdp", type=positive, default=1, help="devices that share a copy of the weights")
+    parser.add_processes()
     flags = vars(parser.parse_args())
+    processes = [flags.pop(name) for name in ("coordinator", "processes", "process", "join_timeout")]
     controls, contrast = flags.pop("controls"), flags.pop("contrast")
     for flag, names, known in (("controls", controls, CONTROLS), ("contrast", contrast, KEY_FRAMES)):
         if names is not None and (not names or set(names) - set(known)):
@@ -74,8 +78,11 @@ def main() -> None:
         raise UserError("--frames and --fps: give one of them")
     if fps == 0.0:
         raise UserError("--fps must be above 0")
+    distributed.join(*processes)
     if jax.process_count() > 1:
-        raise UserError("vpjax.evaluate runs in one process, on all of its devices")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # which JAX takes as a notice to training
+        if "self" in (contrast or ()):
+            raise UserError("--contrast=self runs in one process: it asks about one video at a time")
     video_options: dict[str, float] = {}
     if frames or fps:
         video_options |= dict(frames=frames or 0, fps=fps or 0.0)
@@ -90,7 +97,7 @@ def main() -> None:
         **flags,
     )
     programs.keep_as_in_run(Path(request.model))
-    out, results = evaluation.evaluate(request, cli.say)
+    out, results = evaluation.evaluate(request, cli.say, writes=jax.process_index() == 0)
     cli.say(format_results(results), "", f"in {out}: results.html, results.json, predictions.jsonl")
 
 

@@ -50,10 +50,7 @@ def main() -> None:
     parser = cli.Parser(__doc__)
     parser.add_config()
     parser.add_argument("--workdir", help="folder of the run; default: runs/ and the config's name")
-    parser.add_argument("--coordinator", help="HOST:PORT of process 0, unless the cluster gives it")
-    parser.add_argument("--processes", type=cli.at_least(1), help="how many there are, likewise")
-    parser.add_argument("--process", type=cli.at_least(0), help="which of them this is, from 0, likewise")
-    parser.add_argument("--join_timeout", type=cli.at_least(1), default=300, help="seconds to wait for them")
+    parser.add_processes()
     arguments, config = parser.parse_config()
     distributed.join(arguments.coordinator, arguments.processes, arguments.process, arguments.join_timeout)
     try:

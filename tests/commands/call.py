@@ -9,6 +9,10 @@ import pytest
 
 from vpjax import cli
 
+# That a command is the only process of its run. Without these flags, train and evaluate look for others,
+# which must happen before JAX is used.
+ALONE = dict(coordinator="nowhere:1", processes=1, process=0)
+
 
 def call(main, *arguments, **flags):
     """The exit code, stdout and stderr of ``main`` with these arguments; ``steps=3`` stands for --steps=3."""

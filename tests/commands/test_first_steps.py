@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from tests.commands.call import call
+from tests.commands.call import ALONE, call
 from tests.runs import make_run
 from vpjax.data.text import Text
 from vpjax.export import export
@@ -77,9 +77,8 @@ def end_early(weights, end):
 def in_this_process(command):
     """The exit code of a module and its flags, what it printed, and its errors."""
     name, *flags = command
-    if name == "vpjax.train":  # which looks for other processes before JAX is used, and here it has been
-        flags += ["--coordinator=nowhere:1", "--processes=1", "--process=0"]
-    return call(importlib.import_module(name).main, *flags)
+    alone = ALONE if name in ("vpjax.train", "vpjax.evaluate") else {}
+    return call(importlib.import_module(name).main, *flags, **alone)
 
 
 def in_its_own(command):

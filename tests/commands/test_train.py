@@ -16,7 +16,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from vpjax import cli
-from vpjax.evaluation.ask import CONTROLS
+from vpjax.evaluation.controls import CONTROLS
 from vpjax.models.vlm import leaves
 from vpjax.recipes import sft as recipe
 from vpjax.training import checkpoint

@@ -36,7 +36,7 @@ from vpjax.data.rows import DegradedAnswers, training_row
 from vpjax.data.sampling import File, Sampling, VideoInfo, fit, fit_all
 from vpjax.data.text import Text, tokenize, train_tokenizer, without_media
 from vpjax.data.units import choose_capacity
-from vpjax.evaluation.ask import control_shows
+from vpjax.evaluation.controls import control_shows
 from vpjax.recipes import base
 from vpjax.types import Clip, Keyword, Turn, UserError
 

@@ -6,7 +6,8 @@ import pytest
 from vpjax.data.collate import empty_prompts
 from vpjax.data.packing import Sizes
 from vpjax.data.units import Capacity
-from vpjax.evaluation.ask import CONTROLS, Prediction, Predictions, Query, control_shows
+from vpjax.evaluation.ask import Prediction, Predictions, Query
+from vpjax.evaluation.controls import CONTROLS, control_shows
 from vpjax.evaluation.ranking import best_answer, pad_answers
 from vpjax.models.config import VLMConfig
 from vpjax.types import UserError

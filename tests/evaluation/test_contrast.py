@@ -8,7 +8,7 @@ import pytest
 
 import vpjax.evaluate
 from tests import runs
-from tests.commands.call import call
+from tests.commands.call import ALONE, call
 from vpjax.data.collate import single_prompt
 from vpjax.data.keyframes import slots_of, source_of
 from vpjax.data.pipeline import BatchMaker
@@ -156,7 +156,7 @@ def test_answers_are_scored_once_for_each_video(loaded, clips, monkeypatch):
 
 
 def test_the_command_with_contrasts_and_budgets(workdir, tmp_path):
-    flags = dict(model=workdir, benchmark="events", limit=3, max_new_tokens=2, out=tmp_path / "o")
+    flags = dict(ALONE, model=workdir, benchmark="events", limit=3, max_new_tokens=2, out=tmp_path / "o")
     flags |= dict(min_pixels=784, total_pixels=7 * 784)
     code, out, err = call(vpjax.evaluate.main, "--rank", **flags, contrast="self,motion")
     assert code == 0, err

@@ -11,7 +11,7 @@ import pytest
 
 import vpjax.evaluate
 from tests import runs
-from tests.commands.call import call
+from tests.commands.call import ALONE, call
 from vpjax.building.scorers import find_by_motion
 from vpjax.data.collate import collate, single_prompt
 from vpjax.data.packing import Sizes
@@ -22,8 +22,9 @@ from vpjax.data.units import Capacity
 from vpjax.data.video import read_frames
 from vpjax.evaluation import ask
 from vpjax.evaluation import run as evaluation
-from vpjax.evaluation.ask import CONTROLS, NO_KEY, Predictions, Query
+from vpjax.evaluation.ask import NO_KEY, Predictions, Query
 from vpjax.evaluation.benchmarks import answers_to, read_benchmark
+from vpjax.evaluation.controls import CONTROLS, control_shows
 from vpjax.evaluation.results import format_results
 from vpjax.events.clips import make_event_clips
 from vpjax.models.gather import take
@@ -188,7 +189,7 @@ def test_results_hold_what_is_on_disk(workdir, whole):
 def test_a_control_is_the_changed_video(loaded, batch_of_four, control):
     """Showing other units is filming the slots that they belong to."""
     model, batch = loaded[0], batch_of_four
-    shows, _ = ask.control_shows(batch, control, seed=0)
+    shows, _ = control_shows(batch, control, seed=0)
     filmed = batch.video.pixels.copy()
     for row, (own, shown) in enumerate(zip(batch.text.shows, shows, strict=True)):
         filmed[row, own[own >= 0]] = batch.video.pixels[row, shown[own >= 0]]
@@ -360,13 +361,13 @@ def test_limits_that_are_asked_for_come_before_the_runs(loaded):
     ],
 )
 def test_a_wrong_flag_is_one_line(workdir, tmp_path, flags, message):
-    flags = dict(model=workdir, benchmark="events", out=tmp_path / "o") | flags
+    flags = dict(ALONE, model=workdir, benchmark="events", out=tmp_path / "o") | flags
     code, _, err = call(vpjax.evaluate.main, **flags)
     assert code == 2 and len(err.splitlines()) == 1 and message in err, err
 
 
 def test_the_command(workdir, tmp_path):
-    flags = dict(model=workdir, benchmark="events", controls="blind,none", limit=3, max_new_tokens=4)
+    flags = dict(ALONE, model=workdir, benchmark="events", controls="blind,none", limit=3, max_new_tokens=4)
     code, out, err = call(vpjax.evaluate.main, **flags, max_pixels=784, out=tmp_path / "o")
     assert code == 0, err
     request = json.loads((tmp_path / "o/request.json").read_text())

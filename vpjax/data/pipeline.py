@@ -48,7 +48,7 @@ class Element(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)  # grain would print all clips to find a name for it
 class BatchMaker:
-    """Maps a step to the Element with the rows ``part`` of its batch; runs in workers."""
+    """Maps a step to the Element with some rows of its batch, whose numbers are ``part``; runs in workers."""
 
     plan: PackedPlan | PromptPlan
     entries: Sequence[Entry]
@@ -56,7 +56,7 @@ class BatchMaker:
     model_config: VLMConfig
     data_config: ConfigDict
     cache: FrameCache
-    part: slice
+    part: Sequence[int]
     seed: int
     answers: DegradedAnswers = NO_ANSWERS
 
@@ -64,7 +64,8 @@ class BatchMaker:
         rows: list[list[Row]] = []
         faults: list[tuple[str, str]] = []
         notes: list[tuple[str, str]] = []
-        for epoch, numbers in self.plan.rows(step)[self.part]:
+        planned = self.plan.rows(step)
+        for epoch, numbers in (planned[row] for row in self.part):
             rows.append([])
             for number in numbers:
                 entry = self.entries[number]
@@ -310,7 +311,7 @@ def make_batch_maker(
         model_config=model_config,
         data_config=data_config,
         cache=FrameCache(cache_folder(data_config) / "frames", int(data_config.cache_gb * 1e9)),
-        part=slice(process_index * rows, (process_index + 1) * rows),
+        part=range(process_index * rows, (process_index + 1) * rows),
         seed=seed,
         answers=answers,
     )

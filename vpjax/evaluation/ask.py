@@ -1,11 +1,14 @@
 """Predicts a model's answers about clips: on their videos, on changed videos and without a video.
 
-Every video is encoded once: a changed video is another list of the units that its visual tokens show.
+Every video is encoded once: a changed video is another list of the units that its visual tokens show. Of
+several processes each decodes the videos of the rows that its devices hold, and all know all predictions.
 """
 
 import collections
 import contextlib
+import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,21 +25,26 @@ from vpjax.data import keyframes
 from vpjax.data.collate import collate_prompts
 from vpjax.data.packing import PromptPlan, Sizes, round_up
 from vpjax.data.pipeline import make_batch_maker, read_ahead
-from vpjax.data.rows import prompt_row, replaced_slots, seen_through, slot_counts
+from vpjax.data.rows import prompt_row, seen_through
 from vpjax.data.text import Text, without_media
 from vpjax.data.units import Capacity
 from vpjax.data.video import Video
+from vpjax.evaluation.controls import control_shows
 from vpjax.evaluation.ranking import answer_logprobs, best_answer, pad_answers
 from vpjax.models.generate import generate
-from vpjax.models.sharding import on_mesh, put_whole, row_parts
+from vpjax.models.sharding import (
+    all_rows,
+    all_texts,
+    global_rows,
+    on_mesh,
+    put_whole,
+    row_numbers_here,
+    row_parts,
+)
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM
 from vpjax.types import Array, Clip, Prompts, UserError
 
-# The videos on which a model is evaluated. none: V itself; key: V~, the event's slots replaced by those
-# beside them; random: as many slots replaced elsewhere; shuffle, reverse: the slots in another order; single:
-# the middle slot throughout; blind: no video, the question alone.
-CONTROLS = ("none", "key", "random", "shuffle", "reverse", "single", "blind")
 NO_KEY = "no key frames that can be replaced"
 NO_BEST = "none of its candidate answers is ahead of the others"
 FINAL_FAULTS = (NO_KEY, NO_BEST)  # that asking again would not mend
@@ -172,7 +180,8 @@ class ClipPredictor:
         candidates: answers by clip id, of which the likeliest is predicted too. contrasts: by name, what
         finds the key frames of the V~ that the candidates are contrasted with; None: the annotation. done:
         queries to leave out; it does not change the batches of the others, so that an interrupted evaluation
-        gives the same predictions, bit for bit. UserError if no clip can be used.
+        gives the same predictions, bit for bit. UserError if no clip can be used, or if the processes find
+        other videos.
         """
         self.model, self.text, self.clips, self.controls = model, text, clips, controls
         self.mesh, self.done = mesh, done
@@ -189,7 +198,7 @@ class ClipPredictor:
         longest = max((len(ids) for answers in self.candidate_ids.values() for ids in answers), default=0)
         self.length = round_up(longest, data_config.length_multiple)
 
-        self.maker, self.index = make_batch_maker(
+        maker, self.index = make_batch_maker(
             clips,
             text,
             model.config,
@@ -198,8 +207,13 @@ class ClipPredictor:
             seed=SEED,
             batch_size=self.batch_size,
         )
+        self.rows_here = row_numbers_here(self.batch_size, mesh)
+        self.maker = dataclasses.replace(maker, part=self.rows_here)
         self.faults = {clip: reason for reason, rejected in self.index.rejected.items() for clip in rejected}
         self.faults |= {entry.id: entry.fault for entry in self.index.entries if entry.fault}
+        found = repr([(entry.id, entry.sizes, entry.fault) for entry in self.index.entries])
+        if len(set(all_texts(hashlib.sha256(found.encode()).hexdigest()))) > 1:
+            raise UserError("the processes find other videos: they must see the same files")
         # What the candidates f[G] of each ranked query were ranked by, so far.
         self.scores: dict[Query, np.ndarray] = {}
         self.entry_of_clip = {entry.id: entry for entry in self.index.entries}
@@ -258,21 +272,24 @@ class ClipPredictor:
         steps = list(rows_of_step)
         with contextlib.closing(read_ahead(self.maker, steps, self.data_config.workers)) as elements:
             for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
-                self.faults.update(element.faults)
+                for faults in all_texts(json.dumps(element.faults)):
+                    self.faults.update(json.loads(faults))
                 units, on_host = element.batch.video, element.batch.without_video()
-                prompts = put_whole(on_host, self.mesh)
-                features = self.encode(self.model, put_whole(units, self.mesh)) if units.count else None
+                prompts = global_rows(on_host, self.mesh)
+                features = self.encode(self.model, global_rows(units, self.mesh)) if units.count else None
                 clips, logprobs = rows_of_step[step], dict[str, np.ndarray]()
                 for control in video_controls:
                     shows, has_control = control_shows(on_host, control, SEED)
-                    shared = prompts, features, put_whole(shows, self.mesh), has_control, logprobs
+                    has_control = all_rows(has_control, self.mesh)
+                    shared = prompts, features, global_rows(shows, self.mesh), has_control, logprobs
                     for ranked in self.ranked_values:
                         yield QueryBatch(clips, control, ranked, *shared)
                 for contrast, find in self.contrasts.items():
                     if any(self._pending(row, contrast, True) for row in clips):
-                        shows = self._degraded_shows(on_host, clips, contrast, find)
-                        has_control = (shows != on_host.text.shows).any(axis=1)
-                        shared = prompts, features, put_whole(shows, self.mesh), has_control, logprobs
+                        clips_here = [clips[row] for row in self.rows_here]
+                        shows = self._degraded_shows(on_host, clips_here, contrast, find)
+                        has_control = all_rows((shows != on_host.text.shows).any(axis=1), self.mesh)
+                        shared = prompts, features, global_rows(shows, self.mesh), has_control, logprobs
                         yield QueryBatch(clips, contrast, True, *shared, is_contrast=True)
 
     def _degraded_shows(
@@ -350,41 +367,3 @@ class ClipPredictor:
             logprobs = self.score(self.model, queries.prompts, queries.features, shows, *padded)
             queries.logprobs[control] = np.asarray(logprobs)
         return queries.logprobs[control]
-
-
-def reordered(control: str, rng: np.random.Generator, slots: slice) -> np.ndarray:
-    """The source of a control of one video, of which it is told the slots."""
-    count = slots.stop - slots.start
-    match control:
-        case "shuffle":
-            return keyframes.shuffle_source(count, rng)
-        case "reverse":
-            return keyframes.reverse_source(count)
-        case _:
-            return keyframes.single_source(count)
-
-
-def control_shows(prompts: Prompts, control: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The units that a control's video shows, i32[B, P], and whether each row has that video, bool[B]:
-    padding has none, and ``key`` and ``random`` need key slots that can be replaced. prompts: on the host."""
-    shows_BP, slot_BP = np.asarray(prompts.text.shows), np.asarray(prompts.text.slot)
-    key_BP, clip_B = np.asarray(prompts.shows_degraded), np.asarray(prompts.clip)
-    changed_BP = (key_BP if control == "key" else shows_BP).copy()
-    for row, number in enumerate(clip_B):
-        counts = slot_counts(slot_BP[row], prompts.medium[row])
-        if not counts:
-            continue
-        rng = np.random.default_rng([seed, max(number, 0)])
-        match control:
-            case "random":
-                replaced = replaced_slots(shows_BP[row], key_BP[row], slot_BP[row])
-                source = keyframes.random_source(replaced, counts, rng)
-            case "shuffle" | "reverse" | "single":
-                source = keyframes.sources_of(counts, functools.partial(reordered, control, rng))
-            case _:
-                continue
-        changed_BP[row] = seen_through(shows_BP[row], slot_BP[row], source)
-    has_control_B = clip_B >= 0
-    if control in ("key", "random"):
-        has_control_B &= (changed_BP != shows_BP).any(axis=1)
-    return changed_BP, has_control_B

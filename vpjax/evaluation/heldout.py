@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from vpjax.data.clips import read_clips
 from vpjax.data.mixture import EVENTS
 from vpjax.data.text import Text
-from vpjax.evaluation.ask import CONTROLS, NO_KEY, ClipPredictor, Prediction
+from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
+from vpjax.evaluation.controls import CONTROLS
 from vpjax.evaluation.results import make_results, metric_columns
 from vpjax.evaluation.run import (
     Request,

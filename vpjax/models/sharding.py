@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -281,6 +282,34 @@ def local_rows(rows: Any, mesh: Mesh | None) -> Any:
     if mesh is None:
         return rows
     return multihost_utils.global_array_to_host_local_array(rows, mesh, ROWS)
+
+
+def row_numbers_here(count: int, mesh: Mesh | None) -> list[int]:
+    """The numbers, ascending, of those of ``count`` rows that this process gives to ``global_rows``, because
+    its devices hold them."""
+    if mesh is None:
+        return list(range(count))
+    sharding = batch_sharding(mesh)
+    rows_of_device = sharding.devices_indices_map((count,))
+    parts = [rows_of_device[device][0] for device in sharding.addressable_devices]
+    return sorted({row for part in parts for row in range(*part.indices(count))})
+
+
+def all_rows(rows: np.ndarray, mesh: Mesh | None) -> np.ndarray:
+    """The rows of all processes, in each of them. rows: those of this one, as for ``global_rows``."""
+    if mesh is None:
+        return rows
+    return multihost_utils.process_allgather(global_rows(rows, mesh), tiled=True)
+
+
+def all_texts(text: str) -> list[str]:
+    """The text of each process, in each of them."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(own)))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(own)] = own
+    texts = multihost_utils.process_allgather(padded)
+    return [x[:length].tobytes().decode() for x, length in zip(texts, lengths, strict=True)]
 
 
 def put_whole(batch: Any, mesh: Mesh | None) -> Any:
