@@ -270,8 +270,7 @@ def step_of(path: AnyPath, step: Step = None, say: Callable[[str], None] | None 
         if step is not None:
             raise UserError(f"{path}: no work directory of a run, so it has no step {step}")
         return None
-    folder = path / CHECKPOINTS
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    steps = steps_in(path)
     if step is None:
         whole, damaged = newest_whole(path, steps)
         if damaged:
