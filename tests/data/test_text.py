@@ -144,7 +144,8 @@ def test_the_planned_sizes_have_room_for_every_time(text, config3):
 
 
 def test_a_tokenizer_that_merges_digits_cannot_write_times(text, config3):
-    other = dataclasses.replace(text, tokenizer=lambda words, **_: {"input_ids": [len(words)]})
+    merging = SimpleNamespace(encode=lambda words, **_: SimpleNamespace(ids=[len(words)]))
+    other = dataclasses.replace(text, tokenizer=SimpleNamespace(backend_tokenizer=merging))
     assert other.stamps is None
     with pytest.raises(UserError, match="digit by digit"):
         prompt_row(text.chat(QUESTION), [video_of(8, 32, 64)], config3, CAPACITY, stamps=other.stamps)

@@ -89,7 +89,7 @@ def test_the_loss_is_that_of_training(metrics, run, workdir):
         clips, text, model.config, data, packed=True, seed=0, batch_size=PART, answers=sft.NO_ANSWERS
     )
     rows = maker.plan.epochs[0]
-    maker = dataclasses.replace(maker, part=slice(0, len(rows)))
+    maker = dataclasses.replace(maker, part=range(len(rows)))
     batch = maker(0).batch
     whole = jax.device_put(model, jax.devices()[0])
     sums = jax.jit(lambda model: sft.summed_losses(model, {}, batch, batch, config, 1))(whole)
