@@ -143,9 +143,18 @@ def test_the_planned_sizes_have_room_for_every_time(text, config3):
             assert part.degraded < sizes.degraded
 
 
+class MergingTokenizer:
+    """Every text is one token."""
+
+    def __init__(self):
+        self.backend_tokenizer = self
+
+    def encode(self, words, add_special_tokens):
+        return SimpleNamespace(ids=[len(words)])
+
+
 def test_a_tokenizer_that_merges_digits_cannot_write_times(text, config3):
-    merging = SimpleNamespace(encode=lambda words, **_: SimpleNamespace(ids=[len(words)]))
-    other = dataclasses.replace(text, tokenizer=SimpleNamespace(backend_tokenizer=merging))
+    other = dataclasses.replace(text, tokenizer=MergingTokenizer())
     assert other.stamps is None
     with pytest.raises(UserError, match="digit by digit"):
         prompt_row(text.chat(QUESTION), [video_of(8, 32, 64)], config3, CAPACITY, stamps=other.stamps)
