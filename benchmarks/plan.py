@@ -65,7 +65,6 @@ def main() -> None:
         plan = planning.plan_step(config, model_config, mesh, row)
         if layers not in seconds:
             seconds[layers] = plan.seconds
-        sent = sum(collective.sent * collective.times for collective in plan.collectives)
         needed = plan.over or f"{plan.needed / GIB:.2f}"
         cells = [
             name,
@@ -78,7 +77,7 @@ def main() -> None:
             f"{needed} / {chip.memory:g}",
             f"{plan.flops / 1e12:.1f}",
             f"{planning.work_of_token(plan, row, config, mesh) / 1e12:.3f}",
-            f"{sent / GIB:.1f}",
+            f"{plan.sent / GIB:.1f}",
             decode_traffic(plan, config.grpo.max_new) if config.method == "grpo" else "",
             "" if plan.over else "{:.2f} to {:.2f}".format(*step_seconds(plan, chip)),
             f"{plan.seconds:.0f}",

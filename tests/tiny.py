@@ -219,6 +219,23 @@ def write_checkpoint(folder, raw, **options):
     return folder
 
 
+def with_tokenizer_of(texts, name, folder):
+    """The model ``name`` of MODELS in ``folder``, of 400 words, and its tokenizer, trained on texts."""
+    from vpjax.data.text import Text, train_tokenizer
+
+    train_tokenizer(texts, folder, 400)
+    text = Text.load(folder)
+    raw = copy.deepcopy(MODELS[name]) | dict(
+        image_token_id=text.image_pad,
+        video_token_id=text.video_pad,
+        vision_start_token_id=text.vision_start,
+        vision_end_token_id=text.vision_end,
+    )
+    raw["text_config"]["vocab_size"] = 400
+    write_checkpoint(folder, raw)
+    return text
+
+
 def cut(frames, patch):
     """The patches [units, 4, X] of frames [F, h, w, 3] in the order of Qwen2-VL's image processor: slot by
     slot, 2 x 2 patches of a unit together, each (channel, frame, row, column)."""

@@ -29,6 +29,11 @@ class StepPlan:
     seconds: float = 0.0
     over: str = ""
 
+    @property
+    def sent(self) -> int:
+        """Bytes that a chip sends in the step."""
+        return sum(collective.sent * collective.times for collective in self.collectives)
+
 
 class PhaseTime(NamedTuple):
     """Seconds of a phase of a step: of the compiler's cycles, which count products and memory, and of sending
@@ -69,8 +74,7 @@ def step_seconds(plan: StepPlan, chip: Chip) -> tuple[float, float]:
     phases = phase_times(plan, chip)
     if phases:
         return sum(max(p.cycles, p.sending) for p in phases), sum(p.cycles + p.sending for p in phases)
-    sent = sum(collective.sent * collective.times for collective in plan.collectives)
-    compute, sending = plan.flops / chip.flops, sent / chip.links
+    compute, sending = plan.flops / chip.flops, plan.sent / chip.links
     return max(compute, sending), compute + sending
 
 
@@ -105,10 +109,7 @@ def costs(plan: StepPlan, chip: Chip | None) -> list[str]:
 
 def as_json(plan: StepPlan, chip: Chip | None) -> dict[str, Any]:
     """The plan as numbers: bytes, operations and seconds of a chip."""
-    out = dataclasses.asdict(plan) | {
-        "fits": fits(plan, chip),
-        "sent": sum(collective.sent * collective.times for collective in plan.collectives),
-    }
+    out = dataclasses.asdict(plan) | {"fits": fits(plan, chip), "sent": plan.sent}
     del out["collectives"]
     if chip and not plan.over:
         least, most = step_seconds(plan, chip)

@@ -8,26 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.building import spacy_without_torch  # noqa: F401
-from tests.building.flash_video import END, FIRST, FPS, SECONDS, write_videos
+from tests.building.flash_video import END, FIRST, FPS, SECONDS
 from vpjax.building import examine as examine_module
 from vpjax.building import parts as parts_module
 from vpjax.building import report
 from vpjax.building.annotations import Item
-from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Options, caption_of, examine
+from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, caption_of, examine
 from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
 from vpjax.data.coverage import PlannedClip, measure
 from vpjax.data.sampling import Sampling, VideoInfo
 from vpjax.types import Clip, Keyword, Turn
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"))
-
-
-@pytest.fixture
-def options(videos):
-    return Options(videos=str(videos), scorers=("motion",))
 
 
 def make_item(place="row 1", **fields):

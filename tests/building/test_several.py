@@ -6,23 +6,13 @@ import json
 import pytest
 
 from tests.building import spacy_without_torch  # noqa: F401
-from tests.building.flash_video import END, FIRST, write_videos
+from tests.building.flash_video import END, FIRST
 from vpjax.building import report
 from vpjax.building.annotations import Item, read_annotations
-from vpjax.building.examine import Options, examine
+from vpjax.building.examine import examine
 from vpjax.building.parts import make_part, parts_of, read_part
 from vpjax.data.clips import parse_clip
 from vpjax.types import Clip, Keyword, Turn
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    return write_videos(tmp_path_factory.mktemp("videos"))
-
-
-@pytest.fixture
-def options(videos):
-    return Options(videos=str(videos), scorers=("motion",))
 
 
 @pytest.fixture

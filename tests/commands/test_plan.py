@@ -14,10 +14,9 @@ from tests.commands.call import call
 from tests.joint import mesh_of
 from vpjax import plan
 from vpjax.chips import CHIPS, find_devices, spelled_out
-from vpjax.data.collate import empty_units
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, Sizes
-from vpjax.data.units import Capacity
+from vpjax.data.units import Capacity, empty_units
 from vpjax.estimate import StepPlan, as_json, costs, fits, phase_times, step_seconds
 from vpjax.hlo import Collective, flops
 from vpjax.models import vision

@@ -19,7 +19,7 @@ from tests.unpacked import sizes_of
 from vpjax.data.collate import collate
 from vpjax.data.packing import Sizes
 from vpjax.data.rows import DegradedAnswers, training_row
-from vpjax.data.text import Text, tokenize, train_tokenizer
+from vpjax.data.text import tokenize
 from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Video
 from vpjax.models.as_trained import as_trained
@@ -82,16 +82,8 @@ CASES = {
 def models(request, tmp_path_factory):
     """Our model of each family, that of transformers, and their tokenizer."""
     folder = tmp_path_factory.mktemp(request.param)
-    train_tokenizer([text for _, clip in CASES.values() for text in clip.texts], folder, 400)
-    text = Text.load(folder)
-    raw = copy.deepcopy(tiny.MODELS[request.param]) | dict(
-        image_token_id=text.image_pad,
-        video_token_id=text.video_pad,
-        vision_start_token_id=text.vision_start,
-        vision_end_token_id=text.vision_end,
-    )
-    raw["text_config"]["vocab_size"] = 400
-    tiny.write_checkpoint(folder, raw)
+    texts = [text for _, clip in CASES.values() for text in clip.texts]
+    text = tiny.with_tokenizer_of(texts, request.param, folder)
     return load_pretrained(folder), tiny.reference(folder), text
 
 

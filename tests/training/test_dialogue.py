@@ -1,7 +1,6 @@
 """A conversation is trained as transformers would train it: the same ids, each turn's loss, and V~ of its one
 video. The reference writes its own ids, computes its own positions, and is float64."""
 
-import copy
 import dataclasses
 
 import jax
@@ -14,7 +13,7 @@ from tests.unpacked import sizes_of
 from vpjax.data.collate import collate
 from vpjax.data.packing import Sizes
 from vpjax.data.rows import DegradedAnswers, training_row
-from vpjax.data.text import Text, tokenize, train_tokenizer
+from vpjax.data.text import tokenize
 from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Video
 from vpjax.models.hf import load_pretrained
@@ -42,16 +41,7 @@ STAMPS = ("0.1", "0.3", "0.6", "0.8")  # the middle of each slot
 def models(request, tmp_path_factory):
     """Our model of each family, that of transformers, and their tokenizer."""
     folder = tmp_path_factory.mktemp(request.param)
-    train_tokenizer([*CLIP.texts, *OTHER.texts], folder, 400)
-    text = Text.load(folder)
-    raw = copy.deepcopy(tiny.MODELS[request.param]) | dict(
-        image_token_id=text.image_pad,
-        video_token_id=text.video_pad,
-        vision_start_token_id=text.vision_start,
-        vision_end_token_id=text.vision_end,
-    )
-    raw["text_config"]["vocab_size"] = 400
-    tiny.write_checkpoint(folder, raw)
+    text = tiny.with_tokenizer_of([*CLIP.texts, *OTHER.texts], request.param, folder)
     return load_pretrained(folder), tiny.reference(folder).double(), text
 
 

@@ -40,8 +40,9 @@ def parts_of(items: Sequence[Item]) -> Iterator[list[int]]:
 def make_part(items: Sequence[Item], options: Options, file: str) -> None:
     """Examine the items whose results ``file`` does not hold or that may change, and write it."""
     results, pending = list(items), list(range(len(items)))
-    if exists(file) and not is_damaged(file, len(items)):
-        results = read_part(file, len(items))
+    known = known_part(file, len(items))
+    if known is not None:
+        results = known
         pending = [number for number, item in enumerate(results) if may_change(item)]
     for _, numbers in itertools.groupby(pending, key=lambda number: items[number].media):
         same_media = list(numbers)
@@ -71,19 +72,25 @@ def read_part(file: str, count: int) -> list[Item]:
     return items
 
 
+def known_part(file: str, count: int) -> list[Item] | None:
+    """The items of a part; None if it does not exist or is damaged."""
+    if not exists(file):
+        return None
+    try:
+        return read_part(file, count)
+    except ValueError:
+        return None
+
+
 def is_damaged(file: str, count: int) -> bool:
     """Whether the part exists and cannot be read."""
-    try:
-        return exists(file) and not read_part(file, count)
-    except ValueError:
-        return True
+    return exists(file) and known_part(file, count) is None
 
 
 def is_finished(file: str, count: int) -> bool:
     """Whether the part exists and none of its items may change."""
-    if not exists(file) or is_damaged(file, count):
-        return False
-    return not any(may_change(item) for item in read_part(file, count))
+    known = known_part(file, count)
+    return known is not None and not any(map(may_change, known))
 
 
 def may_change(item: Item) -> bool:

@@ -10,31 +10,13 @@ import numpy as np
 from vpjax.data.keyframes import windows_of
 from vpjax.data.packing import Sizes, round_up
 from vpjax.data.rows import Row, prompt_row
-from vpjax.data.units import Capacity, grid_of, shifted, windows_of_slot
+from vpjax.data.units import Capacity, empty_units, grid_of, shifted, windows_of_slot
 from vpjax.types import Batch, Prompts, Strip, Units
 
 if TYPE_CHECKING:
     from vpjax.data.positions import Stamps
     from vpjax.data.video import Video
     from vpjax.models.config import VLMConfig
-
-
-def empty_units(rows: int, sizes: Sizes, capacity: Capacity, model_config: VLMConfig) -> Units:
-    vision = model_config.vision
-    values = vision.channels * vision.temporal * vision.patch**2
-    window, slot, binned = np.full((3, rows, sizes.units), -1, np.int32)
-    place, grid = np.ones((2, rows, sizes.units, 2), np.int32)
-    return Units(
-        pixels=np.zeros((rows, sizes.units, vision.merge**2, values), np.uint8),
-        place=place,
-        grid=grid,
-        window=window,
-        slot=slot,
-        bins=np.full((rows, sizes.bins), -1, np.int32),
-        binned=binned,
-        block=capacity.block,
-        bin=capacity.bin,
-    )
 
 
 def empty_strip(rows: int, tokens: int) -> Strip:

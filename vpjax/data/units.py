@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import numpy as np
 
+from vpjax.data.packing import Sizes
 from vpjax.data.positions import Grid
 from vpjax.data.sampling import Shape
 from vpjax.types import Array, Units
@@ -234,7 +235,8 @@ def units_of(video: Video, model_config: VLMConfig, capacity: Capacity) -> tuple
 def joined_units(parts: Sequence[Units], model_config: VLMConfig, capacity: Capacity) -> Units:
     """The units of several videos as those of one clip: their slots follow one another."""
     units = slots = 0
-    out = [no_units(model_config, capacity)]
+    none = empty_units(1, Sizes(0), capacity, model_config)  # for clips of text alone
+    out = [jax.tree.map(lambda x: x[0], none)]
     for part in parts:
         bins = sum(len(before.bins) for before in out)
         moved = dataclasses.replace(
@@ -249,19 +251,19 @@ def joined_units(parts: Sequence[Units], model_config: VLMConfig, capacity: Capa
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *out)
 
 
-def no_units(model_config: VLMConfig, capacity: Capacity) -> Units:
-    """The units of a clip of text alone."""
+def empty_units(rows: int, sizes: Sizes, capacity: Capacity, model_config: VLMConfig) -> Units:
     vision = model_config.vision
-    none = np.zeros(0, np.int32)
     values = vision.channels * vision.temporal * vision.patch**2
+    window, slot, binned = np.full((3, rows, sizes.units), -1, np.int32)
+    place, grid = np.ones((2, rows, sizes.units, 2), np.int32)
     return Units(
-        pixels=np.zeros((0, vision.merge**2, values), np.uint8),
-        place=none.reshape(0, 2),
-        grid=none.reshape(0, 2),
-        window=none,
-        slot=none,
-        bins=none,
-        binned=none,
+        pixels=np.zeros((rows, sizes.units, vision.merge**2, values), np.uint8),
+        place=place,
+        grid=grid,
+        window=window,
+        slot=slot,
+        bins=np.full((rows, sizes.bins), -1, np.int32),
+        binned=binned,
         block=capacity.block,
         bin=capacity.bin,
     )

@@ -3,13 +3,13 @@
 import csv
 import functools
 import io
-import json
 import os
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, read_records
+from vpjax.data.json_rows import parse_json
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path, names_in, open_file
 from vpjax.types import UserError
 
@@ -46,25 +46,29 @@ def _rows(file: str) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{file}: give one of {kinds} (of a data set of Hugging Face: its to_json)")
     try:
         if suffix == ".json":
-            whole = json.loads(_text(file))
+            whole = parse_json(_bytes(file))
         elif suffix == ".csv":
             whole = list(csv.DictReader(io.StringIO(_text(file))))
         elif suffix == ".txt":
             whole = [line for line in _text(file).split("\n") if line.strip()]
         else:
-            whole = [json.loads(line) for _, line in read_records(file)]
+            whole = [parse_json(line) for _, line in read_records(file)]
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
-    except (ValueError, RecursionError, csv.Error) as error:  # RecursionError of JSON that is nested too deep
+    except (ValueError, csv.Error) as error:
         raise UserError(f"{file}: not {suffix[1:].upper()}: {error}") from error
     entries = whole.items() if isinstance(whole, dict) else enumerate(whole, 1)
     for key, row in entries:
         yield str(key), row
 
 
-def _text(file: str) -> str:
+def _bytes(file: str) -> bytes:
     with open_file(file) as opened:
-        return opened.read().decode()
+        return opened.read()
+
+
+def _text(file: str) -> str:
+    return _bytes(file).decode()
 
 
 @functools.lru_cache(4)
@@ -74,4 +78,4 @@ def beside(path: str, name: str) -> Any:
     file = join_path(folder_of(path), name)
     if not exists(file):
         raise UserError(f"{path}: needs {name} beside it")
-    return json.loads(_text(file))
+    return parse_json(_bytes(file))
