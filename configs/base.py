@@ -31,7 +31,11 @@ def get_config() -> ConfigDict:
     c.tokens_per_second = 0.0
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; trained parameters stay float32
     c.attention = "auto"  # back end: auto (the platform's best), xla, splash (TPU) or cudnn (GPU)
-    c.remat = False  # recompute each layer in the backward pass: less memory, about a third more time
+    # What the backward pass computes again, to save memory: "none" (keeps everything), what lies between
+    # matrix "products" (keeps about half), whole "layers" (a third more work), or "auto": layers as far as
+    # device memory asks for it, else products.
+    c.remat = "none"
+    c.memory = 0.0  # GiB of a device that "auto" counts on; 0 = what it has
 
     c.data = data = ConfigDict()
     # A file of clips (.jsonl or .array_record), "events" (the built-in event clips), or several to be mixed:

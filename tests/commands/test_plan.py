@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_printed_with_what_helps():
     # 1e15 operations at 197e12 a second; 3 GiB at 100e9 bytes a second.
     assert "estimated step time   5.08 to 5.11 s at published peak rates" in printed
     for change in (
-        "remat=True",
+        "remat=layers",
         "mesh.data=1",
         "accumulate=8",
         "moments_dtype=bfloat16",

@@ -2,6 +2,7 @@
 a clipped policy loss (docs/method.md, section 3)."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from vpjax.models.sharding import split_rows
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, rebuild
 from vpjax.training.losses import token_logprobs
+from vpjax.training.memory import recomputed_share
 from vpjax.training.policy import PolicySums, denominator, policy_loss, policy_metrics
 from vpjax.training.state import Optimizer, State, accumulate, advance, deal, optimize
 from vpjax.types import Array, Prompts
@@ -77,7 +79,8 @@ class PolicyUpdate:
     def __call__(
         self, state: State, rows: UpdateRows, sampled: Array, no_faults: Array
     ) -> tuple[State, dict[str, Array]]:
-        """``num_iterations`` times an update on each of the ``num_minibatches`` parts of the prompts.
+        """``num_iterations`` times an update on each of the ``num_minibatches`` parts of the prompts: all of
+        them, or none if one is not finite.
 
         sampled: the log-probabilities [B, R, G, C] of sampling. no_faults bool[]: if False, all updates are
         skipped.
@@ -112,6 +115,9 @@ class PolicyUpdate:
         numbers = jnp.arange(1, options.num_iterations * count) % count
         if numbers.size:
             after, more = jax.lax.scan(learn_again, after, numbers)
+            *new, finite = after
+            undone = jax.tree.map(lambda x, old: jnp.where(finite, x, old), tuple(new), before[:2])
+            after = *undone, finite
             all_learned = jax.tree.map(lambda *x: jnp.concatenate(x), all_learned, more)
         last = jax.tree.map(lambda x: x[-count:], all_learned)
         metrics = policy_metrics(jax.tree.map(lambda x: x.sum(0), last.sums), options) | {
@@ -151,7 +157,7 @@ class PolicyUpdate:
         (value, sums, gradient), logprobs = accumulate(gradient_and_logprobs, rows, self.config.accumulate)
         norm = optax.tree.norm(gradient)
         finite &= jnp.isfinite(value) & jnp.isfinite(norm)
-        params, opt = optimize(self.optimizer, params, opt, gradient)
+        params, opt = optimize(self.optimizer, params, opt, gradient, finite)
         return (params, opt, finite), Learned(value, norm, sums), logprobs
 
     @property
@@ -170,14 +176,17 @@ class PolicyUpdate:
     def logprobs(self, model: VideoLM, rows: UpdateRows) -> Array:
         """log p f32[B, R, G, C] of the tokens of each branch, whose completions share its prompt."""
         prompts, shape, features = rows.prompts, rows.tokens.shape, rows.features
-        if features is None:
-            features = model.encode(prompts.video, remat=self.config.remat)
         tokens = merge_branches(rows.tokens)
+        length = prompts.text.tokens.shape[1] + math.prod(tokens.shape[1:])
+        count = model.config.decoder.layers * tokens.shape[0] * length
+        recompute = recomputed_share(self.config, model, count)
+        if features is None:
+            features = model.encode(prompts.video, recompute=recompute)
         h_BGCD = model.predicting(
             repeat_rows(features, shape[1]),
             branch_prompts(prompts, shape[1]),
             tokens,
-            remat=self.config.remat,
+            recompute=recompute,
         )
         temperature, chunk = self.config.grpo.temperature, self.config.loss.chunk
         logprobs = token_logprobs(h_BGCD, model.unembed, tokens, chunk=chunk, temperature=temperature)
