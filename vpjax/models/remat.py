@@ -1,5 +1,6 @@
 """What the backward pass of layers keeps, and what it computes again (rematerialisation)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ def scan(layer: Callable, carry: Any, stack: Any, recompute: float | None) -> An
     if recompute is None:
         return jax.lax.scan(layer, carry, stack)[0]
     count = len(jax.tree.leaves(stack)[0])
-    cut = round(recompute * count)
+    cut = math.ceil(recompute * count)
     products = jax.checkpoint_policies.save_only_these_names(KEPT)
     for part, policy in ((slice(0, cut), None), (slice(cut, count), products)):
         if part.start < part.stop:

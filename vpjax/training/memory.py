@@ -11,7 +11,9 @@ from vpjax.training.state import frozen_paths
 
 GIB = 2**30
 USABLE = 0.9  # of a device's memory; the rest is for programs, and for what is not counted here
-WORK = 8.0  # arrays as wide as the MLP that the backward pass of a layer holds at once
+# What the backward pass of one layer holds at once, by plans for TPUs: arrays of its tokens as wide as its
+# MLP, and copies of its weights, which are gathered, and of their gradients.
+WIDE_ARRAYS, WEIGHT_COPIES = 7, 4
 
 
 def recomputed_share(config: ConfigDict, model: VideoLM, layer_tokens: int) -> float | None:
@@ -23,10 +25,10 @@ def recomputed_share(config: ConfigDict, model: VideoLM, layer_tokens: int) -> f
     """
     if config.remat != "auto":
         return {"none": None, "products": 0.0, "layers": 1.0}[config.remat]
-    own_tokens = layer_tokens / row_parts(jax.sharding.get_abstract_mesh())
-    left = USABLE * config.memory * GIB - state_bytes(config, model)
-    left -= own_tokens * input_bytes(config, model.config.decoder)
-    return min(max(1 - left / (own_tokens * kept_bytes(config, model.config.decoder)), 0.0), 1.0)
+    tokens = layer_tokens / row_parts(jax.sharding.get_abstract_mesh())
+    left = USABLE * config.memory * GIB
+    left -= state_bytes(config, model) + layer_bytes(config, model, tokens)
+    return min(max(1 - left / (tokens * kept_bytes(config, model.config.decoder)), 0.0), 1.0)
 
 
 def state_bytes(config: ConfigDict, model: VideoLM) -> float:
@@ -42,11 +44,13 @@ def state_bytes(config: ConfigDict, model: VideoLM) -> float:
     return copies * own + device_bytes({path: params[path] for path in frozen})
 
 
-def input_bytes(config: ConfigDict, decoder: DecoderConfig) -> float:
-    """What the backward pass holds for a token in a layer that is computed again: the layer's input, and a
-    share of the work on one layer."""
-    itemsize = jnp.dtype(config.dtype).itemsize
-    return itemsize * (decoder.hidden + WORK * decoder.intermediate / decoder.layers)
+def layer_bytes(config: ConfigDict, model: VideoLM, layer_tokens: float) -> float:
+    """What the backward pass holds if all layers are computed again: the input of each, and the work on one.
+    layer_tokens: of a device, those of each layer added up."""
+    decoder, itemsize = model.config.decoder, jnp.dtype(config.dtype).itemsize
+    stacked = sum(x.size for path, x in leaves(model).items() if path.startswith("decoder.layers."))
+    work = WIDE_ARRAYS * layer_tokens * decoder.intermediate + WEIGHT_COPIES * stacked
+    return itemsize * (layer_tokens * decoder.hidden + work / decoder.layers)
 
 
 def kept_bytes(config: ConfigDict, decoder: DecoderConfig) -> int:

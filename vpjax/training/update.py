@@ -116,7 +116,7 @@ class PolicyUpdate:
         if numbers.size:
             after, more = jax.lax.scan(learn_again, after, numbers)
             *new, finite = after
-            undone = jax.tree.map(lambda x, old: jnp.where(finite, x, old), tuple(new), before[:2])
+            undone = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, [*before[:2]])
             after = *undone, finite
             all_learned = jax.tree.map(lambda *x: jnp.concatenate(x), all_learned, more)
         last = jax.tree.map(lambda x: x[-count:], all_learned)
