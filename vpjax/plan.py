@@ -5,8 +5,8 @@
 Compiles the run's real step for these chips, from shapes alone and without the chips (TPUs: ``pip install
 'vpjax[tpu]'``). Prints each chip's memory against what it has, the work, the collectives, an estimate of the
 step's time by phase, and what to change where it does not fit. Topologies may be named as Google Cloud does
-(v5litepod-64, v5p-64). h100:1, h100:8, a100:1 and a100:8, GPUs of 80 GB, are estimates: the program is
-compiled for TPU chips in their place. cpu:N takes N virtual devices of this machine.
+(v5litepod-64, v5p-64). One GPU or eight, a100 (80 GB), h100 or h200, as in h100:8, are estimates: the program
+is compiled for TPU chips in their place. cpu:N takes N virtual devices of this machine.
 
 The model's sizes are those of the folder ``config.init_from``, of which only config.json is read, or else of
 ``config.model``. The batch is what ``config.data`` makes of clips of ``--seconds``, ``--video``, ``--text``

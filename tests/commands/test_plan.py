@@ -199,6 +199,23 @@ def test_names_of_google_cloud(name, topology):
     assert spelled_out(name) == topology
 
 
+@pytest.mark.parametrize(
+    "topology, gigabytes",
+    [
+        ("v5e:8x8", 100),  # a quarter of 400
+        ("v5e:8x16", 150),
+        ("v5e:16x16", 200),
+        ("v6e:16x16", 400),
+        ("v5p:2x4x4", 300),
+        ("v5p:4x4x8", 600),
+        ("h200:8", 450),
+    ],
+)
+def test_links_count_both_ways_where_an_axis_wraps(topology, gigabytes):
+    name, _, grid = topology.partition(":")
+    assert CHIPS[name].in_slice(grid).links == gigabytes * 1e9
+
+
 @pytest.mark.parametrize("limit", [0, 7, 8, 9, 100, 1000])
 def test_the_largest_batch(limit):
     tried = []
