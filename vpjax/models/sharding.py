@@ -302,6 +302,15 @@ def all_rows(rows: np.ndarray, mesh: Mesh | None) -> np.ndarray:
     return multihost_utils.process_allgather(global_rows(rows, mesh), tiled=True)
 
 
+def own_copy(arrays: Any) -> Any:
+    """Global arrays whole on one device of each process, which then computes with them alone; if there is one
+    process only, as they are."""
+    if jax.process_count() == 1:
+        return arrays
+    whole = multihost_utils.process_allgather(arrays, tiled=True)
+    return jax.device_put(whole, jax.local_devices()[0])
+
+
 def all_texts(text: str) -> list[str]:
     """The text of each process, in each of them."""
     own = np.frombuffer(text.encode(), np.uint8)

@@ -108,7 +108,7 @@ def sampling_metrics(old: Array, sampled: Array, mask: Array, options: ConfigDic
     whose weight the cap lowers."""
     difference = jnp.where(mask, old - sampled, 0.0)
     count = jnp.maximum(mask.sum(), 1)
-    metrics = {
+    metrics: dict[str, Array] = {
         "sampling/logp_difference/max": jnp.abs(difference).max(),
         "sampling/logp_difference/mean": jnp.abs(difference).sum() / count,
         "sampling/kl": (jnp.exp(difference) - difference - 1.0).sum() / count,

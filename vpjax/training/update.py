@@ -177,8 +177,10 @@ class PolicyUpdate:
             arrays = logprobs, micro.old, micro.mask, micro.advantages, micro.reference, micro.sampled
             value, all_sums = jnp.zeros(()), []
             for branch in branches:
-                *of_branch, sampled = jax.tree.map(lambda x, r=branch: x[:, r], arrays)
-                sums = policy_loss(*of_branch, options, sampled_BGC=sampled)
+                new, old, mask, advantage, reference, sampled = jax.tree.map(
+                    lambda x, r=branch: x[:, r], arrays
+                )
+                sums = policy_loss(new, old, mask, advantage, reference, options, sampled_BGC=sampled)
                 value += self.branch_weights[branch] * sums.loss / divisors[branch]
                 all_sums.append(sums)
             return value, (all_sums[0], logprobs)
