@@ -11,12 +11,14 @@ from vpjax.types import UserError
 
 
 class Chip(NamedTuple):
-    """Published figures of a chip. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
-    sent over all links together, in a slice whose axes do not wrap around (``in_slice``). grids: sizes of a
-    slice. products: operations of its matrix units in a cycle. is_gpu: programs cannot be compiled for it
-    without it, so they are compiled for v5p chips, whose kernels hold as little in memory: an estimate."""
+    """Published figures of a chip. memory: GiB of HBM. reading: bytes per second from it. flops: bfloat16,
+    per second. links: bytes per second sent over all links together, in a slice whose axes do not wrap around
+    (``in_slice``). grids: sizes of a slice. products: operations of its matrix units in a cycle. is_gpu:
+    programs cannot be compiled for it without it, so they are compiled for v5p chips, whose kernels hold as
+    little in memory: an estimate."""
 
     memory: float
+    reading: float
     flops: float
     links: float
     grids: tuple[str, ...]
@@ -50,12 +52,12 @@ WRAPPED_SIDE, WRAPPED_CUBE = 16, 4
 # what is received beside what is sent: a quarter. That between GPUs counts the latter: half. The compiler
 # needs 1.03, 1.11 and 1.14 times the cycles that ``products`` says for a product of two large matrices.
 CHIPS = {
-    "v5e": Chip(16, 197e12, 100e9, SQUARES, 2**17),
-    "v5p": Chip(95, 459e12, 300e9, CUBES, 2**18),
-    "v6e": Chip(32, 918e12, 200e9, SQUARES, 2**19),
-    "a100": Chip(79, 312e12, 300e9, ("1", "8"), is_gpu=True),
-    "h100": Chip(79, 989e12, 450e9, ("1", "8"), is_gpu=True),
-    "h200": Chip(139, 989e12, 450e9, ("1", "8"), is_gpu=True),
+    "v5e": Chip(16, 819e9, 197e12, 100e9, SQUARES, 2**17),
+    "v5p": Chip(95, 2765e9, 459e12, 300e9, CUBES, 2**18),
+    "v6e": Chip(32, 1640e9, 918e12, 200e9, SQUARES, 2**19),
+    "a100": Chip(79, 2039e9, 312e12, 300e9, ("1", "8"), is_gpu=True),
+    "h100": Chip(79, 3350e9, 989e12, 450e9, ("1", "8"), is_gpu=True),
+    "h200": Chip(139, 4800e9, 989e12, 450e9, ("1", "8"), is_gpu=True),
 }
 GPU_STANDINS = {"1": "1x1x1", "8": "2x2x2"}  # v5p chips
 # Google Cloud names a slice by its chips, or of v5p by its cores, two a chip.
