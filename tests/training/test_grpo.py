@@ -141,8 +141,8 @@ def test_importance_weights_act_on_every_token(prompts, completions, plain):
     """Where sampling held all tokens for nearly impossible, each weighs as much as the cap allows."""
     seldom = completions._replace(logprobs=np.full_like(completions.logprobs, -50))
     gradient, metrics, _ = learner(grpo__relative__kind="none", grpo__importance_cap=1.5)(prompts, seldom)
-    # Both are differences of parameters of order 1.
-    assert_close(gradient, {path: 1.5 * x for path, x in plain[0].items()}, 1e-5)
+    # Both are differences of parameters of order 1 in float32.
+    assert_close(gradient, {path: 1.5 * x for path, x in plain[0].items()}, 1e-4)
     assert metrics["sampling/truncated"] == 1
 
 
