@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 CLIPS = 10
 BROKEN = {1: 0.0, 4: 0.5, 6: 0.5, 7: 0.5}  # from this share of its data on a clip's video is broken
-FLAGS = dict(benchmark="events", controls="none,blind,key,shuffle", contrast="motion,key", fsdp=2)
+FLAGS = dict(benchmark="events", controls="none,blind,key,shuffle", contrast="motion,self,key", fsdp=2)
 FLAGS |= dict(batch=8, max_new_tokens=6)
 
 

@@ -151,6 +151,48 @@ def test_devices_agree(prompts, completions):
         assert two[1][name] == pytest.approx(one[1][name], abs=1e-5), name
 
 
+def shorter(completions, rows, length):
+    """The completions, those of some ``rows`` ending after ``length`` tokens."""
+    stays = ~np.isin(np.arange(ROWS), rows)[:, None, None, None] | (np.arange(LENGTH) < length)
+    return completions._replace(tokens=np.where(stays, completions.tokens, 0), mask=completions.mask & stays)
+
+
+def test_short_completions_are_computed_short(prompts, completions, monkeypatch):
+    """The step is that on completions of full length, up to float32 sums in another order. Of two
+    micro-batches, of even and of odd rows, one is cut."""
+    given = shorter(completions, range(0, ROWS, 2), 2)
+    whole = learner(grpo__relative__kind="none")(prompts, given)
+    monkeypatch.setattr(update, "SHORTEST", 2)
+    cut = learner.__wrapped__(grpo__relative__kind="none", accumulate=2)(prompts, given)
+    assert_close(cut[0], whole[0], 1e-5)
+    for name, value in whole[1].items():
+        assert cut[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "most, lengths", [(5, [5]), (31, [31]), (32, [16, 32]), (65, [17, 33, 65]), (1024, [256, 512, 1024])]
+)
+def test_lengths_are_halves(most, lengths):
+    assert update.lengths_of(most) == lengths
+
+
+@pytest.mark.parametrize("longest, length", [(0, 16), (1, 16), (16, 16), (17, 32), (33, 64), (64, 64)])
+def test_the_first_length_that_holds_all_tokens(longest, length):
+    """Values by token are those of whole rows, and 0 beyond that length; what is not there stays away."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 9, (2, 1, 3, 64))
+    mask = np.arange(64) < np.minimum(longest, [[[[9], [64], [5]]], [[[0], [2], [3]]]])
+    rows = update.UpdateRows(joint.prompts_of(CLIPS[:2]), tokens, mask, np.ones((2, 1, 3, 1)))
+
+    def function(rows):
+        assert rows.old is None and rows.advantages.shape[-1] == 1
+        return rows.tokens.shape[-1] * jnp.ones(()), rows.tokens * 2.0
+
+    count, values = update.cut_to_longest(function)(rows)
+    assert count == length
+    np.testing.assert_array_equal(values, np.where(np.arange(64) < length, 2 * tokens, 0))
+
+
 class Choosy(Judge):
     """A reward that does not judge completions which begin with token 100, and one that judges all."""
 
