@@ -143,16 +143,37 @@ def test_elements_of_a_list_are_those_that_json_reads():
     values = [{"a": [1, {"b": "],{"}]}, 'x"\\', [], {}, 3.5, None, "é, [", [[["]"]]]]
     for text in (json.dumps(values), json.dumps(values, indent=1), "[]", "[ ]", "[[]]"):
         assert [json.loads(x) for x in elements_of(text.encode())] == json.loads(text)
-    with pytest.raises(ValueError, match="does not end"):
-        list(elements_of(json.dumps(values).encode()[:-3]))
+    for end, reason in ((-3, "does not end"), (None, "too soon")):
+        with pytest.raises(ValueError, match=reason):
+            list(elements_of(json.dumps(values).encode()[:end] + b" 1 ]"[4 if end else 0 :]))
 
 
-def test_a_list_that_ends_too_soon_is_no_file_with_a_broken_row(tmp_path):
-    file = tmp_path / "rows.json"
-    deep = HOSTILE["nested"][0].encode()
-    file.write_bytes(b"[" + b",".join([*good_rows(2), deep, *good_rows(1)])[:-5])
-    with pytest.raises(UserError, match="rows.json: no JSON: the list does not end"):
-        read_annotations(file, "clips")
+def test_a_row_that_breaks_its_list_is_skipped_if_its_brackets_and_quotes_close(tmp_path):
+    """So every other row is a clip; where they do not close, the file is refused and the row named."""
+    file, good = tmp_path / "rows.json", good_rows(6)
+    for broken in (
+        b'{"id": "b" "video": "b"}',
+        b'{"id": , "video": "b"}',
+        b"{'id': 'b', 'video': 'b'}",
+        b"nothing",
+        HOSTILE["nested"][0].encode(),
+    ):
+        file.write_bytes(b"[" + b",\n".join([*good[:2], broken, *good[2:]]) + b"]\n")
+        annotations = read_annotations(file, "clips")
+        assert annotations.rows == 7
+        assert [item.clip is None for item in annotations.items] == [False] * 2 + [True] + [False] * 4
+    file.write_bytes(b"[" + b", ".join(good[:3]) + b" " + b", ".join(good[3:]) + b"]")  # a comma is missing
+    assert read_annotations(file, "clips").rows == 6
+    whole = b"[" + b",\n".join(good) + b"]"
+    for number, broken in {
+        3: whole.replace(b'"good 2"', b'"good 2'),
+        4: whole.replace(b'{"id": "good 3"', b'"id": "good 3"'),
+        5: whole.replace(b'"good 4", ', b'"good 4"}, '),
+        6: whole[:-9],
+    }.items():
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=f"rows.json: no JSON: .*line {number} .*cannot be told apart"):
+            read_annotations(file, "clips")
 
 
 def test_ids_are_the_least_that_are_free():
