@@ -10,7 +10,7 @@ from tests.videos import greys, write
 from vpjax import files
 from vpjax.building.examine import UNREADABLE, find_video
 from vpjax.building.fields import Rejected
-from vpjax.data import index
+from vpjax.data import probing
 from vpjax.data.probing import probe_sources
 from vpjax.data.video import probe, probe_image
 from vpjax.types import UserError
@@ -108,7 +108,7 @@ def test_videos_elsewhere_are_indexed_and_probed_once(tmp_path, monkeypatch):
     local, remote, missing = probe_sources([str(path), *urls], tmp_path, 8192).values()
     assert (remote.media, remote.size, remote.info) == ("video", local.size, local.info) and remote.modified
     assert missing.info is None and "memory://index/none.mp4: " in missing.fault
-    monkeypatch.setattr(index, "probe", None)  # unchanged files are not probed again
+    monkeypatch.setattr(probing, "probe", None)  # unchanged files are not probed again
     assert probe_sources([str(path), *urls], tmp_path, 8192)[urls[0]] == remote
 
 

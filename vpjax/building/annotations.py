@@ -67,7 +67,9 @@ def detect_format(path: str | Path, rows: Sequence[Any]) -> str:
                 continue
             if any(fields <= keys for fields in alternatives):
                 return format
-    first = f"its first row has {', '.join(sorted(rows[0]))}" if isinstance(rows[0], dict) else short(rows[0])
+    first = short(rows[0])
+    if isinstance(rows[0], dict):
+        first = f"its first row has {json_rows.shortened(', '.join(sorted(rows[0])))}"
     raise UserError(f"{path}: in no known format ({first}); --format takes one of {', '.join(FORMATS)}")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from vpjax.building.fields import Rejected
+from vpjax.data.json_rows import reason_of
 from vpjax.types import MEDIA_TAG, Clip
 
 
@@ -27,7 +28,8 @@ class Item:
 
 
 def skipped_item(error: Exception) -> Item:
-    return Item("", None, str(error) if isinstance(error, Rejected) else f"broken row: {error}")
+    reason = reason_of(error)
+    return Item("", None, reason if isinstance(error, Rejected) else f"broken row: {reason}")
 
 
 def clip_item(*, id: Any, question: str, answer: str, **fields: Any) -> Item:

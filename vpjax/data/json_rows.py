@@ -15,6 +15,7 @@ SCHEMES = ("gs", "gcs", "s3", "s3a", "https", "file")  # of the URLs that rows m
 MAX_DEPTH = 100  # of lists and objects in one another: deeper ones would exhaust Python's stack somewhere
 MAX_BITS = 1000  # of a whole number, which floats can hold
 MAX_TEXT = 100_000  # characters of a text: more than any context holds
+MAX_REASON = 300  # characters of what is said of a row, which may quote it
 # A string, which has no line break, or what gives JSON its structure, or a quotation mark that is not closed.
 JSON_MARK = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"|[\[\]{},"]')
 
@@ -66,6 +67,17 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("a text has half of a character (a lone surrogate)") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What is wrong with a row, in one line that is short enough to be read."""
+    return shortened(str(error))
+
+
+def shortened(text: str) -> str:
+    """A text that quotes a row, in one line of at most MAX_REASON characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
 
 
 def check_path(path: str, schemes: Collection[str] = SCHEMES) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vpjax.data.clips import parse_box, parse_clip, parse_span
-from vpjax.data.json_rows import check_path, check_row
+from vpjax.data.json_rows import check_path, check_row, reason_of
 from vpjax.data.published import charades_row, next_gqa_row, tarsier_video
 from vpjax.evaluation.records import Record, records
 from vpjax.events.clips import EIGHTHS
@@ -83,7 +83,10 @@ def read_benchmark(
     for record in records(data):
         try:
             check_row(record.row)
-            for clip in benchmark.read(record):
+            asked = list(benchmark.read(record))
+            if not asked:
+                raise ValueError("it asks nothing")
+            for clip in asked:
                 if isinstance(clip, str):
                     left_out[clip] += 1
                     continue
@@ -97,9 +100,10 @@ def read_benchmark(
                 folders = [join_path(root, folder.format(file=record.file)) for folder in benchmark.folders]
                 clips.append(clip.with_media([_found(folders, path) for path in clip.media]))
         except KeyError as error:
-            raise UserError(f"{record.place}: no field {error}: not a row of {name}") from error
+            missing = reason_of(error)
+            raise UserError(f"{record.place}: no field {missing}: not a row of {name}") from error
         except (TypeError, AttributeError, IndexError, ValueError) as error:
-            raise UserError(f"{record.place}: not a row of {name}: {error}") from error
+            raise UserError(f"{record.place}: not a row of {name}: {reason_of(error)}") from error
     if not clips:
         reasons = "".join(f"; {count}: {reason}" for reason, count in left_out.items())
         raise UserError(f"{data}: no row to ask about{reasons}")

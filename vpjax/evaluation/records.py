@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, read_records
-from vpjax.data.json_rows import parse_json
+from vpjax.data.json_rows import parse_json, shortened
 from vpjax.data.published import table_rows
 from vpjax.files import AnyPath, is_folder, join_path, names_in, open_file
 from vpjax.types import UserError
@@ -34,7 +34,7 @@ def records(data: AnyPath) -> Iterator[Record]:
             raise UserError(f"{data}: no .json or .jsonl file in this folder")
     for file in files:
         for key, row in _rows(file):
-            yield Record(PurePath(file).stem, f"{file}, row {key}", key, row, file)
+            yield Record(PurePath(file).stem, f"{file}, row {shortened(key)}", key, row, file)
 
 
 def _rows(file: str) -> Iterator[tuple[str, Any]]:
@@ -44,7 +44,7 @@ def _rows(file: str) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{file}: give one of {kinds} (of a data set of Hugging Face: its to_json)")
     try:
         if suffix == ".json":
-            whole = parse_json(_bytes(file))
+            whole = parse_json(_bytes(file), distinct_keys=True)
         elif suffix == ".csv":
             whole = list(table_rows(_text(file)))
             for row in whole:
