@@ -6,7 +6,7 @@ import functools
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -94,7 +94,7 @@ def write_seed(path: Path, codec: str, muxer: dict[str, str]) -> None:
     """A pattern that moves over noise, a keyframe every half second."""
     noise = np.random.default_rng(0).integers(0, 60, (HEIGHT, WIDTH, 3), np.uint8)
     with av.open(str(path), "w", options=muxer) as file:
-        stream = file.add_stream(codec, rate=RATE, options=ENCODING[codec])
+        stream: Any = file.add_stream(codec, rate=RATE, options=ENCODING[codec])
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", 12
         for number in range(FRAMES):
             picture = noise.copy()
