@@ -103,10 +103,12 @@ def zero(file: Path) -> None:
     file.write_bytes(bytes(file.stat().st_size))
 
 
-def end_in_zeros(file: Path) -> None:
-    """As a power cut leaves a log: its last lines are NUL bytes."""
+def cut_power(folder: Path) -> None:
+    """As a power cut leaves a run: its log ends in NUL bytes, its newest checkpoint was not yet there."""
+    file = folder / "metrics.jsonl"
     content = file.read_bytes()
     file.write_bytes(content[:-200] + bytes(200))
+    shutil.rmtree(max(commands.checkpoints(folder), key=lambda path: int(path.name)))
 
 
 def zero_lock(folder: Path) -> None:
@@ -322,14 +324,14 @@ TRIALS: dict[str, Callable[[Path], tuple[str, str]]] = {
     "the newest checkpoint is truncated": damaged("sft", lambda w: truncate(newest(w)), "is damaged"),
     "the newest checkpoint is zeroed": damaged("grpo", lambda w: zero(newest(w)), "is damaged"),
     "all checkpoints are truncated": damaged("sft", truncate_all, refused=True),
-    "metrics.jsonl ends in zeros": damaged("sft", lambda w: end_in_zeros(w / "metrics.jsonl")),
+    "metrics.jsonl ends in zeros": damaged("sft", cut_power),
     "config.json of a run is truncated": damaged("sft", lambda w: truncate(w / "config.json"), refused=True),
     "lock.json is zeroed": damaged("sft", zero_lock),
     "predictions.jsonl is truncated": damaged("evaluate", without_end),
     "request.json is truncated": damaged("evaluate", lambda w: truncate(w / "request.json"), refused=True),
     "a part of a build is truncated": damaged("build", lose_part, "damaged; it is made anew"),
     "made_from.json is zeroed": damaged("build", lambda w: zero(w / "parts/made_from.json"), refused=True),
-    "pages of the frame cache have other bits": broken_cache(flip_pages, "cached frames"),
+    "pages of the frame cache have other bits": broken_cache(flip_pages, "page in the cache"),
     "the index in the cache is truncated": broken_cache(truncate_in("index"), "probed again"),
     "compiled programs are truncated": broken_cache(truncate_in("programs"), ""),
     "a full disk, sft, 200 kB": full_disk("sft", "200k"),

@@ -176,6 +176,20 @@ def test_a_row_that_breaks_its_list_is_skipped_if_its_brackets_and_quotes_close(
             read_annotations(file, "clips")
 
 
+def test_what_is_said_of_a_row_is_one_short_line(tmp_path):
+    """Whatever the row holds that it quotes."""
+    text, lines = tmp_path / "sta.txt", tmp_path / "clips.jsonl"
+    text.write_text(f"A1 0 1##a person runs.\nA2 {'x' * 5000} 3##a person sits.\n")
+    (_, skipped) = read_annotations(text).items
+    said = [skipped.skipped]
+    with pytest.raises(UserError, match="row 2: not a row of charades-sta") as error:
+        read_benchmark("charades-sta", text)
+    said.append(str(error.value))
+    lines.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"id": "b", "y" * 5000: 1}) + "\n")
+    read_clips(lines, max_fault_share=0.5, say=said.append)
+    assert len(said) == 3 and all(len(line) < 600 and "\n" not in line for line in said)
+
+
 def test_ids_are_the_least_that_are_free():
     """As by trying one number after another."""
 

@@ -497,6 +497,8 @@ def test_other_files_are_refused(tmp_path):
             read_benchmark("mlvu", tmp_path / data, None)
     with pytest.raises(UserError, match="no field 'qa'"):
         read_benchmark("motionbench", write(tmp_path / "c", m_json=[MLVU]), None)
+    with pytest.raises(UserError, match="row 2: not a row of motionbench: it asks nothing"):
+        read_benchmark("motionbench", write(tmp_path / "e", m_json=[MOTION[0], MOTION[1] | {"qa": []}]), None)
     with pytest.raises(UserError, match="1: its answer is hidden"):
         hidden = [MOTION[1] | {"qa": MOTION[1]["qa"][:1]}]
         read_benchmark("motionbench", write(tmp_path / "d", m_json=hidden), None)
