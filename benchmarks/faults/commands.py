@@ -31,7 +31,7 @@ def get_config():
 SMALL = {
     "batch": 4,
     "log_every": 1,
-    "checkpoint_every": 5,
+    "checkpoint_every": 4,
     "keep": 3,
     "data.heldout": "",
     "events.train": 24,
@@ -51,8 +51,8 @@ SMALL = {
     "model.vision_config.num_heads": 2,
     "model.vision_config.out_hidden_size": 32,
 }
-STEPS = {"sft": 300, "grpo": 60}
-BUILD_CLIPS = 96
+STEPS = {"sft": 40, "grpo": 20}
+BUILD_CLIPS = 64
 
 
 class Command(NamedTuple):

@@ -499,6 +499,41 @@ def test_a_lost_fragment_is_counted(tmp_path):
     assert info.frames == 96 or info.lost >= 10
 
 
+@pytest.mark.parametrize("box, place, number, shown", [(b"stsc", 16, 10, 10), (b"elst", 12, 100, 3)])
+def test_frames_that_damaged_tables_hide_are_counted(tmp_path, box, place, number, shown):
+    """Of 75 frames: the table of chunks has 10 in its only one, the edit list shows a tenth of a second."""
+    path = write(tmp_path / "a.mp4", greys(75))
+    content = bytearray(path.read_bytes())
+    place += content.find(box)
+    content[place : place + 4] = number.to_bytes(4)
+    path.write_bytes(content)
+    info = probe(path)
+    assert (info.frames, info.lost) == (shown, 75 - shown)
+
+
+def test_frames_of_other_sizes_are_brought_to_that_of_the_first(tmp_path):
+    """A stream whose resolution changes in its middle."""
+    first = write(tmp_path / "a.ts", greys(12, (56, 84))).read_bytes()
+    second = write(tmp_path / "b.ts", greys(12, (112, 56)), range(12, 24)).read_bytes()
+    (tmp_path / "a.ts").write_bytes(first + second)
+    video = read(tmp_path / "a.ts", size=None, fps=25, min_pixels=1, max_pixels=28 * 28 * 6)
+    assert len(video.frames) >= 20 and video.frames.shape[1:] == (56, 84, 3)
+
+
+def test_a_packet_of_a_stream_that_no_header_names_is_damage():
+    """As PyAV reports it."""
+
+    class Container:
+        def demux(self):
+            yield "packet"
+            raise IndexError("list index out of range")
+
+    packets = decode_module.packets_of(Container())
+    assert next(packets) == "packet"
+    with pytest.raises(decode_module.Problem, match="of no stream that its header names"):
+        next(packets)
+
+
 def test_lost_parts_of_other_containers_are_counted(tmp_path):
     """The end of a webm file, which states its duration; what stands before a stream's first keyframe."""
     path = write(tmp_path / "a.webm", greys(75), codec="libvpx-vp9")

@@ -6,7 +6,7 @@ A file that cannot be used raises ``Problem`` without the file's name, which ``v
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 import av
 import numpy as np
@@ -15,7 +15,7 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from vpjax.data.boxes import bytes_outside_fragments
+from vpjax.data.boxes import has_broken_fragments
 from vpjax.files import AnyPath, is_remote, open_file
 
 GAP = 10  # usual intervals between frames, from which on frames count as lost
@@ -35,8 +35,8 @@ class FrameIndex:
     ticks or, if ``counted``, their number. keyframe i64[N]: the last keyframe at or before each frame. entry
     i64[N]: the timestamp to seek for a keyframe; undefined for other frames. size: (height, width) in pixels,
     and aspect: the width of a pixel over its height, both before a frame is turned upright. lost: frames that
-    the file lacks by its own times, see ``lost_frames``, or that follow no keyframe; 1 if it has a fragment
-    that is not whole.
+    the file lacks by its own times (``lost_frames``) or by its header, that follow no keyframe, or that an
+    edit list hides which shows fewer; 1 if a fragment is not whole.
     """
 
     times: np.ndarray
@@ -98,6 +98,20 @@ def opened(path: AnyPath, max_side: int) -> Iterator[tuple[InputContainer, av.Vi
         yield container, streams[0]
 
 
+def packets_of(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of these streams, or of all."""
+    try:
+        yield from container.demux(*streams)
+    except IndexError as error:  # PyAV's, for a stream that came into sight after the file was opened
+        raise Problem("is damaged: a packet is of no stream that its header names") from error
+
+
+def frames_of(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of a stream as the decoder gives them."""
+    for packet in packets_of(container, stream):
+        yield from packet.decode()
+
+
 def rate_and_tick(stream: av.VideoStream) -> tuple[float, float]:
     """Frames per second, and the seconds of one tick of the timestamps."""
     assert stream.time_base is not None, "every stream that is read has one"
@@ -126,6 +140,13 @@ def lost_frames(times: np.ndarray, missing: float) -> int:
     return round(gaps[gaps > (GAP - 1) * usual].sum() / usual)
 
 
+def hidden_beyond(ends: Sized, shown: Sized) -> int:
+    """How many frames a file's edit list hides, if it hides more than it shows: none that anybody made, but
+    one whose numbers are damaged."""
+    hidden = len(ends) - len(shown)
+    return hidden if hidden > len(shown) else 0
+
+
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     """The index by the timestamps of all packets; nothing is decoded."""
     durations: dict[int, int] = {}  # pts of each visible frame -> its duration in ticks
@@ -138,9 +159,10 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         stated = (stream.duration or 0) * tick
         # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
         stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
-        is_mp4, packets = "mp4" in container.format.name, 0
+        is_mp4, is_alone = "mp4" in container.format.name, len(container.streams) == 1
+        packets, in_header = 0, stream.frames if is_mp4 else 0
         expected = len(stream.index_entries)
-        for packet in container.demux() if stated_ticks else container.demux(stream):
+        for packet in packets_of(container, *([] if stated_ticks else [stream])):
             if not packet.size:  # marks the end of a stream
                 continue
             is_cut |= packet.is_corrupt
@@ -166,14 +188,18 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     if not len(pts):
         raise Problem("has no decodable frame")
     numbers = np.arange(len(pts))
-    missing = stated - (max(ends.values()) - min(ends)) * tick if stated else 0.0
-    if stated_ticks and not stated:
-        missing = stated_ticks / av.time_base - end
+    span = (max(ends.values()) - min(ends)) * tick
+    missing = stated - span if stated else 0.0
+    if stated_ticks and not stated:  # by the longest stream, another one than this perhaps
+        missing = stated_ticks / av.time_base - (span if is_alone else end)
     lost = lost_frames(np.array(sorted(durations)) * tick, missing)
+    # What only the header knows, and what an edit list hides, may be what lacks by the times as well.
+    unseen = (in_header - packets, hidden_beyond(ends, durations))
+    lost = max(lost, sum(count for count in unseen if count >= GAP))
     if len(durations) - len(pts) >= GAP:
         lost += len(durations) - len(pts)
     if is_mp4 and not lost:
-        lost = int(bytes_outside_fragments(path) > 0)
+        lost = int(has_broken_fragments(path))
     return FrameIndex(
         times=(pts - pts[0]) * tick,
         duration=float(pts[-1] - pts[0]) * tick + (durations[int(pts[-1])] * tick or 1 / rate),
@@ -194,7 +220,7 @@ def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
         stated = (stream.duration or 0) * rate_and_tick(stream)[1]
         if not stated and len(container.streams) == 1:
             stated = (container.duration or 0) / av.time_base
-        pts = [frame.pts for frame in container.decode(stream)]
+        pts = [frame.pts for frame in frames_of(container, stream)]
         rate, tick = rate_and_tick(stream)
         size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
     if not pts:
@@ -217,13 +243,13 @@ def decode_frames(
     # One converter for all, in one thread: creating one costs more than converting a small frame.
     convert = VideoReformatter()
     with opened(path, max_side) as (container, stream):
-        frames = enumerate(container.decode(stream))
+        frames = enumerate(frames_of(container, stream))
         following = 0  # number of the frame that the decoder gives next
         for number in chosen:
             keyframe = index.keyframe[number]
             if keyframe - following >= SEEK_GAIN:
                 container.seek(int(index.entry[keyframe]), stream=stream)
-                frames = enumerate(container.decode(stream))
+                frames = enumerate(frames_of(container, stream))
             pts = None
             for count, frame in frames:
                 pts = count if index.counted else frame.pts
