@@ -57,12 +57,14 @@ BUILD_CLIPS = 64
 
 class Command(NamedTuple):
     """A command that is disturbed. begun: whether there is something that it could go on from. state: a
-    digest of all that it made. saving: whether it is inside a save, if it saves."""
+    digest of all that it made. saving: whether it is inside a save, if it saves. needs: the commands whose
+    results it reads."""
 
     arguments: Callable[[Path], list[str]]
     begun: Callable[[Path], bool]
     state: Callable[[Path], str]
     saving: Callable[[Path], bool] | None = None
+    needs: tuple[str, ...] = ()
 
 
 def prepare(work: Path) -> None:
@@ -148,9 +150,11 @@ def has_lines(path: Path) -> bool:
 
 COMMANDS = {
     "sft": Command(lambda w: train("sft", w), lambda w: bool(checkpoints(w)), trained, saves),
-    "grpo": Command(lambda w: train("grpo", w), lambda w: bool(checkpoints(w)), trained, saves),
+    "grpo": Command(lambda w: train("grpo", w), lambda w: bool(checkpoints(w)), trained, saves, ("sft",)),
     "build": Command(build, lambda out: any(out.glob("parts/0*.jsonl")), built),
-    "evaluate": Command(evaluate, lambda out: has_lines(out / "predictions.jsonl"), evaluated),
+    "evaluate": Command(
+        evaluate, lambda out: has_lines(out / "predictions.jsonl"), evaluated, None, ("sft", "build")
+    ),
 }
 
 

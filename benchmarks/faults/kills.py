@@ -37,6 +37,8 @@ def run(count: int, log: Log, work: Path, seed: int) -> None:
 def whole_state(name: str, work: Path) -> str:
     """The end state of the run that nothing disturbs, which is made once."""
     file = work / f"whole-{name}.state"
+    for needed in COMMANDS[name].needs:
+        whole_state(needed, work)
     if not file.exists():
         file.write_text(commands.run_whole(name, work / f"whole-{name}"))
     return file.read_text()

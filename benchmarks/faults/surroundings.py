@@ -52,7 +52,7 @@ class End(NamedTuple):
 def run(log: Log, work: Path) -> None:
     commands.prepare(work)
     for number, (name, attempt) in enumerate(TRIALS.items()):
-        if log.has(number):
+        if any(trial.kind == name for trial in log.trials):
             continue
         begin = time.monotonic()
         try:
@@ -229,7 +229,8 @@ def read_only(name: str) -> Any:
     """The trial of a folder that cannot be written to."""
 
     def attempt(work: Path) -> tuple[str, str]:
-        whole_state(name, work)
+        for needed in COMMANDS[name].needs:
+            whole_state(needed, work)
         folder = work / "read-only"
         with mounted(folder, "-t", "tmpfs", "-o", "ro", "tmpfs"):
             return finish(relocated(name, work, folder / "out"), work / "trial.log").refused()
@@ -313,11 +314,12 @@ def many_rows(work: Path) -> tuple[str, str]:
     from vpjax.types import Clip
 
     clip, taken = Clip("", "videos/a.mp4", "q", "a"), dict[str, int]()
-    begin = time.monotonic()
+    begin = time.process_time()  # the processor's, whatever else the machine does
     names = {new_id(clip, taken) for _ in range(MANY)}
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     assert len(names) == MANY
-    return "read" if seconds < NAMED_IN else "hung", f"{MANY:,} rows are named in {seconds:.1f} s"
+    said = f"{MANY:,} rows are named in {seconds:.1f} s of one core"
+    return "read" if seconds < NAMED_IN else "hung", said
 
 
 TRIALS: dict[str, Callable[[Path], tuple[str, str]]] = {
@@ -333,18 +335,18 @@ TRIALS: dict[str, Callable[[Path], tuple[str, str]]] = {
     "made_from.json is zeroed": damaged("build", lambda w: zero(w / "parts/made_from.json"), refused=True),
     "pages of the frame cache have other bits": broken_cache(flip_pages, "page in the cache"),
     "the index in the cache is truncated": broken_cache(truncate_in("index"), "probed again"),
-    "compiled programs are truncated": broken_cache(truncate_in("programs"), ""),
-    "a full disk, sft, 200 kB": full_disk("sft", "200k"),
-    "a full disk, sft, 2 MB": full_disk("sft", "2m"),
-    "a full disk, grpo, 3 MB": full_disk("grpo", "3m"),
-    "a full disk, build, 20 kB": full_disk("build", "20k"),
-    "a full disk, evaluate, 12 kB": full_disk("evaluate", "12k"),
-    "files of 100 kB at most, sft": small_files,
+    "a million rows without ids": many_rows,
     "a read-only disk, sft": read_only("sft"),
     "a read-only disk, build": read_only("build"),
     "a read-only disk, evaluate": read_only("evaluate"),
+    "files of 100 kB at most, sft": small_files,
+    "a full disk, sft, 200 kB": full_disk("sft", "200k"),
+    "a full disk, build, 20 kB": full_disk("build", "20k"),
     "two more trainers on a work directory": two_trainers,
-    "one of two processes is killed": two_processes(signal.SIGKILL),
+    "a full disk, sft, 2 MB": full_disk("sft", "2m"),
+    "a full disk, evaluate, 12 kB": full_disk("evaluate", "12k"),
     "SIGTERM to one of two processes": two_processes(signal.SIGTERM),
-    "a million rows without ids": many_rows,
+    "one of two processes is killed": two_processes(signal.SIGKILL),
+    "a full disk, grpo, 3 MB": full_disk("grpo", "3m"),
+    "compiled programs are truncated": broken_cache(truncate_in("programs"), ""),
 }

@@ -41,9 +41,6 @@ class Log:
             self.trials = [Trial(**json.loads(line)) for line in lines if line.endswith("}")]
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def has(self, number: int) -> bool:
-        return any(trial.number == number for trial in self.trials)
-
     def add(self, trial: Trial) -> None:
         assert trial.outcome in OUTCOMES, trial
         self.trials.append(trial)
