@@ -113,7 +113,7 @@ IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
                 ]
             ),
             ["a.mp4", "p.jpg"],
-            ["Alike?\nBe brief."],
+            ["Alike?Be brief."],
             id="Tarsier",
         ),
         pytest.param(
