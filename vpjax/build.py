@@ -29,17 +29,18 @@ from tqdm import tqdm
 
 from vpjax import cli
 from vpjax.building import report
-from vpjax.building.annotations import FORMATS, Item, read_annotations
+from vpjax.building.annotations import FORMATS, read_annotations
 from vpjax.building.examine import SCORERS, Options
+from vpjax.building.items import Item
 from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import write_clips
 from vpjax.data.images import is_image
-from vpjax.data.index import fault_of, probe_sources
 from vpjax.data.json_rows import SCHEMES
+from vpjax.data.probing import fault_of, probe_sources
 from vpjax.data.sampling import File, Sampling, fit_all
-from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
+from vpjax.files import exists, folder_of, is_remote, join_path, open_file, read_object, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
 from vpjax.types import Clip, UserError
 
@@ -209,11 +210,7 @@ def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: st
     record, file = json.dumps(made_from, indent=1), join_path(out, "parts/made_from.json")
     if not exists(file):
         write_whole(file, record.encode())
-    with open_file(file, "rb") as known:
-        try:
-            recorded = dict(json.load(known))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file}: damaged ({error}): delete the folder {out} and build again") from error
+    recorded = read_object(file, f"delete the folder {out} and build again")
     changed = [name for name, value in json.loads(record).items() if recorded.get(name) != value]
     if changed:
         names = "annotations" if "items" in changed else " and ".join(changed)

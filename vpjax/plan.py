@@ -31,10 +31,11 @@ from ml_collections import ConfigDict
 from vpjax import cli
 from vpjax.chips import Chip, find_devices
 from vpjax.data.collate import empty_batch, empty_prompts
-from vpjax.data.index import Entry, Source, index_clips
+from vpjax.data.index import Entry, index_clips
 from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import make_plan
 from vpjax.data.positions import Stamps
+from vpjax.data.probing import Source
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Tokens
 from vpjax.data.units import Capacity, grid_of

@@ -14,8 +14,8 @@ import pytest
 
 from tests.building.flash_video import write_videos
 from vpjax import build
-from vpjax.building.annotations import Item
 from vpjax.building.examine import Options
+from vpjax.building.items import Item
 from vpjax.data.clips import read_clips
 from vpjax.events.clips import EventSpec, make_event_clips
 from vpjax.recipes import sft_qwen2_5_vl_7b

@@ -9,8 +9,8 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 
-from vpjax.building.annotations import Item
 from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Options, examine
+from vpjax.building.items import Item
 from vpjax.data.clips import parse_clip
 from vpjax.files import exists, open_file, write_whole
 

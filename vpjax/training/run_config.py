@@ -11,7 +11,7 @@ from vpjax.data.processors import read_sampling
 from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
 from vpjax.data.text import TrainTurns
 from vpjax.data.video import MAX_SIDE
-from vpjax.files import write_whole
+from vpjax.files import read_object, write_whole
 from vpjax.models.attention import BACKENDS
 from vpjax.models.lora import BASE_DTYPES
 from vpjax.scoring.judge import weights_of
@@ -258,10 +258,7 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}): bring back a copy of it") from error
+    return read_object(path, "bring back a copy of it")
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
