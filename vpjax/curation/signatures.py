@@ -1,0 +1,73 @@
+"""Finding copies among many rows: signatures that are alike where rows are alike, and bands that bring such
+rows together without comparing all pairs (locality-sensitive hashing).
+
+The share of equal entries of two signatures estimates the likeness of what they are made of: for MinHash the
+Jaccard similarity of two sets of words' runs (Broder, 1997), for pictures the share of equal bits of their
+difference hashes. Nothing here depends on the machine.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+BANDS = 12  # of a signature: likeness .7 is found with a probability of .89, .8 with .99
+ENTRIES = 5  # of a MinHash signature in each band
+PRIME = (1 << 31) - 1  # products of two numbers below it stay below 2^62
+SHINGLE = 2  # words of a run of which a caption's set is made
+
+SIDE = 8  # of a frame's difference hash, in bits
+PICTURES = 3  # frames of a video that are hashed
+STEP = 2  # grey levels: a smaller difference is noise
+
+
+def hash_of(text: bytes) -> int:
+    """63 bits, which SQLite's integers hold."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def _constants(name: str) -> np.ndarray:
+    """Numbers u64[BANDS * ENTRIES, 1] from 1 to PRIME - 1, the same with every version of NumPy."""
+    numbers = [1 + hash_of(f"{name} {n}".encode()) % (PRIME - 1) for n in range(BANDS * ENTRIES)]
+    return np.array(numbers, np.uint64)[:, None]
+
+
+_FACTORS, _SHIFTS = _constants("factor"), _constants("shift")
+
+
+def minhash(elements: Iterable[str]) -> np.ndarray:
+    """The signature u32[BANDS * ENTRIES] of a set of texts."""
+    values = np.array([zlib.crc32(element.encode()) % PRIME for element in elements], np.uint64)
+    hashes = (values * _FACTORS + _SHIFTS) % np.uint64(PRIME)
+    return hashes.min(axis=1).astype(np.uint32)
+
+
+def shingles(words: list[str]) -> list[str]:
+    """The runs of SHINGLE words of a text, and their ends, so that a text of one word has some too."""
+    padded = ["", *(word.lower() for word in words), ""]
+    return [" ".join(padded[first : first + SHINGLE]) for first in range(len(padded) - SHINGLE + 1)]
+
+
+def picture_hash(frames: np.ndarray) -> np.ndarray:
+    """The signature bool[PICTURES * SIDE * SIDE] of a video's frames u8[F,h,w,3]: of PICTURES of them, evenly
+    spread, whether each of SIDE x SIDE places is darker than the one to its right, by more than STEP."""
+    chosen = np.linspace(0, len(frames) - 1, PICTURES + 2)[1:-1].round().astype(int)
+    bits = []
+    for frame in frames[chosen]:
+        small = Image.fromarray(frame).convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
+        levels = np.asarray(small, np.int16)
+        bits.append(levels[:, :-1] + STEP < levels[:, 1:])
+    return np.concatenate(bits, axis=None)
+
+
+def bands_of(signature: np.ndarray, salt: str = "") -> list[int]:
+    """A hash of each band of a signature. Rows with another ``salt`` never meet."""
+    bands = enumerate(np.split(signature, BANDS))
+    return [hash_of(f"{number} {salt} ".encode() + part.tobytes()) for number, part in bands]
+
+
+def likeness(first: np.ndarray, second: np.ndarray) -> float:
+    """The share of equal entries of two signatures."""
+    return float(np.mean(first == second))
