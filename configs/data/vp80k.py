@@ -28,23 +28,59 @@ def get_config() -> ConfigDict:
             name="activitynet",
             files=("train.json",),
             format="captions",
-            share=5.0,
+            share=22.0,
             url="http://activity-net.org/challenges/2017/captioning.html",
             licence="see its page; the videos are YouTube's",
             instruction=DESCRIBE,
         ),
         dict(
             name="charades",
-            files=("train.json",),
+            files=("train.json",),  # Charades-STA, in the form of VideoChat-R1
             format="captions",
-            share=3.0,
+            share=12.0,
             url="https://prior.allenai.org/projects/charades",
             licence="see its page: for research that is not commercial",
             instruction=DESCRIBE,
         ),
         dict(
+            name="something-something",
+            files=("something-something-v2-train.json",),
+            format="something-something",
+            share=26.0,
+            url="https://www.qualcomm.com/developer/software/something-something-v-2-dataset",
+            licence="see its page: for research",
+            instruction=DESCRIBE,
+        ),
+        dict(
+            name="epic-kitchens",
+            files=("EPIC_100_train.csv",),
+            format="epic-kitchens",
+            share=16.0,
+            url="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
+            licence="CC BY-NC 4.0",
+            instruction=DESCRIBE,
+        ),
+        dict(
+            name="didemo",
+            files=("train_data.json",),
+            format="didemo",
+            share=12.0,
+            url="https://github.com/LisaAnne/LocalizingMoments",
+            licence="annotations: BSD 2-clause; videos: Creative Commons, each its own (video_licenses.txt)",
+            instruction=DESCRIBE,
+        ),
+        dict(
+            name="youcook2",
+            files=("youcookii_annotations_trainval.json",),
+            format="captions",
+            share=4.0,
+            url="http://youcook2.eecs.umich.edu",
+            licence="see its page; the videos are YouTube's",
+            instruction=DESCRIBE,
+        ),
+        dict(
             name="next-gqa",
-            files=("val.json",),
+            files=("val.json",),  # in the form of VideoChat-R1; the training split has no spans
             format="next-gqa",
             share=2.0,
             url="https://github.com/doc-doc/NExT-GQA",
@@ -56,7 +92,7 @@ def get_config() -> ConfigDict:
     # In this order, the cheap ones first. measure: see vpjax/curation/measures.py. A row to which a measure
     # does not apply stays.
     c.filters = (
-        dict(measure="words", least=3, most=40, reason="too little to learn from, or a story of many events"),
+        dict(measure="words", least=2, most=40, reason="too little to learn from, or a story of many events"),
         dict(measure="english", least=0.7, reason="keywords are found in English only"),
         dict(measure="events", least=1, reason="no action: a state, a scene, the camera"),
         dict(measure="benchmark", most=0.5, reason="a benchmark has its video or its words"),
@@ -64,6 +100,11 @@ def get_config() -> ConfigDict:
         dict(measure="lasting", most=0.99, reason="all of it goes on and on: any frame shows it"),
         dict(measure="event_seconds", most=8.0, reason="too long for a passing event"),
         dict(measure="caption_copy", most=0.85, reason="it says what an earlier row says"),
+        dict(measure="peak", least=0.5, reason="the picture changes most elsewhere: the span is misplaced"),
+        dict(measure="needs_video", least=0.5, reason="told as well without the video, or not what it shows"),
+        dict(measure="needs_key", least=0.2, reason="told as well without the key frames"),
+        dict(measure="shown", least=0.0, reason="the frames of the event look no more like its words"),
+        dict(measure="picture_copy", most=0.92, reason="an earlier row shows the same video"),
     )
     # Read by vpjax.evaluate, below --root.
     c.benchmarks = (

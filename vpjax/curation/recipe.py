@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from vpjax.building.annotations import FORMATS
 from vpjax.curation.measures import STAGES, stage_of
+from vpjax.curation.published import READERS
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.types import UserError
 
@@ -25,7 +25,7 @@ Record = TypeVar("Record")
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A public data set. name: of its folder below the folder of all sources, too. files: its annotation
-    files in that folder. format: see ``building.annotations.FORMATS``; "": as detected. videos: the folder of
+    files in that folder. format: see ``curation.published.READERS``; "": as detected. videos: the folder of
     its videos, likewise. share: of the rows that are chosen, relative to the other sources' shares.
     instruction: text after every question in training. url, licence: where a user gets it, and on what
     terms."""
@@ -189,8 +189,8 @@ def _check(recipe: Recipe) -> None:
     for source in recipe.sources:
         require(source.share > 0, f"source {source.name}: share must be above 0")
         require(bool(source.files), f"source {source.name}: files names no file")
-        formats = ", ".join(FORMATS)
-        require(source.format in ("", *FORMATS), f"source {source.name}: format is none of {formats}")
+        formats = ", ".join(READERS)
+        require(source.format in ("", *READERS), f"source {source.name}: format is none of {formats}")
     stages = [stage_of(x.measure) for x in recipe.filters]
     for number, (x, stage) in enumerate(zip(recipe.filters, stages, strict=True)):
         require(stage in STAGES, f"filters[{number}]: there is no measure {x.measure!r}")

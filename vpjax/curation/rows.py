@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vpjax.building.annotations import FORMATS, detect_format, items_of, read_rows
+from vpjax.building.annotations import detect_format, items_of, read_rows
 from vpjax.curation.contamination import known_of
 from vpjax.curation.measures import ROW, Candidate, Tools, video_name
+from vpjax.curation.published import READERS, table_rows
 from vpjax.curation.recipe import Benchmark, Filter, Recipe
 from vpjax.curation.signatures import bands_of, hash_of, minhash, shingles
 from vpjax.data.json_rows import SCHEMES, parse_json
@@ -60,13 +61,14 @@ class Settings:
     schemes: tuple[str, ...] = SCHEMES
 
 
-def stream_rows(path: str) -> Iterator[tuple[str, Any]]:
-    """The rows of an annotation file, each with its place. JSON lines are read one at a time."""
-    if not path.endswith(".jsonl"):
-        yield from read_rows(path)
-        return
+def stream_rows(path: str, format: str) -> Iterator[tuple[str, Any]]:
+    """The rows of an annotation file, each with its place. JSON lines and tables of EPIC-KITCHENS are read
+    one at a time."""
     if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such annotation file")
+    if not path.endswith(".jsonl"):
+        yield from (table_rows if format == "epic-kitchens" else read_rows)(path)
+        return
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if text := line.removeprefix(b"\xef\xbb\xbf").strip():
@@ -84,7 +86,7 @@ def parsed(line: bytes) -> Any:
 def chunks_of(path: str, format: str, size: int, skip: int) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
     """The rows of a file from number ``skip`` on, in chunks of at most ``size``, each with the format.
     format: "" detects it."""
-    rows = stream_rows(path)
+    rows = stream_rows(path, format)
     first = list(itertools.islice(rows, DETECTED))
     format = format or (detect_format(path, [row for _, row in first]) if first else "")
     rows = itertools.islice(itertools.chain(first, rows), skip, None)
@@ -113,7 +115,7 @@ def asked(root: str, benchmark: Benchmark) -> list[Clip]:
 
 def judge(settings: Settings, source: str, format: str, rows: Sequence[tuple[str, Any]]) -> list[list[Row]]:
     """What the filters of rows find in each question of each row. Their numbers are still 0."""
-    read, tools = FORMATS[format][0], load_tools(settings)
+    read, tools = READERS[format], load_tools(settings)
     judged = []
     for place, row in rows:
         items = items_of(row, read, settings.schemes)
