@@ -75,12 +75,16 @@ def curate(
         raise UserError(f"--root={root}: no source has its annotation files there")
     recipe = recipe.of([source.name for source in present])
     settings = Settings(recipe, root, options.spacy, tuple(schemes))
-    made_from = recipe.rows_made_from() | {
-        "keywords": load_tools(settings).extract.describe(),
-        "annotations": {path: stamp(path)[0] for source in present for path in files_of(source, root)},
-    }
+    made_from = recipe.rows_made_from() | {"keywords": load_tools(settings).extract.describe()}
     store = Store(local_folder(out) / "curation.sqlite", made_from)
     try:
+        store.claim_files(
+            {
+                path: (source.name, source.format, stamp(path)[0])
+                for source in present
+                for path in files_of(source, root)
+            }
+        )
         read = read_sources(store, settings, pool, workers)
         drop_copies_of_captions(store, recipe)
         examined = round(recipe.total * (1 if dry_run else recipe.oversample))
@@ -144,7 +148,7 @@ def read_sources(store: Store, settings: Settings, pool: Executor, workers: int)
                         store.add(path, read, judged)
                         read += len(judged)
                         bar.update(len(judged))
-                store.finish(path, read)
+                store.finish(path)
             total += read
     return total
 

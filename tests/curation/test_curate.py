@@ -175,6 +175,19 @@ def test_rows_that_were_judged_otherwise_are_not_mixed(root, tmp_path, changes, 
         run(recipe_of(**changes), root, tmp_path / "out")
 
 
+def test_a_source_may_come_later(root, tmp_path):
+    """Its rows are judged then, and what is chosen is what one command would choose."""
+    run(recipe_of().of(["b"]), root, tmp_path / "out")
+    run(recipe_of(), root, tmp_path / "out")
+    run(recipe_of(), root, tmp_path / "other")
+    assert chosen(tmp_path / "out") == chosen(tmp_path / "other")
+    with pytest.raises(UserError, match="a/one.json is no file of the recipe any more: delete its folder"):
+        run(recipe_of().of(["b"]), root, tmp_path / "out")
+    (root / "b/one.json").write_text("{}")
+    with pytest.raises(UserError, match="b/one.json is another file now"):
+        run(recipe_of(), root, tmp_path / "out")
+
+
 def test_missing_files_are_named(root, tmp_path, capsys):
     (root / "b/one.json").unlink()
     summary = run(recipe_of(), root, tmp_path / "out")

@@ -14,7 +14,7 @@ from vpjax.types import Clip, Keyword
 
 @functools.cache
 def tools():
-    return Tools(load_extractor(), Tagger(), known_of(()))
+    return Tools(load_extractor(), Tagger(), Tagger().is_known, known_of(()))
 
 
 def row(caption, *spans, video="a.mp4", known=(), **fields):

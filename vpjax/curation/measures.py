@@ -29,10 +29,12 @@ KINDS = {word.replace("_", " "): kind for kind in ("lasting", "punctual") for wo
 
 
 class Tools(NamedTuple):
-    """What rows are measured with: what finds keywords, what knows words, and what benchmarks hold."""
+    """What rows are measured with: what finds keywords, what knows nouns, whether the dictionary has a word,
+    and what benchmarks hold."""
 
     extract: "Extractor"
     tagger: "Tagger"
+    is_known: Callable[[str], bool]
     known: Known
 
 
@@ -116,7 +118,7 @@ def english(candidate: Candidate) -> float:
     words = [word.partition("'")[0] for word in candidate.words if word.islower()]
     if not words:
         return float(candidate.told.isascii())
-    return sum(map(candidate.tools.tagger.is_known, words)) / len(words)
+    return sum(map(candidate.tools.is_known, words)) / len(words)
 
 
 def lasting(candidate: Candidate) -> float:

@@ -119,9 +119,8 @@ class Recipe:
         return {source.name: source.share / total for source in self.sources}
 
     def rows_made_from(self) -> dict[str, Any]:
-        """What of the recipe the judgement of single rows depends on, by name. The rest may change later."""
+        """What of the recipe the judgement of a row depends on, by name. The rest may change later."""
         return {
-            "sources": [(source.name, *source.files, source.format) for source in self.sources],
             "filters of rows": [(x.measure, x.least, x.most) for x in self.filters_at("row")],
             "benchmarks": [dataclasses.astuple(benchmark) for benchmark in self.benchmarks],
             "seed": self.seed,

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vpjax.building.annotations import detect_format, items_of, read_rows
@@ -102,11 +102,12 @@ def load_tools(settings: Settings) -> Tools:
 
 
 @functools.cache
-def load_words(spacy: str) -> "tuple[Extractor, Tagger]":
+def load_words(spacy: str) -> "tuple[Extractor, Tagger, Callable[[str], bool]]":
     from vpjax.building.keywords import load_extractor  # spaCy, which takes a while to import
     from vpjax.building.verbs import Tagger
 
-    return load_extractor(spacy), Tagger()
+    tagger = Tagger()
+    return load_extractor(spacy), tagger, functools.lru_cache(1 << 16)(tagger.is_known)
 
 
 def asked(root: str, benchmark: Benchmark) -> list[Clip]:

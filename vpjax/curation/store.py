@@ -8,7 +8,7 @@ command.
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ CACHE_KB = 65_536  # of the file's pages that SQLite holds
 COLUMNS = [name for name in Row._fields if name != "bands"]
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, rows INTEGER, finished INTEGER);
+CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, made_from TEXT, rows INTEGER, finished INTEGER);
 CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, {", ".join(COLUMNS)});
 CREATE TABLE IF NOT EXISTS bands (kind TEXT, band INTEGER, row INTEGER);
 CREATE TABLE IF NOT EXISTS pictures (row INTEGER PRIMARY KEY, signature BLOB);
@@ -68,6 +68,7 @@ class Store:
     def __init__(self, path: Path, made_from: dict[str, Any]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.counts_of: dict[str, int] = {}
         self.sql = sqlite3.connect(path)
         try:
             self.sql.execute("PRAGMA journal_mode=WAL")  # a power cut leaves the last transactions out
@@ -89,15 +90,31 @@ class Store:
     def close(self) -> None:
         self.sql.close()
 
+    def claim_files(self, made_from: Mapping[str, Any]) -> None:
+        """Record the annotation files that are to be read, with what tells each from another of its name.
+        UserError if rows of others were read, or of these when they were others."""
+        wanted = {path: json.dumps(value) for path, value in made_from.items()}
+        known = dict(self.sql.execute("SELECT path, made_from FROM files"))
+        for path, value in known.items():
+            if wanted.get(path) != value:
+                problem = "is another file now" if path in wanted else "is no file of the recipe any more"
+                raise UserError(f"{self.path}: {path} {problem}: delete its folder or choose another one")
+        with self.sql:
+            rows = [(path, value) for path, value in wanted.items()]
+            self.sql.executemany("INSERT OR IGNORE INTO files VALUES (?, ?, 0, 0)", rows)
+
     def rows_read(self, file: str) -> tuple[int, bool]:
         """How many rows of an annotation file are read, and whether these are all."""
-        found = self.sql.execute("SELECT rows, finished FROM files WHERE path = ?", (file,)).fetchone()
-        return (found[0], bool(found[1])) if found else (0, False)
+        rows, finished = self.sql.execute(
+            "SELECT rows, finished FROM files WHERE path = ?", (file,)
+        ).fetchone()
+        return rows, bool(finished)
 
     def add(self, file: str, read: int, judged: Sequence[Sequence[Row]]) -> None:
         """Add the questions of the rows that follow the first ``read`` ones of a file, in one transaction."""
         questions = [row for rows in judged for row in rows]
-        last, number = self._last(questions[0].source)
+        (last,) = self.sql.execute("SELECT COALESCE(MAX(id), 0) FROM rows").fetchone()
+        number = self._count_of(questions[0].source)
         records, bands = [], []
         for place, row in enumerate(questions, 1):
             *values, row_bands = row._replace(number=number + place)
@@ -107,18 +124,20 @@ class Store:
             marks = ", ".join("?" * (1 + len(COLUMNS)))
             self.sql.executemany(f"INSERT INTO rows VALUES ({marks})", records)
             self.sql.executemany("INSERT INTO bands VALUES (?, ?, ?)", bands)
-            self.sql.execute("INSERT OR REPLACE INTO files VALUES (?, ?, 0)", (file, read + len(judged)))
+            self.sql.execute("UPDATE files SET rows = ? WHERE path = ?", (read + len(judged), file))
+        self.counts_of[questions[0].source] = number + len(questions)
 
-    def _last(self, source: str) -> tuple[int, int]:
-        """The id of the last row, and its number in its source; 0 if it is another one's."""
-        query = "SELECT id, source, number FROM rows ORDER BY id DESC LIMIT 1"
-        id, of, number = self.sql.execute(query).fetchone() or (0, "", 0)
-        return id, number if of == source else 0
+    def _count_of(self, source: str) -> int:
+        """How many questions of a source are known."""
+        if source not in self.counts_of:
+            query = "SELECT COUNT(*) FROM rows WHERE source = ?"
+            (self.counts_of[source],) = self.sql.execute(query, (source,)).fetchone()
+        return self.counts_of[source]
 
-    def finish(self, file: str, rows: int) -> None:
+    def finish(self, file: str) -> None:
         """Record that a file has no more rows."""
         with self.sql:
-            self.sql.execute("INSERT OR REPLACE INTO files VALUES (?, ?, 1)", (file, rows))
+            self.sql.execute("UPDATE files SET finished = 1 WHERE path = ?", (file,))
 
     def forget_drops(self) -> None:
         with self.sql:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vpjax.building.annotations import Item
-from vpjax.building.examine import Examined, Options, examine, load_tools
+from vpjax.building.examine import SELF_FRAMES, Examined, Options, examine, load_tools
 from vpjax.building.scorers import STANDS_OUT, motion_scores, text_scorer
 from vpjax.curation.signatures import picture_hash
 from vpjax.data.images import is_image
@@ -64,19 +64,23 @@ class Measurer:
         if "shown" in self.measures:
             found["shown"] = shown(clip, video, options.text_model)
         if {"needs_key", "needs_video"} & set(self.measures):
-            found |= needs(clip, video, options.model)
+            found |= needs(clip, video, options)
         if "picture_copy" in self.measures:
             found[PICTURE] = np.packbits(picture_hash(video.frames)).tobytes().hex()
         return {name: value for name, value in found.items() if name in (*self.measures, PICTURE)}
 
 
-def frames_of(clip: Clip, options: Options) -> Video:
-    """The frames of a clip whose key frames were given, so that ``examine`` has not read them."""
+def frames_of(clip: Clip, options: Options, factor: int = 0, most: int = 0) -> Video:
+    """The frames of a clip, as ``examine`` reads them. factor: of their height and width, and most: how many
+    they are at most, where a model needs others."""
     tools = load_tools(options)
+    sampling = tools.sampling
+    if most:
+        sampling = dataclasses.replace(sampling, max_frames=min(sampling.max_frames, most))
     return read_frames(
         clip.video,
-        tools.sampling,
-        factor=tools.factor,
+        sampling,
+        factor=factor or tools.factor,
         start=clip.start,
         end=clip.end,
         tfio_python=options.tfio_python,
@@ -118,7 +122,7 @@ def load_text_scorer(folder: str):
     return text_scorer(folder)
 
 
-def needs(clip: Clip, video: Video, model_folder: str) -> dict[str, float | None]:
+def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]:
     """How much likelier the words of a clip's keywords are given V: ``needs_video``, than given no video, and
     ``needs_key``, than given V~, in nats a keyword. None for ``needs_key`` without a V~. The words are those
     of the answer, or all of it if it contains no keyword."""
@@ -128,7 +132,9 @@ def needs(clip: Clip, video: Video, model_folder: str) -> dict[str, float | None
     from vpjax.data.rows import seen_through
     from vpjax.data.text import without_media
 
-    model, text = load_model(model_folder)
+    model, text = load_model(options.model)
+    if model.config.vision.factor != load_tools(options).factor or len(video.times) > SELF_FRAMES:
+        video = frames_of(clip, options, model.config.vision.factor, SELF_FRAMES)
     answer = text.answer(clip.answer)
     places = {place for keyword in clip.keywords for place in text.keyword(keyword.text, clip.answer)[0]}
     answers_1C = np.zeros((1, coarse(len(answer))), np.int32)
