@@ -4,7 +4,8 @@
     python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 400]
 
 The pool is that of ``curation_pool``. A filter's precision: of the rows that it drops in the funnel, the
-share of its kinds; its recall: of the rows of its kinds that come to it, the share that it drops.
+share of its kinds; its recall: of the rows of its kinds that come to it (of copies, of the pairs), the share
+that it drops. A copy that is kept counts as good.
 ``--make_judge`` trains the model by whose likelihoods captions are judged, on other clips of the same kind; a
 quarter of their questions tell the event, so that it knows which captions need no video.
 """
@@ -12,6 +13,7 @@ quarter of their questions tell the event, so that it knows which captions need 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sqlite3
 import tempfile
@@ -50,6 +52,7 @@ TARGETS = {
 }
 JUDGED = 4096  # clips on which the judge is trained
 SERIES_SHARE = 4  # one in so many of them has a question that tells the event
+TEXT_SHARE = 8  # two in so many are asked without their video too: what texts alone tell
 
 
 def pool_recipe() -> Recipe:
@@ -95,6 +98,8 @@ def table(found: list[tuple[str, str, float | None]], recipe: Recipe) -> list[st
         kinds = TARGETS.get(name, set())
         hits = sum(kind in kinds for kind in dropped)
         came = sum(kind in kinds for kind, _, _ in left)
+        if name.endswith("_copy"):  # one of two copies is to go
+            came //= 2
         others = Counter(kind for kind in dropped if kind not in kinds)
         cells = [name, str(len(dropped)), f"{', '.join(sorted(kinds)) or '-'} ({came})"]
         cells.append(f"{hits / len(dropped):.3f}" if dropped and kinds else "")
@@ -103,7 +108,7 @@ def table(found: list[tuple[str, str, float | None]], recipe: Recipe) -> list[st
         lines.append("| " + " | ".join(cells) + " |")
         left = [row for row in left if row[1] != name]
     good = Counter(fate == "" for kind, fate, _ in found if kind == "good")
-    bad = Counter(fate == "" for kind, fate, _ in found if kind != "good")
+    bad = Counter(fate == "" for kind, fate, _ in found if kind != "good" and "copy" not in kind)
     precision, recall = good[True] / max(1, good[True] + bad[True]), good[True] / good.total()
     lines += [
         "",
@@ -119,7 +124,10 @@ def make_judge(run: Path, init_from: str, steps: int) -> None:
     file = make_event_clips(EventSpec(seed=202), folder, {"train": JUDGED})["train"]
     clips: list[Clip] = []
     for number, clip in enumerate(read_clips(file)):
-        clips.append(with_series(clip) if number % SERIES_SHARE == 0 else clip)
+        asked = with_series(clip) if number % SERIES_SHARE == 0 else clip
+        clips.append(asked)
+        if number % TEXT_SHARE in (0, 1):  # every second one of a series
+            clips.append(dataclasses.replace(asked, id=f"{clip.id}-text", video="", keywords=(), spans=()))
     write_clips(folder / "judge.jsonl", clips)
     config = sft.get_config()
     config.steps, config.init_from = steps, init_from

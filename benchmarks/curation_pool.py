@@ -1,7 +1,8 @@
 """A pool of rows whose truth is known: built-in event clips, and what a curation should drop.
 
 Each row has its kind in ``extra["truth"]``. A row of the kind ``good`` has a brief event, a right caption and
-a span a little wider than the event. The other kinds differ from it in one thing.
+a span a little wider than the event. The other kinds differ from it in one thing. Of two copies, either may
+be kept.
 """
 
 from __future__ import annotations
@@ -141,14 +142,14 @@ def lasting_onset(row, clip, index, videos, rng):
 
 def caption_copy(row, clip, index, videos, rng):
     again = dataclasses.replace(row, answer=row.answer.upper().replace(".", " !"))
-    return [line_of(row, "good"), line_of(again, "caption copy")]
+    return [line_of(row, "caption copy"), line_of(again, "caption copy")]
 
 
 def picture_copy(row, clip, index, videos, rng):
     name = f"again-{rng.randrange(10**9)}.mp4"
     write_whole(videos / name, copied_video(index), keep=False)
     other = dataclasses.replace(row, video=name, question="What is seen here?")
-    return [line_of(row, "good"), line_of(other, "picture copy")]
+    return [line_of(row, "picture copy"), line_of(other, "picture copy")]
 
 
 def broken_file(row, clip, index, videos, rng):

@@ -7,8 +7,8 @@ The pool is that of ``curation_pool``. Its videos are examined once, with all me
 the table then drops what its filters do not keep, and takes the first ``--clips`` of the rest in the order of
 the draw. Every row trains the model of configs/sft.py from the same initial weights for the same number of
 steps, and is asked about the same held-out clips. ``random``: no filter at all, of the clips whose video can
-be read. ``without X``: all filters but X. The last columns are differences to ``random``, paired by seed and by
-clip. The same command again continues (FILE.jsonl).
+be read. ``without X``: all filters but X. The last columns are differences to ``random``, paired by seed and
+by clip. The same command again continues (FILE.jsonl).
 """
 
 from __future__ import annotations

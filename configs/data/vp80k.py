@@ -104,7 +104,7 @@ def get_config() -> ConfigDict:
         dict(measure="needs_video", least=0.5, reason="told as well without the video, or not what it shows"),
         dict(measure="needs_key", least=0.2, reason="told as well without the key frames"),
         dict(measure="shown", least=0.0, reason="the frames of the event look no more like its words"),
-        dict(measure="picture_copy", most=0.92, reason="an earlier row shows the same video"),
+        dict(measure="picture_copy", most=0.7, reason="an earlier row shows the same video"),
     )
     # Read by vpjax.evaluate, below --root.
     c.benchmarks = (

@@ -8,7 +8,7 @@ import pytest
 from vpjax.building.keywords import load_extractor
 from vpjax.building.verbs import Tagger
 from vpjax.curation.contamination import RUN, known_of, names_of
-from vpjax.curation.measures import KINDS, ROW, STAGES, Candidate, Tools, kind_of, stage_of
+from vpjax.curation.measures import FOREIGN, KINDS, ROW, STAGES, Candidate, Tools, kind_of, stage_of
 from vpjax.types import Clip, Keyword
 
 
@@ -35,9 +35,13 @@ def test_words_of_a_caption_and_of_a_choice():
 
 def test_english():
     assert measured("english", "A man's dog jumps over the fence.") == 1
-    assert measured("english", "Un homme ouvre la porte rouge doucement.") <= 0.5
+    assert measured("english", "Un homme ouvre la porte rouge doucement.") < 0.4
     assert measured("english", "Ein Mann wirft den Ball weit.") < 0.7
+    assert measured("english", "Una mujer abre el libro en la mesa.") < 0.4
     assert measured("english", "他打开门") == 0
+    # No word that English has is foreign.
+    closed = {"a", "an", "as", "do", "he", "in", "is", "it", "me", "no", "of", "on", "or", "over", "to", "we"}
+    assert not FOREIGN & (closed | {"die", "men", "pour", "son", "van"})
 
 
 def test_the_action_that_is_over_in_a_moment_names_the_row():

@@ -7,7 +7,6 @@ chosen on every machine, in whatever order the sources' files have them.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from vpjax.curation.store import Drop, Member, Open, Store
 
 # Why the draw leaves a row out, in the order in which it looks.
 CAPS = ("cap of the video", "cap of the action", "cap of the length", "share of the source")
-
-
-ENTRY = {"caption": np.uint32, "picture": np.bool_}  # of the signatures of each kind
 
 
 def drop_copies(store: Store, kind: str, x: Filter) -> None:
@@ -38,8 +34,7 @@ def copies(bands: Iterable[Iterable[Member]], kind: str, x: Filter) -> Iterator[
         for other in others:
             if other.id in found or is_elsewhere(first, other, kind):
                 continue
-            entry: Any = ENTRY[kind]
-            value = likeness(np.frombuffer(first.signature, entry), np.frombuffer(other.signature, entry))
+            value = likeness(*(np.frombuffer(row.signature, np.uint32) for row in (first, other)))
             if not x.keeps(value):
                 found.add(other.id)
                 yield Drop(other.id, x.measure, value, first.id)

@@ -25,6 +25,7 @@ STAGES = ("row", "copies", "video")
 PUNCTUAL_SECONDS = 2.0  # that an event lasts at most which its verb calls one of a moment (chosen here)
 WORD = re.compile(r"[^\W\d_][\w'-]*")
 _LISTS = tomllib.loads(Path(__file__).with_name("kinds.toml").read_text(encoding="utf-8"))
+FOREIGN = frozenset(_LISTS["foreign"].split())
 KINDS = {word.replace("_", " "): kind for kind in ("lasting", "punctual") for word in _LISTS[kind].split()}
 
 
@@ -114,11 +115,12 @@ def video_name(clip: Clip) -> str:
 
 
 def english(candidate: Candidate) -> float:
-    """The share of its words that the English dictionary knows; names are not counted."""
+    """The share of its words that the English dictionary knows; names are not counted. The little words of
+    other languages are unknown, whatever they are in English: those languages share many nouns with it."""
     words = [word.partition("'")[0] for word in candidate.words if word.islower()]
     if not words:
         return float(candidate.told.isascii())
-    return sum(map(candidate.tools.is_known, words)) / len(words)
+    return sum(candidate.tools.is_known(word) and word not in FOREIGN for word in words) / len(words)
 
 
 def lasting(candidate: Candidate) -> float:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vpjax.building.verbs import Tagger
 
 READER = "readable"  # the first filter of all: rows that are broken, empty or in another form
-COMMON_WORDS = 10  # a caption of fewer is common, and a copy only beside another one of the same video
+COMMON_WORDS = 12  # a caption of fewer is common, and a copy only beside another one of the same video
 DETECTED = 100  # rows by which a format is detected
 
 

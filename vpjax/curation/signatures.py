@@ -1,9 +1,9 @@
 """Finding copies among many rows: signatures that are alike where rows are alike, and bands that bring such
 rows together without comparing all pairs (locality-sensitive hashing).
 
-The share of equal entries of two signatures estimates the likeness of what they are made of: for MinHash the
-Jaccard similarity of two sets of words' runs (Broder, 1997), for pictures the share of equal bits of their
-difference hashes. Nothing here depends on the machine.
+A row is a set of texts: the pairs of words of its caption, or the differences between places in its pictures.
+The share of equal entries of the MinHash signatures of two sets estimates their Jaccard similarity (Broder,
+1997). Nothing here depends on the machine.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ ENTRIES = 5  # of a MinHash signature in each band
 PRIME = (1 << 31) - 1  # products of two numbers below it stay below 2^62
 SHINGLE = 2  # words of a run of which a caption's set is made
 
-SIDE = 8  # of a frame's difference hash, in bits
-PICTURES = 3  # frames of a video that are hashed
+SIDE = 8  # places in a row and in a column of a picture
+PICTURES = 3  # frames of a video that are compared
 STEP = 2  # grey levels: a smaller difference is noise
 
 
@@ -50,16 +50,18 @@ def shingles(words: list[str]) -> list[str]:
     return [" ".join(padded[first : first + SHINGLE]) for first in range(len(padded) - SHINGLE + 1)]
 
 
-def picture_hash(frames: np.ndarray) -> np.ndarray:
-    """The signature bool[PICTURES * SIDE * SIDE] of a video's frames u8[F,h,w,3]: of PICTURES of them, evenly
-    spread, whether each of SIDE x SIDE places is darker than the one to its right, by more than STEP."""
+def differences(frames: np.ndarray) -> list[str]:
+    """The set of a video's frames u8[F,h,w,3]: of PICTURES of them, evenly spread, where in a grid of SIDE x
+    SIDE places a colour is brighter or darker than in the next place to the right, by more than STEP. As a
+    difference hash, but a picture of one colour has no entries that others could share."""
     chosen = np.linspace(0, len(frames) - 1, PICTURES + 2)[1:-1].round().astype(int)
-    bits = []
-    for frame in frames[chosen]:
-        small = Image.fromarray(frame).convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
-        levels = np.asarray(small, np.int16)
-        bits.append(levels[:, :-1] + STEP < levels[:, 1:])
-    return np.concatenate(bits, axis=None)
+    found = []
+    for number, frame in enumerate(frames[chosen]):
+        small = Image.fromarray(frame).resize((SIDE + 1, SIDE), Image.Resampling.BOX)
+        steps = np.diff(np.asarray(small, np.int16), axis=1)
+        for sign, marked in (("+", steps > STEP), ("-", steps < -STEP)):
+            found += [f"{number} {sign} {place}" for place in np.flatnonzero(marked)]
+    return found or ["one colour"]
 
 
 def bands_of(signature: np.ndarray, salt: str = "") -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from vpjax.building.annotations import Item
 from vpjax.building.examine import SELF_FRAMES, Examined, Options, examine, load_tools
 from vpjax.building.scorers import STANDS_OUT, motion_scores, text_scorer
-from vpjax.curation.signatures import picture_hash
+from vpjax.curation.signatures import differences, minhash
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import slots_of, source_of
 from vpjax.data.video import Video, read_frames
@@ -29,8 +29,8 @@ PICTURE = "picture"  # the signature of a video, in hexadecimal, among its numbe
 
 
 def picture_of(text: str) -> np.ndarray:
-    """The signature bool[n] of a video from its text."""
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)).astype(bool)
+    """The signature u32[n] of a video from its text."""
+    return np.frombuffer(bytes.fromhex(text), np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Measurer:
         if {"needs_key", "needs_video"} & set(self.measures):
             found |= needs(clip, video, options)
         if "picture_copy" in self.measures:
-            found[PICTURE] = np.packbits(picture_hash(video.frames)).tobytes().hex()
+            found[PICTURE] = minhash(differences(video.frames)).tobytes().hex()
         return {name: value for name, value in found.items() if name in (*self.measures, PICTURE)}
 
 
