@@ -5,7 +5,7 @@
     <out>/chosen/            with --dry_run: the chosen rows of each source, for vpjax.build --annotations
     <out>/clips/             the chosen clips of each source, with key frames
     <out>/config.py          a recipe for vpjax.train that mixes them
-    <out>/parts/             the videos that are examined so far
+    <out>/videos/            the parts of the videos that are examined so far
 
 Rows first: each is judged by its own text, then copies go, and a draw under caps takes the rows whose videos
 are worth examining. Then their videos, by the engines of ``vpjax.engines``; a second draw takes the clips.
@@ -13,6 +13,7 @@ are worth examining. Then their videos, by the engines of ``vpjax.engines``; a s
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from vpjax.building.annotations import Item
 from vpjax.building.examine import Options
+from vpjax.building.parts import may_change
 from vpjax.curation import choose, funnel, mixture
 from vpjax.curation.recipe import Recipe, Source
 from vpjax.curation.rows import Settings, chunks_of, judge, load_tools
@@ -219,22 +221,31 @@ def examine_videos(
     runner: str,
     beam: Sequence[str],
 ) -> dict[int, Clip]:
-    """Examine the videos of the rows that are left, and drop those that the filters of videos do not keep.
-    Returns the clips with key frames, by row."""
+    """Examine the videos of the rows that are left, but for those that an earlier command examined, and drop
+    those that the filters of videos do not keep. Returns the clips with key frames, by row."""
     folders = video_folders(recipe, root)
+    filters = recipe.filters_at("video")
+    measurer = Measurer(tuple(sorted(x.measure for x in filters)))
+    made_from = digest_of([dataclasses.asdict(options), dataclasses.asdict(measurer)])
+    known = store.examined(made_from)
     rows, items = [], []
     for row, source, number, place, record in store.open_clips():
-        rows.append(row)
-        items.append(Item(f"{source}, {place}", located(source, number, record, folders[source])))
-    filters = recipe.filters_at("video")
-    measurer = Measurer(tuple(x.measure for x in filters))
-    results = examine_in_parts(pool, items, options, out, runner, beam, measurer)
+        if row not in known:
+            rows.append(row)
+            items.append(Item(f"{source}, {place}", located(source, number, record, folders[source])))
+    folder = join_path(out, f"videos/{digest_of([made_from, repr(items)])}")
+    results = examine_in_parts(pool, items, options, folder, runner, beam, measurer)
+    skipped = {row: item.skipped for row, item in zip(rows, results, strict=True) if item.clip is None}
     clips = {row: item.clip for row, item in zip(rows, results, strict=True) if item.clip is not None}
-    store.drop(
-        Drop(row, funnel.USABLE, detail=item.skipped)
-        for row, item in zip(rows, results, strict=True)
-        if item.clip is None
+    # Videos that are missing or broken may be mended: the next command looks at them again.
+    store.add_examined(made_from, ((row, "", json.dumps(clip.record())) for row, clip in clips.items()))
+    store.add_examined(
+        made_from,
+        ((row, item.skipped, "") for row, item in zip(rows, results, strict=True) if is_final(item)),
     )
+    skipped |= {row: reason for row, (reason, _) in known.items() if reason}
+    clips |= {row: parse_clip(json.loads(clip)) for row, (_, clip) in known.items() if clip}
+    store.drop(Drop(row, funnel.USABLE, detail=reason) for row, reason in skipped.items())
     for x in filters:
         if x.measure == "picture_copy":
             signatures = ((row, clip.extra["measured"][PICTURE]) for row, clip in clips.items())
@@ -246,6 +257,15 @@ def examine_videos(
             failed = ((row, value) for row, value in values if value is not None and not x.keeps(value))
             store.drop(Drop(row, x.measure, value) for row, value in failed)
     return clips
+
+
+def is_final(item: Item) -> bool:
+    """Whether an item is skipped for good."""
+    return item.clip is None and not may_change(item)
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_clips(store: Store, recipe: Recipe, clips: dict[int, Clip], out: str) -> None:

@@ -4,15 +4,20 @@ accounted for."""
 import dataclasses
 import json
 import random
+import runpy
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.building.flash_video import write_videos
 from vpjax import curate
+from vpjax.curation.mixture import config_text
 from vpjax.curation.recipe import load_recipe, parse_recipe
 from vpjax.curation.store import Store
 from vpjax.data.clips import read_clips
+from vpjax.data.mixture import data_sets
 from vpjax.recipes.data import vp80k
 from vpjax.types import UserError
 
@@ -203,6 +208,74 @@ def test_missing_files_are_named(root, tmp_path, capsys):
         UserError, match="test.json is missing: the recipe keeps the rows of charades-sta out"
     ):
         run(recipe_of(), root, tmp_path / "o")
+
+
+def test_videos_are_examined_once(tmp_path):
+    """A video that comes later is examined then, with a limit that changed no other is examined again."""
+    home = tmp_path / "root/a"
+    (home / "videos").mkdir(parents=True)
+    write_videos(home / "videos")
+    (home / "videos/flash.mp4").rename(home / "videos/one.mp4")
+    names = ["one", "missing", "broken"]
+    rows = [
+        dict(video=f"{name}.mp4", timestamps=[[2.0, 3.0]], sentences=[f"The lamp flashes {number} times."])
+        for number, name in enumerate(names, 1)
+    ]
+    rows.append(rows[0] | dict(timestamps=[[0.0, 1.0]]))
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = dict(name="a", files=("rows.jsonl",), share=1.0, url="-", licence="-", format="captions")
+    filters = (
+        dict(measure="events", least=1, reason="-"),
+        dict(measure="peak", least=0.5, reason="-"),
+        dict(measure="picture_copy", most=0.7, reason="-"),
+    )
+    settings = dict(sources=(source,), filters=filters, benchmarks=(), total=10)
+    caps = dict(action=1.0, length=1.0, edges=(1.0,), video=9)
+    out = tmp_path / "out"
+
+    def made(**changes):
+        with ThreadPoolExecutor(1) as pool:
+            recipe = recipe_of(**(settings | dict(caps=caps) | changes))
+            summary = curate.curate(recipe, str(tmp_path / "root"), str(out), pool=pool, workers=1)
+        dropped = {step["name"]: step["dropped"]["a"] for step in summary["steps"] if step["dropped"]["a"]}
+        return dropped, [clip.id for clip in read_clips(out / "clips/a.jsonl")]
+
+    assert made() == ({"video usable": 2, "peak": 1}, ["a-1"])
+    (clip,) = read_clips(out / "clips/a.jsonl")
+    assert clip.keywords[0].spans == ((2.5, 2.75),) and Path(clip.video).is_file()
+    folders = set((out / "videos").iterdir())
+    shutil.copy(home / "videos/one.mp4", home / "videos/missing.mp4")
+    # A copy of the first one's pictures: one of the two is kept, whichever the draw comes to first.
+    dropped, ids = made()
+    assert dropped == {"video usable": 1, "peak": 1, "picture_copy": 1} and ids in (["a-1"], ["a-2"])
+    (examined,) = set((out / "videos").iterdir()) - folders
+    lines = [line for part in (examined / "parts").glob("0*") for line in part.read_text().splitlines()]
+    assert len(lines) == 2  # the one that came and the broken one
+    looser = filters[:1] + filters[2:]
+    dropped, _ = made(filters=looser)
+    assert dropped == {"video usable": 1, "picture_copy": 1}
+    config = (out / "config.py").read_text()
+    assert "a.jsonl" in config and load_config(out / "config.py").data.train[0]["instruction"] == ""
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/jpeg") >= 8 and "broken.mp4" in page
+
+
+def load_config(path):
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def test_general_clips_get_their_share(tmp_path):
+    rows = [dict(id=str(n), video="", question="q", answer="a") for n in range(50)]
+    (tmp_path / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    general = dict(file=str(tmp_path / "general.jsonl"), share=0.2, instruction="Be brief.")
+    text = config_text(recipe_of(general=(general,)), {"a": 300, "b": 100}, str(tmp_path / "clips"))
+    (tmp_path / "config.py").write_text(text)
+    config = load_config(tmp_path / "config.py")
+    names = [Path(data_set["file"]).stem for data_set in config.data.train]
+    assert names == ["a", "b", "general"]
+    # 100 of 500 clips of an epoch, so each of the 50 comes twice.
+    assert config.data.train[2]["weight"] == 2.0
+    assert [x.name for x in data_sets(config.data)] == names
 
 
 def test_sources_share_the_places_of_those_that_are_left_out():

@@ -49,5 +49,5 @@ def test_clips_are_measured_while_they_are_examined(tmp_path):
     assert picture_of(numbers[PICTURE]).dtype == np.uint32
     assert examined("flash.mp4", (0.0, 1.0)).clip.extra["measured"]["peak"] == 0
     assert examined("flash.mp4").clip.extra["measured"]["peak"] is None
-    assert examined("p.png").clip.extra["measured"] == {"peak": None, "picture_copy": None}
+    assert examined("p.png").clip.extra["measured"] == dict.fromkeys(["peak", "picture_copy", PICTURE])
     assert "unreadable" in examined("broken.mp4").skipped and "missing" in examined("none.mp4").skipped

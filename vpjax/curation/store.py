@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, made_from TEXT, rows IN
 CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, {", ".join(COLUMNS)});
 CREATE TABLE IF NOT EXISTS bands (kind TEXT, band INTEGER, row INTEGER);
 CREATE TABLE IF NOT EXISTS pictures (row INTEGER PRIMARY KEY, signature BLOB);
+CREATE TABLE IF NOT EXISTS examined (row INTEGER PRIMARY KEY, made_from TEXT, skipped TEXT, clip TEXT);
 CREATE TABLE IF NOT EXISTS drops (row INTEGER PRIMARY KEY, fate TEXT, value REAL, other INTEGER,
     detail TEXT);
 """
@@ -162,6 +163,19 @@ class Store:
             LEFT JOIN drops ON drops.row = rows.id
             WHERE dropped = '' AND drops.row IS NULL ORDER BY rows.id"""
         return iter(self.sql.execute(query))
+
+    def examined(self, made_from: str) -> dict[int, tuple[str, str]]:
+        """(skipped, clip) of the rows that nothing has dropped so far and whose videos were examined, as
+        ``made_from`` says."""
+        query = """SELECT examined.row, skipped, examined.clip FROM examined
+            LEFT JOIN drops ON drops.row = examined.row WHERE made_from = ? AND drops.row IS NULL"""
+        return {row: (skipped, clip) for row, skipped, clip in self.sql.execute(query, (made_from,))}
+
+    def add_examined(self, made_from: str, results: Iterable[tuple[int, str, str]]) -> None:
+        """Add (row, skipped, clip) of rows whose videos were examined."""
+        with self.sql:
+            records = ((row, made_from, skipped, clip) for row, skipped, clip in results)
+            self.sql.executemany("INSERT OR REPLACE INTO examined VALUES (?, ?, ?, ?)", records)
 
     def add_pictures(self, pictures: Iterable[tuple[int, bytes, list[int]]]) -> None:
         """Add the signatures of rows' videos, and their bands."""

@@ -47,7 +47,7 @@ class Measurer:
     def measured(self, examined: Examined, options: Options) -> Examined:
         clip = examined.item.clip
         assert clip is not None
-        numbers: dict[str, float | str | None] = dict.fromkeys(self.measures)
+        numbers: dict[str, float | str | None] = dict.fromkeys((*self.measures, PICTURE))
         if len(clip.media) == 1 and not is_image(clip.video):
             try:
                 numbers |= self.numbers(clip, examined.video or frames_of(clip, options), options)
