@@ -45,6 +45,7 @@ from vpjax.types import Clip, UserError
 
 RECIPE = "sft_qwen2_5_vl_7b"  # the one for clips of your own
 BYTES_PER_TOKEN = 4  # of English text, roughly
+FOR_ANNOTATIONS = ("format", "videos", "array_record", "samples", "max_skipped_share")  # flags of no recipe
 STAMP_TOKENS = 11  # of a slot whose time is written before it, as Qwen3-VL's are, and of the marks around it
 
 
@@ -255,12 +256,16 @@ def main() -> None:
     )
     arguments, config = parser.parse_config()
     flags = vars(arguments)
-    flags["config"] = config
     curation = {name: flags.pop(name) for name in ("recipe", "root", "sources", "dry_run")}
     if bool(curation["recipe"]) == bool(flags["annotations"]):
         raise UserError("give --annotations or --recipe")
-    if not curation["recipe"] and any(curation.values()):
+    if curation["recipe"]:
+        changed = [name for name in FOR_ANNOTATIONS if flags[name] != parser.get_default(name)]
+        if changed or config.to_dict() != sft_qwen2_5_vl_7b.get_config().to_dict():
+            raise UserError(f"--{changed[0] if changed else 'config'} belongs to --annotations")
+    elif any(curation.values()):
         raise UserError("--root, --sources and --dry_run belong to --recipe")
+    flags["config"] = config
     flags["scorers"] = tuple(flags.pop("scorer"))
     flags["keywords"] = read_keywords(flags["keywords"]) if flags["keywords"] else ()
     options = Options(**{field.name: flags.pop(field.name) for field in dataclasses.fields(Options)})
@@ -271,18 +276,18 @@ def main() -> None:
     from vpjax.curation.recipe import load_recipe
 
     recipe = load_recipe(curation["recipe"])
+    if curation["sources"]:
+        recipe = recipe.of(curation["sources"])
+    shared = {name: flags[name] for name in ("workers", "runner", "beam", "schemes")}
     with worker_processes(flags["workers"]) as pool:
         curate(
-            recipe.of(curation["sources"]) if curation["sources"] else recipe,
+            recipe,
             curation["root"],
             flags["out"],
             pool=pool,
-            workers=flags["workers"],
             options=options,
-            runner=flags["runner"],
-            beam=flags["beam"],
             dry_run=curation["dry_run"],
-            schemes=flags["schemes"],
+            **shared,
         )
 
 

@@ -76,7 +76,7 @@ def curate(
     if not present:
         raise UserError(f"--root={root}: no source has its annotation files there")
     recipe = recipe.of([source.name for source in present])
-    settings = Settings(recipe, root, options.spacy, tuple(schemes))
+    settings = Settings(recipe, root, options.spacy, options.keywords, tuple(schemes))
     made_from = recipe.rows_made_from() | {"keywords": load_tools(settings).extract.describe()}
     store = Store(local_folder(out) / "curation.sqlite", made_from)
     try:

@@ -53,11 +53,12 @@ class Row(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What rows are judged by; hashable, so that each process loads its tools once. root: the folder of all
-    sources. spacy: see ``building.examine.Options``."""
+    sources. spacy, keywords: see ``building.examine.Options``."""
 
     recipe: Recipe
     root: str
-    spacy: str
+    spacy: str = ""
+    keywords: tuple[str, ...] = ()
     schemes: tuple[str, ...] = SCHEMES
 
 
@@ -98,16 +99,16 @@ def chunks_of(path: str, format: str, size: int, skip: int) -> Iterator[tuple[st
 def load_tools(settings: Settings) -> Tools:
     """Load what rows are measured with, once per process. UserError for what cannot be loaded."""
     clips = (clip for benchmark in settings.recipe.benchmarks for clip in asked(settings.root, benchmark))
-    return Tools(*load_words(settings.spacy), known_of(clips))
+    return Tools(*load_words(settings.spacy, settings.keywords), known_of(clips))
 
 
 @functools.cache
-def load_words(spacy: str) -> "tuple[Extractor, Tagger, Callable[[str], bool]]":
+def load_words(spacy: str, keywords: tuple[str, ...]) -> "tuple[Extractor, Tagger, Callable[[str], bool]]":
     from vpjax.building.keywords import load_extractor  # spaCy, which takes a while to import
     from vpjax.building.verbs import Tagger
 
     tagger = Tagger()
-    return load_extractor(spacy), tagger, functools.lru_cache(1 << 16)(tagger.is_known)
+    return load_extractor(spacy, keywords), tagger, functools.lru_cache(1 << 16)(tagger.is_known)
 
 
 def asked(root: str, benchmark: Benchmark) -> list[Clip]:
