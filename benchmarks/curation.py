@@ -3,9 +3,9 @@
     python -m benchmarks.curation --judge RUN [--rows 40] [--out FILE.md]
     python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 400]
 
-The pool is that of ``curation_pool``. A filter's precision: of the rows that it drops in the funnel, the
-share of its kinds; its recall: of the rows of its kinds that come to it (of copies, of the pairs), the share
-that it drops. A copy that is kept counts as good.
+The pool is that of ``curation_pool``. A filter's precision: of the rows that it drops in the funnel, the share
+that is no good row; its recall: of the rows of its own kinds that come to it (of copies, of the pairs), the share
+that it drops. A copy is a good row, but for the step that drops copies, and if one of two is kept that is right.
 ``--make_judge`` trains the model by whose likelihoods captions are judged, on other clips of the same kind; a
 quarter of their questions tell the event, so that it knows which captions need no video.
 """
@@ -50,6 +50,7 @@ TARGETS = {
     "needs_key": {"lasting onset"},
     "picture_copy": {"picture copy"},
 }
+GOOD = {"good", "caption copy", "picture copy"}
 JUDGED = 4096  # clips on which the judge is trained
 SERIES_SHARE = 4  # one in so many of them has a question that tells the event
 TEXT_SHARE = 8  # two in so many are asked without their video too: what texts alone tell
@@ -97,22 +98,23 @@ def table(found: list[tuple[str, str, float | None]], recipe: Recipe) -> list[st
         dropped = [kind for kind, fate, _ in left if fate == name]
         kinds = TARGETS.get(name, set())
         hits = sum(kind in kinds for kind in dropped)
+        bad = sum(kind in kinds or kind not in GOOD for kind in dropped)
         came = sum(kind in kinds for kind, _, _ in left)
         if name.endswith("_copy"):  # one of two copies is to go
             came //= 2
-        others = Counter(kind for kind in dropped if kind not in kinds)
+        more = Counter(kind for kind in dropped if kind not in kinds)
         cells = [name, str(len(dropped)), f"{', '.join(sorted(kinds)) or '-'} ({came})"]
-        cells.append(f"{hits / len(dropped):.3f}" if dropped and kinds else "")
+        cells.append(f"{bad / len(dropped):.3f}" if dropped else "")
         cells.append(f"{hits / came:.3f}" if came else "")
-        cells.append(", ".join(f"{kind} {count}" for kind, count in others.most_common()))
+        cells.append(", ".join(f"{kind} {count}" for kind, count in more.most_common()))
         lines.append("| " + " | ".join(cells) + " |")
         left = [row for row in left if row[1] != name]
     good = Counter(fate == "" for kind, fate, _ in found if kind == "good")
-    bad = Counter(fate == "" for kind, fate, _ in found if kind != "good" and "copy" not in kind)
-    precision, recall = good[True] / max(1, good[True] + bad[True]), good[True] / good.total()
+    others = Counter(fate == "" for kind, fate, _ in found if kind not in GOOD)
+    precision, recall = good[True] / max(1, good[True] + others[True]), good[True] / good.total()
     lines += [
         "",
-        f"Chosen: {good[True]} of {good.total()} good rows and {bad[True]} of {bad.total()} others, "
+        f"Chosen: {good[True]} of {good.total()} good rows and {others[True]} of {others.total()} bad ones, "
         f"precision {precision:.3f}, recall {recall:.3f}.",
     ]
     return lines

@@ -58,7 +58,7 @@ def copied_video(index: int) -> bytes:
     """The video of a clip once more, darker and more strongly compressed."""
     _, scene = describe(SPEC, "train", index)
     darker = (draw(scene, noise=SPEC.noise) * 0.92).astype(np.uint8)
-    return encode(darker, fps=scene.fps, crf=30)
+    return encode(darker, fps=scene.fps, crf=26)
 
 
 def elsewhere(clip: Clip, seconds: float = 2.0) -> tuple[tuple[float, float], ...]:

@@ -13,11 +13,12 @@ import numpy as np
 from vpjax.building.annotations import Item
 from vpjax.building.examine import SELF_FRAMES, Examined, Options, examine, load_tools
 from vpjax.building.scorers import STANDS_OUT, motion_scores, text_scorer
+from vpjax.curation.measures import kind_of
 from vpjax.curation.signatures import differences, minhash
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import slots_of, source_of
 from vpjax.data.video import Video, read_frames
-from vpjax.types import Clip, UserError
+from vpjax.types import Clip, Keyword, UserError
 
 Spans = Sequence[tuple[float, float]]
 NEEDS = {
@@ -92,6 +93,12 @@ def spans_of(clip: Clip) -> Spans:
     return [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
 
 
+def events_of(clip: Clip) -> list[Keyword]:
+    """The keywords of a clip but for those that go on and on, which V~ shows as well; all, if all go on."""
+    brief = [keyword for keyword in clip.keywords if kind_of(keyword.lemma) != "lasting"]
+    return brief or list(clip.keywords)
+
+
 def motion_peak(video: Video, spans: Spans) -> float | None:
     """The highest ``motion_scores`` inside ``spans``, as a share of its sum with the highest outside: above
     .5 if the picture changes most where the event is said to be; 0 if nothing stands out there. None without
@@ -123,9 +130,9 @@ def load_text_scorer(folder: str):
 
 
 def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]:
-    """How much likelier the words of a clip's keywords are given V: ``needs_video``, than given no video, and
-    ``needs_key``, than given V~, in nats a keyword. None for ``needs_key`` without a V~. The words are those
-    of the answer, or all of it if it contains no keyword."""
+    """How much likelier the words of a clip's events are given V: ``needs_video``, than given no video, and
+    ``needs_key``, than given V~, in nats an event. None for ``needs_key`` without a V~. The words are those
+    of the answer, or all of it if it contains no event."""
     # What brings the model is imported here.
     from vpjax.building.self_scorer import answer_logprobs, answers_logprobs
     from vpjax.data.collate import coarse, single_prompt
@@ -136,7 +143,8 @@ def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]
     if model.config.vision.factor != load_tools(options).factor or len(video.times) > SELF_FRAMES:
         video = frames_of(clip, options, model.config.vision.factor, SELF_FRAMES)
     answer = text.answer(clip.answer)
-    places = {place for keyword in clip.keywords for place in text.keyword(keyword.text, clip.answer)[0]}
+    events = events_of(clip)
+    places = {place for keyword in events for place in text.keyword(keyword.text, clip.answer)[0]}
     answers_1C = np.zeros((1, coarse(len(answer))), np.int32)
     answers_1C[0, : len(answer)] = answer
     scored_1C = np.zeros(answers_1C.shape, bool)
@@ -150,7 +158,7 @@ def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]
     _, blind_prompts = single_prompt(text.prompt(without_media(clip), ()), [], model.config)
     blind_shows = np.asarray(blind_prompts.text.shows)
     blind = answer_logprobs(model, blind_prompts, None, blind_shows, answers_1C, scored_1C)
-    count = max(1, len(clip.keywords))
+    count = max(1, len(events))
     has_degraded = bool((degraded_P != shows_P).any())
     return {
         "needs_video": float(whole[0] - np.asarray(blind)[0, 0]) / count,
