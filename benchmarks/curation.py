@@ -3,9 +3,9 @@
     python -m benchmarks.curation --judge RUN [--rows 40] [--out FILE.md]
     python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 400]
 
-The pool is that of ``curation_pool``. A filter's precision: of the rows that it drops in the funnel, the share
-that is no good row; its recall: of the rows of its own kinds that come to it (of copies, of the pairs), the share
-that it drops. A copy is a good row, but for the step that drops copies, and if one of two is kept that is right.
+The pool is that of ``curation_pool``. Precision of a filter: of the rows that it drops in the funnel, the
+share that is no good row. Recall: of the rows of its own kinds that come to it (of copies, of the pairs), the
+share that it drops. A copy is a good row, but for the step that drops copies; one of two may stay.
 ``--make_judge`` trains the model by whose likelihoods captions are judged, on other clips of the same kind; a
 quarter of their questions tell the event, so that it knows which captions need no video.
 """
