@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import random
 import sqlite3
 import tempfile
 import time
@@ -52,8 +53,8 @@ TARGETS = {
 }
 GOOD = {"good", "caption copy", "picture copy"}
 JUDGED = 4096  # clips on which the judge is trained
-SERIES_SHARE = 4  # one in so many of them has a question that tells the event
-TEXT_SHARE = 8  # two in so many are asked without their video too: what texts alone tell
+SERIES_SHARE = 0.25  # of them have a question that tells the event
+TEXT_SHARE = 0.5  # are asked without their video too: what texts alone tell
 
 
 def pool_recipe() -> Recipe:
@@ -124,11 +125,11 @@ def make_judge(run: Path, init_from: str, steps: int) -> None:
     """Train a judge on clips of another seed."""
     folder = run.parent / f"{run.name}-clips"
     file = make_event_clips(EventSpec(seed=202), folder, {"train": JUDGED})["train"]
-    clips: list[Clip] = []
-    for number, clip in enumerate(read_clips(file)):
-        asked = with_series(clip) if number % SERIES_SHARE == 0 else clip
+    rng, clips = random.Random(0), list[Clip]()  # not by number, from which the kind of event follows
+    for clip in read_clips(file):
+        asked = with_series(clip) if rng.random() < SERIES_SHARE else clip
         clips.append(asked)
-        if number % TEXT_SHARE in (0, 1):  # every second one of a series
+        if rng.random() < TEXT_SHARE:
             clips.append(dataclasses.replace(asked, id=f"{clip.id}-text", video="", keywords=(), spans=()))
     write_clips(folder / "judge.jsonl", clips)
     config = sft.get_config()

@@ -72,7 +72,6 @@ def test_a_copy_of_a_video_is_found_and_another_is_not():
         assert max(likeness(again, signatures[other]) for other in range(8) if other != seed) < 0.6
 
 
-def test_pictures_of_one_colour_are_alike_and_like_no_other():
-    grey, blue = np.full((4, 56, 56, 3), 90, np.uint8), np.full((4, 56, 56, 3), (9, 9, 200), np.uint8)
-    assert differences(grey) == differences(blue)
-    assert likeness(minhash(differences(grey)), minhash(differences(picture(0).astype(np.uint8)))) < 0.2
+def test_plain_pictures_are_like_nothing():
+    noise = np.random.default_rng(0).integers(0, 3, (4, 56, 56, 3), np.uint8)
+    assert differences(90 + noise) == []

@@ -19,8 +19,8 @@ PRIME = (1 << 31) - 1  # products of two numbers below it stay below 2^62
 SHINGLE = 2  # words of a run of which a caption's set is made
 
 SIDE = 8  # places in a row and in a column of a picture
-PICTURES = 3  # frames of a video that are compared
-STEP = 2  # grey levels: a smaller difference is noise
+PICTURES = 5  # frames of a video that are compared
+STEP = 8  # levels: a smaller difference may be another compression's
 
 
 def hash_of(text: bytes) -> int:
@@ -53,7 +53,7 @@ def shingles(words: list[str]) -> list[str]:
 def differences(frames: np.ndarray) -> list[str]:
     """The set of a video's frames u8[F,h,w,3]: of PICTURES of them, evenly spread, where in a grid of SIDE x
     SIDE places a colour is brighter or darker than in the next place to the right, by more than STEP. As a
-    difference hash, but a picture of one colour has no entries that others could share."""
+    difference hash, but plain places have no entries that other pictures could share; [] if all are plain."""
     chosen = np.linspace(0, len(frames) - 1, PICTURES + 2)[1:-1].round().astype(int)
     found = []
     for number, frame in enumerate(frames[chosen]):
@@ -61,7 +61,7 @@ def differences(frames: np.ndarray) -> list[str]:
         steps = np.diff(np.asarray(small, np.int16), axis=1)
         for sign, marked in (("+", steps > STEP), ("-", steps < -STEP)):
             found += [f"{number} {sign} {place}" for place in np.flatnonzero(marked)]
-    return found or ["one colour"]
+    return found
 
 
 def bands_of(signature: np.ndarray, salt: str = "") -> list[int]:

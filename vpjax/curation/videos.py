@@ -29,6 +29,11 @@ NEEDS = {
 PICTURE = "picture"  # the signature of a video, in hexadecimal, among its numbers
 
 
+def text_of(elements: Sequence[str]) -> str | None:
+    """The signature of a set as a text; None if it is empty, which is like nothing."""
+    return minhash(elements).tobytes().hex() if elements else None
+
+
 def picture_of(text: str) -> np.ndarray:
     """The signature u32[n] of a video from its text."""
     return np.frombuffer(bytes.fromhex(text), np.uint32)
@@ -67,7 +72,7 @@ class Measurer:
         if {"needs_key", "needs_video"} & set(self.measures):
             found |= needs(clip, video, options)
         if "picture_copy" in self.measures:
-            found[PICTURE] = minhash(differences(video.frames)).tobytes().hex()
+            found[PICTURE] = text_of(differences(video.frames))
         return {name: value for name, value in found.items() if name in (*self.measures, PICTURE)}
 
 
