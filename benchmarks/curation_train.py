@@ -25,7 +25,7 @@ import jax
 from ml_collections import ConfigDict
 
 from benchmarks.ablation_sft import REQUEST, train
-from benchmarks.curation import pool_recipe
+from benchmarks.curation import GOOD, pool_recipe
 from benchmarks.curation_pool import make_pool
 from benchmarks.repeats import Record, ablation_arguments, repeat, right_answers, scores_of, setting, table
 from benchmarks.timing import environment, publish
@@ -142,7 +142,7 @@ def main() -> None:
         results = repeat(arguments.rows, arguments.seeds, setting_of, run, log)
     for name in results:
         clips = clips_of(name)
-        good = sum(clip.extra.get("truth") == "good" for clip in clips)
+        good = sum(clip.extra.get("truth") in GOOD for clip in clips)
         sizes[name] = f"{len(clips)} clips, {good / max(1, len(clips)):.0%} of them good"
     publish(
         [
