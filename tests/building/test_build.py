@@ -130,6 +130,23 @@ def test_wrong_flags_are_named(monkeypatch, flag, message):
         run_main(monkeypatch, "--annotations=a.json", "--out=o", flag)
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "give --annotations or --recipe"),
+        (["--annotations=a", "--recipe=b"], "give --annotations or --recipe"),
+        (["--annotations=a", "--dry_run"], "--root, --sources and --dry_run belong to --recipe"),
+        (["--recipe=vp80k", "--samples=3"], "--samples belongs to --annotations"),
+        (["--recipe=vp80k", "--config.steps=3"], "--config belongs to --annotations"),
+        (["--recipe=nope"], "--recipe: there is no file 'nope' and no recipe of that name"),
+        (["--recipe=vp80k", "--root=/none", "--dry_run", "--sources=x"], "--sources: the recipe has no 'x'"),
+    ],
+)
+def test_a_recipe_and_annotations_have_flags_of_their_own(monkeypatch, flags, message):
+    with pytest.raises(UserError, match=message):
+        run_main(monkeypatch, "--out=o", *flags)
+
+
 def test_a_folder_belongs_to_the_build_that_began_it(tmp_path):
     items = [Item("row 1", Clip("a", "a.mp4", "q", "It falls."))]
     for _ in range(2):
