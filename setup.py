@@ -10,8 +10,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # The recipes are a part of the package, so that --config takes their names without a checkout.
-    packages=[*find_packages(include=["vpjax", "vpjax.*"]), "vpjax.recipes"],
-    package_dir={"vpjax.recipes": "configs"},
+    packages=[*find_packages(include=["vpjax", "vpjax.*"]), "vpjax.recipes", "vpjax.recipes.data"],
+    package_dir={"vpjax.recipes": "configs", "vpjax.recipes.data": "configs/data"},
     package_data={"": ["*.html", "*.jinja", "*.md", "*.toml", "*.txt"]},
     install_requires=[
         "absl-py>=2.3.1",

@@ -20,8 +20,8 @@ import av
 import numpy as np
 
 from benchmarks.timing import environment, publish
-from vpjax.building.annotations import Item
 from vpjax.building.examine import Options, examine
+from vpjax.building.items import Item
 from vpjax.building.parts import make_part
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import probe, read_frames

@@ -58,6 +58,7 @@ def text(doc, lmms_eval_specific_kwargs=None):
 def score(doc, results):
     return {"equal": float(results[0].strip() == doc["answer"])}
 """
+PACKAGES = ("lmms_eval", "transformers", "torch", "qwen_vl_utils")
 CLASSES = {"chat": [], "simple": ["--force_simple"]}
 
 
@@ -89,9 +90,8 @@ def answers_of(command: Sequence[str], model: Path, folder: Path, fields: dict[s
     return [row["filtered_resps"].strip() for row in sorted(rows, key=lambda row: row["doc_id"])]
 
 
-def installed(python: str) -> str:
-    """The versions of the other environment."""
-    names = ("lmms_eval", "transformers", "torch", "qwen_vl_utils")
+def installed(python: str, *names: str) -> str:
+    """The versions of packages of the other environment."""
     code = f"from importlib.metadata import version\nfor name in {names}: print(name, version(name))"
     done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
     return ", ".join(done.stdout.splitlines())
@@ -116,7 +116,7 @@ def main() -> None:
         "# An exported run in lmms-eval",
         "",
         environment("jax", "transformers"),
-        f"{installed(arguments.python)}; {arguments.workdir.name}, {len(clips)} held-out clips",
+        f"{installed(arguments.python, *PACKAGES)}; {arguments.workdir.name}, {len(clips)} held-out clips",
         "",
         "| class of lmms-eval | started by | answers as in vpjax.predict |",
         "|---|---|---:|",

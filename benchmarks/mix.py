@@ -24,9 +24,10 @@ import numpy as np
 
 from vpjax import cli
 from vpjax.data import coverage
-from vpjax.data.index import Index, Source, index_clips
+from vpjax.data.index import Index, index_clips
 from vpjax.data.pipeline import coverage_of, make_plan, useful_units
 from vpjax.data.positions import Stamps
+from vpjax.data.probing import Source
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Tokens
 from vpjax.models.config import VLMConfig

@@ -148,6 +148,12 @@ def get_config() -> ConfigDict:
     # Share of a step's completions after whose end sampling stops. The others are left out of their groups:
     # the last few hold up all. 1 = wait for all.
     grpo.stop_share = 1.0
+    # Type of the decoder's weights in sampling: "dtype" (that of the run), or "int8" with a scale for each
+    # output, half of the memory that is read for each token. Needs importance weights.
+    grpo.rollout_dtype = "dtype"
+    # Largest weight of a token for its likelihood in training over that in sampling (truncated importance
+    # sampling; 2 in TRL), with which the gradient is that of tokens sampled in training; 0 = no weights.
+    grpo.importance_cap = 0.0
     grpo.scale = "group"  # advantages are divided by the std of the "group" (GRPO), the "batch", or "none"
     # "sum_then_normalize", or "normalize_then_sum": each reward is normalised in its group before the
     # weighted sum (GDPO, whose scale is "batch").

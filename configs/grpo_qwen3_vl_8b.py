@@ -5,7 +5,8 @@
 
 What it does: starts from a run of configs/sft_qwen3_vl_8b.py (or a Hugging Face folder) and does the same as
 configs/grpo_qwen2_5_vl_7b.py, with its rewards and hyper-parameters.
-Hardware and cost: made for 64 chips of TPU v5e (16 GB each). Not measured yet: no accelerator has run it.
+Hardware and cost: made for 64 chips of TPU v5e (16 GB each). By the compiler's count (vpjax.plan) a step on
+clips of 8 s takes 12.7 of 16 GiB and 12 to 13 s. Not measured yet: no accelerator has run it.
 """
 
 from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_qwen3_vl_8b

@@ -14,6 +14,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/accuracy_and_speed.md",
+    "docs/curation.md",
     "docs/data.md",
     "docs/faults.md",
     "docs/method.md",

@@ -8,10 +8,10 @@ import pytest
 
 from tests.videos import greys, write
 from vpjax import files
-from vpjax.building.annotations import Rejected
 from vpjax.building.examine import UNREADABLE, find_video
-from vpjax.data import index
-from vpjax.data.index import probe_sources
+from vpjax.building.fields import Rejected
+from vpjax.data import probing
+from vpjax.data.probing import probe_sources
 from vpjax.data.video import probe, probe_image
 from vpjax.types import UserError
 
@@ -36,6 +36,17 @@ def test_files_are_written_read_and_listed(root):
     assert sorted(files.names_in(files.folder_of(file))) == ["a.txt", "b.txt"]
     assert files.exists(file) and files.is_folder(files.join_path(root, "sub"))
     assert not files.is_folder(file) and not files.exists(files.join_path(root, "none"))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\0\0", b"[1]", b"\xff", b"[" * 9999])
+def test_a_damaged_file_of_ours_is_one_line_that_says_what_to_do(root, content):
+    file = files.join_path(root, "a.json")
+    files.write_whole(file, b'{"a": 1}')
+    assert files.read_object(file, "mend it") == {"a": 1}
+    files.write_whole(file, content)
+    with pytest.raises(UserError, match="a.json: damaged .*: mend it$") as error:
+        files.read_object(file, "mend it")
+    assert "\n" not in str(error.value)
 
 
 def test_a_stamp_tells_that_a_file_changed(root):
@@ -97,7 +108,7 @@ def test_videos_elsewhere_are_indexed_and_probed_once(tmp_path, monkeypatch):
     local, remote, missing = probe_sources([str(path), *urls], tmp_path, 8192).values()
     assert (remote.media, remote.size, remote.info) == ("video", local.size, local.info) and remote.modified
     assert missing.info is None and "memory://index/none.mp4: " in missing.fault
-    monkeypatch.setattr(index, "probe", None)  # unchanged files are not probed again
+    monkeypatch.setattr(probing, "probe", None)  # unchanged files are not probed again
     assert probe_sources([str(path), *urls], tmp_path, 8192)[urls[0]] == remote
 
 

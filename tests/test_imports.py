@@ -24,6 +24,7 @@ ORDER = (
     "scoring",
     "training",
     "evaluation building",
+    "curation",
     "commands",
 )
 RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}

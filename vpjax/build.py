@@ -10,43 +10,44 @@ it says which events no frame shows if a run samples the videos as the recipe ``
     <out>/report.html    counts, histograms and sample clips: look at it before you train
     <out>/manifest.json  what it was made from, and how
     <out>/parts/         the work that is finished so far
+
+Or one that is chosen among the rows of many sources, by a recipe (configs/data/vp80k.py, docs/curation.md):
+
+    python -m vpjax.build --recipe vp80k --root DIR --out DIR [--dry_run]
 """
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Sequence
+from concurrent.futures import Executor
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vpjax import cli
 from vpjax.building import report
-from vpjax.building.annotations import FORMATS, Item, read_annotations
+from vpjax.building.annotations import FORMATS, read_annotations
 from vpjax.building.examine import SCORERS, Options
-from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
+from vpjax.building.items import Item
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import write_clips
 from vpjax.data.images import is_image
-from vpjax.data.index import fault_of, probe_sources
 from vpjax.data.json_rows import SCHEMES
+from vpjax.data.probing import fault_of, probe_sources
 from vpjax.data.sampling import File, Sampling, fit_all
-from vpjax.files import exists, folder_of, is_remote, join_path, open_file, write_whole
+from vpjax.engines import examine_in_parts, worker_processes
+from vpjax.files import exists, folder_of, is_remote, join_path, open_file, read_object, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
 from vpjax.types import Clip, UserError
 
 RECIPE = "sft_qwen2_5_vl_7b"  # the one for clips of your own
 BYTES_PER_TOKEN = 4  # of English text, roughly
+FOR_ANNOTATIONS = ("format", "videos", "array_record", "samples", "max_skipped_share")  # flags of no recipe
 STAMP_TOKENS = 11  # of a slot whose time is written before it, as Qwen3-VL's are, and of the marks around it
-Job = tuple[list[Item], Options, str]  # the arguments of make_part
 
 
 def build(
@@ -155,50 +156,6 @@ def coverage_of(clips: Sequence[Clip], config: ConfigDict) -> tuple[coverage.Cov
     return coverage.measure(planned, sampling), problems
 
 
-def examine_in_parts(
-    pool: Executor, items: Sequence[Item], options: Options, out: str, runner: str, beam: Sequence[str]
-) -> list[Item]:
-    """The results of all items. Only parts that are not finished in ``out`` are made."""
-    parts = {}
-    for number, indices in enumerate(parts_of(items)):
-        parts[join_path(out, f"parts/{number:05d}.jsonl")] = indices
-    for file, indices in parts.items():
-        if is_damaged(file, len(indices)):
-            print(f"{file}: damaged; it is made anew", flush=True)
-    pending = [file for file, indices in parts.items() if not is_finished(file, len(indices))]
-    jobs = [([items[n] for n in parts[file]], options, file) for file in pending]
-    if runner:
-        run_on_beam(jobs, runner, beam)
-    else:
-        run_locally(pool, jobs, sum(len(indices) for indices in parts.values()))
-    results = list(items)
-    for file, indices in parts.items():
-        for n, item in zip(indices, read_part(file, len(indices)), strict=True):
-            results[n] = item
-    return results
-
-
-@contextlib.contextmanager
-def worker_processes(count: int) -> Iterator[Executor]:
-    """Local worker processes, started when they are first needed."""
-    context = get_context("spawn")  # JAX may run threads, which a fork would not survive
-    pool = ProcessPoolExecutor(count, context, initializer=ignore_interrupts)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory: the same command goes on where it was; "
-            "lower --workers, --max_frames or --max_pixels to need less"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the parent, which ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: str) -> None:
     """Record in ``out`` what this build is made from. UserError if another build is recorded there."""
     made_from = {
@@ -209,35 +166,11 @@ def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: st
     record, file = json.dumps(made_from, indent=1), join_path(out, "parts/made_from.json")
     if not exists(file):
         write_whole(file, record.encode())
-    with open_file(file, "rb") as known:
-        try:
-            recorded = dict(json.load(known))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{file}: damaged ({error}): delete the folder {out} and build again") from error
+    recorded = read_object(file, f"delete the folder {out} and build again")
     changed = [name for name, value in json.loads(record).items() if recorded.get(name) != value]
     if changed:
         names = "annotations" if "items" in changed else " and ".join(changed)
         raise UserError(f"--out={out} holds a build with other {names}: delete it or choose another folder")
-
-
-def run_locally(pool: Executor, jobs: Sequence[Job], total: int) -> None:
-    """Make the parts in local processes. total: the number of clips in all parts."""
-    clips = {pool.submit(make_part, *job): len(job[0]) for job in jobs}
-    with tqdm(desc="clips", total=total, initial=total - sum(clips.values()), unit="clip") as bar:
-        for future in as_completed(clips):
-            future.result()
-            bar.update(clips[future])
-
-
-def run_on_beam(jobs: Sequence[Job], runner: str, beam_options: Sequence[str]) -> None:
-    """Make the parts on an Apache Beam runner, whose workers must see the same files."""
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise UserError(f"--runner={runner} needs Apache Beam: pip install 'vpjax[beam]'") from error
-    with beam.Pipeline(options=PipelineOptions([f"--runner={runner}", *beam_options])) as pipeline:
-        _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.MapTuple(make_part)
 
 
 def make_sheets(pool: Executor, items: Sequence[Item], options: Options) -> list[report.Sheet]:
@@ -283,7 +216,11 @@ def main() -> None:
     parser, default = cli.Parser(__doc__), Options()
     add, number = parser.add_argument, cli.at_least
     formats, scorers = ", ".join(FORMATS), ", ".join(SCORERS)
-    add("--annotations", required=True, help="annotation file: .json, .jsonl or .array_record")
+    add("--annotations", default="", help="annotation file: .json, .jsonl or .array_record")
+    add("--recipe", default="", help="in place of --annotations: a recipe's file, or its name")
+    add("--root", default="", help="folder of the recipe's sources")
+    add("--sources", type=cli.comma_list, default=[], help="some of the recipe's sources; default: all")
+    add("--dry_run", action="store_true", help="choose by the annotations alone, and open no video")
     add("--format", default="", help=f"its format, one of {formats}; '': as detected")
     add("--videos", default="", help="root of its relative paths; '': its own folder")
     add("--out", required=True, help="folder of the data set")
@@ -316,11 +253,39 @@ def main() -> None:
     )
     arguments, config = parser.parse_config()
     flags = vars(arguments)
+    curation = {name: flags.pop(name) for name in ("recipe", "root", "sources", "dry_run")}
+    if bool(curation["recipe"]) == bool(flags["annotations"]):
+        raise UserError("give --annotations or --recipe")
+    if curation["recipe"]:
+        changed = [name for name in FOR_ANNOTATIONS if flags[name] != parser.get_default(name)]
+        if changed or config.to_dict() != sft_qwen2_5_vl_7b.get_config().to_dict():
+            raise UserError(f"--{changed[0] if changed else 'config'} belongs to --annotations")
+    elif any(curation.values()):
+        raise UserError("--root, --sources and --dry_run belong to --recipe")
     flags["config"] = config
     flags["scorers"] = tuple(flags.pop("scorer"))
     flags["keywords"] = read_keywords(flags["keywords"]) if flags["keywords"] else ()
     options = Options(**{field.name: flags.pop(field.name) for field in dataclasses.fields(Options)})
-    build(options=options, **flags)
+    if not curation["recipe"]:
+        build(options=options, **flags)
+        return
+    from vpjax.curate import curate  # brings the readers of benchmarks
+    from vpjax.curation.recipe import load_recipe
+
+    recipe = load_recipe(curation["recipe"])
+    if curation["sources"]:
+        recipe = recipe.of(curation["sources"])
+    shared = {name: flags[name] for name in ("workers", "runner", "beam", "schemes")}
+    with worker_processes(flags["workers"]) as pool:
+        curate(
+            recipe,
+            curation["root"],
+            flags["out"],
+            pool=pool,
+            options=options,
+            dry_run=curation["dry_run"],
+            **shared,
+        )
 
 
 if __name__ == "__main__":

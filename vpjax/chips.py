@@ -11,12 +11,14 @@ from vpjax.types import UserError
 
 
 class Chip(NamedTuple):
-    """Published figures of a chip. memory: GiB of HBM. flops: bfloat16, per second. links: bytes per second
-    sent over all links together. grids: sizes of a slice. products: operations of its matrix units in a
-    cycle. is_gpu: programs cannot be compiled for it without it, so they are compiled for v5p chips, whose
-    kernels hold as little in memory: an estimate."""
+    """Published figures of a chip. memory: GiB of HBM. reading: bytes per second from it. flops: bfloat16,
+    per second. links: bytes per second sent over all links together, in a slice whose axes do not wrap around
+    (``in_slice``). grids: sizes of a slice. products: operations of its matrix units in a cycle. is_gpu:
+    programs cannot be compiled for it without it, so they are compiled for v5p chips, whose kernels hold as
+    little in memory: an estimate."""
 
     memory: float
+    reading: float
     flops: float
     links: float
     grids: tuple[str, ...]
@@ -28,20 +30,36 @@ class Chip(NamedTuple):
         """Cycles a second."""
         return self.flops / self.products
 
+    def in_slice(self, grid: str) -> "Chip":
+        """The chip in a slice of this size. A ring along an axis that wraps around sends both ways; along one
+        that ends each link carries all that passes it, so that it is as quick as one way."""
+        if self.is_gpu:
+            return self
+        sides = [int(side) for side in grid.split("x")]
+        if len(sides) == 3:
+            wraps = [all(side % WRAPPED_CUBE == 0 for side in sides)] * 3
+        else:
+            wraps = [side == WRAPPED_SIDE for side in sides]
+        return self._replace(links=self.links * (1 + sum(wraps) / len(sides)))
+
 
 # What JAX calls a chip of them.
 KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-# cloud.google.com/tpu/docs/v5e, /v5p and /v6e; NVIDIA's data sheets of A100 and H100 of 80 GB (SXM). Of the
-# bandwidth between chips, which counts both ways, half. The compiler needs 1.03, 1.11 and 1.14 times the
-# cycles that ``products`` says for a product of two large matrices.
+# An axis wraps around in v5e and v6e if it has this many chips; in v5p all axes of slices of whole cubes do.
+WRAPPED_SIDE, WRAPPED_CUBE = 16, 4
+# cloud.google.com/tpu/docs/v5e, /v5p and /v6e; NVIDIA's data sheets of A100 and H100 of 80 GB and of H200
+# (SXM). The bandwidth between TPU chips, 400, 1,200 and 800 GB/s, counts two directions along each axis, and
+# what is received beside what is sent: a quarter. That between GPUs counts the latter: half. The compiler
+# needs 1.03, 1.11 and 1.14 times the cycles that ``products`` says for a product of two large matrices.
 CHIPS = {
-    "v5e": Chip(16, 197e12, 100e9, SQUARES, 2**17),
-    "v5p": Chip(95, 459e12, 300e9, CUBES, 2**18),
-    "v6e": Chip(32, 918e12, 224e9, SQUARES, 2**19),
-    "a100": Chip(79, 312e12, 300e9, ("1", "8"), is_gpu=True),
-    "h100": Chip(79, 989e12, 450e9, ("1", "8"), is_gpu=True),
+    "v5e": Chip(16, 819e9, 197e12, 100e9, SQUARES, 2**17),
+    "v5p": Chip(95, 2765e9, 459e12, 300e9, CUBES, 2**18),
+    "v6e": Chip(32, 1640e9, 918e12, 200e9, SQUARES, 2**19),
+    "a100": Chip(79, 2039e9, 312e12, 300e9, ("1", "8"), is_gpu=True),
+    "h100": Chip(79, 3350e9, 989e12, 450e9, ("1", "8"), is_gpu=True),
+    "h200": Chip(139, 4800e9, 989e12, 450e9, ("1", "8"), is_gpu=True),
 }
 GPU_STANDINS = {"1": "1x1x1", "8": "2x2x2"}  # v5p chips
 # Google Cloud names a slice by its chips, or of v5p by its cores, two a chip.
@@ -97,6 +115,6 @@ def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
     try:
         jax.config.update("jax_platforms", "cpu")
         described = topologies.get_topology_desc(topology, platform="tpu", **options)
-        return CHIPS[name], list(described.devices)
+        return CHIPS[name].in_slice(grid), list(described.devices)
     except (ImportError, RuntimeError) as error:
         raise UserError(f"--topology={topology} needs libtpu: pip install 'vpjax[tpu]' ({error})") from error

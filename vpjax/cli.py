@@ -23,10 +23,16 @@ from vpjax import distributed
 from vpjax.types import UserError
 
 OK, DEFECT, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-# The user can correct these: a full or read-only disk, missing permissions, a file in place of a folder.
+# The user can correct these: a full, read-only or broken disk, limits of the size or number of files, missing
+# permissions, a file in place of a folder, a name that is too long.
 SURROUNDINGS = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENAMETOOLONG,
     errno.EROFS,
     errno.EACCES,
     errno.EPERM,

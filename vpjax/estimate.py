@@ -15,7 +15,8 @@ class StepPlan:
     """The cost of a compiled step in bytes and floating-point operations of one chip.
 
     arguments: state and batch. temporaries: memory beside them. needed: both, the program, and the part of
-    the result that does not take the place of the state. cycles: by phase, see ``hlo.cycles``. seconds: the
+    the result that does not take the place of the state. cycles: by phase, see ``hlo.cycles``. read: at
+    least, from memory, for a token of each of its completions, which have ``sampled`` tokens. seconds: the
     time of compiling. over: the compiler's message if the step needs more memory than the chip has; all
     fields but ``seconds`` are then 0.
     """
@@ -26,6 +27,8 @@ class StepPlan:
     flops: float = 0.0
     collectives: tuple[Collective, ...] = ()
     cycles: dict[str, int] = dataclasses.field(default_factory=dict)
+    read: int = 0
+    sampled: int = 0
     seconds: float = 0.0
     over: str = ""
 
@@ -70,11 +73,12 @@ def phase_times(plan: StepPlan, chip: Chip) -> list[PhaseTime]:
 
 def step_seconds(plan: StepPlan, chip: Chip) -> tuple[float, float]:
     """The least and the most seconds of a step: if sending and computing overlap in every phase, and if they
-    never do. Without cycles, of its products at the chip's peak."""
+    never do. Without cycles, of its products at the chip's peak, and of what sampling reads."""
     phases = phase_times(plan, chip)
     if phases:
         return sum(max(p.cycles, p.sending) for p in phases), sum(p.cycles + p.sending for p in phases)
-    compute, sending = plan.flops / chip.flops, plan.sent / chip.links
+    compute = plan.flops / chip.flops + plan.sampled * plan.read / chip.reading
+    sending = plan.sent / chip.links
     return max(compute, sending), compute + sending
 
 
@@ -93,6 +97,9 @@ def costs(plan: StepPlan, chip: Chip | None) -> list[str]:
         calls[collective.kind] += collective.times
     for kind, count in sent.most_common():
         lines.append(f"  {kind:<20}{gib(count)} sent by a chip in {calls[kind]} calls")
+    if plan.sampled:
+        seconds = f", {1000 * plan.read / chip.reading:.2f} ms at the published rate" if chip else ""
+        lines.append(f"a sampled token       a chip reads at least {gib(plan.read)}{seconds}")
     if chip:
         least, most = step_seconds(plan, chip)
         phases = phase_times(plan, chip)

@@ -29,6 +29,7 @@ from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.controls import CONTROLS
 from vpjax.evaluation.results import format_results
 from vpjax.files import local_folder
+from vpjax.models.sharding import own_copy
 from vpjax.training import run_config
 from vpjax.types import UserError
 
@@ -36,7 +37,8 @@ from vpjax.types import UserError
 KEY_FRAMES: evaluation.KeyFrames = {
     "key": None,
     "motion": lambda model, text: find_by_motion,
-    "self": self_finder,
+    # Each process finds the key frames of the videos that it decodes, with a model of its own.
+    "self": lambda model, text: self_finder(own_copy(model), text),
 }
 
 
@@ -81,8 +83,6 @@ def main() -> None:
     distributed.join(*processes)
     if jax.process_count() > 1:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # which JAX takes as a notice to training
-        if "self" in (contrast or ()):
-            raise UserError("--contrast=self runs in one process: it asks about one video at a time")
     video_options: dict[str, float] = {}
     if frames or fps:
         video_options |= dict(frames=frames or 0, fps=fps or 0.0)

@@ -24,7 +24,7 @@ from vpjax.data.processors import IMAGE_PROCESSOR, VIDEO_PROCESSOR, image_proces
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
-from vpjax.files import local_folder
+from vpjax.files import local_folder, read_object
 from vpjax.models import hf, peft
 from vpjax.models.lora import is_adapter
 from vpjax.models.vlm import VideoLM, abstract_model, leaves
@@ -63,7 +63,7 @@ def export(
         _write_json(out / IMAGE_PROCESSOR, image_processor(model.config, config.data))
     defaults, sizes = video_processor(model.config, config.data)
     if (out / VIDEO_PROCESSOR).exists():
-        defaults = json.loads((out / VIDEO_PROCESSOR).read_text())
+        defaults = hf.read_json(out / VIDEO_PROCESSOR)
     _write_json(out / VIDEO_PROCESSOR, defaults | sizes)
     shutil.copyfile(Path(hf.__file__).with_name(AS_TRAINED), out / AS_TRAINED)
     named = {"base_model": base_model, "license": license}
@@ -120,7 +120,7 @@ def origin_of(folder: Path) -> dict[str, str]:
         license = re.search(r"^license: *(\S+)$", header[1], re.MULTILINE) if header else None
         if license:
             found["license"] = license[1]
-    name = json.loads((folder / "config.json").read_text()).get("_name_or_path")
+    name = hf.read_json(folder / "config.json").get("_name_or_path")
     if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         found["base_model"] = name
     return found
@@ -170,7 +170,7 @@ def _evaluations(workdir: Path, step: int) -> list[tuple[Any, ...]]:
     """A row for every evaluation of this step in the work directory."""
     rows = []
     for file in sorted(workdir.glob("evaluate/*/results.json")):
-        results = json.loads(file.read_text())
+        results = read_object(file, "delete it, or evaluate again")
         name, folder = results["request"]["benchmark"], file.parent.name
         if not folder.startswith(name):  # a split that was evaluated when the run ended
             name += f", {folder.rpartition('-')[0]}"

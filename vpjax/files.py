@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -60,6 +61,20 @@ def open_file(path: AnyPath, mode: str = "rb") -> IO[Any]:
     if not mode.startswith("r"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     return open(path, mode, encoding=None if "b" in mode else "utf-8")
+
+
+def read_object(path: AnyPath, remedy: str) -> dict[str, Any]:
+    """The JSON object of a file that vpjax or a model's makers wrote. UserError, which ends with what to do,
+    if the file is damaged. Raises OSError as ``open_file``."""
+    with open_file(path) as file:
+        content = file.read()
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged (no JSON: {error}): {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged (no JSON object): {remedy}")
+    return value
 
 
 def write_whole(path: AnyPath, content: bytes, *, keep: bool = True) -> None:

@@ -11,10 +11,12 @@ import jax
 
 COLLECTIVE_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # the names of other types end in their width
-CALLS = ("calls", "to_apply", "branch_computations", "true_computation", "false_computation")
+BRANCHES = ("branch_computations", "true_computation", "false_computation")
+CALLS = ("calls", "to_apply")
 
 
 PHASE = re.compile(r'op_name="[^"]*?phase_([a-z]+)')
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 OTHER = "other"  # what belongs to no phase
 
 
@@ -70,34 +72,42 @@ def inner_jaxprs(eqn: Any) -> list[Any]:
 def collectives(text: str) -> list[Collective]:
     """The collectives of a compiled program's text (``compiled.as_text()``).
 
-    Parts into which XLA cut a collective share a channel and count as one.
+    Parts into which XLA cut a collective share a channel and count as one. Of the branches of a condition the
+    most expensive one counts, as in ``flops``.
     """
     bodies = _computations(text)
     found: dict[Any, Collective] = {}
     for name, loops in _loops_around(bodies).items():
         for line in bodies[name]:
-            match = re.match(rf"\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(", line)
-            if not match:
+            collective = _collective(line, loops)
+            if collective is None:
                 continue
-            kind = match.group(2)
-            result = _bytes(match.group(1), kind, line)
-            sent = _sent(kind, result, _group_size(line))
-            collective = Collective(kind, result, sent, loops, _phase_of(line))
             channel = re.search(r"channel_id=(\d+)", line)
-            key = (kind, channel.group(1)) if channel else line
+            key = (collective.kind, channel.group(1)) if channel else line
             if key not in found or found[key].sent * found[key].times < collective.sent * collective.times:
                 found[key] = collective
     return list(found.values())
 
 
+def _collective(line: str, loops: tuple[int, ...] = ()) -> Collective | None:
+    """The collective that an instruction is, in ``loops``; None: it is none."""
+    match = re.match(rf"\s*(?:ROOT )?%\S+ = (.*?) ({'|'.join(COLLECTIVE_KINDS)})(?:-start)?\(", line)
+    if not match:
+        return None
+    result = _bytes(match.group(1), match.group(2), line)
+    sent = _sent(match.group(2), result, _group_size(line))
+    return Collective(match.group(2), result, sent, loops, _phase_of(line))
+
+
 def cycles(text: str) -> dict[str, int]:
     """The cycles by phase that the compiler estimates for a TPU program's instructions. They count what is
-    computed and read, and not what is sent. {} for other chips, whose compilers estimate none."""
+    computed and read, and not what is sent; of the branches of a condition the most expensive one. {} for
+    other chips, whose compilers estimate none."""
     bodies = _computations(text)
     found: collections.Counter[str] = collections.Counter()
     for name, loops in _loops_around(bodies).items():
         for line in bodies[name]:
-            estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
+            estimate = re.search(CYCLES, line)
             if estimate:
                 found[_phase_of(line)] += int(estimate.group(1)) * math.prod(loops)
     return dict(found)
@@ -120,16 +130,47 @@ def _loops_around(bodies: dict[str, list[str]]) -> dict[str, tuple[int, ...]]:
             return
         around[name] = loops
         for line in bodies[name]:
-            for field, called in re.findall(r"(\w+)=\{?((?:%[\w.-]+(?:, )?)+)", line):
-                for inner in re.findall(r"%([\w.-]+)", called):
-                    if field == "body":
-                        condition = re.findall(r"condition=%([\w.-]+)", line)[0]
-                        visit(inner, (*loops, _trips(bodies, condition)))
-                    elif field in CALLS:
-                        visit(inner, loops)
+            for inner, own_loops in _called(bodies, line):
+                visit(inner, (*loops, *own_loops))
 
     visit(next(name for name in bodies if name.startswith("ENTRY ")), ())
     return around
+
+
+def _called(bodies: dict[str, list[str]], line: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The computations that an instruction calls, and the iterations of the loop that it is, if it is one. Of
+    the branches of a condition only the most expensive one."""
+    called: list[tuple[str, tuple[int, ...]]] = []
+    branches: list[str] = []
+    for field, listed in re.findall(r"(\w+)=\{?((?:%[\w.-]+(?:, )?)+)", line):
+        names = [name for name in re.findall(r"%([\w.-]+)", listed) if name in bodies]
+        if field == "body":
+            condition = re.findall(r"condition=%([\w.-]+)", line)[0]
+            called += [(name, (_trips(bodies, condition),)) for name in names]
+        elif field in CALLS:
+            called += [(name, ()) for name in names]
+        elif field in BRANCHES:
+            branches += names
+    if branches:
+        called.append((max(branches, key=lambda name: _expense(bodies, name)), ()))
+    return called
+
+
+def _expense(bodies: dict[str, list[str]], name: str) -> tuple[int, int]:
+    """What a computation costs: estimated cycles and, where the compiler gives none, bytes that are sent."""
+    cycles_spent, sent = 0, 0
+    for line in bodies[name]:
+        estimate = re.search(CYCLES, line)
+        if estimate:
+            cycles_spent += int(estimate.group(1))
+        collective = _collective(line)
+        if collective:
+            sent += collective.sent
+        for inner, loops in _called(bodies, line):
+            inner_cycles, inner_sent = _expense(bodies, inner)
+            cycles_spent += inner_cycles * math.prod(loops)
+            sent += inner_sent * math.prod(loops)
+    return cycles_spent, sent
 
 
 def _computations(text: str) -> dict[str, list[str]]:

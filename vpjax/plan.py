@@ -5,8 +5,8 @@
 Compiles the run's real step for these chips, from shapes alone and without the chips (TPUs: ``pip install
 'vpjax[tpu]'``). Prints each chip's memory against what it has, the work, the collectives, an estimate of the
 step's time by phase, and what to change where it does not fit. Topologies may be named as Google Cloud does
-(v5litepod-64, v5p-64). h100:1, h100:8, a100:1 and a100:8, GPUs of 80 GB, are estimates: the program is
-compiled for TPU chips in their place. cpu:N takes N virtual devices of this machine.
+(v5litepod-64, v5p-64). One GPU or eight, a100 (80 GB), h100 or h200, as in h100:8, are estimates: the program
+is compiled for TPU chips in their place. cpu:N takes N virtual devices of this machine.
 
 The model's sizes are those of the folder ``config.init_from``, of which only config.json is read, or else of
 ``config.model``. The batch is what ``config.data`` makes of clips of ``--seconds``, ``--video``, ``--text``
@@ -23,17 +23,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.chips import Chip, find_devices
 from vpjax.data.collate import empty_batch, empty_prompts
-from vpjax.data.index import Entry, Source, index_clips
+from vpjax.data.index import Entry, index_clips
 from vpjax.data.packing import Sizes
 from vpjax.data.pipeline import make_plan
 from vpjax.data.positions import Stamps
+from vpjax.data.probing import Source
 from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Tokens
 from vpjax.data.units import Capacity, grid_of
@@ -41,8 +43,16 @@ from vpjax.estimate import StepPlan, as_json, costs, fits
 from vpjax.hlo import collectives, cycles, flops
 from vpjax.models import hf
 from vpjax.models.lora import Lora
-from vpjax.models.sharding import batch_sharding, make_mesh, row_parts
-from vpjax.models.vlm import VLMConfig, abstract_model
+from vpjax.models.sharding import (
+    GROUPS,
+    HEADS,
+    batch_sharding,
+    devices_along,
+    make_mesh,
+    row_parts,
+    sampling_specs,
+)
+from vpjax.models.vlm import VLMConfig, abstract_model, leaves, with_int8_decoder
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.judged import FreeRewards
 from vpjax.training.setup import initial_params
@@ -198,10 +208,35 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: Plan
         temporaries=temporaries,
         needed=arguments + temporaries + result + memory.generated_code_size_in_bytes,
         flops=work / mesh.size,
+        read=read_for_token(config, model_config, mesh, row) if config.method == "grpo" else 0,
+        sampled=config.grpo.max_new if config.method == "grpo" else 0,
         collectives=tuple(collectives(text)),
         cycles=cycles(text),
         seconds=seconds,
     )
+
+
+def read_for_token(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow) -> int:
+    """The bytes that a chip reads for a token of each of its completions: its part of the decoder's weights,
+    and of the caches of its rows, those of completions at full length."""
+    options = config.grpo
+    model = abstract_model(model_config, jnp.dtype(config.dtype), lora=Lora.of(config.lora))
+    if options.rollout_dtype == "int8":
+        model = jax.eval_shape(with_int8_decoder, model)
+    total = 0
+    for path, x in leaves(model).items():
+        is_output = path == f"decoder.{'embed' if model_config.decoder.tied else 'lm_head'}"
+        if path.startswith("decoder.layers.") or is_output:
+            part = NamedSharding(mesh, sampling_specs(path, x.shape, mesh)[1]).shard_shape(x.shape)
+            total += math.prod(part) * x.dtype.itemsize
+    decoder, branches = model_config.decoder, 2 if options.degraded else 1
+    tokens = branches * row.sizes.tokens + (options.groups + options.degraded) * options.max_new
+    heads = decoder.kv_heads
+    if heads % devices_along(HEADS, mesh) == 0:
+        heads //= devices_along(HEADS, mesh)
+    rows = run_config.rows_per_step(config) / devices_along(GROUPS, mesh)
+    kept = 2 * decoder.layers * heads * decoder.head_dim * jnp.dtype(config.dtype).itemsize
+    return total + int(rows * tokens * kept)
 
 
 def find_batch(

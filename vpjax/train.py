@@ -12,7 +12,6 @@ The same command again goes on where the run was stopped, bit for bit. A finishe
 """
 
 import contextlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from vpjax.data.text import Text
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.heldout import HeldOut, check_heldout, heldout_folder, heldout_request, heldout_splits
 from vpjax.evaluation.results import format_results
-from vpjax.files import AnyPath, local_folder
+from vpjax.files import AnyPath, local_folder, read_object
 from vpjax.models.config import VLMConfig
 from vpjax.models.lora import Lora, merge
 from vpjax.models.sharding import make_mesh, put_batch
@@ -225,7 +224,8 @@ def finish(config: ConfigDict, workdir: Path, step: int) -> None:
             request = heldout_request(config, workdir, split, step)
             evaluation.evaluate(request, say, writes=jax.process_index() == 0)
         if jax.process_index() == 0:
-            say("", f"{split} clips: {format_results(json.loads(file.read_text()))}")
+            results = read_object(file, "delete it, and the same command makes it anew")
+            say("", f"{split} clips: {format_results(results)}")
 
 
 if __name__ == "__main__":

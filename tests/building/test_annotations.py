@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from vpjax.building.annotations import FORMATS, letter_of, read_annotations
+from vpjax.building.annotations import FORMATS, read_annotations
+from vpjax.building.questions import letter_of
 from vpjax.data.clips import read_clips, write_clips
 from vpjax.files import write_whole
 from vpjax.types import Clip, Keyword, Turn, UserError
@@ -76,6 +77,79 @@ TRL = {
     "prompt": [{"role": "user", "content": "What is it?"}],
     "completion": [{"role": "assistant", "content": "A bird lands."}],
     "video": "d.mp4",
+}
+# The same in the forms in which their authors publish them, in words of our own.
+CHARADES_TEXT = b"""\
+A1B2C 24.3 30.4##person sets a cup on a shelf.
+A1B2C 7.3 9.0##the person waves at someone   ##twice.
+D3E4F 12.5 4.3##a person sits down.
+D3E4F 1.0 x##a person gets up.
+"""
+YOUCOOK2 = {
+    "database": {
+        "aB3_x-9": {
+            "duration": 241.62,
+            "subset": "training",
+            "recipe_type": "113",
+            "annotations": [
+                {"segment": [90, 102], "id": 0, "sentence": "butter two slices of toast"},
+                {"segment": [114, 127], "id": 1, "sentence": "put the ham on top"},
+                {"id": 2, "sentence": "serve"},
+            ],
+            "video_url": "https://www.youtube.com/watch?v=aB3_x-9",
+        },
+        "cD4": None,
+    }
+}
+NEXT_GQA_TABLE = b"""\
+video_id,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4
+11,900,640,480,why did he bend,to tie a lace,3,CW,to rest,to tie a lace,to hide,to jump,to nod
+11,900,640,480,what fell,nothing,4,TN,a cup,a hat,a ball,a book,a pen
+11,900,640,480,"what, then,he left,5,TN,he left,he ran,he sat,he fell,he hid
+12,900,640,480,what did she do,she waved,0,TC,she waved,she ran,she sat,she fell,she hid
+"""
+NEXT_GQA_SPANS = {"11": {"duration": 30, "location": {"3": [[1.5, 4]], "4": [[9, 10]]}, "fps": 29.97}}
+NEXT_GQA_PATHS = {"11": "1101/11", "12": "0004/12"}
+TVBENCH = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video", "video": {"video_file": "<placeholder>"}},
+                {"type": "text", "text": "Question: What does he do?\n(A) Put on a coat.\n(B) Take it off."},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "text", "text": " Answer: ("},
+                {"type": "text", "text": "", "reference": "B"},
+            ],
+        },
+    ],
+    "dataset": "TVBench/Action Antonym",
+    "task": "video/QA",
+    "idx": 0,
+    "vid": "action_antonym/S1_rgb.avi",
+}
+DREAM_1K = {
+    "messages": [
+        {
+            "content": [
+                {"reference": None, "text": None, "type": "video", "video": {"video_file": "<placeholder>"}},
+                {"reference": None, "text": "Describe the video.", "type": "text", "video": None},
+            ],
+            "role": "user",
+        },
+        {
+            "content": [{"reference": "A dog jumps.", "text": "", "type": "text", "video": None}],
+            "role": "assistant",
+        },
+    ],
+    "dataset": "DREAM/youtube",
+    "idx": 7,
+    "extra_info": {"duration": 5.09, "events": ["A dog jumps."]},
+    "vid": 7,
 }
 NATIVE = {"id": "n", "video": "e.mp4", "question": "What?", "answer": "It rolls.", "spans": [[1, 2]]}
 ROWS = {
@@ -327,6 +401,72 @@ def test_trl_in_each_of_its_forms(read, row):
     assert clip == Clip("d", "d.mp4", "What is it?", "A bird lands.")
 
 
+def test_the_original_text_of_charades_sta(read):
+    """Each line is a row: a span that ends before it starts, or is none, is skipped, and so it is a row."""
+    annotations = read(CHARADES_TEXT, name="charades_sta_train.txt")
+    assert annotations.format == "captions" and annotations.rows == 4
+    first, second = (item.clip for item in annotations.items[:2])
+    assert (first.video, first.answer, first.spans) == (
+        "A1B2C",
+        "person sets a cup on a shelf.",
+        ((24.3, 30.4),),
+    )
+    assert second.answer == "the person waves at someone   ##twice."
+    assert reasons(annotations)[2:] == [
+        "broken row: span [12.5, 4.3] does not start before it ends",
+        "broken row: could not convert string to float: 'x'",
+    ]
+    grounding = read(CHARADES_TEXT, "grounding", name="charades_sta_train.txt").items[0].clip
+    assert (grounding.question, grounding.answer) == (
+        "From when to when: person sets a cup on a shelf.",
+        "From 24.30 to 30.40 seconds.",
+    )
+
+
+def test_the_published_database_of_youcook2(read):
+    annotations = read(YOUCOOK2)
+    assert annotations.format == "captions" and annotations.rows == 2
+    clips = [item.clip for item in annotations.items[:2]]
+    assert [(clip.id, clip.video, clip.answer, clip.spans) for clip in clips] == [
+        ("aB3_x-9-1", "aB3_x-9", "butter two slices of toast", ((90, 102),)),
+        ("aB3_x-9-2", "aB3_x-9", "put the ham on top", ((114, 127),)),
+    ]
+    assert reasons(annotations)[2:] == [
+        "broken row: span None is not [start, end] in seconds",
+        "broken row: None is not a JSON object",
+    ]
+
+
+def test_the_published_table_of_next_gqa(tmp_path, read):
+    """Each line is a row, whatever is wrong with it: no such answer, an open quotation mark, no spans."""
+    with pytest.raises(UserError, match="test.csv: needs map_vid_vidorID.json beside it"):
+        read(NEXT_GQA_TABLE, name="test.csv")
+    (tmp_path / "map_vid_vidorID.json").write_text(json.dumps(NEXT_GQA_PATHS))
+    (tmp_path / "gsub_val.json").write_text(json.dumps(NEXT_GQA_SPANS))
+    annotations = read(NEXT_GQA_TABLE, name="val.csv")
+    assert annotations.format == "next-gqa" and annotations.rows == len(annotations.items) == 4
+    clip = annotations.items[0].clip
+    assert (clip.id, clip.video, clip.answer, clip.spans) == ("11_3", "1101/11.mp4", "(B)", ((1.5, 4),))
+    assert clip.question.splitlines()[:3] == ["why did he bend", "(A) to rest", "(B) to tie a lace"]
+    assert [reason[:42] for reason in reasons(annotations)[1:]] == [
+        "broken row: its answer 'nothing' is none o",
+        "broken row: no CSV: unexpected end of data",
+        "broken row: there is no '12' for it",
+    ]
+    (tmp_path / "train.csv").write_bytes(NEXT_GQA_TABLE)  # the published files have no spans for it
+    item = read_annotations(tmp_path / "train.csv").items[3]
+    assert item.clip.spans == () and item.notes == ("no evidence: without spans that show the answer",)
+
+
+def test_the_files_that_tarsier_ships(read):
+    """Pieces of a message are joined by nothing, and a placeholder's path is that of its ``vid``."""
+    tvbench, dream = clips_of(read([TVBENCH, DREAM_1K]))
+    assert (tvbench.video, tvbench.answer) == ("action_antonym/S1_rgb.avi", "Answer: (B")
+    assert (dream.video, dream.question, dream.answer) == ("7.mp4", "Describe the video.", "A dog jumps.")
+    (reason,) = reasons(read([DREAM_1K | {"dataset": "MSVD-QA"}]))
+    assert reason == "broken row: its video_file is still a placeholder: put the video's path there"
+
+
 def test_own_clips_come_back_whole(tmp_path, read):
     whole = Clip(
         "a", "a.mp4", "q", "It falls.", (Keyword("falls", "fall", ((1.0, 2.0),)),), start=0.5, end=3.0
@@ -376,7 +516,10 @@ def test_broken_lines_are_rows_that_are_skipped(read):
     [
         (b"", "a.json: no rows"),
         (b"[]", "a.json: no rows"),
-        (json.dumps([QWEN, QWEN]).encode()[:-9], "a.json: no JSON: "),
+        (
+            json.dumps([QWEN, QWEN]).encode()[:-9],
+            "a.json: no JSON: Unterminated string.* a quotation mark is",
+        ),
         (b'{"data": []}', "a.json: in no known format .its first row has data.; --format takes one of conv"),
         (b"id,video\n1,a.mp4", "a.json: in no known format .no JSON: Expecting value"),
         (b'{"v_1": {"duration": 3}, "v_1": {"duration": 3}}', "the same key twice"),

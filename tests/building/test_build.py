@@ -14,8 +14,8 @@ import pytest
 
 from tests.building.flash_video import write_videos
 from vpjax import build
-from vpjax.building.annotations import Item
 from vpjax.building.examine import Options
+from vpjax.building.items import Item
 from vpjax.data.clips import read_clips
 from vpjax.events.clips import EventSpec, make_event_clips
 from vpjax.recipes import sft_qwen2_5_vl_7b
@@ -128,6 +128,23 @@ def test_flags_become_options(monkeypatch, tmp_path):
 def test_wrong_flags_are_named(monkeypatch, flag, message):
     with pytest.raises(UserError, match=message):
         run_main(monkeypatch, "--annotations=a.json", "--out=o", flag)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "give --annotations or --recipe"),
+        (["--annotations=a", "--recipe=b"], "give --annotations or --recipe"),
+        (["--annotations=a", "--dry_run"], "--root, --sources and --dry_run belong to --recipe"),
+        (["--recipe=vp80k", "--samples=3"], "--samples belongs to --annotations"),
+        (["--recipe=vp80k", "--config.steps=3"], "--config belongs to --annotations"),
+        (["--recipe=nope"], "--recipe: there is no file 'nope' and no recipe of that name"),
+        (["--recipe=vp80k", "--root=/none", "--dry_run", "--sources=x"], "--sources: the recipe has no 'x'"),
+    ],
+)
+def test_a_recipe_and_annotations_have_flags_of_their_own(monkeypatch, flags, message):
+    with pytest.raises(UserError, match=message):
+        run_main(monkeypatch, "--out=o", *flags)
 
 
 def test_a_folder_belongs_to_the_build_that_began_it(tmp_path):

@@ -12,8 +12,8 @@ from tests.building.flash_video import END, FIRST, FPS, SECONDS
 from vpjax.building import examine as examine_module
 from vpjax.building import parts as parts_module
 from vpjax.building import report
-from vpjax.building.annotations import Item
 from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, caption_of, examine
+from vpjax.building.items import Item
 from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
 from vpjax.data.coverage import PlannedClip, measure
 from vpjax.data.sampling import Sampling, VideoInfo

@@ -5,7 +5,8 @@ event: the verb, its particle ("up", "off", "over" and the like right behind it,
 they govern nothing) and its object up to the object's noun; an object that is a pronoun only where a particle
 follows. States, actions of the camera, what is intended or denied, and verbs that only lead another one
 ("starts eating") have no keyword. The rules were tuned on one half; of the other half only the totals were
-ever inspected.
+ever inspected. ``styles.jsonl`` has 300 sentences more, labelled by the same rules before these were changed:
+half in the style of Charades ("person open the door"), half in that of ActivityNet Captions.
 """
 
 import json
@@ -20,7 +21,12 @@ from vpjax.events.clips import EventSpec, describe
 from vpjax.events.drawing import EVENTS
 from vpjax.types import Keyword, UserError
 
-CAPTIONS = [json.loads(line) for line in (Path(__file__).parent / "captions.jsonl").open(encoding="utf-8")]
+
+def labelled(name):
+    return [json.loads(line) for line in (Path(__file__).parent / name).open(encoding="utf-8")]
+
+
+CAPTIONS, STYLES = labelled("captions.jsonl"), labelled("styles.jsonl")
 TRAINED = "en_core_web_sm"
 
 
@@ -29,10 +35,10 @@ def rules():
     return load_extractor()
 
 
-def scores(extractor, half):
+def scores(extractor, rows, half):
     """Precision and recall of verbs, and of whole keywords (text and lemma)."""
     found, labelled = Counter(), Counter()
-    for number, row in enumerate(row for row in CAPTIONS if row["half"] == half):
+    for number, row in enumerate(row for row in rows if row["half"] == half):
         for keyword in extractor(row["caption"]):
             assert keyword.text in row["caption"] and not keyword.spans
             found.update([(number, keyword.lemma.split()[0]), (number, keyword.text, keyword.lemma)])
@@ -48,9 +54,9 @@ def scores(extractor, half):
     return measured
 
 
-def check_scores(extractor, floors):
+def check_scores(extractor, floors, rows=CAPTIONS):
     for half, least in floors.items():
-        measured = scores(extractor, half)
+        measured = scores(extractor, rows, half)
         print(f"{extractor.describe()}; {half}: verbs P {measured[0]:.2f} R {measured[1]:.2f}, "
               f"whole P {measured[2]:.2f} R {measured[3]:.2f}")  # fmt: skip
         assert all(value >= floor for value, floor in zip(measured, least, strict=True)), (half, measured)
@@ -60,13 +66,23 @@ def test_the_labelled_set():
     assert len(CAPTIONS) >= 150 and len({row["caption"] for row in CAPTIONS}) == len(CAPTIONS)
     halves = Counter(row["half"] for row in CAPTIONS)
     assert abs(halves["tuned"] - halves["held out"]) <= 1
-    assert all(text in row["caption"] for row in CAPTIONS for text, _ in row["keywords"])
+    assert all(text in row["caption"] for row in CAPTIONS + STYLES for text, _ in row["keywords"])
+    kinds = Counter((row["style"], row["half"]) for row in STYLES)
+    assert set(kinds.values()) == {75} and len({row["caption"] for row in STYLES}) == 300
 
 
 def test_rules_keep_their_precision_and_recall(rules):
-    """Measured: tuned 1.00 .99 1.00 .99, held out .96 .92 .95 .91 (117 keywords: standard error about
+    """Measured: tuned 1.00 .99 1.00 .99, held out .96 .92 .94 .91 (117 keywords: standard error about
     .02)."""
     check_scores(rules, {"tuned": (0.97, 0.97, 0.97, 0.97), "held out": (0.92, 0.88, 0.91, 0.87)})
+
+
+@pytest.mark.parametrize("style, least", [("Charades", 0.92), ("ActivityNet", 0.92)])
+def test_rules_read_the_styles_of_charades_and_activitynet(rules, style, least):
+    """Measured, held out: Charades .99 .97 .97 .96 (before the rules knew it .98 .58 .96 .57), ActivityNet
+    .96 .99 .96 .99; 76 and 94 keywords: standard errors of .02."""
+    rows = [row for row in STYLES if row["style"] == style]
+    check_scores(rules, dict.fromkeys(("tuned", "held out"), [least] * 4), rows)
 
 
 def test_a_trained_pipeline_on_the_labelled_set():
@@ -120,6 +136,18 @@ def test_captions_without_keywords(rules, caption):
         ("Élodie and Jürgen jump.", [("jump", "jump")]),
         ("She takes a sip.", [("takes a sip", "take sip")]),  # "take" alone says nothing
         ("He opens the big old heavy brown wooden box.", [("opens", "open")]),  # too long with its object
+        # The verbs of Charades are bare, after a person without a determiner.
+        ("person open the door.", [("open the door", "open")]),
+        ("person turn off the light", [("turn off the light", "turn off")]),
+        ("person turns the light on.", [("turns the light on", "turn on")]),
+        ("A person close to the door.", []),
+        ("person takes a camera from the bag", [("takes a camera", "take camera")]),
+        ("He turns the camera to the left.", []),  # nothing happens in the picture
+        ("The dance moves end.", [("end", "end")]),
+        ("The dancer moves.", [("moves", "move")]),
+        ("She then adds flour.", [("adds flour", "add")]),
+        ("A dog is then seen chasing a cat.", [("chasing a cat", "chase")]),
+        ("A crowd of people cheer.", [("cheer", "cheer")]),
     ],
 )
 def test_keywords_by_rules(rules, caption, keywords):

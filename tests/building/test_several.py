@@ -8,8 +8,9 @@ import pytest
 from tests.building import spacy_without_torch  # noqa: F401
 from tests.building.flash_video import END, FIRST
 from vpjax.building import report
-from vpjax.building.annotations import Item, read_annotations
+from vpjax.building.annotations import read_annotations
 from vpjax.building.examine import examine
+from vpjax.building.items import Item
 from vpjax.building.parts import make_part, parts_of, read_part
 from vpjax.data.clips import parse_clip
 from vpjax.types import Clip, Keyword, Turn
@@ -112,7 +113,7 @@ IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
                 ]
             ),
             ["a.mp4", "p.jpg"],
-            ["Alike?\nBe brief."],
+            ["Alike?Be brief."],
             id="Tarsier",
         ),
         pytest.param(

@@ -113,7 +113,12 @@ def test_user_error_is_one_line(call):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left"), NotADirectoryError(errno.ENOTDIR, "x")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space"),
+        OSError(errno.EFBIG, "Too large"),
+        NotADirectoryError(errno.ENOTDIR, "x"),
+    ],
 )
 def test_a_full_disk_is_one_line(call, error):
     def work(config, workdir):

@@ -104,6 +104,31 @@ def test_prompts_stand_alone_in_their_rows():
     assert plan.work_of_token(step, row, config, mesh) == 8e9 / (2 * (prompt + 8 * 16))
 
 
+@pytest.mark.parametrize("dtype, size", [("dtype", 2), ("int8", 1)])
+def test_what_a_sampled_token_reads(dtype, size):
+    """By hand, of a 7B on 8 chips, 4 of which hold a copy: a quarter of the kernels and of the output, all
+    norms (and scales), and the caches of one key/value head of half of the rows."""
+    config = grpo_qwen2_5_vl_7b.get_config()
+    config.grpo.rollout_dtype, config.grpo.importance_cap = dtype, 2.0
+    model = plan.read_model(config)
+    row = plan.planned_row(config, model, plan.PlannedClips(2.0))
+    sides = [
+        (3584, 3584),
+        (3584, 512),
+        (3584, 512),
+        (3584, 3584),
+        (3584, 18944),
+        (3584, 18944),
+        (18944, 3584),
+    ]
+    layer = size * sum(a * b for a, b in sides) / 4 + 2 * (3584 + 2 * 512) / 4 + 2 * 2 * 3584
+    if size == 1:
+        layer += 4 * sum(out for _, out in sides)
+    tokens = 2 * row.sizes.tokens + 12 * 256
+    expected = 28 * layer + 2 * 152064 * 3584 / 4 + config.batch / 2 * tokens * 28 * 2 * 128 * 2
+    assert plan.read_for_token(config, model, mesh_of(1, 8, 1, 4), row) == expected
+
+
 def test_a_tower_in_chunks_is_counted_whole(monkeypatch):
     units = jax.tree.map(jnp.asarray, empty_units(2, Sizes(1, 96, 96), Capacity(4, 16), joint.MODEL))
     tower = jax.eval_shape(lambda: VisionTower(joint.MODEL.vision, rngs=nnx.Rngs(0)))
@@ -180,6 +205,11 @@ def test_the_time_of_phases():
     found = as_json(step, CHIPS["v5e"])
     assert found["phases"]["update"]["cycles"] == pytest.approx(2) and found["sent"] == 4 * 10**11
     assert as_json(StepPlan(over="x"), CHIPS["v5e"])["fits"] is False
+    # A GPU, of whose program nothing is known but its products: 1 s of these, and 500 tokens of 2 ms.
+    chip = CHIPS["h100"]
+    step = StepPlan(flops=chip.flops, read=int(0.002 * chip.reading), sampled=500)
+    assert step_seconds(step, chip) == pytest.approx((2, 2))
+    assert "reads at least 6.24 GiB, 2.00 ms at the published rate" in "\n".join(costs(step, chip))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +227,23 @@ def test_the_time_of_phases():
 def test_names_of_google_cloud(name, topology):
     """Of v5p they count cores, two a chip."""
     assert spelled_out(name) == topology
+
+
+@pytest.mark.parametrize(
+    "topology, gigabytes",
+    [
+        ("v5e:8x8", 100),  # a quarter of 400
+        ("v5e:8x16", 150),
+        ("v5e:16x16", 200),
+        ("v6e:16x16", 400),
+        ("v5p:2x4x4", 300),
+        ("v5p:4x4x8", 600),
+        ("h200:8", 450),
+    ],
+)
+def test_links_count_both_ways_where_an_axis_wraps(topology, gigabytes):
+    name, _, grid = topology.partition(":")
+    assert CHIPS[name].in_slice(grid).links == gigabytes * 1e9
 
 
 @pytest.mark.parametrize("limit", [0, 7, 8, 9, 100, 1000])

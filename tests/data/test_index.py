@@ -12,8 +12,9 @@ from tests import unpacked
 from tests.videos import greys, write
 from tests.words import StubVision, stub_config, word_text
 from vpjax.data import index as index_module
-from vpjax.data.index import FEWER, SMALLER, Source, build_index, index_clips, prompt_sizes
+from vpjax.data.index import FEWER, SMALLER, build_index, index_clips, prompt_sizes
 from vpjax.data.positions import Stamps
+from vpjax.data.probing import Source
 from vpjax.data.rows import NO_ANSWERS, SHARED_TIMES, DegradedAnswers, prompt_row, training_row
 from vpjax.data.sampling import Sampling, VideoInfo, frame_times
 from vpjax.data.text import tokenize

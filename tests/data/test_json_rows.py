@@ -143,16 +143,51 @@ def test_elements_of_a_list_are_those_that_json_reads():
     values = [{"a": [1, {"b": "],{"}]}, 'x"\\', [], {}, 3.5, None, "é, [", [[["]"]]]]
     for text in (json.dumps(values), json.dumps(values, indent=1), "[]", "[ ]", "[[]]"):
         assert [json.loads(x) for x in elements_of(text.encode())] == json.loads(text)
-    with pytest.raises(ValueError, match="does not end"):
-        list(elements_of(json.dumps(values).encode()[:-3]))
+    for end, reason in ((-3, "does not end"), (None, "too soon")):
+        with pytest.raises(ValueError, match=reason):
+            list(elements_of(json.dumps(values).encode()[:end] + b" 1 ]"[4 if end else 0 :]))
 
 
-def test_a_list_that_ends_too_soon_is_no_file_with_a_broken_row(tmp_path):
-    file = tmp_path / "rows.json"
-    deep = HOSTILE["nested"][0].encode()
-    file.write_bytes(b"[" + b",".join([*good_rows(2), deep, *good_rows(1)])[:-5])
-    with pytest.raises(UserError, match="rows.json: no JSON: the list does not end"):
-        read_annotations(file, "clips")
+def test_a_row_that_breaks_its_list_is_skipped_if_its_brackets_and_quotes_close(tmp_path):
+    """So every other row is a clip; where they do not close, the file is refused and the row named."""
+    file, good = tmp_path / "rows.json", good_rows(6)
+    for broken in (
+        b'{"id": "b" "video": "b"}',
+        b'{"id": , "video": "b"}',
+        b"{'id': 'b', 'video': 'b'}",
+        b"nothing",
+        HOSTILE["nested"][0].encode(),
+    ):
+        file.write_bytes(b"[" + b",\n".join([*good[:2], broken, *good[2:]]) + b"]\n")
+        annotations = read_annotations(file, "clips")
+        assert annotations.rows == 7
+        assert [item.clip is None for item in annotations.items] == [False] * 2 + [True] + [False] * 4
+    file.write_bytes(b"[" + b", ".join(good[:3]) + b" " + b", ".join(good[3:]) + b"]")  # a comma is missing
+    assert read_annotations(file, "clips").rows == 6
+    whole = b"[" + b",\n".join(good) + b"]"
+    for number, broken in {
+        3: whole.replace(b'"good 2"', b'"good 2'),
+        4: whole.replace(b'{"id": "good 3"', b'"id": "good 3"'),
+        5: whole.replace(b'"good 4", ', b'"good 4"}, '),
+        6: whole[:-9],
+    }.items():
+        file.write_bytes(broken)
+        with pytest.raises(UserError, match=f"rows.json: no JSON: .*line {number} .*cannot be told apart"):
+            read_annotations(file, "clips")
+
+
+def test_what_is_said_of_a_row_is_one_short_line(tmp_path):
+    """Whatever the row holds that it quotes."""
+    text, lines = tmp_path / "sta.txt", tmp_path / "clips.jsonl"
+    text.write_text(f"A1 0 1##a person runs.\nA2 {'x' * 5000} 3##a person sits.\n")
+    (_, skipped) = read_annotations(text).items
+    said = [skipped.skipped]
+    with pytest.raises(UserError, match="row 2: not a row of charades-sta") as error:
+        read_benchmark("charades-sta", text)
+    said.append(str(error.value))
+    lines.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"id": "b", "y" * 5000: 1}) + "\n")
+    read_clips(lines, max_fault_share=0.5, say=said.append)
+    assert len(said) == 3 and all(len(line) < 600 and "\n" not in line for line in said)
 
 
 def test_ids_are_the_least_that_are_free():

@@ -60,6 +60,20 @@ TEMPCOMPASS = {
         }
     ],
 }
+# The published file has nothing but the question, with the options in it, and the answer.
+CAPTIONING = {
+    "10": {
+        "direction": [
+            {
+                "question": "Here are pieces of information.\n"
+                "Information A: {'subject': 'man', 'direction': 'from left to right'}\n"
+                "Information B: {'subject': 'man', 'direction': \"from the car's left\"}\n"
+                "Generated Caption:",
+                "answer": "A. from left to right",
+            }
+        ]
+    }
+}
 MVBENCH = {
     "video": "x.mp4",
     "question": "What?",
@@ -126,6 +140,47 @@ GQA_R1 = {
     "glue": [[23.0, 27.7]],
     "type": "TN",
     "answer": "(C)",
+}
+# Tarsier's copies: the option's letter, and the caption, are the ``reference``.
+TVBENCH_TARSIER = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video", "video": {"video_file": "<placeholder>"}},
+                {"type": "text", "text": "Question: What?\n(A) one\n(B) two\n(C) one, two"},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "text", "text": " Answer: ("},
+                {"type": "text", "text": "", "reference": "C"},
+            ],
+        },
+    ],
+    "dataset": "TVBench/Action Antonym",
+    "idx": 4,
+    "vid": "action_antonym/x.avi",
+}
+DREAM_TARSIER = {
+    "messages": [
+        {
+            "content": [
+                {"reference": None, "text": None, "type": "video", "video": {"video_file": "<placeholder>"}},
+                {"reference": None, "text": "Describe the video in detail.", "type": "text", "video": None},
+            ],
+            "role": "user",
+        },
+        {
+            "content": [{"reference": "A cat runs. It falls.", "text": "", "type": "text", "video": None}],
+            "role": "assistant",
+        },
+    ],
+    "dataset": "DREAM/movie_animation",
+    "idx": 1,
+    "extra_info": {"events": ["A cat runs.", "The cat falls."], "n_events": 2},
+    "vid": 1,
 }
 FAVOR = {
     "video_name": "f.mp4",
@@ -230,6 +285,32 @@ def test_tempcompass(tmp_path):
         read_benchmark("tempcompass", tmp_path, None)
 
 
+def test_captioning_of_tempcompass_as_published(tmp_path):
+    """A caption is scored by the one piece of information that it holds."""
+    (clip,), _ = read("tempcompass", write(tmp_path, captioning_json=CAPTIONING))
+    assert clip.choices == ("from left to right", "from the car's left") and clip.answer == clip.choices[0]
+    assert clip.question == CAPTIONING["10"]["direction"][0]["question"]
+    score = BENCHMARKS["tempcompass"].score
+    assert score(clip, "The man walks from left to right.") == (True, {"accuracy": 1})
+    assert score(clip, "The man comes from the car's left.") == (True, {"accuracy": 0})
+    wrong = {"10": {"direction": [CAPTIONING["10"]["direction"][0] | {"answer": "C. up"}]}}
+    with pytest.raises(UserError, match="'C. up' is none of 2 pieces of information"):
+        read("tempcompass", write(tmp_path, captioning_json=wrong))
+
+
+def test_the_benchmarks_that_tarsier_ships(tmp_path):
+    """They are the clips of the published files."""
+    published = write(tmp_path / "json", action_antonym_json=[MVBENCH | {"video": "x.avi"}])
+    ours, theirs = (
+        read("tvbench", data, tmp_path)[0][0]
+        for data in (published, write(tmp_path / "a", TVBench_jsonl=[TVBENCH_TARSIER]))
+    )
+    assert (ours.question, ours.answer, ours.choices) == (theirs.question, theirs.answer, theirs.choices)
+    assert ours.extra == theirs.extra and theirs.video.endswith("action_antonym/x.avi")
+    data = write(tmp_path / "b", dream_jsonl=[DREAM]), write(tmp_path / "c", dream_jsonl=[DREAM_TARSIER])
+    assert read("dream-1k", data[0], tmp_path) == read("dream-1k", data[1], tmp_path)
+
+
 def test_mvbench_and_tvbench(tmp_path):
     timed = MVBENCH | {"start": 1.5, "end": 7}
     data = write(tmp_path / "json", action_sequence_json=[timed], action_count_json=[MVBENCH, MVBENCH])
@@ -307,6 +388,10 @@ def test_next_gqa(tmp_path):
     write(tmp_path, gsub_test_json=GQA_SPANS, map_vid_vidorID_json=GQA_PATHS)
     published, _ = read("next-gqa", tmp_path / "test.csv")
     assert published == read("next-gqa", write(tmp_path, nextgqa_test_json=[GQA_R1]))[0]
+    broken = GQA_TABLE + '1,"an open mark,\n'
+    (tmp_path / "test.csv").write_text(broken)
+    with pytest.raises(UserError, match="test.csv: not CSV: unexpected end of data"):
+        read("next-gqa", tmp_path / "test.csv")
     (clip,) = published
     assert (clip.id, clip.answer, clip.spans) == ("2574374895_8", "C", ((23.0, 27.7),))
     assert clip.video == f"{tmp_path}/1101/2574374895.mp4" and groups([clip]) == ["TN"]
@@ -412,6 +497,8 @@ def test_other_files_are_refused(tmp_path):
             read_benchmark("mlvu", tmp_path / data, None)
     with pytest.raises(UserError, match="no field 'qa'"):
         read_benchmark("motionbench", write(tmp_path / "c", m_json=[MLVU]), None)
+    with pytest.raises(UserError, match="row 2: not a row of motionbench: it asks nothing"):
+        read_benchmark("motionbench", write(tmp_path / "e", m_json=[MOTION[0], MOTION[1] | {"qa": []}]), None)
     with pytest.raises(UserError, match="1: its answer is hidden"):
         hidden = [MOTION[1] | {"qa": MOTION[1]["qa"][:1]}]
         read_benchmark("motionbench", write(tmp_path / "d", m_json=hidden), None)

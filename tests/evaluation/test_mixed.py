@@ -69,7 +69,7 @@ def test_together_as_alone(loaded, clips):
     videos = [clip for clip in clips if clip.video.endswith(".mp4")]
     shapes = {shape for entry in together.index.entries for shape in entry.shapes}
     assert len({shape[1:] for shape in shapes}) > 3 and len({shape[0] for shape in shapes}) > 4
-    for clip in [videos[0], videos[4], videos[9], *clips[-4:]]:
+    for clip in [videos[4], videos[9], *clips[-4:]]:
         alone = ClipPredictor(model, text, [clip], data, batch_size=1, **OPTIONS)
         for prediction in alone.predictions():
             assert got[prediction.query] == prediction
@@ -104,15 +104,13 @@ def test_few_programs(loaded, clips):
     model, text, data = loaded
     many = [dataclasses.replace(clip, id=f"{clip.id}-{n}") for n in range(3) for clip in clips]
     jax.clear_caches()
-    for batch_size in (2, 8):
-        before = generate._cache_size()
-        predictor = ClipPredictor(
-            model, text, many, data, batch_size=batch_size, controls=("none", "key", "blind"), max_new=3
-        )
-        encode = predictor.encode._cache_size()
-        assert all(not x.fault or x.control == "key" for x in predictor.predictions())
-        assert 1 < predictor.encode._cache_size() - encode <= 4
-        assert generate._cache_size() - before <= 5
+    before = generate._cache_size()
+    controls = ("none", "key", "blind")
+    predictor = ClipPredictor(model, text, many, data, batch_size=8, controls=controls, max_new=3)
+    encode = predictor.encode._cache_size()
+    assert all(not x.fault or x.control == "key" for x in predictor.predictions())
+    assert 1 < predictor.encode._cache_size() - encode <= 4
+    assert generate._cache_size() - before <= 5
 
 
 def test_videos_keep_to_the_budget_of_training(loaded, clips):

@@ -9,6 +9,7 @@ from vpjax.evaluation.ask import NO_KEY, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, format_results, make_results
+from vpjax.evaluation.run import REQUEST, check_request
 from vpjax.types import Clip, UserError
 
 EVENTS = {"spin": "spins", "grow": "grows"}
@@ -33,6 +34,19 @@ HALF_RIGHT = [*RIGHT[:3], "It spins.", "It spins and grows.", "It is red."]
 
 def predictions(control, texts):
     return [Prediction(clip.id, control, False, text) for clip, text in zip(CLIPS, texts, strict=True)]
+
+
+def test_answers_to_another_request_are_kept(tmp_path):
+    check_request(tmp_path, {"step": 3})
+    for content, said in (
+        ('{"step": 2}', "another request .step."),
+        ('{"step": 3', "damaged .*give another --out"),
+    ):
+        (tmp_path / REQUEST).write_text(content)
+        with pytest.raises(UserError, match=said):
+            check_request(tmp_path, {"step": 3})
+    (tmp_path / REQUEST).write_text('{"step": 3, "prior": 1}')
+    check_request(tmp_path, {"step": 3})
 
 
 def results(predictions, *, clips=CLIPS, missing="apart", left_out=None):

@@ -431,9 +431,9 @@ def test_a_folder_without_weights_or_config(checkpoint, tmp_path):
         ('{"model_type": "qwen2_5_vl", "text_config": {"hidden_size": "wide"}}', "hidden_size"),
         ('{"model_type": "qwen2_5_vl", "rope_scaling": {"rope_type": "linear", "factor": 2}}', "rope_type"),
         ("{}", "None is not supported"),
-        ("[]", "not a JSON object"),
-        ("{", "not JSON"),
-        ("", "not JSON"),
+        ("[]", "no JSON object"),
+        ("{", "no JSON"),
+        ("", "no JSON"),
     ],
 )
 def test_a_config_of_something_else(tmp_path, text, error):

@@ -131,6 +131,45 @@ def test_cycles_and_collectives_by_phase():
     assert cycles(TEXT) == {}
 
 
+BRANCHES = """
+%cheap (p: f32[4]) -> f32[4] {
+  %r = f32[4] all-reduce(%p), channel_id=1, GROUPS, backend_config={"estimated_cycles":"1"}
+}
+
+%dear (p: f32[4]) -> f32[4] {
+  %w = (s32[]) while(%t), condition=%cond, body=%body
+}
+
+%body (s: (s32[])) -> (s32[]) {
+  %r = f32[8] all-reduce(%p), channel_id=2, GROUPS, backend_config={"estimated_cycles":"20"}
+}
+
+%cond (s: (s32[])) -> pred[] {
+  %constant.1 = s32[] constant(3)
+}
+
+ENTRY %main (p: f32[]) -> f32[] {
+  CONDITION
+}
+""".replace("GROUPS", "replica_groups=[4,2]<=[8]")
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        "branch_computations={%cheap, %dear, %cheap}",
+        "true_computation=%dear, false_computation=%cheap",
+        "true_computation=%cheap, false_computation=%dear",
+    ],
+)
+def test_one_branch_of_a_condition_counts(called):
+    """The most expensive one: by cycles or, where there are none, by what it sends."""
+    text = BRANCHES.replace("CONDITION", f"%c = f32[4] conditional(%i, %p, %p), {called}")
+    assert cycles(text) == {"other": 60}
+    for written in (text, text.replace("estimated_cycles", "unknown")):
+        assert collectives(written) == [Collective("all-reduce", result=32, sent=32, loops=(3,))]
+
+
 def test_phases_are_in_the_program():
     """In loops and in gradients too; of one inside another the outer one counts."""
 

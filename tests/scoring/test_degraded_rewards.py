@@ -22,7 +22,7 @@ LETTER = make_clip("(A)", "choice", choices=("yes", "no", "perhaps"))
 
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory):
-    return make_scorers(tmp_path_factory)[0]
+    return make_scorers(tmp_path_factory, names=("keyword_removed", "keyword_absent"))[0]
 
 
 def make_judge(scorer, clips, *names):

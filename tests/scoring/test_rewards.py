@@ -281,8 +281,8 @@ def test_only_tokens_in_the_mask_count(scorer):
     text, rows = scorer.text, reference_rows(CLIPS, SIZES)
     tokens, mask = scorer.tokens([[clip.answer] for clip in CLIPS])
     hidden = every_second(CLIPS)
-    rewards = device_rewards(scorer.table, tokens, mask, rows, hidden)
-    padded = device_rewards(scorer.table, np.where(mask, tokens, text.pad), mask, rows, hidden)
+    rewards = device_rewards(scorer.table, tokens, mask, rows, hidden, scorer.names)
+    padded = device_rewards(scorer.table, np.where(mask, tokens, text.pad), mask, rows, hidden, scorer.names)
     special = np.array([text.vision_start, text.pad, text.image_pad])
     mixed = scorer.device([[np.concatenate([special, text.answer(clip.answer)])] for clip in CLIPS], CLIPS)
     for name in REWARDS:

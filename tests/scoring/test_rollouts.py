@@ -20,11 +20,12 @@ CLIPS = [parse_clip({"video": "", **line["clip"]}) for line in LINES]
 ROLLOUTS = [line["completions"] for line in LINES]
 GROUP = 8
 LIMIT = 256  # tokens: every tracking fits
+NAMES = ("rouge_l", "event", "choice", "span_iou", "box_iou", "evidence_iou", "format")  # of the recipes
 
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
-    return make_scorers(tmp_path_factory, clips=CLIPS, group=GROUP, limit=LIMIT)
+    return make_scorers(tmp_path_factory, clips=CLIPS, group=GROUP, limit=LIMIT, names=NAMES)
 
 
 def test_the_rollouts_are_of_every_task_and_differ():
@@ -47,7 +48,7 @@ def test_device_equals_host_and_evaluation(scorers, tokenizer):
     as_they_are = [row + [""] * (GROUP - len(row)) for row in ROLLOUTS]
     assert scorer.decoded(as_they_are) == as_they_are  # none is cut off
     rewards = agreed_rewards(as_they_are)
-    for name in ("rouge_l", "event", "choice", "span_iou", "box_iou", "evidence_iou", "format"):
+    for name in NAMES:
         assert np.ptp(rewards[name][~np.isnan(rewards[name])]) > 0, name  # the answers are not all alike
     for _ in range(3):
         agreed_rewards([[garbled(rng, text) for text in row] for row in as_they_are])

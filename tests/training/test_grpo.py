@@ -117,6 +117,35 @@ def test_branches_are_the_video_and_a_film_of_the_degraded_one(prompts):
     assert (completions.tokens[:-1, 0, 0] != completions.tokens[:-1, 1, 0]).any()
 
 
+def test_int8_weights_sample_as_those_that_they_stand_for(prompts):
+    """Only the decoder's linear layers in sampling: features are those of the model as it is."""
+    state, parts, _ = setup(config(grpo__rollout_dtype="int8", grpo__importance_cap=2.0), wide())
+    completions, features = compiled(parts.rollout, state, prompts)(state, prompts)
+    stand_ins = dict(state.params)
+    for path, x in stand_ins.items():
+        if path.startswith("decoder.layers.") and path.endswith(".kernel"):
+            w = np.asarray(x)
+            scale = np.abs(w).max(axis=-2, keepdims=True) / np.float32(127)
+            stand_ins[path] = jnp.asarray(np.round(w / scale) * scale)
+    plain = setup(config(), wide())[1]
+    roll = compiled(plain.rollout, state, prompts)
+    expected, _ = roll(dataclasses.replace(state, params=stand_ins), prompts)
+    unquantised, own_features = roll(state, prompts)
+    np.testing.assert_array_equal(completions.tokens, expected.tokens)
+    np.testing.assert_allclose(completions.logprobs, expected.logprobs, rtol=0, atol=1e-4)
+    assert np.abs(completions.logprobs - unquantised.logprobs).max() > 1e-2
+    np.testing.assert_allclose(features.tokens, own_features.tokens, rtol=0, atol=1e-5)
+
+
+def test_importance_weights_act_on_every_token(prompts, completions, plain):
+    """Where sampling held all tokens for nearly impossible, each weighs as much as the cap allows."""
+    seldom = completions._replace(logprobs=np.full_like(completions.logprobs, -50))
+    gradient, metrics, _ = learner(grpo__relative__kind="none", grpo__importance_cap=1.5)(prompts, seldom)
+    # Both are differences of parameters of order 1 in float32.
+    assert_close(gradient, {path: 1.5 * x for path, x in plain[0].items()}, 1e-4)
+    assert metrics["sampling/truncated"] == 1
+
+
 def test_the_degraded_video_costs_no_vision():
     """Pixels are read as often with V~ as without it."""
 

@@ -22,7 +22,9 @@ NEW = 9  # C of the config; the arrays are no longer than the longest completion
 
 
 def options(aggregation="dapo", **changes):
-    defaults = dict(eps_low=0.2, eps_high=0.28, beta=0.0, max_new=NEW, mask_truncated=False)
+    defaults = dict(
+        eps_low=0.2, eps_high=0.28, beta=0.0, importance_cap=0.0, max_new=NEW, mask_truncated=False
+    )
     return FrozenConfigDict({**defaults, "aggregation": aggregation, **changes})
 
 
@@ -71,7 +73,8 @@ def evaluate(arrays, o, divisor=None):
     """(loss, its gradient, sums) in one program for all tests with these shapes and options."""
 
     def loss(logprobs):
-        sums = policy.policy_loss(logprobs, *arrays[1:], o)
+        sampled = arrays[5] if len(arrays) > 5 else None
+        sums = policy.policy_loss(logprobs, *arrays[1:5], o, sampled_BGC=sampled)
         return sums.loss / (denominator(arrays[2], o) if divisor is None else divisor), sums
 
     (value, sums), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(arrays[0], jnp.float32))
@@ -251,6 +254,79 @@ def test_on_policy_the_ratio_is_1(aggregation):
         aggregation, 1 / (length * completions)
     )
     np.testing.assert_allclose(gradient(fresh, o), -advantages * share * mask, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_tokens_of_the_old_policy_have_weight_1(aggregation, beta):
+    """Not nearly: loss and gradient are those without weights to the bit."""
+    arrays, cap = case(8), 2.0
+    weighted, plain = options(aggregation, beta=beta, importance_cap=cap), options(aggregation, beta=beta)
+    for old in (arrays[1], None):
+        given = [arrays[0], old, *arrays[2:]]
+        sampled = arrays[0] if old is None else old
+        assert loss([*given, sampled], weighted) == loss(given, plain)
+        assert np.array_equal(gradient([*given, sampled], weighted), gradient(given, plain))
+    weights = policy.importance_weights(arrays[1], arrays[1], arrays[2], cap)
+    assert (np.asarray(weights) == 1).all()
+
+
+def bandit_gradient(theta, sampler, reward, cap):
+    """The expected gradient, over the arms that ``sampler`` draws, of the loss of a policy softmax(theta) of
+    one token: each arm's own gradient, times how often it is drawn."""
+    o = options(importance_cap=cap)
+    mask = np.ones((1, 1, 1), bool)
+
+    def loss_of(theta, arm):
+        logprob = jax.nn.log_softmax(theta)[arm][None, None, None]
+        sampled = np.log(sampler[arm])[None, None, None]
+        advantage = np.full((1, 1, 1), reward[arm])
+        return policy.policy_loss(logprob, None, mask, advantage, None, o, sampled_BGC=sampled).loss
+
+    each = [np.asarray(jax.grad(loss_of)(jnp.asarray(theta), arm), np.float64) for arm in range(len(theta))]
+    return sum(share * own for share, own in zip(sampler, each, strict=True))
+
+
+def test_weights_correct_the_sampler():
+    """The expected gradient is the policy gradient, sum over arms of p(a) A(a) (p - e_a), although another
+    policy draws them; an arm beyond the cap counts as if it were drawn so much more seldom."""
+    rng = np.random.default_rng(0)
+    theta, reward = rng.standard_normal((2, 4))
+    p, sampler = (np.exp(x) / np.exp(x).sum() for x in (theta, theta + rng.standard_normal(4)))
+
+    def policy_gradient(weight):
+        return sum(weight[a] * reward[a] * (p - np.eye(4)[a]) for a in range(4))
+
+    ratio = p / sampler
+    assert ratio.max() > 1.5 and ratio.min() < 0.7
+    expected = policy_gradient(p)
+    np.testing.assert_allclose(bandit_gradient(theta, sampler, reward, 100.0), expected, atol=1e-5)
+    cap = (np.sort(ratio)[-2:].sum() / 2).astype(np.float32)  # below the largest ratio alone
+    np.testing.assert_allclose(
+        bandit_gradient(theta, sampler, reward, cap),
+        policy_gradient(sampler * np.minimum(ratio, cap)),
+        atol=1e-5,
+    )
+    unweighted = bandit_gradient(theta, sampler, reward, 0.0)
+    assert np.abs(unweighted - expected).max() > 0.01
+
+
+def test_what_is_logged_of_sampling():
+    """The k3 estimate is the KL of a table of probabilities if each token is as frequent as it is drawn; by
+    hand, a token in two is beyond the cap, and padding is not counted."""
+    shares, rng = np.array([1, 2, 5]), np.random.default_rng(1)
+    drawn, p = np.repeat(np.arange(3), shares), rng.dirichlet(np.ones(3))
+    q = shares / shares.sum()
+    every = np.ones(drawn.shape, bool)
+    got = policy.sampling_metrics(np.log(p)[drawn], np.log(q)[drawn], every, options())
+    np.testing.assert_allclose(got["sampling/kl"], np.sum(q * np.log(q / p)), rtol=1e-5)
+    assert "sampling/truncated" not in got
+    old, sampled = np.log([0.5, 0.2, 0.3, 0.1]), np.log([0.2, 0.25, 0.1, 0.4])
+    mask = np.array([True, True, False, False])
+    got = policy.sampling_metrics(old, sampled, mask, options(importance_cap=2.0))
+    assert got["sampling/truncated"] == 0.5
+    np.testing.assert_allclose(got["sampling/logp_difference/max"], np.log(2.5), rtol=1e-6)
+    np.testing.assert_allclose(got["sampling/logp_difference/mean"], np.log([2.5, 1.25]).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -63,6 +63,8 @@ def test_recipes_pass(name):
         ("grpo.oversample", 0),
         ("grpo.reward_aggregation", "gdpo"),
         ("grpo.eps_low", 0.0),
+        ("grpo.rollout_dtype", "int4"),
+        ("grpo.importance_cap", 0.5),
         ("contrast.lr", -1.0),
     ],
 )
@@ -113,6 +115,8 @@ def test_losses_on_v_degraded_that_contradict_each_other_are_named(changes, fiel
         ({"data.replacement": "random", "grpo.degraded_rewards": {"event": 1.0}}, "data.replacement"),
         ({"data.replacement": "random", "grpo.relative.kind": "relation"}, "data.replacement"),
         ({"data.replacement": "random", "grpo.control_share": 0.5}, "data.replacement"),
+        # What is sampled and what is trained would be two policies.
+        ({"grpo.rollout_dtype": "int8"}, "grpo.importance_cap"),
         # Nothing would read them.
         ({"grpo.relative.kind": "none", "grpo.control_share": 0.5}, "grpo.control_share"),
         ({"grpo.relative.kind": "need", "grpo.control_share": 0.5}, "grpo.control_share"),

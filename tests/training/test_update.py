@@ -30,18 +30,6 @@ HALF = ROWS // 2
 EPS = 1e-6  # of the clip: every ratio that is not 1 up to rounding is beyond it
 
 
-@functools.cache
-def clipped(iterations, parts):
-    """``learner`` without a relative reward, that clips every ratio which is not 1."""
-    return learner(
-        grpo__relative__kind="none",
-        grpo__num_iterations=iterations,
-        grpo__num_minibatches=parts,
-        grpo__eps_low=EPS,
-        grpo__eps_high=EPS,
-    )
-
-
 def by_hand(prompts, completions, advantages, numbers, parts):
     """Gradient descent on the clipped loss, on one part of the prompts after another: the parameters' sum of
     gradients, and the tokens that each update clips."""
@@ -70,12 +58,13 @@ def by_hand(prompts, completions, advantages, numbers, parts):
     return jax.tree.map(lambda x, y: np.asarray(x - y), state.params, params), counts
 
 
-@pytest.mark.parametrize("iterations", [1, 2])
-def test_mini_batches_are_updates_one_after_another(prompts, completions, plain, iterations):
-    """Of every second prompt. The old policy is that before the first of them: the first ratio is exactly 1,
-    and from the second update on the clip holds back."""
-    gradient, metrics, _ = clipped(iterations, 2)(prompts, completions)
-    expected, counts = by_hand(prompts, completions, plain[2].advantages, [0, 1] * iterations, parts=2)
+def test_mini_batches_are_updates_one_after_another(prompts, completions, plain):
+    """Of every second prompt, twice. The old policy is that before the first of them: the first ratio is
+    exactly 1, and from the second update on the clip holds back."""
+    clipping = dict(grpo__eps_low=EPS, grpo__eps_high=EPS)
+    learn = learner(grpo__relative__kind="none", grpo__num_iterations=2, grpo__num_minibatches=2, **clipping)
+    gradient, metrics, _ = learn(prompts, completions)
+    expected, counts = by_hand(prompts, completions, plain[2].advantages, [0, 1] * 2, parts=2)
     assert counts[0] == 0 and min(counts[1:]) > 0
     # Rounding decides for some tokens, of a ratio near 1, on which side of the clip they fall.
     assert_close(gradient, expected, 2e-2)
@@ -124,8 +113,9 @@ def test_all_updates_of_a_step_or_none(broken):
     advantages = np.ones((4, 1, 2, 1), np.float32)
     if broken is not None:
         advantages[broken] = np.inf  # of the first or of the second part
-    rows = update.UpdateRows(None, np.zeros((4, 1, 2, 3)), np.ones((4, 1, 2, 3), bool), advantages)
-    after, metrics = Counting(None, c, schedule)(state, rows, np.zeros((4, 1, 2, 3)), jnp.array(True))
+    zeros, ones = np.zeros((4, 1, 2, 3)), np.ones((4, 1, 2, 3), bool)
+    rows = update.UpdateRows(None, zeros, ones, advantages, sampled=zeros)
+    after, metrics = Counting(None, c, schedule)(state, rows, jnp.array(True))
     added = 4 if broken is None else 0
     np.testing.assert_array_equal(after.params["w"], jnp.full(3, 0.1) + added)
     np.testing.assert_array_equal(after.opt["w"], jnp.full(3, 0.7) + added)
@@ -191,6 +181,48 @@ def test_devices_agree(prompts, completions):
     assert_close(two[0], one[0], 1e-4)
     for name in ("loss", "grad_norm", "oversample/replaced", "oversample/spread"):
         assert two[1][name] == pytest.approx(one[1][name], abs=1e-5), name
+
+
+def shorter(completions, rows, length):
+    """The completions, those of some ``rows`` ending after ``length`` tokens."""
+    stays = ~np.isin(np.arange(ROWS), rows)[:, None, None, None] | (np.arange(LENGTH) < length)
+    return completions._replace(tokens=np.where(stays, completions.tokens, 0), mask=completions.mask & stays)
+
+
+def test_short_completions_are_computed_short(prompts, completions, monkeypatch):
+    """The step is that on completions of full length, up to float32 sums in another order. Of two
+    micro-batches, of even and of odd rows, one is cut."""
+    given = shorter(completions, range(0, ROWS, 2), 2)
+    whole = learner(grpo__relative__kind="none")(prompts, given)
+    monkeypatch.setattr(update, "SHORTEST", 2)
+    cut = learner.__wrapped__(grpo__relative__kind="none", accumulate=2)(prompts, given)
+    assert_close(cut[0], whole[0], 1e-5)
+    for name, value in whole[1].items():
+        assert cut[1][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "most, lengths", [(5, [5]), (31, [31]), (32, [16, 32]), (65, [17, 33, 65]), (1024, [256, 512, 1024])]
+)
+def test_lengths_are_halves(most, lengths):
+    assert update.lengths_of(most) == lengths
+
+
+@pytest.mark.parametrize("longest, length", [(0, 16), (1, 16), (16, 16), (17, 32), (33, 64), (64, 64)])
+def test_the_first_length_that_holds_all_tokens(longest, length):
+    """Values by token are those of whole rows, and 0 beyond that length; what is not there stays away."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 9, (2, 1, 3, 64))
+    mask = np.arange(64) < np.minimum(longest, [[[[9], [64], [5]]], [[[0], [2], [3]]]])
+    rows = update.UpdateRows(joint.prompts_of(CLIPS[:2]), tokens, mask, np.ones((2, 1, 3, 1)))
+
+    def function(rows):
+        assert rows.old is None and rows.advantages.shape[-1] == 1
+        return rows.tokens.shape[-1] * jnp.ones(()), rows.tokens * 2.0
+
+    count, values = update.cut_to_longest(function)(rows)
+    assert count == length
+    np.testing.assert_array_equal(values, np.where(np.arange(64) < length, 2 * tokens, 0))
 
 
 class Choosy(Judge):

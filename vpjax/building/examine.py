@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vpjax.building.annotations import ANSWER_TAG, Item, letter_of
 from vpjax.building.fields import Rejected, short
+from vpjax.building.items import Item
+from vpjax.building.questions import ANSWER_TAG, letter_of
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer, text_scorer
 from vpjax.data import tfio
 from vpjax.data.images import is_image

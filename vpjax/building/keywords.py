@@ -145,7 +145,7 @@ def _is_event(verb: Token, particle: str, thing: Token | None, subject: Token | 
         return False
     if subject is not None and subject.lower_ in WORDS.screen:
         return False
-    if thing is not None and thing.lower_ == "camera":
+    if thing is not None and thing.lower_ == "camera" and lemma in WORDS.aiming:
         return False
     return lemma not in WORDS.static or bool(particle)
 

@@ -7,14 +7,15 @@ examines only those videos again that could not be used.
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from vpjax.building.annotations import Item
-from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Options, examine
+from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, Examined, Options, examine
+from vpjax.building.items import Item
 from vpjax.data.clips import parse_clip
 from vpjax.files import exists, open_file, write_whole
 
 ITEMS = 32  # of a part, about
+Examiner = Callable[[Sequence[Item], Options], Iterator[Examined]]  # of items of the same files
 
 
 def parts_of(items: Sequence[Item]) -> Iterator[list[int]]:
@@ -37,7 +38,7 @@ def parts_of(items: Sequence[Item]) -> Iterator[list[int]]:
         yield part
 
 
-def make_part(items: Sequence[Item], options: Options, file: str) -> None:
+def make_part(items: Sequence[Item], options: Options, file: str, examine: Examiner = examine) -> None:
     """Examine the items whose results ``file`` does not hold or that may change, and write it."""
     results, pending = list(items), list(range(len(items)))
     known = known_part(file, len(items))

@@ -14,8 +14,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from vpjax.building.annotations import Item
 from vpjax.building.examine import NO_VTILDE, Examined, Options, examine
+from vpjax.building.items import Item
 from vpjax.building.scorers import Spans
 from vpjax.data.coverage import Coverage
 from vpjax.data.images import is_image

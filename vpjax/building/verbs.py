@@ -39,6 +39,7 @@ PHRASAL = {"in": {"reel"}, "into": {"crash", "bump", "get"}, "on": {"turn", "swi
 FORMS_AFTER = {"TO": ["base"], "MODAL": ["base"], "BE": ["ing", "past"], "HAVE": ["past"]}
 PHRASE = {"DET", "NUM", "ADJ", "NOUN", "PRON"}
 PHRASE_HEADS = {"NOUN", "PRON"}
+TERSE = "person"  # what Charades calls whoever acts
 TABLES = ["lemma_rules", "lemma_exc", "lemma_index", "lemma_lookup"]
 
 
@@ -111,7 +112,9 @@ class _Clause:
 
     last: the part of speech of the latest word, adverbs aside. verb: the lemma of the latest verb.
     chain: the forms of the clause's verbs; after "and" another verb may follow in one of them.
-    waits: whether there is a subject that has no verb yet. plural: whether that subject is plural.
+    waits: whether there is a subject that has no verb yet. plural: whether that subject is plural. terse:
+    whether it is a "person" without a determiner, whose verb may be bare, as in Charades ("person open the
+    door").
     Of the noun phrase that is being read: subject, whether it is a subject; joined, whether "and" joins it
     to another one; bare, whether it is no subject and has no determiner; several, whether it is plural.
     """
@@ -120,6 +123,7 @@ class _Clause:
         self.tagger, self.doc = tagger, doc
         self.last, self.verb = "START", ""
         self.waits = self.plural = self.subject = self.joined = self.bare = self.several = False
+        self.terse = False
         self.chain: set[str] = set()
 
     def word(self, i: int) -> str:
@@ -155,6 +159,7 @@ class _Clause:
     def add_to_phrase(self, pos: str, word: str) -> None:
         if self.last not in PHRASE:
             self.subject = self.last in {"START", "PUNCT", "CCONJ", "SCONJ"}
+            self.terse = self.subject and word == TERSE
             self.bare = pos == "NOUN" and not self.subject
             self.joined = self.waits and self.last == "CCONJ"  # "a dog and a cat fight"
         self.several = self.tagger.is_plural(word)
@@ -172,8 +177,8 @@ class _Clause:
         if word in WORDS.have | WORDS.modals:
             if self.is_auxiliary(i):
                 return ""
-        elif word in CLOSED | WORDS.states and not (self.waits and has_object):
-            return ""  # "left" and "down" are verbs before an object only
+        elif word in CLOSED | WORDS.states and not (self.waits and (has_object or after in WORDS.particles)):
+            return ""  # "left" and "down" are verbs before an object or a particle only
         for form in self.possible_forms(i, word, after, has_object):
             if form in forms:
                 return form
@@ -185,7 +190,7 @@ class _Clause:
             return FORMS_AFTER[self.last]
         if self.last in PHRASE_HEADS:
             if self.waits:
-                return ["ing", "past", "base" if self.plural else "s"]
+                return self.forms_after_subject(i, after)
             if self.verb in WORDS.causative:
                 return ["ing", "base"]
             return ["ing", "past"] if after == "by" else ["ing"]
@@ -210,6 +215,25 @@ class _Clause:
             forms.append("base")
         return forms
 
+    def forms_after_subject(self, i: int, after: str) -> list[str]:
+        """The forms of a verb at ``i``, whose subject stands before it."""
+        forms = ["ing", "past"]
+        # The noun before the verb may be what the subject is of: "a crowd of people cheer".
+        if self.plural or self.terse or self.several:
+            forms.append("base")
+        # "The dance moves end": a plural before a bare verb that ends the clause is the subject's noun.
+        stands_before_verb = self.tagger.is_plural(self.word(i)) and self.ends_clause(i + 1)
+        if not self.plural and not stands_before_verb:
+            forms.append("s")
+        return forms
+
+    def ends_clause(self, i: int) -> bool:
+        """Whether the word at ``i`` is a bare verb without an object, and its clause ends behind it."""
+        if self.word(i) not in WORDS.closing:
+            return False
+        following = self.word(i + 1)
+        return not following or following in CLAUSE_WORDS or self.doc[i + 1].is_punct
+
     def other_pos(self, i: int, word: str) -> str:
         """The part of speech of a word that is no verb here."""
         after, token = self.word(i + 1), self.doc[i]
@@ -217,6 +241,9 @@ class _Clause:
             return "SPACE"
         if token.is_punct:
             return "PUNCT"
+        # "She then adds salt", "is then seen": it joins no clauses where the verb is still to come.
+        if word == "then" and (self.waits or self.last in FORMS_AFTER):
+            return "ADV"
         for pos, words in CLOSED_TAGS.items():
             if word in words:
                 return pos
@@ -259,7 +286,8 @@ class _Clause:
         # Behind the object ("turns the lamp off"), if no noun phrase follows.
         if after in OBJECT_STARTS or self.goes_on(i + 1) or self.waits:
             return False
-        return word in WORDS.particles and bool(self.verb) and self.last in PHRASE_HEADS
+        is_its_own = word in WORDS.particles or self.verb in PHRASAL.get(word, ())
+        return is_its_own and bool(self.verb) and self.last in PHRASE_HEADS
 
     def is_auxiliary(self, i: int) -> bool:
         """Whether the "has" or "does" at ``i`` leads another verb."""

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
-from vpjax.data.json_rows import SCHEMES, check_path, check_row, parse_json
+from vpjax.data.json_rows import SCHEMES, check_path, check_row, parse_json, reason_of
 from vpjax.files import AnyPath, exists, fetched, folder_of, is_folder, join_path, open_file, written
 from vpjax.types import MEDIA_TAG, Clip, Keyword, Turn, UserError
 
@@ -60,7 +60,7 @@ def read_clips(
         except ValueError as error:
             if not clips and not faults and not (isinstance(parsed, dict) and NEEDED <= set(parsed)):
                 _check_is_clips(path, error)
-            faults.append(f"line {number}: {error}")
+            faults.append(f"line {number}: {reason_of(error)}")
             continue
         line_of_id[clip.id] = number
         clips.append(clip.with_media([join_path(root, path) for path in clip.media]))

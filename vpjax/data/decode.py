@@ -6,7 +6,7 @@ A file that cannot be used raises ``Problem`` without the file's name, which ``v
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 
 import av
 import numpy as np
@@ -15,10 +15,11 @@ from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
+from vpjax.data.boxes import has_broken_fragments
 from vpjax.files import AnyPath, is_remote, open_file
 
 GAP = 10  # usual intervals between frames, from which on frames count as lost
-CONSTANT_SHARE = 0.9  # of the intervals that are about the usual one in a video of constant rate
+CONSTANT_SHARE = 0.75  # of the intervals that are about the usual one in a video of constant rate
 MAX_ASPECT = 4.0  # of a pixel; beyond it a header is taken to be wrong
 FRAME_RATE = 25.0  # of files that do not state theirs
 MAX_PIXELS = 50_000_000  # of a frame or image, so that decoding and resizing it takes less than 1 GB
@@ -34,7 +35,8 @@ class FrameIndex:
     ticks or, if ``counted``, their number. keyframe i64[N]: the last keyframe at or before each frame. entry
     i64[N]: the timestamp to seek for a keyframe; undefined for other frames. size: (height, width) in pixels,
     and aspect: the width of a pixel over its height, both before a frame is turned upright. lost: frames that
-    the file lacks by its own times, see ``lost_frames``.
+    the file lacks by its own times (``lost_frames``) or by its header, that follow no keyframe, or that an
+    edit list hides which shows fewer; 1 if a fragment is not whole.
     """
 
     times: np.ndarray
@@ -96,6 +98,20 @@ def opened(path: AnyPath, max_side: int) -> Iterator[tuple[InputContainer, av.Vi
         yield container, streams[0]
 
 
+def packets_of(container: InputContainer, *streams: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of these streams, or of all."""
+    try:
+        yield from container.demux(*streams)
+    except IndexError as error:  # PyAV's, for a stream that came into sight after the file was opened
+        raise Problem("is damaged: a packet is of no stream that its header names") from error
+
+
+def frames_of(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of a stream as the decoder gives them."""
+    for packet in packets_of(container, stream):
+        yield from packet.decode()
+
+
 def rate_and_tick(stream: av.VideoStream) -> tuple[float, float]:
     """Frames per second, and the seconds of one tick of the timestamps."""
     assert stream.time_base is not None, "every stream that is read has one"
@@ -108,20 +124,27 @@ def aspect_of(stream: av.VideoStream) -> float:
     return ratio if 1 / MAX_ASPECT <= ratio <= MAX_ASPECT else 1.0
 
 
-def lost_frames(times: np.ndarray, end: float, stated: float) -> int:
+def lost_frames(times: np.ndarray, missing: float) -> int:
     """How many frames a file lacks by its own times: those that would fill, at the usual interval, its gaps
     and what is missing of its stated duration, where these are longer than GAP intervals. 0 if its intervals
     vary, so that none is usual.
 
-    times f64[N]: of its frames, ascending. end: of the last one. stated: the duration; 0: it states none.
+    times f64[N]: of the frames that it shows, ascending. missing: of its duration at its beginning and end.
     Seconds. A fragment that was lost leaves no other trace.
     """
     steps = np.diff(times)
     usual = float(np.median(steps)) if len(steps) else 0.0
     if not usual or np.mean(steps < 2 * usual) < CONSTANT_SHARE:
         return 0
-    missing = np.array([*(steps - usual), stated - (end - times[0])])
-    return round(missing[missing > (GAP - 1) * usual].sum() / usual)
+    gaps = np.array([*(steps - usual), missing])
+    return round(gaps[gaps > (GAP - 1) * usual].sum() / usual)
+
+
+def hidden_beyond(ends: Sized, shown: Sized) -> int:
+    """How many frames a file's edit list hides, if it hides more than it shows: none that anybody made, but
+    one whose numbers are damaged."""
+    hidden = len(ends) - len(shown)
+    return hidden if hidden > len(shown) else 0
 
 
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
@@ -136,8 +159,10 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         stated = (stream.duration or 0) * tick
         # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
         stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
+        is_mp4, is_alone = "mp4" in container.format.name, len(container.streams) == 1
+        packets, in_header = 0, stream.frames if is_mp4 else 0
         expected = len(stream.index_entries)
-        for packet in container.demux() if stated_ticks else container.demux(stream):
+        for packet in packets_of(container, *([] if stated_ticks else [stream])):
             if not packet.size:  # marks the end of a stream
                 continue
             is_cut |= packet.is_corrupt
@@ -145,7 +170,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index:
                 continue
-            expected -= 1
+            packets += 1
             if packet.pts is None:
                 raise BadTimestamps("a packet has no presentation time")
             if packet.is_keyframe:
@@ -153,14 +178,28 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
             ends[packet.pts] = packet.pts + (packet.duration or 0)
             if not packet.is_discard:
                 durations[packet.pts] = packet.duration or 0
+        # The index of a fragmented file grows as its fragments come into sight.
+        expected = max(expected, len(stream.index_entries))
     stated_end = stated_ticks / av.time_base - 1.0  # the last frame may not state its duration
-    if is_cut or expected > 0 or end < stated_end:
+    if is_cut or expected > packets or end < stated_end:
         raise Problem(f"is cut short or damaged after {len(durations)} frames")
     begin = min(entries, default=-math.inf)  # of a clip cut out of a film; earlier frames cannot be decoded
     pts = np.array(sorted(p for p in durations if p >= begin), np.int64)
     if not len(pts):
         raise Problem("has no decodable frame")
     numbers = np.arange(len(pts))
+    span = (max(ends.values()) - min(ends)) * tick
+    missing = stated - span if stated else 0.0
+    if stated_ticks and not stated:  # by the longest stream, another one than this perhaps
+        missing = stated_ticks / av.time_base - (span if is_alone else end)
+    lost = lost_frames(np.array(sorted(durations)) * tick, missing)
+    # What only the header knows, and what an edit list hides, may be what lacks by the times as well.
+    unseen = (in_header - packets, hidden_beyond(ends, durations))
+    lost = max(lost, sum(count for count in unseen if count >= GAP))
+    if len(durations) - len(pts) >= GAP:
+        lost += len(durations) - len(pts)
+    if is_mp4 and not lost:
+        lost = int(has_broken_fragments(path))
     return FrameIndex(
         times=(pts - pts[0]) * tick,
         duration=float(pts[-1] - pts[0]) * tick + (durations[int(pts[-1])] * tick or 1 / rate),
@@ -171,14 +210,17 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         entry=np.array([entries.get(int(p), 0) for p in pts]),
         size=size,
         aspect=aspect,
-        lost=lost_frames(np.array(sorted(ends)) * tick, max(ends.values()) * tick, stated),
+        lost=lost,
     )
 
 
 def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
     """The index by decoding the whole file: its frames' timestamps if they ascend, else its frame rate."""
     with opened(path, max_side) as (container, stream):
-        pts = [frame.pts for frame in container.decode(stream)]
+        stated = (stream.duration or 0) * rate_and_tick(stream)[1]
+        if not stated and len(container.streams) == 1:
+            stated = (container.duration or 0) / av.time_base
+        pts = [frame.pts for frame in frames_of(container, stream)]
         rate, tick = rate_and_tick(stream)
         size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
     if not pts:
@@ -190,7 +232,8 @@ def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
         times = (known - known[0]) * tick
     none = np.zeros_like(numbers)  # no frame after the first is sought
     end = float(times[-1]) + 1 / rate
-    return FrameIndex(times, end, tick, numbers, True, keyframe=none, entry=none, size=size, aspect=aspect)
+    lost = lost_frames(times, stated - end if stated else 0.0)
+    return FrameIndex(times, end, tick, numbers, True, none, none, size, aspect, lost)
 
 
 def decode_frames(
@@ -200,13 +243,13 @@ def decode_frames(
     # One converter for all, in one thread: creating one costs more than converting a small frame.
     convert = VideoReformatter()
     with opened(path, max_side) as (container, stream):
-        frames = enumerate(container.decode(stream))
+        frames = enumerate(frames_of(container, stream))
         following = 0  # number of the frame that the decoder gives next
         for number in chosen:
             keyframe = index.keyframe[number]
             if keyframe - following >= SEEK_GAIN:
                 container.seek(int(index.entry[keyframe]), stream=stream)
-                frames = enumerate(container.decode(stream))
+                frames = enumerate(frames_of(container, stream))
             pts = None
             for count, frame in frames:
                 pts = count if index.counted else frame.pts

@@ -15,8 +15,9 @@ SCHEMES = ("gs", "gcs", "s3", "s3a", "https", "file")  # of the URLs that rows m
 MAX_DEPTH = 100  # of lists and objects in one another: deeper ones would exhaust Python's stack somewhere
 MAX_BITS = 1000  # of a whole number, which floats can hold
 MAX_TEXT = 100_000  # characters of a text: more than any context holds
-# A string, or what gives JSON its structure.
-JSON_MARK = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]', re.DOTALL)
+MAX_REASON = 300  # characters of what is said of a row, which may quote it
+# A string, which has no line break, or what gives JSON its structure, or a quotation mark that is not closed.
+JSON_MARK = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"|[\[\]{},"]')
 
 
 def parse_json(text: bytes, *, distinct_keys: bool = False) -> Any:
@@ -68,6 +69,17 @@ def _check_text(text: str) -> None:
         raise ValueError("a text has half of a character (a lone surrogate)") from None
 
 
+def reason_of(error: Exception) -> str:
+    """What is wrong with a row, in one line that is short enough to be read."""
+    return shortened(str(error))
+
+
+def shortened(text: str) -> str:
+    """A text that quotes a row, in one line of at most MAX_REASON characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
+
+
 def check_path(path: str, schemes: Collection[str] = SCHEMES) -> None:
     """ValueError if a row's path of a video cannot be one, or is a URL that rows may not name."""
     if "\0" in path:
@@ -86,16 +98,23 @@ def names(schemes: Collection[str]) -> str:
 
 
 def elements_of(text: bytes) -> Iterator[bytes]:
-    """The elements of a JSON list as they are written, for a list that cannot be read because of one of them.
-    ValueError if it does not end."""
+    """The elements of a JSON list as they are written, for a list of which some cannot be read.
+
+    A missing comma between two of them is no fault. ValueError if the brackets and quotation marks do not
+    close: then an element may hold others, and nobody can tell how many.
+    """
     depth, start = 0, 0
     for mark in JSON_MARK.finditer(text):
-        kind = mark[0]
-        if depth == 1 and kind in b",]":
+        kind, opens = mark[0], mark[0] in (b"[", b"{")
+        if kind == b'"':
+            raise ValueError("a quotation mark is not closed")
+        if depth == 0 and start:
+            raise ValueError("a bracket closes the list too soon")
+        if depth == 1 and (opens or kind in b",]"):
             if element := text[start : mark.start()].strip():
                 yield element
-            start = mark.end()
-        if kind in (b"[", b"{"):
+            start = mark.start() if opens else mark.end()
+        if opens:
             depth += 1
             if depth == 1:
                 start = mark.end()
@@ -103,3 +122,5 @@ def elements_of(text: bytes) -> Iterator[bytes]:
             depth -= 1
     if depth:
         raise ValueError("the list does not end")
+    if text[start:].strip():
+        raise ValueError("a bracket closes the list too soon")

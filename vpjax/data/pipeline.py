@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 from vpjax.data import coverage, tfio
 from vpjax.data.cache import DamagedPage, FrameCache, cache_folder
 from vpjax.data.collate import collate, collate_prompts
-from vpjax.data.index import Entry, Index, Source, build_index, prompt_sizes
+from vpjax.data.index import Entry, Index, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, PromptPlan, Sizes
+from vpjax.data.probing import Source
 from vpjax.data.rows import LATER_FRAMES, NO_ANSWERS, DegradedAnswers, Row, training_row
 from vpjax.data.sampling import Part, Sampling, Shape
 from vpjax.data.text import Text

@@ -3,7 +3,6 @@ a Hugging Face folder are read here."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from vpjax.data.sampling import SLOT, Sampling
+from vpjax.files import read_object
 from vpjax.models.names import FAMILIES
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def read_sampling(folder: Path) -> dict[str, Any]:
     file = folder / VIDEO_PROCESSOR
     if not file.is_file():
         return {}
-    fields = json.loads(file.read_text())
+    fields = read_object(file, "download it again")
     found = {name: fields[name] for name in ("min_frames", "max_frames") if fields.get(name)}
     if fields.get("num_frames"):
         found |= {"frames": fields["num_frames"], "fps": 0.0}

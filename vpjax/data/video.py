@@ -76,8 +76,11 @@ def read_frames(
             size, frames = (sides[0], sides[1]), frames or planned
 
         def resized(index: FrameIndex, frame: np.ndarray) -> np.ndarray:
-            shown = index.shown_size(*frame.shape[:2])
-            return _resized(frame, shown, size, factor, sampling.min_pixels, sampling.max_pixels)
+            nonlocal size  # of the first frame, for all, whose own size may change
+            if size is None:
+                shown = index.shown_size(*frame.shape[:2])
+                size = _planned_size(shown, factor, sampling.min_pixels, sampling.max_pixels)
+            return resize(frame, size)
 
         index, chosen, pixels = _read_chosen(
             path, lambda index: _choose(index, sampling, start, end, frames), resized, max_side, tfio_python
@@ -99,7 +102,8 @@ def read_image(
         if is_folder(path):
             raise Problem("is a folder")
         pixels = image_pixels(path, max_side)
-        frame = _resized(pixels, pixels.shape[:2], size, factor, min_pixels, max_pixels)
+        size = size or _planned_size(pixels.shape[:2], factor, min_pixels, max_pixels)
+        frame = resize(pixels, size)
     return Video(np.stack([frame, frame]), np.zeros(2), 0.0)
 
 
@@ -141,23 +145,12 @@ def _info(index: FrameIndex, height: int = 0, width: int = 0) -> VideoInfo:
     return VideoInfo(width, height, index.duration, count / index.duration, count, index.tick, index.lost)
 
 
-def _resized(
-    frame: np.ndarray,
-    shown: tuple[int, ...],
-    size: tuple[int, int] | None,
-    factor: int,
-    min_pixels: int,
-    max_pixels: int,
-) -> np.ndarray:
-    """The frame, which is to be shown as ``shown`` (height, width), resized to ``size``, or by
-    ``smart_resize`` if that is None."""
-    height, width = shown
+def _planned_size(shown: tuple[int, ...], factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The size to which ``smart_resize`` brings a frame that is to be shown as ``shown`` (height, width)."""
     try:
-        if size is None:
-            size = smart_resize(height, width, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
+        return smart_resize(*shown, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels)
     except ValueError as error:
         raise Problem(error) from error
-    return resize(frame, size)
 
 
 @contextlib.contextmanager

@@ -6,16 +6,18 @@ are grouped. A string that it yields instead of a Clip is the reason why a row i
 """
 
 import dataclasses
+import re
 import string
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vpjax.data.clips import parse_box, parse_clip, parse_span
-from vpjax.data.json_rows import check_path, check_row
-from vpjax.evaluation.records import Record, beside, records
+from vpjax.data.json_rows import check_path, check_row, reason_of
+from vpjax.data.published import charades_row, next_gqa_row, tarsier_video
+from vpjax.evaluation.records import Record, records
 from vpjax.events.clips import EIGHTHS
 from vpjax.events.text import caption_variants, events_named
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path
@@ -81,7 +83,10 @@ def read_benchmark(
     for record in records(data):
         try:
             check_row(record.row)
-            for clip in benchmark.read(record):
+            asked = list(benchmark.read(record))
+            if not asked:
+                raise ValueError("it asks nothing")
+            for clip in asked:
                 if isinstance(clip, str):
                     left_out[clip] += 1
                     continue
@@ -95,9 +100,10 @@ def read_benchmark(
                 folders = [join_path(root, folder.format(file=record.file)) for folder in benchmark.folders]
                 clips.append(clip.with_media([_found(folders, path) for path in clip.media]))
         except KeyError as error:
-            raise UserError(f"{record.place}: no field {error}: not a row of {name}") from error
+            missing = reason_of(error)
+            raise UserError(f"{record.place}: no field {missing}: not a row of {name}") from error
         except (TypeError, AttributeError, IndexError, ValueError) as error:
-            raise UserError(f"{record.place}: not a row of {name}: {error}") from error
+            raise UserError(f"{record.place}: not a row of {name}: {reason_of(error)}") from error
     if not clips:
         reasons = "".join(f"; {count}: {reason}" for reason, count in left_out.items())
         raise UserError(f"{data}: no row to ask about{reasons}")
@@ -190,13 +196,27 @@ def tempcompass(record: Record) -> Iterator[Clip]:
             options = ("yes", "no")
         elif task == "caption_matching":
             options = tuple(question.split("\n")[1:])
-        elif task == "captioning":  # scored by the option of its multiple-choice question that it holds
-            options, answer = parse_options(row["mc_question"]), row["mc_answer"]
+        elif task == "captioning":  # scored by the one option that it holds
+            options, answer = captioning_options(row)
         question = f"{question}\n{TEMPCOMPASS_SUFFIXES[task]}".strip()
         id = f"{task}/{video}/{aspect}/{number}"
         yield choice_clip(id, f"{video}.mp4", question, answer, options, aspect)
 
 
+def captioning_options(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """What a caption may tell, and the one that is right: the options of the multiple-choice question that
+    copies of the file have beside it, or what the pieces of information say."""
+    if "mc_question" in row:
+        return parse_options(row["mc_question"]), row["mc_answer"]
+    options = tuple(piece[2] for piece in INFORMATION.finditer(row["question"]))
+    letter, dot, _ = row["answer"].partition(".")
+    if not (dot and letter in ANSWER_LETTERS[: len(options)]):
+        raise ValueError(f"its answer {row['answer']!r} is none of {len(options)} pieces of information")
+    return options, options[ANSWER_LETTERS.index(letter)]
+
+
+# A line of TempCompass' captioning questions: ``Information B: {'subject': 'man', 'action': 'dunking'}``
+INFORMATION = re.compile(r"^Information [A-Z]: \{.*'\w+': (['\"])(.*)\1\}$", re.MULTILINE)
 TEMPCOMPASS_SUFFIXES = {
     "multi-choice": BY_LETTER,
     "yes_no": "Answer yes or no.",
@@ -206,12 +226,29 @@ TEMPCOMPASS_SUFFIXES = {
 
 
 def tvbench(record: Record) -> Iterator[Clip]:
-    """One file per task, named after it."""
-    row, task = record.row, record.file
-    options = row["candidates"]
-    question, answer = with_letters(row["question"], options), ANSWER_LETTERS[options.index(row["answer"])]
-    clip = choice_clip(f"{task}/{record.key}", row["video"], question, answer, options, task)
+    """One file per task, named after it, or Tarsier's one file, whose videos' folders are named after it."""
+    row, task, number = record.row, record.file, record.key
+    if "messages" in row:
+        video, asked, answer = tarsier_question(row)
+        task, number, options = str(PurePosixPath(video).parent), row["idx"], parse_options(asked)
+        question = asked.partition("\n(A)")[0].removeprefix("Question:").strip()
+    else:
+        video, question, options = row["video"], row["question"], row["candidates"]
+        answer = ANSWER_LETTERS[options.index(row["answer"])]
+    question = with_letters(question, options)
+    clip = choice_clip(f"{task}/{number}", video, question, answer, options, task)
     yield dataclasses.replace(clip, start=row.get("start"), end=row.get("end"))
+
+
+def tarsier_question(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The video, the question and the answer (the ``reference``) of a row in Tarsier's form."""
+    user, assistant = row["messages"]
+    shown, asked = user["content"]
+    return (
+        tarsier_video(row, shown["video"]["video_file"]),
+        asked["text"],
+        assistant["content"][-1]["reference"],
+    )
 
 
 MVBENCH_FOLDERS = tomllib.loads(Path(__file__).with_name("mvbench_folders.toml").read_text())
@@ -246,13 +283,10 @@ def longvideobench(record: Record) -> Iterator[Clip]:
 def charades_sta(record: Record) -> Iterator[Clip | str]:
     """A line of the original text (``3MSZA 24.3 30.4##person turn a light on.``), a video with all its spans
     and sentences (VideoChat-R1), or a query in a row of its own."""
-    row = record.row
-    if isinstance(row, str):
-        times, caption = row.split("##")
-        video, *span = times.split()
-        queries = [(span, caption)]
-    elif "sentences" in row:
-        video, queries = record.key, list(zip(row["timestamps"], row["sentences"], strict=True))
+    row = charades_row(record.row) if isinstance(record.row, str) else record.row
+    if "sentences" in row:
+        video = row.get("video", record.key)
+        queries = list(zip(row["timestamps"], row["sentences"], strict=True))
     else:
         video, queries = row["video"], [(row["timestamp"], row["caption"])]
     for number, (span, caption) in enumerate(queries, 1):
@@ -286,17 +320,11 @@ def next_gqa(record: Record) -> Iterator[Clip]:
     in ``map_vid_vidorID.json`` beside it), or of VideoChat-R1's file."""
     row = record.row
     if "qid" in row:
-        id, path = f"{row['video_id']}_{row['qid']}", beside(record.path, "map_vid_vidorID.json")
-        video = f"{path[row['video_id']]}.mp4"
-        spans = beside(record.path, f"gsub_{record.file}.json")[row["video_id"]]["location"][row["qid"]]
-        options = [row[f"a{number}"] for number in range(5)]
-        answer = ANSWER_LETTERS[options.index(row["answer"])]
-    else:
-        id, video, spans = row["id"], row["video"], row["glue"]
-        options, answer = [without_letter(option) for option in row["options"]], row["answer"].strip("()")
+        row = next_gqa_row(row, record.path, spans=True)
+    options, answer = [without_letter(option) for option in row["options"]], row["answer"].strip("()")
     question = with_letters(row["question"], options, WITH_EVIDENCE)
-    clip = choice_clip(id, video, question, answer, options, row["type"])
-    yield dataclasses.replace(clip, spans=tuple(parse_span(span) for span in spans))
+    clip = choice_clip(row["id"], row["video"], question, answer, options, row["type"])
+    yield dataclasses.replace(clip, spans=tuple(parse_span(span) for span in row["glue"]))
 
 
 def favor(record: Record) -> Iterator[Clip]:
@@ -308,10 +336,12 @@ def favor(record: Record) -> Iterator[Clip]:
 
 
 def dream_1k(record: Record) -> Iterator[Clip]:
+    """The published file, or Tarsier's."""
     row = record.row
-    video, answer = row["video_file"], row["text"]["response"]
-    if "placeholder" in video:
-        raise ValueError("its video_file is still a placeholder: put the video's path there")
+    if "messages" in row:
+        video, _, answer = tarsier_question(row)
+    else:
+        video, answer = tarsier_video(row, row["video_file"]), row["text"]["response"]
     extra = {"group": row["dataset"], "events": row["extra_info"]["events"]}
     yield Clip(f"dream/{row['idx']}", video, "Describe the video in detail.", answer, extra=extra)
 
@@ -345,7 +375,7 @@ BENCHMARKS = {
     "vru-accident-captions": Benchmark(vru_captions, score_caption, 512),
     "tempcompass": Benchmark(tempcompass, score_choice, 128, published={"accuracy": 73.9}),
     "mvbench": Benchmark(mvbench, score_choice, 32, published={"accuracy": 67.9}),
-    "tvbench": Benchmark(tvbench, score_choice, 32, ("{file}", "video/{file}", "")),
+    "tvbench": Benchmark(tvbench, score_choice, 32, ("{file}", "video/{file}", "", "video")),
     "video-mme": Benchmark(video_mme, score_choice, 32, ("data", "videos", "")),
     "mlvu": Benchmark(mlvu, score_choice, 32, ("", "video", "video/{file}", "videos")),
     "longvideobench": Benchmark(longvideobench, score_choice, 32, ("videos", ""), {"accuracy": 49.1}),

@@ -1,16 +1,14 @@
 """Reads annotation files one record at a time: JSON, JSON lines, ArrayRecord, tables (csv), lines of text."""
 
-import csv
-import functools
-import io
 import os
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from vpjax.data.clips import ARRAY_RECORD_SUFFIXES, read_records
-from vpjax.data.json_rows import parse_json
-from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path, names_in, open_file
+from vpjax.data.json_rows import parse_json, shortened
+from vpjax.data.published import table_rows
+from vpjax.files import AnyPath, is_folder, join_path, names_in, open_file
 from vpjax.types import UserError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".txt", *ARRAY_RECORD_SUFFIXES)
@@ -36,7 +34,7 @@ def records(data: AnyPath) -> Iterator[Record]:
             raise UserError(f"{data}: no .json or .jsonl file in this folder")
     for file in files:
         for key, row in _rows(file):
-            yield Record(PurePath(file).stem, f"{file}, row {key}", key, row, file)
+            yield Record(PurePath(file).stem, f"{file}, row {shortened(key)}", key, row, file)
 
 
 def _rows(file: str) -> Iterator[tuple[str, Any]]:
@@ -46,16 +44,19 @@ def _rows(file: str) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{file}: give one of {kinds} (of a data set of Hugging Face: its to_json)")
     try:
         if suffix == ".json":
-            whole = parse_json(_bytes(file))
+            whole = parse_json(_bytes(file), distinct_keys=True)
         elif suffix == ".csv":
-            whole = list(csv.DictReader(io.StringIO(_text(file))))
+            whole = list(table_rows(_text(file)))
+            for row in whole:
+                if isinstance(row, ValueError):
+                    raise row
         elif suffix == ".txt":
             whole = [line for line in _text(file).split("\n") if line.strip()]
         else:
             whole = [parse_json(line) for _, line in read_records(file)]
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         raise UserError(f"{file}: not {suffix[1:].upper()}: {error}") from error
     entries = whole.items() if isinstance(whole, dict) else enumerate(whole, 1)
     for key, row in entries:
@@ -69,13 +70,3 @@ def _bytes(file: str) -> bytes:
 
 def _text(file: str) -> str:
     return _bytes(file).decode()
-
-
-@functools.lru_cache(4)
-def beside(path: str, name: str) -> Any:
-    """The JSON value of the file ``name`` in the folder of the file ``path``. UserError if there is no such
-    file."""
-    file = join_path(folder_of(path), name)
-    if not exists(file):
-        raise UserError(f"{path}: needs {name} beside it")
-    return parse_json(_bytes(file))

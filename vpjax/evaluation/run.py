@@ -21,7 +21,7 @@ from vpjax.evaluation.ask import FINAL_FAULTS, ClipPredictor, KeyFinder, Predict
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
-from vpjax.files import AnyPath, exists, write_whole
+from vpjax.files import AnyPath, exists, read_object, write_whole
 from vpjax.models.attention import backend
 from vpjax.models.sharding import make_mesh
 from vpjax.models.vlm import VideoLM
@@ -350,7 +350,7 @@ def check_request(out: Path, description: Mapping[str, Any]) -> None:
     path = out / REQUEST
     if not path.exists():
         return
-    known = json.loads(path.read_text())
+    known = read_object(path, f"delete the folder {out}, or give another --out")
     different = [name for name in description if description[name] != known.get(name)]
     if different:
         raise UserError(f"{out} has answers to another request ({', '.join(different)}): give another --out")

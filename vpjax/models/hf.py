@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vpjax.files import AnyPath, written
+from vpjax.files import AnyPath, read_object, written
 from vpjax.models.config import VLMConfig
 from vpjax.models.names import FAMILIES
 from vpjax.models.sharding import shardings
@@ -330,14 +330,9 @@ def _set_dtype(config: dict[str, Any], dtype: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        return read_object(path, "download it again")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the folder of a downloaded checkpoint") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); download it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object; download it again")
-    return value
 
 
 def write_json_file(path: Path, value: Any) -> None:

@@ -124,7 +124,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Any) -> P:
     if spec is None or len(spec) > len(shape):
         raise ValueError(f"sharding.TABLE has no row for {path} {shape}")
     for dimension, axis in zip(shape, spec, strict=False):
-        count = _devices(axis, mesh=mesh)
+        count = devices_along(axis, mesh=mesh)
         if dimension % count:
             name = "fsdp" if axis == FSDP else axis
             raise UserError(
@@ -199,16 +199,21 @@ def regroup(path: str, x: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = spec_of(path, x.shape, mesh)
+    inside, across = sampling_specs(path, x.shape, mesh)
+    # In one step XLA would gather whole weights: parts are exchanged inside the group and then gathered.
+    return _constrain(_constrain(_constrain(x, spec_of(path, x.shape, mesh)), inside), across)
+
+
+def sampling_specs(path: str, shape: tuple[int, ...], mesh: Any) -> tuple[P, P]:
+    """The PartitionSpec of a parameter of the decoder on its way to the layout of sampling, in which it is
+    split inside a group and still over groups, and in that layout."""
     inside: list[Any] = []
-    for side, axis in zip(x.shape, spec, strict=False):
+    for side, axis in zip(shape, spec_of(path, shape, mesh), strict=False):
         if axis == "tensor":
-            inside.append(_if_divides(side, HEADS, axis))
+            inside.append(_if_divides(side, HEADS, axis, mesh=mesh))
         else:
             inside.append("fsdp" if axis == FSDP else None)
-    across = [None if axis == "fsdp" else axis for axis in inside]
-    # In one step XLA would gather whole weights: parts are exchanged inside the group and then gathered.
-    return _constrain(_constrain(_constrain(x, spec), P(*inside)), P(*across))
+    return P(*inside), P(*[None if axis == "fsdp" else axis for axis in inside])
 
 
 def split_groups(x: jax.Array) -> jax.Array:
@@ -228,12 +233,12 @@ def split_words(x: jax.Array) -> jax.Array:
     return _constrain(x, P(GROUPS, *[None] * (x.ndim - 2), _if_divides(x.shape[-1], HEADS)))
 
 
-def _if_divides(side: int, axes: tuple[str, ...], otherwise: str | None = None) -> Any:
-    """``axes`` if they split ``side`` evenly."""
-    return otherwise if side % _devices(axes) else axes
+def _if_divides(side: int, axes: tuple[str, ...], otherwise: str | None = None, *, mesh: Any = None) -> Any:
+    """``axes`` if they split ``side`` evenly, on ``mesh`` or on that in use."""
+    return otherwise if side % devices_along(axes, mesh) else axes
 
 
-def _devices(axes: Any, mesh: Any = None) -> int:
+def devices_along(axes: Any, mesh: Any = None) -> int:
     """The number of devices along an axis, several or None (1) of ``mesh``, by default that in use; 1
     without one."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
@@ -260,7 +265,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def row_parts(mesh: Mesh | AbstractMesh | None) -> int:
     """The number of parts into which the rows of a batch are split."""
-    return 1 if mesh is None else _devices(ROWS[0], mesh)
+    return 1 if mesh is None else devices_along(ROWS[0], mesh)
 
 
 def check_rows(rows: int, mesh: Mesh, field: str) -> None:
@@ -309,6 +314,15 @@ def all_rows(rows: np.ndarray, mesh: Mesh | None) -> np.ndarray:
     if mesh is None:
         return rows
     return multihost_utils.process_allgather(global_rows(rows, mesh), tiled=True)
+
+
+def own_copy(arrays: Any) -> Any:
+    """Global arrays whole on one device of each process, which then computes with them alone; if there is one
+    process only, as they are."""
+    if jax.process_count() == 1:
+        return arrays
+    whole = multihost_utils.process_allgather(arrays, tiled=True)
+    return jax.device_put(whole, jax.local_devices()[0])
 
 
 def all_texts(text: str) -> list[str]:

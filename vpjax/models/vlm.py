@@ -14,6 +14,7 @@ from vpjax.models.attention import Branch, KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
 from vpjax.models.gather import take
+from vpjax.models.linear import Linear
 from vpjax.models.lora import Lora, add_adapters
 from vpjax.models.vision import Features, VisionTower
 from vpjax.types import Array, Prompts, Strip, Units
@@ -183,6 +184,16 @@ class VideoLM(nnx.Module):
         x_BPD, deep = self.embed(features, text)
         h_BPD, cache = self.decoder.prefill(x_BPD, text.positions, text.segment, deep)
         return self.decoder.norm(_last(h_BPD, text)), cache
+
+
+def with_int8_decoder(model: VideoLM) -> VideoLM:
+    """A copy of the model in which the weights of the decoder's linear layers are int8 (``models.linear``),
+    for sampling, which reads all of them for each token."""
+    light = jax.tree.map(lambda x: x, model)
+    for _, layer in nnx.iter_modules(light.decoder):
+        if isinstance(layer, Linear) and layer.kernel.dtype != jnp.int8:
+            layer.make_int8()
+    return light
 
 
 def last_token(text: Strip) -> jax.Array:

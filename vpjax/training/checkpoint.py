@@ -245,13 +245,13 @@ def check_model(path: AnyPath) -> None:
         )
     config, adapter = model_folder(folder) / "config.json", folder / "adapter_config.json"
     if adapter.is_file() and not config.is_file():
-        base = json.loads(adapter.read_text()).get("base_model_name_or_path", "its base model")
+        base = hf.read_json(adapter).get("base_model_name_or_path", "its base model")
         raise UserError(
             f"{folder} has an adapter of {base} and no model: train on with it by --config.init_from=BASE "
             "--config.lora.init_from=FOLDER, or merge them (merge_and_unload of peft, then save_pretrained) "
             "and give the folder of the result"
         )
-    if config.is_file() and "quantization_config" in json.loads(config.read_text()):
+    if config.is_file() and "quantization_config" in hf.read_json(config):
         raise UserError(
             f"{config} is of quantised weights, which are not supported: give the folder of the model before "
             "it was quantised"

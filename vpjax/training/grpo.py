@@ -23,7 +23,7 @@ from vpjax.models.attention import backend
 from vpjax.models.generate import Completions, generate
 from vpjax.models.sharding import batch_sharding, check_rows, in_use
 from vpjax.models.vision import Features
-from vpjax.models.vlm import VideoLM
+from vpjax.models.vlm import VideoLM, with_int8_decoder
 from vpjax.scoring.rewards import combine
 from vpjax.training.judged import (
     Judge,
@@ -130,6 +130,8 @@ class GRPOStep:
         options = self.config.grpo
         model = self.policy.compute_model(state.params, state.frozen)
         features = model.encode(prompts.video)
+        if options.rollout_dtype == "int8":
+            model = with_int8_decoder(model)
         branches, key = len(self.groups), jax.random.key(self.config.seed)
         completions = generate(
             model,
@@ -208,6 +210,7 @@ class GRPOStep:
             trained_tokens(mask, ended_BRG, options)[:, :trained] & counts_BRG[..., None],
             advantages_BRGC,
             features=None if trains_vision else features,
+            sampled=completions.logprobs[:, :trained],
         )
         # Not the total: there infinity with a weight of 0 is NaN, which stands for "does not apply".
         no_faults = ~jnp.stack([jnp.isinf(x).any() for x in rewards.values()]).any()
@@ -221,12 +224,11 @@ class GRPOStep:
         metrics["tokens"] = (prompts.text.segment > 0).sum() * mask.shape[1] + mask.sum()
         mean_BRG = jnp.where(rows.mask, advantages_BRGC, 0.0).sum(-1) / jnp.maximum(rows.mask.sum(-1), 1)
         judged = JudgedRollouts(completions, rewards, total, degraded_rewards, mean_BRG, prompts.clip)
-        sampled = completions.logprobs[:, :trained]
         if options.oversample > 1:
             chosen, chosen_metrics = prompts_with_spread(rows, self.config.batch)
             metrics |= chosen_metrics
-            rows, sampled = take_prompts((rows, sampled), chosen)
-        state, learned = self.policy(state, rows, sampled, no_faults)
+            rows = take_prompts(rows, chosen)
+        state, learned = self.policy(state, rows, no_faults)
         metrics |= learned
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 

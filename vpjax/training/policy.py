@@ -35,15 +35,18 @@ def policy_loss(
     advantages: Array,
     reference_BGC: Array | None,
     options: ConfigDict,
+    *,
+    sampled_BGC: Array | None = None,
 ) -> PolicySums:
     """PPO's clipped loss of ``logprobs``, plus ``beta`` times the k3 estimate of the KL to ``reference``.
 
     old: log-probabilities under the old policy; None: ``logprobs`` themselves, so that the ratio is 1.
     mask: the tokens that are trained on. advantages: broadcasts to [B, G, C]. reference: log-probabilities
-    under the reference, required unless ``options.beta`` is 0. options: eps_low, eps_high, beta and
-    aggregation, which docs/method.md, section 3, explains. For "gspo" the gradient is that of its GSPO-token
-    (arXiv 2507.18071), so that advantages may differ between tokens. "cispo" clips the ratio as a constant
-    weight of log p (arXiv 2506.13585), so that every token keeps a gradient.
+    under the reference, required unless ``options.beta`` is 0. sampled: those seen in sampling, required
+    unless ``options.importance_cap`` is 0 (``importance_weights``). options: eps_low, eps_high, beta,
+    importance_cap and aggregation, which docs/method.md, section 3, explains. For "gspo" the gradient is that
+    of its GSPO-token (arXiv 2507.18071), so that advantages may differ between tokens. "cispo" clips the
+    ratio as a constant weight of log p (arXiv 2506.13585), so that every token keeps a gradient.
     """
     old_BGC = jax.lax.stop_gradient(logprobs_BGC if old_BGC is None else old_BGC)
     length_BG1 = jnp.maximum(mask_BGC.sum(-1, keepdims=True), 1)
@@ -61,6 +64,10 @@ def policy_loss(
     else:
         loss = -jnp.minimum(ratio * advantages, clipped * advantages)
         is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
+    if options.importance_cap:
+        if sampled_BGC is None:
+            raise ValueError("importance weights (importance_cap) need the log-probabilities of sampling")
+        loss *= importance_weights(old_BGC, sampled_BGC, mask_BGC, options.importance_cap)
     kl = jnp.zeros_like(loss)
     if options.beta:
         if reference_BGC is None:
@@ -81,6 +88,34 @@ def policy_loss(
         kl=total(kl),
         surprise=total(-logprobs_BGC),
     )
+
+
+def importance_weights(old_BGC: Array, sampled_BGC: Array, mask_BGC: Array, cap: float) -> Array:
+    """The weight f32[B, G, C] of each token, min(p_old / p_sampled, cap); 1 outside of the mask.
+
+    Tokens are drawn by a policy that differs from the old one by rounding, or by lighter weights. Without the
+    cap the weights would make the expected gradient that of tokens drawn by the old policy; with it their
+    variance stays small (truncated importance sampling, as in TRL and verl). No gradient flows through."""
+    log_weight = jnp.where(mask_BGC, old_BGC - sampled_BGC, 0.0)
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_weight), cap))
+
+
+def sampling_metrics(old: Array, sampled: Array, mask: Array, options: ConfigDict) -> dict[str, Array]:
+    """How far sampling is from the old policy, by their log-probabilities [...] of the tokens of ``mask``.
+
+    sampling/logp_difference/max and /mean: of the absolute differences. sampling/kl: the k3 estimate of
+    KL(sampling || old), in nats a token. With importance weights, sampling/truncated: the share of the tokens
+    whose weight the cap lowers."""
+    difference = jnp.where(mask, old - sampled, 0.0)
+    count = jnp.maximum(mask.sum(), 1)
+    metrics: dict[str, Array] = {
+        "sampling/logp_difference/max": jnp.abs(difference).max(),
+        "sampling/logp_difference/mean": jnp.abs(difference).sum() / count,
+        "sampling/kl": (jnp.exp(difference) - difference - 1.0).sum() / count,
+    }
+    if options.importance_cap:
+        metrics["sampling/truncated"] = (jnp.exp(difference) > options.importance_cap).sum() / count
+    return metrics
 
 
 def denominator(mask_BGC: Array, options: ConfigDict) -> Array:

@@ -11,7 +11,7 @@ from vpjax.data.processors import read_sampling
 from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
 from vpjax.data.text import TrainTurns
 from vpjax.data.video import MAX_SIDE
-from vpjax.files import write_whole
+from vpjax.files import read_object, write_whole
 from vpjax.models.attention import BACKENDS
 from vpjax.models.lora import BASE_DTYPES
 from vpjax.models.remat import REMATS
@@ -42,6 +42,7 @@ ONE_OF = {
     "optim.moments_dtype": DTYPES,
     "lora.base_dtype": BASE_DTYPES,
     "contrast.answer_kind": ANSWER_KINDS,
+    "grpo.rollout_dtype": BASE_DTYPES,
     "grpo.scale": SCALES,
     "grpo.aggregation": AGGREGATIONS,
     "grpo.reward_aggregation": REWARD_AGGREGATIONS,
@@ -150,6 +151,10 @@ def check(config: ConfigDict) -> None:
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
     require("grpo.stop_share", 0 < grpo.stop_share <= 1, "lies above 0 and up to 1")
+    cap = grpo.importance_cap
+    require("grpo.importance_cap", cap == 0 or cap >= 1, "is 0, for no weights, or 1 or more")
+    weighs = "is 1 or more where grpo.rollout_dtype='int8' samples with other weights than are trained"
+    require("grpo.importance_cap", cap > 0 or grpo.rollout_dtype == "dtype", weighs)
     require("grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
     require("grpo.eps_low", 0 < grpo.eps_low <= 1, "lies above 0 and up to 1")
     require("grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")
@@ -255,10 +260,7 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}): bring back a copy of it") from error
+    return read_object(path, "bring back a copy of it")
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:

@@ -149,14 +149,14 @@ def set_image_sizes(file: Path, config: ConfigDict) -> None:
     """Write the sizes of the run's frames into the config of an image processor, if there is one. A run
     without images leaves it as it came with the weights."""
     if file.exists():
-        fields = json.loads(file.read_text()) | frame_sizes(config.data)
+        fields = hf.read_json(file) | frame_sizes(config.data)
         file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
 def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
     """Write ``config.tokens_per_second`` into a config.json; 0 raises a new model's own value where the slots
     of ``data.fps`` need it. UserError for a model that reads times in words."""
-    raw = json.loads(file.read_text())
+    raw = hf.read_json(file)
     vision, wanted = raw["vision_config"], config.tokens_per_second
     reads_words = raw["model_type"] != "qwen2_5_vl"
     if wanted and reads_words:

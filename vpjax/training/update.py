@@ -2,7 +2,9 @@
 a clipped policy loss (docs/method.md, section 3)."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +18,19 @@ from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, rebuild
 from vpjax.training.losses import token_logprobs
 from vpjax.training.memory import recomputed_share
-from vpjax.training.policy import PolicySums, denominator, policy_loss, policy_metrics
+from vpjax.training.policy import PolicySums, denominator, policy_loss, policy_metrics, sampling_metrics
 from vpjax.training.state import Optimizer, State, accumulate, advance, deal, optimize
 from vpjax.types import Array, Prompts
+
+# Of the lengths that completions are cut to for an update: how many there are at most, the longest included,
+# and the shortest. Each is compiled, so a few must do.
+LENGTHS, SHORTEST = 3, 16
 
 
 class UpdateRows(NamedTuple):
     """The rows of an update. tokens, mask, advantages [B, R, G, C]. features: of V, if the vision tower is
-    frozen. old, reference [B, R, G, C]: log-probabilities under the old policy and the reference."""
+    frozen. old, reference, sampled [B, R, G, C]: log-probabilities under the old policy and the reference,
+    and those seen in sampling."""
 
     prompts: Prompts
     tokens: Array
@@ -32,6 +39,13 @@ class UpdateRows(NamedTuple):
     features: Features | None = None
     old: Array | None = None
     reference: Array | None = None
+    sampled: Array | None = None
+
+    def until(self, length: int) -> "UpdateRows":
+        """The rows with the first ``length`` tokens of each completion."""
+        names = ("tokens", "mask", "advantages", "old", "reference", "sampled")
+        arrays = {name: getattr(self, name) for name in names}
+        return self._replace(**jax.tree.map(lambda x: x[..., :length], arrays))
 
 
 class Learned(NamedTuple):
@@ -67,6 +81,36 @@ def take_prompts(rows: Any, numbers: Array) -> Any:
     return jax.tree.map(lambda x: split_rows(jnp.asarray(x)[numbers]), rows)
 
 
+def lengths_of(most: int) -> list[int]:
+    """The lengths, ascending, at which completions of up to ``most`` tokens are computed: it and halves."""
+    lengths = [most]
+    while len(lengths) < LENGTHS and lengths[0] >= 2 * SHORTEST:
+        lengths.insert(0, -(-lengths[0] // 2))
+    return lengths
+
+
+def cut_to_longest(
+    function: Callable[[UpdateRows], tuple[Any, Array]],
+) -> Callable[[UpdateRows], tuple[Any, Array]]:
+    """``function(rows) -> sums, by token [B, R, G, C]``, computed at the first of ``lengths_of`` C that holds
+    the last token of ``mask``: most completions end long before C, and what follows would be computed to be
+    masked out. Values of tokens beyond that length are 0."""
+
+    def at_length(rows: UpdateRows) -> tuple[Any, Array]:
+        most = rows.mask.shape[-1]
+        lengths = lengths_of(most)
+
+        def computed(length: int, rows: UpdateRows) -> tuple[Any, Array]:
+            sums, by_token = function(rows.until(length))
+            return sums, jnp.pad(by_token, [(0, 0)] * 3 + [(0, most - length)])
+
+        longest = jnp.where(rows.mask, jnp.arange(1, most + 1), 0).max()
+        number = sum((longest > length).astype(jnp.int32) for length in lengths[:-1])
+        return jax.lax.switch(number, [functools.partial(computed, length) for length in lengths], rows)
+
+    return at_length
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyUpdate:
     """The update and the forward passes that it and the relative rewards need. Pure functions."""
@@ -76,14 +120,11 @@ class PolicyUpdate:
     optimizer: Optimizer
 
     @phase("update")
-    def __call__(
-        self, state: State, rows: UpdateRows, sampled: Array, no_faults: Array
-    ) -> tuple[State, dict[str, Array]]:
+    def __call__(self, state: State, rows: UpdateRows, no_faults: Array) -> tuple[State, dict[str, Array]]:
         """``num_iterations`` times an update on each of the ``num_minibatches`` parts of the prompts: all of
         them, or none if one is not finite.
 
-        sampled: the log-probabilities [B, R, G, C] of sampling. no_faults bool[]: if False, all updates are
-        skipped.
+        rows: with ``sampled``. no_faults bool[]: if False, all updates are skipped.
 
         The loss is that of V, as if there were no V~, plus ``degraded_weight`` times that of V~: each is a
         mean over its own branch. Metrics are of the last iteration."""
@@ -92,10 +133,10 @@ class PolicyUpdate:
         if options.beta:
             reference = self.forward(state.reference, frozen, rows, count)
             rows = rows._replace(reference=reference)
-        parts, sampled = deal(rows, count), deal(sampled, count)
+        parts = deal(rows, count)
         # The old log-probabilities come from training forward passes before the first update. For the first
         # part it is the forward pass of that update, so that the ratio is exactly 1 there. Those seen in
-        # sampling differ by rounding.
+        # sampling differ by rounding, or more (``importance_weights``).
         later = jax.tree.map(lambda x: x[1:], parts)
         if count > 1:
             later_old = jax.lax.map(lambda part: self.forward(state.params, frozen, part), later)
@@ -104,7 +145,6 @@ class PolicyUpdate:
         old = first_old[None]
         if count > 1:
             old = jnp.concatenate([old, later_old])
-        difference = jnp.where(parts.mask, jnp.abs(old - sampled), 0.0)
         parts = parts._replace(old=old)
 
         def learn_again(carry, number):
@@ -125,9 +165,8 @@ class PolicyUpdate:
             "grad_norm": last.norm.mean(),
             "lr": self.optimizer.learning_rate(state.step - state.skipped),
             "nonfinite": ~after[2],
-            "sampling/logp_difference/max": difference.max(),
-            "sampling/logp_difference/mean": difference.sum() / jnp.maximum(rows.mask.sum(), 1),
         }
+        metrics |= sampling_metrics(old, parts.sampled, parts.mask, options)
         return advance(state, *after), metrics
 
     def learn(
@@ -141,11 +180,13 @@ class PolicyUpdate:
 
         def loss(params, micro: UpdateRows):
             logprobs = self.logprobs(self.compute_model(params, frozen), micro)
-            arrays = logprobs, micro.old, micro.mask, micro.advantages, micro.reference
+            arrays = logprobs, micro.old, micro.mask, micro.advantages, micro.reference, micro.sampled
             value, all_sums = jnp.zeros(()), []
             for branch in branches:
-                new, old, mask, advantage, reference = jax.tree.map(lambda x, r=branch: x[:, r], arrays)
-                sums = policy_loss(new, old, mask, advantage, reference, options)
+                new, old, mask, advantage, reference, sampled = jax.tree.map(
+                    lambda x, r=branch: x[:, r], arrays
+                )
+                sums = policy_loss(new, old, mask, advantage, reference, options, sampled_BGC=sampled)
                 value += self.branch_weights[branch] * sums.loss / divisors[branch]
                 all_sums.append(sums)
             return value, (all_sums[0], logprobs)
@@ -154,7 +195,9 @@ class PolicyUpdate:
             (value, (sums, logprobs)), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro)
             return (value, sums, gradient), jax.lax.stop_gradient(logprobs)
 
-        (value, sums, gradient), logprobs = accumulate(gradient_and_logprobs, rows, self.config.accumulate)
+        (value, sums, gradient), logprobs = accumulate(
+            cut_to_longest(gradient_and_logprobs), rows, self.config.accumulate
+        )
         norm = optax.tree.norm(gradient)
         finite &= jnp.isfinite(value) & jnp.isfinite(norm)
         params, opt = optimize(self.optimizer, params, opt, gradient, finite)
@@ -171,7 +214,7 @@ class PolicyUpdate:
         """``logprobs`` of ``parts`` times as many rows as an update has, in micro-batches of equal size."""
         model = self.compute_model(params, frozen)
         count = parts * self.config.accumulate
-        return accumulate(lambda micro: ((), self.logprobs(model, micro)), rows, count)[1]
+        return accumulate(cut_to_longest(lambda micro: ((), self.logprobs(model, micro))), rows, count)[1]
 
     def logprobs(self, model: VideoLM, rows: UpdateRows) -> Array:
         """log p f32[B, R, G, C] of the tokens of each branch, whose completions share its prompt."""

@@ -1,0 +1,122 @@
+"""Conversations -> clips: LLaVA, Qwen-VL, Tarsier, TRL.
+
+A conversation becomes one clip with all of its turns, and with all the videos and images that it shows.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vpjax.building.fields import (
+    JsonObject,
+    Medium,
+    Rejected,
+    as_list,
+    extra_fields,
+    field,
+    in_shown_order,
+    media_of,
+    short,
+    shown_fields,
+    with_marks,
+)
+from vpjax.building.items import Item, clip_item
+from vpjax.data.clips import parse_part
+from vpjax.data.published import tarsier_video
+from vpjax.types import Turn
+
+ROLES = dict(human="user", user="user", gpt="assistant", assistant="assistant", system="system")
+
+
+def dialogue_items(
+    row: JsonObject, turns: Sequence[tuple[str, str]], media: Sequence[Medium], *, tagged: bool, **fields: Any
+) -> Iterator[Item]:
+    """The item of a conversation, if it has turns.
+
+    turns: (role, text). tagged: see ``in_shown_order``.
+    """
+    media = in_shown_order(media, [text for role, text in turns if role == "user"], tagged=tagged)
+    shown = shown_fields(media)
+    system = ""
+    if turns and turns[0][0] == "system":
+        system, turns = turns[0][1].strip(), turns[1:]
+    roles = [role for role, _ in turns]
+    if roles != ["user", "assistant"] * (len(turns) // 2):
+        raise ValueError(f"the turns of its dialogue are {short(roles)}")
+    if not turns:
+        return
+    questions = with_marks([text for _, text in turns[::2]], len(media))
+    answers = [text.strip() for _, text in turns[1::2]]
+    yield clip_item(
+        id=row.get("id"),
+        question=questions[-1],
+        answer=answers[-1],
+        system=system,
+        turns=tuple(map(Turn, questions[:-1], answers[:-1])),
+        **shown,
+        **fields,
+    )
+
+
+def role_of(turn: Any, name: str) -> str:
+    """The role of a turn's speaker, from its field ``name``."""
+    role = turn.get(name) if isinstance(turn, dict) else None
+    if not isinstance(role, str) or role not in ROLES:
+        raise ValueError(f"{short(turn)} has none of the roles {', '.join(ROLES)}")
+    return ROLES[role]
+
+
+def conversation_items(row: JsonObject) -> Iterator[Item]:
+    """LLaVA, LLaVA-Video and the fine-tuning format of Qwen-VL: as many media tags as media."""
+    turns = [(role_of(turn, "from"), field(turn, "value")) for turn in field(row, "conversations", list)]
+    extra = extra_fields(row, "data_source")
+    yield from dialogue_items(row, turns, media_of(row), tagged=True, extra=extra)
+
+
+def message_items(row: JsonObject) -> Iterator[Item]:
+    """Tarsier (``reference`` is the target, a time of 0 or -1 the video's own) and TRL's conversations
+    (messages, or prompt and completion). The pieces of a message follow one another as chat templates write
+    them, with nothing in between."""
+    turns: list[tuple[str, str]] = []
+    media = media_of(row)
+    parts: list[dict[str, Any]] = []
+    for turn in message_turns(row):
+        role = role_of(turn, "role")
+        texts: list[str] = []
+        pieces = [dict(type="text", text=turn.get("content"))]
+        if not isinstance(turn.get("content"), str):
+            pieces = field(turn, "content", list)
+        for piece in pieces:
+            kind = piece.get("type") if isinstance(piece, dict) else None
+            if kind == "text":
+                texts.append(field(piece, "reference" if piece.get("reference") else "text"))
+                continue
+            if kind not in ("video", "image"):
+                raise ValueError(f"{short(piece)} is neither text nor video nor image")
+            if role != "user":
+                raise ValueError(f"{short(piece)} is in no question")
+            texts.append(f"<{kind}>")
+            medium = piece.get(kind)
+            if isinstance(medium, dict):
+                times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
+                parts.append({name: at for name, at in times.items() if at not in (None, 0, -1)})
+                medium = medium.get(f"{kind}_file")
+            if medium is not None:
+                media += [(kind, tarsier_video(row, path)) for path in as_list(medium)]
+        turns.append((role, "".join(texts)))
+    if len(media) > 1 and any(parts):
+        raise Rejected(f"part of one of several videos: {short(next(filter(None, parts)))}")
+    fields = parse_part(next(filter(None, parts), {})) | {"extra": extra_fields(row, "dataset", "task")}
+    yield from dialogue_items(row, turns, media, tagged=False, **fields)
+
+
+def message_turns(row: JsonObject) -> list[Any]:
+    """The turns of a row in the form of Tarsier or in either of TRL's."""
+    if "messages" in row:
+        return field(row, "messages", list)
+    turns: list[Any] = []
+    for name, role in (("prompt", "user"), ("completion", "assistant")):
+        if isinstance(row.get(name), str):
+            turns.append(dict(role=role, content=row[name]))
+        else:
+            turns += field(row, name, list)
+    return turns

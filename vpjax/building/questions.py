@@ -1,0 +1,103 @@
+"""Questions about videos -> clips: Video-R1, NExT-GQA, GOT-10k."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from vpjax.building.fields import (
+    TAG,
+    JsonObject,
+    Rejected,
+    extra_fields,
+    field,
+    in_shown_order,
+    media_of,
+    short,
+    shown_fields,
+    with_marks,
+)
+from vpjax.building.items import Item, clip_item
+from vpjax.data.clips import parse_box, parse_span
+from vpjax.scoring.answers import read_number
+
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+TRACK_QUESTION = (
+    "Track the {}, which begins at {}: give its box [x0, y0, x1, y1], in shares of width and height, "
+    "at {} moments evenly spread over the video."
+)
+# The problem types of Video-R1 that are tasks of their own; the others are captions.
+VIDEO_R1_TASKS = {
+    "multiple choice": "choice",
+    "numerical": "numerical",
+    "regression": "regression",
+    "OCR": "ocr",
+}
+LETTER_ANSWER = re.compile(r"\(?([A-Z])\)?[.:]?")
+NO_EVIDENCE = "no evidence: without spans that show the answer"
+
+
+def video_r1_items(row: JsonObject) -> Iterator[Item]:
+    """Video-R1 and EasyVideoR1: the answer is the reasoning (``process``), if there is any, and the solution;
+    the task follows from the problem type (VIDEO_R1_TASKS)."""
+    solution = field(row, "solution" if "solution" in row else "answer")
+    process = field(row, "process") if row.get("process") else ""
+    media = media_of(row) or [("video", field(row, "path"))]
+    question = field(row, "problem")
+    if len(media) > 1:
+        media = in_shown_order(media, [question], tagged=False)
+        (question,) = with_marks([question], len(media))
+    else:
+        question = TAG.sub("\n", question)
+    shown = shown_fields(media)
+    options = field(row, "options", list, default=[])
+    fields: JsonObject = dict(
+        others=shown["others"],
+        answer=f"{process}\n{solution}",
+        task=VIDEO_R1_TASKS.get(field(row, "problem_type", default=""), "caption"),
+        extra=extra_fields(row, "problem_type", "data_source"),
+    )
+    if fields["task"] in ("numerical", "regression") and read_number(solution) is None:
+        raise Rejected(f"answer is not one number: {short(solution)}")
+    yield choice_item(row.get("problem_id"), shown["video"], question, options, solution, **fields)
+
+
+def next_gqa_items(row: JsonObject) -> Iterator[Item]:
+    """NExT-GQA as VideoChat-R1 has it: a choice, with the spans of its evidence (``glue``)."""
+    video, question = field(row, "video"), field(row, "question")
+    options, solution = field(row, "options", list, default=[]), field(row, "answer")
+    spans = tuple(parse_span(span) for span in field(row, "glue", list, default=[]))
+    item = choice_item(row.get("id"), video, question, options, solution, spans=spans)
+    yield item if spans else dataclasses.replace(item, notes=(NO_EVIDENCE,))
+
+
+def choice_item(
+    id: Any, video: str, question: str, options: Sequence[Any], solution: str, **fields: Any
+) -> Item:
+    """A question with its options in lines below it. The answer is the solution unless ``fields`` has one.
+    Rejected if the solution is a letter of no option."""
+    letter = letter_of(solution)
+    if options and letter and ord(letter) - ord("A") >= len(options):
+        raise Rejected(f"answer not among the options: {letter} of {len(options)}")
+    choices = tuple(str(option) for option in options)
+    question = "\n".join([question.strip(), *choices])
+    fields = dict(answer=solution, task="choice") | fields
+    return clip_item(id=id, video=video, question=question, choices=choices, **fields)
+
+
+def letter_of(answer: str) -> str:
+    """The letter of an answer such as ``(C)`` or ``<answer>C</answer>``; "" if it is none."""
+    inside = ANSWER_TAG.search(answer)
+    letter = LETTER_ANSWER.fullmatch((inside[1] if inside else answer).strip())
+    return letter[1] if letter else ""
+
+
+def got10k_items(row: JsonObject) -> Iterator[Item]:
+    """GOT-10k as VideoChat-R1 has it: a folder of frames, and boxes at evenly spread moments."""
+    path, name, boxes = field(row, "path"), field(row, "object"), field(row, "gt", list)
+    if not boxes:
+        raise Rejected("empty answer")
+    question = TRACK_QUESTION.format(name, boxes[0], len(boxes))
+    fields = dict(task="tracking", boxes=tuple(parse_box(box) for box in boxes))
+    yield clip_item(id=PurePosixPath(path).name, video=path, question=question, answer=str(boxes), **fields)

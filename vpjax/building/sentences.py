@@ -1,0 +1,40 @@
+"""Sentences with their times -> clips: ActivityNet Captions, Charades-STA, YouCook2."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from vpjax.building.fields import JsonObject, field
+from vpjax.building.items import Item, clip_item, skipped_item
+from vpjax.data.clips import parse_span
+
+
+def sentence_items(row: JsonObject, *, grounding: bool) -> Iterator[Item]:
+    """ActivityNet Captions, Charades-STA and YouCook2: what happens in each span or, for grounding, when each
+    sentence happens."""
+    if "annotations" in row:  # YouCook2
+        parts = [part if isinstance(part, dict) else {} for part in field(row, "annotations", list)]
+        texts, spans = [part.get("sentence") for part in parts], [part.get("segment") for part in parts]
+    else:
+        texts, spans = field(row, "sentences", list), field(row, "timestamps", list)
+    if len(texts) != len(spans):
+        raise ValueError(f"{len(texts)} sentences for {len(spans)} timestamps")
+    video = field(row, "video")
+    for number, (text, span) in enumerate(zip(texts, spans, strict=True), 1):
+        try:
+            yield sentence_item(f"{PurePosixPath(video).stem}-{number}", video, text, span, grounding)
+        except ValueError as error:
+            yield skipped_item(error)
+
+
+def sentence_item(id: str, video: str, text: Any, span: Any, grounding: bool) -> Item:
+    """The clip of one sentence. ValueError if it has no text or no span."""
+    start, end = parse_span(span)
+    sentence = field({"sentence": text}, "sentence").strip()
+    shown: JsonObject = dict(id=id, video=video, spans=((start, end),))
+    if not grounding:
+        question = f"What happens from {start:.2f} to {end:.2f} seconds?"
+        return clip_item(question=question, answer=sentence, **shown)
+    question = f"From when to when: {sentence}" if sentence else ""
+    answer = f"From {start:.2f} to {end:.2f} seconds."
+    return clip_item(question=question, answer=answer, task="grounding", **shown)

@@ -1,0 +1,282 @@
+"""``vpjax.build --recipe``: chooses clips among the rows of many sources (docs/curation.md).
+
+    <out>/curation.sqlite    every row, what was measured on it, and what dropped it
+    <out>/report.html        the funnel, and samples of what each step dropped: look at it before you train
+    <out>/chosen/            with --dry_run: the chosen rows of each source, for vpjax.build --annotations
+    <out>/clips/             the chosen clips of each source, with key frames
+    <out>/config.py          a recipe for vpjax.train that mixes them
+    <out>/videos/            the parts of the videos that are examined so far
+
+Rows first: each is judged by its own text, then copies go, and a draw under caps takes the rows whose videos
+are worth examining. Then their videos, by the engines of ``vpjax.engines``; a second draw takes the clips.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from tqdm import tqdm
+
+from vpjax.building.examine import Options
+from vpjax.building.items import Item
+from vpjax.building.parts import may_change
+from vpjax.curation import choose, funnel, mixture
+from vpjax.curation.recipe import Recipe, Source
+from vpjax.curation.rows import Settings, chunks_of, judge, load_tools
+from vpjax.curation.signatures import bands_of
+from vpjax.curation.store import Drop, Store
+from vpjax.curation.videos import NEEDS, PICTURE, Measurer, picture_of
+from vpjax.data.clips import parse_clip
+from vpjax.data.json_rows import SCHEMES
+from vpjax.engines import examine_in_parts
+from vpjax.files import exists, join_path, local_folder, stamp, write_whole, written
+from vpjax.types import Clip, UserError
+
+CHUNK = 500  # rows that a process judges at once, and that are kept or lost together
+CLIPS_PER_SECOND = 4.0  # of one process, 10 s of 320 x 240 each (benchmarks/results/2026-11-21-build.md)
+HOUR = 3600
+
+
+def curate(
+    recipe: Recipe,
+    root: str,
+    out: str,
+    *,
+    pool: Executor,
+    workers: int,
+    options: Options | None = None,
+    runner: str = "",
+    beam: Sequence[str] = (),
+    dry_run: bool = False,
+    schemes: Sequence[str] = SCHEMES,
+) -> dict[str, Any]:
+    """Choose among the rows of the sources below ``root`` by a recipe, and write what is chosen to ``out``.
+
+    The same command again continues, and one with other caps, shares or limits of copies and videos chooses
+    anew. pool: of ``workers`` processes. options: how videos are examined. runner, beam: see ``vpjax.build``.
+    dry_run: read the annotations only, also where those of some sources are missing. Returns the funnel's
+    counts. UserError for a missing file, and if ``out`` holds rows that were judged otherwise.
+    """
+    start = time.perf_counter()
+    options = options or Options()
+    recipe = without_models(recipe, options)
+    missing = missing_files(recipe, root)
+    if missing and not dry_run:
+        raise UserError(f"{'; '.join(missing)}; --sources leaves sources out, --dry_run counts without them")
+    for line in missing:
+        print(line, flush=True)
+    present = [source for source in recipe.sources if all(map(exists, files_of(source, root)))]
+    if not present:
+        raise UserError(f"--root={root}: no source has its annotation files there")
+    recipe = recipe.of([source.name for source in present])
+    settings = Settings(recipe, root, options.spacy, options.keywords, tuple(schemes))
+    made_from = recipe.rows_made_from() | {"keywords": load_tools(settings).extract.describe()}
+    store = Store(local_folder(out) / "curation.sqlite", made_from)
+    try:
+        store.claim_files(
+            {
+                path: (source.name, source.format, stamp(path)[0])
+                for source in present
+                for path in files_of(source, root)
+            }
+        )
+        read = read_sources(store, settings, pool, workers)
+        drop_copies_of_captions(store, recipe)
+        examined = round(recipe.total * (1 if dry_run else recipe.oversample))
+        store.drop(choose.draw(store.open_rows(), recipe, examined))
+        print(f"{read:,} rows judged and drawn in {time.perf_counter() - start:.0f} s", flush=True)
+        clips: dict[int, Clip] = {}
+        if dry_run:
+            write_chosen(store, recipe, root, out)
+            print(*forecast(store, recipe, root, workers), sep="\n")
+        else:
+            clips = examine_videos(store, recipe, root, out, options, pool, runner, beam)
+            store.drop(choose.draw(store.open_rows(), recipe, recipe.total))
+            write_clips(store, recipe, clips, out)
+        summary = funnel.summarize(store, recipe)
+        page = join_path(out, "report.html")
+        write_whole(page, funnel.render_report(store, recipe, summary, clips, pool).encode())
+    finally:
+        store.close()
+    print(*funnel.lines(summary), f"look at {page}", sep="\n")
+    return summary
+
+
+def without_models(recipe: Recipe, options: Options) -> Recipe:
+    """The recipe without the filters whose model is not given, which is told."""
+    kept = []
+    for x in recipe.filters:
+        flag = NEEDS.get(x.measure, "")
+        if flag and not getattr(options, flag.removeprefix("--")):
+            print(f"the filter {x.measure} is left out: it needs {flag}", flush=True)
+        else:
+            kept.append(x)
+    return dataclasses.replace(recipe, filters=tuple(kept))
+
+
+def files_of(source: Source, root: str) -> list[str]:
+    return [join_path(root, f"{source.name}/{file}") for file in source.files]
+
+
+def missing_files(recipe: Recipe, root: str) -> list[str]:
+    """What to get for each source and each benchmark that lacks a file."""
+    found = []
+    for source in recipe.sources:
+        if absent := [path for path in files_of(source, root) if not exists(path)]:
+            found.append(f"{source.name}: {', '.join(absent)} is missing: get it at {source.url}")
+    for benchmark in recipe.benchmarks:
+        path = join_path(root, benchmark.file)
+        if not exists(path):
+            raise UserError(f"{path} is missing: the recipe keeps the rows of {benchmark.name} out by it")
+    return found
+
+
+def read_sources(store: Store, settings: Settings, pool: Executor, workers: int) -> int:
+    """Judge the rows of all sources that ``store`` does not hold yet, and return how many it holds."""
+    total = 0
+    for source in settings.recipe.sources:
+        for path in files_of(source, settings.root):
+            read, finished = store.rows_read(path)
+            if not finished:
+                with tqdm(desc=source.name, initial=read, unit="row", mininterval=1.0) as bar:
+                    for judged in judged_chunks(settings, source, path, read, pool, workers):
+                        store.add(path, read, judged)
+                        read += len(judged)
+                        bar.update(len(judged))
+                store.finish(path)
+            total += read
+    return total
+
+
+def judged_chunks(
+    settings: Settings, source: Source, path: str, skip: int, pool: Executor, workers: int
+) -> Iterator[list[list[Any]]]:
+    """The rows of a file from a number on, judged, chunk by chunk in their order. No more chunks are read
+    than the workers need."""
+    waiting: collections.deque[Future] = collections.deque()
+    for format, rows in chunks_of(path, source.format, CHUNK, skip):
+        waiting.append(pool.submit(judge, settings, source.name, format, rows))
+        if len(waiting) > 2 * workers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def drop_copies_of_captions(store: Store, recipe: Recipe) -> None:
+    """Forget what an earlier command dropped after the rows were judged, and drop the copies."""
+    store.forget_drops()
+    for x in recipe.filters_at("copies"):
+        choose.drop_copies(store, "caption", x)
+
+
+def located(source: str, number: int, record: str, videos: str) -> Clip:
+    """A chosen row as a clip with an id of its own, its paths below the folder ``videos``."""
+    clip = parse_clip(json.loads(record))
+    paths = [join_path(videos, path) for path in clip.media]
+    return dataclasses.replace(clip, id=f"{source}-{number}").with_media(paths)
+
+
+def video_folders(recipe: Recipe, root: str) -> dict[str, str]:
+    return {source.name: join_path(root, f"{source.name}/{source.videos}") for source in recipe.sources}
+
+
+def write_chosen(store: Store, recipe: Recipe, root: str, out: str) -> None:
+    """Write the chosen rows of each source as clips without key frames."""
+    folder, folders = join_path(out, "chosen"), video_folders(recipe, root)
+    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row[1]):
+        with written(join_path(folder, f"{source}.jsonl")) as part, part.open("w") as file:
+            for _, _, number, _, record in rows:
+                clip = located(source, number, record, folders[source])
+                clip = clip.with_media([os.path.relpath(path, folder) for path in clip.media])
+                file.write(json.dumps(clip.record()) + "\n")
+
+
+def forecast(store: Store, recipe: Recipe, root: str, workers: int) -> Iterator[str]:
+    """Lines that say which sources have no videos, and how long the videos will take."""
+    for source, folder in video_folders(recipe, root).items():
+        if not exists(folder):
+            yield f"{source}: its videos are missing ({folder})"
+    count = round(recipe.oversample * sum(1 for _ in store.open_rows()))
+    hours = count / CLIPS_PER_SECOND / workers / HOUR
+    yield (
+        f"without --dry_run, about {count:,} videos are examined: {hours:.1f} hours with {workers} processes "
+        f"at {CLIPS_PER_SECOND:g} clips a second each, the rate of small videos of 10 s; a model comes on top"
+    )
+
+
+def examine_videos(
+    store: Store,
+    recipe: Recipe,
+    root: str,
+    out: str,
+    options: Options,
+    pool: Executor,
+    runner: str,
+    beam: Sequence[str],
+) -> dict[int, Clip]:
+    """Examine the videos of the rows that are left, but for those that an earlier command examined, and drop
+    those that the filters of videos do not keep. Returns the clips with key frames, by row."""
+    folders = video_folders(recipe, root)
+    filters = recipe.filters_at("video")
+    measurer = Measurer(tuple(sorted(x.measure for x in filters)))
+    made_from = digest_of([dataclasses.asdict(options), dataclasses.asdict(measurer)])
+    known = store.examined(made_from)
+    rows, items = [], []
+    for row, source, number, place, record in store.open_clips():
+        if row not in known:
+            rows.append(row)
+            items.append(Item(f"{source}, {place}", located(source, number, record, folders[source])))
+    folder = join_path(out, f"videos/{digest_of([made_from, repr(items)])}")
+    results = examine_in_parts(pool, items, options, folder, runner, beam, measurer)
+    skipped = {row: item.skipped for row, item in zip(rows, results, strict=True) if item.clip is None}
+    clips = {row: item.clip for row, item in zip(rows, results, strict=True) if item.clip is not None}
+    # Videos that are missing or broken may be mended: the next command looks at them again.
+    store.add_examined(made_from, ((row, "", json.dumps(clip.record())) for row, clip in clips.items()))
+    store.add_examined(
+        made_from,
+        ((row, item.skipped, "") for row, item in zip(rows, results, strict=True) if is_final(item)),
+    )
+    skipped |= {row: reason for row, (reason, _) in known.items() if reason}
+    clips |= {row: parse_clip(json.loads(clip)) for row, (_, clip) in known.items() if clip}
+    store.drop(Drop(row, funnel.USABLE, detail=reason) for row, reason in skipped.items())
+    for x in filters:
+        if x.measure == "picture_copy":
+            signatures = ((row, clip.extra["measured"][PICTURE]) for row, clip in clips.items())
+            pictures = ((row, picture_of(text)) for row, text in signatures if text is not None)
+            store.add_pictures((row, entries.tobytes(), bands_of(entries)) for row, entries in pictures)
+            choose.drop_copies(store, "picture", x)
+        else:
+            values = ((row, clip.extra["measured"][x.measure]) for row, clip in clips.items())
+            failed = ((row, value) for row, value in values if value is not None and not x.keeps(value))
+            store.drop(Drop(row, x.measure, value) for row, value in failed)
+    return clips
+
+
+def is_final(item: Item) -> bool:
+    """Whether an item is skipped for good."""
+    return item.clip is None and not may_change(item)
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_clips(store: Store, recipe: Recipe, clips: dict[int, Clip], out: str) -> None:
+    """Write the chosen clips of each source, and the recipe of a run that mixes them."""
+    folder = join_path(out, "clips")
+    counts = {}
+    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row[1]):
+        counts[source] = 0
+        with written(join_path(folder, f"{source}.jsonl")) as part, part.open("w") as file:
+            for row, *_ in rows:
+                clip = clips[row].with_media([os.path.relpath(x, folder) for x in clips[row].media])
+                file.write(json.dumps(clip.record()) + "\n")
+                counts[source] += 1
+    write_whole(join_path(out, "config.py"), mixture.config_text(recipe, counts, folder).encode())

@@ -1,0 +1,86 @@
+"""Readers of public action data sets that name their videos' events in words, in the files as they are
+published. Those of vpjax.build (``building.annotations.FORMATS``) are readers of sources too.
+
+Data sets that give the name of a class only (HACS, FineAction, FineGym, Moments in Time) have no caption from
+which an answer could be learned, and no reader.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from vpjax.building.annotations import FORMATS
+from vpjax.building.fields import JsonObject, field
+from vpjax.building.items import Item, clip_item
+from vpjax.files import open_file
+from vpjax.types import UserError
+
+WHAT = "What happens?"
+WHEN = "What happens from {:.2f} to {:.2f} seconds?"
+DIDEMO_SECONDS = 5  # of the chunks in which DiDeMo's times are counted
+
+
+def something_items(row: JsonObject) -> Iterator[Item]:
+    """Something-Something v2: a label with its objects, such as "holding potato next to bottle"."""
+    number = field(row, "id")
+    yield clip_item(id=number, video=f"{number}.webm", question=WHAT, answer=sentence(field(row, "label")))
+
+
+def didemo_items(row: JsonObject) -> Iterator[Item]:
+    """DiDeMo: a description, and the chunks of 5 s that annotators marked, of which the median counts."""
+    times = sorted(tuple(map(int, chunk)) for chunk in field(row, "times", list))
+    first, last = times[(len(times) - 1) // 2]
+    span = (float(first * DIDEMO_SECONDS), float((last + 1) * DIDEMO_SECONDS))
+    yield clip_item(
+        id=row.get("annotation_id"),
+        video=field(row, "video"),
+        question=WHEN.format(*span),
+        answer=sentence(field(row, "description")),
+        spans=(span,),
+    )
+
+
+def epic_items(row: JsonObject) -> Iterator[Item]:
+    """EPIC-KITCHENS-100: a narration ("open door") and its times, of a row of the table."""
+    span = (seconds_of(field(row, "start_timestamp")), seconds_of(field(row, "stop_timestamp")))
+    if span[1] < span[0]:
+        raise ValueError(f"span {span} does not start before it ends")
+    yield clip_item(
+        id=field(row, "narration_id"),
+        video=f"{field(row, 'participant_id')}/{field(row, 'video_id')}.MP4",
+        question=WHEN.format(*span),
+        answer=sentence(field(row, "narration")),
+        spans=(span,),
+    )
+
+
+def sentence(text: str) -> str:
+    """A label as a sentence: with a capital and a full stop."""
+    text = text.strip().rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def seconds_of(timestamp: str) -> float:
+    """The seconds of HH:MM:SS.ss."""
+    hours, minutes, seconds = timestamp.split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def table_rows(path: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a table (csv), one at a time, each with its place. UserError if it is none."""
+    with open_file(path, "rb") as file:
+        lines = (line.decode() for line in file)
+        try:
+            for number, row in enumerate(csv.DictReader(lines), 1):
+                yield f"row {number}", row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not CSV: {error}") from error
+
+
+# Name -> what makes the questions of a row.
+READERS: dict[str, Callable[[JsonObject], Iterable[Item]]] = {
+    **{name: read for name, (read, _) in FORMATS.items()},
+    "something-something": something_items,
+    "didemo": didemo_items,
+    "epic-kitchens": epic_items,
+}
