@@ -122,8 +122,9 @@ def repeated_step(model: VideoLM, config: ConfigDict, optimizer: Optimizer) -> C
             return sums.loss / denominator(completions.mask, options)
 
         value, gradient = jax.value_and_grad(loss)(state.params)
-        params, opt = optimize(optimizer, state.params, state.opt, gradient)
-        return advance(state, params, opt, jnp.isfinite(value)), {"loss": value}, None
+        finite = jnp.isfinite(value)
+        params, opt = optimize(optimizer, state.params, state.opt, gradient, finite)
+        return advance(state, params, opt, finite), {"loss": value}, None
 
     return jax.jit(step, donate_argnums=0)
 

@@ -59,6 +59,7 @@ def main() -> None:
             name += f", {layers} layers"
         chip, devices = find_devices(topology)
         assert chip is not None, topology
+        config.memory = chip.memory
         model_config = planning.read_model(config)
         mesh = make_mesh(config.mesh, devices, kv_heads=model_config.decoder.kv_heads)
         row = planning.planned_row(config, model_config, clips)

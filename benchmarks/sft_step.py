@@ -247,7 +247,8 @@ def jax_runs(model: VideoLM, batch: Batch, answered: Batch) -> dict[str, Callabl
                 return loss(rebuild(model, rest), heads, batch)
 
             value, gradient = jax.value_and_grad(loss_of)(state.params)
-            state.params, state.opt = optimize(optimizer, state.params, state.opt, gradient)
+            finite = jnp.isfinite(value)
+            state.params, state.opt = optimize(optimizer, state.params, state.opt, gradient, finite)
             return state, {"loss": value}
 
         return runner(state, jax.jit(step, donate_argnums=0), batch)

@@ -31,7 +31,11 @@ def get_config() -> ConfigDict:
     c.tokens_per_second = 0.0
     c.dtype = "float32"  # of the forward pass: float32 or bfloat16; trained parameters stay float32
     c.attention = "auto"  # back end: auto (the platform's best), xla, splash (TPU) or cudnn (GPU)
-    c.remat = False  # recompute each layer in the backward pass: less memory, about a third more time
+    # What layers keep for the backward pass, from much memory to little: "none" keeps everything, "products"
+    # the results of matrix products, "layers" their input alone, which costs up to a third more time; "auto"
+    # products in as many layers as the memory of a device allows.
+    c.remat = "none"
+    c.memory = 0.0  # GiB of a device that "auto" counts on; 0 = what it has
 
     c.data = data = ConfigDict()
     # A file of clips (.jsonl or .array_record), "events" (the built-in event clips), or several to be mixed:

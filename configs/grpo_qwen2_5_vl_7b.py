@@ -18,6 +18,7 @@ def get_config():
     c.method = "grpo"
     c.steps = 500
     c.batch = 64
+    c.remat = "layers"
 
     c.grpo.rewards = dict(keyword_f1=1.0, keyword_order=0.2, rouge_l=0.5, overlong=0.5)
     c.grpo.relative.correct = "keyword_f1"

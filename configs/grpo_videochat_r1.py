@@ -34,7 +34,7 @@ def get_config():
     c.steps = 2250  # one epoch of the paper's 18,031 clips
     c.batch = 8
     c.dtype = "bfloat16"
-    c.remat = True
+    c.remat = "layers"
 
     c.data.train = "/path/to/train.jsonl"
     c.data.heldout = ""

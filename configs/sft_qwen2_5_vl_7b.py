@@ -38,7 +38,7 @@ def get_config():
     c.steps = 2000
     c.batch = 64
     c.dtype = "bfloat16"
-    c.remat = True
+    c.remat = "auto"
 
     c.data.train = "/path/to/train.jsonl"
     c.data.heldout = ""

@@ -43,6 +43,8 @@ class Chip(NamedTuple):
         return self._replace(links=self.links * (1 + sum(wraps) / len(sides)))
 
 
+# What JAX calls a chip of them.
+KINDS = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
 SQUARES = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 # An axis wraps around in v5e and v6e if it has this many chips; in v5p all axes of slices of whole cubes do.
@@ -62,6 +64,13 @@ CHIPS = {
 GPU_STANDINS = {"1": "1x1x1", "8": "2x2x2"}  # v5p chips
 # Google Cloud names a slice by its chips, or of v5p by its cores, two a chip.
 CORES = {"v5e": 1, "v5litepod": 1, "v6e": 1, "v5p": 2}
+
+
+def memory_of(device: jax.Device) -> float:
+    """GiB of a device's memory, 0 if it does not say: CPUs share one memory."""
+    if device.device_kind in KINDS:
+        return CHIPS[KINDS[device.device_kind]].memory
+    return (device.memory_stats() or {}).get("bytes_limit", 0) / 2**30
 
 
 def spelled_out(topology: str) -> str:

@@ -321,8 +321,8 @@ def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
     """What to change in a config whose step does not fit."""
     rows = config.batch // run_config.micro_batches(config) // row_parts(mesh)
     out = []
-    if not config.remat:
-        out.append("--config.remat=True (a third more time)")
+    if config.remat != "layers":
+        out.append("--config.remat=layers (up to a third more time)")
     if mesh.shape["data"] > 1:
         out.append("--config.mesh.data=1 --config.mesh.fsdp=-1 (parameters are split further)")
     if rows > 1:
@@ -380,6 +380,8 @@ def main() -> None:
     clips = PlannedClips(flags.seconds, width, height, flags.text, flags.answer)
     run_config.check(config)
     chip, devices = find_devices(flags.topology)
+    if chip is not None:
+        config.memory = config.memory or chip.memory
     model_config = read_model(config)
     mesh = make_mesh(config.mesh, devices, kv_heads=model_config.decoder.kv_heads)
     row = planned_row(config, model_config, clips)

@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vpjax import cli, distributed, lock
+from vpjax.chips import memory_of
 from vpjax.cli import say
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
@@ -138,14 +139,16 @@ def fit(
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
     model = abstract_model(model_config, lora=Lora.of(config.lora))
+    step_config = config.copy_and_resolve_references()
+    step_config.memory = config.memory or memory_of(jax.local_devices()[0])
     if config.method == "grpo":
         judge = ConfigJudge(config, text, clips)
         timed = {name: Timed(score) for name, score in judge.host_scores.items()}
         judge.host_scores = timed
-        grpo_step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=text.stops)
+        grpo_step = grpo.make_step(model, step_config, optimizer, shardings, judge=judge, eos=text.stops)
         step_function = Announced(grpo_step, loader.usage.programs)
     else:
-        sft_step = sft.make_step(model, config, optimizer, shardings)
+        sft_step = sft.make_step(model, step_config, optimizer, shardings)
         step_function = Announced(sft_step, loader.usage.programs)
     heldout = HeldOut(config, workdir, text, model_config, mesh) if config.eval_every else None
     if jax.process_index() == 0:

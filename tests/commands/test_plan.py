@@ -13,7 +13,7 @@ from tests import joint
 from tests.commands.call import call
 from tests.joint import mesh_of
 from vpjax import plan
-from vpjax.chips import CHIPS, find_devices, spelled_out
+from vpjax.chips import CHIPS, find_devices, memory_of, spelled_out
 from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, Sizes
 from vpjax.data.units import Capacity, empty_units
@@ -172,7 +172,7 @@ def test_what_does_not_fit_is_printed_with_what_helps():
     # 1e15 operations at 197e12 a second; 3 GiB at 100e9 bytes a second.
     assert "estimated step time   5.08 to 5.11 s at published peak rates" in printed
     for change in (
-        "remat=True",
+        "remat=layers",
         "mesh.data=1",
         "accumulate=8",
         "moments_dtype=bfloat16",
@@ -271,6 +271,15 @@ def test_gpus_are_planned_as_chips(count):
     pytest.importorskip("libtpu")
     chip, devices = find_devices(f"h100:{count}")
     assert chip.is_gpu and len(devices) == count
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_memory_of_a_device(topology):
+    """Chips are known by what JAX calls them. A CPU has no memory of its own."""
+    assert memory_of(jax.devices("cpu")[0]) == 0
+    pytest.importorskip("libtpu")
+    chip, devices = find_devices(topology)
+    assert memory_of(devices[0]) == chip.memory
 
 
 def test_the_parameters_of_a_7b_with_adapters():

@@ -25,6 +25,7 @@ from vpjax.models import vision
 from vpjax.models.attention import Layout
 from vpjax.models.gather import take
 from vpjax.models.hf import load_pretrained
+from vpjax.models.rope import rotate, rotate_by_product
 from vpjax.models.vlm import Degraded, last_token, leaves, next_position
 
 pytestmark = pytest.mark.slow
@@ -98,11 +99,24 @@ def test_the_layout_changes_nothing(model, expected):
         assert_same(features_and_gradient(model, *batches.units(rows, config, **layout)), expected)
 
 
-def test_chunks_change_nothing(model, expected, monkeypatch):
+def test_chunks_and_the_tiles_of_a_tpu_change_nothing(model, expected, monkeypatch):
+    """Parts of a row one after another, pairs of channels turned by a product, and a padded MLP."""
     units, places = one_row(model.config)
     monkeypatch.setattr(vision, "CHUNK", 20)
+    monkeypatch.setattr(vision, "platform", lambda: "tpu")
+    assert model.config.vision.intermediate % vision.TILE
     assert units.count > 60 and units.count % 20 and 20 % units.block
     assert_same(features_and_gradient(model, units, places), expected)
+
+
+@pytest.mark.parametrize("width", [72, 80, 128])
+def test_turning_by_a_product_is_turning(width):
+    """To the bit: the product only moves numbers."""
+    rng = np.random.default_rng(0)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        x, angles = jnp.asarray(rng.normal(size=(5, 3, width)), dtype), rng.normal(size=(5, width // 2))
+        with jax.disable_jit():
+            np.testing.assert_array_equal(rotate_by_product(x, angles), rotate(x, angles))
 
 
 def test_chunks_hold_little_at_once(monkeypatch):

@@ -103,7 +103,7 @@ def test_nothing_as_large_as_the_weights_is_computed():
     assert not {gates, gates[1:]} & computed(**ON)
     # int8 weights are dequantised layer by layer, and not kept for the backward pass.
     assert gates not in computed(**INT8)
-    assert gates not in computed(remat=True, **INT8)
+    assert gates not in computed(remat="layers", **INT8)
 
 
 def adapted(m, *, is_int8=False):

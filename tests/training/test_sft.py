@@ -135,7 +135,7 @@ def test_loss_is_the_formula():
     assert metrics["tokens"] == sum(len(clip.prompt) + len(clip.answer) for clip in CLIPS)
 
 
-@pytest.mark.parametrize(("accumulate", "remat", "chunk"), [(2, True, vision.CHUNK), (4, False, 18)])
+@pytest.mark.parametrize(("accumulate", "remat", "chunk"), [(2, "layers", vision.CHUNK), (4, "products", 18)])
 def test_memory_options_are_exact(accumulate, remat, chunk, monkeypatch):
     """Micro-batches, layers that are computed again, and a tower that sees two blocks or one bin at a time.
     Rows differ in targets and keywords, so means of micro-batches' means would differ."""

@@ -1,17 +1,20 @@
 """The optimizer does to each parameter what the config says, and a state starts from copies."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests import joint
 from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import leaves
 from vpjax.training.sft import init_heads
-from vpjax.training.state import accumulate, create_state, make_optimizer
+from vpjax.training.state import accumulate, create_state, make_optimizer, optimize
 from vpjax.types import UserError
 
 PARAMS = {
@@ -121,6 +124,30 @@ def test_patterns_without_effect_are_mistakes(fields, message):
     params = leaves(joint.model()) | init_heads(joint.config(), 32, jax.random.key(0))
     with pytest.raises(UserError, match=message):
         create_state(params, joint.config(**fields), joint.ONE)
+
+
+def test_an_update_takes_the_place_of_the_state():
+    """No parameter and no moment is copied, where a choice between old and new ones copies moments."""
+    params = {f"decoder.layers.{name}.kernel": jnp.ones((64, 64)) for name in "qkv"}
+    optimizer = make_optimizer(joint.config(), params)
+
+    def copies(take):
+        def step(params, opt, x):
+            value, gradient = jax.value_and_grad(lambda p: sum(jnp.tanh(x @ w).sum() for w in p.values()))(
+                params
+            )
+            return take(params, opt, gradient, jnp.isfinite(value))
+
+        step = jax.jit(step, donate_argnums=(0, 1))
+        text = step.lower(params, optimizer.tx.init(params), jnp.ones((8, 64))).compile().as_text()
+        return len(re.findall(r"= f32\[64,64\]\S* copy\(", text))
+
+    def chosen(params, opt, gradient, finite):
+        updates, new_opt = optimizer.tx.update(gradient, opt, params)
+        new = optax.apply_updates(params, updates), new_opt
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (params, opt))
+
+    assert copies(functools.partial(optimize, optimizer)) == 0 < copies(chosen)
 
 
 def types(tree):

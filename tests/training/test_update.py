@@ -23,7 +23,7 @@ from tests.training.rollouts import (
 )
 from vpjax.models.sharding import make_mesh
 from vpjax.training import judged, policy, update
-from vpjax.training.state import deal
+from vpjax.training.state import Optimizer, State, deal
 
 pytestmark = pytest.mark.slow
 HALF = ROWS // 2
@@ -88,6 +88,37 @@ def test_the_first_mini_batch_has_ratio_1(prompts, completions):
 
     first, second = compiled(two_updates, state, rows)(state, rows)
     assert first.low == first.high == 0 and second.low > 0 and second.high > 0
+
+
+class Counting(update.PolicyUpdate):
+    """Updates that add 1, and whose gradient is finite where the advantages are."""
+
+    def forward(self, params, frozen, rows, parts=1):
+        return jnp.zeros(rows.mask.shape)
+
+    def learn(self, frozen, carry, rows):
+        params, opt, finite = carry
+        finite &= jnp.isfinite(rows.advantages).all()
+        params, opt = jax.tree.map(lambda x: jnp.where(finite, x + 1, x), (params, opt))
+        learned = update.Learned(jnp.zeros(()), jnp.zeros(()), policy.PolicySums(*jnp.zeros(6)))
+        return (params, opt, finite), learned, jnp.zeros(rows.mask.shape)
+
+
+@pytest.mark.parametrize("broken", [None, 0, 1])
+def test_all_updates_of_a_step_or_none(broken):
+    """If one is not finite, those before it are undone to the bit."""
+    c = config(grpo__num_minibatches=2, grpo__num_iterations=2)
+    schedule = Optimizer(None, lambda step: jnp.zeros(()))
+    state = State(jnp.int32(5), {"w": jnp.full(3, 0.1)}, {}, {"w": jnp.full(3, 0.7)}, jnp.int32(0))
+    advantages = np.ones((4, 1, 2, 1), np.float32)
+    if broken is not None:
+        advantages[broken] = np.inf  # of the first or of the second part
+    rows = update.UpdateRows(None, np.zeros((4, 1, 2, 3)), np.ones((4, 1, 2, 3), bool), advantages)
+    after, metrics = Counting(None, c, schedule)(state, rows, np.zeros((4, 1, 2, 3)), jnp.array(True))
+    added = 4 if broken is None else 0
+    np.testing.assert_array_equal(after.params["w"], jnp.full(3, 0.1) + added)
+    np.testing.assert_array_equal(after.opt["w"], jnp.full(3, 0.7) + added)
+    assert (after.step, after.skipped, metrics["nonfinite"]) == (6, broken is not None, broken is not None)
 
 
 def equal_in(completions, rows):

@@ -33,6 +33,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vpjax.models.remat import keep
 from vpjax.types import Array
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
@@ -213,10 +214,10 @@ def backend_of(dtype: jnp.dtype) -> str:
 
 def _attend_xla(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
     prefix, (q, *own) = _split(q_BTNH, kv, layout)
-    out = attend_prefix(q_BTNH[:, : layout.prefix], prefix, segment_BP)
+    out = keep(attend_prefix(q_BTNH[:, : layout.prefix], prefix, segment_BP))
     if not layout.suffix:
         return out
-    suffix = attend_suffix(q, prefix, KeyValues(*own), segment_BP)
+    suffix = keep(attend_suffix(q, prefix, KeyValues(*own), segment_BP))
     return jnp.concatenate([out, suffix.reshape(q_BTNH[:, layout.prefix :].shape)], axis=1)
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 
 from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_cached
 from vpjax.models.linear import Linear
+from vpjax.models.remat import keep, scan
 from vpjax.models.rope import rotate, text_angles
 from vpjax.models.sharding import split_groups, split_heads, split_rows, split_width
 from vpjax.models.swiglu import swiglu
@@ -70,13 +71,13 @@ class Layer(nnx.Module):
         """Hidden states after the layer. ``attention`` maps rotated queries, keys and values to their mix and
         a second result, such as a cache, which is returned too."""
         h = self.norm1(x_BTD)
-        q, k, v = (f(h).reshape(*h.shape[:-1], -1, self.head_dim) for f in (self.q, self.k, self.v))
+        q, k, v = (keep(f(h)).reshape(*h.shape[:-1], -1, self.head_dim) for f in (self.q, self.k, self.v))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         mixed, extra = attention(rotate(q, angles_BTh), KeyValues(rotate(k, angles_BTh), v))
-        x = x_BTD + self.o(mixed.reshape(*h.shape[:-1], -1))
+        x = x_BTD + keep(self.o(mixed.reshape(*h.shape[:-1], -1)))
         h = self.norm2(x)
-        return x + self.down(swiglu(self.gate(h), self.up(h))), extra
+        return x + self.down(swiglu(keep(self.gate(h)), keep(self.up(h)))), extra
 
 
 class Decoder(nnx.Module):
@@ -125,13 +126,13 @@ class Decoder(nnx.Module):
         branch: Branch | None = None,
         deep: tuple[jax.Array, ...] = (),
         layers: slice = slice(None),
-        remat: bool = False,
+        recompute: float | None = None,
     ) -> jax.Array:
         """The hidden states [B, T, D] after ``layers``, before the final norm.
 
         segment: of the first P tokens, and branch: of those after them, see ``attention``. deep: additions to
         the states of the first tokens, as many as they have, after the first, second, ... of all layers.
-        remat: recompute each layer in the backward pass."""
+        recompute: what the backward pass computes again, see ``remat.scan``."""
         angles = self.angles(positions_B3T)
 
         def layer(carry, block):
@@ -142,7 +143,7 @@ class Decoder(nnx.Module):
             return (x,)
 
         stack = jax.tree.map(lambda p: p[layers], self.layers)
-        return _through(layer, (x_BTD,), stack, deep[layers], remat=remat)[0]
+        return _through(layer, (x_BTD,), stack, deep[layers], recompute)[0]
 
     def prefill(
         self, x_BPD: jax.Array, positions_B3P: Array, segment_BP: Array, deep: tuple[jax.Array, ...] = ()
@@ -213,7 +214,7 @@ class Decoder(nnx.Module):
 
 
 def _through(
-    layer: Callable, carry: tuple, stack: Any, deep: tuple[jax.Array, ...], *, remat: bool = False
+    layer: Callable, carry: tuple, stack: Any, deep: tuple[jax.Array, ...], recompute: float | None = None
 ) -> tuple:
     """The carry, hidden states first, after all layers of a stack, of which ``layer(carry, x)`` runs one.
 
@@ -232,5 +233,5 @@ def _through(
     if deep:
         first = jax.tree.map(lambda p: p[: len(deep)], stack)
         stack = jax.tree.map(lambda p: p[len(deep) :], stack)
-        carry, _ = jax.lax.scan(jax.checkpoint(adding) if remat else adding, carry, (first, jnp.stack(deep)))
-    return jax.lax.scan(jax.checkpoint(plain) if remat else plain, carry, stack)[0]
+        carry = scan(adding, carry, (first, jnp.stack(deep)), recompute)
+    return scan(plain, carry, stack, recompute)

@@ -51,6 +51,20 @@ class Linear(nnx.Module):
         return y
 
 
+def widened(layer: Linear, *, inputs: int = 0, outputs: int = 0) -> Linear:
+    """The layer with so many more inputs and outputs at the end, of weight 0."""
+
+    def widen(path: tuple, x: jax.Array) -> jax.Array:
+        name, more = path[-2].name, [(0, 0)] * x.ndim
+        if name in ("kernel", "lora_a"):
+            more[0] = (0, inputs)
+        if name != "lora_a":
+            more[-1] = (0, outputs)
+        return jnp.pad(x, more)
+
+    return jax.tree_util.tree_map_with_path(widen, layer)
+
+
 def quantise(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """Weights as int8 numbers and float32 scales, whose product is within half a scale of the weights. Each
     output has a scale of its own: its largest weight along ``axis``, the inputs, is 127 scales. That axis is

@@ -52,3 +52,16 @@ def rotate(x_TNH: jax.Array, angles_Th: Array) -> jax.Array:
     cos, sin = jnp.cos(angles_Th)[..., None, :], jnp.sin(angles_Th)[..., None, :]
     a, b = jnp.split(x_TNH.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_TNH.dtype)
+
+
+def rotate_by_product(x_TNH: jax.Array, angles_Th: Array) -> jax.Array:
+    """The same as ``rotate``, where the channels of a pair change places by a product with a matrix of 0, 1
+    and -1, which is exact. A TPU computes in tiles of 128 channels: to cut heads of 80 into halves and join
+    them costs it several times as much."""
+    half = angles_Th.shape[-1]
+    exchange = np.zeros((2 * half, 2 * half), np.float32)
+    pairs = np.arange(half)
+    exchange[pairs + half, pairs], exchange[pairs, pairs + half] = -1, 1
+    turned_TNH = jnp.matmul(x_TNH, jnp.asarray(exchange, x_TNH.dtype), precision="highest")
+    cos, sin = (jnp.tile(f(angles_Th), 2)[..., None, :] for f in (jnp.cos, jnp.sin))
+    return (x_TNH.astype(jnp.float32) * cos + turned_TNH.astype(jnp.float32) * sin).astype(x_TNH.dtype)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vpjax.types import UserError
@@ -138,6 +138,15 @@ def shardings(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, NamedSharding]
     return {path: NamedSharding(mesh, spec_of(path, x.shape, mesh)) for path, x in shapes.items()}
 
 
+def device_bytes(shapes: Mapping[str, Any]) -> int:
+    """What a device of the mesh in use holds of parameters, in bytes, each given as an array or a shape."""
+    mesh, total = jax.sharding.get_abstract_mesh(), 0
+    for path, x in shapes.items():
+        parts = math.prod(_devices(axis, mesh) for axis in spec_of(path, x.shape, mesh))
+        total += x.size * x.dtype.itemsize // parts
+    return total
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of every array of a Batch: its rows are split."""
     return NamedSharding(mesh, ROWS)
@@ -254,7 +263,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def row_parts(mesh: Mesh | None) -> int:
+def row_parts(mesh: Mesh | AbstractMesh | None) -> int:
     """The number of parts into which the rows of a batch are split."""
     return 1 if mesh is None else devices_along(ROWS[0], mesh)
 

@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import PartitionSpec as P
 
+from vpjax.models.remat import KEPT
 from vpjax.models.sharding import ROWS
 from vpjax.types import Array, UserError
 
@@ -137,7 +138,9 @@ def _kernel(
     """Splash attention of whole blocks, inside segments."""
     sizes = splash.BlockSizes(block, key_block, key_block, block, key_block, key_block, block, key_block)
     heads = masks.MultiHeadMask([mask] * q_BTNH.shape[2])
-    kernel = splash.make_splash_mha_single_device(heads, block_sizes=sizes, interpret=interpret)
+    kernel = splash.make_splash_mha_single_device(
+        heads, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KEPT
+    )
 
     def of_row(q, k, v, segment_Q, segment_K):
         inside = _inside_segments(kernel, segment_Q.reshape(-1, block), segment_K.reshape(-1, key_block))

@@ -1,7 +1,8 @@
 """The vision tower: window and full attention inside each temporal patch, then 2 x 2 mergers.
 
 Slots (temporal patches) never see one another, so a row is a flat list of units of any number of slots of any
-size, and a visual token of V~ is the unit of another slot, exactly. Sources:
+size, and a visual token of V~ is the unit of another slot, exactly. In names p counts the patches of a unit
+and n those of a row, n = U * p. Sources:
 ``Qwen2_5_VisionTransformerPretrainedModel`` and ``Qwen3VLVisionModel`` of transformers, whose differences are
 fields of VisionConfig.
 """
@@ -9,6 +10,7 @@ fields of VisionConfig.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,15 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vpjax.models.attention import attend_blocks
+from vpjax.models.attention import attend_blocks, platform
 from vpjax.models.gather import take
-from vpjax.models.linear import Linear
+from vpjax.models.linear import Linear, widened
 from vpjax.models.patches import normalised
-from vpjax.models.rope import rotate, vision_angles
+from vpjax.models.remat import scan
+from vpjax.models.rope import rotate, rotate_by_product, vision_angles
 from vpjax.models.sharding import split_rows
 from vpjax.models.swiglu import swiglu
 from vpjax.types import Array, Units
 
+TILE = 128  # channels that a TPU computes at once
 CHUNK = 2048  # units of a row that go through a part of a layer at once
 
 
@@ -80,38 +84,43 @@ class Features(NamedTuple):
 class Groups:
     """The groups inside which units attend: windows or slots. They lie in containers of ``size`` places.
 
-    ids i32[R, containers, size]: the group at each place. places i32[R, containers * size]: the unit at each
-    place, and binned i32[R, U]: the place of each unit; None: they are the same.
+    ids i32[R, containers, size]: the group at each place. patches: of a unit. places i32[R, containers *
+    size]: the unit at each place, and binned i32[R, U]: the place of each unit; None: they are the same.
     """
 
     ids: Array
     size: int
+    patches: int
     places: Array | None = None
     binned: Array | None = None
 
     @classmethod
     def of_windows(cls, units: Units) -> "Groups":
-        return cls(units.window.reshape(len(units.window), -1, units.block), units.block)
+        ids = units.window.reshape(len(units.window), -1, units.block)
+        return cls(ids, units.block, units.pixels.shape[2])
 
     @classmethod
     def of_slots(cls, units: Units) -> "Groups":
         ids = jnp.where(units.bins < 0, -1, jnp.take_along_axis(units.slot, units.bins, axis=1))
-        return cls(ids.reshape(len(ids), -1, units.bin), units.bin, units.bins, units.binned)
+        ids = ids.reshape(len(ids), -1, units.bin)
+        return cls(ids, units.bin, units.pixels.shape[2], units.bins, units.binned)
 
-    def attend(self, q_RUpNH: jax.Array, k_RUpNH: jax.Array, v_RUpNH: jax.Array) -> jax.Array:
-        """Attention of the patches of units inside their groups: [R, U, p, N, H]."""
-        rows, _, patches, *heads = q_RUpNH.shape
+    def attend(self, q_RnNH: jax.Array, k_RnNH: jax.Array, v_RnNH: jax.Array) -> jax.Array:
+        """Attention of patches inside their groups: [R, n, N * H]."""
+        rows, count, *heads = q_RnNH.shape
+        unit_width = self.patches * math.prod(heads)
 
-        def contained(x_RUpNH):
+        def contained(x_RnNH):
             if self.places is not None:
-                x_RUpNH = take(x_RUpNH, self.places)
-            return x_RUpNH.reshape(rows, -1, self.size * patches, *heads)
+                x_RnNH = take(x_RnNH.reshape(rows, count // self.patches, unit_width), self.places)
+            return x_RnNH.reshape(rows, -1, self.size * self.patches, *heads)
 
-        ids = jnp.repeat(jnp.asarray(self.ids), patches, axis=-1)
-        q, k, v = (contained(x) for x in (q_RUpNH, k_RUpNH, v_RUpNH))
+        ids = jnp.repeat(jnp.asarray(self.ids), self.patches, axis=-1)
+        q, k, v = (contained(x) for x in (q_RnNH, k_RnNH, v_RnNH))
         out = _in_chunks(attend_blocks, max(1, CHUNK // self.size), q, k, v, ids)
-        out = out.reshape(rows, -1, patches, *heads)
-        return out if self.binned is None else take(out, self.binned)
+        if self.binned is not None:
+            out = take(out.reshape(rows, -1, unit_width), self.binned)
+        return out.reshape(rows, count, math.prod(heads))
 
 
 def patch_places(units: Units, merge: int) -> jax.Array:
@@ -157,22 +166,35 @@ class Block(nnx.Module):
         self.up = linear(hidden, config.intermediate)
         self.down = linear(config.intermediate, hidden)
 
-    def __call__(self, x_RUpD: jax.Array, angles_RUph: Array, groups: Groups) -> jax.Array:
-        """One layer on units of p patches, which attend inside their group."""
+    def __call__(self, x_RnD: jax.Array, angles_Rnh: Array, groups: Groups) -> jax.Array:
+        """One layer on patches, which attend inside their group."""
+        gate, up, down = self.mlp()
+        turn = rotate_by_product if platform() == "tpu" else rotate
 
         def project(x, angles):
             qkv = self.qkv(self.norm1(x))
             q, k, v = (qkv[..., i, :].reshape(*x.shape[:-1], self.heads, -1) for i in range(3))
-            return rotate(q, angles), rotate(k, angles), v
+            return turn(q, angles), turn(k, angles), v
 
         def rest(x, attended):
-            x = x + self.proj(attended.reshape(x.shape))
+            x = x + self.proj(attended)
             h = self.norm2(x)
-            up = self.up(h)
-            return x + self.down(swiglu(self.gate(h), up) if self.gated else jax.nn.gelu(up))
+            return x + down(swiglu(gate(h), up(h)) if gate else jax.nn.gelu(up(h)))
 
-        qkv = _in_chunks(project, CHUNK, x_RUpD, angles_RUph)
-        return _in_chunks(rest, CHUNK, x_RUpD, groups.attend(*qkv))
+        chunk = CHUNK * groups.patches
+        qkv = _in_chunks(project, chunk, x_RnD, angles_Rnh)
+        return _in_chunks(rest, chunk, x_RnD, groups.attend(*qkv))
+
+    def mlp(self) -> tuple[Linear | None, Linear, Linear]:
+        """Its layers, gate (None without one), up and down. For a TPU those between up and down are padded to
+        whole tiles: without, products with the 3,420 of Qwen2.5-VL take nearly twice as long."""
+        gate = self.gate if self.gated else None
+        more = -self.up.out[0] % TILE
+        if platform() != "tpu" or not more:
+            return gate, self.up, self.down
+        if gate is not None:
+            gate = widened(gate, outputs=more)
+        return gate, widened(self.up, outputs=more), widened(self.down, inputs=more)
 
 
 class Merger(nnx.Module):
@@ -235,14 +257,17 @@ class VisionTower(nnx.Module):
             total = total + (weights[0] * weights[1])[..., None] * table[row * side + column]
         return total
 
-    def __call__(self, units: Units, *, remat: bool = False) -> Features:
-        """The features of rows of units. remat: recompute layers in the backward pass."""
+    def __call__(self, units: Units, *, recompute: float | None = None) -> Features:
+        """The features of rows of units. recompute: of the decoder's layers, see ``remat.scan``; unless it is
+        None, all layers of the tower are computed again."""
         c = self.config
         dtype = self.patch_embed.kernel.dtype
         x_RUpD = self.patch_embed(normalised(units.pixels, c.pixel_mean, c.pixel_std).astype(dtype))
         if c.position_side:
             x_RUpD = x_RUpD + self.learned_positions(units)
-        places = patch_places(units, c.merge)
+        by_unit = x_RUpD.shape
+        x_RnD = x_RUpD.reshape(by_unit[0], -1, c.hidden)
+        places = patch_places(units, c.merge).reshape(by_unit[0], -1, 2)
         angles = vision_angles(places[..., 0], places[..., 1], c.hidden // c.heads)
         windows = Groups.of_windows(units)
         slots = Groups.of_slots(units) if units.bins.shape[1] else windows
@@ -251,8 +276,7 @@ class VisionTower(nnx.Module):
             def layer(x, block):
                 return block(split_rows(x), angles, groups), None
 
-            body = jax.checkpoint(layer) if remat else layer
-            return jax.lax.scan(body, x, _cut(self.blocks, layers))[0]
+            return scan(layer, x, _cut(self.blocks, layers), None if recompute is None else 1.0)
 
         deep: list[jax.Array] = []
         # Runs of like layers are scanned one after another: a choice inside one scan would run slower.
@@ -263,10 +287,10 @@ class VisionTower(nnx.Module):
             ):
                 numbers = list(run_of_layers)
                 groups = slots if is_full else windows
-                x_RUpD = run(x_RUpD, slice(numbers[0], numbers[-1] + 1), groups)
+                x_RnD = run(x_RnD, slice(numbers[0], numbers[-1] + 1), groups)
             if end - 1 in c.deepstack:
-                deep.append(_cut(self.deepstack, len(deep))(x_RUpD))
-        return Features(self.merger(x_RUpD), tuple(deep))
+                deep.append(_cut(self.deepstack, len(deep))(x_RnD.reshape(by_unit)))
+        return Features(self.merger(x_RnD.reshape(by_unit)), tuple(deep))
 
 
 def _cut(stack: Any, at: slice | int) -> Any:

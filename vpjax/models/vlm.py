@@ -66,9 +66,9 @@ class VideoLM(nnx.Module):
         return (self.decoder.embed if self.config.decoder.tied else self.decoder.lm_head)[...]
 
     @phase("encode")
-    def encode(self, units: Units, *, remat: bool = False) -> Features | None:
-        """The visual features [R, U, D] of rows of units; None if U is 0."""
-        return self.vision(units, remat=remat) if units.count else None
+    def encode(self, units: Units, *, recompute: float | None = None) -> Features | None:
+        """The visual features [R, U, D] of rows of units; None if U is 0. recompute: see ``VisionTower``."""
+        return self.vision(units, recompute=recompute) if units.count else None
 
     def embed(self, features: Features | None, text: Strip) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Input embeddings [R, T, D] of rows of tokens, with visual features at the tokens that show a unit,
@@ -90,7 +90,7 @@ class VideoLM(nnx.Module):
         *,
         degraded: Degraded | None = None,
         tap: int | None = None,
-        remat: bool = False,
+        recompute: float | None = None,
     ) -> Hidden:
         """Hidden states of packed rows of whole clips. This is where targets shift by one: the state of a
         token predicts the next one. ``tap`` = l also returns all states after l layers. degraded: run V~
@@ -110,7 +110,14 @@ class VideoLM(nnx.Module):
             layout = Layout(count, packed=True)
             own_positions = positions[..., : h.shape[1]]
             return self.decoder.run(
-                h, own_positions, layout, text.segment, branch=branch, deep=own, layers=layers, remat=remat
+                h,
+                own_positions,
+                layout,
+                text.segment,
+                branch=branch,
+                deep=own,
+                layers=layers,
+                recompute=recompute,
             )
 
         tapped = degraded_tap = degraded_target = None
@@ -132,17 +139,23 @@ class VideoLM(nnx.Module):
         return self.decoder.norm(take(h_RTD, before_RA))
 
     def states_after(
-        self, features: Features | None, text: Strip, *, layers: int, remat: bool = False
+        self, features: Features | None, text: Strip, *, layers: int, recompute: float | None = None
     ) -> jax.Array:
         """The states [R, T, D] of packed rows after the first layers, which alone are computed."""
         x_RTD, deep = self.embed(features, text)
         layout = Layout(x_RTD.shape[1], packed=True)
+        first = slice(0, layers)
         return self.decoder.run(
-            x_RTD, text.positions, layout, text.segment, deep=deep, layers=slice(0, layers), remat=remat
+            x_RTD, text.positions, layout, text.segment, deep=deep, layers=first, recompute=recompute
         )
 
     def predicting(
-        self, features: Features | None, prompts: Prompts, tokens_BGC: Array, *, remat: bool = False
+        self,
+        features: Features | None,
+        prompts: Prompts,
+        tokens_BGC: Array,
+        *,
+        recompute: float | None = None,
     ) -> jax.Array:
         """The states [B, G, C, D] that predict each token of G completions of each prompt: the prompt's last
         state predicts a completion's first token, and so on."""
@@ -157,7 +170,7 @@ class VideoLM(nnx.Module):
             Layout(prefix, groups, length),
             text.segment,
             deep=deep,
-            remat=remat,
+            recompute=recompute,
         )
         last_BD = _last(h_BTD[:, :prefix], text)
         own_BGCD = h_BTD[:, prefix:].reshape(rows, groups, length, -1)

@@ -14,6 +14,7 @@ from vpjax.data.video import MAX_SIDE
 from vpjax.files import read_object, write_whole
 from vpjax.models.attention import BACKENDS
 from vpjax.models.lora import BASE_DTYPES
+from vpjax.models.remat import REMATS
 from vpjax.scoring.judge import weights_of
 from vpjax.training.judged import correct_reward
 from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
@@ -27,8 +28,8 @@ FILE = "config.json"
 # differently.
 MAY_CHANGE = tuple(
     """
-    log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention data.workers data.cache
-    data.max_missed_share data.schemes compile_cache eval_every patience log_to profile
+    log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention remat memory data.workers
+    data.cache data.max_missed_share data.schemes compile_cache eval_every patience log_to profile
     """.split()
 )
 DTYPES = ("float32", "bfloat16")
@@ -36,6 +37,7 @@ ONE_OF = {
     "method": ("sft", "grpo"),
     "dtype": DTYPES,
     "attention": BACKENDS,
+    "remat": REMATS,
     "data.train_turns": get_args(TrainTurns),
     "optim.moments_dtype": DTYPES,
     "lora.base_dtype": BASE_DTYPES,
@@ -54,7 +56,7 @@ ABOVE_0 = """
     data.min_pixels lora.alpha
 """.split()
 AT_LEAST_0 = """
-    max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
+    memory max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
     contrast.weight contrast.lr contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
 """.split()
 # How videos are read for the model of a Hugging Face folder that does not say: as by qwen-vl-utils, at 2

@@ -35,6 +35,7 @@ from vpjax.training.losses import (
     token_logprobs,
     unit,
 )
+from vpjax.training.memory import recomputed_share
 from vpjax.training.state import HEADS_PREFIX, Optimizer, State, accumulate, advance, optimize
 from vpjax.types import Array, Batch, Strip
 
@@ -134,6 +135,15 @@ def target_logprobs(model: VideoLM, h_RAD: Array, text: Strip, target_RA: Array,
     return token_logprobs(h_RAD[:, None], model.unembed, tokens_RA[:, None], chunk=chunk)[:, 0]
 
 
+def layer_tokens(model: VideoLM, batch: Batch, degraded: Degraded | None, tap: int | None) -> int:
+    """The tokens that go through the layers, summed over these: see ``VideoLM.hidden``."""
+    layers = model.config.decoder.layers
+    count = layers * batch.text.tokens.size
+    if degraded is not None:
+        count += (layers if degraded.target.shape[1] else tap or 0) * degraded.text.tokens.size
+    return count
+
+
 def summed_losses(
     model: VideoLM, heads: dict[str, Array], batch: Batch, whole: Batch, config: ConfigDict, sources: int
 ) -> SFTSums:
@@ -146,8 +156,9 @@ def summed_losses(
     degraded = None
     if batch.degraded.tokens.size and (reads_degraded or batch.degraded_target.size):
         degraded = Degraded(batch.degraded, batch.degraded_target, batch.shared)
-    features = model.encode(batch.video, remat=config.remat)
-    options = dict(degraded=degraded, tap=tap, remat=config.remat)
+    recompute = recomputed_share(config, model, layer_tokens(model, batch, degraded, tap))
+    features = model.encode(batch.video, recompute=recompute)
+    options = dict(degraded=degraded, tap=tap, recompute=recompute)
     hidden = model.hidden(features, batch.text, batch.target, **options)
 
     logprobs_RA = target_logprobs(model, hidden.target, batch.text, batch.target, config)
@@ -265,7 +276,7 @@ def make_step(
         ((value, sums), gradient), _ = accumulate(gradient_of, batch, config.accumulate)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        params, opt = optimize(optimizer, state.params, state.opt, gradient)
+        params, opt = optimize(optimizer, state.params, state.opt, gradient, finite)
         if LOG_TAU in params:  # clipped after the update: a clip in the loss would stop its gradient for good
             lowest, highest = config.contrast.tau_range
             params[LOG_TAU] = jnp.clip(params[LOG_TAU], math.log(lowest), math.log(highest))

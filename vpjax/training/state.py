@@ -175,16 +175,21 @@ def accumulate(function: Callable[[Any], tuple[Any, Any]], rows: Any, count: int
 
 @phase("update")
 def optimize(
-    optimizer: Optimizer, params: dict[str, Array], opt: Any, gradient: dict[str, Array]
+    optimizer: Optimizer, params: dict[str, Array], opt: Any, gradient: dict[str, Array], finite: Array
 ) -> tuple[dict[str, Array], Any]:
-    """Parameters and optimizer state after one update."""
-    updates, opt = optimizer.tx.update(gradient, opt, params)
-    return optax.apply_updates(params, updates), opt
+    """Parameters and optimizer state after one update; if the gradient is not ``finite``, as they were.
+
+    A condition, so that an update takes the place of a donated state: a choice between both would need both
+    in memory."""
+
+    def updated() -> tuple[dict[str, Array], Any]:
+        updates, new_opt = optimizer.tx.update(gradient, opt, params)
+        return optax.apply_updates(params, updates), new_opt
+
+    return jax.lax.cond(finite, updated, lambda: (params, opt))
 
 
 def advance(state: State, params: dict[str, Array], opt: Any, finite: Array) -> State:
-    """The state after a step that led to ``params`` and ``opt``. If the step was not ``finite``, both stay as
-    they were and the step counts as skipped."""
-    old = state.params, state.opt
-    params, opt = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (params, opt), old)
+    """The state after a step that led to ``params`` and ``opt``. One that was not ``finite`` counts as
+    skipped."""
     return State(state.step + 1, params, state.frozen, opt, state.skipped + ~finite, state.reference)

@@ -3,6 +3,7 @@ a clipped policy loss (docs/method.md, section 3)."""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from vpjax.models.sharding import split_rows
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, rebuild
 from vpjax.training.losses import token_logprobs
+from vpjax.training.memory import recomputed_share
 from vpjax.training.policy import PolicySums, denominator, policy_loss, policy_metrics, sampling_metrics
 from vpjax.training.state import Optimizer, State, accumulate, advance, deal, optimize
 from vpjax.types import Array, Prompts
@@ -119,7 +121,8 @@ class PolicyUpdate:
 
     @phase("update")
     def __call__(self, state: State, rows: UpdateRows, no_faults: Array) -> tuple[State, dict[str, Array]]:
-        """``num_iterations`` times an update on each of the ``num_minibatches`` parts of the prompts.
+        """``num_iterations`` times an update on each of the ``num_minibatches`` parts of the prompts: all of
+        them, or none if one is not finite.
 
         rows: with ``sampled``. no_faults bool[]: if False, all updates are skipped.
 
@@ -152,6 +155,9 @@ class PolicyUpdate:
         numbers = jnp.arange(1, options.num_iterations * count) % count
         if numbers.size:
             after, more = jax.lax.scan(learn_again, after, numbers)
+            *new, finite = after
+            undone = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, [*before[:2]])
+            after = *undone, finite
             all_learned = jax.tree.map(lambda *x: jnp.concatenate(x), all_learned, more)
         last = jax.tree.map(lambda x: x[-count:], all_learned)
         metrics = policy_metrics(jax.tree.map(lambda x: x.sum(0), last.sums), options) | {
@@ -194,7 +200,7 @@ class PolicyUpdate:
         )
         norm = optax.tree.norm(gradient)
         finite &= jnp.isfinite(value) & jnp.isfinite(norm)
-        params, opt = optimize(self.optimizer, params, opt, gradient)
+        params, opt = optimize(self.optimizer, params, opt, gradient, finite)
         return (params, opt, finite), Learned(value, norm, sums), logprobs
 
     @property
@@ -213,14 +219,17 @@ class PolicyUpdate:
     def logprobs(self, model: VideoLM, rows: UpdateRows) -> Array:
         """log p f32[B, R, G, C] of the tokens of each branch, whose completions share its prompt."""
         prompts, shape, features = rows.prompts, rows.tokens.shape, rows.features
-        if features is None:
-            features = model.encode(prompts.video, remat=self.config.remat)
         tokens = merge_branches(rows.tokens)
+        length = prompts.text.tokens.shape[1] + math.prod(tokens.shape[1:])
+        count = model.config.decoder.layers * tokens.shape[0] * length
+        recompute = recomputed_share(self.config, model, count)
+        if features is None:
+            features = model.encode(prompts.video, recompute=recompute)
         h_BGCD = model.predicting(
             repeat_rows(features, shape[1]),
             branch_prompts(prompts, shape[1]),
             tokens,
-            remat=self.config.remat,
+            recompute=recompute,
         )
         temperature, chunk = self.config.grpo.temperature, self.config.loss.chunk
         logprobs = token_logprobs(h_BGCD, model.unembed, tokens, chunk=chunk, temperature=temperature)
