@@ -142,7 +142,7 @@ def device_bytes(shapes: Mapping[str, Any]) -> int:
     """What a device of the mesh in use holds of parameters, in bytes, each given as an array or a shape."""
     mesh, total = jax.sharding.get_abstract_mesh(), 0
     for path, x in shapes.items():
-        parts = math.prod(_devices(axis, mesh) for axis in spec_of(path, x.shape, mesh))
+        parts = math.prod(devices_along(axis, mesh) for axis in spec_of(path, x.shape, mesh))
         total += x.size * x.dtype.itemsize // parts
     return total
 
