@@ -8,12 +8,10 @@ the video alone, without V~. An answer is rewarded for its format and by its tas
 configs/grpo_videochat_r1.py: the IoU of its span, the mean IoU of its boxes, or its choice and the IoU of its
 evidence. Each completion has one mean over its tokens, as there: a tracking has seven times as many tokens as
 a grounding, and would else weigh as much more. The held-out table reports every task's own scores.
-Hardware and cost: 2 CPU cores; a step took 13 CPU seconds, all 14 minutes of CPU time, when the update, 7.5
-of the 13, computed all completions at the longest one's length. That is 3.2 now
-(benchmarks/results/2026-11-29-grpo-step.md).
-Expected, of 768 held-out clips, in pairs: evidence IoU .44 to .48 and AO of trackings .41 to .45, clear of 0;
-grounding mIoU .47 to .49, not clear; and the right option in .64, .69 before, not clear either
-(benchmarks/results/2026-11-29-grpo-events-joint.md).
+Hardware and cost: 2 CPU cores; a step takes 7 to 8 CPU seconds, all 12 minutes of CPU time.
+Expected, of 768 held-out clips, in pairs: grounding mIoU .46 to .50, AO of trackings .38 to .41, evidence IoU
+.32 to .44, and the right option with evidence of an IoU above .5 in .17 to .29, all clear of 0; the right
+option in .56 to .60, not clear (benchmarks/results/2026-11-29-grpo-events-joint.md).
 """
 
 from vpjax.recipes import grpo_videochat_r1, sft_events_joint
@@ -23,9 +21,12 @@ def get_config():
     c = sft_events_joint.get_config()
     c.method = "grpo"
     c.init_from = "runs/sft_events_joint"
-    c.steps = 60
+    c.steps = 90
     c.batch = 16
     c.accumulate = 16  # each prompt is updated on at the length of its own completions
+
+    c.events.caption = 0.0
+    c.events.grounded = 1.0
 
     c.data.length_multiple = 160  # holds every prompt, so that one program is compiled
 

@@ -13,8 +13,8 @@ from vpjax.data.clips import parse_clip
 pytestmark = pytest.mark.slow
 
 # Each line: a run, a held-out clip, and the different ones of 8 completions that the run's model sampled at
-# temperature 1. The runs are those of the recipes sft_shortcut (captions), sft_events_joint and
-# grpo_events_joint (groundings, trackings, grounded questions).
+# temperature 1. The runs are those of the recipe sft_shortcut (captions), and of earlier forms of the recipes
+# sft_events_joint and grpo_events_joint (groundings, trackings, grounded questions).
 LINES = [json.loads(line) for line in (Path(__file__).parent / "rollouts.jsonl").open(encoding="utf-8")]
 CLIPS = [parse_clip({"video": "", **line["clip"]}) for line in LINES]
 ROLLOUTS = [line["completions"] for line in LINES]
