@@ -11,7 +11,7 @@ from PIL import Image
 from tests import unpacked
 from tests.videos import greys, write
 from tests.words import StubVision, stub_config, word_text
-from vpjax.data import index as index_module
+from vpjax.data import probing
 from vpjax.data.index import FEWER, SMALLER, build_index, index_clips, prompt_sizes
 from vpjax.data.positions import Stamps
 from vpjax.data.probing import Source
@@ -379,8 +379,8 @@ def test_unchanged_files_are_not_probed_again(text, config, tmp_path, monkeypatc
     data = data_of(cache=str(tmp_path / "cache"))
     first = build_index(clips, text, config, data)
     probed = []
-    probe = index_module.probe
-    monkeypatch.setattr(index_module, "probe", lambda path, **options: probed.append(path) or probe(path))
+    probe = probing.probe
+    monkeypatch.setattr(probing, "probe", lambda path, **options: probed.append(path) or probe(path))
     again = build_index(clips, text, config, data)
     assert probed == [] and [entry.sizes for entry in again.entries] == [e.sizes for e in first.entries]
     os.utime(paths[1], ns=(1, 1))
