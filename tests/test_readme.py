@@ -107,6 +107,7 @@ def test_the_reward_of_ones_own(tmp_path, monkeypatch):
     flags = re.search(r"^python -m vpjax.train (.*my_rewards:short.*)$", page, re.M).group(1)
     (tmp_path / "my_rewards.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test's
     monkeypatch.setattr(sys, "argv", ["train", *shlex.split(flags)])
     parser = cli.Parser("train")
     parser.add_config()
