@@ -11,7 +11,9 @@ written before it gets its name. A checkpoint whose files do not fit them is dam
 import contextlib
 import functools
 import json
+import logging
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +70,8 @@ class Manager:
     def __init__(self, workdir: AnyPath, *, keep: int | None):
         self._folder = Path(workdir).absolute() / CHECKPOINTS
         writes = keep is not None
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_news)
         self._kept = NewestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -125,8 +129,22 @@ class Manager:
         try:
             yield
         except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self._folder}: a checkpoint could not be written: {reason}") from error
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be written: {_reason_of(error)}"
+            ) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says more than the error that is raised: orbax also logs the error of a save
+    in each of its threads, and asyncio for each array, with tracebacks."""
+    is_of_saving = record.name == "asyncio" or "orbax" in record.pathname
+    return not (is_of_saving and record.exc_info)
+
+
+def _reason_of(error: Exception) -> str:
+    """Why a file could not be written. tensorstore has the number of the system's error behind its paths."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else str(error).splitlines()[0]
 
 
 def files_of(checkpoint: Path) -> dict[str, Path]:
