@@ -97,13 +97,18 @@ def installed(python: str, *names: str) -> str:
     return ", ".join(done.stdout.splitlines())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def parse_arguments(description: str | None, client: str, clips: int) -> argparse.Namespace:
+    """The flags of a comparison with a client, which has a Python of its own. clips: the default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of a run on built-in clips")
-    parser.add_argument("--python", required=True, help="a Python with lmms-eval")
-    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--python", required=True, help=f"a Python with {client}")
+    parser.add_argument("--clips", type=int, default=clips)
     parser.add_argument("--out", type=Path, help="also write the table to this file")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__, "lmms-eval", clips=16)
     config = ConfigDict(run_config.read(arguments.workdir))
     clips = read_split(config, "heldout", "events")[: arguments.clips]
     loaded = load(arguments.workdir)

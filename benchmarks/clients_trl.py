@@ -10,7 +10,6 @@ the same images; after it, the logged loss must have fallen. TRL runs in an envi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 import av
 from ml_collections import ConfigDict
 
-from benchmarks.clients import installed
+from benchmarks.clients import installed, parse_arguments
 from benchmarks.timing import environment, publish
 from vpjax.evaluation.ask import ClipPredictor
 from vpjax.evaluation.run import evaluation_data
@@ -79,12 +78,7 @@ def their_losses(python: str, model: Path, clips: Sequence[Clip]) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="of a run on built-in clips")
-    parser.add_argument("--python", required=True, help="a Python with TRL")
-    parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(__doc__, "TRL", clips=8)
     config = ConfigDict(run_config.read(arguments.workdir))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

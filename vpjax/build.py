@@ -34,13 +34,13 @@ from vpjax.building.examine import SCORERS, Options
 from vpjax.building.items import Item
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
-from vpjax.data.clips import write_clips
+from vpjax.data.clips import relative_to, write_clips
 from vpjax.data.images import is_image
 from vpjax.data.json_rows import SCHEMES
 from vpjax.data.probing import fault_of, probe_sources
 from vpjax.data.sampling import File, Sampling, fit_all
 from vpjax.engines import examine_in_parts, worker_processes
-from vpjax.files import exists, folder_of, is_remote, join_path, open_file, read_object, write_whole
+from vpjax.files import exists, folder_of, join_path, open_file, read_object, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
 from vpjax.types import Clip, UserError
 
@@ -185,13 +185,6 @@ def check_skipped(summary: report.Summary, max_share: float) -> None:
         why = "; ".join(f"{reason.text} {reason.count} ({reason.examples[0]})" for reason in summary.skipped)
         allowed = f"--max_skipped_share={max_share:g} allows fewer"
         raise UserError(f"{skipped} of {summary.questions} questions give no clip, where {allowed}: {why}")
-
-
-def relative_to(clip: Clip, out: str) -> Clip:
-    """The clip with the paths of its media relative to the data set, so that both can be moved together."""
-    if is_remote(out):
-        return clip
-    return clip.with_media([path if is_remote(path) else os.path.relpath(path, out) for path in clip.media])
 
 
 def read_keywords(file: str) -> tuple[str, ...]:

@@ -16,9 +16,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -33,7 +32,7 @@ from vpjax.curation.rows import Settings, chunks_of, judge, load_tools
 from vpjax.curation.signatures import bands_of
 from vpjax.curation.store import Drop, Store
 from vpjax.curation.videos import NEEDS, PICTURE, Measurer, picture_of
-from vpjax.data.clips import parse_clip
+from vpjax.data.clips import parse_clip, relative_to
 from vpjax.data.json_rows import SCHEMES
 from vpjax.engines import examine_in_parts
 from vpjax.files import exists, join_path, local_folder, stamp, write_whole, written
@@ -187,15 +186,27 @@ def video_folders(recipe: Recipe, root: str) -> dict[str, str]:
     return {source.name: join_path(root, f"{source.name}/{source.videos}") for source in recipe.sources}
 
 
+def write_by_source(store: Store, folder: str, clip_of: Callable[[Sequence[Any]], Clip]) -> dict[str, int]:
+    """Write ``clip_of`` each chosen row of ``Store.open_clips`` to a file for each source, and count them."""
+    counts = {}
+    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row[1]):
+        counts[source] = 0
+        with written(join_path(folder, f"{source}.jsonl")) as part, part.open("w") as file:
+            for row in rows:
+                file.write(json.dumps(relative_to(clip_of(row), folder).record()) + "\n")
+                counts[source] += 1
+    return counts
+
+
 def write_chosen(store: Store, recipe: Recipe, root: str, out: str) -> None:
     """Write the chosen rows of each source as clips without key frames."""
-    folder, folders = join_path(out, "chosen"), video_folders(recipe, root)
-    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row[1]):
-        with written(join_path(folder, f"{source}.jsonl")) as part, part.open("w") as file:
-            for _, _, number, _, record in rows:
-                clip = located(source, number, record, folders[source])
-                clip = clip.with_media([os.path.relpath(path, folder) for path in clip.media])
-                file.write(json.dumps(clip.record()) + "\n")
+    folders = video_folders(recipe, root)
+
+    def clip_of(row: Sequence[Any]) -> Clip:
+        _, source, number, _, record = row
+        return located(source, number, record, folders[source])
+
+    write_by_source(store, join_path(out, "chosen"), clip_of)
 
 
 def forecast(store: Store, recipe: Recipe, root: str, workers: int) -> Iterator[str]:
@@ -235,14 +246,17 @@ def examine_videos(
             items.append(Item(f"{source}, {place}", located(source, number, record, folders[source])))
     folder = join_path(out, f"videos/{digest_of([made_from, repr(items)])}")
     results = examine_in_parts(pool, items, options, folder, runner, beam, measurer)
-    skipped = {row: item.skipped for row, item in zip(rows, results, strict=True) if item.clip is None}
-    clips = {row: item.clip for row, item in zip(rows, results, strict=True) if item.clip is not None}
-    # Videos that are missing or broken may be mended: the next command looks at them again.
-    store.add_examined(made_from, ((row, "", json.dumps(clip.record())) for row, clip in clips.items()))
-    store.add_examined(
-        made_from,
-        ((row, item.skipped, "") for row, item in zip(rows, results, strict=True) if is_final(item)),
-    )
+    skipped, clips, final = dict[int, str](), dict[int, Clip](), []
+    for row, item in zip(rows, results, strict=True):
+        if item.clip is not None:
+            clips[row] = item.clip
+            final.append((row, "", json.dumps(item.clip.record())))
+        else:
+            skipped[row] = item.skipped
+            # Videos that are missing or broken may be mended: the next command looks at them again.
+            if not may_change(item):
+                final.append((row, item.skipped, ""))
+    store.add_examined(made_from, final)
     skipped |= {row: reason for row, (reason, _) in known.items() if reason}
     clips |= {row: parse_clip(json.loads(clip)) for row, (_, clip) in known.items() if clip}
     store.drop(Drop(row, funnel.USABLE, detail=reason) for row, reason in skipped.items())
@@ -259,11 +273,6 @@ def examine_videos(
     return clips
 
 
-def is_final(item: Item) -> bool:
-    """Whether an item is skipped for good."""
-    return item.clip is None and not may_change(item)
-
-
 def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -271,12 +280,5 @@ def digest_of(value: Any) -> str:
 def write_clips(store: Store, recipe: Recipe, clips: dict[int, Clip], out: str) -> None:
     """Write the chosen clips of each source, and the recipe of a run that mixes them."""
     folder = join_path(out, "clips")
-    counts = {}
-    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row[1]):
-        counts[source] = 0
-        with written(join_path(folder, f"{source}.jsonl")) as part, part.open("w") as file:
-            for row, *_ in rows:
-                clip = clips[row].with_media([os.path.relpath(x, folder) for x in clips[row].media])
-                file.write(json.dumps(clip.record()) + "\n")
-                counts[source] += 1
+    counts = write_by_source(store, folder, lambda row: clips[row[0]])
     write_whole(join_path(out, "config.py"), mixture.config_text(recipe, counts, folder).encode())

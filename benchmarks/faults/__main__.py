@@ -45,12 +45,12 @@ def main() -> None:
 
         videos.seeds(work)
         make = functools.partial(videos.attempt, seed=arguments.seed)
-        pool.run(make, range(arguments.videos), log_of(work, "videos"), work, videos.kind_of)
+        pool.run(make, range(arguments.videos), log_of(work, "videos"), work, videos.MUTATIONS)
     if "texts" in asked:
         from benchmarks.faults import texts
 
         make = functools.partial(texts.attempt, seed=arguments.seed)
-        pool.run(make, range(arguments.texts), log_of(work, "texts"), work, texts.kind_of)
+        pool.run(make, range(arguments.texts), log_of(work, "texts"), work, texts.MUTATIONS)
     if "kills" in asked:
         from benchmarks.faults import kills
 

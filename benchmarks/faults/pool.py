@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import time
@@ -81,10 +82,14 @@ def high_water() -> float:
     return int(status.partition(HIGH_WATER)[2].split()[0]) / 1024
 
 
-def run(
-    attempt: Attempt, numbers: Iterable[int], log: Log, folder: Path, kind_of: Callable[[int], str]
-) -> None:
-    """Make the trials that ``log`` does not have. kind_of: a trial's kind, for those that cannot tell it."""
+def kind_at(kinds: Iterable[str], number: int) -> str:
+    """The kind of a trial: they take turns."""
+    names = list(kinds)
+    return names[number % len(names)]
+
+
+def run(attempt: Attempt, numbers: Iterable[int], log: Log, folder: Path, kinds: Iterable[str]) -> None:
+    """Make the trials that ``log`` does not have. kinds: of all trials, for those that cannot tell theirs."""
     worker = Worker(attempt, folder)
     known = {trial.number for trial in log.trials}
     try:
@@ -93,9 +98,7 @@ def run(
                 continue
             trial = worker.make(number)
             if trial.kind == "unknown":
-                trial = Trial(
-                    kind_of(number), number, trial.outcome, trial.detail, trial.seconds, trial.megabytes
-                )
+                trial = dataclasses.replace(trial, kind=kind_at(kinds, number))
             log.add(trial)
     finally:
         worker.stop()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.faults.pool import kind_at
 from benchmarks.faults.tally import refusal
 from benchmarks.faults.text_seeds import FILES, Seed
 from vpjax.building.annotations import read_annotations
@@ -189,14 +190,10 @@ MUTATIONS: dict[str, Callable[[np.random.Generator, Seed], Content]] = {
 }
 
 
-def kind_of(number: int) -> str:
-    return list(MUTATIONS)[number % len(MUTATIONS)]
-
-
 def mutated(number: int, seed: int) -> tuple[Seed, Content]:
     rng = np.random.default_rng([seed, number])
     whole = FILES[rng.integers(len(FILES))]
-    return whole, MUTATIONS[kind_of(number)](rng, whole)
+    return whole, MUTATIONS[kind_at(MUTATIONS, number)](rng, whole)
 
 
 def attempt(number: int, folder: Path, seed: int) -> tuple[str, str, str]:
@@ -212,11 +209,11 @@ def attempt(number: int, folder: Path, seed: int) -> tuple[str, str, str]:
     try:
         found, said = READERS[whole.reader.partition(" ")[0]](file, whole)
     except UserError as error:
-        return kind_of(number), refusal(error), f"{what}: {error}"
+        return kind_at(MUTATIONS, number), refusal(error), f"{what}: {error}"
     detail = f"{what}: {found} of {rows} rows; {said}"[:400]
     if rows is not None and found < rows:
-        return kind_of(number), "lost", detail
-    return kind_of(number), "told" if said else "read", detail
+        return kind_at(MUTATIONS, number), "lost", detail
+    return kind_at(MUTATIONS, number), "told" if said else "read", detail
 
 
 def read_as_build(file: Path, seed: Seed) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from benchmarks.faults.pool import kind_at
 from benchmarks.faults.tally import refusal
 from vpjax.building.examine import Options
 from vpjax.data.decode import GAP
@@ -224,15 +225,11 @@ MUTATIONS: dict[str, Callable[[np.random.Generator, Seed], bytes]] = {
 }
 
 
-def kind_of(number: int) -> str:
-    return list(MUTATIONS)[number % len(MUTATIONS)]
-
-
 def mutated(number: int, folder: Path, seed: int) -> tuple[Seed, bytes]:
     """The whole file of a trial, and the mutated one."""
     rng = np.random.default_rng([seed, number])
     whole = seeds(folder)[rng.integers(len(SEEDS))]
-    return whole, MUTATIONS[kind_of(number)](rng, whole)
+    return whole, MUTATIONS[kind_at(MUTATIONS, number)](rng, whole)
 
 
 def attempt(number: int, folder: Path, seed: int) -> tuple[str, str, str]:
@@ -246,9 +243,9 @@ def attempt(number: int, folder: Path, seed: int) -> tuple[str, str, str]:
         info = probe(file)
         read_frames(file, sampling)
     except UserError as error:
-        return kind_of(number), refusal(error), f"{whole.name}: {error}"
+        return kind_at(MUTATIONS, number), refusal(error), f"{whole.name}: {error}"
     detail = f"{whole.name}: {info.frames} of {whole.frames} frames, {info.lost} counted as lost"
     missing = whole.frames - info.frames
     if info.lost:
-        return kind_of(number), "told", detail
-    return kind_of(number), "lost" if missing >= GAP else "read", detail
+        return kind_at(MUTATIONS, number), "told", detail
+    return kind_at(MUTATIONS, number), "lost" if missing >= GAP else "read", detail

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vpjax.building.annotations import items_of
-from vpjax.curation.published import READERS, table_rows
+from vpjax.curation.published import READERS, epic_rows
 from vpjax.curation.rows import chunks_of
 from vpjax.types import UserError
 
@@ -58,7 +58,7 @@ def test_epic_kitchens(tmp_path):
     assert items[0].clip.answer == "Open door." and "does not start before it ends" in items[1].skipped
     file.write_bytes(b"a,b\n\xff\xfe,1\n")
     with pytest.raises(UserError, match="train.csv: not CSV"):
-        list(table_rows(str(file)))
+        list(epic_rows(str(file)))
 
 
 @pytest.mark.parametrize("format, row", [("something-something", SOMETHING), ("didemo", DIDEMO)])

@@ -26,6 +26,8 @@ from vpjax.types import Clip, Keyword, UserError
 
 if TYPE_CHECKING:
     from vpjax.building.keywords import Extractor
+    from vpjax.data.text import Text
+    from vpjax.models.vlm import VideoLM
 
 # Returns the frames of a file from a start to an end.
 FrameReader = Callable[[str, float | None, float | None], Video]
@@ -95,6 +97,14 @@ class Tools(NamedTuple):
 
 
 @functools.cache
+def load_model(folder: str) -> "tuple[VideoLM, Text]":
+    """The model of a run or a Hugging Face folder, and its texts, once per process."""
+    from vpjax.training import checkpoint  # imported here because it brings the model
+
+    return checkpoint.load_model(folder)
+
+
+@functools.cache
 def load_tools(options: Options) -> Tools:
     """Load the extractor and the scorers, once per process. UserError for a model that cannot be loaded.
 
@@ -112,9 +122,8 @@ def load_tools(options: Options) -> Tools:
         scorers.append(text_scorer(options.text_model))
     if "self" in options.scorers:
         from vpjax.building.self_scorer import self_scorer  # imported here because it brings the model
-        from vpjax.training import checkpoint
 
-        model, text = checkpoint.load_model(options.model)
+        model, text = load_model(options.model)
         scorers.append(self_scorer(model, text))
         factor, max_frames = model.config.vision.factor, min(max_frames, SELF_FRAMES)
     annotated_scorers = scorers

@@ -5,6 +5,7 @@ Each scorer is one function with a unit of its own: ``key_runs`` only compares t
 another. The scorer that queries the model under training is in ``vpjax.building.self_scorer``.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
     return middle, 1.4826 * float(np.median(np.abs(values - middle)))
 
 
+@functools.cache
 def text_scorer(folder: str | Path) -> Scorer:
     """Score frames by their similarity to the keyword, with SigLIP or CLIP, transformers and torch, offline.
 

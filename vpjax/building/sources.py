@@ -76,7 +76,7 @@ def rows_of_table(path: str | Path, content: bytes) -> Iterator[tuple[str, Any]]
         raise UserError(f"{path}: not CSV: {error}") from error
     table = str(path)
     spans = exists(join_path(folder_of(table), next_gqa_spans(table)))
-    for number, row in enumerate(table_rows(text), 1):
+    for number, row in enumerate(table_rows(text.split("\n")), 1):
         yield f"row {number}", converted_row(row, table, spans)
 
 

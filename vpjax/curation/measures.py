@@ -9,7 +9,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,8 +79,7 @@ class Candidate:
     @property
     def span(self) -> float:
         """The length of the shortest span that the annotation gives, in seconds; NaN: it gives none."""
-        spans = [span for keyword in self.clip.keywords for span in keyword.spans] or self.clip.spans
-        return min((end - start for start, end in spans), default=math.nan)
+        return min((end - start for start, end in spans_of(self.clip)), default=math.nan)
 
     @functools.cached_property
     def event_seconds(self) -> float:
@@ -89,6 +88,11 @@ class Candidate:
         if "punctual" in self.kinds:
             return PUNCTUAL_SECONDS if math.isnan(self.span) else min(self.span, PUNCTUAL_SECONDS)
         return self.span
+
+
+def spans_of(clip: Clip) -> Sequence[tuple[float, float]]:
+    """The spans of a clip's keywords, or else its own."""
+    return [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
 
 
 def kind_of(lemma: str) -> str:

@@ -5,13 +5,13 @@ Data sets that give the name of a class only (HACS, FineAction, FineGym, Moments
 which an answer could be learned, and no reader.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vpjax.building.annotations import FORMATS
 from vpjax.building.fields import JsonObject, field
 from vpjax.building.items import Item, clip_item
+from vpjax.data.published import table_rows
 from vpjax.files import open_file
 from vpjax.types import UserError
 
@@ -66,14 +66,14 @@ def seconds_of(timestamp: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
-def table_rows(path: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a table (csv), one at a time, each with its place. UserError if it is none."""
+def epic_rows(path: str) -> Iterator[tuple[str, Any]]:
+    """The rows of EPIC-KITCHENS' table (csv), one at a time, each with its place; a ValueError for one that
+    is none. UserError if the file is no text."""
     with open_file(path, "rb") as file:
-        lines = (line.decode() for line in file)
         try:
-            for number, row in enumerate(csv.DictReader(lines), 1):
-                yield f"row {number}", row
-        except (csv.Error, UnicodeDecodeError) as error:
+            for number, row in enumerate(table_rows(line.decode() for line in file), 1):
+                yield f"row {number}", ValueError(f"no CSV: {row}") if isinstance(row, ValueError) else row
+        except UnicodeDecodeError as error:
             raise UserError(f"{path}: not CSV: {error}") from error
 
 

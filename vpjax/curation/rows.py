@@ -7,13 +7,14 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vpjax.building.annotations import detect_format, items_of, read_rows
+from vpjax.building.annotations import detect_format, items_of
+from vpjax.building.sources import parse_json, read_rows
 from vpjax.curation.contamination import known_of
 from vpjax.curation.measures import ROW, Candidate, Tools, video_name
-from vpjax.curation.published import READERS, table_rows
+from vpjax.curation.published import READERS, epic_rows
 from vpjax.curation.recipe import Benchmark, Filter, Recipe
 from vpjax.curation.signatures import bands_of, hash_of, minhash, shingles
-from vpjax.data.json_rows import SCHEMES, parse_json
+from vpjax.data.json_rows import SCHEMES
 from vpjax.evaluation.benchmarks import read_benchmark
 from vpjax.files import exists, is_folder, join_path, open_file
 from vpjax.types import Clip, UserError
@@ -68,20 +69,12 @@ def stream_rows(path: str, format: str) -> Iterator[tuple[str, Any]]:
     if not exists(path) or is_folder(path):
         raise UserError(f"{path}: no such annotation file")
     if not path.endswith(".jsonl"):
-        yield from (table_rows if format == "epic-kitchens" else read_rows)(path)
+        yield from (epic_rows if format == "epic-kitchens" else read_rows)(path)
         return
     with open_file(path) as file:
         for number, line in enumerate(file, 1):
             if text := line.removeprefix(b"\xef\xbb\xbf").strip():
-                yield f"line {number}", parsed(text)
-
-
-def parsed(line: bytes) -> Any:
-    """A line's JSON value; a ValueError, which ``items_of`` counts, if it is none."""
-    try:
-        return parse_json(line, distinct_keys=True)
-    except ValueError as error:
-        return ValueError(f"no JSON: {error}")
+                yield f"line {number}", parse_json(text)
 
 
 def chunks_of(path: str, format: str, size: int, skip: int) -> Iterator[tuple[str, list[tuple[str, Any]]]]:

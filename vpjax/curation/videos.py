@@ -5,15 +5,14 @@ compute them again. None means that a measure does not apply.
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vpjax.building.examine import SELF_FRAMES, Examined, Options, examine, load_tools
+from vpjax.building.examine import SELF_FRAMES, Examined, Options, examine, load_model, load_tools
 from vpjax.building.items import Item
 from vpjax.building.scorers import STANDS_OUT, motion_scores, text_scorer
-from vpjax.curation.measures import kind_of
+from vpjax.curation.measures import kind_of, spans_of
 from vpjax.curation.signatures import differences, minhash
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import slots_of, source_of
@@ -93,11 +92,6 @@ def frames_of(clip: Clip, options: Options, factor: int = 0, most: int = 0) -> V
     )
 
 
-def spans_of(clip: Clip) -> Spans:
-    """The spans of a clip's keywords, or else its own."""
-    return [span for keyword in clip.keywords for span in keyword.spans] or clip.spans
-
-
 def events_of(clip: Clip) -> list[Keyword]:
     """The keywords of a clip but for those that go on and on, which V~ shows as well; all, if all go on."""
     brief = [keyword for keyword in clip.keywords if kind_of(keyword.lemma) != "lasting"]
@@ -119,7 +113,7 @@ def motion_peak(video: Video, spans: Spans) -> float | None:
 def shown(clip: Clip, video: Video, text_model: str) -> float | None:
     """How much more like its keywords, by the text scorer, the frames in their spans are than the others: in
     its standard deviations, the mean over the keywords. None if there are no such frames."""
-    scorer = load_text_scorer(text_model)
+    scorer = text_scorer(text_model)
     gaps = []
     for keyword in clip.keywords:
         inside = slots_of(keyword.spans or clip.spans, video.times, video.frame_seconds, temporal=1)
@@ -127,11 +121,6 @@ def shown(clip: Clip, video: Video, text_model: str) -> float | None:
             scores = scorer(video, clip, keyword)
             gaps.append(float(scores[inside].mean() - scores[~inside].mean()))
     return sum(gaps) / len(gaps) if gaps else None
-
-
-@functools.cache
-def load_text_scorer(folder: str):
-    return text_scorer(folder)
 
 
 def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]:
@@ -169,10 +158,3 @@ def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]
         "needs_video": float(whole[0] - np.asarray(blind)[0, 0]) / count,
         "needs_key": float(whole[0] - degraded[0]) / count if has_degraded else None,
     }
-
-
-@functools.cache
-def load_model(folder: str):
-    from vpjax.training import checkpoint
-
-    return checkpoint.load_model(folder)

@@ -17,11 +17,22 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from vpjax.data.json_rows import SCHEMES, check_path, check_row, parse_json, reason_of
-from vpjax.files import AnyPath, exists, fetched, folder_of, is_folder, join_path, open_file, written
+from vpjax.files import (
+    AnyPath,
+    exists,
+    fetched,
+    folder_of,
+    is_folder,
+    is_remote,
+    join_path,
+    open_file,
+    written,
+)
 from vpjax.types import MEDIA_TAG, Clip, Keyword, Turn, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
@@ -86,6 +97,13 @@ def _check_is_clips(path: AnyPath, error: ValueError) -> None:
         f"{path}: no file of clips, whose lines have {', '.join(sorted(NEEDED))}; if it has annotations: "
         f"python -m vpjax.build --annotations {path} --videos DIR --out DIR"
     ) from error
+
+
+def relative_to(clip: Clip, out: str) -> Clip:
+    """The clip with the paths of its media relative to the data set, so that both can be moved together."""
+    if is_remote(out):
+        return clip
+    return clip.with_media([path if is_remote(path) else os.path.relpath(path, out) for path in clip.media])
 
 
 def write_clips(path: AnyPath, clips: Iterable[Clip]) -> None:

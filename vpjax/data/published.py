@@ -6,7 +6,7 @@ Each function turns what its authors wrote into the row that the readers of that
 import csv
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -20,15 +20,17 @@ PLACEHOLDER = "<placeholder>"  # what Tarsier's files have in place of a video's
 NEXT_GQA_LETTERS = "ABCDE"
 
 
-def table_rows(text: str) -> Iterator[dict[str, str] | ValueError]:
+def table_rows(lines: Iterable[str]) -> Iterator[dict[str, str] | ValueError]:
     """The rows of a table (csv) with a line of names above it, each a line, so that a quote that is not
     closed is the fault of its own line. A line that does not fit the names is a ValueError."""
     names: list[str] = []
-    for line in text.removeprefix("\ufeff").split("\n"):
+    for number, line in enumerate(lines):
+        if number == 0:
+            line = line.removeprefix("\ufeff")
         if not line.strip():
             continue
         try:
-            cells = next(csv.reader([line.rstrip("\r")], strict=True))
+            cells = next(csv.reader([line.rstrip("\r\n")], strict=True))
             if names and len(cells) != len(names):
                 raise ValueError(f"it has {len(cells)} cells below {len(names)} names")
         except (ValueError, csv.Error) as error:

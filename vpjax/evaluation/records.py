@@ -46,7 +46,7 @@ def _rows(file: str) -> Iterator[tuple[str, Any]]:
         if suffix == ".json":
             whole = parse_json(_bytes(file), distinct_keys=True)
         elif suffix == ".csv":
-            whole = list(table_rows(_text(file)))
+            whole = list(table_rows(_text(file).split("\n")))
             for row in whole:
                 if isinstance(row, ValueError):
                     raise row
