@@ -20,20 +20,24 @@ In place of completions, packed rows may have a branch: for each segment, a seco
 segment's first tokens and itself. So V~ begins where it differs from V.
 
 Whole sequences have three back ends, which agree except at padded tokens: ``xla`` everywhere, ``splash``
-(Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory.
+(Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory. Where the tokens of a
+row are split over devices (``models.context``), each computes what its own queries see.
 """
 
 import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vpjax.models import context
 from vpjax.models.remat import keep
+from vpjax.models.sharding import on_own_tokens
 from vpjax.types import Array
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
@@ -45,12 +49,40 @@ _backend = contextvars.ContextVar("attention", default="auto")
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Static shape of a text sequence: ``prefix`` + ``groups`` * ``suffix`` tokens. packed: the prefix may
-    hold several segments, so that being causal is not enough."""
+    hold several segments, so that being causal is not enough. devices: over which the tokens of a row are
+    split, see ``models.context``."""
 
     prefix: int
     groups: int = 1
     suffix: int = 0
     packed: bool = False
+    devices: int = 1
+
+
+@functools.lru_cache  # a kernel is compiled again for another function
+def sees(prefix: int, suffix: int) -> Callable[[Any, Any], Any]:
+    """A function of indices of queries and of keys that tells whether a query sees a key, in a prefix and
+    completions of ``suffix`` tokens after it, 0: there are none. Segments part them further."""
+    if not suffix:
+        return lambda query, key: key <= query
+    start, size = np.int32(prefix), np.int32(suffix)
+
+    def is_seen(query: Any, key: Any) -> Any:
+        same = (query - start) // size == (key - start) // size
+        return (key <= query) & ((key < start) | same)
+
+    return is_seen
+
+
+def sees_some(prefix: int, suffix: int, queries: tuple[Any, Any], keys: tuple[Any, Any]) -> Any:
+    """Whether some of the queries may see some of the keys, given the first and the last index of each."""
+    (first_query, last_query), (first_key, last_key) = queries, keys
+    causal = first_key <= last_query
+    if not suffix:
+        return causal
+    ends = first_query, last_query, first_key, last_key
+    first_own, last_own, first, last = ((index - prefix) // suffix for index in ends)
+    return causal & ((first_key < prefix) | ((first <= last_own) & (first_own <= last)))
 
 
 class Branch(NamedTuple):
@@ -171,12 +203,15 @@ def sees_branch(branch: Branch) -> jax.Array:
 def attend(
     q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array, branch: Branch | None = None
 ) -> jax.Array:
-    """Attention of a whole sequence of ``layout`` to itself, and of a branch after it: [B, T, N, H]."""
+    """Attention of a whole sequence of ``layout`` to itself, and of a branch after it: [B, T, N, H]. UserError
+    if the mesh in use splits the heads unevenly."""
     name = backend_of(q_BTNH.dtype)
-    functions = {"xla": _attend_xla, "splash": _attend_splash, "cudnn": _attend_cudnn}
+    if name == "splash" or layout.devices > 1:
+        return _attend_own(name, q_BTNH, kv, layout, segment_BP, branch)
+    functions = {"xla": _attend_xla, "cudnn": _attend_cudnn}
     if branch is None:
         return functions[name](q_BTNH, kv, layout, segment_BP)
-    branch_functions = {"xla": attend_branch, "splash": _branch_splash, "cudnn": _branch_cudnn}
+    branch_functions = {"xla": attend_branch, "cudnn": _branch_cudnn}
     own = KeyValues(kv.k[:, : layout.prefix], kv.v[:, : layout.prefix])
     out = functions[name](q_BTNH[:, : layout.prefix], own, layout, segment_BP)
     return jnp.concatenate([out, branch_functions[name](q_BTNH[:, layout.prefix :], kv, branch)], axis=1)
@@ -262,17 +297,66 @@ def _branch_cudnn(
     return jax.nn.dot_product_attention(q_BCNH, kv.k, kv.v, mask=mask, implementation=implementation)
 
 
-def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
-    """One kernel over the whole sequence, which reads the segments."""
+def _attend_own(
+    name: str, q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array, branch: Branch | None
+) -> jax.Array:
+    """``attend`` by every device for its own rows, heads and queries, to the keys of all tokens."""
+    devices, counts = layout.devices, (layout.prefix, q_BTNH.shape[1] - layout.prefix)
+    own_dP, after_dX = (context.tokens_of(count, devices) for count in counts)
+    after_dX = layout.prefix + after_dX
+
+    def on_device(q, k, v, segment_BP, *branch):
+        k, v = (context.gather(x, counts, devices) for x in (k, v))
+        attention = functools.partial(_own_kernel(name), device=context.device_number(devices))
+        if not branch:
+            index_dQ = np.concatenate([own_dP, after_dX], axis=1)
+            segment = jnp.pad(segment_BP, ((0, 0), (0, counts[1])), constant_values=1)
+            return attention(q, k, v, index_dQ, segment, layout.prefix, layout.suffix)
+        own, after = own_dP.shape[1], jnp.concatenate([branch[1], branch[0]], axis=1)
+        k_own, v_own = (x[:, : layout.prefix] for x in (k, v))
+        parts = [
+            attention(q[:, :own], k_own, v_own, own_dP, segment_BP, layout.prefix, 0),
+            attention(q[:, own:], k, v, after_dX, after, layout.prefix, 0),
+        ]
+        return jnp.concatenate(parts, axis=1)
+
+    return on_own_tokens(on_device, devices, q_BTNH, *kv, segment_BP, *branch or ())
+
+
+def _own_kernel(name: str) -> Callable[..., jax.Array]:
+    if name != "splash":
+        return functools.partial(attend_to_all, implementation=name)
     from vpjax.models import splash  # Pallas for TPUs, which takes a while to import
 
-    return splash.attend(q_BTNH, *kv, segment_BP, layout.suffix, interpret=platform() != "tpu")
+    return functools.partial(splash.attend, interpret=platform() != "tpu")
 
 
-def _branch_splash(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array:
-    from vpjax.models import splash
-
-    return splash.attend_branch(q_BCNH, *kv, *branch, interpret=platform() != "tpu")
+def attend_to_all(
+    q_BQNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    index_dQ: np.ndarray,
+    segment_BT: Array,
+    prefix: int,
+    suffix: int,
+    *,
+    device: jax.Array | int,
+    implementation: str,
+) -> jax.Array:
+    """What ``splash.attend`` computes, by the back end xla or cudnn."""
+    index_Q, segment_BT = jnp.asarray(index_dQ)[device], jnp.asarray(segment_BT)
+    mask_BQT = sees(prefix, suffix)(index_Q[:, None], jnp.arange(k_BTKH.shape[1]))
+    mask_BQT = mask_BQT & (segment_BT[:, index_Q, None] == segment_BT[:, None])
+    if implementation == "cudnn":
+        kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return kernel(q_BQNH, k_BTKH, v_BTKH, mask=mask_BQT[:, None])
+    q, out = _grouped(q_BQNH, k_BTKH.shape[-2]), []
+    for start in range(0, q.shape[1], QUERIES):
+        here = slice(start, start + QUERIES)
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, here], k_BTKH)
+        weights = _softmax(scores, mask_BQT[:, None, None, here])
+        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v_BTKH))
+    return keep(jnp.concatenate(out, axis=1).reshape(q_BQNH.shape))
 
 
 def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[jax.Array]]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vpjax.models.decoder import DecoderConfig
-from vpjax.models.sharding import device_bytes, row_parts
+from vpjax.models.sharding import ROWS, device_bytes, devices_along
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.training.state import frozen_paths
 
@@ -25,7 +25,7 @@ def recomputed_share(config: ConfigDict, model: VideoLM, layer_tokens: int) -> f
     """
     if config.remat != "auto":
         return {"none": None, "products": 0.0, "layers": 1.0}[config.remat]
-    tokens = layer_tokens / row_parts(jax.sharding.get_abstract_mesh())
+    tokens = layer_tokens / devices_along((*ROWS[0], "context"))
     left = USABLE * config.memory * GIB
     left -= state_bytes(config, model) + layer_bytes(config, model, tokens)
     return min(max(1 - left / (tokens * kept_bytes(config, model.config.decoder)), 0.0), 1.0)
