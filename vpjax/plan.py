@@ -42,6 +42,7 @@ from vpjax.data.units import Capacity, grid_of
 from vpjax.estimate import StepPlan, as_json, costs, fits
 from vpjax.hlo import collectives, cycles, flops
 from vpjax.models import hf
+from vpjax.models.attention import SCOPE
 from vpjax.models.lora import Lora
 from vpjax.models.sharding import (
     GROUPS,
@@ -196,18 +197,22 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: Plan
     memory, text = program.memory_analysis(), program.as_text()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     result = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Counted with plain attention, because a kernel hides its work, and with each clip in a row of its own,
-    # because the kernel leaves out what lies between clips.
+    # Counted with plain attention, because a kernel hides its work, with each clip in a row of its own,
+    # because the kernel leaves out what lies between clips, and for one device, because each of several
+    # compares its own tokens with all others.
     plain = with_batch(config, config.batch * row.clips)
     plain.attention = "xla"
     share = Sizes(*(math.ceil(count / row.clips) for count in row.sizes))
-    step, *shapes = abstract_step(plain, model_config, mesh, row._replace(sizes=share))
-    work = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=config.grpo.max_new)
+    one_device = make_mesh(dict(data=1, fsdp=1, tensor=1), list(mesh.devices.flat[:1]))
+    step, *shapes = abstract_step(plain, model_config, one_device, row._replace(sizes=share))
+    jaxpr, trips = step.trace(*shapes).jaxpr.jaxpr, config.grpo.max_new
+    work, attention = (flops(jaxpr, while_trips=trips, scope=scope) for scope in ("", SCOPE))
     return StepPlan(
         arguments=arguments,
         temporaries=temporaries,
         needed=arguments + temporaries + result + memory.generated_code_size_in_bytes,
         flops=work / mesh.size,
+        attention=attention / mesh.size,
         read=read_for_token(config, model_config, mesh, row) if config.method == "grpo" else 0,
         sampled=config.grpo.max_new if config.method == "grpo" else 0,
         collectives=tuple(collectives(text)),

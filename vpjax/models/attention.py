@@ -41,7 +41,8 @@ from vpjax.models.sharding import on_own_tokens
 from vpjax.types import Array
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
-QUERIES = 96  # xla: tokens of a prefix that attend at once
+QUERIES, PARTS = 96, 64  # xla: tokens of a prefix that attend at once, but in no more parts than so many
+SCOPE = "attention"  # in which whole sequences attend, for those who count its work
 
 _backend = contextvars.ContextVar("attention", default="auto")
 
@@ -114,6 +115,12 @@ def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
     return (q * width**-0.5).reshape(*lead, kv_heads, heads // kv_heads, width)
 
 
+def _parts(count: int) -> list[slice]:
+    """The parts in which so many queries attend, one after another. Each is compiled."""
+    size = max(QUERIES, -(-count // PARTS))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def causal_inside(segment_BP: Array) -> jax.Array:
     """bool[B, P, P]: whether a token sees another one, which is not later and of its own segment."""
     causal = jnp.tril(jnp.ones((segment_BP.shape[1],) * 2, bool))
@@ -123,15 +130,14 @@ def causal_inside(segment_BP: Array) -> jax.Array:
 def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues, segment_BP: Array) -> jax.Array:
     """Causal attention of a prefix to itself, inside segments: [B, P, N, H].
 
-    QUERIES tokens at a time, to the keys up to the last of them: later keys would be masked out."""
+    Some tokens at a time (``_parts``), to the keys up to the last of them: later keys would be masked out."""
     q = _grouped(q_BPNH, prefix.k.shape[-2])
     mask_BPP = causal_inside(segment_BP)
     out = []
-    for start in range(0, q.shape[1], QUERIES):
-        end = min(start + QUERIES, q.shape[1])
-        k, v = prefix.k[:, :end], prefix.v[:, :end]
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, start:end], k)
-        weights = _softmax(scores, mask_BPP[:, None, None, start:end, :end])
+    for part in _parts(q.shape[1]):
+        k, v = prefix.k[:, : part.stop], prefix.v[:, : part.stop]
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k)
+        weights = _softmax(scores, mask_BPP[:, None, None, part, : part.stop])
         out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
     return jnp.concatenate(out, axis=1).reshape(q_BPNH.shape)
 
@@ -184,11 +190,10 @@ def attend_branch(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array
     mask_BCT = sees_branch(branch)
     prefix = kv.k.shape[1] - q.shape[1]
     out = []
-    for start in range(0, q.shape[1], QUERIES):
-        end = min(start + QUERIES, q.shape[1])
-        k, v = kv.k[:, : prefix + end], kv.v[:, : prefix + end]
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, start:end], k)
-        weights = _softmax(scores, mask_BCT[:, None, None, start:end, : prefix + end])
+    for part in _parts(q.shape[1]):
+        k, v = kv.k[:, : prefix + part.stop], kv.v[:, : prefix + part.stop]
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k)
+        weights = _softmax(scores, mask_BCT[:, None, None, part, : prefix + part.stop])
         out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
     return jnp.concatenate(out, axis=1).reshape(q_BCNH.shape)
 
@@ -200,11 +205,13 @@ def sees_branch(branch: Branch) -> jax.Array:
     return jnp.concatenate([sees_prefix, causal_inside(segment_BC)], axis=2)
 
 
+@jax.named_scope(SCOPE)
 def attend(
     q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array, branch: Branch | None = None
 ) -> jax.Array:
-    """Attention of a whole sequence of ``layout`` to itself, and of a branch after it: [B, T, N, H]. UserError
-    if the mesh in use splits the heads unevenly."""
+    """Attention of a whole sequence of ``layout`` to itself, and of a branch after it: [B, T, N, H].
+
+    UserError if the mesh in use splits the heads unevenly."""
     name = backend_of(q_BTNH.dtype)
     if name == "splash" or layout.devices > 1:
         return _attend_own(name, q_BTNH, kv, layout, segment_BP, branch)
@@ -351,10 +358,9 @@ def attend_to_all(
         kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
         return kernel(q_BQNH, k_BTKH, v_BTKH, mask=mask_BQT[:, None])
     q, out = _grouped(q_BQNH, k_BTKH.shape[-2]), []
-    for start in range(0, q.shape[1], QUERIES):
-        here = slice(start, start + QUERIES)
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, here], k_BTKH)
-        weights = _softmax(scores, mask_BQT[:, None, None, here])
+    for part in _parts(q.shape[1]):
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k_BTKH)
+        weights = _softmax(scores, mask_BQT[:, None, None, part])
         out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v_BTKH))
     return keep(jnp.concatenate(out, axis=1).reshape(q_BQNH.shape))
 

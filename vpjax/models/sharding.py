@@ -1,10 +1,10 @@
 """The mesh, and how parameters, batches and activations are split over it.
 
 Axes: ``data`` copies the parameters, ``fsdp`` and ``group`` split them and the batch, ``context`` splits them
-and the tokens of each row (``models.context``), ``tensor`` splits heads and MLPs. Batches are split over (data,
-fsdp, group) together, parameters over (fsdp, group, context). In training fsdp and group are one: a config's
-``mesh.fsdp`` is their product. In sampling each group has a whole copy of the decoder's weights, of which its
-devices hold the heads of their own, and rows of its own (``regroup``).
+and the tokens of each row (``models.context``), ``tensor`` splits heads and MLPs. Batches are split over
+(data, fsdp, group) together, parameters over (fsdp, group, context). In training fsdp and group are one: a
+config's ``mesh.fsdp`` is their product. In sampling each group has a whole copy of the decoder's weights, of
+which its devices hold the heads of their own, and rows of its own (``regroup``).
 """
 
 import contextlib
@@ -178,7 +178,7 @@ def split_rows(x: jax.Array) -> jax.Array:
 
 
 def split_tokens(x: jax.Array, devices: int) -> jax.Array:
-    """``x`` [B, T, ...], its rows as in ``split_rows`` and its tokens over ``devices``, 1 or all of context."""
+    """``x`` [B, T, ...], its rows as in ``split_rows``, its tokens over ``devices``: 1 or all of context."""
     return _constrain(x, ROWS if devices == 1 else P(*ROWS, "context"))
 
 
@@ -331,7 +331,8 @@ def check_rows(rows: int, mesh: Mesh, field: str) -> None:
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays. UserError if rows do not divide over the mesh."""
-    check_rows(len(batch.clip) * jax.process_count(), mesh, "config.batch")
+    parts = row_parts(mesh)
+    check_rows(len(batch.clip) * parts // len(row_numbers_here(parts, mesh)), mesh, "config.batch")
     return global_rows(batch, mesh)
 
 

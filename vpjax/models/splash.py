@@ -27,11 +27,11 @@ def attend(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     index_dQ: np.ndarray,
-    device: jax.Array | int,
     segment_BT: Array,
     prefix: int,
     suffix: int,
     *,
+    device: jax.Array | int,
     interpret: bool,
 ) -> jax.Array:
     """Attention of queries to keys as ``attention.sees`` says, inside segments: [B, Q, N, H].
