@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from vpjax.models.attention import sees, sees_some
+from vpjax.models.mask import sees, sees_some
 from vpjax.models.remat import KEPT
 from vpjax.types import Array
 
@@ -34,7 +34,7 @@ def attend(
     device: jax.Array | int,
     interpret: bool,
 ) -> jax.Array:
-    """Attention of queries to keys as ``attention.sees`` says, inside segments: [B, Q, N, H].
+    """Attention of queries to keys as ``mask.sees`` says, inside segments: [B, Q, N, H].
 
     index i32[devices, Q]: of the queries of each device among all T tokens. device: the number of this one.
     segment: of all tokens. Where it ascends along a row, blocks of scores between segments are left out.
