@@ -13,6 +13,7 @@ from vpjax.recipes import sft_qwen2_5_vl_7b
 def get_config():
     c = sft_qwen2_5_vl_7b.get_config()
     c.batch = 8  # one row for each 8 chips of a slice of 64
+    c.remat = "layers"
 
     c.data.max_frames = 768
     c.data.max_pixels = 448 * 448

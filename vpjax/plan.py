@@ -45,10 +45,10 @@ from vpjax.models import hf
 from vpjax.models.attention import SCOPE
 from vpjax.models.lora import Lora
 from vpjax.models.sharding import (
-    GROUPS,
     HEADS,
     batch_sharding,
     devices_along,
+    groups_for,
     make_mesh,
     row_parts,
     sampling_specs,
@@ -239,9 +239,10 @@ def read_for_token(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row:
     heads = decoder.kv_heads
     if heads % devices_along(HEADS, mesh) == 0:
         heads //= devices_along(HEADS, mesh)
-    rows = run_config.rows_per_step(config) / devices_along(GROUPS, mesh)
+    rows = run_config.rows_per_step(config)
+    rows_here = rows / devices_along(groups_for(rows, mesh), mesh)
     kept = 2 * decoder.layers * heads * decoder.head_dim * jnp.dtype(config.dtype).itemsize
-    return total + int(rows * tokens * kept)
+    return total + int(rows_here * tokens * kept)
 
 
 def find_batch(
@@ -342,6 +343,8 @@ def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
         out.append("fewer completions: --config.grpo.groups and --config.grpo.max_new")
     if config.method == "sft" and config.data.row_tokens > config.data.max_tokens:
         out.append("fewer clips in a row: --config.data.row_tokens (and a larger batch)")
+    if config.method == "sft" and rows == 1 and mesh.shape["context"] < mesh.size:
+        out.append(f"rows over more chips: --config.mesh.context={2 * mesh.shape['context']} (fewer rows)")
     out.append(
         "smaller or fewer frames: --config.data.max_tokens, --config.data.max_pixels or --config.data.fps"
     )

@@ -26,7 +26,7 @@ AXES = ("data", "fsdp", "group", "context", "tensor")
 FSDP = ("context", "fsdp", "group")  # parameters are split over them
 ROWS = P(("data", "fsdp", "group"))
 # In sampling:
-GROUPS = ("data", "fsdp", "context")  # rows are split over them
+GROUPS = ("data", "fsdp", "context")  # rows are split over them if they divide, else not over context
 HEADS = ("group", "tensor")  # heads, MLPs and the vocabulary are split over them
 
 # The first pattern that matches a whole path applies. The leading axis of stacked layers is never split, for
@@ -263,13 +263,13 @@ def sampling_specs(path: str, shape: tuple[int, ...], mesh: Any) -> tuple[P, P]:
 def split_groups(x: jax.Array) -> jax.Array:
     """``x`` [B, ...] in sampling: each group has rows of its own, whole on each of its devices. Groups along
     context share rows if there are too few."""
-    return _constrain(x, P(_groups(x.shape[0])))
+    return _constrain(x, P(groups_for(x.shape[0])))
 
 
 def split_heads(x: jax.Array, *, rows_axis: int = 0, heads_axis: int = -2) -> jax.Array:
     """``x`` in sampling: its rows as in ``split_groups``, its heads over HEADS if they divide."""
     spec: list[Any] = [None] * x.ndim
-    spec[rows_axis] = _groups(x.shape[rows_axis])
+    spec[rows_axis] = groups_for(x.shape[rows_axis])
     spec[heads_axis] = _if_divides(x.shape[heads_axis], HEADS)
     return _constrain(x, P(*spec))
 
@@ -277,12 +277,12 @@ def split_heads(x: jax.Array, *, rows_axis: int = 0, heads_axis: int = -2) -> ja
 def split_words(x: jax.Array) -> jax.Array:
     """Logits ``x`` [B, ..., O] in sampling: rows as in ``split_groups``, O over HEADS if it divides."""
     words = _if_divides(x.shape[-1], HEADS)
-    return _constrain(x, P(_groups(x.shape[0]), *[None] * (x.ndim - 2), words))
+    return _constrain(x, P(groups_for(x.shape[0]), *[None] * (x.ndim - 2), words))
 
 
-def _groups(rows: int) -> tuple[str, ...]:
+def groups_for(rows: int, mesh: Any = None) -> tuple[str, ...]:
     """The axes over which so many rows are split in sampling."""
-    return GROUPS if rows % devices_along(GROUPS) == 0 else ("data", "fsdp")
+    return GROUPS if rows % devices_along(GROUPS, mesh) == 0 else ("data", "fsdp")
 
 
 def _if_divides(side: int, axes: tuple[str, ...], otherwise: str | None = None, *, mesh: Any = None) -> Any:
