@@ -15,9 +15,9 @@ class StepPlan:
     """The cost of a compiled step in bytes and floating-point operations of one chip.
 
     arguments: state and batch. temporaries: memory beside them. needed: both, the program, and the part of
-    the result that does not take the place of the state. attention: of ``flops``, those of whole sequences
-    that attend, of which a TPU's kernel does at least as many. cycles: by phase, see ``hlo.cycles``; no
-    kernel is in them. read: at
+    the result that does not take the place of the state. cycles: by phase, see ``hlo.cycles``; no kernel is
+    in them. attention: of ``flops``, those of whole sequences that attend, of which the kernel of a TPU does
+    at least as many. read: at
     least, from memory, for a token of each of its completions, which have ``sampled`` tokens. seconds: the
     time of compiling. over: the compiler's message if the step needs more memory than the chip has; all
     fields but ``seconds`` are then 0.
@@ -27,9 +27,9 @@ class StepPlan:
     temporaries: int = 0
     needed: int = 0
     flops: float = 0.0
-    attention: float = 0.0
     collectives: tuple[Collective, ...] = ()
     cycles: dict[str, int] = dataclasses.field(default_factory=dict)
+    attention: float = 0.0
     read: int = 0
     sampled: int = 0
     seconds: float = 0.0
