@@ -197,8 +197,8 @@ def uncached():
         ((1, 8, 1), 1, 1, vision.CHUNK),
         ((2, 2, 2), 1, 2, 16),
         ((1, 2, 4), 1, 1, vision.CHUNK),
-        ((1, 2, 2), 2, 2, vision.CHUNK),
-        ((1, 2, 1), 4, 1, 16),
+        ((2, 1, 2), 2, 1, vision.CHUNK),
+        ((1, 2, 1), 4, 2, 16),
     ],
 )
 def test_eight_devices_compute_what_one_does(sizes, context, accumulate, chunk, uncached, capfd, monkeypatch):
