@@ -5,6 +5,10 @@
 
 What it does: as configs/sft_qwen2_5_vl_7b.py, on rows of one clip of a minute and a half at 8 frames a
 second, or of a longer one at fewer, whose tokens are split over 8 chips.
+Hardware and cost: made for 64 chips of TPU v5e (16 GB each), for which ``vpjax.plan`` counts 11.1 GiB and 16
+to 17 seconds a step of 8 clips, and more as far as the attention kernel stays below the chip's peak. 3,600
+frames of 336 x 336, 262,144 tokens over 32 chips, need 13.1 GiB: benchmarks/results/2026-11-29-context.md has
+the fields. Not measured yet: no accelerator has run it.
 """
 
 from vpjax.recipes import sft_qwen2_5_vl_7b
