@@ -122,6 +122,7 @@ def _infos(runs_QK: jax.Array, widths: tuple[int, int], index_Q: jax.Array) -> t
         return named.astype(np.min_scalar_type(-max(runs.shape))), does_run.astype(jnp.int8)
 
     named, does_run = steps(runs_QK, widths[0])
-    by_query = MaskInfo(named[None], None, does_run[None], None, index_Q)
+    # A mask that the kernel computes has the queries' indices, which are said to be of NumPy.
+    by_query = MaskInfo(named[None], None, does_run[None], None, index_Q)  # type: ignore[arg-type]
     named, does_run = steps(runs_QK.T, widths[1])
-    return by_query, MaskInfo(named.T[None], None, does_run.T[None], None, index_Q)
+    return by_query, by_query._replace(data_next=named.T[None], block_mask=does_run.T[None])
