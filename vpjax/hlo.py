@@ -16,7 +16,7 @@ CALLS = ("calls", "to_apply")
 
 
 PHASE = re.compile(r'op_name="[^"]*?phase_([a-z]+)')
-CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+CYCLES = re.compile(r'"estimated_cycles":"(\d{1,18})"')  # an unknown number is written as 2**63 or more
 OTHER = "other"  # what belongs to no phase
 
 
