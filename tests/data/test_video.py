@@ -499,6 +499,9 @@ def test_a_lost_fragment_is_counted(tmp_path):
     assert probe(path).lost
     path.write_bytes(content[:end])
     assert probe(path).lost == 0
+    frames = content.index(b"mdat", second) - 4  # of a fragment; its box claims all of the file that follows
+    path.write_bytes(content[:frames] + (end - frames).to_bytes(4) + content[frames + 4 : end])
+    assert probe(path).lost
 
 
 @pytest.mark.parametrize("box, place, number, shown", [(b"stsc", 16, 10, 10), (b"elst", 12, 100, 3)])
