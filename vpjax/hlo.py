@@ -44,16 +44,17 @@ class Collective:
         return math.prod(self.loops)
 
 
-def flops(jaxpr: Any, *, while_trips: int = 1) -> int:
+def flops(jaxpr: Any, *, while_trips: int = 1, scope: str = "") -> int:
     """Floating-point operations of the matrix products of a jaxpr, on all devices together. The body of a
     scan counts as often as it runs, that of a while-loop ``while_trips`` times, and of the branches of a
-    condition the most expensive one counts."""
+    condition the most expensive one counts. scope: of ``jax.named_scope``, of which alone the products
+    count; "": all do."""
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name == "dot_general" and scope in str(eqn.source_info.name_stack):
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
-        inner = [flops(part, while_trips=while_trips) for part in inner_jaxprs(eqn)]
+        inner = [flops(part, while_trips=while_trips, scope=scope) for part in inner_jaxprs(eqn)]
         times = {"scan": eqn.params.get("length"), "while": while_trips}.get(eqn.primitive.name, 1)
         total += times * (max(inner) if eqn.primitive.name == "cond" else sum(inner))
     return total

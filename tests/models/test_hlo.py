@@ -112,6 +112,20 @@ def test_flops(function, count):
     assert flops(jaxpr.jaxpr, while_trips=10) == count * 2 * 4 * 8 * 8
 
 
+def test_flops_of_a_scope():
+    """Of three products forward those of the first, and as many again for each of its two gradients."""
+
+    @jax.named_scope("first")
+    def first(x, w):
+        return x @ w
+
+    def loss(x, w):
+        return jnp.tanh(jnp.tanh(first(x, w) @ w) @ w).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.zeros((8, 8)), jnp.zeros((8, 8))).jaxpr
+    assert flops(jaxpr, scope="first") == 3 * 2 * 8**3 and flops(jaxpr) == 9 * 2 * 8**3
+
+
 def test_cycles_and_collectives_by_phase():
     """The compiler writes estimates for the instructions that it schedules, and where each came from."""
     text = (
