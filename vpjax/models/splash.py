@@ -107,7 +107,7 @@ def _overlap(segment_Qb: jax.Array, segment_Kb: jax.Array) -> jax.Array:
     return (own_first[:, None] <= last) & (first <= own_last[:, None])
 
 
-def _infos(runs_QK: jax.Array, widths: tuple[int, int], index_Q: jax.Array) -> tuple[MaskInfo, MaskInfo]:
+def _infos(runs_QK: jax.Array, widths: tuple[int, int], index_Q: Any) -> tuple[MaskInfo, MaskInfo]:
     """What the kernel reads about its steps: of each block of queries the blocks of keys that run, and of
     each block of keys those of queries. widths: how many run at most."""
 

@@ -145,7 +145,9 @@ def padded_units(units: Units, devices: int) -> Units:
 
     # As ``data.units.empty_units`` pads them.
     values = dict(pixels=0, place=1, grid=1, window=-1, slot=-1, binned=-1)
-    arrays = {name: longer(getattr(units, name), devices * units.block, x) for name, x in values.items()}
+    arrays: dict[str, Any] = {
+        name: longer(getattr(units, name), devices * units.block, x) for name, x in values.items()
+    }
     bins = longer(units.bins, devices * max(units.bin, 1), -1)
     return dataclasses.replace(units, **arrays, bins=bins)
 
@@ -294,7 +296,9 @@ class VisionTower(nnx.Module):
         windows = Groups.of_windows(units, devices)
         slots = Groups.of_slots(units, devices) if units.bins.shape[1] else windows
         # From here on each device has its part of a row as a row.
-        parts = {name: cut_rows(getattr(units, name), devices) for name in ("pixels", "place", "grid")}
+        parts: dict[str, Any] = {
+            name: cut_rows(getattr(units, name), devices) for name in ("pixels", "place", "grid")
+        }
         units = dataclasses.replace(units, **parts)
         x_RUpD = self.patch_embed(normalised(units.pixels, c.pixel_mean, c.pixel_std).astype(dtype))
         if c.position_side:
