@@ -18,6 +18,7 @@ CALLS = ("calls", "to_apply")
 PHASE = re.compile(r'op_name="[^"]*?phase_([a-z]+)')
 CYCLES = re.compile(r'"estimated_cycles":"(\d{1,18})"')  # an unknown number is written as 2**63 or more
 OTHER = "other"  # what belongs to no phase
+UNKNOWN = 2**63 - 1  # cycles, where the compiler estimates none
 
 
 def phase(name: str) -> Any:
@@ -108,10 +109,15 @@ def cycles(text: str) -> dict[str, int]:
     found: collections.Counter[str] = collections.Counter()
     for name, loops in _loops_around(bodies).items():
         for line in bodies[name]:
-            estimate = re.search(CYCLES, line)
-            if estimate:
-                found[_phase_of(line)] += int(estimate.group(1)) * math.prod(loops)
-    return dict(found)
+            found[_phase_of(line)] += _cycles_of(line) * math.prod(loops)
+    return {name: count for name, count in found.items() if count}
+
+
+def _cycles_of(line: str) -> int:
+    """The compiler's estimate for an instruction, 0 without one."""
+    estimate = re.search(CYCLES, line)
+    count = int(estimate.group(1)) if estimate else 0
+    return 0 if count == UNKNOWN else count
 
 
 def _phase_of(line: str) -> str:
@@ -161,9 +167,7 @@ def _expense(bodies: dict[str, list[str]], name: str) -> tuple[int, int]:
     """What a computation costs: estimated cycles and, where the compiler gives none, bytes that are sent."""
     cycles_spent, sent = 0, 0
     for line in bodies[name]:
-        estimate = re.search(CYCLES, line)
-        if estimate:
-            cycles_spent += int(estimate.group(1))
+        cycles_spent += _cycles_of(line)
         collective = _collective(line)
         if collective:
             sent += collective.sent

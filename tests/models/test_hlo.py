@@ -185,6 +185,13 @@ def test_one_branch_of_a_condition_counts(called):
         assert collectives(written) == [Collective("all-reduce", result=32, sent=32, loops=(3,))]
 
 
+def test_cycles_that_are_not_known_do_not_count():
+    """The compiler writes the largest integer for what another unit of the chip computes."""
+    known = '%a = f32[4] add(%p, %p), backend_config={"estimated_cycles":"7"}'
+    unknown = known.replace("%a", "%b").replace('"7"', f'"{2**63 - 1}"')
+    assert cycles(f"ENTRY %main (p: f32[4]) -> f32[4] {{\n  {known}\n  {unknown}\n}}\n") == {"other": 7}
+
+
 def test_phases_are_in_the_program():
     """In loops and in gradients too; of one inside another the outer one counts."""
 
