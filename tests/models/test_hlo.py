@@ -142,7 +142,6 @@ def test_cycles_and_collectives_by_phase():
         .replace("%done = ", '%g = f32[] fusion(%p), backend_config={"estimated_cycles":"1000"}\n  %done = ')
     )
     assert cycles(text) == {"decode": 5 * 100, "update": 5 * 3 * 7, "other": 1000}
-    assert cycles(text.replace('"1000"', f'"{2**63}"')) == {"decode": 5 * 100, "update": 5 * 3 * 7}  # unknown
     assert cycles(TEXT) == {}
 
 
