@@ -16,9 +16,8 @@ CALLS = ("calls", "to_apply")
 
 
 PHASE = re.compile(r'op_name="[^"]*?phase_([a-z]+)')
-CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+CYCLES = re.compile(r'"estimated_cycles":"(\d{1,18})"')  # 2**63 - 1 stands for an unknown number
 OTHER = "other"  # what belongs to no phase
-UNKNOWN = 2**63 - 1  # cycles, where the compiler estimates none
 
 
 def phase(name: str) -> Any:
@@ -116,8 +115,7 @@ def cycles(text: str) -> dict[str, int]:
 def _cycles_of(line: str) -> int:
     """The compiler's estimate for an instruction, 0 without one."""
     estimate = re.search(CYCLES, line)
-    count = int(estimate.group(1)) if estimate else 0
-    return 0 if count == UNKNOWN else count
+    return int(estimate.group(1)) if estimate else 0
 
 
 def _phase_of(line: str) -> str:

@@ -38,7 +38,7 @@ from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.programs import Announced, keep_in
 from vpjax.progress import FinishedStep, Profile, Report, Timed
 from vpjax.scoring.judge import ConfigJudge
-from vpjax.training import checkpoint, grpo, run_config, sft
+from vpjax.training import checkpoint, grpo, run_config, sft, sums
 from vpjax.training.best import best_of
 from vpjax.training.report import draw_curves
 from vpjax.training.setup import initial_params, prepare_model, read_training
@@ -79,7 +79,7 @@ def train_alone(config: ConfigDict, workdir: Path) -> None:
     if config.compile_cache:
         keep_in(cache_folder(config.data) / "programs")
     if jax.process_index() == 0:  # the others open the checkpoints after it
-        say(*checkpoint.set_damaged_aside(workdir))
+        say(*sums.set_damaged_aside(workdir))
     clips, data_set_of, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)

@@ -96,11 +96,10 @@ def gather(x: jax.Array, counts: Sequence[int], devices: int) -> jax.Array:
 
 def cut_rows(x: Array, devices: int) -> jax.Array:
     """[B * devices, T / devices, ...]: the parts of rows [B, T, ...], one on each device, in their order."""
-    x = jnp.asarray(x)
     if devices == 1:
-        return x
+        return jnp.asarray(x)
     rows, count = x.shape[:2]
-    x = split_tokens(x, devices)
+    x = split_tokens(jnp.asarray(x), devices)
     return split_parts(x.reshape(rows * devices, count // devices, *x.shape[2:]))
 
 

@@ -107,7 +107,7 @@ def _overlap(segment_Qb: jax.Array, segment_Kb: jax.Array) -> jax.Array:
     return (own_first[:, None] <= last) & (first <= own_last[:, None])
 
 
-def _infos(runs_QK: jax.Array, widths: tuple[int, int], index_Q: jax.Array) -> tuple[MaskInfo, MaskInfo]:
+def _infos(runs_QK: jax.Array, widths: tuple[int, int], index_Q: Any) -> tuple[MaskInfo, MaskInfo]:
     """What the kernel reads about its steps: of each block of queries the blocks of keys that run, and of
     each block of keys those of queries. widths: how many run at most."""
 
@@ -122,7 +122,6 @@ def _infos(runs_QK: jax.Array, widths: tuple[int, int], index_Q: jax.Array) -> t
         return named.astype(np.min_scalar_type(-max(runs.shape))), does_run.astype(jnp.int8)
 
     named, does_run = steps(runs_QK, widths[0])
-    # A mask that the kernel computes has the queries' indices, which are said to be of NumPy.
-    by_query = MaskInfo(named[None], None, does_run[None], None, index_Q)  # type: ignore[arg-type]
+    by_query = MaskInfo(named[None], None, does_run[None], None, index_Q)
     named, does_run = steps(runs_QK.T, widths[1])
-    return by_query, by_query._replace(data_next=named.T[None], block_mask=does_run.T[None])
+    return by_query, MaskInfo(named.T[None], None, does_run.T[None], None, index_Q)

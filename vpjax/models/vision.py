@@ -296,8 +296,9 @@ class VisionTower(nnx.Module):
         windows = Groups.of_windows(units, devices)
         slots = Groups.of_slots(units, devices) if units.bins.shape[1] else windows
         # From here on each device has its part of a row as a row.
-        names = "pixels", "place", "grid"
-        parts: dict[str, Any] = {name: cut_rows(getattr(units, name), devices) for name in names}
+        parts: dict[str, Any] = {
+            name: cut_rows(getattr(units, name), devices) for name in ("pixels", "place", "grid")
+        }
         units = dataclasses.replace(units, **parts)
         x_RUpD = self.patch_embed(normalised(units.pixels, c.pixel_mean, c.pixel_std).astype(dtype))
         if c.position_side:

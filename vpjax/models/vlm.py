@@ -147,10 +147,10 @@ class VideoLM(nnx.Module):
         if degraded is None or not degraded.target.shape[1]:
             h, branch = parts(h)[0], None
         h = run(h, slice(tap or 0, None), branch)
-        last, degraded_last = parts(h)
-        if degraded is not None and degraded_last is not None:
-            degraded_target = self._predicting(degraded_last, degraded.target, devices)
-        return Hidden(self._predicting(last, target_RA, devices), tapped, degraded_target, degraded_tap)
+        states, degraded_states = parts(h)
+        if degraded is not None and degraded_states is not None:
+            degraded_target = self._predicting(degraded_states, degraded.target, devices)
+        return Hidden(self._predicting(states, target_RA, devices), tapped, degraded_target, degraded_tap)
 
     def _predicting(self, h_RTD: jax.Array, target_RA: Array, devices: int) -> jax.Array:
         """The states [R, A, D] that predict the target tokens, after the final norm."""
@@ -185,9 +185,9 @@ class VideoLM(nnx.Module):
         own_BX = context.spread(tokens_BGC.reshape(rows, own), devices)
         x_BXD = self.decoder.embed_tokens(own_BX, devices)
         own_B3C = jnp.repeat((next_position(text)[:, None] + jnp.arange(length))[:, None], 3, axis=1)
-        both = jnp.asarray(text.positions), jnp.tile(own_B3C, (1, 1, groups))
-        positions = [context.spread(x, devices, axis=2) for x in both]
+        positions: tuple[Array, ...] = jnp.asarray(text.positions), jnp.tile(own_B3C, (1, 1, groups))
         if devices > 1:
+            positions = tuple(context.spread(x, devices, axis=2) for x in positions)
             deep = tuple(context.joined([added, jnp.zeros_like(x_BXD)], devices) for added in deep)
         h_BTD = self.decoder.run(
             context.joined([x_BPD, x_BXD], devices),
