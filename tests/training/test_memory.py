@@ -35,6 +35,11 @@ def test_a_further_gib_keeps_as_much_more():
         assert kept == pytest.approx(USABLE * (more - less) * GIB, rel=1e-6)
     # Of eight devices each has an eighth of the tokens, and here of nearly all else.
     assert share(between[-1] / 8, joint.mesh_of(1, 8, 1)) == pytest.approx(shares[between[-1]], abs=0.01)
+    # Two that share rows hold the keys and values of all tokens of a layer, in six copies.
+    width, kept = 2 * 2 * 8 * 2, all_kept / TOKENS
+    gathered = 6 * width * 2 / (joint.LAYERS * kept)
+    ours = share(between[-1] / 8, joint.mesh_of(1, 4, 1, context=2))
+    assert ours == pytest.approx(shares[between[-1]] + gathered, abs=0.01) and ours < 1
 
 
 @pytest.mark.parametrize("remat, expected", [("none", None), ("products", 0.0), ("layers", 1.0)])
