@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
     # The long built-in clips, used if data.train or data.heldout is "events.long": their appearance, whose
     # fields are explained in vpjax/events/long.py, and the number of clips in each split.
     c.long = ConfigDict(dataclasses.asdict(LongSpec()))
-    c.long.train = 4096
+    c.long.train = 3072
     c.long.heldout = 256
     c.long_heldout = ConfigDict()  # fields of their appearance that differ in heldout clips
 
@@ -103,10 +103,12 @@ def get_config() -> ConfigDict:
     looks.scan_pixels = 28 * 28  # of a frame of the scan, at most
     looks.pixels = 56 * 56  # of a frame of the second look, at most
     looks.pick = "change"  # as data.pick, of a window
-    # SFT trains on so many windows of each clip whose events have known times (spans), in its place: on their
-    # second look, on their first, and on whether they show what is asked for. 0 = on the clips themselves.
+    # SFT trains on so many windows that show the event of each clip whose events have known times (spans), in
+    # its place: on their second look, on their first, and on whether they show what is asked for. 0 = on the
+    # clips themselves.
     looks.windows = 0
-    looks.wrong = 0.5  # share of these windows that show no event, on purpose
+    looks.wrong = 3  # windows that show no event, on purpose: trained on whether they show what is asked for
+    looks.nothing = 1  # of these: trained on their second look too, with the clip's degraded_answer
     looks.seconds = (2.0, 6.0)  # least and most of their lengths
 
     c.optim = optim = ConfigDict()  # AdamW with a linear warm-up, then a cosine schedule

@@ -11,16 +11,17 @@ def get_config():
     c.data.train = "events.long"
     c.data.heldout = ""
     c.long.frames = 128
-    c.long.train = 4096
+    c.long.train = 3072
     c.long_heldout.frames = 1024
     c.long_heldout.lengths = (1,)
 
-    c.looks.windows = 4
-    c.looks.wrong = 0.5
+    c.looks.windows = 3
+    c.looks.wrong = 3
 
-    c.steps = 1000
-    c.batch = 32
+    c.steps = 900
+    c.batch = 16
     c.data.min_pixels = 28 * 28
     c.data.row_tokens = 144
     c.data.max_missed_share = 1.0
+    c.contrast.negatives = ("batch", "windows")
     return c

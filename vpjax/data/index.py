@@ -129,7 +129,7 @@ def index_clips(
         if isinstance(own, UserError):
             rejected.setdefault(str(own), []).append(clip.id)
             continue
-        files, readings, shapes = tuple(files), readings_of(clip, sampling), None
+        files, readings, shapes = tuple(files), readings_of(clip, sampling, len(files)), None
         beside = stamp_tokens(own, longest, model_config)
         try:
             budget = media_budget(own, len(files), data_config, answers)

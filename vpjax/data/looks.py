@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vpjax.models.config import VLMConfig
 
 # What a window of a scan is asked, and the two answers that are compared.
-RELEVANCE = "Does this part show it? {question}"
+RELEVANCE = "{question} Answer yes if this part of the video shows it, else no."
 YES, NO = "yes", "no"
 Span = tuple[float, float]
 
@@ -84,13 +84,14 @@ def _tokens(sampling: Sampling, info: VideoInfo, factor: int) -> int:
 def training_windows(
     clips: Sequence[Clip], looks_config: ConfigDict, data_config: ConfigDict, seed: int
 ) -> list[Clip]:
-    """The clips of both looks at windows of long clips: ``looks.windows`` windows of each clip.
+    """The clips of both looks at windows of long clips.
 
-    A share ``looks.wrong`` of them shows no event, on purpose. Of each window there are three clips: its
-    second look with the question of the long clip, its first look with the same, and its first look with the
-    question whether it shows what is asked for. What is true of a window without the event is the long clip's
-    ``degraded_answer``; without one such a window is only asked whether it shows it. A clip whose event has
-    no known time (spans), or which is not about one video, stays as it is.
+    Of each of ``looks.windows`` windows that show the event there are three: its second look with the
+    question of the long clip, its first look with the same, and its first look with the question whether it
+    shows what is asked for. Of each of ``looks.wrong`` windows that show none, on purpose, there is the last;
+    ``looks.nothing`` of them are looked at again as well, and what is true of them is the long clip's
+    ``degraded_answer``, if it has one. A clip whose event has no known time (spans), or which is not about
+    one video, stays as it is.
     """
     looks = TwoLooks.of(looks_config)
     paths = sorted({clip.video for clip in clips if clip.spans and not clip.others})
@@ -103,10 +104,14 @@ def training_windows(
             continue
         rng = np.random.default_rng([seed, number])
         for window in range(looks_config.windows):
-            is_right = window >= round(looks_config.wrong * looks_config.windows)
-            part = window_of(clip.spans, info, looks_config.seconds, is_right, rng)
+            part = window_of(clip.spans, info, looks_config.seconds, True, rng)
             if part is not None:
-                found += window_clips(clip, looks, part, is_right, f"{clip.id}/{window}")
+                found += right_window(clip, looks, part, f"{clip.id}/{window}")
+        for window in range(looks_config.wrong):
+            part = window_of(clip.spans, info, looks_config.seconds, False, rng)
+            if part is not None:
+                is_nothing = window < looks_config.nothing
+                found += wrong_window(clip, looks, part, f"{clip.id}/wrong{window}", again=is_nothing)
     return found
 
 
@@ -138,20 +143,22 @@ def window_of(
     return first * frame, (first + count) * frame
 
 
-def window_clips(clip: Clip, looks: TwoLooks, part: Span, is_right: bool, id: str) -> list[Clip]:
-    """The clips of both looks at a window, see ``training_windows``."""
-    window = second_look(clip, looks, part)
-    if not is_right:
-        window = dataclasses.replace(
-            window, answer=clip.degraded_answer, keywords=(), spans=(), degraded_answer=""
-        )
-    relevance = dataclasses.replace(
-        first_look(clip, looks, part), id=f"{id}/relevance", answer=YES if is_right else NO
-    )
-    if not window.answer:
+def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str) -> list[Clip]:
+    """The clips of both looks at a window that shows the event, see ``training_windows``."""
+    second = dataclasses.replace(second_look(clip, looks, part), id=f"{id}/second")
+    first = dataclasses.replace(second, id=f"{id}/first", looks=(looks.first(part),))
+    relevance = dataclasses.replace(first_look(clip, looks, part), id=f"{id}/relevance", answer=YES)
+    return [second, first, relevance]
+
+
+def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, again: bool) -> list[Clip]:
+    """The clips of a window that shows no event. again: whether it is looked at a second time."""
+    relevance = dataclasses.replace(first_look(clip, looks, part), id=f"{id}/relevance", answer=NO)
+    if not (again and clip.degraded_answer):
         return [relevance]
-    scanned = dataclasses.replace(window, id=f"{id}/first", looks=(looks.first(part),))
-    return [dataclasses.replace(window, id=f"{id}/second"), scanned, relevance]
+    nothing = dict(answer=clip.degraded_answer, keywords=(), spans=(), degraded_answer="")
+    second = dataclasses.replace(second_look(clip, looks, part), id=f"{id}/second", **nothing)
+    return [second, relevance]
 
 
 def first_look(clip: Clip, looks: TwoLooks, part: Span) -> Clip:

@@ -116,12 +116,12 @@ class Reading(NamedTuple):
     part: Part = (None, None)
 
 
-def readings_of(clip: Clip, sampling: Sampling) -> tuple[Reading, ...]:
-    """What is read of each of a clip's media. sampling: what the section ``data`` says. UserError for a look
-    that is none."""
+def readings_of(clip: Clip, sampling: Sampling, media: int) -> tuple[Reading, ...]:
+    """What is read of each of a clip's ``media``. sampling: what the section ``data`` says. UserError for a
+    look that is none."""
     if clip.looks:
         return tuple(looked_at(look, sampling) for look in clip.looks)
-    return tuple(Reading(sampling, (clip.start, clip.end)) for _ in clip.media)
+    return tuple(Reading(sampling, (clip.start, clip.end)) for _ in range(media))
 
 
 def looked_at(look: Look, sampling: Sampling) -> Reading:

@@ -15,10 +15,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vpjax.data.looks import TwoLooks
 from vpjax.data.sampling import NO_LIMIT, Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import FINAL_FAULTS, ClipPredictor, KeyFinder, Predictions, Query, contrast_control
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
+from vpjax.evaluation.looks import LookPredictor, scan_records
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
 from vpjax.files import AnyPath, exists, read_object, write_whole
@@ -61,8 +63,10 @@ class Request:
     most clips, evenly spread over all. missing: see ``make_results``. against: the results.json of another
     model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: the benchmark's. mesh:
     devices per axis, as ``config.mesh``. video_options: fields of the section ``data`` that replace those of
-    training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. UserError for
-    contrasts without rank.
+    training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. looks: answer by
+    two looks at each video, under some of ``LOOK_CONTROLS``; None: by one. localise: how the window of the
+    second look is found, one of ``LOCALISERS``. UserError for contrasts without rank, and for two looks that
+    rank.
     """
 
     benchmark: str
@@ -82,8 +86,12 @@ class Request:
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(data=-1, fsdp=1, tensor=1))
     video_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
+    looks: TwoLooks | None = None
+    localise: str = "relevance"
 
     def __post_init__(self) -> None:
+        if self.looks and self.rank:
+            raise UserError("--looks=2 --rank: answers are ranked by one look only; leave one of them out")
         if self.contrasts and not self.rank:
             raise UserError(f"--contrast={','.join(self.contrasts)} ranks candidate answers: give --rank too")
 
@@ -154,7 +162,10 @@ def describe_request(
 ) -> dict[str, Any]:
     """What determines the predictions, ready for JSON. digest: of the clips before the limit."""
     shown = evaluation_data(data_config, request.benchmark, model)
-    return {
+    two_looks = {}
+    if request.looks:
+        two_looks = {"looks": dataclasses.asdict(request.looks), "localise": request.localise}
+    return two_looks | {
         "benchmark": request.benchmark,
         "rows": digest,
         "model": str(request.model),
@@ -222,6 +233,8 @@ def evaluate_model(
     if predictions is None:
         predictions = Predictions()
     candidates = {}
+    if request.looks:
+        return evaluate_looks(model, text, clips, request, data_config, mesh, predictions, left_out, description)
     if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
         if not candidates:
@@ -258,6 +271,47 @@ def evaluate_model(
         left_out or {},
         missing=request.missing,
     )
+
+
+def evaluate_looks(
+    model: VideoLM,
+    text: Text,
+    clips: Sequence[Clip],
+    request: Request,
+    data_config: ConfigDict,
+    mesh: Mesh | None,
+    predictions: Predictions,
+    left_out: Mapping[str, int] | None,
+    description: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """``evaluate_model`` by two looks at each video. All predictions are made anew. Its results have besides,
+    in ``looks``, the share of the windows that were found and each clip's scan."""
+    if jax.process_count() > 1:
+        raise UserError("--looks=2 runs in one process: start it without --processes")
+    assert request.looks is not None
+    predictor = LookPredictor(
+        model,
+        text,
+        [without_answer(clip) for clip in clips],
+        evaluation_data(data_config, request.benchmark, model),
+        request.looks,
+        controls=request.controls,
+        localise=request.localise,
+        batch_size=request.batch,
+        max_new=request.new_tokens,
+        mesh=mesh,
+    )
+    for prediction in predictor.predictions():
+        predictions.append(prediction)
+    results = make_results(
+        description or {"benchmark": request.benchmark},
+        BENCHMARKS[request.benchmark],
+        clips,
+        [predictions.known[Query(clip.id, control)] for control in request.controls for clip in clips],
+        left_out or {},
+        missing=request.missing,
+    )
+    return results | {"looks": {"found": predictor.found(), "scans": scan_records(predictor.scans)}}
 
 
 def spread(clips: Sequence[Clip], limit: int) -> list[Clip]:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -213,13 +213,14 @@ def draw_long(scene: LongScene) -> np.ndarray:
     return frames
 
 
-def tokenizer_sentences(spec: LongSpec) -> Iterator[str]:
-    """Questions and answers to train a tokenizer on: of every task, whatever its share."""
+def tokenizer_sentences(spec: LongSpec, asides: Sequence[str]) -> Iterator[str]:
+    """Texts to train a tokenizer on: questions and answers of every task, whatever its share, and as often
+    what else is said about the clips."""
     for task in LONG_TASKS:
         of_task = dataclasses.replace(spec, **dict.fromkeys(LONG_TASKS, 0.0) | {task: 1.0})
         for index in range(CLIPS_PER_TASK):
             clip, _ = describe_long(of_task, "train", index)
-            yield from (clip.question, clip.answer, clip.degraded_answer)
+            yield from (clip.question, clip.answer, clip.degraded_answer, *asides)
 
 
 def _shots(spec: LongSpec, rng: np.random.Generator) -> tuple[tuple[int, int], ...]:

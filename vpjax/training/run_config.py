@@ -1,12 +1,14 @@
 """The config of a run: checks of its values, and its file in the work directory."""
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
+from vpjax.data.looks import TwoLooks
 from vpjax.data.processors import read_sampling
 from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
 from vpjax.data.text import TrainTurns
@@ -75,6 +77,9 @@ HF_VIDEO_DEFAULTS = dict(
     cache_gb=20.0,
     workers=0,
 )
+
+# How a video is looked at twice for such a model: 16 windows of 112 x 112 pixels, then one of 448 x 448.
+HF_LOOKS = dict(tokens=4096, frames=16, scan_pixels=112**2, pixels=448**2, pick="change")
 
 
 def check(config: ConfigDict) -> None:
@@ -285,6 +290,14 @@ def data_of(folder: Path) -> ConfigDict:
     HF_VIDEO_DEFAULTS."""
     own = read(folder).get("data") or read_sampling(folder)  # a Hugging Face config.json has no "data"
     return ConfigDict(HF_VIDEO_DEFAULTS | own)
+
+
+def looks_of(folder: Path, fields: Mapping[str, int] | None = None) -> TwoLooks:
+    """How the model in ``folder`` looks twice at a video: as its run's section ``looks`` says or, for a
+    Hugging Face folder, as in HF_LOOKS. fields: that replace these."""
+    own = read(folder).get("looks") or HF_LOOKS
+    names = {field.name for field in dataclasses.fields(TwoLooks)} & set(own)
+    return TwoLooks(**{name: own[name] for name in names} | dict(fields or {}))
 
 
 def write(workdir: Path, config: ConfigDict) -> None:

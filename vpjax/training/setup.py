@@ -199,7 +199,7 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     if [data_set.file for data_set in data_sets(config.data)] == [EVENTS]:
         texts = events.tokenizer_sentences(event_spec(config))
     if [data_set.file for data_set in data_sets(config.data)] == [LONG]:
-        texts = [*long.tokenizer_sentences(long_spec(config)), RELEVANCE, YES, NO]
+        texts = long.tokenizer_sentences(long_spec(config), asides=[RELEVANCE.format(question=""), YES, NO])
     model = config.model.to_dict()
     train_tokenizer(texts, folder, model["text_config"]["vocab_size"])
     text = Text.load(folder)

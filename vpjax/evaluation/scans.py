@@ -1,0 +1,118 @@
+"""The first look at a long video: its windows, and how likely each shows what a question is about."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from vpjax.data.collate import window_prompts
+from vpjax.data.looks import NO, YES, Span, TwoLooks, first_look, scan_of
+from vpjax.data.picking import changes_of
+from vpjax.data.sampling import Sampling, fit, looked_at
+from vpjax.data.text import Text
+from vpjax.data.video import Video, probe, read_frames
+from vpjax.evaluation.ranking import answer_logprobs, pad_answers
+from vpjax.models.vlm import VideoLM
+from vpjax.types import Clip, UserError
+
+WINDOWS_AT_ONCE = 32  # that go through the model together
+AHEAD = 2  # clips that are read while others are scored
+
+# Scores the windows of a scan, f32[W], high where one shows what the clip asks for.
+Localiser = Callable[[VideoLM, Text, Clip, Sequence[Video]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """windows: parts of a video in seconds. scores: of each, higher where it is likelier to show what is
+    asked for. videos: their frames, as the first look sees them."""
+
+    windows: list[Span]
+    scores: np.ndarray
+    videos: list[Video]
+
+    @property
+    def best(self) -> int:
+        """The number of the window at which one looks again: of several that are best, the first."""
+        return int(np.argmax(self.scores))
+
+
+def relevance_scores(model: VideoLM, text: Text, clip: Clip, videos: Sequence[Video]) -> np.ndarray:
+    """log p(yes) - log p(no) of the question whether a window shows what is asked for, in nats."""
+    asked = first_look(clip, TwoLooks(), (0.0, 0.0))
+    prompt = text.prompt(asked)
+    answers = [text.answer(YES), text.answer(NO)]
+    length = max(map(len, answers))
+    scores = []
+    for first in range(0, len(videos), WINDOWS_AT_ONCE):
+        part = videos[first : first + WINDOWS_AT_ONCE]
+        rows = min(len(videos), WINDOWS_AT_ONCE)  # the last part is padded, so that one program does for all
+        prompts = window_prompts(prompt, part, model.config, rows=rows, stamps=text.stamps_of(prompt))
+        tokens, valid = pad_answers([answers] * rows, len(answers), length)
+        logprobs_BG = np.asarray(answer_logprobs(model, prompts, tokens, valid))
+        scores.append(logprobs_BG[: len(part), 0] - logprobs_BG[: len(part), 1])
+    return np.concatenate(scores)
+
+
+def motion_scores(model: VideoLM, text: Text, clip: Clip, videos: Sequence[Video]) -> np.ndarray:
+    """The largest change of a frame against the median picture of its window, whatever is asked for."""
+    return np.array([changes_of(video.frames).max() for video in videos], np.float32)
+
+
+def random_scores(model: VideoLM, text: Text, clip: Clip, videos: Sequence[Video]) -> np.ndarray:
+    """Nothing but chance, always the same for a clip's id."""
+    seed = list(clip.id.encode())
+    return np.random.default_rng(seed).random(len(videos), np.float32)
+
+
+LOCALISERS: Mapping[str, Localiser] = {
+    "relevance": relevance_scores,
+    "motion": motion_scores,
+    "random": random_scores,
+}
+
+
+def read_scan(
+    path: str, looks: TwoLooks, sampling: Sampling, factor: int, max_side: int
+) -> tuple[list[Span], list[Video]]:
+    """The windows of a scan of a file, and the frames of each. UserError if the file cannot be used."""
+    info = probe(path, max_side=max_side)
+    windows, videos = scan_of(info, looks, sampling, factor), []
+    for window in windows:
+        own, part = looked_at(looks.first(window), sampling)
+        try:
+            frames, height, width = fit(own, info, part, factor=factor)
+        except ValueError as error:  # an aspect ratio that no model takes
+            raise UserError(f"{path}: {error}") from error
+        options = dict(size=(height, width), frames=frames, max_side=max_side)
+        videos.append(read_frames(path, own, start=part[0], end=part[1], **options))
+    return windows, videos
+
+
+def scans_of(
+    model: VideoLM,
+    text: Text,
+    clips: Sequence[Clip],
+    looks: TwoLooks,
+    sampling: Sampling,
+    *,
+    localise: Localiser,
+    max_side: int,
+) -> Iterator[Scan | UserError]:
+    """The scan of each clip's video, or why it cannot be scanned. The next videos are read meanwhile."""
+    factor = model.config.vision.factor
+    waiting: collections.deque[Future] = collections.deque()
+    later = iter(clips)
+    with ThreadPoolExecutor() as pool:
+        for clip in clips:
+            while len(waiting) <= AHEAD and (following := next(later, None)) is not None:
+                waiting.append(pool.submit(read_scan, following.video, looks, sampling, factor, max_side))
+            try:
+                windows, videos = waiting.popleft().result()
+            except UserError as error:
+                yield error
+                continue
+            yield Scan(windows, jax.device_get(localise(model, text, clip, videos)), videos)
