@@ -2,15 +2,15 @@
 
     python -m benchmarks.long --model runs/sft_long [--frames 1024] [--tokens 512] [--clips 256] [--rows ...]
 
-The clips are held-out ones of the model's run, of so many frames. Every row answers the same questions. Prints
-a table in Markdown: the share of the events that are named, with 95 % intervals over videos, that of the
-windows found that show the event, and the seconds of CPU time a clip.
+The clips are held-out ones of the model's run, of so many frames. Every row answers the same questions.
+Prints a table in Markdown: the share of the events that are named, with 95 % intervals over videos, that of
+the windows found that show the event, and the seconds of CPU time a clip.
 """
 
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.looks import TwoLooks
 from vpjax.evaluation.benchmarks import read_benchmark
 from vpjax.evaluation.results import interval
-from vpjax.evaluation.run import Request, evaluate_model, run_of, with_options
+from vpjax.evaluation.run import Request, evaluate_model, with_options
 from vpjax.events.long import make_long_clips
 from vpjax.files import local_folder
 from vpjax.training import checkpoint, run_config
@@ -30,8 +30,8 @@ FULL, SMALL = 56 * 56, 28 * 28  # pixels of a frame: 4 visual tokens a slot, and
 
 
 class Row(NamedTuple):
-    """A way to look. looks: two of them; None: one, read as ``options`` of the section ``data`` say. controls:
-    of two looks. names: of the lines that these give."""
+    """A way to look. looks: two of them; None: one, read as ``options`` of the section ``data`` say.
+    controls: of two looks. names: of the lines that these give."""
 
     names: Sequence[str]
     looks: TwoLooks | None = None
@@ -47,7 +47,8 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
     def by_windows(pixels: int, pick: str) -> TwoLooks:
         # All tokens for one look: those of a second one, which is not asked about, come on top.
         second = looks.frames // 2 * (pixels // SMALL)
-        return dataclasses.replace(looks, tokens=tokens + second, scan_pixels=pixels, pixels=pixels, pick=pick)
+        own = dict(tokens=tokens + second, again=1, scan_pixels=pixels, pixels=pixels, pick=pick)
+        return dataclasses.replace(looks, **own)
 
     def one_prompt(pixels: int, pick: str) -> dict[str, Any]:
         most = 2 * tokens // (pixels // SMALL)
@@ -61,23 +62,40 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
             looks,
             controls=("none", "first", "key", "wrong", "right", "blind"),
         ),
+        "once": Row(("two looks, one window again",), dataclasses.replace(looks, again=1)),
         "motion": Row(("two looks, window by motion",), looks, "motion"),
         "random": Row(("two looks, window by chance",), looks, "random"),
         "uniform": Row(("two looks, uniform frames",), uniform),
-        "windows-full": Row(("one look, uniform, full pixels, by windows",), by_windows(FULL, "first"), controls=("first",)),
-        "windows-small": Row(("one look, uniform, few pixels, by windows",), by_windows(SMALL, "first"), controls=("first",)),
-        "change-full": Row(("one look, by change, full pixels, by windows",), by_windows(FULL, "change"), controls=("first",)),
-        "change-small": Row(("one look, by change, few pixels, by windows",), by_windows(SMALL, "change"), controls=("first",)),
-        "prompt-full": Row(("one look, uniform, full pixels, one prompt",), options=one_prompt(FULL, "first")),
-        "prompt-small": Row(("one look, uniform, few pixels, one prompt",), options=one_prompt(SMALL, "first")),
-        "prompt-change": Row(("one look, by change, full pixels, one prompt",), options=one_prompt(FULL, "change")),
+        "windows-full": Row(
+            ("one look, uniform, full pixels, by windows",), by_windows(FULL, "first"), controls=("first",)
+        ),
+        "windows-small": Row(
+            ("one look, uniform, few pixels, by windows",), by_windows(SMALL, "first"), controls=("first",)
+        ),
+        "change-full": Row(
+            ("one look, by change, full pixels, by windows",), by_windows(FULL, "change"), controls=("first",)
+        ),
+        "change-small": Row(
+            ("one look, by change, few pixels, by windows",), by_windows(SMALL, "change"), controls=("first",)
+        ),
+        "prompt-full": Row(
+            ("one look, uniform, full pixels, one prompt",), options=one_prompt(FULL, "first")
+        ),
+        "prompt-small": Row(
+            ("one look, uniform, few pixels, one prompt",), options=one_prompt(SMALL, "first")
+        ),
+        "prompt-change": Row(
+            ("one look, by change, full pixels, one prompt",), options=one_prompt(FULL, "change")
+        ),
     }
 
 
 def main() -> None:
     parser = cli.Parser(__doc__)
     positive = cli.at_least(1)
-    parser.add_argument("--model", type=local_folder, required=True, help="work directory of a run of sft_long")
+    parser.add_argument(
+        "--model", type=local_folder, required=True, help="work directory of a run of sft_long"
+    )
     parser.add_argument("--step", type=cli.step, help="checkpoint; default: the newest")
     parser.add_argument("--frames", type=positive, default=1024, help="of a clip")
     parser.add_argument("--tokens", type=positive, default=512, help="visual tokens, of all looks together")

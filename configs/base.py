@@ -98,17 +98,18 @@ def get_config() -> ConfigDict:
 
     # Two looks at long videos: windows of a scan in few pixels, then one of them in more (docs/long.md).
     c.looks = looks = ConfigDict()
-    looks.tokens = 512  # visual tokens of both looks together, in evaluations and predictions
+    looks.tokens = 512  # visual tokens of all looks together, in evaluations and predictions
+    looks.again = 1  # likeliest windows of the scan that get a second look, of which one is answered about
     looks.frames = 16  # of a window, in both looks
     looks.scan_pixels = 28 * 28  # of a frame of the scan, at most
     looks.pixels = 56 * 56  # of a frame of the second look, at most
     looks.pick = "change"  # as data.pick, of a window
     # SFT trains on so many windows that show the event of each clip whose events have known times (spans), in
-    # its place: on their second look, on their first, and on whether they show what is asked for. 0 = on the
+    # its place: on either look, and on whether it shows what is asked for. 0 = on the
     # clips themselves.
     looks.windows = 0
     looks.wrong = 3  # windows that show no event, on purpose: trained on whether they show what is asked for
-    looks.nothing = 1  # of these: trained on their second look too, with the clip's degraded_answer
+    looks.nothing = 1  # of these: trained on their second look too, and on the clip's degraded_answer
     looks.seconds = (2.0, 6.0)  # least and most of their lengths
 
     c.optim = optim = ConfigDict()  # AdamW with a linear warm-up, then a cosine schedule

@@ -70,7 +70,8 @@ OTHER_NAMES = {
 }
 # Of two looks at a video; what they set in the section ``looks`` of a config.
 LOOK_FLAGS = {
-    "tokens": "visual tokens of both looks together",
+    "tokens": "visual tokens of all looks together",
+    "look_again": "likeliest windows that get a second look",
     "look_frames": "frames of a window, in both looks",
     "scan_pixels": "of a frame in the first look, at most",
     "look_pixels": "of a frame in the second look, at most",
@@ -112,7 +113,9 @@ class Parser(argparse.ArgumentParser):
             "--looks", type=int, choices=(1, 2), default=1, help="2: scan the video, then look at a window"
         )
         for name, help in LOOK_FLAGS.items():
-            self.add_argument(f"--{name}", type=positive, help=f"with --looks=2: {help}; default: as in training")
+            self.add_argument(
+                f"--{name}", type=positive, help=f"with --looks=2: {help}; default: as in training"
+            )
         help = f"with --looks=2: what finds the window; default: {default}"
         self.add_argument("--localise", choices=list(localisers), default=default, help=help)
 

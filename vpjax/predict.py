@@ -4,8 +4,8 @@
 
 Without ``--video`` the prompt is all that it sees. ``--video`` may be given several times: the files are
 shown in this order where ``<video>`` stands in the prompt, or before it. Answers go to stdout, notes to
-stderr. ``--looks 2`` first scans a long video in few pixels, window by window, and then answers about the window
-that is likeliest to show what is asked for, in more pixels (docs/long.md); ``--page`` shows both looks.
+stderr. ``--looks 2`` first scans a long video in few pixels, window by window, and then answers about
+the window that is likeliest to show what is asked for, in more pixels (docs/long.md); ``--page`` shows both.
 
 ``--json`` prints one object instead. With ``--num_samples`` above 1 its first four fields are lists
 of one entry per sample, and with several files ``frame_times`` and ``grid`` are lists of one entry per file:
@@ -36,8 +36,8 @@ from vpjax import cli, programs
 from vpjax.data.collate import single_prompt
 from vpjax.data.images import is_image
 from vpjax.data.index import stamp_tokens
-from vpjax.data.positions import Grid
 from vpjax.data.looks import TwoLooks
+from vpjax.data.positions import Grid
 from vpjax.data.sampling import File, Reading, Sampling, fit_all, looked_at
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
@@ -186,8 +186,8 @@ def ask_twice(
     page: str | Path | None = None,
     **options: Any,
 ) -> tuple[Answer, Scan]:
-    """Answer a prompt about a long video by two looks, as ``loaded.looks`` says: what is true of the likeliest
-    window of its scan, and the scan.
+    """Answer a prompt about a long video by two looks, as ``loaded.looks`` says: what is true of the
+    likeliest window of its scan, and the scan.
 
     localise: one of ``evaluation.scans.LOCALISERS``. page: an HTML file that shows both looks. options: of
     ``ask``, but how the video is read. The timing ``video`` does not include the scan, which has its own.
@@ -270,11 +270,12 @@ def _read(
         raise UserError(f"{' and '.join(map(str, paths))}: {error}") from error
     videos = []
     for path, (count, height, width), (own, (start, end)) in zip(paths, shapes, readings, strict=True):
-        options = dict(size=(height, width), max_side=side)
+        size = (height, width)
         if is_image(path):
-            videos.append(read_image(path, **options))
+            videos.append(read_image(path, size=size, max_side=side))
         else:
-            videos.append(read_frames(path, own, frames=count, start=start, end=end, **options))
+            options = dict(start=start, end=end)
+            videos.append(read_frames(path, own, size=size, frames=count, max_side=side, **options))
     return videos
 
 
@@ -309,7 +310,9 @@ def main() -> None:
     )
     parser.add_argument("--max_side", type=number(1), help="a file with more pixels a side is refused")
     parser.add_looks(LOCALISERS)
-    parser.add_argument("--page", type=local_folder, help="with --looks=2: an HTML file that shows both looks")
+    parser.add_argument(
+        "--page", type=local_folder, help="with --looks=2: an HTML file that shows both looks"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = vars(parser.parse_args())
@@ -321,7 +324,9 @@ def main() -> None:
     if look_fields is not None:
         one_look = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")
         if given := [name for name in one_look if flags.pop(name) is not None]:
-            raise UserError(f"--{given[0]} is of one look: with --looks=2 give some of {_flags(cli.LOOK_FLAGS)}")
+            raise UserError(
+                f"--{given[0]} is of one look: with --looks=2 give some of {_flags(cli.LOOK_FLAGS)}"
+            )
         if len(files) != 1:
             raise UserError("--looks=2: give one --video")
 
@@ -333,7 +338,7 @@ def main() -> None:
     if look_fields is None:
         answer = ask(loaded, prompt, **flags)
     else:
-        loaded = dataclasses.replace(loaded, looks=dataclasses.replace(loaded.looks, **look_fields))
+        loaded = dataclasses.replace(loaded, looks=run_config.looks_of(Path(folder), look_fields))
         flags["video"] = files[0]
         answer, scan = ask_twice(loaded, prompt, localise=localise, page=page, **flags)
         window, score = scan.windows[scan.best], float(scan.scores[scan.best])

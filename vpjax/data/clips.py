@@ -8,10 +8,10 @@ their paths as its ``video``, in the order in which they are shown:
      "keywords": [{"text": "falls", "lemma": "fall", "spans": [[2, 3]], "video": 1}]}
 
 ``<video>`` in a question, whichever turn's, is the place of the next of them, be it a video or an image.
-Without such marks all stand before the first question. ``looks`` has, for each of them, an object with the part
-and the frames that are seen of it (``types.Look``), so that one file can be shown several times: first all of
-it in few pixels, then a part of it in more. The ``video`` of a keyword is the number of the one in
-which its spans are seen, counted from 0 as all are; it may be left out if that is the first.
+Without such marks all stand before the first question. The ``video`` of a keyword is the number of the one in
+which its spans are seen, counted from 0 as all are; it may be left out if that is the first. ``looks`` has,
+for each of them, an object with the part and the frames that are seen of it (``types.Look``), so that one
+file can be shown several times: first all of it in few pixels, then a part of it in more.
 """
 
 import contextlib

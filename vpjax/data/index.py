@@ -327,9 +327,7 @@ def prompt_sizes(entry: Entry) -> Sizes:
     return Sizes(sizes.tokens - len(entry.tokens.answer), sizes.units, sizes.bins)
 
 
-def shape_remarks(
-    info: VideoInfo, reading: Reading, shape: Shape, model_config: VLMConfig
-) -> list[str]:
+def shape_remarks(info: VideoInfo, reading: Reading, shape: Shape, model_config: VLMConfig) -> list[str]:
     """What the summary counts about the shape of a clip."""
     sampling, part = reading
     remarks = [LOST] if info.lost else []

@@ -7,8 +7,8 @@ likeliest one is looked at again. Both looks together cost a fixed number of vis
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -19,10 +19,10 @@ from vpjax.data.sampling import SLOT, Sampling, VideoInfo, fit, looked_at
 from vpjax.types import Clip, Look, UserError
 
 if TYPE_CHECKING:
-    from vpjax.models.config import VLMConfig
+    pass
 
 # What a window of a scan is asked, and the two answers that are compared.
-RELEVANCE = "{question} Answer yes if this part of the video shows it, else no."
+RELEVANCE = "{question} Is it in the video: yes or no?"
 YES, NO = "yes", "no"
 Span = tuple[float, float]
 
@@ -31,12 +31,14 @@ Span = tuple[float, float]
 class TwoLooks:
     """How a video is looked at twice.
 
-    tokens: visual ones, of the scan and the second look together. frames: of a window, in both looks.
-    scan_pixels, pixels: of a frame in the scan and in the second look, at most. pick: of each equal part of
-    a window, the frame that is read, as ``data.pick``.
+    tokens: visual ones, of the scan and all second looks together. again: the likeliest windows of the scan
+    that get a second look; the answer is about the one that is likeliest then. frames: of a window, in both
+    looks. scan_pixels, pixels: of a frame in the scan and in a second look, at most. pick: of each equal part
+    of a window, the frame that is read, as ``data.pick``.
     """
 
     tokens: int = 512
+    again: int = 1
     frames: int = 16
     scan_pixels: int = 28 * 28
     pixels: int = 56 * 56
@@ -58,17 +60,17 @@ class TwoLooks:
 
 def scan_of(info: VideoInfo, looks: TwoLooks, sampling: Sampling, factor: int) -> list[Span]:
     """The windows of a scan of a whole file, as equal parts of it in seconds: as many as the tokens allow
-    that the second look leaves, but none that has fewer frames than are read of it. UserError if the tokens
+    that the second looks leave, but none that has fewer frames than are read of it. UserError if the tokens
     are too few for a window in each look."""
     first, second = (
         _tokens(looked_at(look, sampling).sampling, info, factor)
         for look in (looks.first((0, info.duration)), looks.second((0, info.duration)))
     )
-    affordable = (looks.tokens - second) // first
+    affordable = (looks.tokens - looks.again * second) // first
     if affordable < 1:
         raise UserError(
-            f"two looks within {looks.tokens} visual tokens: a second look takes {second} and a window of the "
-            f"first {first}; allow more tokens, or look at fewer frames or pixels"
+            f"two looks within {looks.tokens} visual tokens: {looks.again} second looks take {second} each and "
+            f"a window of the first {first}; allow more tokens, or look at fewer frames or pixels"
         )
     count = max(min(affordable, info.frames // looks.frames), 1)
     edges = np.linspace(0, info.duration, count + 1)
@@ -86,12 +88,11 @@ def training_windows(
 ) -> list[Clip]:
     """The clips of both looks at windows of long clips.
 
-    Of each of ``looks.windows`` windows that show the event there are three: its second look with the
-    question of the long clip, its first look with the same, and its first look with the question whether it
-    shows what is asked for. Of each of ``looks.wrong`` windows that show none, on purpose, there is the last;
-    ``looks.nothing`` of them are looked at again as well, and what is true of them is the long clip's
-    ``degraded_answer``, if it has one. A clip whose event has no known time (spans), or which is not about
-    one video, stays as it is.
+    Of each of ``looks.windows`` windows that show the event there are four: either look with the question of
+    the long clip, and either with the question whether it shows what is asked for. Of each of ``looks.wrong``
+    windows that show none, on purpose, there is the first look with the latter; ``looks.nothing`` of them are
+    looked at again as well, and what is true of them is the long clip's ``degraded_answer``, if it has one. A
+    clip whose event has no known time (spans), or which is not about one video, stays as it is.
     """
     looks = TwoLooks.of(looks_config)
     paths = sorted({clip.video for clip in clips if clip.spans and not clip.others})
@@ -145,28 +146,29 @@ def window_of(
 
 def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str) -> list[Clip]:
     """The clips of both looks at a window that shows the event, see ``training_windows``."""
-    second = dataclasses.replace(second_look(clip, looks, part), id=f"{id}/second")
-    first = dataclasses.replace(second, id=f"{id}/first", looks=(looks.first(part),))
-    relevance = dataclasses.replace(first_look(clip, looks, part), id=f"{id}/relevance", answer=YES)
-    return [second, first, relevance]
+    second, first = (looks.second(part),), (looks.first(part),)
+    return [
+        dataclasses.replace(clip, id=f"{id}/second", start=None, end=None, looks=second),
+        dataclasses.replace(clip, id=f"{id}/first", start=None, end=None, looks=first),
+        dataclasses.replace(relevance_of(clip), id=f"{id}/second/relevance", answer=YES, looks=second),
+        dataclasses.replace(relevance_of(clip), id=f"{id}/first/relevance", answer=YES, looks=first),
+    ]
 
 
 def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, again: bool) -> list[Clip]:
     """The clips of a window that shows no event. again: whether it is looked at a second time."""
-    relevance = dataclasses.replace(first_look(clip, looks, part), id=f"{id}/relevance", answer=NO)
-    if not (again and clip.degraded_answer):
-        return [relevance]
-    nothing = dict(answer=clip.degraded_answer, keywords=(), spans=(), degraded_answer="")
-    second = dataclasses.replace(second_look(clip, looks, part), id=f"{id}/second", **nothing)
-    return [second, relevance]
+    second, first = (looks.second(part),), (looks.first(part),)
+    asked = dataclasses.replace(relevance_of(clip), answer=NO)
+    found = [dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first)]
+    if again:
+        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+    if again and clip.degraded_answer:
+        quiet = dataclasses.replace(clip, keywords=(), spans=(), degraded_answer="", start=None, end=None)
+        truth = clip.degraded_answer
+        found.append(dataclasses.replace(quiet, id=f"{id}/second", answer=truth, looks=second))
+    return found
 
 
-def first_look(clip: Clip, looks: TwoLooks, part: Span) -> Clip:
-    """The clip whose answer says whether a window of a scan shows what a long clip asks for."""
-    question = RELEVANCE.format(question=clip.question)
-    return Clip(id=clip.id, video=clip.video, question=question, answer="", looks=(looks.first(part),))
-
-
-def second_look(clip: Clip, looks: TwoLooks, part: Span) -> Clip:
-    """A long clip at whose window one looks again."""
-    return dataclasses.replace(clip, start=None, end=None, looks=(looks.second(part),))
+def relevance_of(clip: Clip) -> Clip:
+    """The question whether a part of a clip's video shows what the clip asks for."""
+    return Clip(clip.id, clip.video, RELEVANCE.format(question=clip.question), answer="")

@@ -246,7 +246,9 @@ def coverage_of(index: Index, data_config: ConfigDict) -> coverage.Coverage:
         for number, (source, shape, reading) in enumerate(media):
             if source.info is not None:
                 spans = entry.tokens.spans_in(number)
-                planned.append(coverage.PlannedClip(spans, source.info, reading.part, shape, reading.sampling))
+                planned.append(
+                    coverage.PlannedClip(spans, source.info, reading.part, shape, reading.sampling)
+                )
     return coverage.measure(planned, Sampling.of(data_config))
 
 

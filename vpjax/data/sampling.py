@@ -65,7 +65,9 @@ class Sampling:
                     f"frame sampling: {low} is {least} and {high} {most}; set 1 <= {low} <= {high}"
                 )
         if self.pick not in get_args(Pick):
-            raise UserError(f"frame sampling: pick is {self.pick!r}; set it to one of {', '.join(get_args(Pick))}")
+            raise UserError(
+                f"frame sampling: pick is {self.pick!r}; set it to one of {', '.join(get_args(Pick))}"
+            )
         if self.total_pixels < 0:
             raise UserError(
                 f"frame sampling: total_pixels is {self.total_pixels}; set it to 0 (no limit) or more"

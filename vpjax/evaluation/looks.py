@@ -1,11 +1,11 @@
 """Answers of two looks at each clip's video, and controls that show what they rest on.
 
-    none    the second look at the likeliest window of the scan
-    first   the same window as the scan saw it: what the second look is worth
-    key     the second look at V~, which hides the event in that window
-    wrong   the second look at the likeliest window that does not show the event
-    right   the second look at the window that shows most of the event: what a better scan would be worth
-    blind   no video
+none    the second look at the likeliest window of the scan
+first   the same window as the scan saw it: what the second look is worth
+key     the second look at V~, which hides the event in that window
+wrong   the second look at the likeliest window that does not show the event
+right   the second look at the window that shows most of the event: what a better scan would be worth
+blind   no video
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vpjax.data.looks import Span, TwoLooks, second_look
+from vpjax.data.looks import Span, TwoLooks
 from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction
@@ -95,9 +95,8 @@ class LookPredictor:
         elif control == "wrong":
             number = int(np.argmax(np.where(shown > 0, -np.inf, scan.scores)))
         part = scan.windows[number]
-        if control == "first":
-            return dataclasses.replace(second_look(clip, self.looks, part), looks=(self.looks.first(part),))
-        return second_look(clip, self.looks, part)
+        look = self.looks.first(part) if control == "first" else self.looks.second(part)
+        return dataclasses.replace(clip, start=None, end=None, looks=(look,))
 
     def found(self) -> dict[str, Any] | None:
         """The share of the clips with known spans whose chosen window shows a part of the event, as
@@ -125,12 +124,14 @@ def seconds_shown(clip: Clip, windows: Sequence[Span]) -> np.ndarray:
 
 
 def scan_records(scans: Mapping[str, Scan]) -> dict[str, dict[str, Any]]:
-    """The scan of each clip, ready for JSON: the edges of its windows, their scores, and the chosen one."""
+    """The scan of each clip, ready for JSON: the edges of its windows and their scores, and those of
+    the windows that got a second look."""
     return {
         name: dict(
             edges=[scan.windows[0][0], *(end for _, end in scan.windows)],
             scores=[round(float(score), 4) for score in scan.scores],
-            chosen=scan.best,
+            again=scan.again,
+            again_scores=[round(float(score), 4) for score in scan.again_scores],
         )
         for name, scan in scans.items()
     }

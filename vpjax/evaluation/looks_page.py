@@ -2,17 +2,22 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
+from vpjax.data.looks import TwoLooks
 from vpjax.data.picking import changes_of
+from vpjax.data.sampling import Sampling
 from vpjax.data.video import Video
-from vpjax.evaluation.scans import Scan
+from vpjax.evaluation.ask import Prediction
+from vpjax.evaluation.page import sample_answers
+from vpjax.evaluation.scans import Scan, read_look, read_scan
 from vpjax.files import write_whole
 from vpjax.types import Clip
 
@@ -42,6 +47,28 @@ def write_looks_page(path: Path, about: str, looked: Sequence[Looked]) -> None:
     write_whole(path, html.encode())
 
 
+def looked_samples(
+    results: Mapping[str, Any],
+    clips: Sequence[Clip],
+    predictions: Iterable[Prediction],
+    looks: TwoLooks,
+    data_config: ConfigDict,
+    factor: int,
+) -> list[Looked]:
+    """What was seen in two looks at clips that were answered wrongly, and at others, from the results of an
+    evaluation. data_config: by which the videos were read. factor: pixels along a side of a visual token."""
+    sampling, side = Sampling.of(data_config), data_config.max_side
+    samples = []
+    for clip, answers in sample_answers(results, clips, predictions, next(iter(results["controls"]))):
+        record = results["looks"]["scans"][clip.id]
+        windows, videos = read_scan(clip.video, looks, sampling, factor, side)
+        scores, again_scores = np.array(record["scores"]), np.array(record["again_scores"])
+        scan = Scan(windows, scores, videos, record["again"], again_scores)
+        second = read_look(clip.video, looks.second(windows[scan.best]), sampling, factor, side)
+        samples.append(Looked(clip, scan, second, answers))
+    return samples
+
+
 def _clip(looked: Looked) -> Mapping[str, Any]:
     clip, scan = looked.clip, looked.scan
     low, high = float(scan.scores.min()), float(scan.scores.max())
@@ -53,6 +80,7 @@ def _clip(looked: Looked) -> Mapping[str, Any]:
                 score=score,
                 height=round(100 * (float(score) - low) / max(high - low, 1e-6)),
                 chosen=number == scan.best,
+                again=number in scan.again,
                 key=_shows(clip, *part),
                 url=_url(video.frames[np.argmax(changes_of(video.frames))]),
             )

@@ -16,13 +16,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax.data.looks import TwoLooks
-from vpjax.data.sampling import NO_LIMIT, Sampling
+from vpjax.data.mixture import EVENTS, LONG
+from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import FINAL_FAULTS, ClipPredictor, KeyFinder, Predictions, Query, contrast_control
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.looks import LookPredictor, scan_records
+from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
+from vpjax.evaluation.shown import OWN, evaluation_data, with_options, without_answer
 from vpjax.files import AnyPath, exists, read_object, write_whole
 from vpjax.models.attention import backend
 from vpjax.models.sharding import make_mesh
@@ -30,25 +33,12 @@ from vpjax.models.vlm import VideoLM
 from vpjax.scoring.metrics import missing_for_meteor, score_caption
 from vpjax.training import checkpoint, run_config
 from vpjax.training.setup import instructed, split_file
-from vpjax.types import Clip, Keyword, UserError
+from vpjax.types import Clip, UserError
 
-# Benchmarks need more room than training: long texts beside the videos, and spans of any number of events.
-# Videos that cannot be used are counted in the results instead of ending the command.
-ROOM = dict(
-    length_multiple=64,
-    max_tokens=32768,
-    max_answer=8192,
-    keywords=16,
-    keyword_tokens=64,
-    train_turns="last",
-    max_fault_share=1.0,
-    widen=0,
-)
-UNNAMED = "event"  # the keyword of a clip that has spans but no keywords, for the controls key and random
-OWN = ("events", "clips")  # benchmarks in vpjax's format, whose questions get the run's instructions
 # Ways to find key frames, by name: a function of the model and its tokenizer; None: those that clips give.
 KeyFrames = Mapping[str, Callable[[VideoLM, Text], KeyFinder] | None]
 REQUEST, PREDICTIONS, RESULTS, PAGE = "request.json", "predictions.jsonl", "results.json", "results.html"
+LOOKS_PAGE = "looks.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +53,8 @@ class Request:
     most clips, evenly spread over all. missing: see ``make_results``. against: the results.json of another
     model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: the benchmark's. mesh:
     devices per axis, as ``config.mesh``. video_options: fields of the section ``data`` that replace those of
-    training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. looks: answer by
-    two looks at each video, under some of ``LOOK_CONTROLS``; None: by one. localise: how the window of the
+    training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. looks: answer
+    by two looks at each video, under some of ``LOOK_CONTROLS``; None: by one. localise: how the window of the
     second look is found, one of ``LOCALISERS``. UserError for contrasts without rank, and for two looks that
     rank.
     """
@@ -105,7 +95,7 @@ def evaluate(
     request: Request, say: Callable[[str], None], *, writes: bool = True
 ) -> tuple[Path, dict[str, Any]]:
     """Make the predictions that do not exist yet, score all and write ``REQUEST``, ``PREDICTIONS``,
-    ``RESULTS`` and ``PAGE``. Returns their folder and the results.
+    ``RESULTS`` and ``PAGE``, and ``LOOKS_PAGE`` for two looks. Returns their folder and the results.
 
     say: prints a line. writes: whether this process writes; of several processes all compute and one writes.
     UserError for a mistake in the request, the data or the model.
@@ -154,6 +144,13 @@ def evaluate(
     if writes:
         write_json(out / RESULTS, results)
         write_page(out / PAGE, results, clips, predictions.known.values())
+        if request.looks:
+            shown = evaluation_data(data_config, request.benchmark, model)
+            factor = model.config.vision.factor
+            samples = looked_samples(results, clips, predictions.known.values(), request.looks, shown, factor)
+            write_looks_page(
+                out / LOOKS_PAGE, f"{request.model}, {request.looks.tokens} visual tokens", samples
+            )
     return out, results
 
 
@@ -175,40 +172,6 @@ def describe_request(
         "shown": dataclasses.asdict(Sampling.of(shown)) | {"max_tokens": shown.max_tokens},
         "new_tokens": request.new_tokens,
     }
-
-
-def with_options(data_fields: Mapping[str, Any], options: Mapping[str, Any]) -> ConfigDict:
-    """The section ``data`` with some fields replaced, of which a limit that is asked for comes before the
-    run's: max_pixels before its min_pixels, min_pixels before its max_pixels, and total_pixels before its
-    budget of tokens (max_tokens 0: total_pixels is the only budget)."""
-    fields = {**data_fields, **options}
-    if "max_pixels" in options and "min_pixels" not in options:
-        fields["min_pixels"] = min(fields["min_pixels"], fields["max_pixels"])
-    if "min_pixels" in options and "max_pixels" not in options:
-        fields["max_pixels"] = max(fields["min_pixels"], fields["max_pixels"])
-    if "total_pixels" in options:
-        fields["max_tokens"] = 0
-    return ConfigDict(fields)
-
-
-def evaluation_data(data_config: ConfigDict, benchmark: str, model: VideoLM) -> ConfigDict:
-    """The section ``data`` of an evaluation: that of the run, with ROOM.
-
-    Videos have the run's budget of tokens, or that of ``with_options``. Its own clips share the run's with
-    their texts, as in training; those of other benchmarks leave it to the videos alone."""
-    fields = data_config.to_dict() | ROOM
-    budget = data_config.get("max_tokens")
-    if benchmark in OWN:
-        fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
-    if budget == 0:
-        fields["max_tokens"] = NO_LIMIT
-    elif budget and benchmark in OWN:
-        fields["max_tokens"] = budget
-    elif budget:
-        pixels = budget * model.config.vision.factor**2
-        fields["total_pixels"] = min(data_config.get("total_pixels") or pixels, pixels)
-        fields["max_tokens"] += budget
-    return ConfigDict(fields)
 
 
 def evaluate_model(
@@ -234,7 +197,9 @@ def evaluate_model(
         predictions = Predictions()
     candidates = {}
     if request.looks:
-        return evaluate_looks(model, text, clips, request, data_config, mesh, predictions, left_out, description)
+        return evaluate_looks(
+            model, text, clips, request, data_config, mesh, predictions, left_out, description
+        )
     if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
         if not candidates:
@@ -335,7 +300,8 @@ def requested_clips(
             raise UserError(
                 f"--data is missing: {request.model} is no run on event clips, so name a file of them"
             )
-        data = split_file(ConfigDict(run), "heldout", "events")
+        own = run["data"]["heldout"]
+        data = split_file(ConfigDict(run), "heldout", own if own == LONG else EVENTS)
     clips, left_out = read_benchmark(request.benchmark, data, request.videos)
     if request.benchmark in OWN:
         instructions = run.get("data", {}).get("instructions", {})
@@ -366,14 +332,6 @@ def identity(clip: Clip) -> tuple[str, ...]:
     """What makes a clip's predictions and their scores those of this clip."""
     own = clip.id, clip.question, clip.answer, clip.video, *clip.others
     return (*own, clip.system, repr(clip.turns)) if clip.system or clip.turns else own
-
-
-def without_answer(clip: Clip) -> Clip:
-    """The clip without its answer. If no keyword has spans, those of a clip of one video mark key frames."""
-    keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()
-    if not keywords and clip.spans and not clip.others:
-        keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
-    return dataclasses.replace(clip, answer="", keywords=keywords)
 
 
 def fingerprint(model: VideoLM) -> str:

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from vpjax.data.collate import window_prompts
-from vpjax.data.looks import NO, YES, Span, TwoLooks, first_look, scan_of
+from vpjax.data.looks import NO, YES, Span, TwoLooks, relevance_of, scan_of
 from vpjax.data.picking import changes_of
-from vpjax.data.sampling import Sampling, fit, looked_at
+from vpjax.data.sampling import Sampling, looked_at
 from vpjax.data.text import Text
 from vpjax.data.video import Video, probe, read_frames
 from vpjax.evaluation.ranking import answer_logprobs, pad_answers
 from vpjax.models.vlm import VideoLM
-from vpjax.types import Clip, UserError
+from vpjax.types import Clip, Look, UserError
 
 WINDOWS_AT_ONCE = 32  # that go through the model together
 AHEAD = 2  # clips that are read while others are scored
@@ -28,22 +28,24 @@ Localiser = Callable[[VideoLM, Text, Clip, Sequence[Video]], np.ndarray]
 @dataclasses.dataclass(frozen=True)
 class Scan:
     """windows: parts of a video in seconds. scores: of each, higher where it is likelier to show what is
-    asked for. videos: their frames, as the first look sees them."""
+    asked for. videos: their frames, as the first look sees them. again: the numbers of the windows that got a
+    second look, the likeliest first. again_scores: of these, by what it shows."""
 
     windows: list[Span]
     scores: np.ndarray
     videos: list[Video]
+    again: list[int]
+    again_scores: np.ndarray
 
     @property
     def best(self) -> int:
-        """The number of the window at which one looks again: of several that are best, the first."""
-        return int(np.argmax(self.scores))
+        """The number of the window that is answered about: of several that are best, the first."""
+        return self.again[int(np.argmax(self.again_scores))]
 
 
 def relevance_scores(model: VideoLM, text: Text, clip: Clip, videos: Sequence[Video]) -> np.ndarray:
     """log p(yes) - log p(no) of the question whether a window shows what is asked for, in nats."""
-    asked = first_look(clip, TwoLooks(), (0.0, 0.0))
-    prompt = text.prompt(asked)
+    prompt = text.prompt(relevance_of(clip))
     answers = [text.answer(YES), text.answer(NO)]
     length = max(map(len, answers))
     scores = []
@@ -79,17 +81,14 @@ def read_scan(
     path: str, looks: TwoLooks, sampling: Sampling, factor: int, max_side: int
 ) -> tuple[list[Span], list[Video]]:
     """The windows of a scan of a file, and the frames of each. UserError if the file cannot be used."""
-    info = probe(path, max_side=max_side)
-    windows, videos = scan_of(info, looks, sampling, factor), []
-    for window in windows:
-        own, part = looked_at(looks.first(window), sampling)
-        try:
-            frames, height, width = fit(own, info, part, factor=factor)
-        except ValueError as error:  # an aspect ratio that no model takes
-            raise UserError(f"{path}: {error}") from error
-        options = dict(size=(height, width), frames=frames, max_side=max_side)
-        videos.append(read_frames(path, own, start=part[0], end=part[1], **options))
-    return windows, videos
+    windows = scan_of(probe(path, max_side=max_side), looks, sampling, factor)
+    return windows, [read_look(path, looks.first(part), sampling, factor, max_side) for part in windows]
+
+
+def read_look(path: str, look: Look, sampling: Sampling, factor: int, max_side: int) -> Video:
+    """The frames of a look at a file. UserError if it cannot be used."""
+    own, (start, end) = looked_at(look, sampling)
+    return read_frames(path, own, start=start, end=end, factor=factor, max_side=max_side)
 
 
 def scans_of(
@@ -115,4 +114,11 @@ def scans_of(
             except UserError as error:
                 yield error
                 continue
-            yield Scan(windows, jax.device_get(localise(model, text, clip, videos)), videos)
+            scores = jax.device_get(localise(model, text, clip, videos))
+            again = np.argsort(-scores, kind="stable")[: looks.again].tolist()
+            again_scores = scores[again]
+            if len(again) > 1:
+                seconds = [looks.second(windows[number]) for number in again]
+                closer = [read_look(clip.video, look, sampling, factor, max_side) for look in seconds]
+                again_scores = jax.device_get(localise(model, text, clip, closer))
+            yield Scan(windows, scores, videos, again, again_scores)

@@ -1,4 +1,4 @@
-"""Long built-in clips: minutes of one slowly moving shape, much that distracts, and one event of a few frames.
+"""Long built-in clips: minutes of a slowly moving shape, much that distracts, and one event of a few frames.
 
 Nothing but the event tells what the answer is, and change alone does not tell where it is: the picture
 flickers, grey shapes come and go, some for a frame or two and some for seconds, and the scene is cut.
@@ -320,7 +320,8 @@ def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
         case "spin":
             angle[during] = SPIN[scene.shape]
     cos, sin, radius, gap, visible, glow = (
-        z.astype(np.float32)[:, None, None] for z in (np.cos(angle), np.sin(angle), radius, gap, visible, glow)
+        z.astype(np.float32)[:, None, None]
+        for z in (np.cos(angle), np.sin(angle), radius, gap, visible, glow)
     )
     middle_x, middle_y = (centre_F2 * size).T.astype(np.float32)[:, :, None, None]
     x = np.arange(spec.size[1], dtype=np.float32) + 0.5 - middle_x

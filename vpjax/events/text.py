@@ -51,13 +51,11 @@ DETAILS = (
     "The picture is {outline} and the clip lasts about {seconds} s.",
     "A {shape} has {corners} corners, and this one is {colour} on a {background} background.",
 )
-# Long clips: captions that a few of their seconds bear out, whichever these are.
-LONG_QUESTIONS = ("What does the shape suddenly do?", "What happens to the shape?", "What is the event?")
+# Long clips: captions that a few of their seconds bear out, whichever these are, in the words of CAPTIONS.
 LONG_CAPTIONS = (
-    ("For a moment the {colour} {shape} {event}.", 0),
-    ("Once, a {colour} {shape} suddenly {event}.", 0),
+    ("A {colour} {shape} suddenly {event}.", 0),
+    ("The {colour} {shape} {event} for a moment.", 0),
     ("The {colour} {shape} briefly {event}.", 1),
-    ("All at once a {colour} {shape} {event}.", 1),
 )
 CORNERS = {"square": "four", "triangle": "three", "cross": "twelve"}
 LONGER_QUESTION = "{question} Use {sentences} sentences."
@@ -158,7 +156,7 @@ def long_dialogue(
         return make_dialogue(task, kinds, [span], words, 0, rng)
     pattern, phrase_index = LONG_CAPTIONS[rng.integers(len(LONG_CAPTIONS))]
     phrase = PHRASES[kinds[0]][phrase_index]
-    question = LONG_QUESTIONS[rng.integers(len(LONG_QUESTIONS))]
+    question = QUESTIONS[rng.integers(1, len(QUESTIONS))]  # a description would be of more than the event
     nothing = _caption(pattern, NOTHING[phrase_index], words, 0)
     return Dialogue(question, _caption(pattern, phrase, words, 0), (phrase,), degraded_answer=nothing)
 

@@ -79,7 +79,7 @@ HF_VIDEO_DEFAULTS = dict(
 )
 
 # How a video is looked at twice for such a model: 16 windows of 112 x 112 pixels, then one of 448 x 448.
-HF_LOOKS = dict(tokens=4096, frames=16, scan_pixels=112**2, pixels=448**2, pick="change")
+HF_LOOKS = dict(tokens=4096, again=1, frames=16, scan_pixels=112**2, pixels=448**2, pick="change")
 
 
 def check(config: ConfigDict) -> None:
@@ -295,9 +295,9 @@ def data_of(folder: Path) -> ConfigDict:
 def looks_of(folder: Path, fields: Mapping[str, int] | None = None) -> TwoLooks:
     """How the model in ``folder`` looks twice at a video: as its run's section ``looks`` says or, for a
     Hugging Face folder, as in HF_LOOKS. fields: that replace these."""
-    own = read(folder).get("looks") or HF_LOOKS
-    names = {field.name for field in dataclasses.fields(TwoLooks)} & set(own)
-    return TwoLooks(**{name: own[name] for name in names} | dict(fields or {}))
+    own: dict[str, Any] = HF_LOOKS | read(folder).get("looks", {})
+    values = {field.name: own[field.name] for field in dataclasses.fields(TwoLooks)}
+    return TwoLooks(**values | dict(fields or {}))
 
 
 def write(workdir: Path, config: ConfigDict) -> None:
