@@ -104,12 +104,13 @@ def get_config() -> ConfigDict:
     looks.scan_pixels = 28 * 28  # of a frame of the scan, at most
     looks.pixels = 56 * 56  # of a frame of the second look, at most
     looks.pick = "change"  # as data.pick, of a window
-    # SFT trains on so many windows that show the event of each clip whose events have known times (spans), in
-    # its place: on either look, and on whether it shows what is asked for. 0 = on the
-    # clips themselves.
+    # SFT trains on so many windows that show the event, in place of each clip whose events have known times
+    # (spans): on either look, and on whether the first shows what is asked for. 0 = on the clips themselves.
     looks.windows = 0
     looks.wrong = 3  # windows that show no event, on purpose: trained on whether they show what is asked for
-    looks.nothing = 1  # of these: trained on their second look too, and on the clip's degraded_answer
+    # Windows of either kind that are asked that in the second look too, where what is true of the wrong ones
+    # is the clip's degraded_answer.
+    looks.closer = 1
     looks.seconds = (2.0, 6.0)  # least and most of their lengths
 
     c.optim = optim = ConfigDict()  # AdamW with a linear warm-up, then a cosine schedule

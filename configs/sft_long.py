@@ -1,6 +1,5 @@
 """SFT of two looks on the long built-in clips: an event of a frame or a few in minutes of video, on a laptop.
 
-python -m vpjax.train --config sft --config.data.heldout=
 python -m vpjax.train --config sft_long
 """
 
@@ -9,7 +8,6 @@ from vpjax.recipes import sft
 
 def get_config():
     c = sft.get_config()
-    c.init_from = "runs/sft"
     c.data.train = "events.long"
     c.data.heldout = "events.long"
     c.long.frames = 128
@@ -17,15 +15,16 @@ def get_config():
     c.long_heldout.frames = 1024
     c.long_heldout.lengths = (1,)
 
-    c.looks.windows = 2
+    c.looks.again = 4
+    c.looks.windows = 3
     c.looks.wrong = 3
-    c.looks.nothing = 1
+    c.looks.closer = 1
 
-    c.steps = 800
+    c.steps = 1800
     c.batch = 12
-    c.optim.lr = 7e-4
+    c.optim.lr = 1.2e-3
     c.data.min_pixels = 28 * 28
-    c.data.row_tokens = 160
+    c.data.row_tokens = 144
     c.data.max_missed_share = 1.0
     c.contrast.negatives = ("batch", "windows")
     return c

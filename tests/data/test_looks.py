@@ -67,16 +67,17 @@ def test_each_look_at_a_window_has_its_own_clip_and_truth():
     clip = Clip("a", "a.mp4", "What?", "It spins.", spans=((1.0, 1.1),), degraded_answer="Nothing.")
     looks, part = TwoLooks(), (0.0, 2.0)
     first, second = (looks.first(part),), (looks.second(part),)
-    right = right_window(clip, looks, part, "a/0")
+    right = right_window(clip, looks, part, "a/0", closer=True)
     said = {(x.answer, x.looks): x for x in right}
     assert set(said) == {("It spins.", first), ("It spins.", second), (YES, first), (YES, second)}
     assert len({x.id for x in right}) == 4 and all(x.id.startswith("a/0/") for x in right)
-    wrong = wrong_window(clip, looks, part, "a/1", again=True)
+    wrong = wrong_window(clip, looks, part, "a/1", closer=True)
     assert {(x.answer, x.looks) for x in wrong} == {(NO, first), (NO, second), ("Nothing.", second)}
     assert not any(x.spans or x.keywords for x in wrong)
     unknown = dataclasses.replace(clip, degraded_answer="")
-    assert [x.answer for x in wrong_window(unknown, looks, part, "a/1", again=True)] == [NO, NO]
-    assert [x.looks for x in wrong_window(clip, looks, part, "a/1", again=False)] == [first]
+    assert [x.answer for x in wrong_window(unknown, looks, part, "a/1", closer=True)] == [NO, NO]
+    assert [x.looks for x in wrong_window(clip, looks, part, "a/1", closer=False)] == [first]
+    assert len(right_window(clip, looks, part, "a/1", closer=False)) == 3
 
 
 def test_looks_are_read_and_written_and_come_before_what_data_says():

@@ -69,8 +69,8 @@ def scan_of(info: VideoInfo, looks: TwoLooks, sampling: Sampling, factor: int) -
     affordable = (looks.tokens - looks.again * second) // first
     if affordable < 1:
         raise UserError(
-            f"two looks within {looks.tokens} visual tokens: {looks.again} second looks take {second} each and "
-            f"a window of the first {first}; allow more tokens, or look at fewer frames or pixels"
+            f"two looks within {looks.tokens} visual tokens: {looks.again} second looks take {second} each, "
+            f"a window of the first {first}: allow more tokens, or look at fewer frames or pixels"
         )
     count = max(min(affordable, info.frames // looks.frames), 1)
     edges = np.linspace(0, info.duration, count + 1)
@@ -88,11 +88,12 @@ def training_windows(
 ) -> list[Clip]:
     """The clips of both looks at windows of long clips.
 
-    Of each of ``looks.windows`` windows that show the event there are four: either look with the question of
-    the long clip, and either with the question whether it shows what is asked for. Of each of ``looks.wrong``
-    windows that show none, on purpose, there is the first look with the latter; ``looks.nothing`` of them are
-    looked at again as well, and what is true of them is the long clip's ``degraded_answer``, if it has one. A
-    clip whose event has no known time (spans), or which is not about one video, stays as it is.
+    Of each of ``looks.windows`` windows that show the event there are three: either look with the question of
+    the long clip, and the first with the question whether it shows what is asked for. Of each of
+    ``looks.wrong`` windows that show none, on purpose, there is the last. ``looks.closer`` windows of either
+    kind are asked that in the second look too; what is then true of a wrong one is the long clip's
+    ``degraded_answer``, if it has one. A clip whose event has no known time (spans), or which is not about
+    one video, stays as it is.
     """
     looks = TwoLooks.of(looks_config)
     paths = sorted({clip.video for clip in clips if clip.spans and not clip.others})
@@ -107,12 +108,13 @@ def training_windows(
         for window in range(looks_config.windows):
             part = window_of(clip.spans, info, looks_config.seconds, True, rng)
             if part is not None:
-                found += right_window(clip, looks, part, f"{clip.id}/{window}")
+                is_closer = window < looks_config.closer
+                found += right_window(clip, looks, part, f"{clip.id}/{window}", closer=is_closer)
         for window in range(looks_config.wrong):
             part = window_of(clip.spans, info, looks_config.seconds, False, rng)
             if part is not None:
-                is_nothing = window < looks_config.nothing
-                found += wrong_window(clip, looks, part, f"{clip.id}/wrong{window}", again=is_nothing)
+                is_closer = window < looks_config.closer
+                found += wrong_window(clip, looks, part, f"{clip.id}/wrong{window}", closer=is_closer)
     return found
 
 
@@ -144,25 +146,28 @@ def window_of(
     return first * frame, (first + count) * frame
 
 
-def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str) -> list[Clip]:
-    """The clips of both looks at a window that shows the event, see ``training_windows``."""
+def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
+    """The clips of a window that shows the event, see ``training_windows``."""
     second, first = (looks.second(part),), (looks.first(part),)
-    return [
+    asked = dataclasses.replace(relevance_of(clip), answer=YES)
+    found = [
         dataclasses.replace(clip, id=f"{id}/second", start=None, end=None, looks=second),
         dataclasses.replace(clip, id=f"{id}/first", start=None, end=None, looks=first),
-        dataclasses.replace(relevance_of(clip), id=f"{id}/second/relevance", answer=YES, looks=second),
-        dataclasses.replace(relevance_of(clip), id=f"{id}/first/relevance", answer=YES, looks=first),
+        dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first),
     ]
+    if closer:
+        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+    return found
 
 
-def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, again: bool) -> list[Clip]:
-    """The clips of a window that shows no event. again: whether it is looked at a second time."""
+def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
+    """The clips of a window that shows no event, see ``training_windows``."""
     second, first = (looks.second(part),), (looks.first(part),)
     asked = dataclasses.replace(relevance_of(clip), answer=NO)
     found = [dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first)]
-    if again:
+    if closer:
         found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
-    if again and clip.degraded_answer:
+    if closer and clip.degraded_answer:
         quiet = dataclasses.replace(clip, keywords=(), spans=(), degraded_answer="", start=None, end=None)
         truth = clip.degraded_answer
         found.append(dataclasses.replace(quiet, id=f"{id}/second", answer=truth, looks=second))

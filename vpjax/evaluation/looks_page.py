@@ -94,7 +94,7 @@ def _clip(looked: Looked) -> Mapping[str, Any]:
         seconds=scan.windows[-1][1],
         scan=windows,
         part=scan.windows[scan.best],
-        look=[(_url(frame), time, _shows(clip, time, time + second.frame_seconds)) for frame, time in frames],
+        look=[(_url(frame), at, _shows(clip, at, at + second.frame_seconds)) for frame, at in frames],
         answers=looked.answers,
     )
 
