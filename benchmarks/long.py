@@ -47,7 +47,9 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
     def by_windows(pixels: int, pick: str) -> TwoLooks:
         # All tokens for one look: those of a second one, which is not asked about, come on top.
         second = looks.frames // 2 * (pixels // SMALL)
-        own = dict(tokens=tokens + second, again=1, scan_pixels=pixels, pixels=pixels, pick=pick)
+        own: dict[str, Any] = dict(
+            tokens=tokens + second, again=1, scan_pixels=pixels, pixels=pixels, pick=pick
+        )
         return dataclasses.replace(looks, **own)
 
     def one_prompt(pixels: int, pick: str) -> dict[str, Any]:

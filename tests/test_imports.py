@@ -104,8 +104,8 @@ def test_what_is_imported_is_declared():
 
 
 def test_every_config_field_is_read():
-    """By some ``.field`` in the package. Sections that are handed over whole: the model's config, the specs of
-    the built-in clips (below) and the mesh."""
+    """By some ``.field`` in the package. Sections that are handed over whole: the model's config, the specs
+    of the built-in clips (below) and the mesh."""
     whole = {"model", "events", "events_heldout", "long", "long_heldout", "mesh"}
     attributes = {
         node.attr

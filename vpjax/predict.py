@@ -274,8 +274,9 @@ def _read(
         if is_image(path):
             videos.append(read_image(path, size=size, max_side=side))
         else:
-            options = dict(start=start, end=end)
-            videos.append(read_frames(path, own, size=size, frames=count, max_side=side, **options))
+            videos.append(
+                read_frames(path, own, size=size, frames=count, start=start, end=end, max_side=side)
+            )
     return videos
 
 

@@ -229,8 +229,8 @@ def _parse_look(record: Any) -> Look:
     pick = _string(record, "pick", "")
     if pick and pick not in get_args(Pick):
         raise ValueError(f"field 'pick' of a look is {pick!r}, not one of {', '.join(get_args(Pick))}")
-    sizes = dict(frames=record.get("frames", 0), pixels=record.get("pixels", 0))
-    return Look(**parse_part(record), **sizes, pick=pick)
+    part = parse_part(record)
+    return Look(part["start"], part["end"], record.get("frames", 0), record.get("pixels", 0), pick)
 
 
 def _string(record: dict[str, Any], field: str, default: str | None = None) -> str:

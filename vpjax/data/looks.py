@@ -130,7 +130,7 @@ def window_of(
     shown = np.zeros(info.frames, bool)
     for start, end in spans:
         shown[math.floor(start / frame + 1e-3) : math.ceil(end / frame - 1e-3)] = True
-    start, end = spans[rng.integers(len(spans))]
+    start, end = spans[int(rng.integers(len(spans)))]
     before = np.concatenate([[0], np.cumsum(shown)])
     inside = before[count:] - before[: info.frames - count + 1]  # frames of an event in each part
     if is_right:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -140,7 +141,7 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 @functools.lru_cache(8)  # a long video is read window by window
-def _packet_index(path: AnyPath, stamp: tuple[int, int], max_side: int) -> FrameIndex:
+def _packet_index(path: str, stamp: tuple[int, int], max_side: int) -> FrameIndex:
     """``packet_index`` of a file of this size and time of change."""
     return packet_index(path, max_side)
 
@@ -223,6 +224,6 @@ def _read_chosen(
         index, files = folder_index(path)
         return read(index)
     try:
-        return read(_packet_index(path, stamp(path), max_side))
+        return read(_packet_index(os.fspath(path), stamp(path), max_side))
     except BadTimestamps:
         return read(frame_index(path, max_side))

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -217,7 +218,8 @@ def tokenizer_sentences(spec: LongSpec, asides: Sequence[str]) -> Iterator[str]:
     """Texts to train a tokenizer on: questions and answers of every task, whatever its share, and as often
     what else is said about the clips."""
     for task in LONG_TASKS:
-        of_task = dataclasses.replace(spec, **dict.fromkeys(LONG_TASKS, 0.0) | {task: 1.0})
+        shares: dict[str, Any] = dict.fromkeys(LONG_TASKS, 0.0) | {task: 1.0}
+        of_task = dataclasses.replace(spec, **shares)
         for index in range(CLIPS_PER_TASK):
             clip, _ = describe_long(of_task, "train", index)
             yield from (clip.question, clip.answer, clip.degraded_answer, *asides)
@@ -301,8 +303,8 @@ def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
     during = (event.start <= numbers) & (numbers < event.end)
     turns = 2 * np.pi * numbers[:, None] / np.array(scene.period) + np.array(scene.phase)
     centre_F2 = 0.5 + np.array(scene.swing) * np.sin(turns)
-    radius, angle, gap = np.full(count, scene.radius * side), np.zeros(count), np.zeros(count)
-    visible, glow = np.ones(count), np.zeros(count)
+    radius, visible = np.full(count, scene.radius * side), np.ones(count)
+    angle, gap, glow = np.zeros((3, count))
     match event.kind:
         case "flash":
             glow[during] = GLOW
@@ -319,17 +321,15 @@ def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
             gap[during] = GAP * scene.radius * side
         case "spin":
             angle[during] = SPIN[scene.shape]
-    cos, sin, radius, gap, visible, glow = (
-        z.astype(np.float32)[:, None, None]
-        for z in (np.cos(angle), np.sin(angle), radius, gap, visible, glow)
-    )
+    varying = (np.cos(angle), np.sin(angle), radius, gap, visible, glow)
+    cos, sin, wide, apart, seen, bright = (z.astype(np.float32)[:, None, None] for z in varying)
     middle_x, middle_y = (centre_F2 * size).T.astype(np.float32)[:, :, None, None]
     x = np.arange(spec.size[1], dtype=np.float32) + 0.5 - middle_x
     y = np.arange(spec.size[0], dtype=np.float32)[:, None] + 0.5 - middle_y
     u, v = np.abs(cos * x + sin * y), cos * y - sin * x
-    outside = distance(scene.shape, u - gap, v, radius)
-    outside = np.where(gap > 0, np.maximum(outside, gap - u), outside)
-    cover = np.clip(0.5 - outside, 0, 1) * visible
+    outside = distance(scene.shape, u - apart, v, wide)
+    outside = np.where(apart > 0, np.maximum(outside, apart - u), outside)
+    cover = np.clip(0.5 - outside, 0, 1) * seen
     if event.kind != "flash" or not during.any():
         return cover, np.zeros((1, 1, 1), np.float32)
-    return cover, np.clip(2 - np.hypot(x, y) / radius, 0, 1) * glow
+    return cover, np.clip(2 - np.hypot(x, y) / wide, 0, 1) * bright
