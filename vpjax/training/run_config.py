@@ -116,6 +116,8 @@ def check(config: ConfigDict) -> None:
     tasks = f"has texts for some of {', '.join(TASKS)}"
     require("data.instructions", set(data.instructions) <= set(TASKS), tasks)
 
+    is_sft = config.method == "sft" or not config.looks.windows
+    require("looks.windows", is_sft, "is 0 in GRPO, whose rewards are about whole answers")
     least, most = config.looks.seconds
     require("looks.seconds", 0 < least <= most, "is (least, most) with 0 < least <= most")
 
