@@ -267,7 +267,8 @@ def evaluate_looks(
         mesh=mesh,
     )
     for prediction in predictor.predictions():
-        predictions.append(prediction)
+        if prediction != predictions.known.get(prediction.query):
+            predictions.append(prediction)
     results = make_results(
         description or {"benchmark": request.benchmark},
         BENCHMARKS[request.benchmark],
