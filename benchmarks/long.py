@@ -60,9 +60,17 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
     uniform = dataclasses.replace(looks, pick="first")
     return {
         "two": Row(
-            ("two looks", "first look alone", "V~: event hidden", "wrong window", "right window", "blind"),
+            (
+                "two looks",
+                "first look at the window alone",
+                "second look at it alone",
+                "V~: event hidden",
+                "wrong window",
+                "right window",
+                "blind",
+            ),
             looks,
-            controls=("none", "first", "key", "wrong", "right", "blind"),
+            controls=("none", "first", "second", "key", "wrong", "right", "blind"),
         ),
         "once": Row(("two looks, one window again",), dataclasses.replace(looks, again=1)),
         "motion": Row(("two looks, window by motion",), looks, "motion"),

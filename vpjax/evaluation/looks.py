@@ -1,31 +1,34 @@
 """Answers of two looks at each clip's video, and controls that show what they rest on.
 
-none    the second look at the likeliest window of the scan
-first   the same window as the scan saw it: what the second look is worth
-key     the second look at V~, which hides the event in that window
-wrong   the second look at the likeliest window that does not show the event
-right   the second look at the window that shows most of the event: what a better scan would be worth
+none    both looks at the likeliest window of the scan: of their answers, the one that both find likelier
+first   the first look at it alone, in few pixels
+second  the second look at it alone, in more
+key     both looks at V~, which hides the event in that window
+wrong   both looks at the likeliest window that does not show the event
+right   both looks at the window that shows most of the event: what a better scan would be worth
 blind   no video
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from vpjax.data.looks import Span, TwoLooks
 from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
-from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction
+from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction, Query
 from vpjax.evaluation.bootstrap import Scored, summary
 from vpjax.evaluation.scans import LOCALISERS, Scan, scans_of
 from vpjax.models.vlm import VideoLM
-from vpjax.types import Clip, UserError
+from vpjax.types import Clip, Look, UserError
 
-LOOK_CONTROLS = ("none", "first", "key", "wrong", "right", "blind")
+LOOK_CONTROLS = ("none", "first", "second", "key", "wrong", "right", "blind")
+ONE_LOOK = ("first", "second", "blind")
 NEED_SPANS = ("wrong", "right")  # which need to know when the event happens
 
 
@@ -65,26 +68,31 @@ class LookPredictor:
         sampling = Sampling.of(self.data_config)
         options = dict(localise=LOCALISERS[self.localise], max_side=self.data_config.max_side)
         found = scans_of(self.model, self.text, self.clips, self.looks, sampling, **options)
-        for clip, scan in zip(self.clips, found, strict=True):
+        bar = tqdm(zip(self.clips, found, strict=True), "scans", len(self.clips), leave=False)
+        for clip, scan in bar:
             if isinstance(scan, UserError):
                 self.faults[clip.id] = str(scan)
             else:
                 self.scans[clip.id] = dataclasses.replace(scan, videos=[])  # which are many
         for control in self.controls:
-            asked = {clip.id: self.asked(clip, control) for clip in self.clips}
-            for clip in self.clips:
-                if fault := self.faults.get(clip.id, "" if asked[clip.id] else NO_KEY):
-                    yield Prediction(clip.id, control, ranked=False, fault=fault)
-            usable = [window for window in asked.values() if window]
-            if not usable:
-                continue
+            parts = {clip.id: self.part(clip, control) for clip in self.clips}
+            for name, part in parts.items():
+                if part is None:
+                    yield Prediction(name, control, ranked=False, fault=self.faults.get(name, NO_KEY))
+            looked = {name: part for name, part in parts.items() if part is not None}
             own = control if control in ("key", "blind") else "none"
-            arguments = self.model, self.text, usable, self.data_config
-            for prediction in ClipPredictor(*arguments, controls=[own], **self.options).predictions():
+            if not looked:
+                continue
+            if control in ONE_LOOK:
+                look = self.looks.first if control == "first" else self.looks.second
+                answers = list(self.predictor(looked, look, own).predictions())
+            else:
+                answers = list(self.answers_of_both(looked, own))
+            for prediction in answers:
                 yield prediction._replace(control=control)
 
-    def asked(self, clip: Clip, control: str) -> Clip | None:
-        """What is asked about a clip under a control; None if it cannot be asked."""
+    def part(self, clip: Clip, control: str) -> Span | None:
+        """The window of a clip's video that is shown under a control; None if there is none."""
         scan = self.scans.get(clip.id)
         if scan is None or (control in NEED_SPANS and not clip.spans):
             return None
@@ -94,9 +102,52 @@ class LookPredictor:
             number = int(np.argmax(shown))
         elif control == "wrong":
             number = int(np.argmax(np.where(shown > 0, -np.inf, scan.scores)))
-        part = scan.windows[number]
-        look = self.looks.first(part) if control == "first" else self.looks.second(part)
-        return dataclasses.replace(clip, start=None, end=None, looks=(look,))
+        return scan.windows[number]
+
+    def predictor(
+        self,
+        parts: Mapping[str, Span],
+        look: Callable[[Span], Look],
+        control: str,
+        candidates: Mapping[str, Sequence[str]] | None = None,
+    ) -> ClipPredictor:
+        """What predicts answers by one look at a part of each clip's video, by the clip's id. candidates: the
+        answers to rank; None: it completes."""
+        asked = [
+            dataclasses.replace(clip, start=None, end=None, looks=(look(parts[clip.id]),))
+            for clip in self.clips
+            if clip.id in parts
+        ]
+        done = {Query(clip.id, control, ranked=False) for clip in asked} if candidates else ()
+        options = self.options | dict(controls=[control], candidates=candidates, done=done)
+        return ClipPredictor(self.model, self.text, asked, self.data_config, **options)
+
+    def answers_of_both(self, parts: Mapping[str, Span], control: str) -> Iterator[Prediction]:
+        """Of the answers of the two looks at a part of each clip's video, the one with the higher sum of its
+        log-probabilities given either look."""
+        looks = (self.looks.first, self.looks.second)
+        answers = [
+            {prediction.id: prediction for prediction in self.predictor(parts, look, control).predictions()}
+            for look in looks
+        ]
+        differing: dict[str, tuple[str, str]] = {}
+        for name in parts:
+            first, second = (of_look[name] for of_look in answers)
+            if first.fault or second.fault or first.text == second.text:
+                yield second if second.fault else first
+            else:
+                differing[name] = first.text, second.text
+        if not differing:
+            return
+        sums = {name: np.zeros(2) for name in differing}
+        for look in looks:
+            predictor = self.predictor({name: parts[name] for name in differing}, look, control, differing)
+            for _ in predictor.predictions():  # which fills in the scores
+                pass
+            for name in differing:
+                sums[name] += predictor.scores[Query(name, control, ranked=True)]
+        for name, texts in differing.items():
+            yield Prediction(name, control, ranked=False, text=texts[int(np.argmax(sums[name]))])
 
     def found(self) -> dict[str, Any] | None:
         """The share of the clips with known spans whose chosen window shows a part of the event, as
