@@ -4,7 +4,7 @@
 
 The clips are held-out ones of the model's run, of so many frames. Every row answers the same questions.
 Prints a table in Markdown: the share of the events that are named, with 95 % intervals over videos, that of
-the windows found that show the event, and the seconds of CPU time a clip.
+the windows found that show the event, that of both, and the seconds of CPU time a clip.
 """
 
 import dataclasses
@@ -72,6 +72,7 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
             looks,
             controls=("none", "first", "second", "key", "wrong", "right", "blind"),
         ),
+        "answer": Row(("two looks",), looks),
         "once": Row(("two looks, one window again",), dataclasses.replace(looks, again=1)),
         "motion": Row(("two looks, window by motion",), looks, "motion"),
         "random": Row(("two looks, window by chance",), looks, "random"),
@@ -127,7 +128,7 @@ def main() -> None:
     rows = rows_of(looks, flags.frames)
     model, text = checkpoint.load_model(flags.model, step=flags.step, dtype=run.get("dtype"))
     print(f"{len(clips)} clips of {flags.frames} frames, {flags.tokens} visual tokens, {flags.model}\n")
-    print("| | event named | window found | CPU s a clip |\n|---|---|---|---|", flush=True)
+    print("| | event named | window found | both | CPU s a clip |\n|---|---|---|---|---|", flush=True)
     for name in flags.rows or rows:
         row = rows[name]
         data = with_options(run_config.data_of(flags.model).to_dict(), row.options)
@@ -142,11 +143,13 @@ def main() -> None:
         start = time.process_time()
         results = evaluate_model(model, text, clips, request, data)
         seconds = (time.process_time() - start) / len(clips)
-        found = (results.get("looks") or {}).get("found")
+        windows = results.get("looks", {}).get("windows", {})
         for label, control in zip(row.names, row.controls, strict=True):
             means = results["controls"][control].get("metrics", {})
             named = interval(means["accuracy"]["micro"]) if means else "no clip"
-            cells = [named, interval(found) if found and control == "none" else "", ""]
+            cells = [named, "", "", ""]
+            if windows and control == "none":
+                cells[1:3] = interval(windows["found"]), interval(windows["right"])
             if control == row.controls[0]:
                 cells[-1] = f"{seconds:.2f}"
             print("|", " | ".join([label, *cells]), "|", flush=True)

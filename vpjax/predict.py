@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax import cli, programs
@@ -42,7 +43,7 @@ from vpjax.data.sampling import File, Reading, Sampling, fit_all, looked_at
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
 from vpjax.evaluation.looks_page import Looked, write_looks_page
-from vpjax.evaluation.scans import LOCALISERS, Scan, scans_of
+from vpjax.evaluation.scans import LOCALISERS, Scan, likelihoods, scans_of
 from vpjax.files import local_folder
 from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
@@ -186,12 +187,12 @@ def ask_twice(
     page: str | Path | None = None,
     **options: Any,
 ) -> tuple[Answer, Scan]:
-    """Answer a prompt about a long video by two looks, as ``loaded.looks`` says: what is true of the
-    likeliest window of its scan, and the scan.
+    """Answer a prompt about a long video by two looks, as ``loaded.looks`` says, and the scan.
 
-    localise: one of ``evaluation.scans.LOCALISERS``. page: an HTML file that shows both looks. options: of
-    ``ask``, but how the video is read. The timing ``video`` does not include the scan, which has its own.
-    UserError for a file that cannot be used.
+    Both looks at the likeliest window of the scan are asked. Of their samples those are returned that both
+    looks together find likeliest, with the times and the grid of the second look. localise: one of
+    ``evaluation.scans.LOCALISERS``. page: an HTML file that shows both looks. options: of ``ask``, but how
+    the video is read. UserError for a file that cannot be used.
     """
     start = time.perf_counter()
     clip = Clip(id="", video=str(video), question=prompt, answer="")
@@ -204,13 +205,22 @@ def ask_twice(
     if isinstance(scan, UserError):
         raise scan
     scanned = time.perf_counter()
-    look = loaded.looks.second(scan.windows[scan.best])
-    answer = ask(loaded, prompt, video, look=look, max_side=max_side, **options)
+    part = scan.windows[scan.best]
+    second, first = (
+        ask(loaded, prompt, video, look=look, max_side=max_side, **options)
+        for look in (loaded.looks.second(part), loaded.looks.first(part))
+    )
+    videos, samples = [*first.videos, *second.videos], [*second.samples, *first.samples]
+    texts = [sample.text for sample in samples]
+    order = np.argsort(-likelihoods(loaded.model, loaded.text, clip, videos, texts), kind="stable")
+    kept = [samples[number] for number in order[: len(second.samples)]]
     if page:
         about = f"{video}, at most {loaded.looks.tokens} visual tokens"
-        answers = [("answer", sample.text, None) for sample in answer.samples]
-        write_looks_page(Path(page), about, [Looked(clip, scan, answer.videos[0], answers)])
-    return dataclasses.replace(answer, timings={"scan": scanned - start} | answer.timings), scan
+        answers = [("answer", sample.text, None) for sample in kept]
+        write_looks_page(Path(page), about, [Looked(clip, scan, second.videos[0], answers)])
+    timings = {name: second.timings[name] + first.timings[name] for name in second.timings}
+    timings = {"scan": scanned - start} | timings
+    return dataclasses.replace(second, samples=kept, notes=first.notes + second.notes, timings=timings), scan
 
 
 def _samples_of(completions: Completions, text: Text) -> list[Sample]:

@@ -149,22 +149,32 @@ class LookPredictor:
         for name, texts in differing.items():
             yield Prediction(name, control, ranked=False, text=texts[int(np.argmax(sums[name]))])
 
-    def found(self) -> dict[str, Any] | None:
-        """The share of the clips with known spans whose chosen window shows a part of the event, as
-        {"mean", "low", "high"}; None without such clips."""
-        rows = [
-            Scored(
-                clip.id,
-                clip.video,
-                "",
-                "none",
-                readable=True,
-                values={"found": float(seconds_shown(clip, scan.windows)[scan.best] > 0)},
-            )
+    def found(self) -> dict[str, bool]:
+        """Whether the chosen window shows a part of the event, of each clip with known spans, by its id."""
+        return {
+            clip.id: bool(seconds_shown(clip, scan.windows)[scan.best] > 0)
             for clip in self.clips
             if clip.spans and (scan := self.scans.get(clip.id))
-        ]
-        return summary(rows)["metrics"]["found"]["micro"] if rows else None
+        }
+
+
+def window_scores(results: Mapping[str, Any], found: Mapping[str, bool]) -> dict[str, Any]:
+    """How well the windows were found, as {"mean", "low", "high"}. found: the share of them that show the
+    event. right: the share of clips whose window was found and whose answer is right as well: an answer about
+    another window can only be right by chance, or because nothing else is left. {} without known windows.
+
+    results: of the predictions, as ``make_results`` returns them. found: see ``LookPredictor.found``.
+    """
+    rows = []
+    for row in results["rows"]:
+        if row["control"] == "none" and row["id"] in found:
+            right = next(iter(row["values"].values()))
+            is_found = float(found[row["id"]])
+            values = {"found": is_found, "right": is_found * right}
+            rows.append(Scored(row["id"], row["video"], "", "none", readable=True, values=values))
+    if not rows:
+        return {}
+    return {name: means["micro"] for name, means in summary(rows)["metrics"].items()}
 
 
 def seconds_shown(clip: Clip, windows: Sequence[Span]) -> np.ndarray:

@@ -21,7 +21,7 @@ from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import FINAL_FAULTS, ClipPredictor, KeyFinder, Predictions, Query, contrast_control
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
-from vpjax.evaluation.looks import LookPredictor, scan_records
+from vpjax.evaluation.looks import LookPredictor, scan_records, window_scores
 from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
@@ -38,7 +38,7 @@ from vpjax.types import Clip, UserError
 # Ways to find key frames, by name: a function of the model and its tokenizer; None: those that clips give.
 KeyFrames = Mapping[str, Callable[[VideoLM, Text], KeyFinder] | None]
 REQUEST, PREDICTIONS, RESULTS, PAGE = "request.json", "predictions.jsonl", "results.json", "results.html"
-LOOKS_PAGE = "looks.html"
+LOOKS_PAGE = "scans.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,7 +250,7 @@ def evaluate_looks(
     description: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """``evaluate_model`` by two looks at each video. All predictions are made anew. Its results have besides,
-    in ``looks``, the share of the windows that were found and each clip's scan."""
+    in ``looks``, how well the windows were found and each clip's scan."""
     if jax.process_count() > 1:
         raise UserError("--looks=2 runs in one process: start it without --processes")
     assert request.looks is not None
@@ -277,7 +277,8 @@ def evaluate_looks(
         left_out or {},
         missing=request.missing,
     )
-    return results | {"looks": {"found": predictor.found(), "scans": scan_records(predictor.scans)}}
+    windows = window_scores(results, predictor.found())
+    return results | {"looks": {"windows": windows, "scans": scan_records(predictor.scans)}}
 
 
 def spread(clips: Sequence[Clip], limit: int) -> list[Clip]:

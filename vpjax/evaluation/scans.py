@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import numpy as np
 
-from vpjax.data.collate import window_prompts
+from vpjax.data.collate import coarse, single_prompt, window_prompts
 from vpjax.data.looks import NO, YES, Span, TwoLooks, relevance_of, scan_of
 from vpjax.data.picking import changes_of
 from vpjax.data.sampling import Sampling, looked_at
@@ -75,6 +75,20 @@ LOCALISERS: Mapping[str, Localiser] = {
     "motion": motion_scores,
     "random": random_scores,
 }
+
+
+def likelihoods(
+    model: VideoLM, text: Text, clip: Clip, videos: Sequence[Video], answers: Sequence[str]
+) -> np.ndarray:
+    """The sum over videos of log p f64[G] of each of some answers to a clip's question about one of them."""
+    prompt = text.prompt(clip)
+    ids = [text.answer(answer) for answer in answers]
+    tokens, valid = pad_answers([ids], len(ids), coarse(max(map(len, ids))))
+    total = np.zeros(len(answers))
+    for video in videos:
+        prompts = single_prompt(prompt, [video], model.config, stamps=text.stamps_of(prompt))[1]
+        total += np.asarray(answer_logprobs(model, prompts, tokens, valid))[0]
+    return total
 
 
 def read_scan(
