@@ -1,6 +1,12 @@
 """SFT of two looks on the long built-in clips: an event of a frame or a few in minutes of video, on a laptop.
 
-python -m vpjax.train --config sft_long
+    python -m vpjax.train --config sft_long
+
+What it does: makes 3,072 clips of 128 frames, trains the model of configs/sft.py from scratch on windows of
+them, and evaluates two looks at 256 held-out clips of 1,024 frames, with an event of one frame in each.
+Hardware and cost: 2 CPU cores, 2 GB of memory, 3 GB of cache. More than 15 minutes: about half an hour of CPU
+time, on a busy machine.
+Expected: docs/long.md has the tables of this run and 700 more steps.
 """
 
 from vpjax.recipes import sft
