@@ -49,9 +49,10 @@ MODEL = VLMConfig(
 )
 
 
-def mesh_of(data, fsdp, tensor, rollout=1):
-    sizes = dict(data=data, fsdp=fsdp, tensor=tensor, rollout=rollout)
-    return make_mesh(sizes, jax.devices()[: data * fsdp * tensor], kv_heads=rollout * tensor)
+def mesh_of(data, fsdp, tensor, rollout=1, context=1):
+    sizes = dict(data=data, fsdp=fsdp, context=context, tensor=tensor, rollout=rollout)
+    devices = jax.devices()[: data * fsdp * context * tensor]
+    return make_mesh(sizes, devices, kv_heads=rollout * tensor)
 
 
 ONE = mesh_of(1, 1, 1)

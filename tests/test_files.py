@@ -1,7 +1,9 @@
 """Local paths and URLs behave alike; memory:// stands for remote files."""
 
+import errno
 import sys
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -138,6 +140,17 @@ class Refusing(fsspec.AbstractFileSystem):
         raise NoCredentials("none found")
 
     exists = isdir = info
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """The system's own error of a write names none."""
+    whole = tmp_path / "whole.json"
+    whole.write_text("as it was")
+    with pytest.raises(OSError, match="whole.json") as raised, files.written(whole):
+        Path("/dev/full").write_bytes(b"half")
+    assert raised.value.errno == errno.ENOSPC
+    assert whole.read_text() == "as it was"
+    assert files.names_in(tmp_path) == ["whole.json"]
 
 
 def test_the_errors_of_a_place_are_faults_of_its_files(tmp_path):

@@ -64,13 +64,14 @@ def _reach(address: str, seconds: float) -> None:
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """UserError if devices that share rows of a batch belong to several processes, because each process reads
-    its own clips."""
-    tensor = mesh.shape["tensor"]
-    if any(len({device.process_index for device in row}) > 1 for row in mesh.devices.reshape(-1, tensor)):
+    """UserError if devices that share rows of a batch belong to several processes, which must not be where
+    each process scores the completions of its own rows."""
+    sharing = mesh.shape["context"] * mesh.shape["tensor"]
+    if any(len({device.process_index for device in row}) > 1 for row in mesh.devices.reshape(-1, sharing)):
         raise UserError(
-            f"config.mesh.tensor={tensor} spans processes, each of which reads clips of its own: make it "
-            "smaller, or start one process for all devices of a host"
+            f"config.mesh: {sharing} devices, context times tensor, share rows and span processes, each of "
+            "which would score the same completions with config.grpo.rewards of your own: make them fewer, "
+            "or start one process for all devices of a host"
         )
 
 

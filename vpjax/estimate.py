@@ -15,7 +15,9 @@ class StepPlan:
     """The cost of a compiled step in bytes and floating-point operations of one chip.
 
     arguments: state and batch. temporaries: memory beside them. needed: both, the program, and the part of
-    the result that does not take the place of the state. cycles: by phase, see ``hlo.cycles``. read: at
+    the result that does not take the place of the state. cycles: by phase, see ``hlo.cycles``; no kernel is
+    in them. attention: of ``flops``, those of whole sequences that attend, of which the kernel of a TPU does
+    at least as many. read: at
     least, from memory, for a token of each of its completions, which have ``sampled`` tokens. seconds: the
     time of compiling. over: the compiler's message if the step needs more memory than the chip has; all
     fields but ``seconds`` are then 0.
@@ -27,6 +29,7 @@ class StepPlan:
     flops: float = 0.0
     collectives: tuple[Collective, ...] = ()
     cycles: dict[str, int] = dataclasses.field(default_factory=dict)
+    attention: float = 0.0
     read: int = 0
     sampled: int = 0
     seconds: float = 0.0
@@ -57,8 +60,8 @@ def fits(plan: StepPlan, chip: Chip | None) -> bool:
 
 
 def phase_times(plan: StepPlan, chip: Chip) -> list[PhaseTime]:
-    """The phases of a step, the longest first; what belongs to none is one of them. [] for chips whose
-    compiler estimates no cycles."""
+    """The phases of a step, the longest first; what belongs to none is one of them, and so is attention's
+    kernel, at the chip's peak rate. [] for chips whose compiler estimates no cycles."""
     if not plan.cycles or not chip.products:
         return []
     sent: collections.Counter[str] = collections.Counter()
@@ -68,6 +71,8 @@ def phase_times(plan: StepPlan, chip: Chip) -> list[PhaseTime]:
         PhaseTime(name, plan.cycles.get(name, 0) / chip.clock, sent[name] / chip.links, sent[name])
         for name in {*plan.cycles, *sent}
     ]
+    if plan.attention:
+        times.append(PhaseTime("attention", plan.attention / chip.flops, 0.0, 0))
     return sorted(times, key=lambda phase: -max(phase.cycles, phase.sending))
 
 
@@ -106,6 +111,11 @@ def costs(plan: StepPlan, chip: Chip | None) -> list[str]:
         source = "by the compiler's cycles" if phases else "at published peak rates, which no step reaches"
         lines.append(f"estimated step time   {least:.2f} to {most:.2f} s {source}")
         for phase in phases:
+            if phase.name == "attention":
+                lines.append(
+                    f"  {phase.name:<20}{phase.cycles:.2f} s at least: its kernel's at the peak rate"
+                )
+                continue
             name = phase.name if phase.name != OTHER else "the rest"
             lines.append(
                 f"  {name:<20}{phase.cycles:.2f} s of the chip, {phase.sending:.2f} s of links for "

@@ -103,17 +103,29 @@ def written(path: AnyPath, *, keep: bool = True) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     part = final.with_name(f"{final.name}.{uuid.uuid4().hex}.part")
     try:
-        part.touch()
-        rights = part.stat().st_mode  # those of any new file, which some libraries do not give theirs
-        yield part
-        part.chmod(rights)
-        if keep:
-            sync(part)
-        part.replace(final)
-        if keep:
-            sync(final.parent)
+        with named(final):
+            part.touch()
+            rights = part.stat().st_mode  # those of any new file, which some libraries do not give theirs
+            yield part
+            part.chmod(rights)
+            if keep:
+                sync(part)
+            part.replace(final)
+            if keep:
+                sync(final.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def named(path: AnyPath) -> Iterator[None]:
+    """Give errors of the system that name no file, as those of a full disk, the file that is written to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def sync(path: AnyPath) -> None:

@@ -16,7 +16,7 @@ CALLS = ("calls", "to_apply")
 
 
 PHASE = re.compile(r'op_name="[^"]*?phase_([a-z]+)')
-CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+CYCLES = re.compile(r'"estimated_cycles":"(\d{1,18})"')  # 2**63 - 1 stands for an unknown number
 OTHER = "other"  # what belongs to no phase
 
 
@@ -44,16 +44,17 @@ class Collective:
         return math.prod(self.loops)
 
 
-def flops(jaxpr: Any, *, while_trips: int = 1) -> int:
+def flops(jaxpr: Any, *, while_trips: int = 1, scope: str = "") -> int:
     """Floating-point operations of the matrix products of a jaxpr, on all devices together. The body of a
     scan counts as often as it runs, that of a while-loop ``while_trips`` times, and of the branches of a
-    condition the most expensive one counts."""
+    condition the most expensive one counts. scope: of ``jax.named_scope``, of which alone the products
+    count; "": all do."""
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        if eqn.primitive.name == "dot_general" and scope in str(eqn.source_info.name_stack):
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += 2 * eqn.outvars[0].aval.size * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
-        inner = [flops(part, while_trips=while_trips) for part in inner_jaxprs(eqn)]
+        inner = [flops(part, while_trips=while_trips, scope=scope) for part in inner_jaxprs(eqn)]
         times = {"scan": eqn.params.get("length"), "while": while_trips}.get(eqn.primitive.name, 1)
         total += times * (max(inner) if eqn.primitive.name == "cond" else sum(inner))
     return total
@@ -107,10 +108,14 @@ def cycles(text: str) -> dict[str, int]:
     found: collections.Counter[str] = collections.Counter()
     for name, loops in _loops_around(bodies).items():
         for line in bodies[name]:
-            estimate = re.search(CYCLES, line)
-            if estimate:
-                found[_phase_of(line)] += int(estimate.group(1)) * math.prod(loops)
-    return dict(found)
+            found[_phase_of(line)] += _cycles_of(line) * math.prod(loops)
+    return {name: count for name, count in found.items() if count}
+
+
+def _cycles_of(line: str) -> int:
+    """The compiler's estimate for an instruction, 0 without one."""
+    estimate = re.search(CYCLES, line)
+    return int(estimate.group(1)) if estimate else 0
 
 
 def _phase_of(line: str) -> str:
@@ -160,9 +165,7 @@ def _expense(bodies: dict[str, list[str]], name: str) -> tuple[int, int]:
     """What a computation costs: estimated cycles and, where the compiler gives none, bytes that are sent."""
     cycles_spent, sent = 0, 0
     for line in bodies[name]:
-        estimate = re.search(CYCLES, line)
-        if estimate:
-            cycles_spent += int(estimate.group(1))
+        cycles_spent += _cycles_of(line)
         collective = _collective(line)
         if collective:
             sent += collective.sent

@@ -42,12 +42,13 @@ from vpjax.data.units import Capacity, grid_of
 from vpjax.estimate import StepPlan, as_json, costs, fits
 from vpjax.hlo import collectives, cycles, flops
 from vpjax.models import hf
+from vpjax.models.attention import SCOPE
 from vpjax.models.lora import Lora
 from vpjax.models.sharding import (
-    GROUPS,
     HEADS,
     batch_sharding,
     devices_along,
+    groups_for,
     make_mesh,
     row_parts,
     sampling_specs,
@@ -196,18 +197,22 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: Plan
     memory, text = program.memory_analysis(), program.as_text()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     result = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Counted with plain attention, because a kernel hides its work, and with each clip in a row of its own,
-    # because the kernel leaves out what lies between clips.
+    # Counted with plain attention, because a kernel hides its work, with each clip in a row of its own,
+    # because the kernel leaves out what lies between clips, and for one device, because each of several
+    # compares its own tokens with all others.
     plain = with_batch(config, config.batch * row.clips)
     plain.attention = "xla"
     share = Sizes(*(math.ceil(count / row.clips) for count in row.sizes))
-    step, *shapes = abstract_step(plain, model_config, mesh, row._replace(sizes=share))
-    work = flops(step.trace(*shapes).jaxpr.jaxpr, while_trips=config.grpo.max_new)
+    one_device = make_mesh(dict(data=1, fsdp=1, tensor=1), list(mesh.devices.flat[:1]))
+    step, *shapes = abstract_step(plain, model_config, one_device, row._replace(sizes=share))
+    jaxpr, trips = step.trace(*shapes).jaxpr.jaxpr, config.grpo.max_new
+    work, attention = (flops(jaxpr, while_trips=trips, scope=scope) for scope in ("", SCOPE))
     return StepPlan(
         arguments=arguments,
         temporaries=temporaries,
         needed=arguments + temporaries + result + memory.generated_code_size_in_bytes,
         flops=work / mesh.size,
+        attention=attention / mesh.size,
         read=read_for_token(config, model_config, mesh, row) if config.method == "grpo" else 0,
         sampled=config.grpo.max_new if config.method == "grpo" else 0,
         collectives=tuple(collectives(text)),
@@ -234,9 +239,10 @@ def read_for_token(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row:
     heads = decoder.kv_heads
     if heads % devices_along(HEADS, mesh) == 0:
         heads //= devices_along(HEADS, mesh)
-    rows = run_config.rows_per_step(config) / devices_along(GROUPS, mesh)
+    rows = run_config.rows_per_step(config)
+    rows_here = rows / devices_along(groups_for(rows, mesh), mesh)
     kept = 2 * decoder.layers * heads * decoder.head_dim * jnp.dtype(config.dtype).itemsize
-    return total + int(rows * tokens * kept)
+    return total + int(rows_here * tokens * kept)
 
 
 def find_batch(
@@ -337,6 +343,8 @@ def advice(config: ConfigDict, mesh: Mesh) -> list[str]:
         out.append("fewer completions: --config.grpo.groups and --config.grpo.max_new")
     if config.method == "sft" and config.data.row_tokens > config.data.max_tokens:
         out.append("fewer clips in a row: --config.data.row_tokens (and a larger batch)")
+    if config.method == "sft" and rows == 1 and mesh.shape["context"] < mesh.size:
+        out.append(f"rows over more chips: --config.mesh.context={2 * mesh.shape['context']} (fewer rows)")
     out.append(
         "smaller or fewer frames: --config.data.max_tokens, --config.data.max_pixels or --config.data.fps"
     )

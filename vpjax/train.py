@@ -12,6 +12,7 @@ The same command again goes on where the run was stopped, bit for bit. A finishe
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,12 +33,12 @@ from vpjax.evaluation.results import format_results
 from vpjax.files import AnyPath, local_folder, read_object
 from vpjax.models.config import VLMConfig
 from vpjax.models.lora import Lora, merge
-from vpjax.models.sharding import make_mesh, put_batch
+from vpjax.models.sharding import check_rows, make_mesh, put_batch, row_numbers_here
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.programs import Announced, keep_in
 from vpjax.progress import FinishedStep, Profile, Report, Timed
 from vpjax.scoring.judge import ConfigJudge
-from vpjax.training import checkpoint, grpo, run_config, sft
+from vpjax.training import checkpoint, grpo, run_config, sft, sums
 from vpjax.training.best import best_of
 from vpjax.training.report import draw_curves
 from vpjax.training.setup import initial_params, prepare_model, read_training
@@ -78,7 +79,7 @@ def train_alone(config: ConfigDict, workdir: Path) -> None:
     if config.compile_cache:
         keep_in(cache_folder(config.data) / "programs")
     if jax.process_index() == 0:  # the others open the checkpoints after it
-        say(*checkpoint.set_damaged_aside(workdir))
+        say(*sums.set_damaged_aside(workdir))
     clips, data_set_of, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
@@ -115,7 +116,7 @@ def fit(
 ) -> int:
     """The training loop, which continues after step ``start``. Returns the last step, which is saved."""
     mesh = make_mesh(config.mesh, kv_heads=model_config.decoder.kv_heads)
-    distributed.check_mesh(mesh)
+    rows = run_config.rows_per_step(config)
     maker, index = make_batch_maker(
         clips,
         text,
@@ -123,13 +124,13 @@ def fit(
         config.data,
         packed=config.method == "sft",
         seed=config.seed,
-        batch_size=run_config.rows_per_step(config),
+        batch_size=rows,
         data_set_of=data_set_of,
         weights=[data_set.weight for data_set in data_sets(config.data)],
         answers=sft.degraded_answers(config),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
+    check_rows(rows, mesh, "config.batch")
+    maker = dataclasses.replace(maker, part=row_numbers_here(rows, mesh))
     loader = Loader(maker, index, start)
     say(*loader.summary(), *loader.coverage.lines(), *loader.warnings())
     coverage.check(loader.coverage, config.data.max_missed_share)
@@ -145,6 +146,8 @@ def fit(
         judge = ConfigJudge(config, text, clips)
         timed = {name: Timed(score) for name, score in judge.host_scores.items()}
         judge.host_scores = timed
+        if timed:
+            distributed.check_mesh(mesh)
         grpo_step = grpo.make_step(model, step_config, optimizer, shardings, judge=judge, eos=text.stops)
         step_function = Announced(grpo_step, loader.usage.programs)
     else:

@@ -1,5 +1,6 @@
 """The plan of a run: what its step is and takes, what to change where it does not fit, and mistakes."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -201,6 +202,10 @@ def test_the_time_of_phases():
     assert [(p.name, p.bound) for p in phases] == [("decode", "links"), ("update", "chip"), ("other", "chip")]
     assert step_seconds(step, CHIPS["v5e"]) == pytest.approx((3 + 2 + 0.5, 4 + 3 + 0.5))
     assert "decode              1.00 s of the chip, 3.00 s of links" in "\n".join(costs(step, CHIPS["v5e"]))
+    # Attention's kernel, whose cycles the compiler does not know: 197e12 operations at the peak rate.
+    with_kernel = dataclasses.replace(step, attention=CHIPS["v5e"].flops)
+    assert step_seconds(with_kernel, CHIPS["v5e"]) == pytest.approx((3 + 2 + 0.5 + 1, 4 + 3 + 0.5 + 1))
+    assert "attention           1.00 s at least" in "\n".join(costs(with_kernel, CHIPS["v5e"]))
     assert phase_times(step, CHIPS["h100"]) == [] and not as_json(step, CHIPS["h100"])["phases"]
     found = as_json(step, CHIPS["v5e"])
     assert found["phases"]["update"]["cycles"] == pytest.approx(2) and found["sent"] == 4 * 10**11

@@ -138,15 +138,17 @@ def test_one_process_goes_on_and_the_numbers_are_those_of_one_alone(folder, kill
 
 
 def test_devices_that_share_rows_belong_to_one_process():
-    def mesh(tensor):
+    def mesh(context, tensor):
         devices = [types.SimpleNamespace(process_index=i // 2) for i in range(8)]
-        shape = 1, 8 // tensor, tensor
-        return types.SimpleNamespace(devices=np.reshape(devices, shape), shape={"tensor": tensor})
+        shape = 1, 8 // (context * tensor), context, tensor
+        sizes = {"context": context, "tensor": tensor}
+        return types.SimpleNamespace(devices=np.reshape(devices, shape), shape=sizes)
 
-    processes.check_mesh(mesh(1))
-    processes.check_mesh(mesh(2))
-    with pytest.raises(UserError, match="config.mesh.tensor=4 spans processes"):
-        processes.check_mesh(mesh(4))
+    processes.check_mesh(mesh(1, 1))
+    processes.check_mesh(mesh(1, 2))
+    for sizes in ((1, 4), (4, 1), (2, 2)):
+        with pytest.raises(UserError, match="config.mesh: 4 devices, context times tensor, share rows"):
+            processes.check_mesh(mesh(*sizes))
 
 
 def test_a_single_process_joins_nothing():

@@ -1,5 +1,6 @@
 """The back ends of attention agree in values and gradients on ragged layouts, with and without a mesh."""
 
+import dataclasses
 import functools
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import joint
-from vpjax.models import attention, splash
+from vpjax.models import attention, context, splash
 from vpjax.models.attention import KeyValues, Layout, attend
 from vpjax.models.sharding import in_use, make_mesh, replicated
 
@@ -205,6 +206,60 @@ def test_splash_on_a_mesh_is_splash(layout):
     whole = results("splash", layout)
     for x, y in zip(split, whole, strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+def attended_apart(name, layout, devices, q, k, v, segment, branch=None):
+    """``attend`` where the tokens of a row are split over devices, brought there and back."""
+    counts = layout.prefix, q.shape[1] - layout.prefix
+
+    def lead(x):
+        parts = jnp.split(x, [layout.prefix], axis=1)
+        return context.joined([context.spread(part, devices) for part in parts], devices)
+
+    with attention.backend(name):
+        apart = dataclasses.replace(layout, devices=devices)
+        out = attend(lead(q), KeyValues(lead(k), lead(v)), apart, segment, branch)
+    parts = zip(context.apart(out, counts, devices), counts, strict=True)
+    return jnp.concatenate([part[:, context.places_of(count, devices)] for part, count in parts], axis=1)
+
+
+@pytest.mark.parametrize("name", ["xla", "splash"])
+@pytest.mark.parametrize(("layout", "devices"), [(PACKED, 4), (Layout(130, 4, 35), 2)], ids=str)
+def test_tokens_of_a_row_on_several_devices(name, layout, devices):
+    """A packed row with a branch over four devices, and a prompt with completions over two, whose tokens do
+    not divide by twice as many: values and gradients are those of one device."""
+    mesh = make_mesh(dict(data=4 // devices, fsdp=1, context=devices, tensor=2))
+    branch = None
+    if layout == PACKED:
+        q, k, v, segment, branch, weight, real = branch_inputs()
+        extra = -q.shape[1] % devices  # a row holds a whole number of tokens of each device
+        q, k, v, weight = (np.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v, weight))
+        branch = branch._replace(segment=np.pad(branch.segment, ((0, 0), (0, extra))))
+        real = np.pad(real, ((0, 0), (0, extra)))
+    else:
+        q, k, v, segment, weight, real = inputs(layout)
+
+    def run(attended, arrays):
+        def loss(q, k, v):
+            out = attended(q, k, v)
+            return (out * weight).sum(), out
+
+        gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+        return [np.asarray(x) for x in (out, *gradients)]
+
+    def apart(q, k, v):
+        with in_use(mesh):
+            return attended_apart(name, layout, devices, q, k, v, segment, branch)
+
+    def whole(q, k, v):
+        with attention.backend("xla"):
+            return attend(q, KeyValues(k, v), layout, segment, branch)
+
+    ours = run(apart, jax.device_put((q, k, v), replicated(mesh)))
+    theirs = run(whole, (q, k, v))
+    np.testing.assert_allclose(ours[0][real], theirs[0][real], rtol=0, atol=2e-5)
+    for x, y in zip(ours[1:], theirs[1:], strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["xla", "splash", "cudnn"])

@@ -112,6 +112,20 @@ def test_flops(function, count):
     assert flops(jaxpr.jaxpr, while_trips=10) == count * 2 * 4 * 8 * 8
 
 
+def test_flops_of_a_scope():
+    """Of three products forward those of the first, and as many again for each of its two gradients."""
+
+    @jax.named_scope("first")
+    def first(x, w):
+        return x @ w
+
+    def loss(x, w):
+        return jnp.tanh(jnp.tanh(first(x, w) @ w) @ w).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(jnp.zeros((8, 8)), jnp.zeros((8, 8))).jaxpr
+    assert flops(jaxpr, scope="first") == 3 * 2 * 8**3 and flops(jaxpr) == 9 * 2 * 8**3
+
+
 def test_cycles_and_collectives_by_phase():
     """The compiler writes estimates for the instructions that it schedules, and where each came from."""
     text = (
@@ -168,6 +182,13 @@ def test_one_branch_of_a_condition_counts(called):
     assert cycles(text) == {"other": 60}
     for written in (text, text.replace("estimated_cycles", "unknown")):
         assert collectives(written) == [Collective("all-reduce", result=32, sent=32, loops=(3,))]
+
+
+def test_cycles_that_are_not_known_do_not_count():
+    """The compiler writes the largest integer for what another unit of the chip computes."""
+    known = '%a = f32[4] add(%p, %p), backend_config={"estimated_cycles":"7"}'
+    unknown = known.replace("%a", "%b").replace('"7"', f'"{2**63 - 1}"')
+    assert cycles(f"ENTRY %main (p: f32[4]) -> f32[4] {{\n  {known}\n  {unknown}\n}}\n") == {"other": 7}
 
 
 def test_phases_are_in_the_program():

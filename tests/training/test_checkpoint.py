@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vpjax.training import checkpoint
+from vpjax.training import checkpoint, sums
 from vpjax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -130,8 +130,8 @@ def test_a_killed_process_leaves_only_complete_checkpoints(open_manager, tmp_pat
         )
 
 
-def test_a_full_disk_is_one_line_and_no_checkpoint(open_manager, tmp_path, caplog):
-    """Of the error, and of the log: no thread of orbax adds its traceback."""
+def test_a_full_disk_is_one_line_and_no_checkpoint(open_manager, tmp_path, caplog, capfd):
+    """Of the error, and of the log: no thread of orbax or tensorstore adds its traceback."""
     manager = open_manager()
     manager.save(1, state(1), CONFIG)
     manager.wait()
@@ -148,6 +148,7 @@ def test_a_full_disk_is_one_line_and_no_checkpoint(open_manager, tmp_path, caplo
         str(error.value) == f"{tmp_path / 'checkpoints'}: a checkpoint could not be written: File too large"
     )
     assert not [record for record in caplog.records if record.exc_info]
+    assert "Traceback" not in capfd.readouterr().err
     assert open_manager().steps() == [1]
 
 
@@ -230,16 +231,16 @@ def test_a_damaged_file_of_the_newest_leads_to_the_one_before(open_manager, tmp_
         file.write_bytes(content)
     assert checkpoint.step_of(tmp_path) == 2
     for harm in (cut, zero):
-        harm(newest / checkpoint.SUMS)
+        harm(newest / sums.SUMS)
         assert checkpoint.step_of(tmp_path, say=lambda line: None) == 1
 
 
 def test_a_run_sets_damaged_checkpoints_aside_and_writes_them_anew(open_manager, tmp_path):
     two_checkpoints(open_manager, tmp_path)
-    assert checkpoint.set_damaged_aside(tmp_path) == []
+    assert sums.set_damaged_aside(tmp_path) == []
     for names in (["2.damaged"], ["2.damaged", "2.damaged-2"]):
         zero(tmp_path / "checkpoints/2/state/manifest.ocdbt")
-        (line,) = checkpoint.set_damaged_aside(tmp_path)
+        (line,) = sums.set_damaged_aside(tmp_path)
         assert line.endswith(f"set aside as {names[-1]}: the run goes on after step 1")
         manager = open_manager()
         assert manager.steps() == [1]
@@ -253,7 +254,7 @@ def test_without_a_whole_checkpoint_nothing_is_changed(open_manager, tmp_path):
     two_checkpoints(open_manager, tmp_path)
     for step in (1, 2):
         zero(tmp_path / f"checkpoints/{step}/state/manifest.ocdbt")
-    for use in (checkpoint.set_damaged_aside, checkpoint.step_of):
+    for use in (sums.set_damaged_aside, checkpoint.step_of):
         with pytest.raises(UserError, match="no checkpoint is whole .step 2: .* step 1: .*: bring back"):
             use(tmp_path)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
@@ -261,5 +262,5 @@ def test_without_a_whole_checkpoint_nothing_is_changed(open_manager, tmp_path):
 
 def test_checkpoints_without_sums_are_those_of_an_older_vpjax(open_manager, tmp_path):
     two_checkpoints(open_manager, tmp_path)
-    (tmp_path / "checkpoints/2" / checkpoint.SUMS).unlink()
+    (tmp_path / "checkpoints/2" / sums.SUMS).unlink()
     assert checkpoint.step_of(tmp_path) == 2

@@ -52,6 +52,7 @@ def test_recipes_pass(name):
         ("data.max_pixels", 56 * 55),
         ("data.total_pixels", -1),
         ("data.max_missed_share", 1.5),
+        ("mesh.context", 0),
         ("data.instructions", {"chioce": "Answer."}),
         ("method", "dpo"),
         ("grpo.groups", 1),
@@ -75,6 +76,15 @@ def test_impossible_values_are_named(field, value):
         run_config.check(config)
     assert f"config.{field}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_row_on_several_devices_is_cut_into_whole_pieces():
+    config = recipe()
+    config.mesh.context, config.data.length_multiple = 8, 16
+    run_config.check(config)
+    config.data.length_multiple = 24
+    with pytest.raises(UserError, match="data.length_multiple is a multiple of 16, twice config.mesh"):
+        run_config.check(config)
 
 
 @pytest.mark.parametrize(

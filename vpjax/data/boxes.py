@@ -4,6 +4,7 @@ FFmpeg passes in silence over what it cannot place behind a fragment.
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from typing import IO
@@ -13,13 +14,21 @@ from vpjax.files import AnyPath, open_file
 HEADER = struct.Struct(">I4s")
 TO_THE_END, LARGE = 0, 1  # sizes that are none: the box ends with the file; its size follows in 8 bytes
 BROKEN = b""  # the kind of what is no box
+FRAGMENT = re.compile(rb"moof.{4}mfhd.{4}(.{4})", re.DOTALL)  # how a fragment begins, to its number
+FRAGMENT_BYTES = 20
+CHUNK = 1 << 24  # bytes that are read at once
 
 
 def has_broken_fragments(path: AnyPath) -> bool:
     """Whether something of a fragmented mp4 file is in no box, or is a half of a fragment: these are pairs of
-    boxes, ``moof`` with the times of frames and ``mdat`` with the frames. False if it is no such file."""
+    boxes, ``moof`` with the times of frames and ``mdat`` with the frames; whether a box has swallowed
+    fragments, or their numbers do not ascend. False if it is no such file."""
     with open_file(path) as file:
-        halves = [kind for kind in outer_boxes(file) if kind in (b"moof", b"mdat", BROKEN)]
+        kinds = list(outer_boxes(file))
+        numbers = fragment_numbers(file) if b"moof" in kinds else []
+    if len(numbers) != kinds.count(b"moof") or numbers != sorted(set(numbers)):
+        return True
+    halves = [kind for kind in kinds if kind in (b"moof", b"mdat", BROKEN)]
     if halves[:1] == [b"mdat"]:  # its frames stand in one box, the first ones at least
         halves = halves[halves.index(b"moof") :] if b"moof" in halves else []
     return halves != [b"moof", b"mdat"] * (len(halves) // 2)
@@ -45,3 +54,13 @@ def outer_boxes(file: IO[bytes]) -> Iterator[bytes]:
             return
         yield kind
         place += size
+
+
+def fragment_numbers(file: IO[bytes]) -> list[int]:
+    """The numbers of the fragments that begin anywhere in a file, whether in a box or not."""
+    file.seek(0)
+    numbers, rest = [], b""
+    while chunk := file.read(CHUNK):
+        numbers += [int.from_bytes(number) for number in FRAGMENT.findall(rest + chunk)]
+        rest = chunk[1 - FRAGMENT_BYTES :]
+    return numbers

@@ -16,9 +16,11 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
 from vpjax.data.boxes import has_broken_fragments
-from vpjax.files import AnyPath, is_remote, open_file
+from vpjax.files import AnyPath, is_remote, open_file, stamp
 
 GAP = 10  # usual intervals between frames, from which on frames count as lost
+LOST_SHARE = 0.1  # of the frames, from which on they count as lost though each gap is shorter
+STREAM_PACKETS = (188, 192, 204)  # bytes of the packets of which a transport stream is made
 CONSTANT_SHARE = 0.75  # of the intervals that are about the usual one in a video of constant rate
 MAX_ASPECT = 4.0  # of a pixel; beyond it a header is taken to be wrong
 FRAME_RATE = 25.0  # of files that do not state theirs
@@ -36,7 +38,7 @@ class FrameIndex:
     i64[N]: the timestamp to seek for a keyframe; undefined for other frames. size: (height, width) in pixels,
     and aspect: the width of a pixel over its height, both before a frame is turned upright. lost: frames that
     the file lacks by its own times (``lost_frames``) or by its header, that follow no keyframe, or that an
-    edit list hides which shows fewer; 1 if a fragment is not whole.
+    edit list hides which shows fewer; 1 if a fragment or a packet of a transport stream is not whole.
     """
 
     times: np.ndarray
@@ -126,8 +128,8 @@ def aspect_of(stream: av.VideoStream) -> float:
 
 def lost_frames(times: np.ndarray, missing: float) -> int:
     """How many frames a file lacks by its own times: those that would fill, at the usual interval, its gaps
-    and what is missing of its stated duration, where these are longer than GAP intervals. 0 if its intervals
-    vary, so that none is usual.
+    and what is missing of its stated duration, where these are longer than GAP intervals, or all of them
+    where they add up to LOST_SHARE. 0 if its intervals vary, so that none is usual.
 
     times f64[N]: of the frames that it shows, ascending. missing: of its duration at its beginning and end.
     Seconds. A fragment that was lost leaves no other trace.
@@ -136,8 +138,11 @@ def lost_frames(times: np.ndarray, missing: float) -> int:
     usual = float(np.median(steps)) if len(steps) else 0.0
     if not usual or np.mean(steps < 2 * usual) < CONSTANT_SHARE:
         return 0
-    gaps = np.array([*(steps - usual), missing])
-    return round(gaps[gaps > (GAP - 1) * usual].sum() / usual)
+    gaps = np.array([*(steps - usual), missing]) / usual
+    lacking = gaps[gaps > 0.5].sum()
+    if lacking >= max(GAP, LOST_SHARE * len(times)):
+        return round(lacking)
+    return round(gaps[gaps > GAP - 1].sum())
 
 
 def hidden_beyond(ends: Sized, shown: Sized) -> int:
@@ -145,6 +150,12 @@ def hidden_beyond(ends: Sized, shown: Sized) -> int:
     one whose numbers are damaged."""
     hidden = len(ends) - len(shown)
     return hidden if hidden > len(shown) else 0
+
+
+def ends_inside_packet(path: AnyPath) -> bool:
+    """Whether a transport stream was cut at its beginning or end, but between two packets."""
+    length, _ = stamp(path)
+    return all(length % size for size in STREAM_PACKETS)
 
 
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
@@ -159,13 +170,15 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         stated = (stream.duration or 0) * tick
         # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
         stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
-        is_mp4, is_alone = "mp4" in container.format.name, len(container.streams) == 1
+        is_mp4, is_transport = "mp4" in container.format.name, container.format.name == "mpegts"
+        streams = {stream.index}  # that have packets
         packets, in_header = 0, stream.frames if is_mp4 else 0
         expected = len(stream.index_entries)
         for packet in packets_of(container, *([] if stated_ticks else [stream])):
             if not packet.size:  # marks the end of a stream
                 continue
             is_cut |= packet.is_corrupt
+            streams.add(packet.stream_index)
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream_index != stream.index:
@@ -191,15 +204,19 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     span = (max(ends.values()) - min(ends)) * tick
     missing = stated - span if stated else 0.0
     if stated_ticks and not stated:  # by the longest stream, another one than this perhaps
-        missing = stated_ticks / av.time_base - (span if is_alone else end)
+        missing = stated_ticks / av.time_base - (span if len(streams) == 1 else end)
     lost = lost_frames(np.array(sorted(durations)) * tick, missing)
     # What only the header knows, and what an edit list hides, may be what lacks by the times as well.
     unseen = (in_header - packets, hidden_beyond(ends, durations))
     lost = max(lost, sum(count for count in unseen if count >= GAP))
     if len(durations) - len(pts) >= GAP:
         lost += len(durations) - len(pts)
-    if is_mp4 and not lost:
-        lost = int(has_broken_fragments(path))
+    by_rate = round(rate * stated_ticks / av.time_base)
+    usual = np.median(np.diff(pts)) * tick if len(pts) > 1 else 0.0
+    if 2 * len(pts) < by_rate and usual < 1.5 / rate:  # too few remain for the other intervals to be gaps
+        lost = max(lost, by_rate - len(pts))
+    if not lost and (is_mp4 and has_broken_fragments(path) or is_transport and ends_inside_packet(path)):
+        lost = 1
     return FrameIndex(
         times=(pts - pts[0]) * tick,
         duration=float(pts[-1] - pts[0]) * tick + (durations[int(pts[-1])] * tick or 1 / rate),

@@ -31,6 +31,7 @@ from vpjax.data.units import Capacity
 from vpjax.data.video import Video
 from vpjax.evaluation.controls import control_shows
 from vpjax.evaluation.ranking import answer_logprobs, best_answer, pad_answers
+from vpjax.files import named
 from vpjax.models.generate import generate
 from vpjax.models.sharding import (
     all_rows,
@@ -107,8 +108,9 @@ class Predictions(contextlib.AbstractContextManager):
     def append(self, prediction: Prediction) -> None:
         self.known[prediction.query] = prediction
         if self._file:
-            self._file.write(json.dumps(prediction._asdict()).encode() + b"\n")
-            self._file.flush()  # to the system: it survives this process
+            with named(self._file.name):
+                self._file.write(json.dumps(prediction._asdict()).encode() + b"\n")
+                self._file.flush()  # to the system: it survives this process
 
     def __exit__(self, *_: object) -> None:
         if self._file:

@@ -20,24 +20,30 @@ In place of completions, packed rows may have a branch: for each segment, a seco
 segment's first tokens and itself. So V~ begins where it differs from V.
 
 Whole sequences have three back ends, which agree except at padded tokens: ``xla`` everywhere, ``splash``
-(Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory.
+(Pallas) on TPU and ``cudnn`` on GPU. The latter two never hold the scores in memory. Where the tokens of a
+row are split over devices (``models.context``), each computes what its own queries see.
 """
 
 import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from vpjax.models import context
+from vpjax.models.mask import sees
 from vpjax.models.remat import keep
+from vpjax.models.sharding import on_own_tokens
 from vpjax.types import Array
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
-QUERIES = 96  # xla: tokens of a prefix that attend at once
+QUERIES, PARTS = 96, 64  # xla: tokens of a prefix that attend at once, but in no more parts than so many
+SCOPE = "attention"  # in which whole sequences attend, for those who count its work
 
 _backend = contextvars.ContextVar("attention", default="auto")
 
@@ -45,12 +51,14 @@ _backend = contextvars.ContextVar("attention", default="auto")
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Static shape of a text sequence: ``prefix`` + ``groups`` * ``suffix`` tokens. packed: the prefix may
-    hold several segments, so that being causal is not enough."""
+    hold several segments, so that being causal is not enough. devices: over which the tokens of a row are
+    split, see ``models.context``."""
 
     prefix: int
     groups: int = 1
     suffix: int = 0
     packed: bool = False
+    devices: int = 1
 
 
 class Branch(NamedTuple):
@@ -82,6 +90,12 @@ def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
     return (q * width**-0.5).reshape(*lead, kv_heads, heads // kv_heads, width)
 
 
+def _parts(count: int) -> list[slice]:
+    """The parts in which so many queries attend, one after another. Each is compiled."""
+    size = max(QUERIES, -(-count // PARTS))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def causal_inside(segment_BP: Array) -> jax.Array:
     """bool[B, P, P]: whether a token sees another one, which is not later and of its own segment."""
     causal = jnp.tril(jnp.ones((segment_BP.shape[1],) * 2, bool))
@@ -91,15 +105,14 @@ def causal_inside(segment_BP: Array) -> jax.Array:
 def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues, segment_BP: Array) -> jax.Array:
     """Causal attention of a prefix to itself, inside segments: [B, P, N, H].
 
-    QUERIES tokens at a time, to the keys up to the last of them: later keys would be masked out."""
+    Some tokens at a time (``_parts``), to the keys up to the last of them: later keys would be masked out."""
     q = _grouped(q_BPNH, prefix.k.shape[-2])
     mask_BPP = causal_inside(segment_BP)
     out = []
-    for start in range(0, q.shape[1], QUERIES):
-        end = min(start + QUERIES, q.shape[1])
-        k, v = prefix.k[:, :end], prefix.v[:, :end]
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, start:end], k)
-        weights = _softmax(scores, mask_BPP[:, None, None, start:end, :end])
+    for part in _parts(q.shape[1]):
+        k, v = prefix.k[:, : part.stop], prefix.v[:, : part.stop]
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k)
+        weights = _softmax(scores, mask_BPP[:, None, None, part, : part.stop])
         out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
     return jnp.concatenate(out, axis=1).reshape(q_BPNH.shape)
 
@@ -152,11 +165,10 @@ def attend_branch(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array
     mask_BCT = sees_branch(branch)
     prefix = kv.k.shape[1] - q.shape[1]
     out = []
-    for start in range(0, q.shape[1], QUERIES):
-        end = min(start + QUERIES, q.shape[1])
-        k, v = kv.k[:, : prefix + end], kv.v[:, : prefix + end]
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, start:end], k)
-        weights = _softmax(scores, mask_BCT[:, None, None, start:end, : prefix + end])
+    for part in _parts(q.shape[1]):
+        k, v = kv.k[:, : prefix + part.stop], kv.v[:, : prefix + part.stop]
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k)
+        weights = _softmax(scores, mask_BCT[:, None, None, part, : prefix + part.stop])
         out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
     return jnp.concatenate(out, axis=1).reshape(q_BCNH.shape)
 
@@ -168,15 +180,20 @@ def sees_branch(branch: Branch) -> jax.Array:
     return jnp.concatenate([sees_prefix, causal_inside(segment_BC)], axis=2)
 
 
+@jax.named_scope(SCOPE)
 def attend(
     q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array, branch: Branch | None = None
 ) -> jax.Array:
-    """Attention of a whole sequence of ``layout`` to itself, and of a branch after it: [B, T, N, H]."""
+    """Attention of a whole sequence of ``layout`` to itself, and of a branch after it: [B, T, N, H].
+
+    UserError if the mesh in use splits the heads unevenly."""
     name = backend_of(q_BTNH.dtype)
-    functions = {"xla": _attend_xla, "splash": _attend_splash, "cudnn": _attend_cudnn}
+    if name == "splash" or layout.devices > 1:
+        return _attend_own(name, q_BTNH, kv, layout, segment_BP, branch)
+    functions = {"xla": _attend_xla, "cudnn": _attend_cudnn}
     if branch is None:
         return functions[name](q_BTNH, kv, layout, segment_BP)
-    branch_functions = {"xla": attend_branch, "splash": _branch_splash, "cudnn": _branch_cudnn}
+    branch_functions = {"xla": attend_branch, "cudnn": _branch_cudnn}
     own = KeyValues(kv.k[:, : layout.prefix], kv.v[:, : layout.prefix])
     out = functions[name](q_BTNH[:, : layout.prefix], own, layout, segment_BP)
     return jnp.concatenate([out, branch_functions[name](q_BTNH[:, layout.prefix :], kv, branch)], axis=1)
@@ -262,17 +279,65 @@ def _branch_cudnn(
     return jax.nn.dot_product_attention(q_BCNH, kv.k, kv.v, mask=mask, implementation=implementation)
 
 
-def _attend_splash(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
-    """One kernel over the whole sequence, which reads the segments."""
+def _attend_own(
+    name: str, q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array, branch: Branch | None
+) -> jax.Array:
+    """``attend`` by every device for its own rows, heads and queries, to the keys of all tokens."""
+    devices, counts = layout.devices, (layout.prefix, q_BTNH.shape[1] - layout.prefix)
+    own_dP, after_dX = (context.tokens_of(count, devices) for count in counts)
+    after_dX = layout.prefix + after_dX
+
+    def on_device(q, k, v, segment_BP, *branch):
+        k, v = (context.gather(x, counts, devices) for x in (k, v))
+        attention = functools.partial(_own_kernel(name), device=context.device_number(devices))
+        if not branch:
+            index_dQ = np.concatenate([own_dP, after_dX], axis=1)
+            segment = jnp.pad(segment_BP, ((0, 0), (0, counts[1])), constant_values=1)
+            return attention(q, k, v, index_dQ, segment, layout.prefix, layout.suffix)
+        own, after = own_dP.shape[1], jnp.concatenate([branch[1], branch[0]], axis=1)
+        k_own, v_own = (x[:, : layout.prefix] for x in (k, v))
+        parts = [
+            attention(q[:, :own], k_own, v_own, own_dP, segment_BP, layout.prefix, 0),
+            attention(q[:, own:], k, v, after_dX, after, layout.prefix, 0),
+        ]
+        return jnp.concatenate(parts, axis=1)
+
+    return on_own_tokens(on_device, devices, q_BTNH, *kv, segment_BP, *branch or ())
+
+
+def _own_kernel(name: str) -> Callable[..., jax.Array]:
+    if name != "splash":
+        return functools.partial(attend_to_all, implementation=name)
     from vpjax.models import splash  # Pallas for TPUs, which takes a while to import
 
-    return splash.attend(q_BTNH, *kv, segment_BP, layout.suffix, interpret=platform() != "tpu")
+    return functools.partial(splash.attend, interpret=platform() != "tpu")
 
 
-def _branch_splash(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array:
-    from vpjax.models import splash
-
-    return splash.attend_branch(q_BCNH, *kv, *branch, interpret=platform() != "tpu")
+def attend_to_all(
+    q_BQNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    index_dQ: np.ndarray,
+    segment_BT: Array,
+    prefix: int,
+    suffix: int,
+    *,
+    device: jax.Array | int,
+    implementation: str,
+) -> jax.Array:
+    """What ``splash.attend`` computes, by the back end xla or cudnn."""
+    index_Q, segment_BT = jnp.asarray(index_dQ)[device], jnp.asarray(segment_BT)
+    mask_BQT = sees(prefix, suffix)(index_Q[:, None], jnp.arange(k_BTKH.shape[1]))
+    mask_BQT = mask_BQT & (segment_BT[:, index_Q, None] == segment_BT[:, None])
+    if implementation == "cudnn":
+        kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return kernel(q_BQNH, k_BTKH, v_BTKH, mask=mask_BQT[:, None])
+    q, out = _grouped(q_BQNH, k_BTKH.shape[-2]), []
+    for part in _parts(q.shape[1]):
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k_BTKH)
+        weights = _softmax(scores, mask_BQT[:, None, None, part])
+        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v_BTKH))
+    return keep(jnp.concatenate(out, axis=1).reshape(q_BQNH.shape))
 
 
 def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[jax.Array]]:

@@ -18,7 +18,7 @@ from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_cac
 from vpjax.models.linear import Linear
 from vpjax.models.remat import keep, scan
 from vpjax.models.rope import rotate, text_angles
-from vpjax.models.sharding import split_groups, split_heads, split_rows, split_width
+from vpjax.models.sharding import split_groups, split_heads, split_looked_up, split_tokens, split_width
 from vpjax.models.swiglu import swiglu
 from vpjax.types import Array
 
@@ -97,10 +97,10 @@ class Decoder(nnx.Module):
                 std * jax.random.normal(rngs.params(), (config.vocab, config.hidden), dtype)
             )
 
-    def embed_tokens(self, tokens: Array) -> jax.Array:
-        """Input embeddings [..., D] of token ids."""
+    def embed_tokens(self, tokens: Array, devices: int = 1) -> jax.Array:
+        """Input embeddings [..., D] of token ids. devices: over which the tokens of a row are split."""
         # Each device looks up its columns of the table for all rows, then keeps its own rows.
-        return split_rows(split_width(self.embed[tokens]))
+        return split_looked_up(split_width(self.embed[tokens]), devices)
 
     def empty_cache(self, rows: int, length: int) -> KeyValues:
         """A cache [L, B, P, K, H] of zeros for prompts."""
@@ -132,26 +132,32 @@ class Decoder(nnx.Module):
 
         segment: of the first P tokens, and branch: of those after them, see ``attention``. deep: additions to
         the states of the first tokens, as many as they have, after the first, second, ... of all layers.
-        recompute: what the backward pass computes again, see ``remat.scan``."""
+        recompute: what the backward pass computes again, see ``remat.scan``. Where the tokens of a row are
+        split over devices, x, positions and deep are in the order of ``context.joined``."""
         angles = self.angles(positions_B3T)
 
         def layer(carry, block):
             def attention(q, kv):
                 return attend(q, kv, layout, segment_BP, branch), None
 
-            x, _ = block(split_rows(carry[0]), angles, attention)
+            x, _ = block(split_tokens(carry[0], layout.devices), angles, attention)
             return (x,)
 
         stack = jax.tree.map(lambda p: p[layers], self.layers)
         return _through(layer, (x_BTD,), stack, deep[layers], recompute)[0]
 
     def prefill(
-        self, x_BPD: jax.Array, positions_B3P: Array, segment_BP: Array, deep: tuple[jax.Array, ...] = ()
+        self,
+        x_BPD: jax.Array,
+        positions_B3P: Array,
+        segment_BP: Array,
+        deep: tuple[jax.Array, ...] = (),
+        devices: int = 1,
     ) -> tuple[jax.Array, KeyValues]:
         """Hidden states [B, P, D] before the final norm, and the prefix cache [L, B, P, K, H]. deep: as in
-        ``run``."""
+        ``run``. devices: over which the tokens of a row are split; all but ``segment`` are ``spread``."""
         rows, length = x_BPD.shape[:2]
-        angles, layout = self.angles(positions_B3P), Layout(length)
+        angles, layout = self.angles(positions_B3P), Layout(length, devices=devices)
 
         def layer(carry, block_index):
             x, cache = carry
@@ -161,7 +167,7 @@ class Decoder(nnx.Module):
                 write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
                 return attend(q, kv, layout, segment_BP), jax.tree.map(write, cache, kv)
 
-            return block(split_rows(x), angles, attention)
+            return block(split_tokens(x, devices), angles, attention)
 
         stack = self.layers, jnp.arange(self.config.layers)
         return _through(layer, (x_BPD, self.empty_cache(rows, length)), stack, deep)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vpjax.hlo import phase
+from vpjax.models import context
 from vpjax.models.attention import KeyValues
 from vpjax.models.sharding import regroup, split_heads, split_words
 from vpjax.models.vision import Features
@@ -107,12 +108,13 @@ def generate(
         )
         return choose(state._replace(caches=caches), h_BXD)
 
-    last_ND, prefix = model.prefill(features, prompts)
+    devices = context.devices_for(prompts.text.tokens.shape[1])
+    last_ND, prefix = model.prefill(features, prompts, devices)
     with phase("regroup"):
         model, last_ND, prefix = regrouped(model, last_ND, prefix)
     unembed_OD = model.unembed
     last_BXD = last_ND.reshape(rows, branches, -1)[:, branch_X]
-    seen = [segment_BRP[:, r] > 0 for r in range(branches)]
+    seen = [context.spread(segment_BRP[:, r] > 0, devices) for r in range(branches)]
     caches_of_prompts = [
         jax.tree.map(functools.partial(_of_branch, r, branches), prefix) for r in range(branches)
     ]

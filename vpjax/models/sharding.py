@@ -1,9 +1,10 @@
 """The mesh, and how parameters, batches and activations are split over it.
 
-Axes: ``data`` copies the parameters, ``fsdp`` and ``group`` split them and the batch, ``tensor`` splits heads
-and MLPs. Batches are split over (data, fsdp, group) together. In training fsdp and group are one: a config's
-``mesh.fsdp`` is their product. In sampling each group has a whole copy of the decoder's weights, of which its
-devices hold the heads of their own, and rows of its own (``regroup``).
+Axes: ``data`` copies the parameters, ``fsdp`` and ``group`` split them and the batch, ``context`` splits them
+and the tokens of each row (``models.context``), ``tensor`` splits heads and MLPs. Batches are split over
+(data, fsdp, group) together, parameters over (fsdp, group, context). In training fsdp and group are one: a
+config's ``mesh.fsdp`` is their product. In sampling each group has a whole copy of the decoder's weights, of
+which its devices hold the heads of their own, and rows of its own (``regroup``).
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
@@ -20,11 +22,11 @@ from jax.sharding import PartitionSpec as P
 
 from vpjax.types import UserError
 
-AXES = ("data", "fsdp", "group", "tensor")
-FSDP = ("fsdp", "group")
-ROWS = P(("data", *FSDP))
+AXES = ("data", "fsdp", "group", "context", "tensor")
+FSDP = ("context", "fsdp", "group")  # parameters are split over them
+ROWS = P(("data", "fsdp", "group"))
 # In sampling:
-GROUPS = ("data", "fsdp")  # rows are split over them
+GROUPS = ("data", "fsdp", "context")  # rows are split over them if they divide, else not over context
 HEADS = ("group", "tensor")  # heads, MLPs and the vocabulary are split over them
 
 # The first pattern that matches a whole path applies. The leading axis of stacked layers is never split, for
@@ -68,8 +70,9 @@ TABLE: tuple[tuple[str, P], ...] = (
 def make_mesh(
     sizes: Mapping[str, int], devices: list[jax.Device] | None = None, *, kv_heads: int = 1
 ) -> Mesh:
-    """The mesh of ``sizes``: devices for ``data``, ``fsdp`` and ``tensor``, of which one may be -1, which is
-    replaced by what fits, and for ``rollout``, those of a group, which divides fsdp.
+    """The mesh of ``sizes``: devices for ``data``, ``fsdp``, ``context`` and ``tensor``, of which one may be
+    -1, which is replaced by what fits, and for ``rollout``, those of a group, which divides fsdp. Without a
+    size ``context`` is 1.
 
     kv_heads: of the decoder, which are split over a group. rollout -1 is the largest size that divides both.
     Devices that are neighbours on the mesh are connected directly. Several TPU slices lie along ``data``, so
@@ -77,12 +80,13 @@ def make_mesh(
     devices, ``data`` is not a multiple of the number of slices, or a group divides fsdp or heads unevenly.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [sizes[axis] for axis in ("data", "fsdp", "tensor")]
+    named = {axis: sizes.get(axis, 1) for axis in ("data", "fsdp", "context", "tensor")}
+    shape = list(named.values())
     fixed = math.prod(size for size in shape if size != -1)
     if shape.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
         shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices) or min(shape) < 1:
-        given = ", ".join(f"{axis}={sizes[axis]}" for axis in ("data", "fsdp", "tensor"))
+        given = ", ".join(f"{axis}={size}" for axis, size in named.items())
         raise UserError(
             f"config.mesh: {given} does not fit {len(devices)} devices; use one -1, or sizes of that product"
         )
@@ -91,13 +95,13 @@ def make_mesh(
         raise UserError(
             f"config.mesh.data={shape[0]} must be a multiple of {slices}, the number of TPU slices"
         )
-    data, fsdp, tensor = shape
+    data, fsdp, along_context, tensor = shape
     group = _group_size(sizes.get("rollout", -1), fsdp, tensor, kv_heads)
-    shape = [data, fsdp // group, group, tensor]
+    shape = [data, fsdp // group, group, along_context, tensor]
     if slices == 1:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        inside, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
+        inside, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1, 1)
         grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES)
 
@@ -126,7 +130,9 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Any) -> P:
     for dimension, axis in zip(shape, spec, strict=False):
         count = devices_along(axis, mesh=mesh)
         if dimension % count:
-            name = "fsdp" if axis == FSDP else axis
+            name = axis
+            if axis == FSDP:
+                name = "fsdp" if devices_along("context", mesh) == 1 else "fsdp * config.mesh.context"
             raise UserError(
                 f"config.mesh.{name}={count} does not divide {dimension}, a side of {path} {shape}"
             )
@@ -171,6 +177,43 @@ def split_rows(x: jax.Array) -> jax.Array:
     return _constrain(x, ROWS)
 
 
+def split_tokens(x: jax.Array, devices: int) -> jax.Array:
+    """``x`` [B, T, ...], its rows as in ``split_rows``, its tokens over ``devices``: 1 or all of context."""
+    return _constrain(x, ROWS if devices == 1 else P(*ROWS, "context"))
+
+
+def split_looked_up(x: jax.Array, devices: int) -> jax.Array:
+    """``x`` [B, T, ..., D], of which each device looked up its columns (``split_width``), as in
+    ``split_tokens``."""
+    # In one step XLA would gather all of it: rows are exchanged first, and then tokens.
+    x = _constrain(x, P(*ROWS, *[None] * (x.ndim - 2), "context"))
+    return split_tokens(x, devices)
+
+
+def split_parts(x: jax.Array) -> jax.Array:
+    """``x`` [B * devices, ...]: parts of rows, each on a device of its own among those along context."""
+    return _constrain(x, P((*ROWS[0], "context")))
+
+
+def on_own_tokens(
+    function: Callable[..., jax.Array], devices: int, q: jax.Array, k: jax.Array, v: jax.Array, *segments: Any
+) -> jax.Array:
+    """A function of queries, keys and values [B, T, heads, H] and of segments, on every device's own rows,
+    heads and tokens (``split_tokens``), and all segments of its rows. UserError if the mesh splits the heads
+    unevenly."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        if k.shape[2] % mesh.shape["tensor"]:
+            raise UserError(
+                f"config.mesh.tensor={mesh.shape['tensor']} does not divide the model's {k.shape[2]} "
+                "key/value heads: take a smaller one, or --config.attention=xla without a context axis"
+            )
+        own = P(*ROWS, None if devices == 1 else "context", "tensor")
+        specs = own, own, own, *[ROWS] * len(segments)
+        function = jax.shard_map(function, in_specs=specs, out_specs=own, check_vma=False)
+    return function(q, k, v, *(jnp.asarray(segment, jnp.int32) for segment in segments))
+
+
 def split_width(x: jax.Array) -> jax.Array:
     """``x`` [B, ..., D], its last axis split as the columns of the embedding table, its rows over data."""
     return _constrain(x, P("data", *[None] * (x.ndim - 2), FSDP))
@@ -208,29 +251,38 @@ def sampling_specs(path: str, shape: tuple[int, ...], mesh: Any) -> tuple[P, P]:
     """The PartitionSpec of a parameter of the decoder on its way to the layout of sampling, in which it is
     split inside a group and still over groups, and in that layout."""
     inside: list[Any] = []
+    over_groups = ("context", "fsdp")
     for side, axis in zip(shape, spec_of(path, shape, mesh), strict=False):
         if axis == "tensor":
             inside.append(_if_divides(side, HEADS, axis, mesh=mesh))
         else:
-            inside.append("fsdp" if axis == FSDP else None)
-    return P(*inside), P(*[None if axis == "fsdp" else axis for axis in inside])
+            inside.append(over_groups if axis == FSDP else None)
+    return P(*inside), P(*[None if axis == over_groups else axis for axis in inside])
 
 
 def split_groups(x: jax.Array) -> jax.Array:
-    """``x`` [B, ...] in sampling: each group has rows of its own, whole on each of its devices."""
-    return _constrain(x, P(GROUPS))
+    """``x`` [B, ...] in sampling: each group has rows of its own, whole on each of its devices. Groups along
+    context share rows if there are too few."""
+    return _constrain(x, P(groups_for(x.shape[0])))
 
 
 def split_heads(x: jax.Array, *, rows_axis: int = 0, heads_axis: int = -2) -> jax.Array:
     """``x`` in sampling: its rows as in ``split_groups``, its heads over HEADS if they divide."""
     spec: list[Any] = [None] * x.ndim
-    spec[rows_axis], spec[heads_axis] = GROUPS, _if_divides(x.shape[heads_axis], HEADS)
+    spec[rows_axis] = groups_for(x.shape[rows_axis])
+    spec[heads_axis] = _if_divides(x.shape[heads_axis], HEADS)
     return _constrain(x, P(*spec))
 
 
 def split_words(x: jax.Array) -> jax.Array:
     """Logits ``x`` [B, ..., O] in sampling: rows as in ``split_groups``, O over HEADS if it divides."""
-    return _constrain(x, P(GROUPS, *[None] * (x.ndim - 2), _if_divides(x.shape[-1], HEADS)))
+    words = _if_divides(x.shape[-1], HEADS)
+    return _constrain(x, P(groups_for(x.shape[0]), *[None] * (x.ndim - 2), words))
+
+
+def groups_for(rows: int, mesh: Any = None) -> tuple[str, ...]:
+    """The axes over which so many rows are split in sampling."""
+    return GROUPS if rows % devices_along(GROUPS, mesh) == 0 else ("data", "fsdp")
 
 
 def _if_divides(side: int, axes: tuple[str, ...], otherwise: str | None = None, *, mesh: Any = None) -> Any:
@@ -279,7 +331,8 @@ def check_rows(rows: int, mesh: Mesh, field: str) -> None:
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays. UserError if rows do not divide over the mesh."""
-    check_rows(len(batch.clip) * jax.process_count(), mesh, "config.batch")
+    parts = row_parts(mesh)
+    check_rows(len(batch.clip) * parts // len(row_numbers_here(parts, mesh)), mesh, "config.batch")
     return global_rows(batch, mesh)
 
 

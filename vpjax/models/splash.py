@@ -1,121 +1,92 @@
-"""Splash attention (Pallas) on TPU, by rows and heads on each device of a mesh.
+"""Splash attention (Pallas) on TPU, on the queries and keys of one device.
 
-Scores are never held in memory, and blocks of scores between segments are not computed. Off TPUs the kernel
-is interpreted, which is for tests.
+Scores are never held in memory, and blocks of scores in which no query sees a key are not computed. Which
+these are is computed on the device, from the index and the segment of each token: the kernel's own library
+would look at every score on the host. Off TPUs the kernel is interpreted, which is for tests.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import PartitionSpec as P
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
+from vpjax.models.mask import sees, sees_some
 from vpjax.models.remat import KEPT
-from vpjax.models.sharding import ROWS
-from vpjax.types import Array, UserError
+from vpjax.types import Array
 
 BLOCK, LANES = 512, 128  # tokens in a block at most; a block is a multiple of LANES
-
-
-class _LayoutMask(masks._ComputableMask):  # the only masks that the kernel computes instead of loading
-    """The mask of a prefix and completions of ``suffix`` tokens, padded to ``length`` tokens; the segments
-    part them further."""
-
-    def __init__(self, prefix: int, suffix: int, length: int):
-        self.key = prefix, suffix, length
-        start, size = np.int32(prefix), np.int32(max(suffix, 1))
-
-        def mask(q, kv):
-            same = (q - start) // size == (kv - start) // size
-            return (kv <= q) & ((kv < start) | same)
-
-        super().__init__((length, length), mask)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _LayoutMask) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-class _BranchMask(masks._ComputableMask):
-    """The mask of a branch of ``length`` tokens after a prefix; the segments part them further."""
-
-    def __init__(self, prefix: int, length: int):
-        self.key = prefix, length
-        start = np.int32(prefix)
-        super().__init__((length, prefix + length), lambda q, kv: kv - start <= q)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BranchMask) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
+LAST = np.iinfo(np.int32).max
 
 
 def attend(
-    q_BTNH: jax.Array,
+    q_BQNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    segment_BP: Array,
+    index_dQ: np.ndarray,
+    segment_BT: Array,
+    prefix: int,
     suffix: int,
     *,
+    device: jax.Array | int,
     interpret: bool,
 ) -> jax.Array:
-    """Causal attention of a prefix to itself, inside segments, and of completions of ``suffix`` tokens after
-    it to themselves and to segment 1. UserError if the mesh in use splits the heads unevenly."""
-    count, prefix = q_BTNH.shape[1], segment_BP.shape[1]
-    block = _block(count)
-    mask = _LayoutMask(prefix, suffix, _whole_blocks(count, block))
+    """Attention of queries to keys as ``mask.sees`` says, inside segments: [B, Q, N, H].
 
-    def on_device(q, k, v, segment):
-        segment = jnp.pad(segment, ((0, 0), (0, count - prefix)), constant_values=1)
-        segment, q, k, v = (_padded(x, block) for x in (segment, q, k, v))
-        return _kernel(mask, block, block, interpret, q, k, v, segment, segment)[:, :count]
+    index i32[devices, Q]: of the queries of each device among all T tokens. device: the number of this one.
+    segment: of all tokens. Where it ascends along a row, blocks of scores between segments are left out.
+    """
+    count, keys = q_BQNH.shape[1], k_BTKH.shape[1]
+    block, key_block = _block(count), _block(keys)
+    index_dQ = np.pad(index_dQ.astype(np.int32), ((0, 0), (0, -count % block)), mode="edge")
+    index_Q = jnp.asarray(index_dQ)[device]
+    segment_BT = jnp.asarray(segment_BT, jnp.int32)
+    segment_BQ = segment_BT[:, index_Q[:count]]
+    first_key = np.arange(0, keys, key_block, dtype=np.int32)
+    key_ends = first_key, first_key + np.int32(key_block - 1)
 
-    return _on_devices(on_device, q_BTNH, k_BTKH, v_BTKH, segment_BP)
+    def runs(index_Q: Any) -> Any:
+        """bool[blocks of queries, blocks of keys]: the blocks of scores that are not wholly masked."""
+        blocks = index_Q.reshape(-1, block)
+        query_ends = blocks.min(axis=1)[:, None], blocks.max(axis=1)[:, None]
+        return sees_some(prefix, suffix, query_ends, key_ends)
 
+    on_devices = np.stack([runs(index) for index in index_dQ])
+    widths = int(on_devices.sum(axis=2).max()), int(on_devices.sum(axis=1).max())
+    runs_here = runs(index_Q)
+    sizes = splash.BlockSizes(block, key_block, key_block, block, key_block, key_block, block, key_block)
 
-def attend_branch(
-    q_BCNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    segment_BC: Array,
-    shared_BP: Array,
-    *,
-    interpret: bool,
-) -> jax.Array:
-    """Attention of a branch to the prefix and to itself, see ``attention.Branch``; T = P + C. UserError as
-    ``attend``."""
-    count, prefix = q_BCNH.shape[1], shared_BP.shape[1]
-    block, prefix_block = _block(count), _block(prefix)
-    key_block = math.gcd(block, prefix_block)
-    mask = _BranchMask(_whole_blocks(prefix, prefix_block), _whole_blocks(count, block))
-
-    def on_device(q, k, v, segment, shared):
-        q, segment = _padded(q, block), _padded(segment, block)
-        keys, values = (
-            jnp.concatenate([_padded(x[:, :prefix], prefix_block), _padded(x[:, prefix:], block)], axis=1)
-            for x in (k, v)
+    def of_row(q, k, v, segment_Q, segment_T):
+        shared = _overlap(segment_Q.reshape(-1, block), segment_T.reshape(-1, key_block))
+        by_query, by_key = _infos(runs_here & shared, widths, index_Q)
+        kernel = splash.SplashAttentionKernel(
+            by_query,
+            by_query,
+            by_key,
+            block_sizes=sizes,
+            is_mqa=False,
+            save_residuals=False,
+            mask_value=splash.DEFAULT_MASK_VALUE,
+            attn_logits_soft_cap=None,
+            residual_checkpoint_name=KEPT,
+            mask_function=sees(prefix, suffix),
+            interpret=interpret,
         )
-        seen = jnp.concatenate([_padded(shared, prefix_block), segment], axis=1)
-        return _kernel(mask, block, key_block, interpret, q, keys, values, segment, seen)[:, :count]
+        return kernel(q, k, v, splash.SegmentIds(segment_Q, segment_T))
 
-    return _on_devices(on_device, q_BCNH, k_BTKH, v_BTKH, segment_BC, shared_BP)
+    q, segment_BQ = (_padded(x, block) for x in (q_BQNH, segment_BQ))
+    k, v, segment_BT = (_padded(x, key_block) for x in (k_BTKH, v_BTKH, segment_BT))
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    out = jax.vmap(of_row)(q * q.shape[-1] ** -0.5, k, v, segment_BQ, segment_BT)
+    return out.swapaxes(1, 2).astype(q_BQNH.dtype)[:, :count]
 
 
 def _block(count: int) -> int:
     """Tokens in a block of so many tokens: a multiple of LANES."""
     return min(BLOCK, math.ceil(count / LANES) * LANES)
-
-
-def _whole_blocks(count: int, block: int) -> int:
-    return math.ceil(count / block) * block
 
 
 def _padded(x: jax.Array, block: int) -> jax.Array:
@@ -124,72 +95,33 @@ def _padded(x: jax.Array, block: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2)))
 
 
-def _kernel(
-    mask: Any,
-    block: int,
-    key_block: int,
-    interpret: bool,
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
-    segment_BQ: jax.Array,
-    segment_BK: jax.Array,
-) -> jax.Array:
-    """Splash attention of whole blocks, inside segments."""
-    sizes = splash.BlockSizes(block, key_block, key_block, block, key_block, key_block, block, key_block)
-    heads = masks.MultiHeadMask([mask] * q_BTNH.shape[2])
-    kernel = splash.make_splash_mha_single_device(
-        heads, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KEPT
-    )
-
-    def of_row(q, k, v, segment_Q, segment_K):
-        inside = _inside_segments(kernel, segment_Q.reshape(-1, block), segment_K.reshape(-1, key_block))
-        return inside(q, k, v, splash.SegmentIds(segment_Q, segment_K))
-
-    q, k, v = (x.swapaxes(1, 2) for x in (q_BTNH, k_BTKH, v_BTKH))
-    out = jax.vmap(of_row)(q * q.shape[-1] ** -0.5, k, v, segment_BQ, segment_BK)
-    return out.swapaxes(1, 2).astype(q_BTNH.dtype)
-
-
-def _on_devices(
-    function: Callable, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *segments: Array
-) -> jax.Array:
-    """A function of queries, keys, values and segments, on each device's rows and heads where a mesh is in
-    use. UserError if the mesh splits the heads unevenly."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        if k_BTKH.shape[2] % mesh.shape["tensor"]:
-            raise UserError(
-                f"config.mesh.tensor={mesh.shape['tensor']} does not divide the model's {k_BTKH.shape[2]} "
-                "key/value heads: take a smaller one, or --config.attention=xla"
-            )
-        rows, heads = ROWS, P(*ROWS, None, "tensor")
-        specs = heads, heads, heads, *[rows] * len(segments)
-        function = jax.shard_map(function, in_specs=specs, out_specs=heads, check_vma=False)
-    return function(q_BTNH, k_BTKH, v_BTKH, *(jnp.asarray(segment, jnp.int32) for segment in segments))
-
-
-def _inside_segments(kernel: Any, segment_Qb: jax.Array, segment_Kb: jax.Array) -> Any:
-    """A splash kernel that leaves out the blocks of scores in which no query and key share a segment.
-    segment: of the tokens of each block. Segments ascend along a row, so that ranges tell; 0 counts as the
-    last."""
+def _overlap(segment_Qb: jax.Array, segment_Kb: jax.Array) -> jax.Array:
+    """bool[blocks of queries, blocks of keys]: whether the ranges of their segments overlap. Padding, 0,
+    counts as the last segment."""
 
     def ranges(segment_Xb: jax.Array) -> tuple[jax.Array, jax.Array]:
-        ordered = jnp.where(segment_Xb == 0, jnp.iinfo(jnp.int32).max, segment_Xb)
+        ordered = jnp.where(segment_Xb == 0, LAST, segment_Xb)
         return ordered.min(axis=1), ordered.max(axis=1)
 
-    queries, keys = ranges(segment_Qb), ranges(segment_Kb)
+    (own_first, own_last), (first, last) = ranges(segment_Qb), ranges(segment_Kb)
+    return (own_first[:, None] <= last) & (first <= own_last[:, None])
 
-    def fewer(info: Any, axis: int) -> Any:
-        """A MaskInfo: block_mask says which steps along ``axis`` run, data_next which blocks they load."""
-        own, other = jnp.indices(info.data_next.shape)[3 - axis], info.data_next.astype(jnp.int32)
-        (own_first, own_last), (first, last) = (queries, keys) if axis == 2 else (keys, queries)
-        runs = (info.block_mask > 0) & (own_first[own] <= last[other]) & (first[other] <= own_last[own])
-        # A step that does not run names the block of one that does: what is there is not loaded again.
-        needed = jnp.take_along_axis(info.data_next, runs.argmax(axis, keepdims=True), axis)
-        return info._replace(
-            block_mask=jnp.where(runs, info.block_mask, 0), data_next=jnp.where(runs, info.data_next, needed)
-        )
 
-    infos = zip((kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info), (2, 2, 1), strict=True)
-    return splash.SplashAttentionKernel(*(fewer(*info) for info in infos), **kernel.kwargs)
+def _infos(runs_QK: jax.Array, widths: tuple[int, int], index_Q: Any) -> tuple[MaskInfo, MaskInfo]:
+    """What the kernel reads about its steps: of each block of queries the blocks of keys that run, and of
+    each block of keys those of queries. widths: how many run at most."""
+
+    def steps(runs: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+        """Along the last axis, the blocks that run, and then steps that do not; these name the last block
+        that does, which is then not loaded again."""
+        order = jnp.argsort(~runs, axis=1, stable=True)[:, :width]
+        does_run = jnp.take_along_axis(runs, order, axis=1)
+        last = jnp.maximum(does_run.sum(axis=1, keepdims=True) - 1, 0)
+        named = jnp.where(does_run, order, jnp.take_along_axis(order, last, axis=1))
+        # The smallest types, for they lie in a chip's small memory of scalars.
+        return named.astype(np.min_scalar_type(-max(runs.shape))), does_run.astype(jnp.int8)
+
+    named, does_run = steps(runs_QK, widths[0])
+    by_query = MaskInfo(named[None], None, does_run[None], None, index_Q)
+    named, does_run = steps(runs_QK.T, widths[1])
+    return by_query, MaskInfo(named.T[None], None, does_run.T[None], None, index_Q)

@@ -20,12 +20,13 @@ import numpy as np
 from flax import nnx
 
 from vpjax.models.attention import attend_blocks, platform
+from vpjax.models.context import cut_rows, whole_rows
 from vpjax.models.gather import take
 from vpjax.models.linear import Linear, widened
 from vpjax.models.patches import normalised
 from vpjax.models.remat import scan
 from vpjax.models.rope import rotate, rotate_by_product, vision_angles
-from vpjax.models.sharding import split_rows
+from vpjax.models.sharding import devices_along, split_parts, split_rows
 from vpjax.models.swiglu import swiglu
 from vpjax.types import Array, Units
 
@@ -86,6 +87,7 @@ class Groups:
 
     ids i32[R, containers, size]: the group at each place. patches: of a unit. places i32[R, containers *
     size]: the unit at each place, and binned i32[R, U]: the place of each unit; None: they are the same.
+    devices: along the mesh's axis ``context``; all but places and binned are parts of rows (``cut_rows``).
     """
 
     ids: Array
@@ -93,17 +95,20 @@ class Groups:
     patches: int
     places: Array | None = None
     binned: Array | None = None
+    devices: int = 1
 
     @classmethod
-    def of_windows(cls, units: Units) -> "Groups":
-        ids = units.window.reshape(len(units.window), -1, units.block)
+    def of_windows(cls, units: Units, devices: int) -> "Groups":
+        window = cut_rows(units.window, devices)
+        ids = window.reshape(len(window), -1, units.block)
         return cls(ids, units.block, units.pixels.shape[2])
 
     @classmethod
-    def of_slots(cls, units: Units) -> "Groups":
+    def of_slots(cls, units: Units, devices: int) -> "Groups":
         ids = jnp.where(units.bins < 0, -1, jnp.take_along_axis(units.slot, units.bins, axis=1))
+        ids = cut_rows(ids, devices)
         ids = ids.reshape(len(ids), -1, units.bin)
-        return cls(ids, units.bin, units.pixels.shape[2], units.bins, units.binned)
+        return cls(ids, units.bin, units.pixels.shape[2], units.bins, units.binned, devices)
 
     def attend(self, q_RnNH: jax.Array, k_RnNH: jax.Array, v_RnNH: jax.Array) -> jax.Array:
         """Attention of patches inside their groups: [R, n, N * H]."""
@@ -112,15 +117,39 @@ class Groups:
 
         def contained(x_RnNH):
             if self.places is not None:
-                x_RnNH = take(x_RnNH.reshape(rows, count // self.patches, unit_width), self.places)
+                x_RnNH = self.take(x_RnNH.reshape(rows, count // self.patches, unit_width), self.places)
             return x_RnNH.reshape(rows, -1, self.size * self.patches, *heads)
 
         ids = jnp.repeat(jnp.asarray(self.ids), self.patches, axis=-1)
         q, k, v = (contained(x) for x in (q_RnNH, k_RnNH, v_RnNH))
         out = _in_chunks(attend_blocks, max(1, CHUNK // self.size), q, k, v, ids)
         if self.binned is not None:
-            out = take(out.reshape(rows, -1, unit_width), self.binned)
+            out = self.take(out.reshape(rows, -1, unit_width), self.binned)
         return out.reshape(rows, count, math.prod(heads))
+
+    def take(self, x_RUD: jax.Array, index_RT: Array) -> jax.Array:
+        """``gather.take`` of whole rows, whose parts may lie on several devices."""
+        if self.devices > 1:
+            x_RUD = split_rows(whole_rows(x_RUD, self.devices))
+        return cut_rows(take(x_RUD, index_RT), self.devices)
+
+
+def padded_units(units: Units, devices: int) -> Units:
+    """``units`` with as many blocks and bins on each of so many devices."""
+
+    def longer(x: Array, multiple: int, value: int) -> Array:
+        more = -x.shape[1] % multiple
+        if not more:
+            return x
+        return jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)), constant_values=value)
+
+    # As ``data.units.empty_units`` pads them.
+    values = dict(pixels=0, place=1, grid=1, window=-1, slot=-1, binned=-1)
+    arrays: dict[str, Any] = {
+        name: longer(getattr(units, name), devices * units.block, x) for name, x in values.items()
+    }
+    bins = longer(units.bins, devices * max(units.bin, 1), -1)
+    return dataclasses.replace(units, **arrays, bins=bins)
 
 
 def patch_places(units: Units, merge: int) -> jax.Array:
@@ -260,8 +289,17 @@ class VisionTower(nnx.Module):
     def __call__(self, units: Units, *, recompute: float | None = None) -> Features:
         """The features of rows of units. recompute: of the decoder's layers, see ``remat.scan``; unless it is
         None, all layers of the tower are computed again."""
-        c = self.config
+        c, devices = self.config, devices_along("context")
         dtype = self.patch_embed.kernel.dtype
+        if devices > 1:
+            units = padded_units(units, devices)
+        windows = Groups.of_windows(units, devices)
+        slots = Groups.of_slots(units, devices) if units.bins.shape[1] else windows
+        # From here on each device has its part of a row as a row.
+        parts: dict[str, Any] = {
+            name: cut_rows(getattr(units, name), devices) for name in ("pixels", "place", "grid")
+        }
+        units = dataclasses.replace(units, **parts)
         x_RUpD = self.patch_embed(normalised(units.pixels, c.pixel_mean, c.pixel_std).astype(dtype))
         if c.position_side:
             x_RUpD = x_RUpD + self.learned_positions(units)
@@ -269,12 +307,10 @@ class VisionTower(nnx.Module):
         x_RnD = x_RUpD.reshape(by_unit[0], -1, c.hidden)
         places = patch_places(units, c.merge).reshape(by_unit[0], -1, 2)
         angles = vision_angles(places[..., 0], places[..., 1], c.hidden // c.heads)
-        windows = Groups.of_windows(units)
-        slots = Groups.of_slots(units) if units.bins.shape[1] else windows
 
         def run(x, layers: slice, groups: Groups):
             def layer(x, block):
-                return block(split_rows(x), angles, groups), None
+                return block(split_parts(x), angles, groups), None
 
             return scan(layer, x, _cut(self.blocks, layers), None if recompute is None else 1.0)
 
@@ -290,7 +326,8 @@ class VisionTower(nnx.Module):
                 x_RnD = run(x_RnD, slice(numbers[0], numbers[-1] + 1), groups)
             if end - 1 in c.deepstack:
                 deep.append(_cut(self.deepstack, len(deep))(x_RnD.reshape(by_unit)))
-        return Features(self.merger(x_RnD.reshape(by_unit)), tuple(deep))
+        tokens = self.merger(x_RnD.reshape(by_unit))
+        return Features(*jax.tree.map(lambda x: whole_rows(x, devices), (tokens, tuple(deep))))
 
 
 def _cut(stack: Any, at: slice | int) -> Any:

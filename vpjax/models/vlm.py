@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vpjax.hlo import phase
+from vpjax.models import context
 from vpjax.models.attention import Branch, KeyValues, Layout
 from vpjax.models.config import VLMConfig
 from vpjax.models.decoder import Decoder
 from vpjax.models.gather import take
 from vpjax.models.linear import Linear
 from vpjax.models.lora import Lora, add_adapters
+from vpjax.models.sharding import split_rows
 from vpjax.models.vision import Features, VisionTower
 from vpjax.types import Array, Prompts, Strip, Units
 
@@ -31,7 +33,8 @@ class Degraded(NamedTuple):
 
 class Hidden(NamedTuple):
     """Hidden states of packed rows. target [R, A, D]: after the final norm, the state that predicts each
-    target token. tap [R, T, D]: after layer l. degraded, degraded_tap: the same of V~."""
+    target token. tap [R, T, D]: after layer l, of tokens in the order of ``context.spread``. degraded,
+    degraded_tap: the same of V~."""
 
     target: jax.Array
     tap: jax.Array | None = None
@@ -70,12 +73,18 @@ class VideoLM(nnx.Module):
         """The visual features [R, U, D] of rows of units; None if U is 0. recompute: see ``VisionTower``."""
         return self.vision(units, recompute=recompute) if units.count else None
 
-    def embed(self, features: Features | None, text: Strip) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def embed(
+        self, features: Features | None, text: Strip, devices: int = 1
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Input embeddings [R, T, D] of rows of tokens, with visual features at the tokens that show a unit,
-        and the additions to the states after the first decoder layers, 0 at other tokens."""
-        x_RTD = self.decoder.embed_tokens(text.tokens)
+        and the additions to the states after the first decoder layers, 0 at other tokens. All of them in the
+        order of ``context.spread`` over ``devices``."""
+        text = context.spread_strip(text, devices)
+        x_RTD = self.decoder.embed_tokens(text.tokens, devices)
         if features is None:
             return x_RTD, ()
+        if context.devices_along(context.AXIS) > 1:  # a token may show a unit of another device
+            features = jax.tree.map(split_rows, features)
         is_visual_RT1 = jnp.asarray(text.shows)[..., None] >= 0
         seen_RTD = take(features.tokens, text.shows).astype(x_RTD.dtype)
         deep = tuple(take(f, text.shows).astype(x_RTD.dtype) for f in features.deep)
@@ -91,52 +100,62 @@ class VideoLM(nnx.Module):
         degraded: Degraded | None = None,
         tap: int | None = None,
         recompute: float | None = None,
+        devices: int = 1,
     ) -> Hidden:
         """Hidden states of packed rows of whole clips. This is where targets shift by one: the state of a
         token predicts the next one. ``tap`` = l also returns all states after l layers. degraded: run V~
-        beside V, above layer l only where it has targets."""
+        beside V, above layer l only where it has targets. devices: over which the tokens of a row are split,
+        see ``models.context``."""
         count = text.tokens.shape[1]
-        x_RTD, deep = self.embed(features, text)
-        h, positions, branch = x_RTD, jnp.asarray(text.positions), None
+        layout = Layout(count, packed=True, devices=devices)
+        x_RTD, own_deep = self.embed(features, text, devices)
+        own_positions = context.spread(jnp.asarray(text.positions), devices, axis=2)
+        h, deep, positions, branch = x_RTD, own_deep, own_positions, None
         if degraded is not None:
-            again_RCD, again_deep = self.embed(features, degraded.text)
-            h = jnp.concatenate([x_RTD, again_RCD], axis=1)
-            deep = tuple(jnp.concatenate(pair, axis=1) for pair in zip(deep, again_deep, strict=True))
-            positions = jnp.concatenate([positions, jnp.asarray(degraded.text.positions)], axis=2)
-            branch = Branch(degraded.text.segment, degraded.shared)
+            again = degraded.text
+            again_RCD, again_deep = self.embed(features, again, devices)
+            again_positions = context.spread(jnp.asarray(again.positions), devices, axis=2)
+            h = context.joined([x_RTD, again_RCD], devices)
+            deep = tuple(context.joined(pair, devices) for pair in zip(own_deep, again_deep, strict=True))
+            positions = context.joined([own_positions, again_positions], devices, axis=2)
+            branch = Branch(again.segment, degraded.shared)
 
         def run(h: jax.Array, layers: slice, branch: Branch | None) -> jax.Array:
-            own = tuple(added[:, : h.shape[1]] for added in deep)
-            layout = Layout(count, packed=True)
-            own_positions = positions[..., : h.shape[1]]
+            alone = branch is None
             return self.decoder.run(
                 h,
-                own_positions,
+                own_positions if alone else positions,
                 layout,
                 text.segment,
                 branch=branch,
-                deep=own,
+                deep=own_deep if alone else deep,
                 layers=layers,
                 recompute=recompute,
             )
 
+        def parts(h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            """The states of V and of V~."""
+            if branch is None:
+                return h, None
+            own, again = context.apart(h, (count, h.shape[1] - count), devices)
+            return own, again
+
         tapped = degraded_tap = degraded_target = None
         if tap is not None:
             h = run(h, slice(0, tap), branch)
-            tapped = h[:, :count]
-        if degraded is not None and tap is not None:
-            degraded_tap = h[:, count:]
+            tapped, degraded_tap = parts(h)
         if degraded is None or not degraded.target.shape[1]:
-            h, branch = h[:, :count], None
+            h, branch = parts(h)[0], None
         h = run(h, slice(tap or 0, None), branch)
-        if degraded is not None and branch is not None:
-            degraded_target = self._predicting(h[:, count:], degraded.target)
-        return Hidden(self._predicting(h[:, :count], target_RA), tapped, degraded_target, degraded_tap)
+        states, degraded_states = parts(h)
+        if degraded is not None and degraded_states is not None:
+            degraded_target = self._predicting(degraded_states, degraded.target, devices)
+        return Hidden(self._predicting(states, target_RA, devices), tapped, degraded_target, degraded_tap)
 
-    def _predicting(self, h_RTD: jax.Array, target_RA: Array) -> jax.Array:
+    def _predicting(self, h_RTD: jax.Array, target_RA: Array, devices: int) -> jax.Array:
         """The states [R, A, D] that predict the target tokens, after the final norm."""
         before_RA = jnp.where(jnp.asarray(target_RA) < 0, -1, target_RA - 1)
-        return self.decoder.norm(take(h_RTD, before_RA))
+        return self.decoder.norm(take(h_RTD, context.placed(before_RA, h_RTD.shape[1], devices)))
 
     def states_after(
         self, features: Features | None, text: Strip, *, layers: int, recompute: float | None = None
@@ -160,30 +179,43 @@ class VideoLM(nnx.Module):
         """The states [B, G, C, D] that predict each token of G completions of each prompt: the prompt's last
         state predicts a completion's first token, and so on."""
         text, (rows, groups, length) = prompts.text, tokens_BGC.shape
-        prefix = text.tokens.shape[1]
-        x_BPD, deep = self.embed(features, text)
-        x_BXD = self.decoder.embed_tokens(tokens_BGC.reshape(rows, groups * length))
+        counts = prefix, own = text.tokens.shape[1], groups * length
+        devices = context.devices_for(*counts)
+        x_BPD, deep = self.embed(features, text, devices)
+        own_BX = context.spread(tokens_BGC.reshape(rows, own), devices)
+        x_BXD = self.decoder.embed_tokens(own_BX, devices)
         own_B3C = jnp.repeat((next_position(text)[:, None] + jnp.arange(length))[:, None], 3, axis=1)
+        positions: tuple[Array, ...] = jnp.asarray(text.positions), jnp.tile(own_B3C, (1, 1, groups))
+        if devices > 1:
+            positions = tuple(context.spread(x, devices, axis=2) for x in positions)
+            deep = tuple(context.joined([added, jnp.zeros_like(x_BXD)], devices) for added in deep)
         h_BTD = self.decoder.run(
-            jnp.concatenate([x_BPD, x_BXD], axis=1),
-            jnp.concatenate([text.positions, jnp.tile(own_B3C, (1, 1, groups))], axis=2),
-            Layout(prefix, groups, length),
+            context.joined([x_BPD, x_BXD], devices),
+            context.joined(positions, devices, axis=2),
+            Layout(prefix, groups, length, devices=devices),
             text.segment,
             deep=deep,
             recompute=recompute,
         )
-        last_BD = _last(h_BTD[:, :prefix], text)
-        own_BGCD = h_BTD[:, prefix:].reshape(rows, groups, length, -1)
+        h_BPD, h_BXD = context.apart(h_BTD, counts, devices)
+        if devices > 1:
+            h_BXD = split_rows(h_BXD)[:, context.places_of(own, devices)]
+        last_BD = _last(h_BPD, text, devices)
+        own_BGCD = h_BXD.reshape(rows, groups, length, -1)
         first = jnp.broadcast_to(last_BD[:, None, None], (rows, groups, 1, last_BD.shape[-1]))
         return self.decoder.norm(jnp.concatenate([first, own_BGCD[:, :, :-1]], axis=2))
 
     @phase("prefill")
-    def prefill(self, features: Features | None, prompts: Prompts) -> tuple[jax.Array, KeyValues]:
-        """The state [B, D] at each prompt's last token, and the prefix cache."""
+    def prefill(
+        self, features: Features | None, prompts: Prompts, devices: int = 1
+    ) -> tuple[jax.Array, KeyValues]:
+        """The state [B, D] at each prompt's last token, and the prefix cache, whose tokens are in the order
+        of ``context.spread`` over ``devices``."""
         text = prompts.text
-        x_BPD, deep = self.embed(features, text)
-        h_BPD, cache = self.decoder.prefill(x_BPD, text.positions, text.segment, deep)
-        return self.decoder.norm(_last(h_BPD, text)), cache
+        x_BPD, deep = self.embed(features, text, devices)
+        positions = context.spread(text.positions, devices, axis=2)
+        h_BPD, cache = self.decoder.prefill(x_BPD, positions, text.segment, deep, devices)
+        return self.decoder.norm(_last(h_BPD, text, devices)), cache
 
 
 def with_int8_decoder(model: VideoLM) -> VideoLM:
@@ -208,9 +240,10 @@ def next_position(text: Strip) -> jax.Array:
     return jnp.take_along_axis(jnp.asarray(text.positions), last_B11, axis=2).max(axis=(1, 2)) + 1
 
 
-def _last(h_BPD: jax.Array, text: Strip) -> jax.Array:
+def _last(h_BPD: jax.Array, text: Strip, devices: int) -> jax.Array:
     """``h`` at each prompt's last token; for a row of only padding, at its first token."""
-    return jnp.take_along_axis(h_BPD, last_token(text)[:, None, None], axis=1)[:, 0]
+    last_B = context.placed(last_token(text), h_BPD.shape[1], devices)
+    return jnp.take_along_axis(h_BPD, jnp.asarray(last_B)[:, None, None], axis=1)[:, 0]
 
 
 def abstract_model(model_config: VLMConfig, dtype=jnp.float32, *, lora: Lora | None = None) -> VideoLM:

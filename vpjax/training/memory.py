@@ -5,15 +5,20 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vpjax.models.decoder import DecoderConfig
-from vpjax.models.sharding import device_bytes, row_parts
+from vpjax.models.sharding import ROWS, device_bytes, devices_along
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.training.state import frozen_paths
 
 GIB = 2**30
-USABLE = 0.9  # of a device's memory; the rest is for programs, and for what is not counted here
+# Of a device's memory. The rest is for programs, and for what is not counted here: by their plans, steps that
+# were to fill .9 needed .89 to .97.
+USABLE = 0.85
 # What the backward pass of one layer holds at once, by plans for TPUs: arrays of its tokens as wide as its
 # MLP, and copies of its weights, which are gathered, and of their gradients.
 WIDE_ARRAYS, WEIGHT_COPIES = 7, 4
+# Copies of the keys and values of whole rows, where the tokens of a row lie on several devices: as they are
+# gathered, in their order and as the kernel takes them, and their gradients.
+GATHERED_COPIES = 6
 
 
 def recomputed_share(config: ConfigDict, model: VideoLM, layer_tokens: int) -> float | None:
@@ -25,10 +30,14 @@ def recomputed_share(config: ConfigDict, model: VideoLM, layer_tokens: int) -> f
     """
     if config.remat != "auto":
         return {"none": None, "products": 0.0, "layers": 1.0}[config.remat]
-    tokens = layer_tokens / row_parts(jax.sharding.get_abstract_mesh())
+    devices, decoder = devices_along("context"), model.config.decoder
+    tokens = layer_tokens / (devices_along(ROWS[0]) * devices)
     left = USABLE * config.memory * GIB
     left -= state_bytes(config, model) + layer_bytes(config, model, tokens)
-    return min(max(1 - left / (tokens * kept_bytes(config, model.config.decoder)), 0.0), 1.0)
+    if devices > 1:
+        width = 2 * decoder.kv_heads * decoder.head_dim * jnp.dtype(config.dtype).itemsize
+        left -= GATHERED_COPIES * width * tokens * devices / decoder.layers
+    return min(max(1 - left / (tokens * kept_bytes(config, decoder)), 0.0), 1.0)
 
 
 def state_bytes(config: ConfigDict, model: VideoLM) -> float:

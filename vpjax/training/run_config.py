@@ -112,6 +112,10 @@ def check(config: ConfigDict) -> None:
     for unit in ("frames", "pixels"):
         least = data[f"min_{unit}"]
         require(f"data.max_{unit}", data[f"max_{unit}"] >= least, f"is data.min_{unit}, {least}, or more")
+    parts = 2 * config.mesh.get("context", 1)
+    require("mesh.context", parts >= 2, "is 1 or more")
+    is_whole = parts == 2 or data.length_multiple % parts == 0
+    require("data.length_multiple", is_whole, f"is a multiple of {parts}, twice config.mesh.context")
     require("data.max_missed_share", 0 <= data.max_missed_share <= 1, "lies in [0, 1]")
     tasks = f"has texts for some of {', '.join(TASKS)}"
     require("data.instructions", set(data.instructions) <= set(TASKS), tasks)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from vpjax.data.mixture import data_sets
 from vpjax.data.rows import NO_ANSWERS, Compared, DegradedAnswers
+from vpjax.models import context
 from vpjax.models.attention import backend
 from vpjax.models.gather import take
 from vpjax.models.sharding import check_rows, in_use
@@ -135,6 +136,11 @@ def target_logprobs(model: VideoLM, h_RAD: Array, text: Strip, target_RA: Array,
     return token_logprobs(h_RAD[:, None], model.unembed, tokens_RA[:, None], chunk=chunk)[:, 0]
 
 
+def devices_of(batch: Batch) -> int:
+    """The devices over which the tokens of each row are split."""
+    return context.devices_for(batch.text.tokens.shape[1], batch.degraded.tokens.shape[1])
+
+
 def layer_tokens(model: VideoLM, batch: Batch, degraded: Degraded | None, tap: int | None) -> int:
     """The tokens that go through the layers, summed over these: see ``VideoLM.hidden``."""
     layers = model.config.decoder.layers
@@ -158,7 +164,8 @@ def summed_losses(
         degraded = Degraded(batch.degraded, batch.degraded_target, batch.shared)
     recompute = recomputed_share(config, model, layer_tokens(model, batch, degraded, tap))
     features = model.encode(batch.video, recompute=recompute)
-    options = dict(degraded=degraded, tap=tap, recompute=recompute)
+    devices = devices_of(batch)
+    options = dict(degraded=degraded, tap=tap, recompute=recompute, devices=devices)
     hidden = model.hidden(features, batch.text, batch.target, **options)
 
     logprobs_RA = target_logprobs(model, hidden.target, batch.text, batch.target, config)
@@ -188,19 +195,21 @@ def keyword_contrast(
     config: ConfigDict,
 ) -> ContrastSums:
     """The contrast of a (micro-)batch from the tapped states of V [R, T, D] and V~ [R, C, D], None if no clip
-    of the data has a V~. whole: see ``summed_losses``."""
+    of the data has a V~; of tokens in the order of ``context.spread``. whole: see ``summed_losses``."""
     negatives = config.contrast.negatives
     own = batch_keywords(model, heads, batch, config)
     pool = batch_keywords(model, heads, whole, config)
-    slots = batch.slots.shape[-1]
-    means = slot_means(tap_RTD, batch.text.slot, slots)
+    slots, devices = batch.slots.shape[-1], devices_of(batch)
+    own_slot = context.spread(batch.text.slot, devices)
+    means = slot_means(tap_RTD, own_slot, slots)
     z = project(heads, "visual", pool_slots(means, batch.slots))
     degraded = windows = window_of = None
     if "degraded" in negatives and degraded_RCD is not None:
         # The slots before the first that is replaced are those of V.
-        shared_slot = jnp.where(jnp.asarray(batch.shared) > 0, batch.text.slot, -1)
-        states = jnp.concatenate([tap_RTD, degraded_RCD], axis=1)
-        slot = jnp.concatenate([shared_slot, jnp.asarray(batch.degraded.slot)], axis=1)
+        shared = context.spread(jnp.asarray(batch.shared), devices)
+        shared_slot = jnp.where(shared > 0, own_slot, -1)
+        states = context.joined([tap_RTD, degraded_RCD], devices)
+        slot = context.joined([shared_slot, context.spread(batch.degraded.slot, devices)], devices)
         means_degraded = slot_means(states, slot, slots)
         degraded = project(heads, "visual", pool_slots(means_degraded, batch.slots))
     if "windows" in negatives:

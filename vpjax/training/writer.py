@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ml_collections import ConfigDict
 
-from vpjax.files import AnyPath, write_whole
+from vpjax.files import AnyPath, named, write_whole
 from vpjax.types import UserError
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ class Files:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         numbers = {name: x if math.isfinite(x) else None for name, x in metrics.items()}
-        self._file.write(json.dumps({"step": step} | numbers) + "\n")
-        self._file.flush()
+        with named(self._file.name):
+            self._file.write(json.dumps({"step": step} | numbers) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Return when all that was written is on the disk."""
