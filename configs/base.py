@@ -10,6 +10,7 @@ import dataclasses
 from ml_collections import ConfigDict, FieldReference
 
 from vpjax.events.clips import EventSpec
+from vpjax.events.long import LongSpec
 
 
 def get_config() -> ConfigDict:
@@ -49,6 +50,9 @@ def get_config() -> ConfigDict:
     data.cache_gb = 20.0  # largest size of the frame cache; frames beyond it are decoded again
     data.frames = 16  # frames per clip, uniform over its duration; 0 = use `fps`
     data.fps = 0.0  # frames per second; 0 = use `frames`
+    # Of each of the equal parts over which frames are spread, the one that is read: its "first", or the one
+    # with the most "change" against its surroundings, for which all frames are decoded.
+    data.pick = "first"
     data.min_frames = 4  # a clip too short for so many at `fps` gives so many; no budget leaves fewer
     data.max_frames = 768  # most frames of a clip; a clip with more at `fps` gives so many, evenly spread
     data.min_pixels = 56 * 56  # least pixels of a frame after resizing by Hugging Face's smart_resize
@@ -84,6 +88,30 @@ def get_config() -> ConfigDict:
     c.events.heldout = 768
     c.events.unseen = 240  # clips with pairs of shape and event that never occur in training
     c.events_heldout = ConfigDict()  # fields of their appearance that differ in heldout and unseen clips
+
+    # The long built-in clips, used if data.train or data.heldout is "events.long": their appearance, whose
+    # fields are explained in vpjax/events/long.py, and the number of clips in each split.
+    c.long = ConfigDict(dataclasses.asdict(LongSpec()))
+    c.long.train = 3072
+    c.long.heldout = 256
+    c.long_heldout = ConfigDict()  # fields of their appearance that differ in heldout clips
+
+    # Two looks at long videos: windows of a scan in few pixels, then one of them in more (docs/long.md).
+    c.looks = looks = ConfigDict()
+    looks.tokens = 512  # visual tokens of all looks together, in evaluations and predictions
+    looks.again = 1  # likeliest windows of the scan that get a second look, of which one is answered about
+    looks.frames = 16  # of a window, in both looks
+    looks.scan_pixels = 28 * 28  # of a frame of the scan, at most
+    looks.pixels = 56 * 56  # of a frame of the second look, at most
+    looks.pick = "change"  # as data.pick, of a window
+    # SFT trains on so many windows that show the event, in place of each clip whose events have known times
+    # (spans): on either look, and on whether the first shows what is asked for. 0 = on the clips themselves.
+    looks.windows = 0
+    looks.wrong = 3  # windows that show no event, on purpose: trained on whether they show what is asked for
+    # Windows of either kind that are asked that in the second look too, where what is true of the wrong ones
+    # is the clip's degraded_answer.
+    looks.closer = 1
+    looks.seconds = (2.0, 6.0)  # least and most of their lengths
 
     c.optim = optim = ConfigDict()  # AdamW with a linear warm-up, then a cosine schedule
     optim.lr = 1e-3

@@ -17,6 +17,7 @@ PAGES = (
     "docs/curation.md",
     "docs/data.md",
     "docs/faults.md",
+    "docs/long.md",
     "docs/method.md",
     "docs/results.md",
     "docs/training.md",

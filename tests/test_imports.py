@@ -104,9 +104,9 @@ def test_what_is_imported_is_declared():
 
 
 def test_every_config_field_is_read():
-    """By some ``.field`` in the package. Sections that are handed over whole: the model's config, the spec of
-    the event clips (below) and the mesh."""
-    whole = {"model", "events", "events_heldout", "mesh"}
+    """By some ``.field`` in the package. Sections that are handed over whole: the model's config, the specs
+    of the built-in clips (below) and the mesh."""
+    whole = {"model", "events", "events_heldout", "long", "long_heldout", "mesh"}
     attributes = {
         node.attr
         for file, path in FILES.items()
@@ -126,10 +126,12 @@ def test_every_config_field_is_read():
 
 def test_event_fields_are_the_spec():
     from vpjax.events.clips import EventSpec
+    from vpjax.events.long import LongSpec
 
-    assert set(base.get_config().events) - {"train", "heldout", "unseen"} <= {
-        field.name for field in dataclasses.fields(EventSpec)
-    }
+    config = base.get_config()
+    for section, spec in ((config.events, EventSpec), (config.long, LongSpec)):
+        named = {field.name for field in dataclasses.fields(spec)}
+        assert set(section) - {"train", "heldout", "unseen"} <= named
 
 
 @pytest.mark.parametrize("recipe", [p.stem for p in sorted((ROOT / "configs").glob("[!_]*.py"))])
@@ -137,6 +139,6 @@ def test_recipes_only_set_known_fields(recipe):
     config = importlib.import_module(f"vpjax.recipes.{recipe}").get_config()
     known = base.get_config()
     assert set(config) == set(known)
-    for section in set(known) - {"model", "events_heldout"}:
+    for section in set(known) - {"model", "events_heldout", "long_heldout"}:
         if hasattr(known[section], "keys"):
             assert set(config[section]) == set(known[section]), section

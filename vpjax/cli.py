@@ -10,7 +10,7 @@ import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -68,6 +68,14 @@ OTHER_NAMES = {
     "num_generations": "grpo.groups",
     "max_completion_length": "grpo.max_new",
 }
+# Of two looks at a video; what they set in the section ``looks`` of a config.
+LOOK_FLAGS = {
+    "tokens": "visual tokens of all looks together",
+    "look_again": "likeliest windows that get a second look",
+    "look_frames": "frames of a window, in both looks",
+    "scan_pixels": "of a frame in the first look, at most",
+    "look_pixels": "of a frame in the second look, at most",
+}
 # Sections of a config whose fields the user names, such as --config.grpo.rewards.mine=my_module:fn.
 NAMED_BY_USER = ("grpo.rewards", "grpo.degraded_rewards")
 
@@ -97,6 +105,20 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--process", type=at_least(0), help="which of them this is, from 0, likewise")
         self.add_argument("--join_timeout", type=at_least(1), default=300, help="seconds to wait for them")
 
+    def add_looks(self, localisers: Collection[str]) -> None:
+        """Add the flags of two looks at a video, which ``take_looks`` takes. localisers: the ways to find the
+        window of the second look, the default first."""
+        positive, default = at_least(1), next(iter(localisers))
+        self.add_argument(
+            "--looks", type=int, choices=(1, 2), default=1, help="2: scan the video, then look at a window"
+        )
+        for name, help in LOOK_FLAGS.items():
+            self.add_argument(
+                f"--{name}", type=positive, help=f"with --looks=2: {help}; default: as in training"
+            )
+        help = f"with --looks=2: what finds the window; default: {default}"
+        self.add_argument("--localise", choices=list(localisers), default=default, help=help)
+
     def parse_config(self) -> tuple[argparse.Namespace, ConfigDict]:
         """The flags, and the config with its overrides. UserError for a missing file or field, or a value of
         another type."""
@@ -116,6 +138,17 @@ class Parser(argparse.ArgumentParser):
         for section, name, value in named:
             set_named(holder.value, section, name, value)
         return arguments, holder.value
+
+
+def take_looks(flags: dict[str, Any]) -> tuple[dict[str, int] | None, str]:
+    """Take the flags of ``add_looks`` out of others: the fields of ``looks`` that are asked for, or None for
+    one look, and the way to find the window. UserError for such a field without two looks."""
+    looks, localise = flags.pop("looks"), flags.pop("localise")
+    given = {name: flags.pop(name) for name in LOOK_FLAGS}
+    fields = {name.removeprefix("look_"): value for name, value in given.items() if value is not None}
+    if looks == 1 and fields:
+        raise UserError(f"--{next(name for name in given if given[name])}: give --looks=2 too")
+    return fields if looks == 2 else None, localise
 
 
 def at_least(least: float) -> Callable[[str], Any]:

@@ -27,7 +27,9 @@ from vpjax.building.self_scorer import self_finder
 from vpjax.evaluation import run as evaluation
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.controls import CONTROLS
+from vpjax.evaluation.looks import LOOK_CONTROLS
 from vpjax.evaluation.results import format_results
+from vpjax.evaluation.scans import LOCALISERS
 from vpjax.files import local_folder
 from vpjax.models.sharding import own_copy
 from vpjax.training import run_config
@@ -50,7 +52,8 @@ def main() -> None:
     add("--benchmark", choices=list(BENCHMARKS), required=True, help="what to measure it on")
     add("--data", help="its annotations: a file, or a folder of one file a task")
     add("--videos", help="root of its videos; default: where the annotations are")
-    add("--controls", type=cli.comma_list, default=["none"], help=f"some of {','.join(CONTROLS)}")
+    several = f"some of {','.join(CONTROLS)}; with --looks=2 of {','.join(LOOK_CONTROLS)}"
+    add("--controls", type=cli.comma_list, default=["none"], help=several)
     add("--rank", action="store_true", help="also predict the likeliest of a question's candidate answers")
     add(
         "--contrast", type=cli.comma_list, help=f"with --rank: and against V~; some of {','.join(KEY_FRAMES)}"
@@ -66,13 +69,16 @@ def main() -> None:
     add("--min_pixels", type=positive, help="of a frame after resizing, at least")
     add("--max_pixels", type=positive, help="of a frame after resizing, at most")
     add("--total_pixels", type=cli.at_least(0), help="of one frame in two, summed; replaces all budgets")
+    parser.add_looks(LOCALISERS)
     add("--dtype", choices=run_config.DTYPES, help="of the weights; default: as in training")
     add("--fsdp", type=positive, default=1, help="devices that share a copy of the weights")
     parser.add_processes()
     flags = vars(parser.parse_args())
     processes = [flags.pop(name) for name in ("coordinator", "processes", "process", "join_timeout")]
+    look_fields, localise = cli.take_looks(flags)
     controls, contrast = flags.pop("controls"), flags.pop("contrast")
-    for flag, names, known in (("controls", controls, CONTROLS), ("contrast", contrast, KEY_FRAMES)):
+    all_controls = CONTROLS if look_fields is None else LOOK_CONTROLS
+    for flag, names, known in (("controls", controls, all_controls), ("contrast", contrast, KEY_FRAMES)):
         if names is not None and (not names or set(names) - set(known)):
             raise UserError(f"--{flag}={','.join(names)}: choose some of {', '.join(known)}")
     frames, fps = flags.pop("frames"), flags.pop("fps")
@@ -90,10 +96,12 @@ def main() -> None:
         if (pixels := flags.pop(limit)) is not None:
             video_options[limit] = pixels
     request = evaluation.Request(
-        controls=[control for control in CONTROLS if control in controls],
+        controls=[control for control in all_controls if control in controls],
         contrasts={name: find for name, find in KEY_FRAMES.items() if name in (contrast or ())},
         mesh=dict(data=-1, fsdp=flags.pop("fsdp"), tensor=1),
         video_options=video_options,
+        looks=None if look_fields is None else run_config.looks_of(flags["model"], look_fields),
+        localise=localise,
         **flags,
     )
     programs.keep_as_in_run(Path(request.model))

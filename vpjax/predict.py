@@ -1,10 +1,13 @@
 """Ask a model about a video or an image:
 
-    python -m vpjax.predict --model DIR --video FILE --prompt TEXT [--json]
+    python -m vpjax.predict --model DIR --video FILE --prompt TEXT [--json] [--looks 2 --page FILE]
 
 Without ``--video`` the prompt is all that it sees. ``--video`` may be given several times: the files are
 shown in this order where ``<video>`` stands in the prompt, or before it. Answers go to stdout, notes to
-stderr. ``--json`` prints one object instead. With ``--num_samples`` above 1 its first four fields are lists
+stderr. ``--looks 2`` first scans a long video in few pixels, window by window, and then answers about
+the window that is likeliest to show what is asked for, in more pixels (docs/long.md); ``--page`` shows both.
+
+``--json`` prints one object instead. With ``--num_samples`` above 1 its first four fields are lists
 of one entry per sample, and with several files ``frame_times`` and ``grid`` are lists of one entry per file:
 
     text         the answer
@@ -13,6 +16,7 @@ of one entry per sample, and with several files ``frame_times`` and ``grid`` are
     cut          whether --max_new_tokens ended it
     frame_times  seconds, one per frame that the model sees
     grid         [slots, rows, columns] of the video's patches, Hugging Face's video_grid_thw; or null
+    looks        of two looks: the window [start, end] in seconds, its score, the number of windows
     timings      seconds to load the model, read the video, compile and generate
 """
 
@@ -21,34 +25,41 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax import cli, programs
 from vpjax.data.collate import single_prompt
 from vpjax.data.images import is_image
 from vpjax.data.index import stamp_tokens
+from vpjax.data.looks import TwoLooks
 from vpjax.data.positions import Grid
-from vpjax.data.sampling import File, Sampling, fit_all
+from vpjax.data.sampling import File, Reading, Sampling, fit_all, looked_at
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
+from vpjax.evaluation.looks_page import Looked, write_looks_page
+from vpjax.evaluation.scans import LOCALISERS, Scan, likelihoods, scans_of
 from vpjax.files import local_folder
 from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
-from vpjax.types import Clip, UserError
+from vpjax.types import Clip, Look, UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model with its tokenizer. data_config: the section ``data`` by which videos are read for it."""
+    """A model with its tokenizer. data_config: the section ``data`` by which videos are read for it. looks:
+    how it looks twice at one."""
 
     model: VideoLM
     text: Text
     data_config: ConfigDict
+    looks: TwoLooks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +77,15 @@ class Sample:
 class Answer:
     """The samples of one prompt. frame_times: seconds, one per frame. grid: slots, rows and columns of the
     frames' patches; None without a video. Both are lists of those of each file if there are several. notes:
-    remarks about the videos. timings: seconds to read the videos, compile and generate."""
+    remarks about the videos. timings: seconds to read the videos, compile and generate. videos: the frames
+    that were seen of each file."""
 
     samples: list[Sample]
     frame_times: list[float] | list[list[float]]
     grid: Grid | list[Grid] | None
     notes: tuple[str, ...]
     timings: dict[str, float]
+    videos: list[Video]
 
     @property
     def text(self) -> str:
@@ -85,7 +98,8 @@ def load(folder: str | Path, *, step: checkpoint.Step = None) -> LoadedModel:
     "best"; None: the newest that is whole. UserError if the folder is neither."""
     say = functools.partial(print, file=sys.stderr)  # the answer alone goes to stdout
     model, text = checkpoint.load_model(folder, step=step, say=say)
-    return LoadedModel(model, text, run_config.data_of(Path(folder)))
+    folder = Path(folder)
+    return LoadedModel(model, text, run_config.data_of(folder), run_config.looks_of(folder))
 
 
 def ask(
@@ -104,6 +118,7 @@ def ask(
     max_pixels: int | None = None,
     total_pixels: int | None = None,
     max_side: int | None = None,
+    look: Look | None = None,
     seed: int = 0,
 ) -> Answer:
     """Answer a prompt about a video or image file, about several, or about none.
@@ -111,7 +126,8 @@ def ask(
     temperature: 0 is greedy. top_p, top_k: the tokens to sample from; 1 and 0: all. num_samples: answers,
     which share one cache of the prompt. frames, fps, min_pixels, max_pixels, total_pixels (see ``Sampling``)
     and max_side: how the video is read; None: as in the run that made the model. total_pixels replaces all of
-    its budgets, which otherwise hold for other frames too. UserError for a file that cannot be used.
+    its budgets, which otherwise hold for other frames too. look: the part of the one video that is seen, and
+    how. UserError for a file that cannot be used.
     """
     model, text = loaded.model, loaded.text
     start = time.perf_counter()
@@ -123,7 +139,8 @@ def ask(
     max_tokens = None
     if total_pixels is None and "max_tokens" in loaded.data_config:
         max_tokens = loaded.data_config.max_tokens - len(tokens.prompt) + len(paths)  # for the placeholders
-    videos = _read(loaded, paths, tokens, sampling, max_tokens, max_side)
+    readings = [looked_at(look or Look(), sampling) for _ in paths]
+    videos = _read(loaded, paths, tokens, readings, max_tokens, max_side)
     shapes = [read.frames.shape for read in videos]
     grids = [
         (count // vision.temporal, height // vision.patch, width // vision.patch)
@@ -156,7 +173,54 @@ def ask(
             "compile": compiled - video_read,
             "generate": generated - compiled,
         },
+        videos=videos,
     )
+
+
+def ask_twice(
+    loaded: LoadedModel,
+    prompt: str,
+    video: str | Path,
+    *,
+    localise: str = "relevance",
+    max_side: int | None = None,
+    page: str | Path | None = None,
+    **options: Any,
+) -> tuple[Answer, Scan]:
+    """Answer a prompt about a long video by two looks, as ``loaded.looks`` says, and the scan.
+
+    Both looks at the likeliest window of the scan are asked. Of their samples those are returned that both
+    looks together find likeliest, with the times and the grid of the second look. localise: one of
+    ``evaluation.scans.LOCALISERS``. page: an HTML file that shows both looks. options: of ``ask``, but how
+    the video is read. UserError for a file that cannot be used.
+    """
+    start = time.perf_counter()
+    clip = Clip(id="", video=str(video), question=prompt, answer="")
+    side = max_side or loaded.data_config.get("max_side", MAX_SIDE)
+    if is_image(video):
+        raise UserError(f"{video}: an image, which is no video to look at twice; ask with one look")
+    sampling = Sampling.of(loaded.data_config)
+    arguments = loaded.model, loaded.text, [clip], loaded.looks, sampling
+    (scan,) = scans_of(*arguments, localise=LOCALISERS[localise], max_side=side)
+    if isinstance(scan, UserError):
+        raise scan
+    scanned = time.perf_counter()
+    part = scan.windows[scan.best]
+    second, first = (
+        ask(loaded, prompt, video, look=look, max_side=max_side, **options)
+        for look in (loaded.looks.second(part), loaded.looks.first(part))
+    )
+    videos, samples = [*first.videos, *second.videos], [*second.samples, *first.samples]
+    texts = [sample.text for sample in samples]
+    order = np.argsort(-likelihoods(loaded.model, loaded.text, clip, videos, texts), kind="stable")
+    kept = [samples[number] for number in order[: len(second.samples)]]
+    if page:
+        about = f"{video}, at most {loaded.looks.tokens} visual tokens"
+        answers = [("answer", sample.text, None) for sample in kept]
+        write_looks_page(Path(page), about, [Looked(clip, scan, second.videos[0], answers)])
+    timings = {name: second.timings[name] + first.timings[name] for name in second.timings}
+    timings = {"scan": scanned - start} | timings
+    return dataclasses.replace(second, samples=kept, notes=first.notes + second.notes, timings=timings), scan
 
 
 def _samples_of(completions: Completions, text: Text) -> list[Sample]:
@@ -193,27 +257,36 @@ def _read(
     loaded: LoadedModel,
     paths: Sequence[str | Path],
     tokens: Tokens,
-    sampling: Sampling,
+    readings: Sequence[Reading],
     max_tokens: int | None,
     max_side: int | None,
 ) -> list[Video]:
-    """The frames of files, in shapes within the budgets. tokens: of the question. max_tokens: visual ones,
-    with the times in words between them."""
+    """The frames of files, in shapes within the budgets. tokens: of the question. readings: what is read of
+    each, all with one total_pixels. max_tokens: visual ones, with the times in words between them."""
     model_config = loaded.model.config
     side = max_side or loaded.data_config.get("max_side", MAX_SIDE)
     infos = [(probe_image if is_image(path) else probe)(path, max_side=side) for path in paths]
     longest = max((info.duration for info in infos), default=0.0)
-    files = [File(info, slot_tokens=stamp_tokens(tokens, longest, model_config)) for info in infos]
+    beside = stamp_tokens(tokens, longest, model_config)
+    files = [
+        File(info, reading.part, beside, reading.sampling)
+        for info, reading in zip(infos, readings, strict=True)
+    ]
+    sampling, factor = Sampling.of(loaded.data_config), model_config.vision.factor
+    sampling = readings[0].sampling if readings else sampling
     try:
-        shapes = fit_all(sampling, files, factor=model_config.vision.factor, max_tokens=max_tokens)
+        shapes = fit_all(sampling, files, factor=factor, max_tokens=max_tokens)
     except ValueError as error:  # an aspect ratio that no model takes
         raise UserError(f"{' and '.join(map(str, paths))}: {error}") from error
     videos = []
-    for path, (count, height, width) in zip(paths, shapes, strict=True):
+    for path, (count, height, width), (own, (start, end)) in zip(paths, shapes, readings, strict=True):
+        size = (height, width)
         if is_image(path):
-            videos.append(read_image(path, size=(height, width), max_side=side))
+            videos.append(read_image(path, size=size, max_side=side))
         else:
-            videos.append(read_frames(path, sampling, size=(height, width), frames=count, max_side=side))
+            videos.append(
+                read_frames(path, own, size=size, frames=count, start=start, end=end, max_side=side)
+            )
     return videos
 
 
@@ -247,20 +320,46 @@ def main() -> None:
         help="of one frame in two, summed, at most, in place of the run's budgets; 0: no limit",
     )
     parser.add_argument("--max_side", type=number(1), help="a file with more pixels a side is refused")
+    parser.add_looks(LOCALISERS)
+    parser.add_argument(
+        "--page", type=local_folder, help="with --looks=2: an HTML file that shows both looks"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = vars(parser.parse_args())
     as_json, folder, prompt = flags.pop("json"), flags.pop("model"), flags.pop("prompt")
+    look_fields, localise = cli.take_looks(flags)
+    page, files = flags.pop("page"), flags["video"]
+    if page and look_fields is None:
+        raise UserError("--page shows two looks: give --looks=2 too")
+    if look_fields is not None:
+        one_look = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")
+        if given := [name for name in one_look if flags.pop(name) is not None]:
+            raise UserError(
+                f"--{given[0]} is of one look: with --looks=2 give some of {_flags(cli.LOOK_FLAGS)}"
+            )
+        if len(files) != 1:
+            raise UserError("--looks=2: give one --video")
 
     start = time.perf_counter()
     programs.keep_as_in_run(Path(folder))
     loaded = load(folder, step=flags.pop("step"))
     timings = {"load": time.perf_counter() - start}
-    answer = ask(loaded, prompt, **flags)
+    looked: dict[str, Any] = {}
+    if look_fields is None:
+        answer = ask(loaded, prompt, **flags)
+    else:
+        loaded = dataclasses.replace(loaded, looks=run_config.looks_of(Path(folder), look_fields))
+        flags["video"] = files[0]
+        answer, scan = ask_twice(loaded, prompt, localise=localise, page=page, **flags)
+        window, score = scan.windows[scan.best], float(scan.scores[scan.best])
+        looked["looks"] = {"window": window, "score": score, "windows": len(scan.windows)}
+        between = f"{window[0]:.2f} to {window[1]:.2f} s"
+        print(f"note: second look at {between}, of {len(scan.windows)} windows", file=sys.stderr)
 
     samples = answer.samples
     for note in answer.notes:
-        print(f"note: {', '.join(flags['video'])}: {note}", file=sys.stderr)
+        print(f"note: {', '.join(files)}: {note}", file=sys.stderr)
     if cut := sum(sample.cut for sample in samples):
         limit = f"--max_new_tokens={flags['max_new_tokens']}"
         print(f"note: {limit} cut {cut} of {len(samples)} answers", file=sys.stderr)
@@ -271,7 +370,11 @@ def main() -> None:
     if len(samples) > 1:
         record = {name: [getattr(sample, name) for sample in samples] for name in record}
     about_video = {"frame_times": answer.frame_times, "grid": answer.grid}
-    print(json.dumps(record | about_video | {"timings": timings | answer.timings}))
+    print(json.dumps(record | about_video | looked | {"timings": timings | answer.timings}))
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name}" for name in names)
 
 
 if __name__ == "__main__":

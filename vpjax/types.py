@@ -71,6 +71,22 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Look:
+    """How one video of a clip is looked at, where it is not as the section ``data`` of a config says.
+
+    start, end: of the part that is seen, in seconds of the file; None: the file's own. frames: that are read
+    of it; 0: as ``data`` says. pixels: of a frame, at most; 0: likewise. pick: which frame is read of each
+    equal part, as ``data.pick``; "": likewise.
+    """
+
+    start: float | None = None
+    end: float | None = None
+    frames: int = 0
+    pixels: int = 0
+    pick: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Clip:
     """One video, one question, one answer: one JSON line, on the host only.
 
@@ -85,7 +101,8 @@ class Clip:
     degraded_answer: the answer that is true of V~, which does not show the event; "": unknown. system: the
     message before the conversation; "": that of the chat template, if it has one. turns: those before the
     question, which is the last of its conversation; task, choices, boxes and degraded_answer are about the
-    last turn.
+    last turn. looks: how each of ``media`` is looked at, so that one file may be shown several times; ():
+    all as the section ``data`` says, from ``start`` to ``end``.
     """
 
     id: str
@@ -104,6 +121,7 @@ class Clip:
     system: str = ""
     turns: tuple[Turn, ...] = ()
     others: tuple[str, ...] = ()
+    looks: tuple[Look, ...] = ()
 
     @property
     def media(self) -> tuple[str, ...]:
@@ -115,6 +133,8 @@ class Clip:
         record = dataclasses.asdict(self)
         if record.pop("others"):
             record["video"] = list(self.media)
+        if not record["looks"]:
+            del record["looks"]
         return record
 
     def with_media(self, paths: Sequence[str]) -> "Clip":
@@ -156,6 +176,7 @@ class Clip:
         shown = [path for n, path in enumerate(self.media) if self.turn_showing(n) <= number]
         return dataclasses.replace(
             self.with_media(shown),
+            looks=self.looks[: len(shown)],
             question=self.turns[number].question,
             answer=self.turns[number].answer,
             turns=self.turns[:number],

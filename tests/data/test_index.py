@@ -328,7 +328,7 @@ def test_planned_sizes_hold_for_real_files(text, config, tmp_path):
                 if source.media == "image":
                     videos.append(read_image(source.path, size=tuple(size)))
                     continue
-                start, end = entry.part
+                start, end = entry.readings[0].part
                 options = dict(frames=frames, size=tuple(size), start=start, end=end)
                 videos.append(read_frames(source.path, Sampling.of(data), **options))
                 count = len(videos[-1].frames)

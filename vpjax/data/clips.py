@@ -9,7 +9,9 @@ their paths as its ``video``, in the order in which they are shown:
 
 ``<video>`` in a question, whichever turn's, is the place of the next of them, be it a video or an image.
 Without such marks all stand before the first question. The ``video`` of a keyword is the number of the one in
-which its spans are seen, counted from 0 as all are; it may be left out if that is the first.
+which its spans are seen, counted from 0 as all are; it may be left out if that is the first. ``looks`` has,
+for each of them, an object with the part and the frames that are seen of it (``types.Look``), so that one
+file can be shown several times: first all of it in few pixels, then a part of it in more.
 """
 
 import contextlib
@@ -19,9 +21,10 @@ import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from vpjax.data.json_rows import SCHEMES, check_path, check_row, parse_json, reason_of
+from vpjax.data.sampling import Pick
 from vpjax.files import (
     AnyPath,
     exists,
@@ -33,7 +36,7 @@ from vpjax.files import (
     open_file,
     written,
 )
-from vpjax.types import MEDIA_TAG, Clip, Keyword, Turn, UserError
+from vpjax.types import MEDIA_TAG, Clip, Keyword, Look, Turn, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
 FIELDS = {field.name for field in dataclasses.fields(Clip)} - {"others"}  # of a record
@@ -171,6 +174,7 @@ def parse_clip(record: Any) -> Clip:
         extra=_extra(record),
         system=_string(record, "system", ""),
         turns=tuple(_parse_turn(turn) for turn in _list(record, "turns")),
+        looks=tuple(_parse_look(look) for look in _list(record, "looks")),
     )
     check_media(clip)
     return clip
@@ -188,6 +192,10 @@ def check_media(clip: Clip) -> None:
         raise ValueError(f"mark <image> in a question: {MEDIA_TAG} is the place of an image, too")
     if count > 1 and not (clip.start is clip.end is None):
         raise ValueError("fields 'start' and 'end' are those of a clip of one video")
+    if clip.looks and len(clip.looks) != count:
+        raise ValueError(f"field 'looks' has {len(clip.looks)} looks at {count} videos or images")
+    if clip.looks and not (clip.start is clip.end is None):
+        raise ValueError("fields 'start' and 'end' are those of a clip without 'looks', which have their own")
     for keyword in clip.keywords:
         if keyword.video not in range(max(count, 1)):
             raise ValueError(
@@ -208,6 +216,21 @@ def _parse_turn(record: Any) -> Turn:
     if not isinstance(record, dict) or set(record) != {"question", "answer"}:
         raise ValueError(f"turn {record!r} is not an object with question and answer")
     return Turn(_string(record, "question"), _string(record, "answer"))
+
+
+def _parse_look(record: Any) -> Look:
+    fields = {field.name for field in dataclasses.fields(Look)}
+    if not isinstance(record, dict) or set(record) - fields:
+        raise ValueError(f"look {record!r} is not an object with some of {', '.join(sorted(fields))}")
+    for field in ("frames", "pixels"):
+        value = record.get(field, 0)
+        if type(value) is not int or value < 0:
+            raise ValueError(f"field {field!r} of a look is {value!r}, not a number of them")
+    pick = _string(record, "pick", "")
+    if pick and pick not in get_args(Pick):
+        raise ValueError(f"field 'pick' of a look is {pick!r}, not one of {', '.join(get_args(Pick))}")
+    part = parse_part(record)
+    return Look(part["start"], part["end"], record.get("frames", 0), record.get("pixels", 0), pick)
 
 
 def _string(record: dict[str, Any], field: str, default: str | None = None) -> str:

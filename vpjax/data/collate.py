@@ -123,21 +123,46 @@ def single_prompt(
     """One prompt about its videos, as a row and as a batch. Arguments as in ``prompt_row``.
 
     All sizes of the batch are ``coarse``, so that videos of many sizes and lengths share a few programs."""
-    capacity = Capacity(1, 0)
-    if videos:
-        grids = [grid_of(video.frames.shape[:3], model_config.vision) for video in videos]
-        windows = [windows_of_slot(rows, columns, model_config.vision) for _, rows, columns in grids]
-        bin = 0
-        if any(len(of_slot) > 1 for of_slot in windows):
-            bin = coarse(max(rows * columns for _, rows, columns in grids))
-        capacity = Capacity(coarse(max(len(window) for of_slot in windows for window in of_slot)), bin)
+    capacity = coarse_capacity(videos, model_config)
     row = prompt_row(prompt, videos, model_config, capacity, stamps=stamps)
-    places = coarse(max(len(row.video.window), len(row.video.bins)))
+    return row, collate_prompts([row], coarse_sizes([row], capacity), capacity, model_config)
+
+
+def window_prompts(
+    prompt: np.ndarray,
+    windows: Sequence[Video],
+    model_config: VLMConfig,
+    *,
+    rows: int,
+    stamps: Stamps | None = None,
+) -> Prompts:
+    """One prompt about each of some windows of a video, as a batch of so many ``rows``, of which the last are
+    padding. Arguments and sizes as in ``single_prompt``."""
+    capacity = coarse_capacity(windows, model_config)
+    asked = [prompt_row(prompt, [window], model_config, capacity, stamps=stamps) for window in windows]
+    padding = [None] * (rows - len(asked))
+    return collate_prompts([*asked, *padding], coarse_sizes(asked, capacity), capacity, model_config)
+
+
+def coarse_capacity(videos: Sequence[Video], model_config: VLMConfig) -> Capacity:
+    """Blocks and bins that hold the windows and slots of these videos."""
+    if not videos:
+        return Capacity(1, 0)
+    grids = [grid_of(video.frames.shape[:3], model_config.vision) for video in videos]
+    windows = [windows_of_slot(rows, columns, model_config.vision) for _, rows, columns in grids]
+    bin = 0
+    if any(len(of_slot) > 1 for of_slot in windows):
+        bin = coarse(max(rows * columns for _, rows, columns in grids))
+    return Capacity(coarse(max(len(window) for of_slot in windows for window in of_slot)), bin)
+
+
+def coarse_sizes(rows: Sequence[Row], capacity: Capacity) -> Sizes:
+    """How much a row holds of which these are the longest."""
+    places = coarse(max(max(len(row.video.window), len(row.video.bins)) for row in rows))
     units, bins = round_up(places, capacity.block), 0
     if capacity.bin:
         bins = round_up(places, capacity.bin)
-    sizes = Sizes(coarse(len(row.prompt.tokens)), units, bins)
-    return row, collate_prompts([row], sizes, capacity, model_config)
+    return Sizes(coarse(max(len(row.prompt.tokens) for row in rows)), units, bins)
 
 
 def coarse(count: int) -> int:

@@ -22,12 +22,14 @@ Spans = tuple[tuple[float, float], ...]
 
 class PlannedClip(NamedTuple):
     """A clip as it will be read. events: the spans (start, end) of each event (as those of a ``Keyword``), in
-    seconds of the file; equal ones are one event. shape: as ``fit`` plans it for the part of the file."""
+    seconds of the file; equal ones are one event. shape: as ``fit`` plans it for the part of the file.
+    sampling: of that part; None: that of all."""
 
     events: Iterable[Spans]
     info: VideoInfo
     part: Part
     shape: Shape
+    sampling: Sampling | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,20 +94,25 @@ class Coverage:
 
 def measure(clips: Iterable[PlannedClip], sampling: Sampling) -> Coverage:
     """Which events of the clips are shown, if the frame rates of their files are constant. Images are left
-    out, for nothing happens in them."""
+    out, for nothing happens in them. Where the frames that change most are read, none of a part's events is
+    missed, though it may be if more than one falls into one part."""
     found: list[tuple[float, float, bool, bool]] = []
     outside = 0
-    for events, info, part, shape in clips:
+    for events, info, part, shape, own in clips:
         distinct = {spans for spans in events if spans}
         if not distinct or not info.duration:
             continue
         first, last = resolve_part(info.duration, info.frame_seconds, *part)
-        times = frame_times(sampling, info, part, shape[0])
-        asked = sampling.frames or (last - first) * (sampling.fps or 0.0)
+        own = own or sampling
+        times = frame_times(own, info, part, shape[0])
+        asked = own.frames or (last - first) * (own.fps or 0.0)
+        shown = info.frame_seconds
+        if own.pick == "change":  # whatever changes most in a part stands for it, whenever it happens
+            shown = max(shown, (last - first) / len(times))
         for spans in distinct:
             seconds = [end - start for start, end in spans if start < last and end >= first]
             if seconds:
-                is_missed = not slots_of(spans, times, info.frame_seconds).any()
+                is_missed = not slots_of(spans, times, shown).any()
                 found.append((max(seconds), last - first, is_missed, shape[0] < asked - 1))
             else:
                 outside += 1

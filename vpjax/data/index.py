@@ -19,13 +19,14 @@ from vpjax.data.probing import Source, fault_of, probe_sources
 from vpjax.data.rows import NO_ANSWERS, SHARED_TIMES, DegradedAnswers, compared_places
 from vpjax.data.sampling import (
     File,
-    Part,
+    Reading,
     Sampling,
     Shape,
     VideoInfo,
     fit,
     fit_all,
     frame_times,
+    readings_of,
     seconds_per_slot,
 )
 from vpjax.data.text import Text, Tokens, tokenize
@@ -45,14 +46,14 @@ FEWER = (
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A clip that is used. number: its index among all clips. sources: the files of its media. part: its
-    start and end, as in Clip. shapes: of the frames of each of its media. data_set: the number of its data
-    set. sizes: how much of a row it takes at most."""
+    """A clip that is used. number: its index among all clips. sources: the files of its media. readings: what
+    is read of each. shapes: of the frames of each. data_set: the number of its data set. sizes: how much of a
+    row it takes at most."""
 
     number: int
     id: str
     sources: tuple[Source, ...]
-    part: Part
+    readings: tuple[Reading, ...]
     tokens: Tokens
     shapes: tuple[Shape, ...]
     data_set: int
@@ -128,16 +129,20 @@ def index_clips(
         if isinstance(own, UserError):
             rejected.setdefault(str(own), []).append(clip.id)
             continue
-        files, part, shapes = tuple(files), (clip.start, clip.end), None
+        files, readings, shapes = tuple(files), readings_of(clip, sampling, len(files)), None
         beside = stamp_tokens(own, longest, model_config)
         try:
             budget = media_budget(own, len(files), data_config, answers)
             if not fault_of(files):
-                shown = [File(source.info, part, beside) for source in files if source.info]
+                shown = [
+                    File(source.info, reading.part, beside, reading.sampling)
+                    for source, reading in zip(files, readings, strict=True)
+                    if source.info
+                ]
                 shapes = tuple(fit_all(sampling, shown, factor=factor, max_tokens=budget))
                 remarks = set[str]()
-                for file, shape in zip(shown, shapes, strict=True):
-                    remarks.update(shape_remarks(file.info, part, shape, sampling, model_config))
+                for file, reading, shape in zip(shown, readings, shapes, strict=True):
+                    remarks.update(shape_remarks(file.info, reading, shape, model_config))
                 for remark in sorted(remarks):
                     noted.setdefault(remark, []).append(clip.id)
         except UserError as error:
@@ -146,7 +151,7 @@ def index_clips(
         except ValueError as error:
             fault = f"{' and '.join(clip.media)}: {error}"
             files = (dataclasses.replace(files[0], fault=fault), *files[1:])
-        planned.append(Planned(number, files, own, shapes))
+        planned.append(Planned(number, files, readings, own, shapes))
     if not any(clip.shapes is not None for clip in planned):
         faults = [fault_of(clip.sources) for clip in planned]
         reasons = [f"{reason} (so {len(ids)} clips)" for reason, ids in rejected.items()]
@@ -159,22 +164,22 @@ def index_clips(
     grids = [grid_of(shape, model_config.vision) for shapes in all_shapes for shape in shapes]
     capacity = choose_capacity(grids, model_config.vision)
     entries = []
-    for (number, files, own, usable), shapes in zip(planned, all_shapes, strict=True):
+    for (number, files, readings, own, usable), shapes in zip(planned, all_shapes, strict=True):
         beside = stamp_tokens(own, longest, model_config)
-        part = clips[number].start, clips[number].end
         first_medium = min((n for spans, n in zip(own.spans, own.videos, strict=True) if spans), default=0)
         first_slot = 0
         info = files[first_medium].info if files and usable is not None else common_info
         if data_config.replacement == "key" and files and info is not None:
+            own_sampling, part = readings[first_medium]
             at = part if usable is not None else (None, None)
-            times = frame_times(sampling, info, at, shapes[first_medium][0])
+            times = frame_times(own_sampling, info, at, shapes[first_medium][0])
             temporal, spans = model_config.vision.temporal, own.spans_in(first_medium)
             first_slot = earliest_replaced(spans, times, info.frame_seconds, temporal, data_config.widen)
         first = first_medium, first_slot
         beside_each = [beside if source.media == "video" else 0 for source in files]
         sizes = row_sizes(own, shapes, beside_each, model_config, capacity, answers, first)
         data_set = 0 if data_set_of is None else data_set_of[number]
-        entries.append(Entry(number, clips[number].id, files, part, own, shapes, data_set, sizes))
+        entries.append(Entry(number, clips[number].id, files, readings, own, shapes, data_set, sizes))
     check_answers([entry.tokens for entry in entries], answers)
     return Index(entries, capacity, rejected, noted)
 
@@ -184,6 +189,7 @@ class Planned(NamedTuple):
 
     number: int
     sources: tuple[Source, ...]
+    readings: tuple[Reading, ...]
     tokens: Tokens
     shapes: tuple[Shape, ...] | None
 
@@ -321,10 +327,9 @@ def prompt_sizes(entry: Entry) -> Sizes:
     return Sizes(sizes.tokens - len(entry.tokens.answer), sizes.units, sizes.bins)
 
 
-def shape_remarks(
-    info: VideoInfo, part: Part, shape: Shape, sampling: Sampling, model_config: VLMConfig
-) -> list[str]:
+def shape_remarks(info: VideoInfo, reading: Reading, shape: Shape, model_config: VLMConfig) -> list[str]:
     """What the summary counts about the shape of a clip."""
+    sampling, part = reading
     remarks = [LOST] if info.lost else []
     factor = model_config.vision.factor
     unlimited = dataclasses.replace(sampling, total_pixels=0, max_frames=max(sampling.max_frames, 1 << 20))

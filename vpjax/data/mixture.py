@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vpjax.types import UserError
 
 EVENTS = "events"  # stands for the built-in clips
+LONG = "events.long"  # likewise, for the long ones
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from vpjax.data.mixture import Mixture
 from vpjax.data.packing import PackedPlan, PromptPlan, Sizes
 from vpjax.data.probing import Source
 from vpjax.data.rows import LATER_FRAMES, NO_ANSWERS, DegradedAnswers, Row, training_row
-from vpjax.data.sampling import Part, Sampling, Shape
+from vpjax.data.sampling import Reading, Sampling, Shape
 from vpjax.data.text import Text
 from vpjax.data.units import Capacity, grid_of
 from vpjax.data.video import Video, read_frames, read_image
@@ -110,14 +110,14 @@ class BatchMaker:
 
     def videos(self, entry: Entry) -> tuple[list[Video], tuple[str, ...]]:
         """The frames of each of a clip's media, from the cache if they are there, and remarks."""
-        pairs = zip(entry.sources, entry.shapes, strict=True)
-        videos = [self.video(source, shape, entry.part) for source, shape in pairs]
+        media = zip(entry.sources, entry.shapes, entry.readings, strict=True)
+        videos = [self.video(*medium) for medium in media]
         return [video for video, _ in videos], tuple(note for _, notes in videos for note in notes)
 
-    def video(self, source: Source, shape: Shape, part: Part) -> tuple[Video, tuple[str, ...]]:
+    def video(self, source: Source, shape: Shape, reading: Reading) -> tuple[Video, tuple[str, ...]]:
         """The frames of a file in a planned shape, from the cache if they are there, and remarks."""
         frames, height, width = shape
-        sampling = Sampling.of(self.data_config)
+        sampling, part = reading
         parts = source.path, source.size, source.modified, sampling, shape, part
         key = self.cache.key(*parts)
         notes: tuple[str, ...] = ()
@@ -242,10 +242,13 @@ def coverage_of(index: Index, data_config: ConfigDict) -> coverage.Coverage:
     for entry in index.entries:
         if entry.fault:
             continue
-        for number, (source, shape) in enumerate(zip(entry.sources, entry.shapes, strict=True)):
+        media = zip(entry.sources, entry.shapes, entry.readings, strict=True)
+        for number, (source, shape, reading) in enumerate(media):
             if source.info is not None:
                 spans = entry.tokens.spans_in(number)
-                planned.append(coverage.PlannedClip(spans, source.info, entry.part, shape))
+                planned.append(
+                    coverage.PlannedClip(spans, source.info, reading.part, shape, reading.sampling)
+                )
     return coverage.measure(planned, Sampling.of(data_config))
 
 

@@ -10,13 +10,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax.models.patches import smart_resize
-from vpjax.types import UserError
+from vpjax.types import Clip, Look, UserError
 
 FACTOR = 28
 MIN_PIXELS, MAX_PIXELS = 4 * FACTOR**2, 768 * FACTOR**2
@@ -25,6 +25,7 @@ NO_LIMIT = 1 << 60  # tokens
 
 Shape = tuple[int, int, int]  # frames (an even number), height and width in pixels
 Part = tuple[float | None, float | None]  # start and end of a Clip
+Pick = Literal["first", "change"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Sampling:
     Qwen2.5-VL's processor and qwen-vl-utils do), and spread likewise. min_pixels, max_pixels: of a frame.
     total_pixels: of one frame of each slot, summed over the slots; 0: no limit. They mean what they mean in
     qwen-vl-utils, but min_frames is the least to which a budget reduces the frames too, and no rounding of
-    sizes exceeds a budget (see ``fit``).
+    sizes exceeds a budget (see ``fit``). pick: of each of the equal parts, the frame that is read: the
+    ``first``, or the one that changes most against its surroundings (see ``data.picking``).
     """
 
     frames: int | None = None
@@ -47,6 +49,7 @@ class Sampling:
     min_pixels: int = MIN_PIXELS
     max_pixels: int = MAX_PIXELS
     total_pixels: int = 0
+    pick: Pick = "first"
 
     def __post_init__(self) -> None:
         if (self.frames is None) == (self.fps is None):
@@ -61,6 +64,10 @@ class Sampling:
                 raise UserError(
                     f"frame sampling: {low} is {least} and {high} {most}; set 1 <= {low} <= {high}"
                 )
+        if self.pick not in get_args(Pick):
+            raise UserError(
+                f"frame sampling: pick is {self.pick!r}; set it to one of {', '.join(get_args(Pick))}"
+            )
         if self.total_pixels < 0:
             raise UserError(
                 f"frame sampling: total_pixels is {self.total_pixels}; set it to 0 (no limit) or more"
@@ -79,6 +86,8 @@ class Sampling:
         if self.fps is None:
             frames = f"{self.frames} frames, evenly spread"
         limit = f", at most {self.total_pixels} in one of two frames" if self.total_pixels else ""
+        if self.pick == "change":
+            frames += ", of each part the one that changes most"
         return f"{frames}, of {self.min_pixels} to {self.max_pixels} pixels{limit}"
 
 
@@ -100,6 +109,33 @@ class VideoInfo:
     def frame_seconds(self) -> float:
         """The mean duration of a frame; 0: an image."""
         return self.duration / self.frames
+
+
+class Reading(NamedTuple):
+    """What is read of one of a clip's files."""
+
+    sampling: Sampling
+    part: Part = (None, None)
+
+
+def readings_of(clip: Clip, sampling: Sampling, media: int) -> tuple[Reading, ...]:
+    """What is read of each of a clip's ``media``. sampling: what the section ``data`` says. UserError for a
+    look that is none."""
+    if clip.looks:
+        return tuple(looked_at(look, sampling) for look in clip.looks)
+    return tuple(Reading(sampling, (clip.start, clip.end)) for _ in range(media))
+
+
+def looked_at(look: Look, sampling: Sampling) -> Reading:
+    """What is read of a file by a look, whose own fields come before those of ``sampling``."""
+    changes: dict[str, Any] = {}
+    if look.frames:
+        changes |= dict(frames=look.frames, fps=None)
+    if look.pixels:
+        changes |= dict(max_pixels=look.pixels, min_pixels=min(look.pixels, sampling.min_pixels))
+    if look.pick:
+        changes |= dict(pick=look.pick)
+    return Reading(dataclasses.replace(sampling, **changes), (look.start, look.end))
 
 
 @functools.lru_cache(1 << 16)  # clips of like files have like shapes
@@ -154,11 +190,13 @@ def fit(
 
 
 class File(NamedTuple):
-    """A part of a video, or an image, that a clip shows. slot_tokens: text beside each of its slots."""
+    """A part of a video, or an image, that a clip shows. slot_tokens: text beside each of its slots.
+    sampling: its own, but for ``total_pixels``; None: that of all."""
 
     info: VideoInfo
     part: Part = (None, None)
     slot_tokens: int = 0
+    sampling: Sampling | None = None
 
 
 def fit_all(
@@ -169,15 +207,18 @@ def fit_all(
     Each may take an equal share of what is left. The ones that need the least come first, so that the others
     have what these leave over.
     """
-    unlimited = dataclasses.replace(sampling, total_pixels=0) if sampling.total_pixels else sampling
-    needs = [math.prod(fit(unlimited, info, part, factor=factor)) for info, part, _ in files]
+    unlimited = [dataclasses.replace(file.sampling or sampling, total_pixels=0) for file in files]
+    needs = [
+        math.prod(fit(own, file.info, file.part, factor=factor))
+        for own, file in zip(unlimited, files, strict=True)
+    ]
     shapes: dict[int, Shape] = {}
     pixels, tokens = sampling.total_pixels, max_tokens
     for number in sorted(range(len(files)), key=lambda number: needs[number]):
-        (info, part, beside), left = files[number], len(files) - len(shapes)
-        own, most = sampling, None
+        (info, part, beside, _), left = files[number], len(files) - len(shapes)
+        own, most = unlimited[number], None
         if sampling.total_pixels:
-            own = dataclasses.replace(sampling, total_pixels=max(pixels // left, 1))
+            own = dataclasses.replace(own, total_pixels=max(pixels // left, 1))
         if tokens is not None:
             most = tokens // left
         shape = fit(own, info, part, factor=factor, max_tokens=most, slot_tokens=beside)
@@ -216,10 +257,9 @@ def choose(
     more frames would be read, so many are, evenly spread. ValueError if the part is not inside the video.
     """
     first, last = resolve_part(info.duration, info.frame_seconds, *part)
-    # Timestamps are rounded to ticks, so a moment that close before a frame selects that frame.
-    slack = 1e-6 * info.frame_seconds + (info.tick if info.tick < info.frame_seconds / 10 else 0.0)
-    low, high = on_screen(np.array([first + slack, last - slack]))
-    available = max(high - low, 0) + 1
+    slack = _slack(info)
+    low, high = part_frames(info, part, on_screen)
+    available = high - low + 1
     if sampling.fps is None:
         count = sampling.frames or 1
     else:
@@ -233,6 +273,20 @@ def choose(
     else:
         chosen = on_screen(first + np.arange(count) * (last - first) / count + slack)
     return np.append(chosen, chosen[-1]) if len(chosen) % SLOT else chosen
+
+
+def part_frames(
+    info: VideoInfo, part: Part, on_screen: Callable[[np.ndarray], np.ndarray]
+) -> tuple[int, int]:
+    """The numbers of the first and the last frame of a part of a video, see ``choose``."""
+    first, last = resolve_part(info.duration, info.frame_seconds, *part)
+    low, high = on_screen(np.array([first + _slack(info), last - _slack(info)])).tolist()
+    return low, max(low, high)
+
+
+def _slack(info: VideoInfo) -> float:
+    """Seconds by which a moment may lie before a frame that it selects: timestamps are rounded to ticks."""
+    return 1e-6 * info.frame_seconds + (info.tick if info.tick < info.frame_seconds / 10 else 0.0)
 
 
 def frame_times(

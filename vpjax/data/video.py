@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -18,8 +20,18 @@ from PIL import Image
 from vpjax.data import tfio
 from vpjax.data.decode import BadTimestamps, FrameIndex, Problem, decode_frames, frame_index, packet_index
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
-from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS, Sampling, VideoInfo, choose, fit
-from vpjax.files import AnyPath, exists, is_folder
+from vpjax.data.picking import changed_most
+from vpjax.data.sampling import (
+    FACTOR,
+    MAX_PIXELS,
+    MIN_PIXELS,
+    Sampling,
+    VideoInfo,
+    choose,
+    fit,
+    part_frames,
+)
+from vpjax.files import AnyPath, exists, is_folder, stamp
 from vpjax.models.patches import smart_resize
 from vpjax.types import UserError
 
@@ -40,7 +52,7 @@ def probe(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
     """Size and timing of a video, from its packets and one decoded frame. UserError as ``read_frames``."""
     with _named_problems(path):
         index, _, [(height, width, _)] = _read_chosen(
-            path, lambda _: np.zeros(1, int), lambda _, frame: frame.shape, max_side
+            path, lambda _: (np.zeros(1, int), None), lambda _, frame: frame.shape, max_side
         )
     return _info(index, *index.shown_size(height, width))
 
@@ -82,9 +94,11 @@ def read_frames(
                 size = _planned_size(shown, factor, sampling.min_pixels, sampling.max_pixels)
             return resize(frame, size)
 
-        index, chosen, pixels = _read_chosen(
-            path, lambda index: _choose(index, sampling, start, end, frames), resized, max_side, tfio_python
-        )
+        def parts(index: FrameIndex) -> tuple[np.ndarray, int | None]:
+            chosen, last = _choose(index, sampling, start, end, frames)
+            return chosen, last if sampling.pick == "change" else None
+
+        index, chosen, pixels = _read_chosen(path, parts, resized, max_side, tfio_python)
     return Video(np.stack(pixels), index.times[chosen], index.duration / len(index.times))
 
 
@@ -126,16 +140,23 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.rint(np.stack(resized, axis=-1).clip(0, 255)).astype(np.uint8)
 
 
+@functools.lru_cache(8)  # a long video is read window by window
+def _packet_index(path: str, stamp: tuple[int, int], max_side: int) -> FrameIndex:
+    """``packet_index`` of a file of this size and time of change."""
+    return packet_index(path, max_side)
+
+
 def _choose(
     index: FrameIndex, sampling: Sampling, start: float | None, end: float | None, most: int | None
-) -> np.ndarray:
-    """The numbers i64[F] of the sampled frames, F even, ascending."""
+) -> tuple[np.ndarray, int]:
+    """The numbers i64[F] of the sampled frames, F even, ascending, and of the last frame of the part."""
 
     def on_screen(moments: np.ndarray) -> np.ndarray:
         return np.searchsorted(index.times, moments, "right") - 1
 
+    info, part = _info(index), (start, end)
     try:
-        return choose(sampling, _info(index), (start, end), on_screen, most)
+        return choose(sampling, info, part, on_screen, most), part_frames(info, part, on_screen)[1]
     except ValueError as error:
         raise Problem(error) from error
 
@@ -170,12 +191,15 @@ def _named_problems(path: AnyPath) -> Iterator[None]:
 
 def _read_chosen(
     path: AnyPath,
-    choose: Callable[[FrameIndex], np.ndarray],
+    choose: Callable[[FrameIndex], tuple[np.ndarray, int | None]],
     convert: Callable[[FrameIndex, np.ndarray], Any],
     max_side: int,
     tfio_python: str = "",
 ) -> tuple[FrameIndex, np.ndarray, list[Any]]:
-    """The index, the frame numbers i64[F] that ``choose`` returns for it, and these frames converted."""
+    """The index, the numbers i64[F] of the frames that are read, and these frames converted.
+
+    choose: gives these numbers for an index, and None; or the numbers of the first frames of parts, of which
+    those that change most are read, and that of the last frame of the last part."""
     files: list[str] = []
 
     def frames_at(index: FrameIndex, numbers: np.ndarray) -> Iterable[np.ndarray]:
@@ -186,15 +210,20 @@ def _read_chosen(
         return decode_frames(path, index, numbers, max_side)
 
     def read(index: FrameIndex) -> tuple[FrameIndex, np.ndarray, list[Any]]:
-        chosen = choose(index)
+        chosen, last = choose(index)
         distinct, inverse = np.unique(chosen, return_inverse=True)
-        converted = [convert(index, frame) for frame in frames_at(index, distinct)]
-        return index, chosen, [converted[i] for i in inverse]
+        numbers = distinct if last is None else np.arange(distinct[0], last + 1)
+        frames = (convert(index, frame) for frame in frames_at(index, numbers))
+        if last is None:
+            converted = list(frames)
+        else:
+            distinct, converted = changed_most(frames, distinct, last + 1)
+        return index, distinct[inverse], [converted[i] for i in inverse]
 
     if is_folder(path):
         index, files = folder_index(path)
         return read(index)
     try:
-        return read(packet_index(path, max_side))
+        return read(_packet_index(os.fspath(path), stamp(path), max_side))
     except BadTimestamps:
         return read(frame_index(path, max_side))

@@ -1,7 +1,7 @@
 """The held-out clips of a run: its evaluations at the end, and those of a part of them while it trains."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax.data.clips import read_clips
-from vpjax.data.mixture import EVENTS
+from vpjax.data.looks import TwoLooks
+from vpjax.data.mixture import EVENTS, LONG
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.controls import CONTROLS
+from vpjax.evaluation.looks import LOOK_CONTROLS
 from vpjax.evaluation.results import make_results, metric_columns
 from vpjax.evaluation.run import (
     Request,
@@ -47,9 +49,11 @@ def heldout_request(config: ConfigDict, workdir: Path, split: str, step: int | N
     """The evaluation of a split, the same as that of ``vpjax.evaluate --benchmark events`` or, for clips of
     which none is known to show an event, ``--benchmark clips``. step: after which it is made."""
     file = split_file(config, split, config.data.heldout)
-    is_built_in = config.data.heldout == EVENTS
+    is_built_in = config.data.heldout in (EVENTS, LONG)
     videos = "" if is_built_in else config.data.videos
     names_events = is_built_in or any("event" in clip.extra for clip in read_clips(file, videos))
+    looks = TwoLooks.of(config.looks) if config.looks.windows else None
+    controls: Sequence[str] = LOOK_CONTROLS if looks else CONTROLS
     return Request(
         model=workdir,
         benchmark="events" if names_events else "clips",
@@ -57,9 +61,10 @@ def heldout_request(config: ConfigDict, workdir: Path, split: str, step: int | N
         videos=videos or None,
         step=step,
         out=None if step is None else heldout_folder(workdir, split, step),
-        controls=CONTROLS if split == SPLIT else ("none",),
+        controls=controls if split == SPLIT else ("none",),
         limit=config.eval_clips,
         mesh=config.mesh,
+        looks=looks,
     )
 
 
@@ -81,8 +86,13 @@ class HeldOut:
     def __init__(
         self, config: ConfigDict, workdir: Path, text: Text, model_config: VLMConfig, mesh: Mesh | None
     ):
-        """UserError if ``config.eval_controls`` or ``config.keep_best`` names what does not exist."""
+        """UserError if ``config.eval_controls`` or ``config.keep_best`` names what does not exist, and for a
+        run that looks twice."""
         self.config = config
+        if config.looks.windows:
+            raise UserError(
+                "config.eval_every: two looks (looks.windows) are evaluated at the end only; set it to 0"
+            )
         if not config.eval_controls or set(config.eval_controls) - set(CONTROLS):
             raise UserError(
                 f"config.eval_controls={tuple(config.eval_controls)}: choose some of {', '.join(CONTROLS)}"

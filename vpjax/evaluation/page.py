@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +50,33 @@ def _samples(
     results: Mapping[str, Any], clips: Sequence[Clip], predictions: Iterable[Prediction], first: str
 ) -> list[dict[str, Any]]:
     """Clips that are answered wrongly under the control ``first``, evenly spread, then right ones."""
+    return [
+        {"clip": clip, "answers": answers, "frames": _frames(clip)}
+        for clip, answers in sample_answers(results, clips, predictions, first)
+    ]
+
+
+def sample_answers(
+    results: Mapping[str, Any], clips: Sequence[Clip], predictions: Iterable[Prediction], first: str
+) -> Iterator[tuple[Clip, list[tuple[str, str, float | None]]]]:
+    """Clips that are answered wrongly under the control ``first``, evenly spread, then right ones, and the
+    answers about each: (control, text, score or None)."""
     scores = {(row["id"], row["control"]): next(iter(row["values"].values())) for row in results["rows"]}
     texts = {(prediction.id, label(prediction)): prediction.text for prediction in predictions}
     scored = [clip for clip in clips if (clip.id, first) in scores]
     wrong = [clip for clip in scored if scores[clip.id, first] < 0.5]
     right = [clip for clip in scored if scores[clip.id, first] >= 0.5]
-    samples = []
     for rows in (wrong, right):
         for place in np.linspace(0, len(rows) - 1, min(SAMPLE_ROWS, len(rows))).round().astype(int):
             clip = rows[place]
-            answers = [
-                (control, texts[clip.id, control], scores.get((clip.id, control)))
-                for control in results["controls"]
-                if (clip.id, control) in texts
-            ]
-            samples.append({"clip": clip, "answers": answers, "frames": _frames(clip)})
-    return samples
+            yield (
+                clip,
+                [
+                    (control, texts[clip.id, control], scores.get((clip.id, control)))
+                    for control in results["controls"]
+                    if (clip.id, control) in texts
+                ],
+            )
 
 
 def _frames(clip: Clip) -> list[tuple[str, float, bool]]:

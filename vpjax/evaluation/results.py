@@ -136,6 +136,9 @@ def format_results(results: Mapping[str, Any]) -> str:
         if len(next(iter(means_of.values())).get(grouping, ())) > 1:
             means = {control: by_group[grouping] for control, by_group in means_of.items()}
             lines += ["", f"{leading} by {name} (rows)", *format_table(group_table(means))]
+    if "looks" in results and (windows := results["looks"]["windows"]):
+        shown, right = interval(windows["found"]), interval(windows["right"])
+        lines += ["", f"the window shows the event: {shown}; and the answer is right: {right}"]
     if remarks(results):
         lines += ["", *remarks(results)]
     if "against" in results:

@@ -15,12 +15,17 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vpjax.data.sampling import NO_LIMIT, Sampling
+from vpjax.data.looks import TwoLooks
+from vpjax.data.mixture import EVENTS, LONG
+from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import FINAL_FAULTS, ClipPredictor, KeyFinder, Predictions, Query, contrast_control
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
+from vpjax.evaluation.looks import LookPredictor, scan_records, window_scores
+from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
+from vpjax.evaluation.shown import OWN, evaluation_data, with_options, without_answer
 from vpjax.files import AnyPath, exists, read_object, write_whole
 from vpjax.models.attention import backend
 from vpjax.models.sharding import make_mesh
@@ -28,25 +33,12 @@ from vpjax.models.vlm import VideoLM
 from vpjax.scoring.metrics import missing_for_meteor, score_caption
 from vpjax.training import checkpoint, run_config
 from vpjax.training.setup import instructed, split_file
-from vpjax.types import Clip, Keyword, UserError
+from vpjax.types import Clip, UserError
 
-# Benchmarks need more room than training: long texts beside the videos, and spans of any number of events.
-# Videos that cannot be used are counted in the results instead of ending the command.
-ROOM = dict(
-    length_multiple=64,
-    max_tokens=32768,
-    max_answer=8192,
-    keywords=16,
-    keyword_tokens=64,
-    train_turns="last",
-    max_fault_share=1.0,
-    widen=0,
-)
-UNNAMED = "event"  # the keyword of a clip that has spans but no keywords, for the controls key and random
-OWN = ("events", "clips")  # benchmarks in vpjax's format, whose questions get the run's instructions
 # Ways to find key frames, by name: a function of the model and its tokenizer; None: those that clips give.
 KeyFrames = Mapping[str, Callable[[VideoLM, Text], KeyFinder] | None]
 REQUEST, PREDICTIONS, RESULTS, PAGE = "request.json", "predictions.jsonl", "results.json", "results.html"
+LOOKS_PAGE = "scans.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +53,10 @@ class Request:
     most clips, evenly spread over all. missing: see ``make_results``. against: the results.json of another
     model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: the benchmark's. mesh:
     devices per axis, as ``config.mesh``. video_options: fields of the section ``data`` that replace those of
-    training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. UserError for
-    contrasts without rank.
+    training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. looks: answer
+    by two looks at each video, under some of ``LOOK_CONTROLS``; None: by one. localise: how the window of the
+    second look is found, one of ``LOCALISERS``. UserError for contrasts without rank, and for two looks that
+    rank.
     """
 
     benchmark: str
@@ -82,8 +76,12 @@ class Request:
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(data=-1, fsdp=1, tensor=1))
     video_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str | None = None
+    looks: TwoLooks | None = None
+    localise: str = "relevance"
 
     def __post_init__(self) -> None:
+        if self.looks and self.rank:
+            raise UserError("--looks=2 --rank: answers are ranked by one look only; leave one of them out")
         if self.contrasts and not self.rank:
             raise UserError(f"--contrast={','.join(self.contrasts)} ranks candidate answers: give --rank too")
 
@@ -97,7 +95,7 @@ def evaluate(
     request: Request, say: Callable[[str], None], *, writes: bool = True
 ) -> tuple[Path, dict[str, Any]]:
     """Make the predictions that do not exist yet, score all and write ``REQUEST``, ``PREDICTIONS``,
-    ``RESULTS`` and ``PAGE``. Returns their folder and the results.
+    ``RESULTS`` and ``PAGE``, and ``LOOKS_PAGE`` for two looks. Returns their folder and the results.
 
     say: prints a line. writes: whether this process writes; of several processes all compute and one writes.
     UserError for a mistake in the request, the data or the model.
@@ -146,6 +144,13 @@ def evaluate(
     if writes:
         write_json(out / RESULTS, results)
         write_page(out / PAGE, results, clips, predictions.known.values())
+        if request.looks:
+            shown = evaluation_data(data_config, request.benchmark, model)
+            factor = model.config.vision.factor
+            samples = looked_samples(results, clips, predictions.known.values(), request.looks, shown, factor)
+            write_looks_page(
+                out / LOOKS_PAGE, f"{request.model}, {request.looks.tokens} visual tokens", samples
+            )
     return out, results
 
 
@@ -154,7 +159,10 @@ def describe_request(
 ) -> dict[str, Any]:
     """What determines the predictions, ready for JSON. digest: of the clips before the limit."""
     shown = evaluation_data(data_config, request.benchmark, model)
-    return {
+    two_looks = {}
+    if request.looks:
+        two_looks = {"looks": dataclasses.asdict(request.looks), "localise": request.localise}
+    return two_looks | {
         "benchmark": request.benchmark,
         "rows": digest,
         "model": str(request.model),
@@ -164,40 +172,6 @@ def describe_request(
         "shown": dataclasses.asdict(Sampling.of(shown)) | {"max_tokens": shown.max_tokens},
         "new_tokens": request.new_tokens,
     }
-
-
-def with_options(data_fields: Mapping[str, Any], options: Mapping[str, Any]) -> ConfigDict:
-    """The section ``data`` with some fields replaced, of which a limit that is asked for comes before the
-    run's: max_pixels before its min_pixels, min_pixels before its max_pixels, and total_pixels before its
-    budget of tokens (max_tokens 0: total_pixels is the only budget)."""
-    fields = {**data_fields, **options}
-    if "max_pixels" in options and "min_pixels" not in options:
-        fields["min_pixels"] = min(fields["min_pixels"], fields["max_pixels"])
-    if "min_pixels" in options and "max_pixels" not in options:
-        fields["max_pixels"] = max(fields["min_pixels"], fields["max_pixels"])
-    if "total_pixels" in options:
-        fields["max_tokens"] = 0
-    return ConfigDict(fields)
-
-
-def evaluation_data(data_config: ConfigDict, benchmark: str, model: VideoLM) -> ConfigDict:
-    """The section ``data`` of an evaluation: that of the run, with ROOM.
-
-    Videos have the run's budget of tokens, or that of ``with_options``. Its own clips share the run's with
-    their texts, as in training; those of other benchmarks leave it to the videos alone."""
-    fields = data_config.to_dict() | ROOM
-    budget = data_config.get("max_tokens")
-    if benchmark in OWN:
-        fields["length_multiple"] = data_config.get("length_multiple", ROOM["length_multiple"])
-    if budget == 0:
-        fields["max_tokens"] = NO_LIMIT
-    elif budget and benchmark in OWN:
-        fields["max_tokens"] = budget
-    elif budget:
-        pixels = budget * model.config.vision.factor**2
-        fields["total_pixels"] = min(data_config.get("total_pixels") or pixels, pixels)
-        fields["max_tokens"] += budget
-    return ConfigDict(fields)
 
 
 def evaluate_model(
@@ -222,6 +196,10 @@ def evaluate_model(
     if predictions is None:
         predictions = Predictions()
     candidates = {}
+    if request.looks:
+        return evaluate_looks(
+            model, text, clips, request, data_config, mesh, predictions, left_out, description
+        )
     if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
         if not candidates:
@@ -260,6 +238,49 @@ def evaluate_model(
     )
 
 
+def evaluate_looks(
+    model: VideoLM,
+    text: Text,
+    clips: Sequence[Clip],
+    request: Request,
+    data_config: ConfigDict,
+    mesh: Mesh | None,
+    predictions: Predictions,
+    left_out: Mapping[str, int] | None,
+    description: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """``evaluate_model`` by two looks at each video. All predictions are made anew. Its results have besides,
+    in ``looks``, how well the windows were found and each clip's scan."""
+    if jax.process_count() > 1:
+        raise UserError("--looks=2 runs in one process: start it without --processes")
+    assert request.looks is not None
+    predictor = LookPredictor(
+        model,
+        text,
+        [without_answer(clip) for clip in clips],
+        evaluation_data(data_config, request.benchmark, model),
+        request.looks,
+        controls=request.controls,
+        localise=request.localise,
+        batch_size=request.batch,
+        max_new=request.new_tokens,
+        mesh=mesh,
+    )
+    for prediction in predictor.predictions():
+        if prediction != predictions.known.get(prediction.query):
+            predictions.append(prediction)
+    results = make_results(
+        description or {"benchmark": request.benchmark},
+        BENCHMARKS[request.benchmark],
+        clips,
+        [predictions.known[Query(clip.id, control)] for control in request.controls for clip in clips],
+        left_out or {},
+        missing=request.missing,
+    )
+    windows = window_scores(results, predictor.found())
+    return results | {"looks": {"windows": windows, "scans": scan_records(predictor.scans)}}
+
+
 def spread(clips: Sequence[Clip], limit: int) -> list[Clip]:
     """At most ``limit`` of the clips, evenly spread over all."""
     places = np.linspace(0, len(clips) - 1, min(limit, len(clips))).round().astype(int)
@@ -281,7 +302,8 @@ def requested_clips(
             raise UserError(
                 f"--data is missing: {request.model} is no run on event clips, so name a file of them"
             )
-        data = split_file(ConfigDict(run), "heldout", "events")
+        own = run["data"]["heldout"]
+        data = split_file(ConfigDict(run), "heldout", own if own == LONG else EVENTS)
     clips, left_out = read_benchmark(request.benchmark, data, request.videos)
     if request.benchmark in OWN:
         instructions = run.get("data", {}).get("instructions", {})
@@ -312,14 +334,6 @@ def identity(clip: Clip) -> tuple[str, ...]:
     """What makes a clip's predictions and their scores those of this clip."""
     own = clip.id, clip.question, clip.answer, clip.video, *clip.others
     return (*own, clip.system, repr(clip.turns)) if clip.system or clip.turns else own
-
-
-def without_answer(clip: Clip) -> Clip:
-    """The clip without its answer. If no keyword has spans, those of a clip of one video mark key frames."""
-    keywords = clip.keywords if any(keyword.spans for keyword in clip.keywords) else ()
-    if not keywords and clip.spans and not clip.others:
-        keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
-    return dataclasses.replace(clip, answer="", keywords=keywords)
 
 
 def fingerprint(model: VideoLM) -> str:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
 
 Option = TypeVar("Option")
+Described = TypeVar("Described")  # a scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,19 +136,35 @@ class EventSpec:
 def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]) -> dict[str, Path]:
     """Write the clips that ``folder`` does not hold yet: split -> its file of Clips, one JSON line each.
 
-    splits: the number of clips of each split, ``train``, ``heldout`` or ``unseen``. A file gets its name when
-    it is complete, and never changes afterwards: a killed run continues where it stopped, several processes
-    can share the folder, and the first clips of a split are the same whatever its length. UserError if it
+    splits: the number of clips of each split, ``train``, ``heldout`` or ``unseen``. UserError if a file
     cannot be written.
     """
+
+    def video_of(scene: Scene) -> bytes:
+        return encode(draw(scene, noise=spec.noise), fps=scene.fps, crf=spec.crf)
+
     home = Path(folder).expanduser() / spec.key
+    return write_event_clips(functools.partial(describe, spec), video_of, home, splits)
+
+
+def write_event_clips(
+    describe: Callable[[str, int], tuple[Clip, Described]],
+    video_of: Callable[[Described], bytes],
+    home: Path,
+    splits: Mapping[str, int],
+) -> dict[str, Path]:
+    """Write the clips that the folder ``home`` does not hold yet, see ``make_event_clips``.
+
+    describe: split, index -> the clip and the scene that its video shows. video_of: scene -> its file. A file
+    gets its name when it is complete, and never changes afterwards: a killed run continues where it stopped,
+    several processes can share the folder, and the first clips of a split are the same whatever its length.
+    """
 
     def make_clip(split: str, index: int) -> str:
-        clip, scene = describe(spec, split, index)
+        clip, scene = describe(split, index)
         video = home / clip.video
         if not video.exists() or not video.stat().st_size:  # a power cut leaves empty files
-            content = encode(draw(scene, noise=spec.noise), fps=scene.fps, crf=spec.crf)
-            write_whole(video, content, keep=False)
+            write_whole(video, video_of(scene), keep=False)
         return json.dumps(clip.record()) + "\n"
 
     files = {split: home / f"{split}-{count}.jsonl" for split, count in splits.items()}

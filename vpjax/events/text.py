@@ -51,6 +51,12 @@ DETAILS = (
     "The picture is {outline} and the clip lasts about {seconds} s.",
     "A {shape} has {corners} corners, and this one is {colour} on a {background} background.",
 )
+# Long clips: captions that a few of their seconds bear out, whichever these are, in the words of CAPTIONS.
+LONG_CAPTIONS = (
+    ("A {colour} {shape} suddenly {event}.", 0),
+    ("The {colour} {shape} {event} for a moment.", 0),
+    ("The {colour} {shape} briefly {event}.", 1),
+)
 CORNERS = {"square": "four", "triangle": "three", "cross": "twelve"}
 LONGER_QUESTION = "{question} Use {sentences} sentences."
 CHOICE_QUESTION = "What does the shape do?"
@@ -136,6 +142,23 @@ def make_dialogue(
     answer = _caption(pattern, phrase, words, details)
     nothing = _caption(pattern, NOTHING[phrase_index], {**words, "half": "neither"}, details)
     return Dialogue(question, answer, (phrase,), degraded_answer=nothing)
+
+
+def long_dialogue(
+    task: str,
+    kinds: Sequence[str],
+    span: tuple[float, float],
+    words: Mapping[str, str],
+    rng: np.random.Generator,
+) -> Dialogue:
+    """``make_dialogue`` about a long clip. Its captions say nothing about the way of the shape."""
+    if task != "caption":
+        return make_dialogue(task, kinds, [span], words, 0, rng)
+    pattern, phrase_index = LONG_CAPTIONS[rng.integers(len(LONG_CAPTIONS))]
+    phrase = PHRASES[kinds[0]][phrase_index]
+    question = QUESTIONS[rng.integers(1, len(QUESTIONS))]  # a description would be of more than the event
+    nothing = _caption(pattern, NOTHING[phrase_index], words, 0)
+    return Dialogue(question, _caption(pattern, phrase, words, 0), (phrase,), degraded_answer=nothing)
 
 
 def _answer(answer: str, thought: str, tags: bool) -> str:

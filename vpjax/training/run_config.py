@@ -1,14 +1,16 @@
 """The config of a run: checks of its values, and its file in the work directory."""
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
+from vpjax.data.looks import TwoLooks
 from vpjax.data.processors import read_sampling
-from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
+from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS, Pick
 from vpjax.data.text import TrainTurns
 from vpjax.data.video import MAX_SIDE
 from vpjax.files import read_object, write_whole
@@ -39,6 +41,8 @@ ONE_OF = {
     "attention": BACKENDS,
     "remat": REMATS,
     "data.train_turns": get_args(TrainTurns),
+    "data.pick": get_args(Pick),
+    "looks.pick": get_args(Pick),
     "optim.moments_dtype": DTYPES,
     "lora.base_dtype": BASE_DTYPES,
     "contrast.answer_kind": ANSWER_KINDS,
@@ -53,11 +57,12 @@ ABOVE_0 = """
     data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
     grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.num_minibatches
     grpo.oversample grpo.show_every grpo.degraded_weight grpo.relative.scale loss.chunk data.min_frames
-    data.min_pixels lora.alpha
+    data.min_pixels lora.alpha looks.tokens looks.again looks.frames looks.scan_pixels looks.pixels
 """.split()
 AT_LEAST_0 = """
     memory max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
     contrast.weight contrast.lr contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
+    looks.windows looks.wrong looks.closer
 """.split()
 # How videos are read for the model of a Hugging Face folder that does not say: as by qwen-vl-utils, at 2
 # frames per second and with at most about 25,000 visual tokens. Small frames are left small, though.
@@ -75,6 +80,9 @@ HF_VIDEO_DEFAULTS = dict(
     cache_gb=20.0,
     workers=0,
 )
+
+# How a video is looked at twice for such a model: 16 windows of 112 x 112 pixels, then one of 448 x 448.
+HF_LOOKS = dict(tokens=4096, again=1, frames=16, scan_pixels=112**2, pixels=448**2, pick="change")
 
 
 def check(config: ConfigDict) -> None:
@@ -111,6 +119,11 @@ def check(config: ConfigDict) -> None:
     require("data.max_missed_share", 0 <= data.max_missed_share <= 1, "lies in [0, 1]")
     tasks = f"has texts for some of {', '.join(TASKS)}"
     require("data.instructions", set(data.instructions) <= set(TASKS), tasks)
+
+    is_sft = config.method == "sft" or not config.looks.windows
+    require("looks.windows", is_sft, "is 0 in GRPO, whose rewards are about whole answers")
+    least, most = config.looks.seconds
+    require("looks.seconds", 0 < least <= most, "is (least, most) with 0 < least <= most")
 
     _check_evaluation(config, require)
     require("optim.warmup_share", 0 <= optim.warmup_share < 1, "lies in [0, 1)")
@@ -289,6 +302,14 @@ def data_of(folder: Path) -> ConfigDict:
     HF_VIDEO_DEFAULTS."""
     own = read(folder).get("data") or read_sampling(folder)  # a Hugging Face config.json has no "data"
     return ConfigDict(HF_VIDEO_DEFAULTS | own)
+
+
+def looks_of(folder: Path, fields: Mapping[str, int] | None = None) -> TwoLooks:
+    """How the model in ``folder`` looks twice at a video: as its run's section ``looks`` says or, for a
+    Hugging Face folder, as in HF_LOOKS. fields: that replace these."""
+    own: dict[str, Any] = HF_LOOKS | read(folder).get("looks", {})
+    values = {field.name: own[field.name] for field in dataclasses.fields(TwoLooks)}
+    return TwoLooks(**values | dict(fields or {}))
 
 
 def write(workdir: Path, config: ConfigDict) -> None:

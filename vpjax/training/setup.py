@@ -17,10 +17,12 @@ from ml_collections import ConfigDict
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.images import is_image
-from vpjax.data.mixture import EVENTS, data_sets
+from vpjax.data.looks import NO, RELEVANCE, YES, training_windows
+from vpjax.data.mixture import EVENTS, LONG, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text, train_tokenizer
 from vpjax.events import clips as events
+from vpjax.events import long
 from vpjax.files import sync, sync_tree
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters, quantised
@@ -34,6 +36,9 @@ from vpjax.types import Array, Clip, UserError
 def split_file(config: ConfigDict, split: str, source: str) -> str:
     """The file of clips that ``source`` names. "events" stands for the built-in clips of a split, which are
     made if they do not exist."""
+    if source == LONG:
+        counts = {split: config.long[split]}
+        return str(long.make_long_clips(long_spec(config, split), cache_folder(config.data), counts)[split])
     if source != EVENTS:
         return source
     counts = {split: config.events[split]}
@@ -43,7 +48,7 @@ def split_file(config: ConfigDict, split: str, source: str) -> str:
 
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
     """The clips of a split with the instructions of their tasks."""
-    videos = "" if source == EVENTS else config.data.videos
+    videos = "" if source in (EVENTS, LONG) else config.data.videos
     clips = read_clips(split_file(config, split, source), videos)
     return [instructed(clip, config.data.instructions) for clip in clips]
 
@@ -60,8 +65,11 @@ def read_training(
     data_set_of: list[int] = []
     of_id: dict[str, str] = {}
     for number, data_set in enumerate(data_sets(config.data)):
-        videos = "" if data_set.file == EVENTS else data_set.videos
-        for clip in read_clips(split_file(config, "train", data_set.file), videos, **faults):
+        videos = "" if data_set.file in (EVENTS, LONG) else data_set.videos
+        own = read_clips(split_file(config, "train", data_set.file), videos, **faults)
+        if config.looks.windows:
+            own = training_windows(own, config.looks, config.data, config.seed)
+        for clip in own:
             if of_id.setdefault(clip.id, data_set.name) != data_set.name:
                 raise UserError(
                     f"data.train: {of_id[clip.id]} and {data_set.name} both have a clip {clip.id!r}: "
@@ -111,6 +119,19 @@ def event_spec(config: ConfigDict, split: str = "train") -> events.EventSpec:
             raise UserError(f"config.events_heldout: no field {unknown[0]}; give some of {', '.join(names)}")
         values |= config.events_heldout.to_dict()
     return events.EventSpec(**values)
+
+
+def long_spec(config: ConfigDict, split: str = "train") -> long.LongSpec:
+    """The appearance of a split's long built-in clips: ``config.long``, and for clips that are not trained on
+    also ``config.long_heldout``. UserError for a field that ``LongSpec`` lacks."""
+    names = [field.name for field in dataclasses.fields(long.LongSpec)]
+    values = {name: config.long[name] for name in names}
+    if split != "train":
+        unknown = sorted(set(config.long_heldout) - set(names))
+        if unknown:
+            raise UserError(f"config.long_heldout: no field {unknown[0]}; give some of {', '.join(names)}")
+        values |= config.long_heldout.to_dict()
+    return long.LongSpec(**values)
 
 
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
@@ -177,6 +198,8 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     texts: Iterable[str] = (text for clip in clips for text in clip.texts)
     if [data_set.file for data_set in data_sets(config.data)] == [EVENTS]:
         texts = events.tokenizer_sentences(event_spec(config))
+    if [data_set.file for data_set in data_sets(config.data)] == [LONG]:
+        texts = long.tokenizer_sentences(long_spec(config), asides=[RELEVANCE.format(question=""), YES, NO])
     model = config.model.to_dict()
     train_tokenizer(texts, folder, model["text_config"]["vocab_size"])
     text = Text.load(folder)

@@ -1,0 +1,132 @@
+"""``looks``: windows of a scan and of training, and clips that show a file several times."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests.data.test_index import data_of
+from tests.videos import greys, write
+from tests.words import stub_config, word_text
+from vpjax.data.clips import parse_clip
+from vpjax.data.looks import NO, YES, TwoLooks, right_window, scan_of, window_of, wrong_window
+from vpjax.data.pipeline import make_batch_maker
+from vpjax.data.sampling import Sampling, VideoInfo, fit, looked_at, readings_of
+from vpjax.data.video import read_frames
+from vpjax.types import Clip, Keyword, Look, Turn, UserError
+
+INFO = VideoInfo(width=56, height=56, duration=128.0, fps=8.0, frames=1024)
+SAMPLING = Sampling(16, min_pixels=28 * 28, max_pixels=56 * 56)
+
+
+def tokens_of(look, info=INFO):
+    own, part = looked_at(look, SAMPLING)
+    frames, height, width = fit(own, info, part, factor=28)
+    return frames // 2 * height * width // 28**2
+
+
+@pytest.mark.parametrize("tokens", [40, 100, 512, 1024, 5000])
+@pytest.mark.parametrize("frames", [200, 1024, 4801])
+def test_a_scan_covers_a_file_within_its_tokens(tokens, frames):
+    info = dataclasses.replace(INFO, frames=frames, duration=frames / 8)
+    looks = TwoLooks(tokens=tokens)
+    windows = scan_of(info, looks, SAMPLING, 28)
+    edges = [windows[0][0], *(end for _, end in windows)]
+    assert edges[0] == 0 and edges[-1] == info.duration
+    assert [start for start, _ in windows[1:]] == edges[1:-1]
+    assert np.allclose(np.diff(edges), info.duration / len(windows))
+    used = sum(tokens_of(looks.first(window), info) for window in windows)
+    used += max(tokens_of(looks.second(window), info) for window in windows)
+    assert used <= tokens
+    # Another window would be beyond the tokens, or have fewer frames than are read of it.
+    assert used + tokens_of(looks.first(windows[0]), info) > tokens or frames < 16 * (len(windows) + 1)
+
+
+def test_too_few_tokens_are_refused():
+    with pytest.raises(UserError, match="39 visual tokens"):
+        scan_of(INFO, TwoLooks(tokens=39), SAMPLING, 28)
+
+
+def test_training_windows_show_the_whole_event_or_nothing_of_it():
+    rng, spans = np.random.default_rng(0), ((63.5, 63.625), (80.0, 80.5))
+    firsts = []
+    for _ in range(300):
+        start, end = window_of(spans, INFO, (2.0, 6.0), is_right=True, rng=rng)
+        assert any(start <= a and b <= end for a, b in spans) and 2.0 <= end - start <= 6.0
+        firsts.append(start)
+        start, end = window_of(spans, INFO, (2.0, 6.0), is_right=False, rng=rng)
+        assert all(end <= a or b <= start for a, b in spans) and 0 <= start < end <= INFO.duration
+    assert len(set(firsts)) > 50  # the event stands anywhere in its window
+    short = dataclasses.replace(INFO, frames=16, duration=2.0)
+    assert window_of(((1.0, 1.125),), short, (2.0, 6.0), is_right=True, rng=rng) == (0.0, 2.0)
+    assert window_of(((1.0, 1.125),), short, (2.0, 6.0), is_right=False, rng=rng) is None
+
+
+def test_each_look_at_a_window_has_its_own_clip_and_truth():
+    clip = Clip("a", "a.mp4", "What?", "It spins.", spans=((1.0, 1.1),), degraded_answer="Nothing.")
+    looks, part = TwoLooks(), (0.0, 2.0)
+    first, second = (looks.first(part),), (looks.second(part),)
+    right = right_window(clip, looks, part, "a/0", closer=True)
+    said = {(x.answer, x.looks): x for x in right}
+    assert set(said) == {("It spins.", first), ("It spins.", second), (YES, first), (YES, second)}
+    assert len({x.id for x in right}) == 4 and all(x.id.startswith("a/0/") for x in right)
+    wrong = wrong_window(clip, looks, part, "a/1", closer=True)
+    assert {(x.answer, x.looks) for x in wrong} == {(NO, first), (NO, second), ("Nothing.", second)}
+    assert not any(x.spans or x.keywords for x in wrong)
+    unknown = dataclasses.replace(clip, degraded_answer="")
+    assert [x.answer for x in wrong_window(unknown, looks, part, "a/1", closer=True)] == [NO, NO]
+    assert [x.looks for x in wrong_window(clip, looks, part, "a/1", closer=False)] == [first]
+    assert len(right_window(clip, looks, part, "a/1", closer=False)) == 3
+
+
+def test_looks_are_read_and_written_and_come_before_what_data_says():
+    looks = (Look(frames=512, pixels=28 * 28, pick="change"), Look(63.0, 65.0, frames=16))
+    turns = (Turn("<video> When?", "<glue>[(63.0, 65.0)]</glue>"),)
+    clip = Clip("a", "a.mp4", "<video> What?", "It spins.", turns=turns, others=("a.mp4",), looks=looks)
+    record = json.loads(json.dumps(clip.record()))
+    assert parse_clip(record) == clip
+    assert "looks" not in dataclasses.replace(clip, looks=()).record()
+    scan, window = readings_of(clip, SAMPLING, 2)
+    assert (scan.sampling.frames, scan.sampling.max_pixels, scan.sampling.pick) == (512, 28 * 28, "change")
+    assert scan.part == (None, None) and window == (SAMPLING, (63.0, 65.0))
+    assert clip.until(0).looks == looks[:1]
+    for wrong, said in (
+        (dict(looks=[{}]), "1 looks at 2 videos"),
+        (dict(looks=[dict(frames=-1), {}]), "'frames'"),
+        (dict(looks=[dict(pick="best"), {}]), "'pick'"),
+        (dict(looks=[dict(start=3, end=2), {}]), "no length"),
+        (dict(looks=[dict(width=3), {}]), "not an object with some of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse_clip(record | wrong)
+
+
+def test_a_dialogue_shows_a_file_in_two_looks(tmp_path):
+    """First all of it in few pixels, then a part: each as it is read by itself, in its own turn."""
+    frames = greys(40, (112, 112)).copy()
+    frames[21, 28:56, 28:56] = 255  # in no frame that is chosen by its time
+    path = str(write(tmp_path / "a.mp4", frames, rate=8, crf="10"))
+    looks = (Look(frames=10, pixels=28 * 28, pick="change"), Look(2.0, 4.0, frames=16, pixels=56 * 56))
+    turns = (Turn("<video> When?", "From 2 to 4 seconds."),)
+    keyword = Keyword("flashes", "flash", ((2.625, 2.75),), video=1)
+    clip = Clip(
+        "a", path, "<video> What?", "It flashes.", (keyword,), turns=turns, others=(path,), looks=looks
+    )
+    text = word_text()
+    config = stub_config(text)
+    data = data_of(frames=4, fps=0.0, min_pixels=28 * 28, cache=str(tmp_path / "cache"))
+    maker, index = make_batch_maker([clip], text, config, data, packed=True, seed=0, batch_size=1)
+    (entry,) = index.entries
+    assert not index.rejected and entry.shapes == ((10, 28, 28), (16, 56, 56))
+    for _ in range(2):  # decoded, and from the cache
+        scan, window = maker.videos(entry)[0]
+        sampling = Sampling.of(data)
+        for video, look in ((scan, looks[0]), (window, looks[1])):
+            own, (start, end) = looked_at(look, sampling)
+            alone = read_frames(path, own, start=start, end=end)
+            assert np.array_equal(video.frames, alone.frames) and np.array_equal(video.times, alone.times)
+        assert 21 / 8 in scan.times and np.array_equal(window.times, np.arange(16, 32) / 8)
+    row = maker.row(entry, 0)
+    assert row.counts == (5, 8) and np.flatnonzero(row.slots[0]).tolist() == [5 + 2]
+    assert row.prompt.slot.max() + 1 == 13 and (row.prompt.slot >= 0).sum() == 5 * 1 + 8 * 4

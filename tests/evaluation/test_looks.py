@@ -1,0 +1,143 @@
+"""Two looks: the window that is answered about is the likeliest one, and each look sees what it says."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from tests import runs
+from tests.commands.call import ALONE, call
+from vpjax import evaluate, predict
+from vpjax.data.collate import single_prompt
+from vpjax.data.looks import NO, YES, TwoLooks, relevance_of
+from vpjax.data.sampling import Sampling
+from vpjax.evaluation.looks import LOOK_CONTROLS, seconds_shown
+from vpjax.evaluation.ranking import answer_logprobs, pad_answers
+from vpjax.evaluation.scans import LOCALISERS, read_scan, relevance_scores
+from vpjax.events.long import LongSpec, make_long_clips
+from vpjax.predict import ask, load
+from vpjax.types import Clip
+
+pytestmark = pytest.mark.slow
+LOOKS = dict(tokens=96, look_frames=16, scan_pixels=28 * 28, look_pixels=56 * 56, look_again=2)
+FLAGS = ["--looks=2", *(f"--{name}={value}" for name, value in LOOKS.items())]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return runs.make_run(tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Clips of 80 frames: 4 windows of 20, 16 of them read, in 32 tokens, and 64 for two second looks."""
+    folder = tmp_path_factory.mktemp("long")
+    return make_long_clips(LongSpec(frames=80, lengths=(1,)), folder, {"heldout": 3})["heldout"]
+
+
+def test_windows_are_scored_each_by_itself(run, file):
+    """Padding and the other windows change nothing: the scores are those of one prompt at a time."""
+    loaded = load(run)
+    clip = Clip("a", str(file.parent / "heldout/000/000000.mp4"), "What?", "")
+    looks = TwoLooks(tokens=96, again=2)
+    sampling = Sampling(4, min_pixels=28 * 28, max_pixels=56 * 56)
+    windows, videos = read_scan(clip.video, looks, sampling, factor=28, max_side=4096)
+    assert len(windows) == 4 and all(video.frames.shape == (16, 28, 28, 3) for video in videos)
+    for (start, end), video in zip(windows, videos, strict=True):
+        assert ((start - 1e-6 <= video.times) & (video.times < end)).all()
+    scores = relevance_scores(loaded.model, loaded.text, clip, videos)
+    prompt = loaded.text.prompt(relevance_of(clip))
+    answers = pad_answers([[loaded.text.answer(YES), loaded.text.answer(NO)]], 2, 8)
+    for video, score in zip(videos, scores, strict=True):
+        prompts = single_prompt(prompt, [video], loaded.model.config)[1]
+        yes, no = np.asarray(answer_logprobs(loaded.model, prompts, *answers))[0]
+        # Of log-probabilities of about 10 nats, in float32.
+        np.testing.assert_allclose(score, yes - no, atol=1e-4)
+    assert scores.std() > 0.01
+
+
+def test_an_answer_of_two_looks_is_that_of_the_likeliest_window(run, file, tmp_path):
+    video = file.parent / "heldout/000/000001.mp4"
+    page = tmp_path / "scans.html"
+    asked = [f"--model={run}", f"--video={video}", "--prompt=What?", "--max_new_tokens=4", "--json"]
+    status, out, err = call(predict.main, *asked, *FLAGS, f"--page={page}")
+    assert status == 0, err
+    said = json.loads(out)
+    start, end = said["looks"]["window"]
+    assert said["looks"]["windows"] == 4 and end - start == 2.5
+    assert all(start - 1e-6 <= time < end for time in said["frame_times"]) and said["grid"] == [8, 4, 4]
+    assert page.read_text().count("<figure") == 4 + 16
+    loaded = load(run)
+    looks = TwoLooks(tokens=96, again=2)
+    answers = [
+        ask(loaded, "What?", video, look=look, max_new_tokens=4)
+        for look in (looks.first((start, end)), looks.second((start, end)))
+    ]
+    assert answers[1].frame_times == said["frame_times"]
+    # Of both looks' answers the one that both find likelier, with log-probabilities that were not sampled.
+    prompt = loaded.text.prompt(Clip("", str(video), "What?", ""))
+    sums = {}
+    for answer in answers:
+        ids = loaded.text.answer(answer.text)
+        padded = pad_answers([[ids]], 1, len(ids))
+        rows = [single_prompt(prompt, look.videos, loaded.model.config)[1] for look in answers]
+        sums[answer.text] = sum(float(answer_logprobs(loaded.model, row, *padded)[0, 0]) for row in rows)
+    assert said["text"] == max(sums, key=sums.get)
+
+
+def test_an_evaluation_of_two_looks(run, file, tmp_path, monkeypatch):
+    """With a localiser that knows the window, two looks are the same as the right window; the wrong one shows
+    nothing of the event, and V~ replaces the slot that shows it."""
+    spans = {}
+    for line in file.read_text().splitlines():
+        record = json.loads(line)
+        spans[record["id"]] = tuple(map(tuple, record["spans"]))
+
+    def knowing(model, text, clip, videos):
+        parts = [(video.times[0], video.times[-1] + 0.125) for video in videos]
+        return seconds_shown(dataclasses.replace(clip, spans=spans[clip.id]), parts)
+
+    monkeypatch.setitem(LOCALISERS, "motion", knowing)
+    out = tmp_path / "out"
+    arguments = [
+        f"--model={run}",
+        "--benchmark=events",
+        f"--data={file}",
+        f"--out={out}",
+        "--localise=motion",
+    ]
+    controls = f"--controls={','.join(LOOK_CONTROLS)}"
+    status, printed, err = call(evaluate.main, *arguments, *FLAGS, controls, "--max_new_tokens=3", **ALONE)
+    assert status == 0, err
+    results = json.loads((out / "results.json").read_text())
+    windows = results["looks"]["windows"]
+    assert windows["found"]["mean"] == 1.0 and "the window shows the event" in printed
+    assert windows["right"]["mean"] == results["controls"]["none"]["metrics"]["accuracy"]["micro"]["mean"]
+    texts = {}
+    for line in (out / "predictions.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        texts[record["control"], record["id"]] = record["text"]
+        assert not record["fault"]
+    assert set(texts) == {(control, name) for control in LOOK_CONTROLS for name in spans}
+    for name, (span,) in spans.items():
+        assert texts["none", name] == texts["right", name]
+        scan = results["looks"]["scans"][name]
+        best = scan["again"][int(np.argmax(scan["again_scores"]))]
+        assert scan["edges"][best] <= span[0] < scan["edges"][best + 1]
+    assert (out / "scans.html").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--tokens=96"], "give --looks=2 too"),
+        (["--looks=2", "--frames=3"], "--frames is of one look"),
+        (["--looks=2", "--tokens=10"], "10 visual tokens"),
+        (["--page=a.html"], "give --looks=2 too"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(run, file, flags, said):
+    video = file.parent / "heldout/000/000000.mp4"
+    status, _, err = call(predict.main, f"--model={run}", f"--video={video}", "--prompt=What?", *flags)
+    assert status == 2 and said in err

@@ -1,0 +1,179 @@
+"""Two looks at a long video: windows of a scan in few pixels, then one of them in more (docs/long.md).
+
+A scan is a row of windows that do not see one another, each a short clip of its own, so a model needs no
+longer rows for a longer video. Of each window it is asked whether it shows what the question is about; the
+likeliest one is looked at again. Both looks together cost a fixed number of visual tokens.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vpjax.data.cache import cache_folder
+from vpjax.data.probing import probe_sources
+from vpjax.data.sampling import SLOT, Sampling, VideoInfo, fit, looked_at
+from vpjax.types import Clip, Look, UserError
+
+if TYPE_CHECKING:
+    pass
+
+# What a window of a scan is asked, and the two answers that are compared.
+RELEVANCE = "{question} Is it in the video: yes or no?"
+YES, NO = "yes", "no"
+Span = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoLooks:
+    """How a video is looked at twice.
+
+    tokens: visual ones, of the scan and all second looks together. again: the likeliest windows of the scan
+    that get a second look; the answer is about the one that is likeliest then. frames: of a window, in both
+    looks. scan_pixels, pixels: of a frame in the scan and in a second look, at most. pick: of each equal part
+    of a window, the frame that is read, as ``data.pick``.
+    """
+
+    tokens: int = 512
+    again: int = 1
+    frames: int = 16
+    scan_pixels: int = 28 * 28
+    pixels: int = 56 * 56
+    pick: str = "change"
+
+    @classmethod
+    def of(cls, looks_config: ConfigDict) -> "TwoLooks":
+        """From the fields ``looks`` of configs/base.py."""
+        return cls(**{field.name: looks_config[field.name] for field in dataclasses.fields(cls)})
+
+    def first(self, part: Span) -> Look:
+        """The first look at a window."""
+        return Look(*part, frames=self.frames, pixels=self.scan_pixels, pick=self.pick)
+
+    def second(self, part: Span) -> Look:
+        """The second look at a window."""
+        return Look(*part, frames=self.frames, pixels=self.pixels, pick=self.pick)
+
+
+def scan_of(info: VideoInfo, looks: TwoLooks, sampling: Sampling, factor: int) -> list[Span]:
+    """The windows of a scan of a whole file, as equal parts of it in seconds: as many as the tokens allow
+    that the second looks leave, but none that has fewer frames than are read of it. UserError if the tokens
+    are too few for a window in each look."""
+    first, second = (
+        _tokens(looked_at(look, sampling).sampling, info, factor)
+        for look in (looks.first((0, info.duration)), looks.second((0, info.duration)))
+    )
+    affordable = (looks.tokens - looks.again * second) // first
+    if affordable < 1:
+        raise UserError(
+            f"two looks within {looks.tokens} visual tokens: {looks.again} second looks take {second} each, "
+            f"a window of the first {first}: allow more tokens, or look at fewer frames or pixels"
+        )
+    count = max(min(affordable, info.frames // looks.frames), 1)
+    edges = np.linspace(0, info.duration, count + 1)
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+def _tokens(sampling: Sampling, info: VideoInfo, factor: int) -> int:
+    """The visual tokens of a whole file."""
+    frames, height, width = fit(sampling, info, factor=factor)
+    return frames // SLOT * (height * width // factor**2)
+
+
+def training_windows(
+    clips: Sequence[Clip], looks_config: ConfigDict, data_config: ConfigDict, seed: int
+) -> list[Clip]:
+    """The clips of both looks at windows of long clips.
+
+    Of each of ``looks.windows`` windows that show the event there are three: either look with the question of
+    the long clip, and the first with the question whether it shows what is asked for. Of each of
+    ``looks.wrong`` windows that show none, on purpose, there is the last. ``looks.closer`` windows of either
+    kind are asked that in the second look too; what is then true of a wrong one is the long clip's
+    ``degraded_answer``, if it has one. A clip whose event has no known time (spans), or which is not about
+    one video, stays as it is.
+    """
+    looks = TwoLooks.of(looks_config)
+    paths = sorted({clip.video for clip in clips if clip.spans and not clip.others})
+    probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
+    found: list[Clip] = []
+    for number, clip in enumerate(clips):
+        info = probed[clip.video].info if clip.video in probed else None
+        if info is None or not info.duration:
+            found.append(clip)
+            continue
+        rng = np.random.default_rng([seed, number])
+        for window in range(looks_config.windows):
+            part = window_of(clip.spans, info, looks_config.seconds, True, rng)
+            if part is not None:
+                is_closer = window < looks_config.closer
+                found += right_window(clip, looks, part, f"{clip.id}/{window}", closer=is_closer)
+        for window in range(looks_config.wrong):
+            part = window_of(clip.spans, info, looks_config.seconds, False, rng)
+            if part is not None:
+                is_closer = window < looks_config.closer
+                found += wrong_window(clip, looks, part, f"{clip.id}/wrong{window}", closer=is_closer)
+    return found
+
+
+def window_of(
+    spans: Sequence[Span], info: VideoInfo, seconds: Span, is_right: bool, rng: np.random.Generator
+) -> Span | None:
+    """A part of a file that shows one of the spans as a whole, or is off all of them by a frame at least;
+    None if there is no such part. Its length is drawn log-uniformly from ``seconds``, and where it stands
+    uniformly. It begins and ends with a frame."""
+    frame = info.frame_seconds
+    length = math.exp(rng.uniform(*np.log(seconds)))
+    count = min(max(round(length / frame), 1), info.frames)
+    shown = np.zeros(info.frames, bool)
+    for start, end in spans:
+        shown[math.floor(start / frame + 1e-3) : math.ceil(end / frame - 1e-3)] = True
+    start, end = spans[int(rng.integers(len(spans)))]
+    before = np.concatenate([[0], np.cumsum(shown)])
+    inside = before[count:] - before[: info.frames - count + 1]  # frames of an event in each part
+    if is_right:
+        whole = before[math.ceil(end / frame - 1e-3)] - before[math.floor(start / frame + 1e-3)]
+        firsts = np.arange(len(inside))
+        holds = (firsts <= start / frame + 1e-3) & (firsts + count >= end / frame - 1e-3)
+        places = np.flatnonzero(holds & (inside >= whole))
+    else:
+        places = np.flatnonzero(inside == 0)
+    if not len(places):
+        return None
+    first = int(places[rng.integers(len(places))])
+    return first * frame, (first + count) * frame
+
+
+def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
+    """The clips of a window that shows the event, see ``training_windows``."""
+    second, first = (looks.second(part),), (looks.first(part),)
+    asked = dataclasses.replace(relevance_of(clip), answer=YES)
+    found = [
+        dataclasses.replace(clip, id=f"{id}/second", start=None, end=None, looks=second),
+        dataclasses.replace(clip, id=f"{id}/first", start=None, end=None, looks=first),
+        dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first),
+    ]
+    if closer:
+        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+    return found
+
+
+def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
+    """The clips of a window that shows no event, see ``training_windows``."""
+    second, first = (looks.second(part),), (looks.first(part),)
+    asked = dataclasses.replace(relevance_of(clip), answer=NO)
+    found = [dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first)]
+    if closer:
+        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+    if closer and clip.degraded_answer:
+        quiet = dataclasses.replace(clip, keywords=(), spans=(), degraded_answer="", start=None, end=None)
+        truth = clip.degraded_answer
+        found.append(dataclasses.replace(quiet, id=f"{id}/second", answer=truth, looks=second))
+    return found
+
+
+def relevance_of(clip: Clip) -> Clip:
+    """The question whether a part of a clip's video shows what the clip asks for."""
+    return Clip(clip.id, clip.video, RELEVANCE.format(question=clip.question), answer="")
