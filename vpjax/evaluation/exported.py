@@ -2,6 +2,7 @@
 answers that a stranger gets from ``generate`` of transformers."""
 
 import importlib.util
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,12 +127,8 @@ def _compare_answers(theirs: Any, ours: VideoLM, text: Text, cases: list[Case], 
 
 def as_trained(theirs: Any, processor: Any, folder: Path) -> tuple[Any, Any]:
     """A model and a processor of transformers as the folder's card says to load them."""
-    file = folder / AS_TRAINED
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.as_trained(theirs, processor)
+    module = runpy.run_path(str(folder / AS_TRAINED))  # which, unlike an import, leaves no file in the folder
+    return module["as_trained"](theirs, processor)
 
 
 def greedy_tokens(model: VideoLM, prompts: Prompts, stops: tuple[int, ...]) -> list[int]:
