@@ -7,7 +7,8 @@ import jax
 from ml_collections import ConfigDict
 
 from tests import tiny
-from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.text import Text
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
 from vpjax.events.clips import tokenizer_sentences as draw_sentences
 from vpjax.models import hf

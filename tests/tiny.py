@@ -221,7 +221,8 @@ def write_checkpoint(folder, raw, **options):
 
 def with_tokenizer_of(texts, name, folder):
     """The model ``name`` of MODELS in ``folder``, of 400 words, and its tokenizer, trained on texts."""
-    from vpjax.data.text import Text, train_tokenizer
+    from vpjax.data.text import Text
+    from vpjax.data.tokenizer import train_tokenizer
 
     train_tokenizer(texts, folder, 400)
     text = Text.load(folder)

@@ -11,7 +11,8 @@ from tests import tiny
 from vpjax.building import self_scorer
 from vpjax.data import collate
 from vpjax.data.collate import single_prompt
-from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.text import Text
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.data.video import Video
 from vpjax.models.hf import load_pretrained
 from vpjax.types import Clip, Keyword

@@ -19,7 +19,7 @@ def write_similarity_model(folder, kind):
     """Write the tiniest SigLIP or CLIP, with a tokenizer trained on the clip."""
     import transformers
 
-    from vpjax.data.text import train_tokenizer
+    from vpjax.data.tokenizer import train_tokenizer
 
     train_tokenizer([CLIP.answer, "tips over"], folder, 300)
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)

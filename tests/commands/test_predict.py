@@ -18,7 +18,8 @@ from tests.commands.call import call
 from vpjax.data.collate import coarse, collate_prompts, single_prompt
 from vpjax.data.packing import Sizes
 from vpjax.data.rows import prompt_row
-from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.text import Text
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.data.units import choose_capacity, grid_of
 from vpjax.data.video import Sampling, Video, read_frames, read_image
 from vpjax.models.generate import generate

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vpjax.data.clips import parse_clip, read_clips, write_clips
-from vpjax.data.text import REWRITTEN, Text, messages_of, tokenize, train_tokenizer, without_media
+from vpjax.data.text import REWRITTEN, Text, messages_of, tokenize, without_media
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.types import Clip, Keyword, Turn, UserError
 
 TURNS = (Turn("What is it?", "A red square flashes."), Turn("Where?", "On the left."))

@@ -34,7 +34,8 @@ from vpjax.data.pipeline import Loader, coverage_of, make_batch_maker
 from vpjax.data.positions import positions, time_ids, with_media
 from vpjax.data.rows import DegradedAnswers, training_row
 from vpjax.data.sampling import File, Sampling, VideoInfo, fit, fit_all
-from vpjax.data.text import Text, tokenize, train_tokenizer, without_media
+from vpjax.data.text import Text, tokenize, without_media
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.data.units import choose_capacity
 from vpjax.evaluation.controls import control_shows
 from vpjax.recipes import base

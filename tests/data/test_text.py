@@ -13,7 +13,8 @@ from vpjax.data import text as text_module
 from vpjax.data.index import row_sizes, stamp_tokens
 from vpjax.data.positions import is_visual, positions
 from vpjax.data.rows import prompt_row, training_row
-from vpjax.data.text import Text, tokenize, train_tokenizer
+from vpjax.data.text import Text, tokenize
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.data.units import Capacity
 from vpjax.data.video import Video
 from vpjax.types import Clip, Keyword, UserError

@@ -9,7 +9,8 @@ import pytest
 
 from tests.scoring.host_rewards import host_rewards
 from tests.scoring.reward_cases import CLIPS, event_texts, odd_texts
-from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.text import Text
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.scoring import metrics, tasks
 from vpjax.scoring.references import reference_rows, reference_sizes
 from vpjax.scoring.rewards import REWARDS, compute_rewards

@@ -10,7 +10,8 @@ pytestmark = pytest.mark.slow  # transformers is imported
 
 
 def tokenizer_of(texts, folder, size):
-    from vpjax.data.text import Text, train_tokenizer
+    from vpjax.data.text import Text
+    from vpjax.data.tokenizer import train_tokenizer
 
     train_tokenizer(texts, folder, size)
     return Text.load(folder).tokenizer

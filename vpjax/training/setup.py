@@ -20,7 +20,8 @@ from vpjax.data.images import is_image
 from vpjax.data.looks import NO, RELEVANCE, YES, training_windows
 from vpjax.data.mixture import EVENTS, LONG, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
-from vpjax.data.text import Text, train_tokenizer
+from vpjax.data.text import Text
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
 from vpjax.events import long
 from vpjax.files import sync, sync_tree
