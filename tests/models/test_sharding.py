@@ -195,8 +195,7 @@ def uncached():
     ("sizes", "context", "accumulate", "chunk"),
     [
         ((1, 8, 1), 1, 1, vision.CHUNK),
-        ((2, 2, 2), 1, 2, 16),
-        ((1, 2, 4), 1, 1, vision.CHUNK),
+        ((1, 2, 4), 1, 2, 16),
         ((2, 1, 2), 2, 1, vision.CHUNK),
         ((1, 2, 1), 4, 2, 16),
     ],
