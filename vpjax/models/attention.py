@@ -105,16 +105,20 @@ def causal_inside(segment_BP: Array) -> jax.Array:
 def attend_prefix(q_BPNH: jax.Array, prefix: KeyValues, segment_BP: Array) -> jax.Array:
     """Causal attention of a prefix to itself, inside segments: [B, P, N, H].
 
-    Some tokens at a time (``_parts``), to the keys up to the last of them: later keys would be masked out."""
-    q = _grouped(q_BPNH, prefix.k.shape[-2])
-    mask_BPP = causal_inside(segment_BP)
-    out = []
+    Some tokens at a time, to the keys up to the last of them: later keys would be masked out."""
+    return _attend_in_parts(q_BPNH, prefix, causal_inside(segment_BP), 0)
+
+
+def _attend_in_parts(q_BQNH: jax.Array, kv: KeyValues, mask_BQT: jax.Array, before: int) -> jax.Array:
+    """Attention of some queries at a time (``_parts``) as a mask says: [B, Q, N, H]. before: the mask lets
+    query number q see none but the first before + q + 1 keys."""
+    q, out = _grouped(q_BQNH, kv.k.shape[-2]), []
     for part in _parts(q.shape[1]):
-        k, v = prefix.k[:, : part.stop], prefix.v[:, : part.stop]
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k)
-        weights = _softmax(scores, mask_BPP[:, None, None, part, : part.stop])
-        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
-    return jnp.concatenate(out, axis=1).reshape(q_BPNH.shape)
+        seen = slice(0, before + part.stop)
+        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], kv.k[:, seen])
+        weights = _softmax(scores, mask_BQT[:, None, None, part, seen])
+        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), kv.v[:, seen]))
+    return jnp.concatenate(out, axis=1).reshape(q_BQNH.shape)
 
 
 def attend_suffix(q_BGCNH: jax.Array, prefix: KeyValues, suffix: KeyValues, segment_BP: Array) -> jax.Array:
@@ -161,16 +165,7 @@ def attend_cached(
 
 def attend_branch(q_BCNH: jax.Array, kv: KeyValues, branch: Branch) -> jax.Array:
     """Attention of a branch to the prefix and to itself: [B, C, N, H]. kv: [B, P + C, K, H]."""
-    q = _grouped(q_BCNH, kv.k.shape[-2])
-    mask_BCT = sees_branch(branch)
-    prefix = kv.k.shape[1] - q.shape[1]
-    out = []
-    for part in _parts(q.shape[1]):
-        k, v = kv.k[:, : prefix + part.stop], kv.v[:, : prefix + part.stop]
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k)
-        weights = _softmax(scores, mask_BCT[:, None, None, part, : prefix + part.stop])
-        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v))
-    return jnp.concatenate(out, axis=1).reshape(q_BCNH.shape)
+    return _attend_in_parts(q_BCNH, kv, sees_branch(branch), kv.k.shape[1] - q_BCNH.shape[1])
 
 
 def sees_branch(branch: Branch) -> jax.Array:
@@ -332,12 +327,7 @@ def attend_to_all(
     if implementation == "cudnn":
         kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
         return kernel(q_BQNH, k_BTKH, v_BTKH, mask=mask_BQT[:, None])
-    q, out = _grouped(q_BQNH, k_BTKH.shape[-2]), []
-    for part in _parts(q.shape[1]):
-        scores = jnp.einsum("bqkrh,bpkh->bkrqp", q[:, part], k_BTKH)
-        weights = _softmax(scores, mask_BQT[:, None, None, part])
-        out.append(jnp.einsum("bkrqp,bpkh->bqkrh", weights.astype(q.dtype), v_BTKH))
-    return keep(jnp.concatenate(out, axis=1).reshape(q_BQNH.shape))
+    return keep(_attend_in_parts(q_BQNH, KeyValues(k_BTKH, v_BTKH), mask_BQT, k_BTKH.shape[1]))
 
 
 def _split(q_BTNH: jax.Array, kv: KeyValues, layout: Layout) -> tuple[KeyValues, list[jax.Array]]:
