@@ -145,6 +145,18 @@ def lost_frames(times: np.ndarray, missing: float) -> int:
     return round(gaps[gaps > GAP - 1].sum())
 
 
+def lacking_by_rate(times: np.ndarray, rate: float, stated: float) -> int:
+    """How many frames a file lacks of those that its rate and stated duration ask for, if it has less than
+    half of them: too few for an interval to be usual. 0 if its intervals are longer than the rate says, as of
+    pictures that are shown for a second each.
+
+    times f64[N]: of the frames that it shows, ascending. Seconds.
+    """
+    expected = round(rate * stated)
+    usual = np.median(np.diff(times)) if len(times) > 1 else 0.0
+    return expected - len(times) if 2 * len(times) < expected and usual < 1.5 / rate else 0
+
+
 def hidden_beyond(ends: Sized, shown: Sized) -> int:
     """How many frames a file's edit list hides, if it hides more than it shows: none that anybody made, but
     one whose numbers are damaged."""
@@ -153,7 +165,7 @@ def hidden_beyond(ends: Sized, shown: Sized) -> int:
 
 
 def ends_inside_packet(path: AnyPath) -> bool:
-    """Whether a transport stream was cut at its beginning or end, but between two packets."""
+    """Whether a transport stream was cut at its beginning or end, other than between two packets."""
     length, _ = stamp(path)
     return all(length % size for size in STREAM_PACKETS)
 
@@ -211,10 +223,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     lost = max(lost, sum(count for count in unseen if count >= GAP))
     if len(durations) - len(pts) >= GAP:
         lost += len(durations) - len(pts)
-    by_rate = round(rate * stated_ticks / av.time_base)
-    usual = np.median(np.diff(pts)) * tick if len(pts) > 1 else 0.0
-    if 2 * len(pts) < by_rate and usual < 1.5 / rate:  # too few remain for the other intervals to be gaps
-        lost = max(lost, by_rate - len(pts))
+    lost = max(lost, lacking_by_rate(pts * tick, rate, stated_ticks / av.time_base))
     if not lost and (is_mp4 and has_broken_fragments(path) or is_transport and ends_inside_packet(path)):
         lost = 1
     return FrameIndex(

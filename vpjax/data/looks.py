@@ -8,7 +8,6 @@ likeliest one is looked at again. Both looks together cost a fixed number of vis
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,9 +16,6 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.probing import probe_sources
 from vpjax.data.sampling import SLOT, Sampling, VideoInfo, fit, looked_at
 from vpjax.types import Clip, Look, UserError
-
-if TYPE_CHECKING:
-    pass
 
 # What a window of a scan is asked, and the two answers that are compared.
 RELEVANCE = "{question} Is it in the video: yes or no?"
