@@ -14,6 +14,7 @@ from vpjax.types import UserError
 
 EVENTS = "events"  # stands for the built-in clips
 LONG = "events.long"  # likewise, for the long ones
+BUILT_IN = (EVENTS, LONG)
 
 
 @dataclasses.dataclass(frozen=True)

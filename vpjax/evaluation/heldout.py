@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vpjax.data.clips import read_clips
 from vpjax.data.looks import TwoLooks
-from vpjax.data.mixture import EVENTS, LONG
+from vpjax.data.mixture import BUILT_IN, EVENTS
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
@@ -49,7 +49,7 @@ def heldout_request(config: ConfigDict, workdir: Path, split: str, step: int | N
     """The evaluation of a split, the same as that of ``vpjax.evaluate --benchmark events`` or, for clips of
     which none is known to show an event, ``--benchmark clips``. step: after which it is made."""
     file = split_file(config, split, config.data.heldout)
-    is_built_in = config.data.heldout in (EVENTS, LONG)
+    is_built_in = config.data.heldout in BUILT_IN
     videos = "" if is_built_in else config.data.videos
     names_events = is_built_in or any("event" in clip.extra for clip in read_clips(file, videos))
     looks = TwoLooks.of(config.looks) if config.looks.windows else None

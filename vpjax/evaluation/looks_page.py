@@ -1,7 +1,5 @@
 """Two looks as one self-contained HTML file: the scan with its scores, the chosen window, and its frames."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,20 +7,20 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from vpjax.data.looks import TwoLooks
 from vpjax.data.picking import changes_of
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import Video
 from vpjax.evaluation.ask import Prediction
-from vpjax.evaluation.page import sample_answers
+from vpjax.evaluation.page import data_url, sample_answers
 from vpjax.evaluation.scans import Scan, read_look, read_scan
 from vpjax.files import write_whole
 from vpjax.types import Clip
 
 PAGE_TEMPLATE = Path(__file__).with_suffix(".html")
 MOST_COLUMNS = 32
+QUALITY = 90  # of JPEG: these frames are small
 
 
 class Looked(NamedTuple):
@@ -82,7 +80,7 @@ def _clip(looked: Looked) -> Mapping[str, Any]:
                 chosen=number == scan.best,
                 again=number in scan.again,
                 key=_shows(clip, *part),
-                url=_url(video.frames[np.argmax(changes_of(video.frames))]),
+                url=data_url(video.frames[np.argmax(changes_of(video.frames))], quality=QUALITY),
             )
         )
     second = looked.second
@@ -94,7 +92,10 @@ def _clip(looked: Looked) -> Mapping[str, Any]:
         seconds=scan.windows[-1][1],
         scan=windows,
         part=scan.windows[scan.best],
-        look=[(_url(frame), at, _shows(clip, at, at + second.frame_seconds)) for frame, at in frames],
+        look=[
+            (data_url(frame, quality=QUALITY), at, _shows(clip, at, at + second.frame_seconds))
+            for frame, at in frames
+        ],
         answers=looked.answers,
     )
 
@@ -102,9 +103,3 @@ def _clip(looked: Looked) -> Mapping[str, Any]:
 def _shows(clip: Clip, start: float, end: float) -> bool:
     """Whether a span of the clip is seen from ``start`` to ``end``."""
     return any(a < end - 1e-3 and b > start + 1e-3 for a, b in clip.spans)
-
-
-def _url(frame: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -100,8 +100,12 @@ def _frames_of_medium(clip: Clip, number: int) -> list[tuple[str, float, bool]]:
     frames = []
     for frame, seconds in zip(video.frames, video.times, strict=True):
         in_span = any(start <= seconds + 1e-3 and seconds < end for start, end in spans)
-        buffer = io.BytesIO()
-        Image.fromarray(frame).save(buffer, "JPEG", quality=85)
-        url = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        frames.append((url, float(seconds), in_span))
+        frames.append((data_url(frame, quality=85), float(seconds), in_span))
     return frames
+
+
+def data_url(frame: np.ndarray, *, quality: int) -> str:
+    """A frame u8[h,w,3] as a JPEG that a page holds itself."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

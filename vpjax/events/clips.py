@@ -106,7 +106,7 @@ class EventSpec:
         for field in ("flicker", "prior", "eventless"):
             require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
         require("crf", 0 <= self.crf <= 51, "from 0 to 51")
-        are_sizes = len(self.sizes) > 0 and all(_is_size(size) for size in self.sizes)
+        are_sizes = len(self.sizes) > 0 and all(is_size(size) for size in self.sizes)
         require("sizes", are_sizes, "pairs (height, width) of even numbers of at least 28")
         require("lengths", min(self.lengths, default=0) > 0, "one or more numbers above 0")
         require("rates", min(self.rates, default=0) > 0, "one or more numbers above 0")
@@ -129,8 +129,13 @@ class EventSpec:
     @property
     def key(self) -> str:
         """The name of the folder that holds these clips and no others."""
-        text = json.dumps([EVENT_CLIPS_VERSION, dataclasses.asdict(self)], sort_keys=True)
-        return f"events-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return folder_name("events", EVENT_CLIPS_VERSION, dataclasses.asdict(self))
+
+
+def folder_name(kind: str, version: int, fields: Mapping[str, Any]) -> str:
+    """The name of the folder of clips of a kind whose appearance these fields describe."""
+    text = json.dumps([version, fields], sort_keys=True)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]) -> dict[str, Path]:
@@ -292,7 +297,7 @@ def _occurs(split: str, kind: str, shape: str) -> bool:
     return (split == "unseen") == (shape == SHAPES[EVENTS.index(kind) % len(SHAPES)])
 
 
-def _is_size(size: Any) -> bool:
+def is_size(size: Any) -> bool:
     """Whether a shape can be drawn and encoded in frames of this (height, width)."""
     return isinstance(size, Sequence) and len(size) == 2 and all(x >= 28 and x % 2 == 0 for x in size)
 

@@ -131,9 +131,7 @@ def draw(scene: Scene, *, noise: float) -> np.ndarray:
     x, y = _from(poses.centre, column, row, scene)
     u = np.abs(np.cos(angle) * x + np.sin(angle) * y)  # every shape is its own mirror image in u
     v = np.cos(angle) * y - np.sin(angle) * x
-    outside = distance(scene.shape, u - gap, v, radius)
-    outside = np.where(gap > 0, np.maximum(outside, gap - u), outside)
-    cover_FHW1 = (np.clip(0.5 - outside, 0, 1) * visible)[..., None]
+    cover_FHW1 = (covered(scene.shape, u, v, radius, gap) * visible)[..., None]
     halo_FHW1 = (np.clip(2 - np.hypot(x, y) / radius, 0, 1) * glow)[..., None]
     backdrop_FHW1 = _backdrop(scene, column, row)
     picture = (backdrop_FHW1 + halo_FHW1) * (1 - cover_FHW1) + colour * cover_FHW1
@@ -250,6 +248,14 @@ def opposite(colour: str) -> str:
     """The colour on the other side of the colour wheel."""
     names = list(COLOURS)
     return names[(names.index(colour) + len(names) // 2) % len(names)]
+
+
+def covered(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray, gap: np.ndarray) -> np.ndarray:
+    """How much of each pixel a shape covers, from 0 to 1, each half of which has moved aside by ``gap``. (u,
+    v): of the pixel, as of ``distance``, u at least 0."""
+    outside = distance(shape, u - gap, v, radius)
+    outside = np.where(gap > 0, np.maximum(outside, gap - u), outside)
+    return np.clip(0.5 - outside, 0, 1)
 
 
 def distance(shape: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.ndarray:

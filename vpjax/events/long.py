@@ -6,15 +6,13 @@ flickers, grey shapes come and go, some for a frame or two and some for seconds,
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vpjax.events.clips import SPLITS, write_event_clips
+from vpjax.events.clips import CLIPS_PER_TASK, SPLITS, folder_name, is_size, write_event_clips
 from vpjax.events.drawing import (
     COLOURS,
     EVENTS,
@@ -28,6 +26,7 @@ from vpjax.events.drawing import (
     WHITE,
     Bystander,
     Event,
+    covered,
     distance,
     encode,
     opposite,
@@ -39,7 +38,6 @@ from vpjax.types import Clip, Keyword, UserError
 LONG_CLIPS_VERSION = 1  # increased whenever the same spec gives other clips
 LONG_TASKS = ("caption", "choice", "grounding")
 CLIPS_PER_FOLDER = 100
-CLIPS_PER_TASK = 600  # for a tokenizer's training
 CHUNK = 64  # frames that are drawn at once
 SWING = (0.10, 0.16)  # least and most that the shape moves from the middle, as shares of the frame's sides
 SWING_SECONDS = (20.0, 60.0)  # least and most of a swing there and back
@@ -82,8 +80,7 @@ class LongSpec:
             if not holds:
                 raise UserError(f"long.{field} is {getattr(self, field)} and must be {rule}")
 
-        is_size = len(self.size) == 2 and all(side >= 28 and side % 2 == 0 for side in self.size)
-        require("size", is_size, "(height, width), even numbers of at least 28")
+        require("size", is_size(self.size), "(height, width), even numbers of at least 28")
         require("fps", self.fps > 0, "above 0")
         require("lengths", min(self.lengths, default=0) > 0, "one or more numbers above 0")
         least = max(self.lengths) + 2 * EDGE
@@ -102,8 +99,7 @@ class LongSpec:
     @property
     def key(self) -> str:
         """The name of the folder that holds these clips and no others."""
-        text = json.dumps([LONG_CLIPS_VERSION, dataclasses.asdict(self)], sort_keys=True)
-        return f"long-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return folder_name("long", LONG_CLIPS_VERSION, dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,9 +323,7 @@ def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
     x = np.arange(spec.size[1], dtype=np.float32) + 0.5 - middle_x
     y = np.arange(spec.size[0], dtype=np.float32)[:, None] + 0.5 - middle_y
     u, v = np.abs(cos * x + sin * y), cos * y - sin * x
-    outside = distance(scene.shape, u - apart, v, wide)
-    outside = np.where(apart > 0, np.maximum(outside, apart - u), outside)
-    cover = np.clip(0.5 - outside, 0, 1) * seen
+    cover = covered(scene.shape, u, v, wide, apart) * seen
     if event.kind != "flash" or not during.any():
         return cover, np.zeros((1, 1, 1), np.float32)
     return cover, np.clip(2 - np.hypot(x, y) / wide, 0, 1) * bright

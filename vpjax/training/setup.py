@@ -18,7 +18,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.images import is_image
 from vpjax.data.looks import NO, RELEVANCE, YES, training_windows
-from vpjax.data.mixture import EVENTS, LONG, data_sets
+from vpjax.data.mixture import BUILT_IN, EVENTS, LONG, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text
 from vpjax.data.tokenizer import train_tokenizer
@@ -49,7 +49,7 @@ def split_file(config: ConfigDict, split: str, source: str) -> str:
 
 def read_split(config: ConfigDict, split: str, source: str) -> list[Clip]:
     """The clips of a split with the instructions of their tasks."""
-    videos = "" if source in (EVENTS, LONG) else config.data.videos
+    videos = "" if source in BUILT_IN else config.data.videos
     clips = read_clips(split_file(config, split, source), videos)
     return [instructed(clip, config.data.instructions) for clip in clips]
 
@@ -66,7 +66,7 @@ def read_training(
     data_set_of: list[int] = []
     of_id: dict[str, str] = {}
     for number, data_set in enumerate(data_sets(config.data)):
-        videos = "" if data_set.file in (EVENTS, LONG) else data_set.videos
+        videos = "" if data_set.file in BUILT_IN else data_set.videos
         own = read_clips(split_file(config, "train", data_set.file), videos, **faults)
         if config.looks.windows:
             own = training_windows(own, config.looks, config.data, config.seed)
@@ -115,10 +115,7 @@ def event_spec(config: ConfigDict, split: str = "train") -> events.EventSpec:
     values = {name: config.events[name] for name in names}
     if split != "train":
         values["rough"] = 0.0  # the V~ of an evaluation hides the event, wherever training thinks it is
-        unknown = sorted(set(config.events_heldout) - set(names))
-        if unknown:
-            raise UserError(f"config.events_heldout: no field {unknown[0]}; give some of {', '.join(names)}")
-        values |= config.events_heldout.to_dict()
+        values |= heldout_fields(config.events_heldout, "events_heldout", names)
     return events.EventSpec(**values)
 
 
@@ -128,11 +125,17 @@ def long_spec(config: ConfigDict, split: str = "train") -> long.LongSpec:
     names = [field.name for field in dataclasses.fields(long.LongSpec)]
     values = {name: config.long[name] for name in names}
     if split != "train":
-        unknown = sorted(set(config.long_heldout) - set(names))
-        if unknown:
-            raise UserError(f"config.long_heldout: no field {unknown[0]}; give some of {', '.join(names)}")
-        values |= config.long_heldout.to_dict()
+        values |= heldout_fields(config.long_heldout, "long_heldout", names)
     return long.LongSpec(**values)
+
+
+def heldout_fields(section: ConfigDict, name: str, known: Sequence[str]) -> dict[str, Any]:
+    """The fields of a section by which built-in clips that are not trained on differ. UserError for one that
+    is not ``known``."""
+    unknown = sorted(set(section) - set(known))
+    if unknown:
+        raise UserError(f"config.{name}: no field {unknown[0]}; give some of {', '.join(known)}")
+    return section.to_dict()
 
 
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
