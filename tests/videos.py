@@ -15,6 +15,20 @@ from vpjax.data.video import read_frames
 STEP = 8
 SIZE = (32, 48)
 
+OPEN_GROUPS = "open-gop=1:bframes=3:b-adapt=0:scenecut=0:keyint=12:min-keyint=12"
+FORMATS = {
+    "mp4": dict(name="a.mp4"),
+    "mp4 in fragments": dict(name="a.mp4", muxer={"movflags": "frag_keyframe+empty_moov"}),
+    "matroska": dict(name="a.mkv"),
+    "webm": dict(name="a.webm", codec="libvpx-vp9"),
+    "transport stream": dict(name="a.ts"),
+    "avi": dict(name="a.avi", codec="mpeg4", bf="2", b="4M"),
+    "avi without b-frames": dict(name="a.avi", codec="mpeg4", bf="0", b="4M"),
+    "avi with h.264": dict(name="a.avi"),
+    "open groups": dict(name="a.mp4", **{"x264-params": OPEN_GROUPS}),
+    "bare h.264": dict(name="a.h264"),
+}
+
 
 def greys(count, size=SIZE):
     levels = (np.arange(count) * STEP % 256).astype(np.uint8)
