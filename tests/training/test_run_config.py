@@ -87,6 +87,15 @@ def test_a_row_on_several_devices_is_cut_into_whole_pieces():
         run_config.check(config)
 
 
+def test_completions_on_several_devices_are_shared_out_evenly():
+    config = recipe("grpo")
+    config.mesh.context, config.data.length_multiple, config.grpo.groups = 4, 16, 8
+    run_config.check(config)
+    config.grpo.groups = 6
+    with pytest.raises(UserError, match="grpo.groups or .* is a multiple of config.mesh.context, 4; it is 6"):
+        run_config.check(config)
+
+
 @pytest.mark.parametrize(
     "changes, field",
     [

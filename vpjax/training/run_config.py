@@ -165,6 +165,10 @@ def check(config: ConfigDict) -> None:
     require("grpo.groups", grpo.groups >= 2, enough)
     kind = grpo.relative.kind
     minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
+    devices = config.mesh.get("context", 1)
+    splits = config.method == "sft" or max(grpo.groups, grpo.degraded) % devices == 0
+    shared = f"or grpo.degraded, whichever is more, is a multiple of config.mesh.context, {devices}"
+    require("grpo.groups", splits, shared)
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
     require("grpo.stop_share", 0 < grpo.stop_share <= 1, "lies above 0 and up to 1")
