@@ -22,6 +22,8 @@ from vpjax.types import Clip, Look, UserError
 # What a window of a scan is asked, and the two answers that are compared.
 RELEVANCE = "{question} Is it in the video: yes or no?"
 YES, NO = "yes", "no"
+# What is asked of a whole scan in one prompt, to be answered as in <glue>[(3.0, 5.5)]</glue>.
+MOMENT = "{question} When is it in the video?"
 # The prompts of a window in GRPO, in this order: whether the first look shows what is asked for, and the
 # question of the long clip about either look.
 KINDS = ("relevance", "first", "second")
@@ -234,3 +236,8 @@ def yes_no_of(text: Text) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def relevance_of(clip: Clip) -> Clip:
     """The question whether a part of a clip's video shows what the clip asks for."""
     return Clip(clip.id, clip.video, RELEVANCE.format(question=clip.question), answer="")
+
+
+def moment_of(clip: Clip) -> Clip:
+    """The question when a clip's video shows what the clip asks for."""
+    return Clip(clip.id, clip.video, MOMENT.format(question=clip.question), answer="")

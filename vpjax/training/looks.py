@@ -95,7 +95,7 @@ def look_advantages(share_BWG: Array, rewards_BWG: Array, *, scale: str, eps: fl
     over the clips of the batch ("batch"), or not ("none"). 0 for answers that do not count, and for clips
     whose rewards are all equal. No gradient flows through.
     """
-    clips = jnp.maximum((share_BWG > 0).any(axis=(1, 2)).sum(), 1)
+    clips = jnp.maximum(jnp.any(share_BWG > 0, axis=(1, 2)).sum(), 1)
     known_BWG = jnp.where(jnp.isnan(rewards_BWG), 0.0, rewards_BWG)
 
     def mean_of(x_BWG: Array) -> Array:
