@@ -4,8 +4,8 @@
 
 What it does: takes the model that `python -m vpjax.train --config sft_long` left in runs/sft_long (or another
 one by --config.init_from=DIR) and clips of 128 frames that it has not seen. Of each it takes 2 windows that
-show the event and 6 that do not, samples 8 answers to either look at each, and rewards second looks for
-naming the event, for the window's IoU, and for what they gain over the first.
+show the event and 4 that do not, samples 8 answers to either look at each, and rewards them for naming the
+event, for the window's IoU and, of second looks, for what they gain over first ones.
 """
 
 from vpjax.recipes import sft_long
@@ -15,14 +15,14 @@ def get_config():
     c = sft_long.get_config()
     c.method = "grpo"
     c.init_from = "runs/sft_long"
-    c.steps = 60
-    c.batch = 144  # 6 clips of 8 windows, with 3 prompts each
+    c.steps = 80
+    c.batch = 144  # 8 clips of 6 windows, with 3 prompts each
 
     c.long.seed = 1  # other clips than those of configs/sft_long.py
     c.long.train = 512
     c.long_heldout.seed = 0
     c.looks.windows = 2
-    c.looks.wrong = 6
+    c.looks.wrong = 4
     c.data.length_multiple = 64  # holds every prompt, so that one program is compiled
 
     c.grpo.rewards = dict(event=1.0)

@@ -93,22 +93,24 @@ def test_equal_rewards_teach_nothing(table):
     assert not any(x.any() for x in nothing)
 
 
-def test_what_a_second_look_earns():
-    """By hand: overlap as a share of the clip's best, and the gain over the mean of the first look, which
-    moves all answers at a window alike. An answer that does not count stays out."""
+def test_what_either_look_earns():
+    """By hand: overlap as a share of the clip's best, and for the second look the gain over the mean of the
+    first, which moves all answers at a window alike. A right answer at a window without the event earns
+    nothing, and one that does not count stays out."""
     options = ConfigDict(dict(overlap=0.5, gain=2.0))
-    total = np.array([[[1.0, 0.0, np.nan], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]])
-    first = np.array([[[1.0, 0.0, 0.0], [0.0, 0.0, np.nan], [np.nan] * 3]])
-    earned = look_rewards(total, total, first, np.array([[0.01, 0.02, 0.0]]), options)
+    second = np.array([[1.0, 0.0, np.nan], [1.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    first = np.array([[1.0, 0.0, 0.0], [np.nan, np.nan, np.nan], [0.0, 1.0, 0.0]])
+    right = np.stack([first, second], axis=1)[None]
+    earned = look_rewards(right, right, np.array([[0.01, 0.02, 0.0]]), options)
     third = 1 / 3
-    gain = [[1 - third, -third], [1.0] * 3, [0.0] * 3]
-    overlap = [0.5, 1.0, 0.0]
-    for window, (gains, share) in enumerate(zip(gain, overlap, strict=True)):
-        known = np.nan_to_num(total[0, window, : len(gains)])
-        expected = known + 0.5 * share + 2.0 * np.array(gains)
-        np.testing.assert_allclose(earned.total[0, window, : len(gains)], expected, atol=1e-6)
-    assert np.isnan(earned.total[0, 0, 2])
-    assert not look_rewards(total, total, first, np.zeros((1, 3)), options).overlap.any()
+    # Where no first look counts, nothing is gained.
+    expected = [
+        [1.25, 0.25, 0.25, 1.25 + 2 * (1 - third), 0.25 - 2 * third, np.nan],
+        [np.nan, np.nan, np.nan, 1.5, 1.5, 1.5],
+        [0.0] * 6,
+    ]
+    np.testing.assert_allclose(earned.total[0], expected, atol=1e-6)
+    assert not look_rewards(right, right, np.zeros((1, 3)), options).overlap.any()
     # Both windows with the event are chosen as often as their scores say.
     policy = expectation(np.log([[1.0, 2.0, 1.0]]), earned.total, 1.0)
     metrics = look_metrics(policy, earned)
@@ -172,26 +174,29 @@ def test_a_step_follows_the_expected_reward():
     assert not mask[0::3].any() and mask[1::3, :, 0].all() and mask[2::3, :, 0].all()
     small = ((tokens < 64) & mask).sum(-1) / np.maximum(mask.sum(-1), 1)
     first, second = (small[kind::3].reshape(clips, windows, GROUPS) for kind in (1, 2))
-    reward = second + 0.5 * np.array([1.0, 0.0])[:, None] + 0.5 * (second - first.mean(-1, keepdims=True))
-    np.testing.assert_allclose(judged.total[2::3, 0].reshape(reward.shape), reward, atol=1e-6)
+    gained = second + 0.5 * (second - first.mean(-1, keepdims=True))
+    reward = 0.5 + np.stack([first, gained], axis=2)
+    reward[:, 1] = 0  # the window without the event
+    answering = np.arange(rows) % 3 > 0
+    np.testing.assert_allclose(judged.total[answering, 0].reshape(reward.shape), reward, atol=1e-6)
 
-    asked, shown = (jax.tree.map(lambda x, kind=kind: x[kind::3], prompts) for kind in (0, 2))
+    asked, shown = (jax.tree.map(lambda x, own=own: x[own], prompts) for own in (~answering, answering))
     answers = pad_answers([[np.array(x) for x in yes_no]] * clips * windows, 2, 4)
 
     def expected_reward(m, advantage):
         logp = answer_logprobs(m, asked, *answers)
         p = jax.nn.softmax((logp[:, 0] - logp[:, 1]).reshape(clips, windows) / 2.0, axis=1)
-        h = m.predicting(m.encode(shown.video), shown, tokens[2::3])
-        logprobs = token_logprobs(h, m.unembed, tokens[2::3], chunk=LENGTH)
-        total = jnp.where(mask[2::3], logprobs, 0.0).sum(-1).reshape(clips, windows, GROUPS)
+        h = m.predicting(m.encode(shown.video), shown, tokens[answering])
+        logprobs = token_logprobs(h, m.unembed, tokens[answering], chunk=LENGTH)
+        total = jnp.where(mask[answering], logprobs, 0.0).sum(-1).reshape(reward.shape)
         ratio = jnp.exp(total - jax.lax.stop_gradient(total))
-        return (p * (ratio * advantage).mean(-1)).sum() / clips, p
+        return (p * (ratio * advantage).mean((-1, -2))).sum() / clips, p
 
     gradient_of = compiled(jax.grad(expected_reward, has_aux=True), wide(), jnp.asarray(reward))
     _, p = gradient_of(wide(), jnp.asarray(reward))
-    chance = np.asarray(p)[..., None] / GROUPS
-    mean = (chance * reward).sum((1, 2), keepdims=True)
-    std = np.sqrt((chance * (reward - mean) ** 2).sum((1, 2), keepdims=True))
+    chance = np.asarray(p)[..., None, None] / (2 * GROUPS)
+    mean = (chance * reward).sum((1, 2, 3), keepdims=True)
+    std = np.sqrt((chance * (reward - mean) ** 2).sum((1, 2, 3), keepdims=True))
     expected, _ = gradient_of(wide(), jnp.asarray((reward - mean) / (std + 1e-4), jnp.float32))
     # Gradient descent on a loss that is minus the reward, over the constant length of dr_grpo; float32 sums.
     downhill = {path: -np.asarray(x) / LENGTH for path, x in leaves(expected).items()}

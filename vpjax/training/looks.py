@@ -3,7 +3,8 @@
 The rows of a batch are prompts: for each clip those of its windows, for each window those of
 ``data.looks.KINDS``. The scores of the windows make a choice among them, and at each window G answers are
 sampled of either look. The choice is not sampled: every window counts as much as it is likely to be chosen.
-See docs/method.md, section 3. W, in this file: the windows of a clip.
+See docs/method.md, section 3. In this file W are the windows of a clip, L its two looks, and X the answers of
+both looks at a window.
 """
 
 import dataclasses
@@ -34,11 +35,12 @@ from vpjax.training.update import PolicyUpdate, UpdateRows, take_prompts
 from vpjax.types import Array, Prompts
 
 RELEVANCE, FIRST, SECOND = range(len(KINDS))
+LOOKS = FIRST, SECOND
 
 
 class LookRewards(NamedTuple):
-    """What the answers to second looks earn, f32[B, W, G], NaN for those that do not count, and its parts:
-    gain f32[B, W, G] and overlap f32[B, W]."""
+    """What answers earn, f32[B, W, X], NaN for those that do not count, and its parts: gain f32[B, W], the
+    mean over second looks, and overlap f32[B, W]."""
 
     total: Array
     gain: Array
@@ -46,82 +48,86 @@ class LookRewards(NamedTuple):
 
 
 class Expectation(NamedTuple):
-    """The policy's choice. chance f32[B, W]: of each window, p. share f32[B, W, G]: the weight of each answer
+    """The policy's choice. chance f32[B, W]: of each window, p. share f32[B, W, X]: the weight of each answer
     in an expectation under the policy, p over the number of answers of its window; 0 for those that do not
     count."""
 
     chance: Array
     share: Array
 
-    def of(self, x_BWG: Array) -> Array:
-        """The mean f32[] over clips of the expectations of ``x``, f32 that broadcasts to [B, W, G]."""
+    def of(self, x_BWX: Array) -> Array:
+        """The mean f32[] over clips of the expectations of ``x``, f32 that broadcasts to [B, W, X]."""
         clips = (self.share > 0).any(axis=(1, 2)).sum()
-        return jnp.where(self.share > 0, self.share * x_BWG, 0.0).sum() / jnp.maximum(clips, 1)
+        return jnp.where(self.share > 0, self.share * x_BWX, 0.0).sum() / jnp.maximum(clips, 1)
 
 
-def look_rewards(
-    total_BWG: Array, right_BWG: Array, first_right_BWG: Array, overlap_BW: Array, options: ConfigDict
-) -> LookRewards:
-    """The rewards of answers to second looks.
+def look_rewards(total_BWLG: Array, right_BWLG: Array, overlap_BW: Array, options: ConfigDict) -> LookRewards:
+    """The rewards of answers to both looks, 0 at a window that shows nothing of the event: what is right
+    there is right by chance, or because nothing else is left.
 
-    total: the weighted sum of the rewards of an answer, NaN if it does not count. right, first_right: the
-    reward that means right, of the second look's answers and of the first look's. overlap: the IoU of window
-    and event. options: ``config.grpo.looks``.
+    total: the weighted sum of the rewards of an answer, NaN if it does not count. right: the one that means
+    right. overlap: the IoU of window and event. options: ``config.grpo.looks``.
 
     Windows are much longer than events, so that all IoUs are near 0: they are divided by the best of the
-    clip's. The gain is by how much an answer is better than those of the first look are on average.
+    clip's. What an answer to the second look gains is by how much it is better than those to the first are on
+    average.
     """
     best_B1 = overlap_BW.max(axis=1, keepdims=True)
     overlap_BW = overlap_BW / jnp.where(best_B1 > 0, best_B1, 1.0)
-    gain_BWG = right_BWG - jnp.nanmean(first_right_BWG, axis=-1, keepdims=True)
-    gain_BWG = jnp.where(jnp.isnan(gain_BWG), 0.0, gain_BWG)
-    total_BWG = total_BWG + options.overlap * overlap_BW[..., None] + options.gain * gain_BWG
-    return LookRewards(total_BWG, gain_BWG, overlap_BW)
+    first_BWG, second_BWG = right_BWLG[:, :, 0], right_BWLG[:, :, 1]
+    gain_BWG = second_BWG - jnp.nanmean(first_BWG, axis=-1, keepdims=True)
+    shows_BW1 = overlap_BW[..., None] > 0
+    gain_BWG = jnp.where(shows_BW1 & ~jnp.isnan(gain_BWG), gain_BWG, 0.0)
+    gained_BWLG = jnp.stack([jnp.zeros_like(gain_BWG), gain_BWG], axis=2)
+    total_BWLG = total_BWLG + options.overlap * overlap_BW[..., None, None] + options.gain * gained_BWLG
+    total_BWX = total_BWLG.reshape(*overlap_BW.shape, -1)
+    total_BWX = jnp.where(shows_BW1 | jnp.isnan(total_BWX), total_BWX, 0.0)
+    return LookRewards(total_BWX, gain_BWG.mean(axis=-1), overlap_BW)
 
 
-def expectation(scores_BW: Array, rewards_BWG: Array, temperature: float) -> Expectation:
+def expectation(scores_BW: Array, rewards_BWX: Array, temperature: float) -> Expectation:
     """The choice p = softmax(scores / temperature) among the windows of a clip that have a reward."""
-    counts_BWG = ~jnp.isnan(rewards_BWG)
-    number_BW = counts_BWG.sum(-1)
+    counts_BWX = ~jnp.isnan(rewards_BWX)
+    number_BW = counts_BWX.sum(-1)
     chance_BW = jax.nn.softmax(scores_BW / temperature, axis=1, where=number_BW > 0)
     share_BW = chance_BW / jnp.maximum(number_BW, 1)
-    return Expectation(chance_BW, jnp.where(counts_BWG, share_BW[..., None], 0.0))
+    return Expectation(chance_BW, jnp.where(counts_BWX, share_BW[..., None], 0.0))
 
 
-def look_advantages(share_BWG: Array, rewards_BWG: Array, *, scale: str, eps: float = 1e-4) -> Array:
-    """Advantages f32[B, W, G]: (R - b) / (std + eps), with b the expectation of R under the policy.
+def look_advantages(share_BWX: Array, rewards_BWX: Array, *, scale: str, eps: float = 1e-4) -> Array:
+    """Advantages f32[B, W, X]: (R - b) / (std + eps), with b the expectation of R under the policy.
 
     share: ``Expectation.share``. scale: divide by the std under the policy within the clip ("group"), by that
     over the clips of the batch ("batch"), or not ("none"). 0 for answers that do not count, and for clips
     whose rewards are all equal. No gradient flows through.
     """
-    clips = jnp.maximum(jnp.any(share_BWG > 0, axis=(1, 2)).sum(), 1)
-    known_BWG = jnp.where(jnp.isnan(rewards_BWG), 0.0, rewards_BWG)
+    clips = jnp.maximum(jnp.any(share_BWX > 0, axis=(1, 2)).sum(), 1)
+    known_BWX = jnp.where(jnp.isnan(rewards_BWX), 0.0, rewards_BWX)
 
-    def mean_of(x_BWG: Array) -> Array:
-        return (share_BWG * x_BWG).sum(axis=(1, 2), keepdims=True)
+    def mean_of(x_BWX: Array) -> Array:
+        return (share_BWX * x_BWX).sum(axis=(1, 2), keepdims=True)
 
-    baseline_B11 = mean_of(known_BWG)
-    centred_BWG = known_BWG - baseline_B11
+    baseline_B11 = mean_of(known_BWX)
+    centred_BWX = known_BWX - baseline_B11
     divisor: Array = jnp.ones(())
     if scale == "group":
-        divisor = jnp.sqrt(mean_of(centred_BWG**2)) + eps
+        divisor = jnp.sqrt(mean_of(centred_BWX**2)) + eps
     elif scale == "batch":
-        from_all_BWG = known_BWG - baseline_B11.sum() / clips
-        divisor = jnp.sqrt(mean_of(from_all_BWG**2).sum() / clips) + eps
+        from_all_BWX = known_BWX - baseline_B11.sum() / clips
+        divisor = jnp.sqrt(mean_of(from_all_BWX**2).sum() / clips) + eps
     # Rewards are compared with each other, because rounding may part equal ones from their mean.
-    differs_B = has_spread(rewards_BWG.reshape(len(rewards_BWG), -1))
-    counts_BWG = differs_B[:, None, None] & ~jnp.isnan(rewards_BWG)
-    return jax.lax.stop_gradient(jnp.where(counts_BWG, centred_BWG / divisor, 0.0))
+    differs_B = has_spread(rewards_BWX.reshape(len(rewards_BWX), -1))
+    counts_BWX = differs_B[:, None, None] & ~jnp.isnan(rewards_BWX)
+    return jax.lax.stop_gradient(jnp.where(counts_BWX, centred_BWX / divisor, 0.0))
 
 
-def slopes(policy: Expectation, advantages_BWG: Array, temperature: float) -> tuple[Array, Array]:
+def slopes(policy: Expectation, advantages_BWX: Array, temperature: float) -> tuple[Array, Array]:
     """The derivatives of the expected reward, its baseline taken off, by the score of each window f32[B, W]
-    and by the log-probability of each answer f32[B, W, G].
+    and by the log-probability of each answer f32[B, W, X].
 
     Within a clip the first add up to 0: what p's denominator would add to them is 0 with the baseline b."""
-    by_answer_BWG = policy.share * advantages_BWG
-    return by_answer_BWG.sum(-1) / temperature, by_answer_BWG
+    by_answer_BWX = policy.share * advantages_BWX
+    return by_answer_BWX.sum(-1) / temperature, by_answer_BWX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +156,7 @@ class LookStep:
         """Completions [N, 1, G, C], none of the prompts about relevance, and the features of all."""
         model = self.policy.compute_model(state.params, state.frozen)
         features, count = model.encode(prompts.video), self.config.grpo.groups
-        numbers = np.sort(np.concatenate([rows_of(FIRST, prompts), rows_of(SECOND, prompts)]))
+        numbers = rows_of(prompts, *LOOKS)
         asked = take_prompts(prompts.without_video(), numbers)
         requested = jnp.repeat(asked.clip[:, None] >= 0, count, axis=1)
         said = sample_completions(
@@ -185,11 +191,13 @@ class LookStep:
         total_NRG = total_rewards(rewards, self.judge.weights, exists_NRG)
         correct = correct_reward(options)
         assert correct is not None  # by ``run_config.check``
-        right_BWXG = self.by_window(jnp.where(exists_NRG, rewards[correct], jnp.nan)[:, 0])
+        right_NRG = jnp.where(exists_NRG, rewards[correct], jnp.nan)
+        # A window counts if all of its prompts are there, also the one that gives its score.
+        exists_BWK = self.by_window(jnp.asarray(prompts.clip) >= 0)
+        is_whole_BW11 = jnp.all(exists_BWK, axis=2)[..., None, None]
         earned = look_rewards(
-            self.by_window(total_NRG[:, 0])[:, :, SECOND],
-            right_BWXG[:, :, SECOND],
-            right_BWXG[:, :, FIRST],
+            jnp.where(is_whole_BW11, self.by_window(total_NRG[:, 0])[:, :, FIRST:], jnp.nan),
+            self.by_window(right_NRG[:, 0])[:, :, FIRST:],
             self.by_window(self.judge.overlap(prompts))[:, :, SECOND],
             options.looks,
         )
@@ -198,9 +206,9 @@ class LookStep:
         choices = choices._replace(sampled=self.policy.forward(state.params, state.frozen, choices))
         scores_BW = scores_of(choices).reshape(earned.overlap.shape)
         policy = expectation(scores_BW, earned.total, options.looks.temperature)
-        advantages_BWG = look_advantages(policy.share, earned.total, scale=options.scale)
+        advantages_BWX = look_advantages(policy.share, earned.total, scale=options.scale)
 
-        by_score_BW, by_answer_BWG = slopes(policy, advantages_BWG, options.looks.temperature)
+        by_score_BW, by_answer_BWX = slopes(policy, advantages_BWX, options.looks.temperature)
         signs = jnp.array([1.0, -1.0])  # of yes and of no
         if any(path.startswith("vision.") for path in state.params):
             seen = prompts, None  # so that the update reads the videos again
@@ -208,21 +216,21 @@ class LookStep:
         by_said_N2 = by_score_BW.ravel()[:, None] * signs
         choices = again._replace(sampled=choices.sampled, advantages=spread_over(by_said_N2, again.mask))
         answers = self.answer_rows(*seen, completions)
-        by_answer_NG = by_answer_BWG.reshape(-1, options.groups)
+        by_answer_NG = by_answer_BWX.reshape(-1, options.groups)
         answers = answers._replace(advantages=spread_over(by_answer_NG, answers.mask))
         clips = jnp.maximum((policy.share > 0).any(axis=(1, 2)).sum(), 1)
         no_faults = ~jnp.stack([jnp.isinf(x).any() for x in rewards.values()]).any()
         state, learned = self.update(state, choices, answers, clips, no_faults)
 
-        second = rows_of(SECOND, prompts)
+        second, looks = rows_of(prompts, SECOND), rows_of(prompts, *LOOKS)
         ended_NRG = has_ended(completions.tokens, mask, self.eos)
         of_second = take_prompts((completions, ended_NRG, rewards, total_NRG), second)
         metrics = rollout_metrics(*of_second) | look_metrics(policy, earned)
         metrics["completions/stopped"] = 1 - self.share_sampled(prompts, exists_NRG)
         metrics["tokens"] = (prompts.text.segment > 0).sum() + mask.sum()
         metrics |= learned
-        total_NRG = jnp.asarray(total_NRG).at[second, 0].set(earned.total.reshape(-1, options.groups))
-        shown_NRG = jnp.zeros(exists_NRG.shape).at[second, 0].set(advantages_BWG.reshape(-1, options.groups))
+        total_NRG = jnp.asarray(total_NRG).at[looks, 0].set(earned.total.reshape(-1, options.groups))
+        shown_NRG = jnp.zeros(exists_NRG.shape).at[looks, 0].set(advantages_BWX.reshape(-1, options.groups))
         judged = JudgedRollouts(completions, rewards, total_NRG, {}, shown_NRG, prompts.clip)
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
@@ -233,7 +241,7 @@ class LookStep:
 
     def choice_rows(self, prompts: Prompts, features: Features | None) -> UpdateRows:
         """The prompts about relevance, each with its two answers: arrays [B * W, 1, 2, C]."""
-        numbers = rows_of(RELEVANCE, prompts)
+        numbers = rows_of(prompts, RELEVANCE)
         tokens_2C = np.zeros((2, max(map(len, self.yes_no))), np.int32)
         mask_2C = np.zeros(tokens_2C.shape, bool)
         for number, answer in enumerate(self.yes_no):
@@ -246,8 +254,8 @@ class LookStep:
     def answer_rows(
         self, prompts: Prompts, features: Features | None, completions: Completions
     ) -> UpdateRows:
-        """The prompts about second looks and what was answered: arrays [B * W, 1, G, C]."""
-        asked, own, said = take_prompts((prompts, features, completions), rows_of(SECOND, prompts))
+        """The prompts about either look and what was answered: arrays [B * W * L, 1, G, C]."""
+        asked, own, said = take_prompts((prompts, features, completions), rows_of(prompts, *LOOKS))
         mask = trained_tokens(said.mask, has_ended(said.tokens, said.mask, self.eos), self.config.grpo)
         zeros = jnp.zeros(mask.shape)
         return UpdateRows(asked, said.tokens, mask, zeros, features=own, sampled=said.logprobs)
@@ -273,9 +281,9 @@ class LookStep:
         return advance(state, *after), metrics
 
 
-def rows_of(kind: int, prompts: Prompts) -> np.ndarray:
-    """The numbers i64[B * W] of the prompts of one of KINDS."""
-    return np.arange(kind, len(prompts.clip), len(KINDS))
+def rows_of(prompts: Prompts, *kinds: int) -> np.ndarray:
+    """The numbers i64[B * W * n] of the prompts of n of KINDS, window by window."""
+    return np.arange(len(prompts.clip)).reshape(-1, len(KINDS))[:, kinds].ravel()
 
 
 def scores_of(choices: UpdateRows) -> Array:
@@ -298,18 +306,18 @@ def look_metrics(policy: Expectation, earned: LookRewards) -> dict[str, Array]:
     of the event. looks/overlap, looks/gain: the parts of the reward, without their weights. looks/entropy: of
     the choice, in nats.
     """
-    known_BWG = jnp.where(jnp.isnan(earned.total), 0.0, earned.total)
+    known_BWX = jnp.where(jnp.isnan(earned.total), 0.0, earned.total)
     exists_B = jnp.any(policy.share > 0, axis=(1, 2))
     clips = jnp.maximum(exists_B.sum(), 1)
-    baseline_B11 = (policy.share * known_BWG).sum(axis=(1, 2), keepdims=True)
-    variance_B = (policy.share * (known_BWG - baseline_B11) ** 2).sum(axis=(1, 2))
+    baseline_B11 = (policy.share * known_BWX).sum(axis=(1, 2), keepdims=True)
+    variance_B = (policy.share * (known_BWX - baseline_B11) ** 2).sum(axis=(1, 2))
     equal_B = exists_B & ~has_spread(earned.total.reshape(len(exists_B), -1))
     return {
-        "reward": policy.of(known_BWG),
+        "reward": policy.of(known_BWX),
         "reward_std": jnp.sqrt(variance_B).sum() / clips,
         "frac_reward_zero_std": equal_B.sum() / clips,
         "looks/right_window": policy.of((earned.overlap > 0)[..., None]),
         "looks/overlap": policy.of(earned.overlap[..., None]),
-        "looks/gain": policy.of(earned.gain),
+        "looks/gain": policy.of(earned.gain[..., None]),
         "looks/entropy": jax.scipy.special.entr(policy.chance).sum() / clips,
     }
