@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from types import SimpleNamespace
 
 import jax
@@ -26,6 +25,7 @@ from vpjax.events.long import LongSpec, make_long_clips
 from vpjax.localisers import localiser_of
 from vpjax.predict import ask, load
 from vpjax.training import checkpoint, run_config
+from vpjax.training.sft import init_heads
 from vpjax.types import Clip, UserError
 
 pytestmark = pytest.mark.slow
@@ -177,8 +177,7 @@ def test_the_contrast_finds_the_window_whose_states_are_nearest_to_its_answer(ru
     loaded = load(run)
     model, text, path = loaded.model, loaded.text, str(file.parent / "heldout/000/000002.mp4")
     config = ConfigDict(run_config.read(run))
-    heads = checkpoint.load_heads(run)
-    assert heads and all(name.startswith("heads.") for name in heads)
+    heads = init_heads(config, model.config.decoder.hidden, jax.random.key(0))
     sampling = Sampling(4, min_pixels=28 * 28, max_pixels=56 * 56)
     _, videos = read_scan(path, TwoLooks(tokens=96, again=2), sampling, factor=28, max_side=4096)
     clip = Clip("a", path, "What?", "")
@@ -209,11 +208,12 @@ def test_the_contrast_finds_the_window_whose_states_are_nearest_to_its_answer(ru
     assert scores.max() > -1
 
 
-def test_a_model_without_a_head_has_no_contrast(run, file, tmp_path):
-    other = tmp_path / "folder"
-    shutil.copytree(run / "model", other / "model")
+def test_a_model_without_a_head_has_no_contrast(run, tmp_path):
+    heads = checkpoint.load_heads(run)
+    np.testing.assert_array_equal(heads.pop("heads.visual.0.kernel"), np.ones((4, 4)))
+    assert not heads
     with pytest.raises(UserError, match="no contrastive head in .*folder"):
-        localiser_of("contrast", other)
+        localiser_of("contrast", tmp_path / "folder")
 
 
 @pytest.mark.parametrize(
