@@ -245,7 +245,7 @@ def get_config() -> ConfigDict:
     # Devices per axis, -1 = all remaining ones. In sampling groups of ``rollout`` devices, of those of fsdp,
     # share a copy of the decoder's weights, -1 = as many as its key/value heads allow. ``context`` devices
     # have a part of the tokens of each row: for long clips, whose data.length_multiple is a multiple of twice
-    # as many.
+    # as many, and grpo.groups of as many.
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, context=1, tensor=1, rollout=-1))
 
     c.compile_cache = True  # keep compiled programs in data.cache, so that the next start takes seconds

@@ -6,8 +6,8 @@ What it does: takes the model that `python -m vpjax.train --config sft_long` lef
 one by --config.init_from=DIR) and clips of 128 frames that it has not seen. Of each it takes 2 windows that
 show the event and 4 that do not, samples 8 answers to either look at each, and rewards them for naming the
 event, for the window's IoU and, of second looks, for what they gain over first ones.
-Hardware and cost: 2 CPU cores, 4 GB of memory; a step takes 7 CPU seconds, all 80 about 10 minutes of CPU
-time, and the evaluation of 256 clips some 4 more.
+Hardware and cost: 2 CPU cores, 4 GB of memory; a step takes 8 CPU seconds, all 80 about 12 minutes of CPU
+time with compiling, and the evaluation of 256 clips some 4 more.
 Expected, after 60 of the 80 steps and of 64 held-out clips: the first look alone names the event in .81 (.70
 before), the second alone in .73 (.59), both together in .78 (.75, not clear of 0).
 """

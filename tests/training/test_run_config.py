@@ -87,6 +87,15 @@ def test_a_row_on_several_devices_is_cut_into_whole_pieces():
         run_config.check(config)
 
 
+def test_completions_on_several_devices_are_shared_out_evenly():
+    config = recipe("grpo")
+    config.mesh.context, config.data.length_multiple, config.grpo.groups = 4, 16, 8
+    run_config.check(config)
+    config.grpo.groups = 6
+    with pytest.raises(UserError, match="grpo.groups or .* is a multiple of config.mesh.context, 4; it is 6"):
+        run_config.check(config)
+
+
 @pytest.mark.parametrize(
     "changes, field",
     [
@@ -120,6 +129,7 @@ def test_losses_on_v_degraded_that_contradict_each_other_are_named(changes, fiel
         ({"grpo.num_iterations": 2}, "grpo.num_iterations"),
         ({"grpo.looks.temperature": 0.0}, "grpo.looks.temperature"),
         ({"grpo.looks.gain": -1.0}, "grpo.looks.gain"),
+        ({"mesh.context": 2}, "mesh.context"),
         ({"grpo.rewards": {"event": 1.0, "format": 1.0}}, "grpo.relative.correct"),
     ],
 )

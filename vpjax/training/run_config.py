@@ -63,6 +63,7 @@ LOOKS_HAVE: dict[str, Any] = {
     "grpo.num_iterations": 1,
     "grpo.num_minibatches": 1,
     "grpo.beta": 0,
+    "mesh.context": 1,  # windows are short, and of a window's score there are two answers only
 }
 ABOVE_0 = """
     steps batch log_every checkpoint_every keep eval_clips eval_part data.length_multiple data.keywords
@@ -176,6 +177,10 @@ def check(config: ConfigDict) -> None:
     require("grpo.groups", grpo.groups >= 2, enough)
     kind = grpo.relative.kind
     minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
+    devices = config.mesh.get("context", 1)
+    splits = config.method == "sft" or max(grpo.groups, grpo.degraded) % devices == 0
+    shared = f"or grpo.degraded, whichever is more, is a multiple of config.mesh.context, {devices}"
+    require("grpo.groups", splits, shared)
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
     require("grpo.stop_share", 0 < grpo.stop_share <= 1, "lies above 0 and up to 1")
@@ -285,7 +290,7 @@ def _check_looks(config: ConfigDict, require: Callable[[str, bool, str], None]) 
     )
     require("batch", config.batch % (clip * config.accumulate) == 0, f"{whole}clip, in accumulate parts")
     for field, only in LOOKS_HAVE.items():
-        rule = f"is {only!r} in GRPO of two looks (looks.windows), which has a loss of its own"
+        rule = f"is {only!r} in GRPO of two looks (looks.windows above 0)"
         require(field, _value(config, field) == only, rule)
     is_known = correct_reward(config.grpo) is not None
     names = ", ".join(config.grpo.rewards)
