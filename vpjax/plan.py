@@ -102,7 +102,8 @@ def abstract_step(
     if config.method == "grpo":
         names, degraded_names = config.grpo.rewards, config.grpo.degraded_rewards
         rewards = FreeRewards(dict.fromkeys(names, 1.0), dict.fromkeys(degraded_names, 1.0))
-        step = grpo.make_step(model, config, optimizer, shardings, judge=rewards, eos=(0,))
+        yes_no = (0,), (1,)
+        step = grpo.make_step(model, config, optimizer, shardings, judge=rewards, eos=(0,), yes_no=yes_no)
     else:
         step = sft.make_step(model, config, optimizer, shardings)
     return step, state, batch

@@ -120,6 +120,33 @@ def test_losses_on_v_degraded_that_contradict_each_other_are_named(changes, fiel
 @pytest.mark.parametrize(
     "changes, field",
     [
+        ({"batch": 96}, "batch"),
+        ({"accumulate": 9}, "batch"),
+        ({"looks.wrong": 0}, "looks.wrong"),
+        ({"grpo.aggregation": "dapo"}, "grpo.aggregation"),
+        ({"grpo.degraded": 4}, "grpo.degraded"),
+        ({"grpo.beta": 0.04}, "grpo.beta"),
+        ({"grpo.num_iterations": 2}, "grpo.num_iterations"),
+        ({"grpo.looks.temperature": 0.0}, "grpo.looks.temperature"),
+        ({"grpo.looks.gain": -1.0}, "grpo.looks.gain"),
+        ({"mesh.context": 2}, "mesh.context"),
+        ({"grpo.rewards": {"event": 1.0, "format": 1.0}}, "grpo.relative.correct"),
+    ],
+)
+def test_what_two_looks_cannot_have_is_named(changes, field):
+    """Their loss is the gradient of one expectation, which these would not leave it."""
+    config = recipe("grpo_long")
+    config.batch, config.looks.windows, config.looks.wrong = 54, 2, 1
+    run_config.check(config)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=rf"config\.{field} "):
+        run_config.check(config)
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
         # No V~, or one that hides nothing: these would silently be plain GRPO.
         ({"data.replacement": "none"}, "data.replacement"),
         ({"data.replacement": "none", "grpo.relative.kind": "token"}, "data.replacement"),
