@@ -137,8 +137,8 @@ def resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return frame
     if max(height, width, *size) <= SMALL_SIDE:
         rows = resizing(height, size[0]) @ frame.astype(np.float32).reshape(height, -1)
-        floats = resizing(width, size[1]) @ rows.reshape(size[0], width, 3)
-        return np.rint(floats.clip(0, 255)).astype(np.uint8)
+        both = resizing(width, size[1]) @ rows.reshape(size[0], width, 3)
+        return np.rint(both.clip(0, 255)).astype(np.uint8)
     resized = []
     for channel in frame.transpose(2, 0, 1):  # one at a time, for a large image fills much memory
         # As floats, for Pillow would clip bytes after each of its two passes.
