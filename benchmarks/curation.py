@@ -134,6 +134,8 @@ def make_judge(run: Path, init_from: str, steps: int) -> None:
     write_clips(folder / "judge.jsonl", clips)
     config = sft.get_config()
     config.steps, config.init_from = steps, init_from
+    # On V~ no event may be likely, or its clips seem to need no key frames.
+    config.contrast.answer, config.contrast.truth, config.contrast.truth_share = 0.2, 0.2, 0.5
     config.data.train, config.data.heldout = str(folder / "judge.jsonl"), ""
     if init_from:
         config.model = {}

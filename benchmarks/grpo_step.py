@@ -102,6 +102,9 @@ class OddTokens:
     def recall(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> jax.Array:
         return jnp.mean(tokens_BXC % 2, axis=-1)
 
+    def overlap(self, prompts: Prompts) -> Array:
+        return jnp.zeros(prompts.clip.shape)
+
 
 def repeated_step(model: VideoLM, config: ConfigDict, optimizer: Optimizer) -> Callable[..., Any]:
     """A GRPO step of vpjax's parts in which each prompt stands in the batch G times."""

@@ -23,6 +23,7 @@ from vpjax.evaluation.results import interval
 from vpjax.evaluation.run import Request, evaluate_model, with_options
 from vpjax.events.long import make_long_clips
 from vpjax.files import local_folder
+from vpjax.localisers import localiser_of
 from vpjax.training import checkpoint, run_config
 from vpjax.training.setup import long_spec
 from vpjax.types import UserError
@@ -77,6 +78,8 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
         "once": Row(("two looks, one window again",), dataclasses.replace(looks, again=1)),
         "merge": Row(("two looks, frames that look alike merged",), dataclasses.replace(looks, pick="merge")),
         "motion": Row(("two looks, window by motion",), looks, "motion"),
+        "contrast": Row(("two looks, window by the contrastive head",), looks, "contrast"),
+        "glue": Row(("two looks, window named in one prompt",), looks, "glue"),
         "random": Row(("two looks, window by chance",), looks, "random"),
         "uniform": Row(("two looks, uniform frames",), uniform),
         "windows-full": Row(
@@ -145,6 +148,7 @@ def main() -> None:
             flags.model,
             looks=row.looks,
             localise=row.localise,
+            localiser=localiser_of(row.localise, flags.model, flags.step),
             controls=row.controls,
             batch=32 if row.looks else 8,
         )

@@ -106,7 +106,8 @@ def get_config() -> ConfigDict:
     looks.pixels = 56 * 56  # of a frame of the second look, at most
     looks.pick = "change"  # as data.pick, of a window
     # SFT trains on so many windows that show the event, in place of each clip whose events have known times
-    # (spans): on either look, and on whether the first shows what is asked for. 0 = on the clips themselves.
+    # (spans): on either look, and on whether the first shows what is asked for. GRPO of two looks chooses
+    # among them and the wrong ones, and answers (grpo.looks). 0 = on the clips themselves.
     looks.windows = 0
     looks.wrong = 3  # windows that show no event, on purpose: trained on whether they show what is asked for
     # Windows of either kind that are asked that in the second look too. Of as many wrong ones either look is
@@ -230,13 +231,22 @@ def get_config() -> ConfigDict:
     relative.mu = 0.8  # tgrpo: share of V~'s mean of `correct` that V must reach (Video-R1)
     relative.alpha = 0.3  # tgrpo: the bonus (Video-R1)
 
+    # GRPO of two looks, where looks.windows is above 0 (docs/method.md, section 3; ours). Its batch counts
+    # prompts: 3 for each of a clip's looks.windows + looks.wrong windows.
+    grpo.looks = ConfigDict()
+    grpo.looks.temperature = 1.0  # of the choice of a window by the scores of the scan, in nats
+    # Weights, beside grpo.rewards, of the IoU of window and event as a share of the best among a clip's
+    # windows, and of what the second look's answer gains, in relative.correct, over the first look's.
+    grpo.looks.overlap = 0.5
+    grpo.looks.gain = 0.5
+
     c.loss = loss = ConfigDict()
     loss.chunk = 128  # answer tokens whose logits are held at once
 
     # Devices per axis, -1 = all remaining ones. In sampling groups of ``rollout`` devices, of those of fsdp,
     # share a copy of the decoder's weights, -1 = as many as its key/value heads allow. ``context`` devices
     # have a part of the tokens of each row: for long clips, whose data.length_multiple is a multiple of twice
-    # as many.
+    # as many, and grpo.groups of as many.
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, context=1, tensor=1, rollout=-1))
 
     c.compile_cache = True  # keep compiled programs in data.cache, so that the next start takes seconds

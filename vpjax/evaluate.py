@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from vpjax import cli, distributed, programs
+from vpjax import cli, distributed, localisers, programs
 from vpjax.building.scorers import find_by_motion
 from vpjax.building.self_scorer import self_finder
 from vpjax.evaluation import run as evaluation
@@ -29,7 +29,6 @@ from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.controls import CONTROLS
 from vpjax.evaluation.looks import LOOK_CONTROLS
 from vpjax.evaluation.results import format_results
-from vpjax.evaluation.scans import LOCALISERS
 from vpjax.files import local_folder
 from vpjax.models.sharding import own_copy
 from vpjax.training import run_config
@@ -69,7 +68,7 @@ def main() -> None:
     add("--min_pixels", type=positive, help="of a frame after resizing, at least")
     add("--max_pixels", type=positive, help="of a frame after resizing, at most")
     add("--total_pixels", type=cli.at_least(0), help="of one frame in two, summed; replaces all budgets")
-    parser.add_looks(LOCALISERS)
+    parser.add_looks(localisers.NAMES)
     add("--dtype", choices=run_config.DTYPES, help="of the weights; default: as in training")
     add("--fsdp", type=positive, default=1, help="devices that share a copy of the weights")
     parser.add_processes()
@@ -102,6 +101,7 @@ def main() -> None:
         video_options=video_options,
         looks=None if look_fields is None else run_config.looks_of(flags["model"], look_fields),
         localise=localise,
+        localiser=localisers.localiser_of(localise, Path(flags["model"]), flags["step"]),
         **flags,
     )
     programs.keep_as_in_run(Path(request.model))

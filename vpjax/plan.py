@@ -14,31 +14,22 @@ and ``--answer``: in SFT as many in a row as fit, in GRPO one prompt in a row. E
 is in its middle, so that its V~ is planned too.
 """
 
-import dataclasses
 import json
 import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.chips import Chip, find_devices
 from vpjax.data.collate import empty_batch, empty_prompts
-from vpjax.data.index import Entry, index_clips
 from vpjax.data.packing import Sizes
-from vpjax.data.pipeline import make_plan
-from vpjax.data.positions import Stamps
-from vpjax.data.probing import Source
-from vpjax.data.sampling import VideoInfo
-from vpjax.data.text import Tokens
-from vpjax.data.units import Capacity, grid_of
 from vpjax.estimate import StepPlan, as_json, costs, fits
 from vpjax.hlo import collectives, cycles, flops
 from vpjax.models import hf
@@ -54,38 +45,12 @@ from vpjax.models.sharding import (
     sampling_specs,
 )
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves, with_int8_decoder
+from vpjax.planned_row import PlannedClips, PlannedRow, contents, planned_row
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.judged import FreeRewards
 from vpjax.training.setup import initial_params
 from vpjax.training.state import State, create_state
-from vpjax.types import Batch, Clip, Prompts, UserError
-
-EVENT = 0.5  # seconds that the planned event lasts
-
-
-class PlannedClips(NamedTuple):
-    """The clips that a plan assumes. width, height: pixels. text: tokens of a prompt beside the video's."""
-
-    seconds: float = 8.0
-    width: int = 1280
-    height: int = 720
-    text: int = 64
-    answer: int = 128
-
-
-class PlannedRow(NamedTuple):
-    """A row of the batch: ``clips`` clips, all like ``entry``, each of so many ``units`` without padding.
-    sizes: how much the row could hold. capacity: of the blocks and bins of its units."""
-
-    entry: Entry
-    clips: int
-    units: int
-    sizes: Sizes
-    capacity: Capacity
-
-
-# Stand-in ids for times in words: as many tokens as Qwen's tokenizer makes of them.
-STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
+from vpjax.types import Batch, Prompts, UserError
 
 
 def with_batch(config: ConfigDict, batch: int) -> ConfigDict:
@@ -113,44 +78,6 @@ def parameters(config: ConfigDict, model_config: VLMConfig, mesh: Mesh) -> str:
     return f"{trained / 1e6:,.1f} M trained, {frozen / 1e6:,.1f} M frozen"
 
 
-def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips) -> PlannedRow:
-    """A row of a batch of ``clips``, as the loader of a run plans it. UserError if a clip's text leaves no
-    room for its video."""
-    count = max(1, int(30 * clips.seconds))
-    info = VideoInfo(clips.width, clips.height, clips.seconds, fps=30.0, frames=count)
-    video = [model_config.vision_start, model_config.video_token, model_config.vision_end]
-    keywords = min(1, config.data.keywords)
-    tokens = Tokens(
-        prompt=np.array([*video, *[0] * clips.text], np.int32),
-        answer=np.zeros(clips.answer, np.int32),
-        keywords=np.zeros((keywords, config.data.keyword_tokens), np.int32),
-        lemma=np.zeros(keywords, np.int32),
-        spans=(((clips.seconds / 2, clips.seconds / 2 + EVENT),),) * keywords,
-        videos=(0,) * keywords,
-        places=((clips.answer - 1,),) * keywords,
-        degraded_answer=np.zeros(clips.answer, np.int32),
-        stamps=STAMPS,
-    )
-    clip, source = Clip("planned", "", "", ""), Source("", "video", info=info)
-    packed = config.method == "sft"
-    answers = sft.degraded_answers(config)
-    index = index_clips([clip], [[source]], [tokens], model_config, config.data, answers=answers)
-
-    def sizes(repeats: int) -> Sizes:
-        """How much a row holds if there are so many clips."""
-        filled = dataclasses.replace(index, entries=index.entries * repeats)
-        plan = make_plan(
-            filled, config.data, packed=packed, seed=config.seed, rows=run_config.rows_per_step(config)
-        )
-        return plan.capacity(0)
-
-    entry, fitting = index.entries[0], 1
-    if packed:
-        fitting = sizes(1).tokens // entry.sizes.tokens
-    units = math.prod(grid_of(entry.shapes[0], model_config.vision))
-    return PlannedRow(entry, fitting, units, sizes(fitting), index.capacity)
-
-
 def abstract_step(
     config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow
 ) -> tuple[Any, State, Batch | Prompts]:
@@ -175,7 +102,8 @@ def abstract_step(
     if config.method == "grpo":
         names, degraded_names = config.grpo.rewards, config.grpo.degraded_rewards
         rewards = FreeRewards(dict.fromkeys(names, 1.0), dict.fromkeys(degraded_names, 1.0))
-        step = grpo.make_step(model, config, optimizer, shardings, judge=rewards, eos=(0,))
+        yes_no = (0,), (1,)
+        step = grpo.make_step(model, config, optimizer, shardings, judge=rewards, eos=(0,), yes_no=yes_no)
     else:
         step = sft.make_step(model, config, optimizer, shardings)
     return step, state, batch
@@ -197,28 +125,37 @@ def plan_step(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: Plan
     memory, text = program.memory_analysis(), program.as_text()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     result = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Counted with plain attention, because a kernel hides its work, with each clip in a row of its own,
-    # because the kernel leaves out what lies between clips, and for one device, because each of several
-    # compares its own tokens with all others.
-    plain = with_batch(config, config.batch * row.clips)
-    plain.attention = "xla"
-    share = Sizes(*(math.ceil(count / row.clips) for count in row.sizes))
-    one_device = make_mesh(dict(data=1, fsdp=1, tensor=1), list(mesh.devices.flat[:1]))
-    step, *shapes = abstract_step(plain, model_config, one_device, row._replace(sizes=share))
-    jaxpr, trips = step.trace(*shapes).jaxpr.jaxpr, config.grpo.max_new
-    work, attention = (flops(jaxpr, while_trips=trips, scope=scope) for scope in ("", SCOPE))
+    work, attention = work_of_step(config, model_config, mesh, row)
     return StepPlan(
         arguments=arguments,
         temporaries=temporaries,
         needed=arguments + temporaries + result + memory.generated_code_size_in_bytes,
-        flops=work / mesh.size,
-        attention=attention / mesh.size,
+        flops=work,
+        attention=attention,
         read=read_for_token(config, model_config, mesh, row) if config.method == "grpo" else 0,
         sampled=config.grpo.max_new if config.method == "grpo" else 0,
         collectives=tuple(collectives(text)),
         cycles=cycles(text),
         seconds=seconds,
     )
+
+
+def work_of_step(
+    config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow
+) -> tuple[float, float]:
+    """The operations of a chip in a step, and those of them that are attention's."""
+    # With plain attention, because a kernel hides its work, and with each clip in a row of its own, because
+    # the kernel leaves out what lies between clips.
+    plain = with_batch(config, config.batch * row.clips)
+    plain.attention = "xla"
+    row = row._replace(sizes=Sizes(*(math.ceil(count / row.clips) for count in row.sizes)))
+    counted = mesh
+    if mesh.shape["context"] > 1:  # each of several devices compares its own tokens with all others
+        counted = make_mesh(dict(data=1, fsdp=1, tensor=1), list(mesh.devices.flat[:1]))
+    step, *shapes = abstract_step(plain, model_config, counted, row)
+    jaxpr, trips = step.trace(*shapes).jaxpr.jaxpr, config.grpo.max_new
+    work, attention = (flops(jaxpr, while_trips=trips, scope=scope) for scope in ("", SCOPE))
+    return work / mesh.size, attention / mesh.size
 
 
 def read_for_token(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row: PlannedRow) -> int:
@@ -287,17 +224,6 @@ def work_of_token(plan: StepPlan, row: PlannedRow, config: ConfigDict, mesh: Mes
         branches = 2 if options.degraded else 1
         tokens = branches * prompt + (options.groups + options.degraded) * options.max_new
     return plan.flops * mesh.size / (run_config.rows_per_step(config) * tokens)
-
-
-def contents(row: PlannedRow, config: ConfigDict) -> str:
-    """What a row holds, in words."""
-    (frames, height, width), clip = row.entry.shapes[0], row.entry.sizes
-    tokens = clip.tokens if config.method == "sft" else clip.tokens - clip.targets
-    clips = f"{row.clips} clip{'s' * (row.clips > 1)} of {frames} frames of {width} x {height}"
-    return (
-        f"{clips}: {row.clips * tokens:,} of {row.sizes.tokens:,} tokens, "
-        f"{row.clips * row.units:,} of {row.sizes.units:,} units"
-    )
 
 
 def report(

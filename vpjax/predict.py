@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from vpjax import cli, programs
+from vpjax import cli, localisers, programs
 from vpjax.data.collate import single_prompt
 from vpjax.data.images import is_image
 from vpjax.data.index import stamp_tokens
@@ -43,7 +42,8 @@ from vpjax.data.sampling import File, Reading, Sampling, fit_all, looked_at
 from vpjax.data.text import Media, Text, Tokens, tokenize
 from vpjax.data.video import MAX_SIDE, Video, probe, probe_image, read_frames, read_image
 from vpjax.evaluation.looks_page import Looked, write_looks_page
-from vpjax.evaluation.scans import LOCALISERS, Scan, likelihoods, scans_of
+from vpjax.evaluation.ranking import likeliest_first
+from vpjax.evaluation.scans import Localiser, Scan, likelihoods, relevance_scores, scans_of
 from vpjax.files import local_folder
 from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
@@ -182,7 +182,7 @@ def ask_twice(
     prompt: str,
     video: str | Path,
     *,
-    localise: str = "relevance",
+    localise: Localiser = relevance_scores,
     max_side: int | None = None,
     page: str | Path | None = None,
     **options: Any,
@@ -190,8 +190,8 @@ def ask_twice(
     """Answer a prompt about a long video by two looks, as ``loaded.looks`` says, and the scan.
 
     Both looks at the likeliest window of the scan are asked. Of their samples those are returned that both
-    looks together find likeliest, with the times and the grid of the second look. localise: one of
-    ``evaluation.scans.LOCALISERS``. page: an HTML file that shows both looks. options: of ``ask``, but how
+    looks together find likeliest, with the times and the grid of the second look. localise: what
+    finds the window. page: an HTML file that shows both looks. options: of ``ask``, but how
     the video is read. UserError for a file that cannot be used.
     """
     start = time.perf_counter()
@@ -201,7 +201,7 @@ def ask_twice(
         raise UserError(f"{video}: an image, which is no video to look at twice; ask with one look")
     sampling = Sampling.of(loaded.data_config)
     arguments = loaded.model, loaded.text, [clip], loaded.looks, sampling
-    (scan,) = scans_of(*arguments, localise=LOCALISERS[localise], max_side=side)
+    (scan,) = scans_of(*arguments, localise=localise, max_side=side)
     if isinstance(scan, UserError):
         raise scan
     scanned = time.perf_counter()
@@ -212,7 +212,7 @@ def ask_twice(
     )
     videos, samples = [*first.videos, *second.videos], [*second.samples, *first.samples]
     texts = [sample.text for sample in samples]
-    order = np.argsort(-likelihoods(loaded.model, loaded.text, clip, videos, texts), kind="stable")
+    order = likeliest_first(likelihoods(loaded.model, loaded.text, clip, videos, texts))
     kept = [samples[number] for number in order[: len(second.samples)]]
     if page:
         about = f"{video}, at most {loaded.looks.tokens} visual tokens"
@@ -320,7 +320,7 @@ def main() -> None:
         help="of one frame in two, summed, at most, in place of the run's budgets; 0: no limit",
     )
     parser.add_argument("--max_side", type=number(1), help="a file with more pixels a side is refused")
-    parser.add_looks(LOCALISERS)
+    parser.add_looks(localisers.NAMES)
     parser.add_argument(
         "--page", type=local_folder, help="with --looks=2: an HTML file that shows both looks"
     )
@@ -343,7 +343,8 @@ def main() -> None:
 
     start = time.perf_counter()
     programs.keep_as_in_run(Path(folder))
-    loaded = load(folder, step=flags.pop("step"))
+    step = flags.pop("step")
+    loaded = load(folder, step=step)
     timings = {"load": time.perf_counter() - start}
     looked: dict[str, Any] = {}
     if look_fields is None:
@@ -351,11 +352,14 @@ def main() -> None:
     else:
         loaded = dataclasses.replace(loaded, looks=run_config.looks_of(Path(folder), look_fields))
         flags["video"] = files[0]
-        answer, scan = ask_twice(loaded, prompt, localise=localise, page=page, **flags)
+        find = localisers.localiser_of(localise, Path(folder), step)
+        answer, scan = ask_twice(loaded, prompt, localise=find, page=page, **flags)
         window, score = scan.windows[scan.best], float(scan.scores[scan.best])
         looked["looks"] = {"window": window, "score": score, "windows": len(scan.windows)}
         between = f"{window[0]:.2f} to {window[1]:.2f} s"
         print(f"note: second look at {between}, of {len(scan.windows)} windows", file=sys.stderr)
+        if not scan.is_named:
+            print(f"note: --localise={localise} found no window, so it is the middle one", file=sys.stderr)
 
     samples = answer.samples
     for note in answer.notes:

@@ -33,6 +33,7 @@ SHOWN = {
     "gap": "contrast/gap",
     "reward": "reward",
     "on V~": "reward_degraded",
+    "right window": "looks/right_window",
 }
 
 

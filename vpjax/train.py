@@ -24,6 +24,7 @@ from vpjax.chips import memory_of
 from vpjax.cli import say
 from vpjax.data import coverage
 from vpjax.data.cache import cache_folder
+from vpjax.data.looks import yes_no_of
 from vpjax.data.mixture import data_sets
 from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
@@ -128,6 +129,7 @@ def fit(
         data_set_of=data_set_of,
         weights=[data_set.weight for data_set in data_sets(config.data)],
         answers=sft.degraded_answers(config),
+        together=run_config.prompts_together(config),
     )
     check_rows(rows, mesh, "config.batch")
     maker = dataclasses.replace(maker, part=row_numbers_here(rows, mesh))
@@ -148,7 +150,9 @@ def fit(
         judge.host_scores = timed
         if timed:
             distributed.check_mesh(mesh)
-        grpo_step = grpo.make_step(model, step_config, optimizer, shardings, judge=judge, eos=text.stops)
+        grpo_step = grpo.make_step(
+            model, step_config, optimizer, shardings, judge=judge, eos=text.stops, yes_no=yes_no_of(text)
+        )
         step_function = Announced(grpo_step, loader.usage.programs)
     else:
         sft_step = sft.make_step(model, step_config, optimizer, shardings)

@@ -7,7 +7,7 @@ What it does: the paper (VideoPerceiver, arXiv 2511.18823) trains on 80,000 vide
 and transient events; its list is not public. This is a choice of our own: sources whose annotations are
 public, filters that keep brief events which need their key frames, and a draw under caps. In --root each
 source has a folder of its name, with its annotation files and its videos.
-Cost: a dry run of 53,000 questions of three sources takes two to three minutes on 2 busy cores, and 1.5 GB;
+Cost: a dry run of 71,000 questions of three sources takes two to three minutes on 2 busy cores, and 1.5 GB;
 the videos take hours to days, which it tells.
 """
 

@@ -1,8 +1,5 @@
-"""``vpjax.train`` as one of the processes of tests/commands/test_processes.py, to which an accident happens.
-
-ACCIDENT=<process>:<step>:<signal> sends that process the signal before the step. From there on steps take
-longer, so that the notice of it arrives before the run's end.
-"""
+"""``vpjax.train`` as one of the processes of tests/commands/test_processes.py: the second one gets SIGTERM
+before its third step. From there on steps take longer, so that the notice arrives before the run's end."""
 
 import dataclasses
 import importlib
@@ -19,17 +16,16 @@ train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is
 put_batch, calls = train.put_batch, []
 
 
-def put_batch_with_accident(batch, mesh):
-    process, step, name = os.environ["ACCIDENT"].split(":")
+def put_batch_with_signal(batch, mesh):
     calls.append(batch)
-    if len(calls) == int(step) and jax.process_index() == int(process):
-        os.kill(os.getpid(), signal.Signals[name])
-    if len(calls) >= int(step):
+    if len(calls) == 3 and jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if len(calls) >= 3:
         time.sleep(0.5)
     return put_batch(batch, mesh)
 
 
 if __name__ == "__main__":
-    train.put_batch = put_batch_with_accident
+    train.put_batch = put_batch_with_signal
     BENCHMARKS["events"] = dataclasses.replace(BENCHMARKS["events"], new_tokens=8)  # as in tests/conftest.py
     cli.run(train.main)

@@ -23,7 +23,8 @@ from vpjax.hlo import Collective, flops
 from vpjax.models import vision
 from vpjax.models.sharding import replicated
 from vpjax.models.vision import VisionTower
-from vpjax.recipes import grpo_qwen2_5_vl_7b, sft_lora_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
+from vpjax.planned_row import PlannedClips, PlannedRow, contents, planned_row
+from vpjax.recipes import grpo_qwen2_5_vl_7b, sft, sft_lora_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from vpjax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def test_the_work_of_a_7b_step(method):
     config.contrast.weight = 0.0
     config.attention = "xla"
     config.data.row_tokens = 0
-    row = plan.planned_row(config, model, plan.PlannedClips(1.0, 1280, 720, text=64, answer=128))
+    row = planned_row(config, model, PlannedClips(1.0, 1280, 720, text=64, answer=128))
     assert row.clips == 1
     step, *shapes = plan.abstract_step(config, model, mesh, row)
     c, v = model.decoder, model.vision
@@ -66,6 +67,20 @@ def test_the_work_of_a_7b_step(method):
     assert state.params["decoder.layers.q.kernel"].sharding.shard_shape((28, 3584, 3584)) == (28, 448, 3584)
 
 
+def test_work_counts_what_is_computed_again():
+    """Where ``remat`` is "auto", by the memory of each of the chips: here it is enough for an eighth of the
+    batch and not for all of it."""
+    config = sft.get_config()
+    model = plan.read_model(config)
+    row = planned_row(config, model, PlannedClips(2.0, 56, 56, text=16, answer=12))
+
+    def work(remat, devices):
+        config.remat, config.memory = remat, 0.05
+        return devices * plan.work_of_step(config, model, mesh_of(1, devices, 1), row)[0]
+
+    assert work("auto", 8) == work("products", 1) < work("auto", 1) == work("layers", 1)
+
+
 @pytest.mark.parametrize(
     "seconds, row_tokens", [(2.0, 16384), (8.0, 16384), (8.0, 0), (60.0, 8192), (0.0, 16384)]
 )
@@ -73,7 +88,7 @@ def test_rows_are_filled_with_clips(seconds, row_tokens):
     """Another clip would not fit, and the loader's own plan puts so many into a row."""
     config = sft_qwen2_5_vl_7b.get_config()
     config.data.row_tokens = row_tokens
-    row = plan.planned_row(config, plan.read_model(config), plan.PlannedClips(seconds))
+    row = planned_row(config, plan.read_model(config), PlannedClips(seconds))
     clip, sizes = row.entry.sizes, row.sizes
     for one, whole in zip(clip._replace(tokens=0), sizes._replace(tokens=0), strict=True):
         assert row.clips * one <= whole
@@ -88,16 +103,16 @@ def test_rows_are_filled_with_clips(seconds, row_tokens):
     filled = PackedPlan([clip] * 5 * row.clips, mixture, 1, multiples, row_tokens)
     assert [len(entries) for _, entries in filled.rows(0)] == [row.clips]
     assert filled.capacity(0) == sizes
-    printed = plan.contents(row, config)
+    printed = contents(row, config)
     assert f"{row.clips * clip.tokens:,} of {sizes.tokens:,} tokens" in printed
 
 
 def test_prompts_stand_alone_in_their_rows():
     config = grpo_qwen2_5_vl_7b.get_config()
-    row = plan.planned_row(config, plan.read_model(config), plan.PlannedClips(8.0, text=64, answer=128))
+    row = planned_row(config, plan.read_model(config), PlannedClips(8.0, text=64, answer=128))
     prompt = row.units + 64 + 3 - 1  # vision_start, vision_end and the text
     assert row.clips == 1 and 0 <= row.sizes.tokens - prompt < 128
-    assert f"1 clip of 64 frames of 560 x 336: {prompt:,} of" in plan.contents(row, config)
+    assert f"1 clip of 64 frames of 560 x 336: {prompt:,} of" in contents(row, config)
     config.batch, config.grpo.groups, config.grpo.degraded, config.grpo.max_new = 2, 8, 4, 16
     step, mesh = StepPlan(flops=1e9), mesh_of(1, 8, 1)
     assert plan.work_of_token(step, row, config, mesh) == 8e9 / (2 * (2 * prompt + 12 * 16))
@@ -112,7 +127,7 @@ def test_what_a_sampled_token_reads(dtype, size):
     config = grpo_qwen2_5_vl_7b.get_config()
     config.grpo.rollout_dtype, config.grpo.importance_cap = dtype, 2.0
     model = plan.read_model(config)
-    row = plan.planned_row(config, model, plan.PlannedClips(2.0))
+    row = planned_row(config, model, PlannedClips(2.0))
     sides = [
         (3584, 3584),
         (3584, 512),
@@ -153,7 +168,7 @@ def test_memory_of_a_program(monkeypatch):
     )
     batch = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=replicated(mesh))
     monkeypatch.setattr(plan, "abstract_step", lambda *_: (step, shape, batch))
-    row = plan.PlannedRow(None, 1, 0, Sizes(1), None)
+    row = PlannedRow(None, 1, 0, Sizes(1), None)
     compiled = plan.plan_step(joint.config(), None, mesh, row)
     assert compiled.arguments == 2**23 + 64 * 64 * 4
     assert compiled.flops == 2 * (2 * 64 * 64 * 2**18) / 8
@@ -163,7 +178,7 @@ def test_memory_of_a_program(monkeypatch):
 
 def test_what_does_not_fit_is_printed_with_what_helps():
     recipe = sft_qwen2_5_vl_7b.get_config()
-    row = plan.planned_row(recipe, plan.read_model(recipe), plan.PlannedClips(2.0))
+    row = planned_row(recipe, plan.read_model(recipe), PlannedClips(2.0))
     config, chip, mesh = joint.config(batch=32, data__row_tokens=16384), CHIPS["v5e"], mesh_of(2, 2, 2)
     big = StepPlan(10 * GIB, 6 * GIB, 17 * GIB, 1e15, (Collective("all-gather", 0, GIB, (3,)),))
     assert not fits(big, chip) and fits(big, CHIPS["v5p"]) and not fits(StepPlan(over="x"), chip)
@@ -314,11 +329,11 @@ def test_a_model_that_is_not_there():
 def test_clips_that_are_too_long():
     config = sft_qwen2_5_vl_7b.get_config()
     model = plan.read_model(config)
-    assert plan.planned_row(config, model, plan.PlannedClips(600.0)).entry.sizes.tokens <= 8192
+    assert planned_row(config, model, PlannedClips(600.0)).entry.sizes.tokens <= 8192
     with pytest.raises(UserError, match=r"question and answer above 8192 tokens \(data.max_tokens\)"):
-        plan.planned_row(config, model, plan.PlannedClips(600.0, text=8000, answer=200))
+        planned_row(config, model, PlannedClips(600.0, text=8000, answer=200))
     with pytest.raises(UserError, match=r"answer above 512 tokens \(data.max_answer\)"):
-        plan.planned_row(config, model, plan.PlannedClips(8.0, answer=513))
+        planned_row(config, model, PlannedClips(8.0, answer=513))
 
 
 @pytest.mark.parametrize(

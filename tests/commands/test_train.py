@@ -122,13 +122,14 @@ def everything(workdir, step=4):
     return state
 
 
-def test_after_a_damaged_checkpoint_and_log_the_run_goes_on(whole, copied, cache, capsys):
+def test_after_a_damaged_checkpoint_and_log_the_run_goes_on(whole, copied, cache, monkeypatch, capsys):
     """As a power cut leaves them: the last checkpoint has a file of zeros, the log ends in NUL bytes. The run
     goes on after the checkpoint before, and ends as the one that nothing disturbed."""
     file = copied / "checkpoints/4/state/manifest.ocdbt"
     file.write_bytes(bytes(file.stat().st_size))
     log = (copied / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (copied / "metrics.jsonl").write_bytes(b"".join(log[:3]) + bytes(300))
+    monkeypatch.setattr(train, "finish", lambda config, workdir, step: None)  # no evaluation of all clips
     train.train(small(cache), copied)
     out = capsys.readouterr().out
     assert out.count("is damaged (state/manifest.ocdbt has other bytes than were written)") == 1
@@ -256,10 +257,21 @@ def grpo_config(cache, whole, **changes):
     return small(cache, **grpo | changes)
 
 
+# Mini-batches, of half of the prompts that a step reads.
+OVERSAMPLED = {
+    "batch": 16,
+    "grpo.oversample": 2,
+    "grpo.num_minibatches": 2,
+    "grpo.reward_aggregation": "normalize_then_sum",
+    "grpo.scale": "batch",
+    "checkpoint_every": 1,
+}
+
+
 @pytest.fixture(scope="module")
 def grpo_run(tmp_path_factory, whole, cache):
     workdir = tmp_path_factory.mktemp("grpo_run")
-    train.train(grpo_config(cache, whole, checkpoint_every=1), workdir)
+    train.train(grpo_config(cache, whole, **OVERSAMPLED), workdir)
     return workdir
 
 
@@ -277,7 +289,7 @@ def test_grpo_goes_on_from_a_run(grpo_run, whole):
     lines = [json.loads(line) for line in (grpo_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
     assert {"reward", "reward_degraded", "rewards/event/mean", "rel/gap", "kl"} - lines[0].keys() == {"kl"}
-    assert lines[0]["sampling/logp_difference/max"] < 1e-4
+    assert lines[0]["sampling/logp_difference/max"] < 1e-4 and "oversample/replaced" in lines[0]
     for name in ("000001.md", "000002.md"):
         text = (grpo_run / "rollouts" / name).read_text()
         clips = text.count("## train-")
@@ -289,10 +301,12 @@ def test_grpo_goes_on_from_a_run(grpo_run, whole):
     assert not set(everything(grpo_run, 2)["params"]) - set(everything(whole)["params"])
 
 
-def test_grpo_resumes_bit_for_bit(grpo_run, whole, cache, tmp_path):
-    """1 + 1 steps end as 2 do, rollouts included."""
+def test_grpo_resumes_bit_for_bit(grpo_run, whole, cache, tmp_path, watch):
+    """1 + 1 steps end as 2 do, rollouts included. A step reads twice the prompts of its update, in an order
+    that is known from its number."""
     copied = after_the_first_step(grpo_run, tmp_path / "copied")
-    train.train(grpo_config(cache, whole, checkpoint_every=1), copied)
+    train.train(grpo_config(cache, whole, **OVERSAMPLED), copied)
+    assert [len(clips) for clips in watch] == [32]
     chex.assert_trees_all_equal(everything(copied, 2), everything(grpo_run, 2))
     for file in ("metrics.jsonl", "rollouts/000002.md"):
         assert (copied / file).read_bytes() == (grpo_run / file).read_bytes()
@@ -344,26 +358,6 @@ def test_a_reward_of_ones_own_that_never_worked_stops_the_run(whole, cache, own_
     assert "\n" not in str(error.value) and len(calls) == 1
     assert "finished" not in (out := capsys.readouterr().out) and "reward 3" not in out
     assert not (tmp_path / "metrics.jsonl").read_text()
-
-
-def test_oversampled_prompts_resume_bit_for_bit(whole, cache, tmp_path, watch):
-    """With mini-batches, too: a step reads twice the prompts of its update, in an order that is known from
-    its number."""
-    changes = {
-        "grpo.oversample": 2,
-        "grpo.num_minibatches": 2,
-        "batch": 16,
-        "grpo.reward_aggregation": "normalize_then_sum",
-        "grpo.scale": "batch",
-        "checkpoint_every": 1,
-    }
-    train.train(grpo_config(cache, whole, **changes), tmp_path / "one")
-    after_the_first_step(tmp_path / "one", tmp_path / "two")
-    train.train(grpo_config(cache, whole, **changes), tmp_path / "two")
-    assert all(len(clips) == 32 for clips in watch)
-    chex.assert_trees_all_equal(everything(tmp_path / "two", 2), everything(tmp_path / "one", 2))
-    metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("one", "two")]
-    assert metrics[0] == metrics[1] and b"oversample/replaced" in metrics[0]
 
 
 BROKEN = '{"id": "a", "video": "a.mp4", "question": "What?", "answer": "That."}\n{"id": "b",\n'

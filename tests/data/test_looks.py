@@ -10,10 +10,23 @@ from tests.data.test_index import data_of
 from tests.videos import greys, write
 from tests.words import stub_config, word_text
 from vpjax.data.clips import parse_clip
-from vpjax.data.looks import NO, YES, TwoLooks, right_window, scan_of, window_of, wrong_window
+from vpjax.data.looks import (
+    KINDS,
+    NO,
+    YES,
+    TwoLooks,
+    prompts_a_clip,
+    right_window,
+    rollout_windows,
+    scan_of,
+    window_of,
+    wrong_window,
+)
 from vpjax.data.pipeline import make_batch_maker
 from vpjax.data.sampling import Sampling, VideoInfo, fit, looked_at, readings_of
 from vpjax.data.video import read_frames
+from vpjax.recipes import base
+from vpjax.scoring.judge import overlap_of
 from vpjax.types import Clip, Keyword, Look, Turn, UserError
 
 INFO = VideoInfo(width=56, height=56, duration=128.0, fps=8.0, frames=1024)
@@ -138,3 +151,52 @@ def test_a_dialogue_shows_a_file_in_two_looks(tmp_path):
     row = maker.row(entry, 0)
     assert row.counts == (5, 8) and np.flatnonzero(row.slots[0]).tolist() == [5 + 2]
     assert row.prompt.slot.max() + 1 == 13 and (row.prompt.slot >= 0).sum() == 5 * 1 + 8 * 4
+
+
+def test_a_step_of_grpo_holds_all_prompts_of_its_clips(tmp_path):
+    """In the order of KINDS, windows with the event first; whichever process makes which rows. Clips without
+    room for both kinds of windows are named."""
+    words = dict(
+        question="What?", answer="It flashes.", keywords=(Keyword("flashes", "flash", ((3.0, 3.5),)),)
+    )
+    clips = []
+    for number, seconds in enumerate((10, 8, 2, 9)):
+        path = str(write(tmp_path / f"{number}.mp4", greys(8 * seconds, (56, 56)), rate=8))
+        clips.append(Clip(f"c{number}", path, spans=((3.0, 3.5) if seconds > 2 else (1.0, 1.5),), **words))
+    looks = base.get_config().looks
+    looks.windows, looks.wrong, looks.frames = 2, 1, 4
+    text = word_text()
+    data = data_of(frames=4, fps=0.0, min_pixels=28 * 28, cache=str(tmp_path / "cache"))
+    prompts, left_out = rollout_windows(clips, looks, data, seed=0)
+    each = prompts_a_clip(looks)
+    assert each == 9 and left_out == ["c2"] and len(prompts) == 3 * each
+    for number, prompt in enumerate(prompts):
+        block, place = divmod(number, each)
+        window, kind = divmod(place, 3)
+        (look,) = prompt.looks
+        assert prompt.id == f"{('c0', 'c1', 'c3')[block]}/{window}/{KINDS[kind]}"
+        assert look.pixels == (looks.pixels if KINDS[kind] == "second" else looks.scan_pixels)
+        assert ("yes or no" in prompt.question) == (KINDS[kind] == "relevance")
+        shows = look.start <= 3.0 and 3.5 <= look.end
+        assert shows == (window < 2) and (shows or look.end <= 3.0 or 3.5 <= look.start)
+        assert prompt.looks[0].start == prompts[number - kind].looks[0].start
+        if kind:
+            assert prompt.spans and [bool(keyword.spans) for keyword in prompt.keywords] == [shows]
+            assert (overlap_of(prompt) > 0) == shows
+    options = dict(packed=False, seed=0, batch_size=2 * each, together=each)
+    maker, index = make_batch_maker(prompts, text, stub_config(text), data, **options)
+    assert not index.rejected and maker.plan.steps_per_epoch == 2
+    seen = []
+    for step in range(2):
+        whole = maker(step).batch
+        parts = [
+            dataclasses.replace(maker, part=range(*ends))(step).batch for ends in ((0, each), (each, 18))
+        ]
+        np.testing.assert_array_equal(np.concatenate([part.clip for part in parts]), whole.clip)
+        for block in whole.clip.reshape(2, each):
+            if block[0] >= 0:
+                assert block.tolist() == list(range(block[0], block[0] + each)) and block[0] % each == 0
+                seen.append(int(block[0]))
+            else:
+                assert (block == -1).all()
+    assert sorted(seen) == [0, each, 2 * each]

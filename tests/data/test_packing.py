@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from vpjax.data.mixture import Mixture
-from vpjax.data.packing import LENGTHS, WORTH, Epochs, PackedPlan, PromptPlan, Sizes, choose_lengths, pack
+from vpjax.data.packing import (
+    LENGTHS,
+    WORTH,
+    Epochs,
+    PackedPlan,
+    PromptPlan,
+    Sizes,
+    blocks_of,
+    choose_lengths,
+    pack,
+)
 
 MULTIPLES = Sizes(16, 4, 6, 1, 1, 1, 1, 1, degraded_targets=1)
 CLIPS = 600
@@ -53,6 +63,30 @@ def taken(sizes, entries):
 
 
 KINDS = pytest.mark.parametrize("packed", [True, False], ids=["packed", "prompts"])
+
+
+def test_blocks_of_prompts_are_never_torn():
+    """A clip that is not used leaves its row empty, and the others of its block where they are."""
+    sizes = population(200)
+    numbers = [n for n in range(210) if n % 21 != 20][: len(sizes)]
+    blocks = blocks_of(numbers, 7)
+    assert blocks.shape == (30, 7) and (blocks < 0).sum() == 10 and not (blocks[0::3] < 0).any()
+    mixture = Mixture([0] * len(blocks), (1.0,), 3)
+    plan = PromptPlan(sizes, mixture, 28, MULTIPLES, blocks)
+    seen = []
+    for step in range(plan.steps_per_epoch):
+        rows = [list(row.entries) for row in plan.rows(step)]
+        assert len(rows) == 28
+        for place in range(0, 28, 7):
+            own = [row[0] if row else -1 for row in rows[place : place + 7]]
+            if max(own) >= 0:
+                block = numbers[max(own)] // 7
+                assert own == blocks[block].tolist()
+                seen.append(block)
+        entries = [row[0] for row in rows if row]
+        assert max(sizes[entry].tokens for entry in entries) <= plan.capacity(step).tokens
+    assert sorted(seen) == list(range(30))
+    np.testing.assert_array_equal(blocks_of(range(5), 1), np.arange(5)[:, None])
 
 
 @KINDS

@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests import runs
 from tests.commands.call import ALONE, call
@@ -12,12 +15,18 @@ from vpjax import evaluate, predict
 from vpjax.data.collate import single_prompt
 from vpjax.data.looks import NO, YES, TwoLooks, relevance_of
 from vpjax.data.sampling import Sampling
+from vpjax.data.video import Video
+from vpjax.evaluation import scans
+from vpjax.evaluation.keyword_scan import keyword_localiser
 from vpjax.evaluation.looks import LOOK_CONTROLS, seconds_shown
 from vpjax.evaluation.ranking import answer_logprobs, pad_answers
 from vpjax.evaluation.scans import LOCALISERS, read_scan, relevance_scores
 from vpjax.events.long import LongSpec, make_long_clips
+from vpjax.localisers import localiser_of
 from vpjax.predict import ask, load
-from vpjax.types import Clip
+from vpjax.training import checkpoint, run_config
+from vpjax.training.sft import init_heads
+from vpjax.types import Clip, UserError
 
 pytestmark = pytest.mark.slow
 LOOKS = dict(tokens=96, look_frames=16, scan_pixels=28 * 28, look_pixels=56 * 56, look_again=2)
@@ -126,6 +135,85 @@ def test_an_evaluation_of_two_looks(run, file, tmp_path, monkeypatch):
         best = scan["again"][int(np.argmax(scan["again_scores"]))]
         assert scan["edges"][best] <= span[0] < scan["edges"][best + 1]
     assert (out / "scans.html").exists()
+
+
+def test_the_window_that_an_answer_names_is_the_nearest(monkeypatch):
+    """The model is asked once about all frames; the nearest window to the middle of a span is best, and an
+    answer that names none leaves the middle window."""
+    asked = []
+
+    def said(text):
+        def answers(model, text_, clip, videos, *, max_new):
+            asked.append((clip.question, len(videos), videos[0].times.tolist()))
+            return [text]
+
+        return answers
+
+    windows = [Video(np.zeros((4, 28, 28, 3), np.uint8), 4.0 * n + np.arange(4), 1.0) for n in range(5)]
+    clip = Clip("a", "a.mp4", "What?", "")
+    for answer, best in (
+        ("<glue>[(8.5, 9.5)]</glue>", 2),
+        ("Between 1 and 2 <glue>[(18.9, 19.0), (40, 50)]</glue>", 4),
+        ("From 2.00 to 2.50 seconds.", 0),
+    ):
+        monkeypatch.setattr(scans, "answers_about", said(answer))
+        scores = scans.glue_scores(None, None, clip, windows)
+        assert int(np.argmax(scores)) == best
+    np.testing.assert_allclose(scores, [-0.25, -3.75, -7.75, -11.75, -15.75])  # of the middles 2, 6, 10 ...
+    assert asked[0] == ("What? When is it in the video?", 1, list(range(20)))
+    monkeypatch.setattr(scans, "answers_about", said("It spins."))
+    assert np.isnan(scans.glue_scores(None, None, clip, windows)).all()
+    parts = [(4.0 * n, 4.0 * n + 4) for n in range(5)]
+    monkeypatch.setattr(scans, "read_scan", lambda *_: (parts, windows))
+    model = SimpleNamespace(config=SimpleNamespace(vision=SimpleNamespace(factor=28)))
+    looks, options = TwoLooks(again=1), dict(localise=scans.glue_scores, max_side=4096)
+    (scan,) = scans.scans_of(model, None, [clip], looks, Sampling(4), **options)
+    assert not scan.is_named and scan.best == 2
+
+
+def test_the_contrast_finds_the_window_whose_states_are_nearest_to_its_answer(run, file):
+    """By hand, a window at a time: the best cosine of a slot's mean state, after the layer that the contrast
+    reads, and the mean embedding of a keyword, each through its head."""
+    loaded = load(run)
+    model, text, path = loaded.model, loaded.text, str(file.parent / "heldout/000/000002.mp4")
+    config = ConfigDict(run_config.read(run))
+    heads = init_heads(config, model.config.decoder.hidden, jax.random.key(0))
+    sampling = Sampling(4, min_pixels=28 * 28, max_pixels=56 * 56)
+    _, videos = read_scan(path, TwoLooks(tokens=96, again=2), sampling, factor=28, max_side=4096)
+    clip = Clip("a", path, "What?", "")
+    answers = scans.answers_about(model, text, clip, videos, max_new=scans.LONGEST_ANSWER)
+    words = {answer: answer.split()[:2] for answer in answers}
+    words[answers[0]] = []
+    scores = keyword_localiser(heads, config, words.get)(model, text, clip, videos)
+
+    def mlp(side, x):
+        for number in range(2):
+            kernel, bias = (np.asarray(heads[f"heads.{side}.{number}.{part}"]) for part in ("kernel", "bias"))
+            x = x @ kernel + bias
+            if number == 0:
+                x = np.asarray(jax.nn.gelu(x))
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    prompt, table = text.prompt(clip), np.asarray(model.decoder.embed)
+    layer = max(1, round(config.contrast.layer * model.config.decoder.layers))
+    for video, answer, score in zip(videos, answers, scores, strict=True):
+        row = single_prompt(prompt, [video], model.config)[1]
+        tap = model.hidden(model.encode(row.video), row.text, row.text.tokens[:, :1], tap=layer).tap[0]
+        slots = [np.asarray(tap)[row.text.slot[0] == s].mean(axis=0) for s in range(8)]
+        expected = -1.0
+        for word in words[answer]:
+            embedded = table[text.keyword(word, answer)[1]].mean(axis=0)
+            expected = max(expected, float((mlp("visual", np.array(slots)) @ mlp("text", embedded)).max()))
+        assert score == pytest.approx(expected, abs=1e-4)  # cosines of float32 states
+    assert scores.max() > -1
+
+
+def test_a_model_without_a_head_has_no_contrast(run, tmp_path):
+    heads = checkpoint.load_heads(run)
+    np.testing.assert_array_equal(heads.pop("heads.visual.0.kernel"), np.ones((4, 4)))
+    assert not heads
+    with pytest.raises(UserError, match="no contrastive head in .*folder"):
+        localiser_of("contrast", tmp_path / "folder")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ import json
 
 import pytest
 
+from tests.videos import greys, write
 from vpjax.evaluation.ask import NO_KEY, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, format_results, make_results
 from vpjax.evaluation.run import REQUEST, check_request
-from vpjax.types import Clip, UserError
+from vpjax.types import Clip, Look, UserError
 
 EVENTS = {"spin": "spins", "grow": "grows"}
 CLIPS = [
@@ -150,6 +151,20 @@ def test_a_page_holds_tables_and_rows(tmp_path, half_right):
     assert "By group: accuracy" in html and "By event: accuracy" in html and html.count('"sample"') == 6
     assert "http" not in html and "<script" not in html and "&lt;script&gt;" in html
     assert "It spins and grows." in html and "not of this request" not in html and "data:image" not in html
+
+
+def test_a_page_shows_the_part_that_a_look_sees(tmp_path, half_right):
+    path = str(write(tmp_path / "a.mp4", greys(40), rate=8))
+    seen = dataclasses.replace(CLIPS[0], video=path, looks=(Look(2.0, 4.0, pixels=784),))
+    write_page(tmp_path / "a.html", half_right, [seen, *CLIPS[1:]], predictions("none", HALF_RIGHT))
+    html = (tmp_path / "a.html").read_text()
+    assert [f"frame at {at:.2f} s" in html for at in (0, 1.875, 2, 3.875, 4)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_tasks_with_scores_of_their_own(tmp_path):

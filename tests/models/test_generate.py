@@ -16,7 +16,7 @@ import torch
 from tests import batches, tiny
 from tests.batches import Clip
 from tests.models.cases import load_both, shape
-from vpjax.models.generate import generate, sample
+from vpjax.models.generate import draw, first_largest, generate, sample
 
 pytestmark = pytest.mark.slow
 
@@ -282,3 +282,13 @@ def test_a_row_of_padding_is_empty(model, prompts):
     np.testing.assert_array_equal(got.tokens[0], run(model, prompts, **SAMPLED).tokens[0])
     assert got.mask[0].all() and not got.mask[1].any()
     assert not got.tokens[1].any() and not got.logprobs[1].any()
+
+
+def test_a_draw_is_that_of_jax():
+    """Whose argmax takes the first of several largest numbers."""
+    rng = np.random.default_rng(0)
+    tied = rng.integers(0, 4, (50, 9)).astype(np.float32)
+    np.testing.assert_array_equal(first_largest(jnp.asarray(tied)), tied.argmax(axis=-1))
+    logits, keys = jnp.float32(rng.normal(size=9)), jax.random.split(jax.random.key(0), 200)
+    expected = jax.vmap(lambda key: jax.random.categorical(key, logits))(keys)
+    np.testing.assert_array_equal(jax.vmap(lambda key: draw(key, logits))(keys), expected)

@@ -87,6 +87,15 @@ def test_a_row_on_several_devices_is_cut_into_whole_pieces():
         run_config.check(config)
 
 
+def test_completions_on_several_devices_are_shared_out_evenly():
+    config = recipe("grpo")
+    config.mesh.context, config.data.length_multiple, config.grpo.groups = 4, 16, 8
+    run_config.check(config)
+    config.grpo.groups = 6
+    with pytest.raises(UserError, match="grpo.groups or .* is a multiple of config.mesh.context, 4; it is 6"):
+        run_config.check(config)
+
+
 @pytest.mark.parametrize(
     "changes, field",
     [
@@ -104,6 +113,33 @@ def test_a_row_on_several_devices_is_cut_into_whole_pieces():
 def test_losses_on_v_degraded_that_contradict_each_other_are_named(changes, field):
     config = recipe()
     config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=rf"config\.{field} "):
+        run_config.check(config)
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"batch": 96}, "batch"),
+        ({"accumulate": 9}, "batch"),
+        ({"looks.wrong": 0}, "looks.wrong"),
+        ({"grpo.aggregation": "dapo"}, "grpo.aggregation"),
+        ({"grpo.degraded": 4}, "grpo.degraded"),
+        ({"grpo.beta": 0.04}, "grpo.beta"),
+        ({"grpo.num_iterations": 2}, "grpo.num_iterations"),
+        ({"grpo.looks.temperature": 0.0}, "grpo.looks.temperature"),
+        ({"grpo.looks.gain": -1.0}, "grpo.looks.gain"),
+        ({"mesh.context": 2}, "mesh.context"),
+        ({"grpo.rewards": {"event": 1.0, "format": 1.0}}, "grpo.relative.correct"),
+    ],
+)
+def test_what_two_looks_cannot_have_is_named(changes, field):
+    """Their loss is the gradient of one expectation, which these would not leave it."""
+    config = recipe("grpo_long")
+    config.batch, config.looks.windows, config.looks.wrong = 54, 2, 1
+    run_config.check(config)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=rf"config\.{field} "):
         run_config.check(config)
 

@@ -6,6 +6,7 @@ likeliest one is looked at again. Both looks together cost a fixed number of vis
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,11 +16,18 @@ from ml_collections import ConfigDict
 from vpjax.data.cache import cache_folder
 from vpjax.data.probing import probe_sources
 from vpjax.data.sampling import SLOT, Sampling, VideoInfo, fit, looked_at
+from vpjax.data.text import Text
 from vpjax.types import Clip, Look, UserError
 
 # What a window of a scan is asked, and the two answers that are compared.
 RELEVANCE = "{question} Is it in the video: yes or no?"
 YES, NO = "yes", "no"
+# What is asked of a whole scan in one prompt, to be answered as in <glue>[(3.0, 5.5)]</glue>.
+MOMENT = "{question} When is it in the video?"
+# The prompts of a window in GRPO, in this order: whether the first look shows what is asked for, and the
+# question of the long clip about either look.
+KINDS = ("relevance", "first", "second")
+DRAWS = 16  # of a window's length, most of which may be too long for a short clip
 Span = tuple[float, float]
 
 
@@ -114,6 +122,55 @@ def training_windows(
     return found
 
 
+def prompts_a_clip(looks_config: ConfigDict) -> int:
+    """The number of prompts that GRPO has of a long clip."""
+    return len(KINDS) * (looks_config.windows + looks_config.wrong)
+
+
+def rollout_windows(
+    clips: Sequence[Clip], looks_config: ConfigDict, data_config: ConfigDict, seed: int
+) -> tuple[list[Clip], list[str]]:
+    """The prompts of GRPO about windows of long clips, ``prompts_a_clip`` of each, and the ids of the clips
+    that have none: whose event has no known time (spans), which are not about one video, or which have no
+    room for a window that shows the event and one that does not.
+
+    The windows that show the event come first, ``looks.windows`` of them, and then ``looks.wrong`` others.
+    Each has the prompts of KINDS beside each other. The keywords of a window that does not show the event
+    have no times, because nothing of them can be seen there.
+    """
+    looks = TwoLooks.of(looks_config)
+    timed = [clip for clip in clips if clip.spans and not clip.others]
+    paths = sorted({clip.video for clip in timed})
+    probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
+    is_right = [True] * looks_config.windows + [False] * looks_config.wrong
+    found: list[Clip] = []
+    left_out = {clip.id for clip in clips} - {clip.id for clip in timed}
+    for number, clip in enumerate(timed):
+        info, rng = probed[clip.video].info, np.random.default_rng([seed, number])
+        parts: list[Span] = []
+        if info is not None and info.duration:
+            for right in is_right:
+                drawn = (window_of(clip.spans, info, looks_config.seconds, right, rng) for _ in range(DRAWS))
+                parts += list(itertools.islice((part for part in drawn if part is not None), 1))
+        if len(parts) < len(is_right):
+            left_out.add(clip.id)
+            continue
+        timeless = tuple(dataclasses.replace(keyword, spans=()) for keyword in clip.keywords)
+        for window, (part, right) in enumerate(zip(parts, is_right, strict=True)):
+            shown = dataclasses.replace(clip, start=None, end=None)
+            if not right:
+                shown = dataclasses.replace(shown, keywords=timeless)
+            asked = dataclasses.replace(relevance_of(clip), answer=YES if right else NO)
+            first, second = (looks.first(part),), (looks.second(part),)
+            id = f"{clip.id}/{window}"
+            found += [
+                dataclasses.replace(asked, id=f"{id}/relevance", looks=first),
+                dataclasses.replace(shown, id=f"{id}/first", looks=first),
+                dataclasses.replace(shown, id=f"{id}/second", looks=second),
+            ]
+    return found, sorted(left_out)
+
+
 def window_of(
     spans: Sequence[Span], info: VideoInfo, seconds: Span, is_right: bool, rng: np.random.Generator
 ) -> Span | None:
@@ -171,6 +228,17 @@ def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bo
     return found
 
 
+def yes_no_of(text: Text) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of the two answers to ``relevance_of``."""
+    yes, no = (tuple(text.answer(answer).tolist()) for answer in (YES, NO))
+    return yes, no
+
+
 def relevance_of(clip: Clip) -> Clip:
     """The question whether a part of a clip's video shows what the clip asks for."""
     return Clip(clip.id, clip.video, RELEVANCE.format(question=clip.question), answer="")
+
+
+def moment_of(clip: Clip) -> Clip:
+    """The question when a clip's video shows what the clip asks for."""
+    return Clip(clip.id, clip.video, MOMENT.format(question=clip.question), answer="")

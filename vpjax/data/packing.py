@@ -218,22 +218,38 @@ class PackedPlan:
 class PromptPlan:
     """The rows of each step of an epoch, one clip each: clips of neighbouring lengths together.
 
-    Clips that are left over of one length go with those of the next one, so that only the last batch of an
-    epoch has empty rows."""
+    The clips of a block stand beside each other in one step. Blocks that are left over of one length go with
+    those of the next one, so that only the last batch of an epoch has empty rows."""
 
-    def __init__(self, sizes: Sequence[Sizes], mixture: Mixture, rows: int, multiples: Sizes):
-        """rows: of a batch. multiples: to which the capacities of rows are rounded up."""
+    def __init__(
+        self,
+        sizes: Sequence[Sizes],
+        mixture: Mixture,
+        rows: int,
+        multiples: Sizes,
+        blocks: np.ndarray | None = None,
+    ):
+        """mixture: of the blocks. rows: of a batch. multiples: to which the capacities of rows are rounded
+        up. blocks i64[n, k]: the entries of each, -1: an empty row; None: each entry is one."""
         self.sizes, self.mixture, self.row_count = np.array(sizes), mixture, rows
-        lengths = [round_up(int(tokens), multiples.tokens) for tokens in self.sizes[:, 0]]
-        limits = choose_lengths(np.array(lengths), LENGTHS)
+        self.blocks = np.arange(len(sizes))[:, None] if blocks is None else blocks
+        self.blocks_a_batch = rows // self.blocks.shape[1]
+        own = np.array([round_up(int(tokens), multiples.tokens) for tokens in self.sizes[:, 0]])
+        lengths = np.where(self.blocks < 0, 0, own[self.blocks]).max(axis=1)
+        limits = choose_lengths(lengths, LENGTHS)
         self.class_of = np.searchsorted(limits, lengths)
         self.capacities = []
         for number in range(len(limits)):
-            largest = self.sizes[self.class_of <= number].max(axis=0)
+            largest = self.sizes[self._entries(np.flatnonzero(self.class_of <= number))].max(axis=0)
             rounded = [round_up(int(n), multiple) for n, multiple in zip(largest, multiples, strict=True)]
             self.capacities.append(Sizes(*rounded))
-        self.steps_per_epoch = -(-len(mixture.order(mixture.rng(0))) // rows)
+        self.steps_per_epoch = -(-len(mixture.order(mixture.rng(0))) // self.blocks_a_batch)
         self.epochs = Epochs(self._batches_of)
+
+    def _entries(self, blocks: np.ndarray) -> np.ndarray:
+        """The entries of some blocks, without empty rows."""
+        entries = self.blocks[blocks].ravel()
+        return entries[entries >= 0]
 
     def capacity(self, step: int) -> Sizes:
         """How much each row of a step holds."""
@@ -248,24 +264,25 @@ class PromptPlan:
         """units: of each entry, without padding."""
         batches = self.epochs[0]
         rows = len(batches) * self.row_count
-        entries = np.concatenate([entries for _, entries in batches])
+        entries = np.concatenate([self._entries(np.array(blocks)) for _, blocks in batches])
         used = Sizes(*self.sizes[entries].sum(axis=0))._replace(units=units_N[entries].sum())
         capacities = np.array([self.capacities[number] for number, _ in batches])
         computed = Sizes(*(self.row_count * capacities.sum(axis=0)))
         return usage_of(used, computed, rows, len(entries), self.row_count, self.programs)
 
     def rows(self, step: int) -> list[PlannedRow]:
-        """The rows of a step; rows without an entry are padding, and never the first."""
-        entries = self._batch(step)[1]
-        padded = [[entry] for entry in entries] + [[] for _ in range(self.row_count - len(entries))]
-        return [PlannedRow(step // self.steps_per_epoch, row) for row in padded]
+        """The rows of a step; those without an entry are padding, and stand at its end unless a block lacks
+        one."""
+        entries = self.blocks[self._batch(step)[1]].ravel().tolist()
+        entries += [-1] * (self.row_count - len(entries))
+        return [PlannedRow(step // self.steps_per_epoch, [n] if n >= 0 else []) for n in entries]
 
     def _batch(self, step: int) -> tuple[int, list[int]]:
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         return self.epochs[epoch][step_in_epoch]
 
     def _batches_of(self, epoch: int) -> list[tuple[int, list[int]]]:
-        """The batches of an epoch: the number of their capacity, and their entries."""
+        """The batches of an epoch: the number of their capacity, and their blocks."""
         rng = self.mixture.rng(epoch)
         order = self.mixture.order(rng)
         batches: list[tuple[int, list[int]]] = []
@@ -273,10 +290,20 @@ class PromptPlan:
         last = len(self.capacities) - 1
         for number in range(last + 1):
             waiting += order[self.class_of[order] == number].tolist()
-            while len(waiting) >= self.row_count or (waiting and number == last):
-                batches.append((number, waiting[: self.row_count]))
-                waiting = waiting[self.row_count :]
+            while len(waiting) >= self.blocks_a_batch or (waiting and number == last):
+                batches.append((number, waiting[: self.blocks_a_batch]))
+                waiting = waiting[self.blocks_a_batch :]
         return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def blocks_of(numbers: Sequence[int], together: int) -> np.ndarray:
+    """The entries i64[n, k] of each block of k = ``together`` clips, whose numbers follow one another, -1: a
+    clip that is not used. numbers: of the clip of each entry."""
+    places = {block: place for place, block in enumerate(sorted({n // together for n in numbers}))}
+    blocks = np.full((len(places), together), -1)
+    for entry, number in enumerate(numbers):
+        blocks[places[number // together], number % together] = entry
+    return blocks
 
 
 def choose_lengths(lengths_N: np.ndarray, most: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from vpjax.data.cache import DamagedPage, FrameCache, cache_folder
 from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import Entry, Index, build_index, prompt_sizes
 from vpjax.data.mixture import Mixture
-from vpjax.data.packing import PackedPlan, PromptPlan, Sizes
+from vpjax.data.packing import PackedPlan, PromptPlan, Sizes, blocks_of
 from vpjax.data.probing import Source
 from vpjax.data.rows import LATER_FRAMES, NO_ANSWERS, DegradedAnswers, Row, training_row
 from vpjax.data.sampling import Reading, Sampling, Shape
@@ -278,6 +278,7 @@ def make_batch_maker(
     data_set_of: Sequence[int] | None = None,
     weights: Sequence[float] = (1.0,),
     answers: DegradedAnswers = NO_ANSWERS,
+    together: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> tuple[BatchMaker, Index]:
@@ -287,7 +288,8 @@ def make_batch_maker(
     otherwise one prompt in a row. batch_size: rows over all processes, of which process p makes the p-th
     part. data_set_of: the number of each clip's data set, of which ``weights`` says how often its
     clips come in an epoch; None: all are of one. answers: what follows the prompts of V~ in packed rows.
-    UserError if the config contradicts itself or no clip can be used."""
+    together: prompts of so many neighbouring clips stand beside each other in one step, of whose rows it is
+    a divisor. UserError if the config contradicts itself or no clip can be used."""
     if bool(data_config.frames) == bool(data_config.fps):
         raise UserError(
             f"data.frames={data_config.frames} and data.fps={data_config.fps}: "
@@ -306,7 +308,15 @@ def make_batch_maker(
     if data_config.tfio_python:
         tfio.worker(data_config.tfio_python)  # raises here, because it is no fault of a clip
     index = build_index(clips, text, model_config, data_config, data_set_of, answers)
-    plan = make_plan(index, data_config, packed=packed, seed=seed, rows=batch_size, weights=weights)
+    plan = make_plan(
+        index,
+        data_config,
+        packed=packed,
+        seed=seed,
+        rows=batch_size,
+        weights=weights,
+        together=together,
+    )
     rows = batch_size // process_count
     maker = BatchMaker(
         plan=plan,
@@ -330,14 +340,18 @@ def make_plan(
     seed: int,
     rows: int,
     weights: Sequence[float] = (1.0,),
+    together: int = 1,
 ) -> PackedPlan | PromptPlan:
     """The plan of batches of so many ``rows``, see ``make_batch_maker``."""
     block, bin = index.capacity.block, max(index.capacity.bin, 1)
     multiple = data_config.length_multiple
     ones = Sizes(*[1] * len(Sizes._fields))
     multiples = ones._replace(tokens=multiple, units=block, bins=bin, degraded=multiple)
-    mixture = Mixture([entry.data_set for entry in index.entries], weights, seed)
-    if not packed:
-        return PromptPlan([prompt_sizes(entry) for entry in index.entries], mixture, rows, multiples)
-    sizes = [entry.sizes for entry in index.entries]
-    return PackedPlan(sizes, mixture, rows, multiples, data_config.row_tokens)
+    data_set_of = [entry.data_set for entry in index.entries]
+    if packed:
+        sizes = [entry.sizes for entry in index.entries]
+        mixture = Mixture(data_set_of, weights, seed)
+        return PackedPlan(sizes, mixture, rows, multiples, data_config.row_tokens)
+    blocks = blocks_of([entry.number for entry in index.entries], together)
+    mixture = Mixture([data_set_of[max(block)] for block in blocks], weights, seed)
+    return PromptPlan([prompt_sizes(entry) for entry in index.entries], mixture, rows, multiples, blocks)

@@ -23,7 +23,8 @@ from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction, Query
 from vpjax.evaluation.bootstrap import Scored, summary
-from vpjax.evaluation.scans import LOCALISERS, Scan, scans_of
+from vpjax.evaluation.ranking import likeliest_first
+from vpjax.evaluation.scans import Localiser, Scan, scans_of
 from vpjax.models.vlm import VideoLM
 from vpjax.types import Clip, Look, UserError
 
@@ -47,13 +48,13 @@ class LookPredictor:
         looks: TwoLooks,
         *,
         controls: Sequence[str],
-        localise: str,
+        localise: Localiser,
         batch_size: int,
         max_new: int,
         mesh: Mesh | None = None,
     ):
-        """clips: without their answers. data_config: as for ``ClipPredictor``. localise: one of LOCALISERS.
-        UserError for a clip that is not about one video."""
+        """clips: without their answers. data_config: as for ``ClipPredictor``. localise: as for
+        ``scans_of``. UserError for a clip that is not about one video."""
         for clip in clips:
             if len(clip.media) != 1 or clip.looks:
                 raise UserError(f"two looks: clip {clip.id} is not about one whole video")
@@ -66,7 +67,7 @@ class LookPredictor:
     def predictions(self) -> Iterator[Prediction]:
         """The prediction about each clip under each control, or why there is none."""
         sampling = Sampling.of(self.data_config)
-        options = dict(localise=LOCALISERS[self.localise], max_side=self.data_config.max_side)
+        options = dict(localise=self.localise, max_side=self.data_config.max_side)
         found = scans_of(self.model, self.text, self.clips, self.looks, sampling, **options)
         bar = tqdm(zip(self.clips, found, strict=True), "scans", len(self.clips), leave=False)
         for clip, scan in bar:
@@ -139,15 +140,16 @@ class LookPredictor:
                 differing[name] = first.text, second.text
         if not differing:
             return
-        sums = {name: np.zeros(2) for name in differing}
+        logprobs: dict[str, list[np.ndarray]] = {name: [] for name in differing}
         for look in looks:
             predictor = self.predictor({name: parts[name] for name in differing}, look, control, differing)
             for _ in predictor.predictions():  # which fills in the scores
                 pass
             for name in differing:
-                sums[name] += predictor.scores[Query(name, control, ranked=True)]
+                logprobs[name].append(predictor.scores[Query(name, control, ranked=True)])
         for name, texts in differing.items():
-            yield Prediction(name, control, ranked=False, text=texts[int(np.argmax(sums[name]))])
+            best = likeliest_first(np.stack(logprobs[name]))[0]
+            yield Prediction(name, control, ranked=False, text=texts[best])
 
     def found(self) -> dict[str, bool]:
         """Whether the chosen window shows a part of the event, of each clip with known spans, by its id."""

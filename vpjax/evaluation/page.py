@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vpjax.data.images import is_image
-from vpjax.data.sampling import Sampling
+from vpjax.data.sampling import Sampling, readings_of
 from vpjax.data.video import read_frames, read_image
 from vpjax.evaluation.ask import Prediction
 from vpjax.evaluation.results import interval, label, metric_columns, per_cent, remarks
@@ -91,7 +91,8 @@ def _frames_of_medium(clip: Clip, number: int) -> list[tuple[str, float, bool]]:
             video = read_image(path, factor=2, min_pixels=1, max_pixels=SAMPLE_PIXELS)
         else:
             sampling = Sampling(SAMPLE_FRAMES, min_pixels=1, max_pixels=SAMPLE_PIXELS)
-            video = read_frames(path, sampling, factor=2, start=clip.start, end=clip.end)
+            start, end = readings_of(clip, sampling, len(clip.media))[number].part
+            video = read_frames(path, sampling, factor=2, start=start, end=end)
     except UserError:
         return []
     spans = [span for keyword in clip.keywords if keyword.video == number for span in keyword.spans]

@@ -48,6 +48,12 @@ def answer_logprobs(
     return jnp.where(valid_BGC.any(-1), total_BG, -jnp.inf)
 
 
+def likeliest_first(logprobs_LG: np.ndarray) -> np.ndarray:
+    """The numbers i64[G] of answers by the sum of their log-probabilities given each of L looks at a video,
+    the highest first; of equal ones as they stand."""
+    return np.argsort(-logprobs_LG.sum(axis=0), kind="stable")
+
+
 def best_answer(answers: Sequence[str], scores_G: np.ndarray) -> str | None:
     """The answer with the highest of the scores f[G]; None if answers that differ share it."""
     highest = scores_G.max()

@@ -139,6 +139,9 @@ def format_results(results: Mapping[str, Any]) -> str:
     if "looks" in results and (windows := results["looks"]["windows"]):
         shown, right = interval(windows["found"]), interval(windows["right"])
         lines += ["", f"the window shows the event: {shown}; and the answer is right: {right}"]
+    if unnamed := results.get("looks", {}).get("unnamed"):
+        scans = len(results["looks"]["scans"])
+        lines += ["", f"no window was found in {unnamed} of {scans} clips: the middle one was taken"]
     if remarks(results):
         lines += ["", *remarks(results)]
     if "against" in results:

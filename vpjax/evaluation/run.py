@@ -25,6 +25,7 @@ from vpjax.evaluation.looks import LookPredictor, scan_records, window_scores
 from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
+from vpjax.evaluation.scans import Localiser, relevance_scores
 from vpjax.evaluation.shown import OWN, evaluation_data, with_options, without_answer
 from vpjax.files import AnyPath, exists, read_object, write_whole
 from vpjax.models.attention import backend
@@ -54,9 +55,9 @@ class Request:
     model to compare with. batch: clips at a time. max_new_tokens: of an answer; None: the benchmark's. mesh:
     devices per axis, as ``config.mesh``. video_options: fields of the section ``data`` that replace those of
     training, see ``with_options``. dtype: of the weights; None: as in training, or as stored. looks: answer
-    by two looks at each video, under some of ``LOOK_CONTROLS``; None: by one. localise: how the window of the
-    second look is found, one of ``LOCALISERS``. UserError for contrasts without rank, and for two looks that
-    rank.
+    by two looks at each video, under some of ``LOOK_CONTROLS``; None: by one. localise, localiser: the name
+    of the way in which the window of the second look is found, and that way. UserError for contrasts without
+    rank, and for two looks that rank.
     """
 
     benchmark: str
@@ -78,6 +79,7 @@ class Request:
     dtype: str | None = None
     looks: TwoLooks | None = None
     localise: str = "relevance"
+    localiser: Localiser = relevance_scores
 
     def __post_init__(self) -> None:
         if self.looks and self.rank:
@@ -250,7 +252,8 @@ def evaluate_looks(
     description: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """``evaluate_model`` by two looks at each video. All predictions are made anew. Its results have besides,
-    in ``looks``, how well the windows were found and each clip's scan."""
+    in ``looks``, how well the windows were found, of how many clips the localiser found none, and each clip's
+    scan."""
     if jax.process_count() > 1:
         raise UserError("--looks=2 runs in one process: start it without --processes")
     assert request.looks is not None
@@ -261,7 +264,7 @@ def evaluate_looks(
         evaluation_data(data_config, request.benchmark, model),
         request.looks,
         controls=request.controls,
-        localise=request.localise,
+        localise=request.localiser,
         batch_size=request.batch,
         max_new=request.new_tokens,
         mesh=mesh,
@@ -278,7 +281,9 @@ def evaluate_looks(
         missing=request.missing,
     )
     windows = window_scores(results, predictor.found())
-    return results | {"looks": {"windows": windows, "scans": scan_records(predictor.scans)}}
+    unnamed = sum(not scan.is_named for scan in predictor.scans.values())
+    looks = {"windows": windows, "unnamed": unnamed, "scans": scan_records(predictor.scans)}
+    return results | {"looks": looks}
 
 
 def spread(clips: Sequence[Clip], limit: int) -> list[Clip]:

@@ -139,27 +139,31 @@ def attend_suffix(q_BGCNH: jax.Array, prefix: KeyValues, suffix: KeyValues, segm
 
 
 def attend_cached(
-    q_BGNH: jax.Array, prefix: KeyValues, suffix: KeyValues, seen_BP: Array, step: Array
+    q_BGNH: jax.Array, prefix: KeyValues, before: KeyValues, own: KeyValues, seen_BP: Array, step: Array
 ) -> jax.Array:
-    """Attention of token number ``step`` of each of G completions to the prompt and to its own completion:
-    [B, G, N, H].
+    """Attention of token number ``step`` of each of G completions to the prompt, to the tokens before it in
+    its own completion, and to itself: [B, G, N, H].
 
-    prefix: [B, K, P, H], of which ``seen`` says what is no padding. suffix: [B, K, G, C, H]. Both have their
-    heads first: so a TPU reads them as they lie, where it would copy the prompt's for each token and layer.
+    prefix: [B, K, P, H], of which ``seen`` says what is no padding. before: [B, K, G, C, H], in which this
+    token is not written yet. own: [B, K, G, H]. All have their heads first: so a TPU reads them as they lie,
+    where it would copy them for each token and layer.
     """
     q_BKGRH = _grouped(q_BGNH, prefix.k.shape[1]).swapaxes(1, 2)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     lowest = jnp.finfo(jnp.float32).min
     to_prompt = product("bkgrh,bkph->bkgrp", q_BKGRH, prefix.k)
     to_prompt = jnp.where(jnp.asarray(seen_BP)[:, None, None, None], to_prompt, lowest)
-    to_own = product("bkgrh,bkgch->bkgrc", q_BKGRH, suffix.k)
-    to_own = jnp.where(jnp.arange(suffix.k.shape[3]) <= step, to_own, lowest)
-    # The softmax over both, without a copy of both in one array.
-    largest = jnp.maximum(to_prompt.max(-1, keepdims=True), to_own.max(-1, keepdims=True))
-    to_prompt, to_own = jnp.exp(to_prompt - largest), jnp.exp(to_own - largest)
-    total = to_prompt.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
+    to_before = product("bkgrh,bkgch->bkgrc", q_BKGRH, before.k)
+    to_before = jnp.where(jnp.arange(before.k.shape[3]) < step, to_before, lowest)
+    to_own = product("bkgrh,bkgh->bkgr", q_BKGRH, own.k)[..., None]
+    # The softmax over all, without a copy of them in one array.
+    scores = to_prompt, to_before, to_own
+    largest = functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores])
+    to_prompt, to_before, to_own = (jnp.exp(x - largest) for x in scores)
+    total = sum(x.sum(-1, keepdims=True) for x in (to_prompt, to_before, to_own))
     mixed = product("bkgrp,bkph->bkgrh", to_prompt.astype(prefix.v.dtype), prefix.v)
-    mixed += product("bkgrc,bkgch->bkgrh", to_own.astype(suffix.v.dtype), suffix.v)
+    mixed += product("bkgrc,bkgch->bkgrh", to_before.astype(before.v.dtype), before.v)
+    mixed += to_own * own.v[:, :, :, None]
     return (mixed / total).astype(q_BGNH.dtype).swapaxes(1, 2).reshape(q_BGNH.shape)
 
 

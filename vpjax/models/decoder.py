@@ -7,6 +7,7 @@ Visual features may be added after the first layers (DeepStack). Sources: ``Qwen
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,14 @@ from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_cac
 from vpjax.models.linear import Linear
 from vpjax.models.remat import keep, scan
 from vpjax.models.rope import rotate, text_angles
-from vpjax.models.sharding import split_groups, split_heads, split_looked_up, split_tokens, split_width
+from vpjax.models.sharding import (
+    laid_out,
+    split_groups,
+    split_heads,
+    split_looked_up,
+    split_tokens,
+    split_width,
+)
 from vpjax.models.swiglu import swiglu
 from vpjax.types import Array
 
@@ -110,7 +118,8 @@ class Decoder(nnx.Module):
     def empty_suffix(self, rows: int, groups: int, length: int) -> KeyValues:
         """A cache [L, B, K, G, C, H] of zeros for completions."""
         shape = self.config.layers, rows, self.config.kv_heads, groups, length, self.config.head_dim
-        return KeyValues(jnp.zeros(shape, self.embed.dtype), jnp.zeros(shape, self.embed.dtype))
+        zeros = laid_out(jnp.zeros(shape, self.embed.dtype), rows_axis=1, heads_axis=2)
+        return KeyValues(zeros, zeros)
 
     def angles(self, positions_B3T: Array) -> jax.Array:
         """Rotary angles [B, T, H / 2] of three-axis positions."""
@@ -190,32 +199,33 @@ class Decoder(nnx.Module):
         them."""
         angles = self.angles(jnp.repeat(position_BX[:, None], 3, axis=1))
 
-        def layer(carry, block_prompts_index):
-            x, caches = carry
-            block, prompts, index = block_prompts_index
+        ends = itertools.accumulate(cache.k.shape[3] for cache in suffixes)
+        owns = [slice(end - cache.k.shape[3], end) for end, cache in zip(ends, suffixes, strict=True)]
+
+        def layer(x, block_and_caches):
+            block, prompts, suffixes = block_and_caches
 
             def attention(q_BXNH, kv_BXKH):
                 q_BXNH, kv_BXKH = jax.tree.map(split_heads, (q_BXNH, kv_BXKH))
-                mixed, written, start = [], [], 0
-                for prompt, cache, seen_BP in zip(prompts, caches, seen, strict=True):
-                    own = slice(start, start + cache.k.shape[3])
-                    start = own.stop
+                kv_BKXH, mixed = jax.tree.map(lambda x: x.swapaxes(1, 2), kv_BXKH), []
+                for own, prompt, before, seen_BP in zip(owns, prompts, suffixes, seen, strict=True):
+                    kv_BKGH = jax.tree.map(lambda x, own=own: x[:, :, own], kv_BKXH)
+                    mixed.append(attend_cached(q_BXNH[:, own], prompt, before, kv_BKGH, seen_BP, step))
+                return split_heads(jnp.concatenate(mixed, axis=1)), kv_BKXH
 
-                    def write(c, new, own=own):
-                        return c.at[index, :, :, :, step].set(new[:, own].swapaxes(1, 2).astype(c.dtype))
+            x, kv_BKXH = block(split_groups(x), angles, attention)
+            return split_groups(x), kv_BKXH
 
-                    cache = jax.tree.map(write, cache, kv_BXKH)
-                    suffix = jax.tree.map(lambda c: c[index], cache)
-                    mixed.append(attend_cached(q_BXNH[:, own], prompt, suffix, seen_BP, step))
-                    written.append(cache)
-                return split_heads(jnp.concatenate(mixed, axis=1)), written
+        x_BXD = split_groups(self.embed[token_BX])
+        h_BXD, new = jax.lax.scan(layer, x_BXD, (self.layers, list(prompts), list(suffixes)))
 
-            x, written = block(split_groups(x), angles, attention)
-            return (split_groups(x), written), None
+        # All layers at once, so that each only reads its caches.
+        def written(own: slice, c: jax.Array, new_LBKXH: jax.Array) -> jax.Array:
+            c = c.at[:, :, :, :, step].set(new_LBKXH[:, :, :, own].astype(c.dtype))
+            return laid_out(c, rows_axis=1, heads_axis=2)
 
-        index_L = jnp.arange(self.config.layers)
-        carry = split_groups(self.embed[token_BX]), list(suffixes)
-        (h_BXD, suffixes), _ = jax.lax.scan(layer, carry, (self.layers, list(prompts), index_L))
+        pairs = zip(owns, suffixes, strict=True)
+        suffixes = [jax.tree.map(functools.partial(written, own), cache, new) for own, cache in pairs]
         return self.norm(h_BXD), suffixes
 
 

@@ -88,10 +88,10 @@ def generate(
         logits_BXO = split_words(jnp.matmul(h_BXD, unembed_OD.T, preferred_element_type=jnp.float32))
         if temperature:
             logits_BXO = logits_BXO / temperature
-            draw = functools.partial(sample, top_p=top_p, top_k=top_k)
-            token_BX = jax.vmap(jax.vmap(draw))(_fold(keys_BX, state.step), logits_BXO)
+            one = functools.partial(sample, top_p=top_p, top_k=top_k)
+            token_BX = jax.vmap(jax.vmap(one))(_fold(keys_BX, state.step), logits_BXO)
         else:
-            token_BX = jnp.argmax(logits_BXO, axis=-1).astype(jnp.int32)
+            token_BX = first_largest(logits_BXO)
         chosen_BX = jnp.take_along_axis(logits_BXO, token_BX[..., None], axis=-1)[..., 0]
         logprob_BX = chosen_BX - jax.nn.logsumexp(logits_BXO, axis=-1)
         running_BX = ~state.done_BX
@@ -129,7 +129,6 @@ def generate(
         return (state.step < max_new) & ((state.done_BX & ~absent_BX).sum() < enough)
 
     caches = [model.decoder.empty_suffix(rows, count, max_new) for count in groups]
-    caches = jax.tree.map(functools.partial(split_heads, rows_axis=1, heads_axis=2), caches)
     start = _Loop(jnp.int32(0), absent_BX, caches, empty)
     with phase("decode"):
         end = jax.lax.while_loop(continues, advance, choose(start, last_BXD))
@@ -159,11 +158,25 @@ def sample(key: Array, logits_O: jax.Array, top_p: float, top_k: int) -> jax.Arr
     """A token i32[] drawn from the softmax of ``logits``, cut to the ``top_k`` likeliest tokens (0: all) and
     then to the fewest whose share reaches ``top_p``; of equally likely tokens, those with lower ids stay."""
     if not top_k and top_p >= 1.0:
-        return jax.random.categorical(key, logits_O).astype(jnp.int32)
+        return draw(key, logits_O)
     likeliest, tokens = jax.lax.top_k(logits_O, min(top_k or logits_O.size, logits_O.size))
     share = jax.nn.softmax(likeliest)
     kept = (jnp.cumsum(share) - share < top_p).at[0].set(True)
-    return tokens[jax.random.categorical(key, jnp.where(kept, likeliest, -jnp.inf))]
+    return tokens[draw(key, jnp.where(kept, likeliest, -jnp.inf))]
+
+
+def draw(key: Array, logits_O: jax.Array) -> jax.Array:
+    """``jax.random.categorical`` of one distribution, i32[]."""
+    return first_largest(logits_O + jax.random.gumbel(key, logits_O.shape, logits_O.dtype))
+
+
+def first_largest(x: jax.Array) -> jax.Array:
+    """``jnp.argmax`` over the last axis, i32, of an array that is split along it: of an argmax XLA sends each
+    element's number from chip to chip."""
+    count = x.shape[-1]
+    is_largest = x == x.max(axis=-1, keepdims=True)
+    first = jnp.where(is_largest, jnp.arange(count, dtype=jnp.int32), count).min(axis=-1)
+    return jnp.minimum(first, count - 1)  # of numbers that are NaN none is largest
 
 
 _fold = jnp.vectorize(jax.random.fold_in)

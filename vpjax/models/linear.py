@@ -86,7 +86,12 @@ def int8_product(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array
 
     The backward pass dequantises W again. If it were kept, those of all layers would be a whole model in the
     type of x."""
-    return jnp.tensordot(x, dequantise(kernel, scale, x.dtype), 1)
+    # A product of matrices, of which a TPU's compiler dequantises W inside, without a copy of it. Without the
+    # barrier it would compute one of W in heads.
+    width, *out = kernel.shape
+    matrix = dequantise(kernel.reshape(width, -1), scale.reshape(1, -1), x.dtype)
+    product = jax.lax.optimization_barrier(x @ matrix)
+    return product.reshape(*x.shape[:-1], *out)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, scale: jax.Array) -> tuple[jax.Array, tuple]:

@@ -8,6 +8,7 @@ which its devices hold the heads of their own, and rows of its own (``regroup``)
 """
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -268,10 +270,23 @@ def split_groups(x: jax.Array) -> jax.Array:
 
 def split_heads(x: jax.Array, *, rows_axis: int = 0, heads_axis: int = -2) -> jax.Array:
     """``x`` in sampling: its rows as in ``split_groups``, its heads over HEADS if they divide."""
+    return _constrain(x, _heads_spec(x, rows_axis, heads_axis))
+
+
+def _heads_spec(x: jax.Array, rows_axis: int, heads_axis: int) -> P:
     spec: list[Any] = [None] * x.ndim
     spec[rows_axis] = groups_for(x.shape[rows_axis])
     spec[heads_axis] = _if_divides(x.shape[heads_axis], HEADS)
-    return _constrain(x, P(*spec))
+    return P(*spec)
+
+
+def laid_out(x: jax.Array, *, rows_axis: int, heads_axis: int) -> jax.Array:
+    """``x``, split as by ``split_heads``, whose axes follow one another in memory in their order."""
+    in_order = functools.partial(with_layout_constraint, layouts=Layout(tuple(range(x.ndim))))
+    if jax.sharding.get_abstract_mesh().empty:
+        return in_order(x)
+    spec = _heads_spec(x, rows_axis, heads_axis)
+    return jax.shard_map(in_order, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
 
 def split_words(x: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vpjax.data.control import with_control
 from vpjax.data.text import Text
 from vpjax.models.generate import Completions
+from vpjax.scoring.comparisons import span_iou
 from vpjax.scoring.references import (
     References,
     degraded_clip,
@@ -30,10 +31,12 @@ REMOVED = "keyword_removed"  # the recall of the relative rewards (docs/method.m
 
 
 class ReferencePair(NamedTuple):
-    """What is true of V, and of V~ if completions on V~ are compared with it."""
+    """What is true of V, and of V~ if completions on V~ are compared with it. overlap f32[B]: of what is seen
+    of V with the event, see ``overlap_of``."""
 
     complete: References
     degraded: References | None
+    overlap: Array
 
 
 def weights_of(rewards: Mapping[str, Any]) -> dict[str, float]:
@@ -61,6 +64,13 @@ def hides_all(clip: Clip, hidden_J: Array) -> bool:
     of V~. The keywords that ``data.keywords`` and ``data.keyword_tokens`` leave out are not hidden."""
     timed = {j for j, keyword in enumerate(clip.keywords) if keyword.spans}
     return timed <= set(np.flatnonzero(hidden_J).tolist())
+
+
+def overlap_of(clip: Clip) -> float:
+    """The IoU of the part of its video that a clip's one look shows with its spans; 0 for other clips."""
+    if len(clip.looks) != 1 or clip.looks[0].start is None or clip.looks[0].end is None:
+        return 0.0
+    return span_iou([(clip.looks[0].start, clip.looks[0].end)], clip.spans)
 
 
 class ConfigJudge:
@@ -114,7 +124,8 @@ class ConfigJudge:
                 if clip and hides_all(clip, prompts.hidden[row]):
                     shown[row] = degraded_clip(clip)
             degraded = reference_rows(shown, self.sizes)
-        references = ReferencePair(reference_rows(clips, self.sizes), degraded)
+        overlap = np.array([overlap_of(clip) if clip else 0.0 for clip in clips], np.float32)
+        references = ReferencePair(reference_rows(clips, self.sizes), degraded, overlap)
         return dataclasses.replace(prompts, references=references)
 
     def score(self, prompts: Prompts, tokens_BXC: Array, mask_BXC: Array) -> dict[str, jax.Array]:
@@ -140,6 +151,10 @@ class ConfigJudge:
         """What completions say, i32[B, X]: equal numbers for answers that say the same, see
         ``rewards.answer_numbers``; -1: they cannot be compared."""
         return answer_numbers(self.table, self.known, tokens_BXC, mask_BXC, prompts.references.complete)
+
+    def overlap(self, prompts: Prompts) -> Array:
+        """The IoU f32[B] of what is seen of a clip's video with its event."""
+        return prompts.references.overlap
 
     def take_faults(self) -> list[str]:
         """The failures of the user's own functions since the last call."""

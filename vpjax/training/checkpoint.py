@@ -30,8 +30,9 @@ from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves, rebuild
 from vpjax.training import run_config
 from vpjax.training.best import best_of
+from vpjax.training.state import HEADS_PREFIX
 from vpjax.training.sums import CHECKPOINTS, SUMS, damage_of, newest_whole, steps_in, sums_of
-from vpjax.types import UserError
+from vpjax.types import Array, UserError
 
 MODEL = "model"
 Step = int | Literal["best"] | None  # of a checkpoint; best: by ``config.keep_best``; None: the newest
@@ -284,6 +285,17 @@ def load_params(
         x = params[name] if lora is None else merged(name, params, lora, dtype)
         del params[name]
         yield name, x.astype(dtype)
+
+
+def load_heads(workdir: AnyPath, *, step: Step = None) -> dict[str, Array]:
+    """The heads of the contrast that a run of SFT trained, by path; {} for a run or folder without them."""
+    workdir = Path(workdir)
+    if not (workdir / MODEL).is_dir():
+        return {}
+    with contextlib.closing(Manager(workdir, keep=None)) as manager:
+        params = manager.shapes(existing_step(workdir, step))["params"]
+    heads = {path: x for path, x in params.items() if path.startswith(HEADS_PREFIX)}
+    return dict(read_params(workdir, step, heads, None)) if heads else {}
 
 
 def adapters_of(workdir: AnyPath) -> Lora | None:

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from vpjax.data.looks import KINDS
 from vpjax.hlo import phase
 from vpjax.models.attention import backend
-from vpjax.models.generate import Completions, generate
+from vpjax.models.generate import Completions
 from vpjax.models.sharding import batch_sharding, check_rows, in_use
 from vpjax.models.vision import Features
-from vpjax.models.vlm import VideoLM, with_int8_decoder
+from vpjax.models.vlm import VideoLM
 from vpjax.scoring.rewards import combine
 from vpjax.training.judged import (
     Judge,
@@ -38,6 +39,7 @@ from vpjax.training.judged import (
     score_branches,
     total_rewards,
 )
+from vpjax.training.looks import LookStep
 from vpjax.training.policy import has_ended, trained_tokens
 from vpjax.training.relative import (
     NEEDS,
@@ -47,6 +49,7 @@ from vpjax.training.relative import (
     relative_metrics,
     relative_term,
 )
+from vpjax.training.rollout import sample_completions
 from vpjax.training.state import Optimizer, State
 from vpjax.training.update import (
     PolicyUpdate,
@@ -58,8 +61,6 @@ from vpjax.training.update import (
 )
 from vpjax.types import Array, Prompts
 
-ROLE = 2  # of the rollouts' keys among the folds of (seed, role, step); 0, 1, 3 are the first parameters'
-
 
 def make_step(
     model: VideoLM,
@@ -69,20 +70,27 @@ def make_step(
     *,
     judge: Judge,
     eos: tuple[int, ...],
+    yes_no: tuple[tuple[int, ...], tuple[int, ...]] = ((), ()),
 ) -> Callable[[State, Prompts], tuple[State, dict[str, Array], JudgedRollouts]]:
     """``step(state, prompts) -> state, metrics (f32 scalars), rollouts``. The state is donated. An update
     whose loss, gradient or reward is not finite is skipped and counted.
 
-    model: arrays or shapes. shardings: of the state, from ``create_state``. eos: stop tokens. UserError if
-    the rows of a micro-batch do not divide over the devices.
+    model: arrays or shapes. shardings: of the state, from ``create_state``. eos: stop tokens. yes_no: the
+    tokens of these answers, for two looks. UserError if the rows of a micro-batch do not divide over the
+    devices.
     """
     mesh = None if shardings is None else shardings.step.mesh
     if mesh is not None:
         field = "config.batch / config.accumulate"
         if config.grpo.num_minibatches > 1:
             field += " / config.grpo.num_minibatches"
-        check_rows(config.batch // (config.accumulate * config.grpo.num_minibatches), mesh, field)
-    grpo = GRPOStep(model, config, optimizer, judge, eos)
+        rows = config.batch // (config.accumulate * config.grpo.num_minibatches)
+        if config.looks.windows:
+            field, rows = f"{field} / {len(KINDS)}", rows // len(KINDS)
+        check_rows(rows, mesh, field)
+    grpo: GRPOStep | LookStep = GRPOStep(model, config, optimizer, judge, eos)
+    if config.looks.windows:
+        grpo = LookStep(model, config, optimizer, judge, eos, yes_no)
 
     def on_mesh(function: Callable[..., Any]) -> Callable[..., Any]:
         def traced(*arguments):
@@ -127,25 +135,17 @@ class GRPOStep:
 
     def rollout(self, state: State, prompts: Prompts) -> tuple[Completions, Features | None]:
         """Completions [B, R, G, C] of all branches, sampled in one loop, and the features of V."""
-        options = self.config.grpo
         model = self.policy.compute_model(state.params, state.frozen)
-        features = model.encode(prompts.video)
-        if options.rollout_dtype == "int8":
-            model = with_int8_decoder(model)
-        branches, key = len(self.groups), jax.random.key(self.config.seed)
-        completions = generate(
+        features, branches = model.encode(prompts.video), len(self.groups)
+        completions = sample_completions(
             model,
             branch_prompts(prompts, branches),
-            jax.random.fold_in(jax.random.fold_in(key, ROLE), state.step),
-            max_new=options.max_new,
-            eos=self.eos,
-            features=repeat_rows(features, branches),
+            repeat_rows(features, branches),
+            self.config,
+            state.step,
             groups=self.groups,
             requested=jnp.concatenate(self.requested(prompts), axis=1),
-            stop_share=options.stop_share,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
+            eos=self.eos,
         )
         return jax.tree.map(self.by_branch, completions), features
 

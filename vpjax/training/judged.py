@@ -50,6 +50,9 @@ class Judge(Protocol):
         """What completions say, i32[B, X]: equal numbers for answers that say the same; -1: they cannot be
         compared."""
 
+    def overlap(self, prompts: Prompts) -> Array:
+        """The IoU f32[B] of what is seen of a clip's video with its event."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FreeRewards:
@@ -72,6 +75,9 @@ class FreeRewards:
 
     def recall(self, prompts: Prompts, tokens_BXC: jax.Array, mask_BXC: jax.Array) -> jax.Array:
         return mask_BXC.mean(axis=-1, dtype=jnp.float32)
+
+    def overlap(self, prompts: Prompts) -> Array:
+        return jnp.zeros(prompts.clip.shape)
 
 
 class JudgedRollouts(NamedTuple):

@@ -29,6 +29,8 @@ CURVES = {
     "groups with spread": ("rel/spread", "degraded/spread"),
     "relative reward": ("rel/gap", "rel/weight", "rel/active"),
     "what V~ changes": ("rel/change", "degraded/mass"),
+    "chosen window": ("looks/right_window", "looks/overlap"),
+    "gain of the second look": ("looks/gain",),
     "completion length": ("completions/mean_length",),
     "entropy": ("entropy",),
     "contrast loss": ("loss/contrast",),

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
-from vpjax.data.looks import TwoLooks
+from vpjax.data.looks import TwoLooks, prompts_a_clip
 from vpjax.data.processors import read_sampling
 from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS, Pick
 from vpjax.data.text import TrainTurns
@@ -52,17 +52,31 @@ ONE_OF = {
     "grpo.reward_aggregation": REWARD_AGGREGATIONS,
     "grpo.relative.kind": tuple(NEEDS),
 }
+# What GRPO of two looks has of fields that say how prompts are rolled out and updated on. V~ has no part in
+# it: the windows that do not show the event are what hides it.
+LOOKS_HAVE: dict[str, Any] = {
+    "grpo.aggregation": "dr_grpo",
+    "grpo.reward_aggregation": "sum_then_normalize",
+    "grpo.degraded": 0,
+    "grpo.relative.kind": "none",
+    "grpo.oversample": 1,
+    "grpo.num_iterations": 1,
+    "grpo.num_minibatches": 1,
+    "grpo.beta": 0,
+    "mesh.context": 1,  # windows are short, and of a window's score there are two answers only
+}
 ABOVE_0 = """
     steps batch log_every checkpoint_every keep eval_clips eval_part data.length_multiple data.keywords
     data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
     grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.num_minibatches
+    grpo.looks.temperature
     grpo.oversample grpo.show_every grpo.degraded_weight grpo.relative.scale loss.chunk data.min_frames
     data.min_pixels lora.alpha looks.tokens looks.again looks.frames looks.scan_pixels looks.pixels
 """.split()
 AT_LEAST_0 = """
     memory max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
     contrast.weight contrast.lr contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
-    looks.windows looks.wrong looks.closer
+    looks.windows looks.wrong looks.closer grpo.looks.overlap grpo.looks.gain
 """.split()
 # How videos are read for the model of a Hugging Face folder that does not say: as by qwen-vl-utils, at 2
 # frames per second and with at most about 25,000 visual tokens. Small frames are left small, though.
@@ -120,8 +134,6 @@ def check(config: ConfigDict) -> None:
     tasks = f"has texts for some of {', '.join(TASKS)}"
     require("data.instructions", set(data.instructions) <= set(TASKS), tasks)
 
-    is_sft = config.method == "sft" or not config.looks.windows
-    require("looks.windows", is_sft, "is 0 in GRPO, whose rewards are about whole answers")
     least, most = config.looks.seconds
     require("looks.seconds", 0 < least <= most, "is (least, most) with 0 < least <= most")
 
@@ -165,6 +177,10 @@ def check(config: ConfigDict) -> None:
     require("grpo.groups", grpo.groups >= 2, enough)
     kind = grpo.relative.kind
     minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
+    devices = config.mesh.get("context", 1)
+    splits = config.method == "sft" or max(grpo.groups, grpo.degraded) % devices == 0
+    shared = f"or grpo.degraded, whichever is more, is a multiple of config.mesh.context, {devices}"
+    require("grpo.groups", splits, shared)
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
     require("grpo.stop_share", 0 < grpo.stop_share <= 1, "lies above 0 and up to 1")
@@ -178,6 +194,8 @@ def check(config: ConfigDict) -> None:
     require("grpo.control_share", 0 <= grpo.control_share <= 1, "lies in [0, 1]")
     if config.method == "grpo":
         _check_rewards(config, require)
+        if config.looks.windows:
+            _check_looks(config, require)
 
 
 def _check_evaluation(config: ConfigDict, require: Callable[[str, bool, str], None]) -> None:
@@ -253,6 +271,31 @@ def _check_rewards(config: ConfigDict, require: Callable[[str, bool, str], None]
         "is 0 unless grpo.degraded_rewards or grpo.relative.kind='relation' read clips whose V~ hides nothing"
     )
     require("grpo.control_share", reads_controls or not grpo.control_share, unread)
+
+
+def prompts_together(config: ConfigDict) -> int:
+    """The prompts of a batch that belong together: in GRPO of two looks those of a long clip."""
+    if config.method == "grpo" and config.looks.windows:
+        return prompts_a_clip(config.looks)
+    return 1
+
+
+def _check_looks(config: ConfigDict, require: Callable[[str, bool, str], None]) -> None:
+    """The part of ``check`` that is about GRPO of two looks."""
+    clip = prompts_together(config)
+    enough = "is 1 or more in GRPO of two looks (looks.windows), which learns to choose between windows"
+    require("looks.wrong", config.looks.wrong >= 1, enough)
+    whole = (
+        f"is a multiple of {clip * config.accumulate}: looks.windows and looks.wrong make {clip} prompts a "
+    )
+    require("batch", config.batch % (clip * config.accumulate) == 0, f"{whole}clip, in accumulate parts")
+    for field, only in LOOKS_HAVE.items():
+        rule = f"is {only!r} in GRPO of two looks (looks.windows above 0)"
+        require(field, _value(config, field) == only, rule)
+    is_known = correct_reward(config.grpo) is not None
+    names = ", ".join(config.grpo.rewards)
+    gains = f"names the reward that means right, one of {names}, by which second looks gain on first ones"
+    require("grpo.relative.correct", is_known, gains)
 
 
 def _is_reward(value: Any) -> bool:

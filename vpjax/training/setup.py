@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.images import is_image
-from vpjax.data.looks import NO, RELEVANCE, YES, training_windows
+from vpjax.data.looks import NO, RELEVANCE, YES, rollout_windows, training_windows
 from vpjax.data.mixture import BUILT_IN, EVENTS, LONG, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text
@@ -68,7 +68,9 @@ def read_training(
     for number, data_set in enumerate(data_sets(config.data)):
         videos = "" if data_set.file in BUILT_IN else data_set.videos
         own = read_clips(split_file(config, "train", data_set.file), videos, **faults)
-        if config.looks.windows:
+        if config.looks.windows and config.method == "grpo":
+            own = prompts_of_windows(own, config, say)
+        elif config.looks.windows:
             own = training_windows(own, config.looks, config.data, config.seed)
         for clip in own:
             if of_id.setdefault(clip.id, data_set.name) != data_set.name:
@@ -84,6 +86,23 @@ def read_training(
             clips.append(clip)
             data_set_of.append(number)
     return clips, data_set_of
+
+
+def prompts_of_windows(
+    clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], None] | None
+) -> list[Clip]:
+    """The prompts of GRPO about windows of long clips. say: is told of clips that have none, which are an
+    error if it is None, as is a file without any other."""
+    found, left_out = rollout_windows(clips, config.looks, config.data, config.seed)
+    if left_out:
+        message = (
+            f"{len(left_out)} of {len(clips)} clips are not about one video with an event of known time "
+            f"(spans) and room for windows with and without it (looks.seconds): {', '.join(left_out[:3])}"
+        )
+        if say is None or not found:
+            raise UserError(f"data.train: {message}; leave them out, or set looks.windows=0")
+        say(f"left out: {message}")
+    return found
 
 
 def with_own_keywords(clip: Clip) -> Clip:
@@ -244,7 +263,7 @@ def initial_params(
     def adapters() -> dict[str, Any]:
         if lora is None:
             return {}
-        return first_adapters(shapes, jax.random.fold_in(key, 3))  # 2 is the rollouts' (``grpo.ROLE``)
+        return first_adapters(shapes, jax.random.fold_in(key, 3))  # 2 is the rollouts' (``rollout.ROLE``)
 
     def random_params() -> dict[str, Any]:
         model = VideoLM(model_config, rngs=nnx.Rngs(jax.random.fold_in(key, 1)))

@@ -82,10 +82,10 @@ def tap_layer(model: VideoLM, config: ConfigDict) -> int:
     return max(1, round(config.contrast.layer * model.config.decoder.layers))
 
 
-def embed_keywords(model: VideoLM, batch: Batch) -> Array:
-    """emb(k) [R, Q, D]: the mean input embedding of a keyword's tokens, without a gradient."""
-    valid = batch.keywords >= 0
-    embedded = model.decoder.embed_tokens(jnp.maximum(batch.keywords, 0)).astype(jnp.float32)
+def embed_keywords(model: VideoLM, keywords_RQW: Array) -> Array:
+    """emb(k) [R, Q, D]: the mean input embedding of the tokens of keywords, without a gradient."""
+    valid = keywords_RQW >= 0
+    embedded = model.decoder.embed_tokens(jnp.maximum(keywords_RQW, 0)).astype(jnp.float32)
     count = jnp.maximum(valid.sum(-1, keepdims=True), 1)
     return jax.lax.stop_gradient((embedded * valid[..., None]).sum(-2) / count)
 
@@ -100,7 +100,7 @@ def valid_keywords(batch: Batch, config: ConfigDict) -> Array:
 
 def batch_keywords(model: VideoLM, heads: dict[str, Array], batch: Batch, config: ConfigDict) -> Keywords:
     """The keywords of a batch, flat."""
-    e = project(heads, "text", embed_keywords(model, batch))
+    e = project(heads, "text", embed_keywords(model, batch.keywords))
     valid = valid_keywords(batch, config)
     lemma, owner = batch.lemma.ravel(), batch.owner.ravel()
     return Keywords(e.reshape(valid.size, e.shape[2]), lemma, owner, valid.ravel())

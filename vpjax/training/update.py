@@ -4,7 +4,7 @@ a clipped policy loss (docs/method.md, section 3)."""
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -174,9 +174,18 @@ class PolicyUpdate:
     ) -> tuple[tuple[dict[str, Array], Any, Array], Learned, Array]:
         """One update on ``rows``, and the log-probabilities f32[B, R, G, C] before it, with the gradient
         stopped. carry: parameters, optimizer state, and whether everything was finite so far."""
-        params, opt, finite = carry
+        divisors = [denominator(rows.mask[:, r], self.config.grpo) for r in range(rows.mask.shape[1])]
+        (value, sums, gradient), logprobs = self.gradient(carry[0], frozen, rows, divisors)
+        carry, norm = self.apply(carry, value, gradient)
+        return carry, Learned(value, norm, sums), logprobs
+
+    def gradient(
+        self, params: dict[str, Array], frozen: dict[str, Array], rows: UpdateRows, divisors: Sequence[Array]
+    ) -> tuple[tuple[Array, PolicySums, dict[str, Array]], Array]:
+        """The loss of ``rows``, its sums over the completions on V and its gradient by path; and the
+        log-probabilities f32[B, R, G, C], with the gradient stopped. The loss is the sum over the branches
+        of their summed losses, each by its one of ``divisors`` and times its one of ``branch_weights``."""
         options, branches = self.config.grpo, range(rows.mask.shape[1])
-        divisors = [denominator(rows.mask[:, branch], options) for branch in branches]
 
         def loss(params, micro: UpdateRows):
             logprobs = self.logprobs(self.compute_model(params, frozen), micro)
@@ -195,13 +204,18 @@ class PolicyUpdate:
             (value, (sums, logprobs)), gradient = jax.value_and_grad(loss, has_aux=True)(params, micro)
             return (value, sums, gradient), jax.lax.stop_gradient(logprobs)
 
-        (value, sums, gradient), logprobs = accumulate(
-            cut_to_longest(gradient_and_logprobs), rows, self.config.accumulate
-        )
+        return accumulate(cut_to_longest(gradient_and_logprobs), rows, self.config.accumulate)
+
+    def apply(
+        self, carry: tuple[dict[str, Array], Any, Array], value: Array, gradient: dict[str, Array]
+    ) -> tuple[tuple[dict[str, Array], Any, Array], Array]:
+        """The carry of ``learn`` after an update by the gradient of a loss of this value, and the norm of
+        that."""
+        params, opt, finite = carry
         norm = optax.tree.norm(gradient)
         finite &= jnp.isfinite(value) & jnp.isfinite(norm)
         params, opt = optimize(self.optimizer, params, opt, gradient, finite)
-        return (params, opt, finite), Learned(value, norm, sums), logprobs
+        return (params, opt, finite), norm
 
     @property
     def branch_weights(self) -> tuple[float, float]:
