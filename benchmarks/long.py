@@ -2,7 +2,8 @@
 
     python -m benchmarks.long --model runs/sft_long [--frames 1024] [--tokens 512] [--clips 256] [--rows ...]
 
-The clips are held-out ones of the model's run, of so many frames. Every row answers the same questions.
+The clips are held-out ones of the model's run, of so many frames; with --hatched their events are hatchings,
+which only whole pixels tell from one another. Every row answers the same questions.
 Prints a table in Markdown: the share of the events that are named, with 95 % intervals over videos, that of
 the windows found that show the event, that of both, and the seconds of CPU time a clip.
 """
@@ -75,6 +76,7 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
         ),
         "answer": Row(("two looks",), looks),
         "once": Row(("two looks, one window again",), dataclasses.replace(looks, again=1)),
+        "merge": Row(("two looks, frames that look alike merged",), dataclasses.replace(looks, pick="merge")),
         "motion": Row(("two looks, window by motion",), looks, "motion"),
         "contrast": Row(("two looks, window by the contrastive head",), looks, "contrast"),
         "glue": Row(("two looks, window named in one prompt",), looks, "glue"),
@@ -91,6 +93,9 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
         ),
         "change-small": Row(
             ("one look, by change, few pixels, by windows",), by_windows(SMALL, "change"), controls=("first",)
+        ),
+        "merge-full": Row(
+            ("one look, merged, full pixels, by windows",), by_windows(FULL, "merge"), controls=("first",)
         ),
         "prompt-full": Row(
             ("one look, uniform, full pixels, one prompt",), options=one_prompt(FULL, "first")
@@ -112,6 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--step", type=cli.step, help="checkpoint; default: the newest")
     parser.add_argument("--frames", type=positive, default=1024, help="of a clip")
+    parser.add_argument("--hatched", action="store_true", help="clips whose event is a hatching")
     parser.add_argument("--tokens", type=positive, default=512, help="visual tokens, of all looks together")
     parser.add_argument("--clips", type=positive, default=256)
     parser.add_argument("--rows", type=cli.comma_list, help="some of the rows; default: all")
@@ -124,7 +130,9 @@ def main() -> None:
     from ml_collections import ConfigDict
 
     config = ConfigDict(run)
-    spec = dataclasses.replace(long_spec(config, "heldout"), frames=flags.frames)
+    spec = dataclasses.replace(
+        long_spec(config, "heldout"), frames=flags.frames, hatched=float(flags.hatched)
+    )
     file = make_long_clips(spec, cache_folder(config.data), {"heldout": flags.clips})["heldout"]
     clips, _ = read_benchmark("events", file)
     looks = run_config.looks_of(flags.model, dict(tokens=flags.tokens))

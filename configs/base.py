@@ -51,7 +51,8 @@ def get_config() -> ConfigDict:
     data.frames = 16  # frames per clip, uniform over its duration; 0 = use `fps`
     data.fps = 0.0  # frames per second; 0 = use `frames`
     # Of each of the equal parts over which frames are spread, the one that is read: its "first", or the one
-    # with the most "change" against its surroundings, for which all frames are decoded.
+    # with the most "change" against its surroundings. Or "merge": frames that look alike are merged into as
+    # many runs, each of which is shown by its middle. For either, all frames are decoded.
     data.pick = "first"
     data.min_frames = 4  # a clip too short for so many at `fps` gives so many; no budget leaves fewer
     data.max_frames = 768  # most frames of a clip; a clip with more at `fps` gives so many, evenly spread
@@ -109,8 +110,8 @@ def get_config() -> ConfigDict:
     # among them and the wrong ones, and answers (grpo.looks). 0 = on the clips themselves.
     looks.windows = 0
     looks.wrong = 3  # windows that show no event, on purpose: trained on whether they show what is asked for
-    # Windows of either kind that are asked that in the second look too, where what is true of the wrong ones
-    # is the clip's degraded_answer.
+    # Windows of either kind that are asked that in the second look too. Of as many wrong ones either look is
+    # asked the clip's own question, where what is true is its degraded_answer.
     looks.closer = 1
     looks.seconds = (2.0, 6.0)  # least and most of their lengths
 

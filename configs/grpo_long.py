@@ -24,6 +24,7 @@ def get_config():
 
     c.long.seed = 1  # other clips than those of configs/sft_long.py
     c.long.train = 512
+    c.long.hatched = 0.0
     c.long_heldout.seed = 0
     c.looks.windows = 2
     c.looks.wrong = 4

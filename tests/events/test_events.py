@@ -16,6 +16,7 @@ from vpjax.events import clips as events
 from vpjax.events import text as event_text
 from vpjax.events.clips import EventSpec, describe, make_event_clips, predicted_event, tokenizer_sentences
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, boxes, draw, encode, opposite
+from vpjax.events.long import HATCHINGS
 from vpjax.events.text import event_of, events_named, says_nothing_happens
 from vpjax.types import UserError
 
@@ -38,7 +39,8 @@ def test_every_caption_names_its_event():
             phrase = event_text.PHRASES[kind][phrase_index]
             caption = pattern.format(colour=colour, shape=shape, direction=direction, event=phrase)
             assert event_of(caption) == kind and phrase in caption
-    assert set(event_text.PHRASES) == set(event_text.EVENT_WORDS) == set(EVENTS)
+    assert set(event_text.PHRASES) == set(EVENTS) and set(event_text.HATCHED) == set(HATCHINGS)
+    assert list(event_text.EVENT_WORDS) == [*event_text.PHRASES, *event_text.HATCHED]
 
 
 def test_articles_fit_their_words():
@@ -58,7 +60,8 @@ def test_an_event_is_named_by_whole_words_and_alone():
     assert events_named("it spins, grows and rotates") == ("grow", "spin")
     for phrase in event_text.NOTHING:
         assert not events_named(phrase) and says_nothing_happens(f"It {phrase}.")
-    phrases = itertools.chain(*event_text.PHRASES.values(), event_text.DETAILS)
+    families = [phrases for family in event_text.FAMILIES for phrases in family.values()]
+    phrases = itertools.chain(*families, event_text.DETAILS)
     assert not any(says_nothing_happens(phrase) for phrase in phrases)
 
 

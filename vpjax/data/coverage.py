@@ -94,7 +94,7 @@ class Coverage:
 
 def measure(clips: Iterable[PlannedClip], sampling: Sampling) -> Coverage:
     """Which events of the clips are shown, if the frame rates of their files are constant. Images are left
-    out, for nothing happens in them. Where the frames that change most are read, none of a part's events is
+    out, for nothing happens in them. Where frames are read by what they show, none of a part's events is
     missed, though it may be if more than one falls into one part."""
     found: list[tuple[float, float, bool, bool]] = []
     outside = 0
@@ -107,7 +107,7 @@ def measure(clips: Iterable[PlannedClip], sampling: Sampling) -> Coverage:
         times = frame_times(own, info, part, shape[0])
         asked = own.frames or (last - first) * (own.fps or 0.0)
         shown = info.frame_seconds
-        if own.pick == "change":  # whatever changes most in a part stands for it, whenever it happens
+        if own.pick != "first":  # whatever changes most in a part stands for it, whenever it happens
             shown = max(shown, (last - first) / len(times))
         for spans in distinct:
             seconds = [end - start for start, end in spans if start < last and end >= first]

@@ -169,8 +169,10 @@ def index_clips(
         first_medium = min((n for spans, n in zip(own.spans, own.videos, strict=True) if spans), default=0)
         first_slot = 0
         info = files[first_medium].info if files and usable is not None else common_info
-        if data_config.replacement == "key" and files and info is not None:
-            own_sampling, part = readings[first_medium]
+        own_sampling, part = readings[first_medium] if files else Reading(sampling)
+        # Which frames stand for runs is not known before they are seen: V~ may begin with the first slot.
+        is_planned = own_sampling.pick != "merge"
+        if data_config.replacement == "key" and files and info is not None and is_planned:
             at = part if usable is not None else (None, None)
             times = frame_times(own_sampling, info, at, shapes[first_medium][0])
             temporal, spans = model_config.vision.temporal, own.spans_in(first_medium)

@@ -95,9 +95,9 @@ def training_windows(
     Of each of ``looks.windows`` windows that show the event there are three: either look with the question of
     the long clip, and the first with the question whether it shows what is asked for. Of each of
     ``looks.wrong`` windows that show none, on purpose, there is the last. ``looks.closer`` windows of either
-    kind are asked that in the second look too; what is then true of a wrong one is the long clip's
-    ``degraded_answer``, if it has one. A clip whose event has no known time (spans), or which is not about
-    one video, stays as it is.
+    kind are asked that in the second look too. As many wrong ones are asked the question of the long clip, in
+    either look: what is true of them is its ``degraded_answer``, if it has one. A clip whose event has no
+    known time (spans), or which is not about one video, stays as it is.
     """
     looks = TwoLooks.of(looks_config)
     paths = sorted({clip.video for clip in clips if clip.spans and not clip.others})
@@ -224,6 +224,7 @@ def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bo
         quiet = dataclasses.replace(clip, keywords=(), spans=(), degraded_answer="", start=None, end=None)
         truth = clip.degraded_answer
         found.append(dataclasses.replace(quiet, id=f"{id}/second", answer=truth, looks=second))
+        found.append(dataclasses.replace(quiet, id=f"{id}/first", answer=truth, looks=first))
     return found
 
 

@@ -25,7 +25,7 @@ NO_LIMIT = 1 << 60  # tokens
 
 Shape = tuple[int, int, int]  # frames (an even number), height and width in pixels
 Part = tuple[float | None, float | None]  # start and end of a Clip
-Pick = Literal["first", "change"]
+Pick = Literal["first", "change", "merge"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Sampling:
     total_pixels: of one frame of each slot, summed over the slots; 0: no limit. They mean what they mean in
     qwen-vl-utils, but min_frames is the least to which a budget reduces the frames too, and no rounding of
     sizes exceeds a budget (see ``fit``). pick: of each of the equal parts, the frame that is read: the
-    ``first``, or the one that changes most against its surroundings (see ``data.picking``).
+    ``first``, or the one that changes most against its surroundings; or, of as many runs of frames that look
+    alike, a frame of each (see ``data.picking``).
     """
 
     frames: int | None = None
@@ -88,6 +89,8 @@ class Sampling:
         limit = f", at most {self.total_pixels} in one of two frames" if self.total_pixels else ""
         if self.pick == "change":
             frames += ", of each part the one that changes most"
+        if self.pick == "merge":
+            frames += ", each for a run of frames that look alike"
         return f"{frames}, of {self.min_pixels} to {self.max_pixels} pixels{limit}"
 
 

@@ -2,6 +2,9 @@
 
 Nothing but the event tells what the answer is, and change alone does not tell where it is: the picture
 flickers, grey shapes come and go, some for a frame or two and some for seconds, and the scene is cut.
+
+Most events are seen in few pixels too. Of a hatched shape few pixels show that it loses its colour, and not
+what is drawn on it: lines of one pixel, which average to the same grey.
 """
 
 import dataclasses
@@ -45,6 +48,9 @@ STANDING = 2  # grey shapes that stand throughout a shot
 BRIEF = (1, 2)  # frames that a flicker and a passing shape last
 LASTING = (4, 64)  # least and most frames for which a lasting shape stays
 EDGE = 2  # frames at either end of a clip without its event
+HATCHINGS = ("plain", "rows", "columns", "checks")
+INK = 250.0  # grey level of the bright ones of a hatching's lines; the others are black
+HATCHED_STREAM = 1  # a stream of random numbers of its own, so that other clips stay the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +62,8 @@ class LongSpec:
     the pixel noise in grey levels. crf: H.264's quality, 0 to 51. Of what distracts, the number a minute:
     flickers of the whole picture and grey shapes that are ``passing``, both for BRIEF frames; grey shapes
     that are ``lasting``, for LASTING frames; and ``cuts``, at which the light and all grey shapes change.
-    caption, choice, grounding: shares of the tasks. UserError for a value that cannot be drawn.
+    hatched: share of the clips whose event is one of HATCHINGS in place of EVENTS. caption, choice,
+    grounding: shares of the tasks. UserError for a value that cannot be drawn.
     """
 
     seed: int = 0
@@ -71,6 +78,7 @@ class LongSpec:
     passing: float = 12.0
     lasting: float = 6.0
     cuts: float = 4.0
+    hatched: float = 0.0
     caption: float = 1.0
     choice: float = 0.0
     grounding: float = 0.0
@@ -86,6 +94,7 @@ class LongSpec:
         least = max(self.lengths) + 2 * EDGE
         require("frames", self.frames >= least, f"at least {least}, so that the longest event fits")
         require("radius", 0 < self.radius[0] <= self.radius[1], "(least, most) with 0 < least <= most")
+        require("hatched", 0 <= self.hatched <= 1, "from 0 to 1")
         require("crf", 0 <= self.crf <= 51, "from 0 to 51")
         for field in ("seed", "noise", "flickers", "passing", "lasting", "cuts", *LONG_TASKS):
             require(field, getattr(self, field) >= 0, "at least 0")
@@ -142,7 +151,9 @@ def describe_long(spec: LongSpec, split: str, index: int) -> tuple[Clip, LongSce
     """The clip at ``index`` of a split, its video's path relative to the split's file, and its scene."""
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), index])
     task = LONG_TASKS[rng.choice(len(LONG_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
-    kind, wrong = EVENTS[index % len(EVENTS)], EVENTS[(index + rng.integers(1, len(EVENTS))) % len(EVENTS)]
+    chance = np.random.default_rng([spec.seed, SPLITS.index(split), index, HATCHED_STREAM])
+    kinds = HATCHINGS if chance.random() < spec.hatched else EVENTS
+    kind, wrong = kinds[index % len(kinds)], kinds[(index + rng.integers(1, len(kinds))) % len(kinds)]
     length = spec.lengths[index // len(EVENTS) % len(spec.lengths)]
     start = int(rng.integers(EDGE, spec.frames - EDGE - length + 1))
     event = Event(kind, start, length)
@@ -205,9 +216,24 @@ def draw_long(scene: LongScene) -> np.ndarray:
         grain = grains[rng.integers(CHUNK, size=len(numbers))]
         bright = light[part, None, None]
         for channel in range(3):
-            picture = (behind + colour_FC[:, channel, None, None] * cover_Fhw) * bright + grain
+            level = colour_FC[:, channel, None, None]
+            if scene.event.kind in HATCHINGS:
+                level = np.where(during[:, None, None], lines_of(scene.event.kind, spec.size), level)
+            picture = (behind + level * cover_Fhw) * bright + grain
             frames[part, :, :, channel] = np.clip(picture, 0, 255)
     return frames
+
+
+def lines_of(kind: str, size: tuple[int, int]) -> np.ndarray:
+    """The grey levels f32[h,w] of a hatching: any 2 x 2 pixels have the same mean, whatever the kind."""
+    row, column = np.indices(size)
+    share = {
+        "plain": np.full(size, 0.5),
+        "rows": row % 2,
+        "columns": column % 2,
+        "checks": (row + column) % 2,
+    }
+    return (INK * share[kind]).astype(np.float32)
 
 
 def tokenizer_sentences(spec: LongSpec, asides: Sequence[str]) -> Iterator[str]:
@@ -324,6 +350,11 @@ def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
     y = np.arange(spec.size[0], dtype=np.float32)[:, None] + 0.5 - middle_y
     u, v = np.abs(cos * x + sin * y), cos * y - sin * x
     cover = covered(scene.shape, u, v, wide, apart) * seen
+    if event.kind in HATCHINGS and during.any():
+        # Whole pairs of lines, or the shape's edges would show in few pixels which lines they are.
+        height, width = spec.size
+        cells = cover[during].reshape(-1, height // 2, 2, width // 2, 2).mean(axis=(2, 4))
+        cover[during] = cells.repeat(2, axis=1).repeat(2, axis=2)
     if event.kind != "flash" or not during.any():
         return cover, np.zeros((1, 1, 1), np.float32)
     return cover, np.clip(2 - np.hypot(x, y) / wide, 0, 1) * bright

@@ -18,6 +18,14 @@ PHRASES = {
     "split": ("splits in two", "breaks apart"),
     "spin": ("spins", "rotates"),
 }
+# The same for what a shape shows in fine lines (``events.long``).
+HATCHED = {
+    "plain": ("turns plain", "is left plain"),
+    "rows": ("shows rows", "has rows"),
+    "columns": ("shows columns", "has columns"),
+    "checks": ("shows checks", "has checks"),
+}
+FAMILIES = (PHRASES, HATCHED)  # a question is about kinds of one of them
 EVENT_WORDS = {
     "flash": "flash flashes flashed flashing blink blinks blinked blinking",
     "jump": "jump jumps jumped jumping hop hops hopped hopping",
@@ -27,6 +35,10 @@ EVENT_WORDS = {
     "vanish": "vanish vanishes vanished vanishing disappear disappears disappeared disappearing",
     "split": "split splits splitting break breaks broke broken breaking",
     "spin": "spin spins spun spinning rotate rotates rotated rotating",
+    "plain": "plain",
+    "rows": "row rows",
+    "columns": "column columns",
+    "checks": "check checks",
 }
 # The two phrases that stand in the event's place where no event is seen. They hold no word of EVENT_WORDS.
 NOTHING = ("stays the same", "does nothing")
@@ -106,11 +118,11 @@ def make_dialogue(
     and what DETAILS name. details: number of a caption's further sentences. boxes: where the shape is at the
     moments that a tracking asks for. tags: see ``EventSpec``.
     """
-    phrase_of = {kind: phrases[0] for kind, phrases in PHRASES.items()}
+    phrase_of = {kind: phrases[0] for kind, phrases in family_of(kinds[0]).items()}
     phrase = phrase_of[kinds[0]]
     match task:
         case "choice" | "grounded":
-            rest = [kind for kind in PHRASES if kind not in kinds]
+            rest = [kind for kind in phrase_of if kind not in kinds]
             wrong = rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)
             options = rng.permutation([*sorted(kinds), *wrong])
             choices = tuple(phrase_of[kind] for kind in options)
@@ -155,10 +167,15 @@ def long_dialogue(
     if task != "caption":
         return make_dialogue(task, kinds, [span], words, 0, rng)
     pattern, phrase_index = LONG_CAPTIONS[rng.integers(len(LONG_CAPTIONS))]
-    phrase = PHRASES[kinds[0]][phrase_index]
+    phrase = family_of(kinds[0])[kinds[0]][phrase_index]
     question = QUESTIONS[rng.integers(1, len(QUESTIONS))]  # a description would be of more than the event
     nothing = _caption(pattern, NOTHING[phrase_index], words, 0)
     return Dialogue(question, _caption(pattern, phrase, words, 0), (phrase,), degraded_answer=nothing)
+
+
+def family_of(kind: str) -> Mapping[str, tuple[str, str]]:
+    """The phrases of the kinds of events among which a kind is one."""
+    return next(family for family in FAMILIES if kind in family)
 
 
 def _answer(answer: str, thought: str, tags: bool) -> str:
@@ -178,9 +195,9 @@ def _caption(pattern: str, phrase: str, words: Mapping[str, str], details: int) 
 
 
 def events_named(text: str) -> tuple[str, ...]:
-    """The kinds of events that ``text`` names by any of their words, in the order of PHRASES."""
+    """The kinds of events that ``text`` names by any of their words, in the order of EVENT_WORDS."""
     kinds = {KIND_OF_WORD.get(word) for word in re.findall(r"[a-z]+", text.lower())}
-    return tuple(kind for kind in PHRASES if kind in kinds)
+    return tuple(kind for kind in EVENT_WORDS if kind in kinds)
 
 
 def event_of(text: str) -> str | None:
@@ -195,11 +212,12 @@ def says_nothing_happens(text: str) -> bool:
 
 
 def caption_variants(caption: str) -> tuple[str, ...]:
-    """A caption of one event, rewritten for each event in the order of PHRASES; one of them is the caption.
+    """A caption of one event, rewritten for each event of its family in order; one of them is the caption.
 
-    ValueError if the caption contains none of PHRASES."""
-    for phrases in PHRASES.values():
-        for i, phrase in enumerate(phrases):
-            if phrase in caption:
-                return tuple(caption.replace(phrase, variant[i]) for variant in PHRASES.values())
+    ValueError if the caption contains no phrase of FAMILIES."""
+    for family in FAMILIES:
+        for phrases in family.values():
+            for i, phrase in enumerate(phrases):
+                if phrase in caption:
+                    return tuple(caption.replace(phrase, variant[i]) for variant in family.values())
     raise ValueError(f"no event of the grammar in {caption!r}")

@@ -140,9 +140,10 @@ def event_spec(config: ConfigDict, split: str = "train") -> events.EventSpec:
 
 def long_spec(config: ConfigDict, split: str = "train") -> long.LongSpec:
     """The appearance of a split's long built-in clips: ``config.long``, and for clips that are not trained on
-    also ``config.long_heldout``. UserError for a field that ``LongSpec`` lacks."""
+    also ``config.long_heldout``. A run of an older version may lack some fields. UserError for one that
+    ``LongSpec`` lacks."""
     names = [field.name for field in dataclasses.fields(long.LongSpec)]
-    values = {name: config.long[name] for name in names}
+    values = {name: config.long[name] for name in names if name in config.long}
     if split != "train":
         values |= heldout_fields(config.long_heldout, "long_heldout", names)
     return long.LongSpec(**values)
