@@ -281,7 +281,8 @@ def _heads_spec(x: jax.Array, rows_axis: int, heads_axis: int) -> P:
 
 
 def laid_out(x: jax.Array, *, rows_axis: int, heads_axis: int) -> jax.Array:
-    """``x``, split as by ``split_heads``, whose axes follow one another in memory in their order."""
+    """``x``, split as by ``split_heads``, whose axes follow one another in memory in their order: as it is
+    read, where XLA would lay out a cache as it is written."""
     in_order = functools.partial(with_layout_constraint, layouts=Layout(tuple(range(x.ndim))))
     if jax.sharding.get_abstract_mesh().empty:
         return in_order(x)
