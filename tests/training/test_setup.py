@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.videos import greys, write
 from vpjax.data.clips import read_clips, write_clips
+from vpjax.data.looks import RELEVANCE
 from vpjax.events.clips import EventSpec, predicted_event
 from vpjax.recipes import base, sft_shortcut
 from vpjax.training.setup import event_spec, read_training, split_file
@@ -65,6 +67,21 @@ def test_grpo_reads_the_keywords_of_the_last_turn(tmp_path):
     config.method = "grpo"
     told, alone = read_training(config)[0]
     assert told.keywords == keywords[1:] and alone.keywords == keywords
+
+
+def test_windows_are_asked_with_the_instructions(tmp_path):
+    """Which belong to the question that a window is asked about, as in evaluation."""
+    path = str(write(tmp_path / "a.mp4", greys(64, (56, 56)), rate=8))
+    keyword = Keyword("flashes", "flash", ((3.0, 3.5),))
+    write_clips(
+        tmp_path / "a.jsonl", [Clip("a", path, "What?", "It flashes.", (keyword,), spans=((3.0, 3.5),))]
+    )
+    config = base.get_config()
+    config.data.train, config.data.cache = str(tmp_path / "a.jsonl"), str(tmp_path / "cache")
+    config.data.instructions = {"caption": "Be brief."}
+    config.looks.windows, config.looks.wrong, config.looks.seconds = 1, 1, (1.0, 2.0)
+    questions = {clip.question for clip in read_training(config)[0]}
+    assert questions == {"What?\nBe brief.", RELEVANCE.format(question="What?\nBe brief.")}
 
 
 @pytest.mark.parametrize("field", ["heldout", "colour"])

@@ -68,6 +68,8 @@ def read_training(
     for number, data_set in enumerate(data_sets(config.data)):
         videos = "" if data_set.file in BUILT_IN else data_set.videos
         own = read_clips(split_file(config, "train", data_set.file), videos, **faults)
+        own = [instructed(clip, config.data.instructions) for clip in own]
+        own = [with_instruction(clip, data_set.instruction) for clip in own]
         if config.looks.windows and config.method == "grpo":
             own = prompts_of_windows(own, config, say)
         elif config.looks.windows:
@@ -78,9 +80,6 @@ def read_training(
                     f"data.train: {of_id[clip.id]} and {data_set.name} both have a clip {clip.id!r}: "
                     "give the clips of one of them other ids"
                 )
-            clip = instructed(clip, config.data.instructions)
-            if data_set.instruction:
-                clip = dataclasses.replace(clip, question=f"{clip.question}\n{data_set.instruction}")
             if config.method == "grpo":
                 clip = with_own_keywords(clip)
             clips.append(clip)
@@ -114,7 +113,11 @@ def with_own_keywords(clip: Clip) -> Clip:
 
 def instructed(clip: Clip, instructions: Mapping[str, str]) -> Clip:
     """A clip with the instruction of its task after its question."""
-    instruction = instructions.get(clip.task, "")
+    return with_instruction(clip, instructions.get(clip.task, ""))
+
+
+def with_instruction(clip: Clip, instruction: str) -> Clip:
+    """A clip with ``instruction``, if it is not "", after its question."""
     if not instruction:
         return clip
     return dataclasses.replace(clip, question=f"{clip.question}\n{instruction}")
