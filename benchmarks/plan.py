@@ -16,6 +16,7 @@ from vpjax import plan as planning
 from vpjax.chips import find_devices
 from vpjax.estimate import GIB, StepPlan, step_seconds
 from vpjax.models.sharding import make_mesh
+from vpjax.planned_row import PlannedClips, contents, planned_row
 from vpjax.recipes import grpo_qwen2_5_vl_7b, grpo_qwen3_vl_8b, sft_qwen2_5_vl_7b, sft_qwen3_vl_8b
 
 SMALL, LARGE = "v5e:8x8", "v5p:2x4x4"  # chips of 16 and 95 GiB
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
-    clips = planning.PlannedClips()
+    clips = PlannedClips()
     lines = [
         "# Plans",
         "",
@@ -62,7 +63,7 @@ def main() -> None:
         config.memory = chip.memory
         model_config = planning.read_model(config)
         mesh = make_mesh(config.mesh, devices, kv_heads=model_config.decoder.kv_heads)
-        row = planning.planned_row(config, model_config, clips)
+        row = planned_row(config, model_config, clips)
         plan = planning.plan_step(config, model_config, mesh, row)
         if layers not in seconds:
             seconds[layers] = plan.seconds
@@ -72,7 +73,7 @@ def main() -> None:
             topology,
             str(tuple(mesh.shape.values())),
             str(config.batch),
-            planning.contents(row, config),
+            contents(row, config),
             f"{plan.arguments / GIB:.2f}",
             f"{plan.temporaries / GIB:.2f}",
             f"{needed} / {chip.memory:g}",

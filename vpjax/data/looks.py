@@ -6,7 +6,6 @@ likeliest one is looked at again. Both looks together cost a fixed number of vis
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -151,7 +150,9 @@ def rollout_windows(
         if info is not None and info.duration:
             for right in is_right:
                 drawn = (window_of(clip.spans, info, looks_config.seconds, right, rng) for _ in range(DRAWS))
-                parts += list(itertools.islice((part for part in drawn if part is not None), 1))
+                part = next((part for part in drawn if part is not None), None)
+                if part is not None:
+                    parts.append(part)
         if len(parts) < len(is_right):
             left_out.add(clip.id)
             continue

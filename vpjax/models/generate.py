@@ -88,8 +88,8 @@ def generate(
         logits_BXO = split_words(jnp.matmul(h_BXD, unembed_OD.T, preferred_element_type=jnp.float32))
         if temperature:
             logits_BXO = logits_BXO / temperature
-            one = functools.partial(sample, top_p=top_p, top_k=top_k)
-            token_BX = jax.vmap(jax.vmap(one))(_fold(keys_BX, state.step), logits_BXO)
+            draw_token = functools.partial(sample, top_p=top_p, top_k=top_k)
+            token_BX = jax.vmap(jax.vmap(draw_token))(_fold(keys_BX, state.step), logits_BXO)
         else:
             token_BX = first_largest(logits_BXO)
         chosen_BX = jnp.take_along_axis(logits_BXO, token_BX[..., None], axis=-1)[..., 0]

@@ -27,11 +27,11 @@ from vpjax.training.judged import (
     score_branches,
     total_rewards,
 )
-from vpjax.training.policy import has_ended, policy_metrics, sampling_metrics, trained_tokens
+from vpjax.training.policy import has_ended, sampling_metrics, trained_tokens
 from vpjax.training.relative import has_spread
 from vpjax.training.rollout import sample_completions
 from vpjax.training.state import Optimizer, State, advance
-from vpjax.training.update import PolicyUpdate, UpdateRows, take_prompts
+from vpjax.training.update import Learned, PolicyUpdate, UpdateRows, take_prompts
 from vpjax.types import Array, Prompts
 
 RELEVANCE, FIRST, SECOND = range(len(KINDS))
@@ -270,12 +270,7 @@ class LookStep:
         of_answers, logprobs = policy.gradient(state.params, state.frozen, answers, [divisor])
         value, _, gradient = jax.tree.map(jnp.add, of_choice, of_answers)
         after, norm = policy.apply((state.params, state.opt, no_faults), value, gradient)
-        metrics = policy_metrics(of_answers[1], options) | {
-            "loss": value,
-            "grad_norm": norm,
-            "lr": self.optimizer.learning_rate(state.step - state.skipped),
-            "nonfinite": ~after[2],
-        }
+        metrics = policy.metrics(state, Learned(value, norm, of_answers[1]), after[2])
         assert answers.sampled is not None
         metrics |= sampling_metrics(logprobs, answers.sampled, answers.mask, options)
         return advance(state, *after), metrics

@@ -175,12 +175,12 @@ def check(config: ConfigDict) -> None:
 
     enough = "is 2 or more: advantages compare the completions of a prompt"
     require("grpo.groups", grpo.groups >= 2, enough)
-    kind = grpo.relative.kind
-    minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
     devices = config.mesh.get("context", 1)
     splits = config.method == "sft" or max(grpo.groups, grpo.degraded) % devices == 0
     shared = f"or grpo.degraded, whichever is more, is a multiple of config.mesh.context, {devices}"
     require("grpo.groups", splits, shared)
+    kind = grpo.relative.kind
+    minimum = 1 if {"rollouts", "recall"} & set(NEEDS[kind]) else 0
     reads = f"is 1 or more where grpo.relative.kind is {kind!r}, which looks at rollouts on V~"
     require("grpo.degraded", grpo.degraded >= minimum, reads)
     require("grpo.stop_share", 0 < grpo.stop_share <= 1, "lies above 0 and up to 1")
@@ -285,10 +285,9 @@ def _check_looks(config: ConfigDict, require: Callable[[str, bool, str], None]) 
     clip = prompts_together(config)
     enough = "is 1 or more in GRPO of two looks (looks.windows), which learns to choose between windows"
     require("looks.wrong", config.looks.wrong >= 1, enough)
-    whole = (
-        f"is a multiple of {clip * config.accumulate}: looks.windows and looks.wrong make {clip} prompts a "
-    )
-    require("batch", config.batch % (clip * config.accumulate) == 0, f"{whole}clip, in accumulate parts")
+    part = clip * config.accumulate
+    whole = f"is a multiple of {part}: looks.windows and looks.wrong make {clip} prompts a clip"
+    require("batch", config.batch % part == 0, f"{whole}, in accumulate parts")
     for field, only in LOOKS_HAVE.items():
         rule = f"is {only!r} in GRPO of two looks (looks.windows above 0)"
         require(field, _value(config, field) == only, rule)

@@ -160,12 +160,8 @@ class PolicyUpdate:
             after = *undone, finite
             all_learned = jax.tree.map(lambda *x: jnp.concatenate(x), all_learned, more)
         last = jax.tree.map(lambda x: x[-count:], all_learned)
-        metrics = policy_metrics(jax.tree.map(lambda x: x.sum(0), last.sums), options) | {
-            "loss": last.loss.mean(),
-            "grad_norm": last.norm.mean(),
-            "lr": self.optimizer.learning_rate(state.step - state.skipped),
-            "nonfinite": ~after[2],
-        }
+        means = Learned(last.loss.mean(), last.norm.mean(), jax.tree.map(lambda x: x.sum(0), last.sums))
+        metrics = self.metrics(state, means, after[2])
         metrics |= sampling_metrics(old, parts.sampled, parts.mask, options)
         return advance(state, *after), metrics
 
@@ -178,6 +174,15 @@ class PolicyUpdate:
         (value, sums, gradient), logprobs = self.gradient(carry[0], frozen, rows, divisors)
         carry, norm = self.apply(carry, value, gradient)
         return carry, Learned(value, norm, sums), logprobs
+
+    def metrics(self, state: State, learned: Learned, finite: Array) -> dict[str, Array]:
+        """What is logged of an update of ``state``. finite: whether it was made."""
+        return policy_metrics(learned.sums, self.config.grpo) | {
+            "loss": learned.loss,
+            "grad_norm": learned.norm,
+            "lr": self.optimizer.learning_rate(state.step - state.skipped),
+            "nonfinite": ~finite,
+        }
 
     def gradient(
         self, params: dict[str, Array], frozen: dict[str, Array], rows: UpdateRows, divisors: Sequence[Array]
