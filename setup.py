@@ -27,7 +27,7 @@ setup(
         "ml_collections>=1.1.0",
         "nltk>=3.9.2",
         "numpy>=2.3.4",
-        "optax>=0.2.6",
+        "optax>=0.2.7",
         "orbax-checkpoint>=0.11.40",
         "pillow>=12.0.0",
         "rouge-score>=0.1.2",

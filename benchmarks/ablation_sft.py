@@ -60,8 +60,9 @@ from vpjax.models.sharding import make_mesh, put_batch
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, rebuild
 from vpjax.recipes import sft as recipe
 from vpjax.training import sft
+from vpjax.training.optimizer import HEADS_PREFIX
 from vpjax.training.setup import initial_params, prepare_model, read_split, split_file
-from vpjax.training.state import HEADS_PREFIX, create_state
+from vpjax.training.state import create_state
 from vpjax.types import Clip
 
 BASE = "batch"
@@ -150,6 +151,7 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
 
 def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
+    config.optim.name = "adamw"  # as in the tables so far
     config.seed, config.steps = seed, arguments.steps
     set_clips(config, arguments)
     config.update_from_flattened_dict(row)

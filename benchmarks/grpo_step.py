@@ -46,9 +46,10 @@ from vpjax.models.vlm import VideoLM, leaves, rebuild
 from vpjax.recipes import base
 from vpjax.training import grpo
 from vpjax.training.losses import token_logprobs
+from vpjax.training.optimizer import Optimizer
 from vpjax.training.policy import denominator, policy_loss
 from vpjax.training.relative import NO_TERM, advantages
-from vpjax.training.state import Optimizer, State, advance, create_state, optimize
+from vpjax.training.state import State, advance, create_state, optimize
 from vpjax.types import Array, Prompts
 
 GROUPS = (1, 4, 8, 16)  # G, completions of a prompt

@@ -41,7 +41,8 @@ from vpjax.models.vlm import Hidden, VideoLM, leaves, rebuild
 from vpjax.recipes import base
 from vpjax.training import sft
 from vpjax.training.losses import causal_lm, contrastive, pool_slots, slot_means, token_logprobs
-from vpjax.training.state import HEADS_PREFIX, Optimizer, State, create_state, optimize
+from vpjax.training.optimizer import HEADS_PREFIX, Optimizer
+from vpjax.training.state import State, create_state, optimize
 from vpjax.types import Array, Batch, Prompts, Units
 
 VOCAB, START, END, VIDEO, IMAGE = 8192, 8180, 8181, 8182, 8183

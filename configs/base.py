@@ -115,7 +115,10 @@ def get_config() -> ConfigDict:
     looks.closer = 1
     looks.seconds = (2.0, 6.0)  # least and most of their lengths
 
-    c.optim = optim = ConfigDict()  # AdamW with a linear warm-up, then a cosine schedule
+    c.optim = optim = ConfigDict()  # with a linear warm-up, then a cosine schedule
+    # "adamw", or "muon" (arXiv 2502.16982) for the weights of matrix products, with updates as large as
+    # AdamW's, and AdamW for all else. From random weights Muon needs half of the steps or fewer.
+    optim.name = "adamw"
     optim.lr = 1e-3
     optim.end_lr_share = 0.0  # final learning rate, as a share of lr
     optim.warmup_share = 0.05  # of the steps
@@ -126,7 +129,7 @@ def get_config() -> ConfigDict:
     optim.clip = 1.0  # largest global norm of the gradient
     optim.freeze = ()  # path patterns of parameters that are not trained, such as ("vision.*",)
     optim.lr_multipliers = ()  # (pattern, factor) pairs, such as (("vision.*", 0.1),); the first match counts
-    optim.moments_dtype = "float32"  # of AdamW's first moment: float32 or bfloat16
+    optim.moments_dtype = "float32"  # of the gradient's running mean: float32 or bfloat16
 
     # Low-rank adapters (LoRA): the model is frozen in the compute dtype, and only they are trained, float32.
     c.lora = lora = ConfigDict()

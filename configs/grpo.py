@@ -24,5 +24,6 @@ def get_config():
     c.grpo.rewards = dict(event=1.0)
     c.grpo.max_new = 32
 
+    c.optim.name = "adamw"
     c.optim.lr = 2e-4
     return c

@@ -55,6 +55,7 @@ def get_config():
     c.data.max_pixels = 56 * 56
     c.data.length_multiple = 8
 
+    c.optim.name = "muon"
     c.optim.lr = 1e-3
     c.optim.b2 = 0.98
     return c

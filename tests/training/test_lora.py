@@ -14,7 +14,8 @@ from tests.training import rollouts
 from vpjax.hlo import inner_jaxprs
 from vpjax.models.lora import Lora, adapted_layers, first_adapters, is_adapter, quantised
 from vpjax.models.vlm import abstract_model, leaves, rebuild
-from vpjax.training.state import HEADS_PREFIX, create_state
+from vpjax.training.optimizer import HEADS_PREFIX
+from vpjax.training.state import create_state
 from vpjax.training.update import UpdateRows
 
 pytestmark = pytest.mark.slow

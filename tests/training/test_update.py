@@ -23,7 +23,8 @@ from tests.training.rollouts import (
 )
 from vpjax.models.sharding import make_mesh
 from vpjax.training import judged, policy, update
-from vpjax.training.state import Optimizer, State, deal
+from vpjax.training.optimizer import Optimizer
+from vpjax.training.state import State, deal
 
 pytestmark = pytest.mark.slow
 HALF = ROWS // 2

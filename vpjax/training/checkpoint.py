@@ -30,7 +30,7 @@ from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves, rebuild
 from vpjax.training import run_config
 from vpjax.training.best import best_of
-from vpjax.training.state import HEADS_PREFIX
+from vpjax.training.optimizer import HEADS_PREFIX
 from vpjax.training.sums import CHECKPOINTS, SUMS, damage_of, newest_whole, steps_in, sums_of
 from vpjax.types import Array, UserError
 

@@ -40,6 +40,7 @@ from vpjax.training.judged import (
     total_rewards,
 )
 from vpjax.training.looks import LookStep
+from vpjax.training.optimizer import Optimizer
 from vpjax.training.policy import has_ended, trained_tokens
 from vpjax.training.relative import (
     NEEDS,
@@ -50,7 +51,7 @@ from vpjax.training.relative import (
     relative_term,
 )
 from vpjax.training.rollout import sample_completions
-from vpjax.training.state import Optimizer, State
+from vpjax.training.state import State
 from vpjax.training.update import (
     PolicyUpdate,
     UpdateRows,

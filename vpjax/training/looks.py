@@ -27,10 +27,11 @@ from vpjax.training.judged import (
     score_branches,
     total_rewards,
 )
+from vpjax.training.optimizer import Optimizer
 from vpjax.training.policy import has_ended, sampling_metrics, trained_tokens
 from vpjax.training.relative import has_spread
 from vpjax.training.rollout import sample_completions
-from vpjax.training.state import Optimizer, State, advance
+from vpjax.training.state import State, advance
 from vpjax.training.update import Learned, PolicyUpdate, UpdateRows, take_prompts
 from vpjax.types import Array, Prompts
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from vpjax.models.decoder import DecoderConfig
 from vpjax.models.sharding import ROWS, device_bytes, devices_along
 from vpjax.models.vlm import VideoLM, leaves
-from vpjax.training.state import frozen_paths
+from vpjax.training.optimizer import frozen_paths
 
 GIB = 2**30
 # Of a device's memory. The rest is for programs, and for what is not counted here: by their plans, steps that

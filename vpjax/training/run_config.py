@@ -20,6 +20,7 @@ from vpjax.models.remat import REMATS
 from vpjax.scoring.judge import weights_of
 from vpjax.training.judged import correct_reward
 from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
+from vpjax.training.optimizer import OPTIMIZERS
 from vpjax.training.policy import AGGREGATIONS
 from vpjax.training.relative import NEEDS, REWARD_AGGREGATIONS, SCALES
 from vpjax.training.writer import TRACKERS
@@ -43,6 +44,7 @@ ONE_OF = {
     "data.train_turns": get_args(TrainTurns),
     "data.pick": get_args(Pick),
     "looks.pick": get_args(Pick),
+    "optim.name": OPTIMIZERS,
     "optim.moments_dtype": DTYPES,
     "lora.base_dtype": BASE_DTYPES,
     "contrast.answer_kind": ANSWER_KINDS,

@@ -37,7 +37,8 @@ from vpjax.training.losses import (
     unit,
 )
 from vpjax.training.memory import recomputed_share
-from vpjax.training.state import HEADS_PREFIX, Optimizer, State, accumulate, advance, optimize
+from vpjax.training.optimizer import HEADS_PREFIX, Optimizer
+from vpjax.training.state import State, accumulate, advance, optimize
 from vpjax.types import Array, Batch, Strip
 
 LOG_TAU = HEADS_PREFIX + "log_tau"

@@ -1,9 +1,8 @@
-"""The state of a run, its optimizer, and the parts of a step that SFT and GRPO share."""
+"""The state of a run, and the parts of a step that SFT and GRPO share."""
 
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax.hlo import phase
-from vpjax.models.lora import SCALE, is_adapter
+from vpjax.models.lora import SCALE
 from vpjax.models.sharding import replicated, shardings
-from vpjax.types import Array, UserError
-
-HEADS_PREFIX = "heads."  # of the paths of parameters that only training needs: never frozen, not exported
+from vpjax.training.optimizer import Optimizer, frozen_paths, make_optimizer
+from vpjax.types import Array
 
 
 @jax.tree_util.register_dataclass
@@ -39,71 +37,20 @@ class State:
     reference: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Optimizer(NamedTuple):
-    tx: optax.GradientTransformation
-    learning_rate: optax.Schedule
-
-
-def matching_paths(pattern: str, paths: Iterable[str], field: str) -> set[str]:
-    """The paths that match a pattern such as ``vision.*``. UserError, naming the config field, if there is
-    none."""
-    found = set(fnmatch.filter(paths, pattern))
-    if not found:
-        raise UserError(f"config.{field}: {pattern!r} matches no parameter")
-    return found
-
-
-def frozen_paths(paths: Iterable[str], config: ConfigDict) -> set[str]:
-    """The model's paths that are not trained: those that ``optim.freeze`` names and, in a run with adapters,
-    all but these. UserError if that leaves nothing to train."""
-    paths = [path for path in paths if not path.startswith(HEADS_PREFIX)]
-    frozen: set[str] = set()
-    if config.lora.rank:
-        frozen |= {path for path in paths if not is_adapter(path)}
-    for pattern in config.optim.freeze:
-        frozen |= matching_paths(pattern, paths, "optim.freeze")
-    if frozen == set(paths):
-        raise UserError("config.optim.freeze leaves no parameter of the model to train")
-    return frozen
-
-
-def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
-    """AdamW over the trained ``paths``: warm-up and cosine schedule, clipping by global norm, decay of
-    kernels and adapters only (not of biases, norms, embeddings), learning rates multiplied by path pattern.
-    The schedule counts steps; a GRPO step may make several updates."""
-    optim, paths = config.optim, list(paths)
-    updates_per_step = 1
-    if config.method == "grpo":
-        updates_per_step = config.grpo.num_iterations * config.grpo.num_minibatches
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=optim.lr,
-        warmup_steps=int(optim.warmup_share * config.steps),
-        decay_steps=config.steps,
-        end_value=optim.lr * optim.end_lr_share,
-    )
-    factor = dict.fromkeys(paths, 1.0)
-    if config.contrast.lr:
-        factor |= {path: config.contrast.lr / optim.lr for path in paths if path.startswith(HEADS_PREFIX)}
-    for pattern, value in reversed(tuple(optim.lr_multipliers)):  # so that the first match counts
-        factor |= dict.fromkeys(matching_paths(pattern, paths, "optim.lr_multipliers"), value)
-    tx = optax.chain(
-        optax.clip_by_global_norm(optim.clip),
-        optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=jnp.dtype(optim.moments_dtype)),
-        optax.add_decayed_weights(
-            optim.weight_decay, mask={path: path.endswith(".kernel") or is_adapter(path) for path in paths}
-        ),
-        optax.stateless(lambda updates, _: {path: factor[path] * u for path, u in updates.items()}),
-        optax.scale_by_learning_rate(lambda count: schedule(count // updates_per_step)),
-    )
-    return Optimizer(tx, schedule)
-
-
 def state_shardings(tx: optax.GradientTransformation, state: State, mesh: Mesh) -> State:
     """The sharding of each array of a (possibly abstract) state; moments are sharded as their parameter."""
     params, everywhere = shardings(state.params, mesh), replicated(mesh)
+
+    def is_left_out(x: Any) -> bool:  # a parameter of which this part of the optimizer keeps nothing
+        return isinstance(x, optax.MaskedNode)
+
     opt = optax.tree.map_params(
-        tx, lambda _, where: where, state.opt, params, transform_non_params=lambda _: everywhere
+        tx,
+        lambda x, where: x if is_left_out(x) else where,
+        state.opt,
+        params,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=is_left_out,
     )
     frozen, reference = shardings(state.frozen, mesh), shardings(state.reference, mesh)
     return State(everywhere, params, frozen, opt, everywhere, reference)

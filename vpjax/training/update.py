@@ -18,8 +18,9 @@ from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, rebuild
 from vpjax.training.losses import token_logprobs
 from vpjax.training.memory import recomputed_share
+from vpjax.training.optimizer import Optimizer
 from vpjax.training.policy import PolicySums, denominator, policy_loss, policy_metrics, sampling_metrics
-from vpjax.training.state import Optimizer, State, accumulate, advance, deal, optimize
+from vpjax.training.state import State, accumulate, advance, deal, optimize
 from vpjax.types import Array, Prompts
 
 # Of the lengths that completions are cut to for an update: how many there are at most, the longest included,
