@@ -151,7 +151,7 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
 
 def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
-    config.optim.name = "adamw"  # as in the tables so far
+    config.optim.name, config.optim.lr = "adamw", 1e-3  # as in the tables so far
     config.seed, config.steps = seed, arguments.steps
     set_clips(config, arguments)
     config.update_from_flattened_dict(row)
