@@ -1,7 +1,7 @@
 """How well the filters of a curation tell what they are for, on a pool whose truth is known.
 
     python -m benchmarks.curation --judge RUN [--rows 40] [--out FILE.md]
-    python -m benchmarks.curation --make_judge RUN [--steps 600]
+    python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 600]
 
 The pool is that of ``curation_pool``. Precision of a filter: of the rows that it drops in the funnel, the
 share that is no good row. Recall: of the rows of its own kinds that come to it (of copies, of the pairs), the
@@ -136,14 +136,16 @@ def judge_clips(clips: Iterable[Clip]) -> list[Clip]:
     return found
 
 
-def make_judge(run: Path, steps: int) -> None:
-    """Train a judge from scratch, on clips of another seed."""
+def make_judge(run: Path, init_from: str, steps: int) -> None:
+    """Train a judge on clips of another seed."""
     folder = run.parent / f"{run.name}-clips"
     file = make_event_clips(EventSpec(seed=202), folder, {"train": JUDGED})["train"]
     write_clips(folder / "judge.jsonl", judge_clips(read_clips(file)))
     config = sft.get_config()
-    config.steps, config.optim.lr = steps, 2e-3
+    config.steps, config.optim.lr, config.init_from = steps, 2e-3, init_from
     config.model.text_config.vocab_size = 768  # room for words in capitals
+    if init_from:
+        config.model = {}
     # On V~ no event may be likely, or its clips seem to need no key frames.
     config.contrast.answer, config.contrast.truth, config.contrast.truth_share = 0.2, 0.2, 0.5
     config.data.train, config.data.heldout = str(folder / "judge.jsonl"), ""
@@ -154,13 +156,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--judge", default="", help="work directory of a judge; without it, no likelihoods")
     parser.add_argument("--make_judge", type=Path)
+    parser.add_argument("--init_from", default="", help="of the judge; default: from scratch")
     parser.add_argument("--steps", type=int, default=600, help="of the judge's training")
     parser.add_argument("--rows", type=int, default=40, help="of each kind")
     parser.add_argument("--folder", type=Path, help="keep the pool and its curation here")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.make_judge:
-        make_judge(arguments.make_judge, arguments.steps)
+        make_judge(arguments.make_judge, arguments.init_from, arguments.steps)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)

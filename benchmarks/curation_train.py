@@ -118,7 +118,7 @@ def main() -> None:
         parser.add_argument("--folder", type=Path, required=True, help="keeps the pool and its curation")
 
     rows = [RANDOM, CHOSEN, *(f"without {name}" for name in FILTERS)]
-    arguments = ablation_arguments(__doc__, rows, steps=200, quick=QUICK, add_more=add_more)
+    arguments = ablation_arguments(__doc__, rows, steps=128, quick=QUICK, add_more=add_more)
     pool, recipe = examined_pool(arguments.folder, arguments.judge, arguments.pool)
     filters = {x.measure: x for x in recipe.filters if not x.measure.endswith("_copy")}
     root = str(arguments.folder / "root")
