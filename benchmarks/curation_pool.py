@@ -51,8 +51,9 @@ def in_capitals(clip: Clip) -> Clip:
         return text.upper().replace(".", " !")
 
     keywords = tuple(dataclasses.replace(x, text=louder(x.text)) for x in clip.keywords)
-    changes = dict(answer=louder(clip.answer), degraded_answer=louder(clip.degraded_answer))
-    return dataclasses.replace(clip, keywords=keywords, **changes)
+    return dataclasses.replace(
+        clip, answer=louder(clip.answer), degraded_answer=louder(clip.degraded_answer), keywords=keywords
+    )
 
 
 def lasting_scene(index: int) -> tuple[Clip, float, bytes]:
