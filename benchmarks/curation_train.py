@@ -106,7 +106,7 @@ def configure(seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config.optim.lr = 2e-3  # for a run that is this short
     config.events.heldout = arguments.heldout
     # A tokenizer of the pool's texts: none is so long that the rows of a batch have room for two clips.
-    config.data.train = str(arguments.folder / CLIPS)
+    config.data.train = CLIPS
     config.model.text_config.vocab_size = 1024
     return config
 
@@ -118,7 +118,7 @@ def main() -> None:
         parser.add_argument("--folder", type=Path, required=True, help="keeps the pool and its curation")
 
     rows = [RANDOM, CHOSEN, *(f"without {name}" for name in FILTERS)]
-    arguments = ablation_arguments(__doc__, rows, steps=128, quick=QUICK, add_more=add_more)
+    arguments = ablation_arguments(__doc__, rows, steps=250, quick=QUICK, add_more=add_more)
     pool, recipe = examined_pool(arguments.folder, arguments.judge, arguments.pool)
     filters = {x.measure: x for x in recipe.filters if not x.measure.endswith("_copy")}
     root = str(arguments.folder / "root")
