@@ -1,13 +1,13 @@
 """How well the filters of a curation tell what they are for, on a pool whose truth is known.
 
     python -m benchmarks.curation --judge RUN [--rows 40] [--out FILE.md]
-    python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 400]
+    python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 600]
 
 The pool is that of ``curation_pool``. Precision of a filter: of the rows that it drops in the funnel, the
 share that is no good row. Recall: of the rows of its own kinds that come to it (of copies, of the pairs), the
 share that it drops. A copy is a good row, but for the step that drops copies; one of two may stay.
-``--make_judge`` trains the model by whose likelihoods captions are judged, on other clips of the same kind; a
-quarter of their questions tell the event, so that it knows which captions need no video.
+``--make_judge`` trains the model by whose likelihoods captions are judged, on other clips of the same kind.
+Some of their questions tell the event, so that it knows which captions need no video.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import sqlite3
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.curation_pool import make_pool, with_series
+from benchmarks.curation_pool import in_capitals, make_pool, with_series
 from benchmarks.timing import environment, publish
 from vpjax.building.examine import Options
 from vpjax.curate import curate
@@ -52,9 +53,11 @@ TARGETS = {
     "picture_copy": {"picture copy"},
 }
 GOOD = {"good", "caption copy", "picture copy"}
-JUDGED = 4096  # clips on which the judge is trained
-SERIES_SHARE = 0.25  # of them have a question that tells the event
-TEXT_SHARE = 0.5  # are asked without their video too: what texts alone tell
+JUDGED = 6144  # clips on which the judge is trained
+CAPITALS_SHARE = 0.1  # of them are told in capitals, which a pretrained model would know
+SERIES_SHARE = 0.1  # of their questions tell the event
+TEXT_SHARE = 0.5  # of the clips are asked without their video too: what texts alone tell
+TEXT_SERIES_SHARE = 0.5  # of these questions tell the event
 
 
 def pool_recipe() -> Recipe:
@@ -121,24 +124,31 @@ def table(found: list[tuple[str, str, float | None]], recipe: Recipe) -> list[st
     return lines
 
 
+def judge_clips(clips: Iterable[Clip]) -> list[Clip]:
+    """What a judge is trained on: event clips with their videos, and some of them once more without."""
+    rng, found = random.Random(0), list[Clip]()  # not by number, from which the kind of event follows
+    for clip in clips:
+        told = in_capitals(clip) if rng.random() < CAPITALS_SHARE else clip
+        found.append(with_series(told) if rng.random() < SERIES_SHARE else told)
+        if rng.random() < TEXT_SHARE:
+            asked = with_series(told) if rng.random() < TEXT_SERIES_SHARE else told
+            found.append(dataclasses.replace(asked, id=f"{clip.id}-text", video="", keywords=(), spans=()))
+    return found
+
+
 def make_judge(run: Path, init_from: str, steps: int) -> None:
     """Train a judge on clips of another seed."""
     folder = run.parent / f"{run.name}-clips"
     file = make_event_clips(EventSpec(seed=202), folder, {"train": JUDGED})["train"]
-    rng, clips = random.Random(0), list[Clip]()  # not by number, from which the kind of event follows
-    for clip in read_clips(file):
-        asked = with_series(clip) if rng.random() < SERIES_SHARE else clip
-        clips.append(asked)
-        if rng.random() < TEXT_SHARE:
-            clips.append(dataclasses.replace(asked, id=f"{clip.id}-text", video="", keywords=(), spans=()))
-    write_clips(folder / "judge.jsonl", clips)
+    write_clips(folder / "judge.jsonl", judge_clips(read_clips(file)))
     config = sft.get_config()
-    config.steps, config.init_from = steps, init_from
+    config.steps, config.optim.lr, config.init_from = steps, 2e-3, init_from
+    config.model.text_config.vocab_size = 768  # room for words in capitals
+    if init_from:
+        config.model = {}
     # On V~ no event may be likely, or its clips seem to need no key frames.
     config.contrast.answer, config.contrast.truth, config.contrast.truth_share = 0.2, 0.2, 0.5
     config.data.train, config.data.heldout = str(folder / "judge.jsonl"), ""
-    if init_from:
-        config.model = {}
     train(config, run)
 
 
@@ -147,7 +157,7 @@ def main() -> None:
     parser.add_argument("--judge", default="", help="work directory of a judge; without it, no likelihoods")
     parser.add_argument("--make_judge", type=Path)
     parser.add_argument("--init_from", default="", help="of the judge; default: from scratch")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=600, help="of the judge's training")
     parser.add_argument("--rows", type=int, default=40, help="of each kind")
     parser.add_argument("--folder", type=Path, help="keep the pool and its curation here")
     parser.add_argument("--out", type=Path)

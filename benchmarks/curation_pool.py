@@ -44,6 +44,18 @@ def with_series(clip: Clip) -> Clip:
     return dataclasses.replace(clip, question=SERIES.format(number))
 
 
+def in_capitals(clip: Clip) -> Clip:
+    """A clip that says the same in capitals."""
+
+    def louder(text: str) -> str:
+        return text.upper().replace(".", " !")
+
+    keywords = tuple(dataclasses.replace(x, text=louder(x.text)) for x in clip.keywords)
+    return dataclasses.replace(
+        clip, answer=louder(clip.answer), degraded_answer=louder(clip.degraded_answer), keywords=keywords
+    )
+
+
 def lasting_scene(index: int) -> tuple[Clip, float, bytes]:
     """A clip whose event begins early and does not end, its length in seconds, and its video."""
     clip, scene = describe(SPEC, "train", index)
@@ -141,8 +153,7 @@ def lasting_onset(row, clip, index, videos, rng):
 
 
 def caption_copy(row, clip, index, videos, rng):
-    again = dataclasses.replace(row, answer=row.answer.upper().replace(".", " !"))
-    return [line_of(row, "caption copy"), line_of(again, "caption copy")]
+    return [line_of(row, "caption copy"), line_of(in_capitals(row), "caption copy")]
 
 
 def picture_copy(row, clip, index, videos, rng):

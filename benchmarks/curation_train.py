@@ -4,11 +4,12 @@
     python -m benchmarks.curation_train --judge RUN --folder DIR --quick
 
 The pool is that of ``curation_pool``. Its videos are examined once, with all measures and no limits; a row of
-the table then drops what its filters do not keep, and takes the first ``--clips`` of the rest in the order of
-the draw. Every row trains the model of configs/sft.py from the same initial weights for the same number of
-steps, and is asked about the same held-out clips. ``random``: no filter at all, of the clips whose video can
-be read. ``without X``: all filters but X. The last columns are differences to ``random``, paired by seed and
-by clip. The same command again continues (FILE.jsonl).
+the table then drops what its filters do not keep, and takes the first of the rest in the order of the draw:
+as many as the filters of ``chosen`` keep, at most ``--clips``. Every row trains the model of configs/sft.py
+from the same initial weights for the same number of steps, a clip in each row of a batch, and is asked about
+the same held-out clips. ``random``: no filter at all, of the clips whose video can be read. ``without X``:
+all filters but X. The last columns are differences to ``random``, paired by seed and by clip. The same
+command again continues (FILE.jsonl).
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from vpjax.training.setup import prepare_model, split_file
 from vpjax.types import Clip
 
 RANDOM, CHOSEN = "random", "chosen"
+CLIPS = "out/clips/pool.jsonl"  # of the pool, in the folder that keeps it
 FILTERS = ("english", "events", "lasting", "event_seconds", "peak", "needs_video", "needs_key")
 QUICK = dict(steps=4, seeds=[0], clips=16, heldout=16, rows=[RANDOM, CHOSEN])
 COLUMNS = {
@@ -71,7 +73,7 @@ def examined_pool(folder: Path, judge: str, count: int) -> tuple[list[Clip], Rec
     options = Options(model=judge)
     with worker_processes(1) as pool:
         curate(without_limits(recipe), str(root), str(folder / "out"), pool=pool, workers=1, options=options)
-    clips = {clip.id: clip for clip in read_clips(folder / "out/clips/pool.jsonl")}
+    clips = {clip.id: clip for clip in read_clips(folder / CLIPS)}
     recipe = dataclasses.replace(
         recipe, filters=tuple(x for x in recipe.filters if judge or not x.measure.startswith("needs"))
     )
@@ -101,18 +103,22 @@ def kept(clips: Sequence[Clip], filters: Sequence[Filter], recipe: Recipe, root:
 def configure(seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = sft.get_config()
     config.seed, config.steps = seed, arguments.steps
+    config.optim.lr = 2e-3  # for a run that is this short
     config.events.heldout = arguments.heldout
+    # A tokenizer of the pool's texts: none is so long that the rows of a batch have room for two clips.
+    config.data.train = CLIPS
+    config.model.text_config.vocab_size = 1024
     return config
 
 
 def main() -> None:
     def add_more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--judge", default="", help="work directory of a judge, see benchmarks.curation")
-        parser.add_argument("--pool", type=int, default=400, help="rows of each kind in the pool")
+        parser.add_argument("--pool", type=int, default=200, help="rows of each kind in the pool")
         parser.add_argument("--folder", type=Path, required=True, help="keeps the pool and its curation")
 
     rows = [RANDOM, CHOSEN, *(f"without {name}" for name in FILTERS)]
-    arguments = ablation_arguments(__doc__, rows, steps=400, quick=QUICK, add_more=add_more)
+    arguments = ablation_arguments(__doc__, rows, steps=250, quick=QUICK, add_more=add_more)
     pool, recipe = examined_pool(arguments.folder, arguments.judge, arguments.pool)
     filters = {x.measure: x for x in recipe.filters if not x.measure.endswith("_copy")}
     root = str(arguments.folder / "root")
@@ -121,6 +127,7 @@ def main() -> None:
         used = [] if name == RANDOM else [x for x in filters.values() if name != f"without {x.measure}"]
         return kept(pool, used, recipe, root)[: arguments.clips]
 
+    arguments.clips = len(clips_of(CHOSEN))
     first = configure(0, arguments)
     heldout, _ = read_benchmark("events", split_file(first, "heldout", "events"))
     sizes: dict[str, str] = {}
