@@ -36,5 +36,6 @@ def get_config():
     c.grpo.relative.kind = "none"
     c.grpo.max_new = 24
 
+    c.optim.name = "adamw"
     c.optim.lr = 2e-4
     return c
