@@ -111,6 +111,7 @@ MEANING = {
 # Rows whose key frames are found instead of known.
 FOUND_BY = {"margin, motion": "motion", "margin, self": "self"}
 QUICK = dict(steps=160, seeds=[0], clips=2048, heldout=120, rows=[PLAIN, BASE, "margin"])
+LEARNING_RATES = {"adamw": 1e-3, "muon": 2e-3}  # each one's best of those tried on configs/sft.py
 REQUEST = Request("events", controls=("none", "key"))
 COLUMNS = {
     "all": "accuracy/none",
@@ -151,7 +152,7 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
 
 def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
-    config.optim.name = "adamw"  # as in the tables so far
+    config.optim.name, config.optim.lr = arguments.optimizer, LEARNING_RATES[arguments.optimizer]
     config.seed, config.steps = seed, arguments.steps
     set_clips(config, arguments)
     config.update_from_flattened_dict(row)
@@ -190,7 +191,10 @@ def train(
 
 
 def main() -> None:
-    arguments = ablation_arguments(__doc__, list(ROWS), steps=400, quick=QUICK)
+    def add_flags(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--optimizer", choices=list(LEARNING_RATES), default="adamw")
+
+    arguments = ablation_arguments(__doc__, list(ROWS), steps=400, quick=QUICK, add_more=add_flags)
     config = configure({}, 0, arguments)
     clips = read_split(config, "train", "events")
     heldout, _ = read_benchmark("events", split_file(config, "heldout", "events"))

@@ -21,4 +21,5 @@ def get_config():
     c.events.prior = 0.9
     c.events_heldout = dict(prior=0.0)
     c.optim.name = "adamw"  # with which the tables of docs/results.md were made
+    c.optim.lr = 1e-3
     return c

@@ -35,15 +35,8 @@ from vpjax.hlo import collectives, cycles, flops
 from vpjax.models import hf
 from vpjax.models.attention import SCOPE
 from vpjax.models.lora import Lora
-from vpjax.models.sharding import (
-    HEADS,
-    batch_sharding,
-    devices_along,
-    groups_for,
-    make_mesh,
-    row_parts,
-    sampling_specs,
-)
+from vpjax.models.sampling_layout import HEADS, groups_for, sampling_specs
+from vpjax.models.sharding import batch_sharding, devices_along, make_mesh, row_parts
 from vpjax.models.vlm import VLMConfig, abstract_model, leaves, with_int8_decoder
 from vpjax.planned_row import PlannedClips, PlannedRow, contents, planned_row
 from vpjax.training import checkpoint, grpo, run_config, sft

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,11 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
     other.log_every, other.mesh.data, other.data.cache = 7, 2, "elsewhere"  # changes no number
     other.data.max_missed_share = 1.0
     run_config.check_workdir(tmp_path, other)
+
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["optim"]["weight_decay"]  # at its default in the recipe: an older vpjax may not have had it
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    run_config.check_workdir(tmp_path, recipe())
 
     other.seed, other.optim.freeze = 1, ("vision.*",)
     with pytest.raises(UserError) as error:

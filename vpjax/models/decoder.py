@@ -19,14 +19,8 @@ from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_cac
 from vpjax.models.linear import Linear
 from vpjax.models.remat import keep, scan
 from vpjax.models.rope import rotate, text_angles
-from vpjax.models.sharding import (
-    laid_out,
-    split_groups,
-    split_heads,
-    split_looked_up,
-    split_tokens,
-    split_width,
-)
+from vpjax.models.sampling_layout import laid_out, split_groups, split_heads
+from vpjax.models.sharding import split_looked_up, split_tokens, split_width
 from vpjax.models.swiglu import swiglu
 from vpjax.types import Array
 
@@ -195,8 +189,8 @@ class Decoder(nnx.Module):
 
         A row has several prompts, each with completions of its own, which follow one another in X. prompts:
         the cache [L, B, K, P, H] of each, and seen bool[B, P]: what of it is no padding. suffixes: the cache
-        [L, B, K, G, C, H] of each one's completions. On a mesh the weights are as ``sharding.regroup`` leaves
-        them."""
+        [L, B, K, G, C, H] of each one's completions. On a mesh the weights are as
+        ``sampling_layout.regroup`` leaves them."""
         angles = self.angles(jnp.repeat(position_BX[:, None], 3, axis=1))
 
         ends = itertools.accumulate(cache.k.shape[3] for cache in suffixes)

@@ -14,7 +14,7 @@ import numpy as np
 from vpjax.hlo import phase
 from vpjax.models import context
 from vpjax.models.attention import KeyValues
-from vpjax.models.sharding import regroup, split_heads, split_words
+from vpjax.models.sampling_layout import regroup, split_heads, split_words
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, leaves, next_position, rebuild
 from vpjax.types import Array, Prompts

@@ -3,12 +3,10 @@
 Axes: ``data`` copies the parameters, ``fsdp`` and ``group`` split them and the batch, ``context`` splits them
 and the tokens of each row (``models.context``), ``tensor`` splits heads and MLPs. Batches are split over
 (data, fsdp, group) together, parameters over (fsdp, group, context). In training fsdp and group are one: a
-config's ``mesh.fsdp`` is their product. In sampling each group has a whole copy of the decoder's weights, of
-which its devices hold the heads of their own, and rows of its own (``regroup``).
+config's ``mesh.fsdp`` is their product; in sampling they are not (``models.sampling_layout``).
 """
 
 import contextlib
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,9 +24,6 @@ from vpjax.types import UserError
 AXES = ("data", "fsdp", "group", "context", "tensor")
 FSDP = ("context", "fsdp", "group")  # parameters are split over them
 ROWS = P(("data", "fsdp", "group"))
-# In sampling:
-GROUPS = ("data", "fsdp", "context")  # rows are split over them if they divide, else not over context
-HEADS = ("group", "tensor")  # heads, MLPs and the vocabulary are split over them
 
 # The first pattern that matches a whole path applies. The leading axis of stacked layers is never split, for
 # a scan runs along it.
@@ -166,7 +160,8 @@ def in_use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def _constrain(x: jax.Array, spec: P) -> jax.Array:
+def constrain(x: jax.Array, spec: P) -> jax.Array:
+    """``x``, split over the mesh in use as ``spec`` says."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -176,25 +171,25 @@ def split_rows(x: jax.Array) -> jax.Array:
     Parameters are split over fsdp too: without this constraint, XLA splits the last axis of activations to
     match, and every device computes all rows.
     """
-    return _constrain(x, ROWS)
+    return constrain(x, ROWS)
 
 
 def split_tokens(x: jax.Array, devices: int) -> jax.Array:
     """``x`` [B, T, ...], its rows as in ``split_rows``, its tokens over ``devices``: 1 or all of context."""
-    return _constrain(x, ROWS if devices == 1 else P(*ROWS, "context"))
+    return constrain(x, ROWS if devices == 1 else P(*ROWS, "context"))
 
 
 def split_looked_up(x: jax.Array, devices: int) -> jax.Array:
     """``x`` [B, T, ..., D], of which each device looked up its columns (``split_width``), as in
     ``split_tokens``."""
     # In one step XLA would gather all of it: rows are exchanged first, and then tokens.
-    x = _constrain(x, P(*ROWS, *[None] * (x.ndim - 2), "context"))
+    x = constrain(x, P(*ROWS, *[None] * (x.ndim - 2), "context"))
     return split_tokens(x, devices)
 
 
 def split_parts(x: jax.Array) -> jax.Array:
     """``x`` [B * devices, ...]: parts of rows, each on a device of its own among those along context."""
-    return _constrain(x, P((*ROWS[0], "context")))
+    return constrain(x, P((*ROWS[0], "context")))
 
 
 def on_own_tokens(
@@ -218,90 +213,24 @@ def on_own_tokens(
 
 def split_width(x: jax.Array) -> jax.Array:
     """``x`` [B, ..., D], its last axis split as the columns of the embedding table, its rows over data."""
-    return _constrain(x, P("data", *[None] * (x.ndim - 2), FSDP))
+    return constrain(x, P("data", *[None] * (x.ndim - 2), FSDP))
 
 
 def split_vocabulary(x: jax.Array) -> jax.Array:
     """An output projection ``x`` [O, D], O over all devices of a part of ``data`` if it divides, else whole
     on every device: each device computes the logits of its words, and nothing is summed over devices."""
-    return _constrain(x, P(_if_divides(x.shape[0], (*FSDP, "tensor"))))
+    return constrain(x, P(if_divides(x.shape[0], (*FSDP, "tensor"))))
 
 
 def split_logits(x: jax.Array) -> jax.Array:
     """Logits ``x`` [B, ..., O], O as in ``split_vocabulary``, rows over data alone; if O does not divide,
     rows over fsdp too."""
-    words = _if_divides(x.shape[-1], (*FSDP, "tensor"))
+    words = if_divides(x.shape[-1], (*FSDP, "tensor"))
     rows = "data" if words else ROWS[0]
-    return _constrain(x, P(rows, *[None] * (x.ndim - 2), words))
+    return constrain(x, P(rows, *[None] * (x.ndim - 2), words))
 
 
-def regroup(path: str, x: jax.Array) -> jax.Array:
-    """A parameter of the decoder in the layout of sampling: each group of devices holds all of it, and each
-    of its devices a part: what was split over ``tensor`` is split over HEADS, nothing over ``fsdp``.
-
-    Decoding then moves activations inside a group, and no weight (Megatron's tensor parallelism, arXiv
-    1909.08053)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    inside, across = sampling_specs(path, x.shape, mesh)
-    # In one step XLA would gather whole weights: parts are exchanged inside the group and then gathered.
-    return _constrain(_constrain(_constrain(x, spec_of(path, x.shape, mesh)), inside), across)
-
-
-def sampling_specs(path: str, shape: tuple[int, ...], mesh: Any) -> tuple[P, P]:
-    """The PartitionSpec of a parameter of the decoder on its way to the layout of sampling, in which it is
-    split inside a group and still over groups, and in that layout."""
-    inside: list[Any] = []
-    over_groups = ("context", "fsdp")
-    for side, axis in zip(shape, spec_of(path, shape, mesh), strict=False):
-        if axis == "tensor":
-            inside.append(_if_divides(side, HEADS, axis, mesh=mesh))
-        else:
-            inside.append(over_groups if axis == FSDP else None)
-    return P(*inside), P(*[None if axis == over_groups else axis for axis in inside])
-
-
-def split_groups(x: jax.Array) -> jax.Array:
-    """``x`` [B, ...] in sampling: each group has rows of its own, whole on each of its devices. Groups along
-    context share rows if there are too few."""
-    return _constrain(x, P(groups_for(x.shape[0])))
-
-
-def split_heads(x: jax.Array, *, rows_axis: int = 0, heads_axis: int = -2) -> jax.Array:
-    """``x`` in sampling: its rows as in ``split_groups``, its heads over HEADS if they divide."""
-    return _constrain(x, _heads_spec(x, rows_axis, heads_axis))
-
-
-def _heads_spec(x: jax.Array, rows_axis: int, heads_axis: int) -> P:
-    spec: list[Any] = [None] * x.ndim
-    spec[rows_axis] = groups_for(x.shape[rows_axis])
-    spec[heads_axis] = _if_divides(x.shape[heads_axis], HEADS)
-    return P(*spec)
-
-
-def laid_out(x: jax.Array, *, rows_axis: int, heads_axis: int) -> jax.Array:
-    """``x``, split as by ``split_heads``, whose axes follow one another in memory in their order: as it is
-    read, where XLA would lay out a cache as it is written."""
-    in_order = functools.partial(with_layout_constraint, layouts=Layout(tuple(range(x.ndim))))
-    if jax.sharding.get_abstract_mesh().empty:
-        return in_order(x)
-    spec = _heads_spec(x, rows_axis, heads_axis)
-    return jax.shard_map(in_order, in_specs=spec, out_specs=spec, check_vma=False)(x)
-
-
-def split_words(x: jax.Array) -> jax.Array:
-    """Logits ``x`` [B, ..., O] in sampling: rows as in ``split_groups``, O over HEADS if it divides."""
-    words = _if_divides(x.shape[-1], HEADS)
-    return _constrain(x, P(groups_for(x.shape[0]), *[None] * (x.ndim - 2), words))
-
-
-def groups_for(rows: int, mesh: Any = None) -> tuple[str, ...]:
-    """The axes over which so many rows are split in sampling."""
-    return GROUPS if rows % devices_along(GROUPS, mesh) == 0 else ("data", "fsdp")
-
-
-def _if_divides(side: int, axes: tuple[str, ...], otherwise: str | None = None, *, mesh: Any = None) -> Any:
+def if_divides(side: int, axes: tuple[str, ...], otherwise: str | None = None, *, mesh: Any = None) -> Any:
     """``axes`` if they split ``side`` evenly, on ``mesh`` or on that in use."""
     return otherwise if side % devices_along(axes, mesh) else axes
 

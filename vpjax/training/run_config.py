@@ -17,6 +17,7 @@ from vpjax.files import read_object, write_whole
 from vpjax.models.attention import BACKENDS
 from vpjax.models.lora import BASE_DTYPES
 from vpjax.models.remat import REMATS
+from vpjax.recipes import base
 from vpjax.scoring.judge import weights_of
 from vpjax.training.judged import correct_reward
 from vpjax.training.losses import ANSWER_KINDS, NEGATIVES
@@ -325,11 +326,14 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """UserError, naming the fields that differ, if ``workdir`` holds a run with another config."""
+    """UserError, naming the fields that differ, if ``workdir`` holds a run with another config. A field that
+    an older vpjax did not have is as if it were at its default: new ones change nothing there."""
     stored = by_dotted_name(read(workdir))
     if not stored:
         return
     requested = by_dotted_name(json.loads(config.to_json()))
+    defaults = by_dotted_name(json.loads(base.get_config().to_json()))
+    stored |= {name: defaults.get(name) for name in requested.keys() - stored.keys()}
     differences = [
         f"{name} is {requested.get(name)!r}, there {stored.get(name)!r}"
         for name in sorted(stored.keys() | requested.keys())
