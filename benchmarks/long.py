@@ -4,8 +4,9 @@
 
 The clips are held-out ones of the model's run, of so many frames; with --hatched their events are hatchings,
 which only whole pixels tell from one another. Every row answers the same questions.
-Prints a table in Markdown: the share of the events that are named, with 95 % intervals over videos, that of
-the windows found that show the event, that of both, and the seconds of CPU time a clip.
+Prints a table in Markdown: the share of the events that are named, with 95 % intervals over videos; how many
+more two looks name, paired by video, if their row ("two" or "answer") comes first; the share of the windows
+found that show the event, that of both, and the seconds of CPU time a clip.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from vpjax import cli
 from vpjax.data.cache import cache_folder
 from vpjax.data.looks import TwoLooks
 from vpjax.evaluation.benchmarks import read_benchmark
+from vpjax.evaluation.bootstrap import Scored, difference
 from vpjax.evaluation.results import interval
 from vpjax.evaluation.run import Request, evaluate_model, with_options
 from vpjax.events.long import make_long_clips
@@ -29,6 +31,7 @@ from vpjax.training.setup import long_spec
 from vpjax.types import UserError
 
 FULL, SMALL = 56 * 56, 28 * 28  # pixels of a frame: 4 visual tokens a slot, and 1
+TWO_LOOKS = "two looks"
 
 
 class Row(NamedTuple):
@@ -63,7 +66,7 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
     return {
         "two": Row(
             (
-                "two looks",
+                TWO_LOOKS,
                 "first look at the window alone",
                 "second look at it alone",
                 "V~: event hidden",
@@ -74,7 +77,7 @@ def rows_of(looks: TwoLooks, frames: int) -> dict[str, Row]:
             looks,
             controls=("none", "first", "second", "key", "wrong", "right", "blind"),
         ),
-        "answer": Row(("two looks",), looks),
+        "answer": Row((TWO_LOOKS,), looks),
         "once": Row(("two looks, one window again",), dataclasses.replace(looks, again=1)),
         "merge": Row(("two looks, frames that look alike merged",), dataclasses.replace(looks, pick="merge")),
         "motion": Row(("two looks, window by motion",), looks, "motion"),
@@ -139,7 +142,9 @@ def main() -> None:
     rows = rows_of(looks, flags.frames)
     model, text = checkpoint.load_model(flags.model, step=flags.step, dtype=run.get("dtype"))
     print(f"{len(clips)} clips of {flags.frames} frames, {flags.tokens} visual tokens, {flags.model}\n")
-    print("| | event named | window found | both | CPU s a clip |\n|---|---|---|---|---|", flush=True)
+    print("| | event named | two looks minus it | window found | both | CPU s a clip |")
+    print("|---|---|---|---|---|---|", flush=True)
+    two_looks: list[Scored] = []
     for name in flags.rows or rows:
         row = rows[name]
         data = with_options(run_config.data_of(flags.model).to_dict(), row.options)
@@ -159,15 +164,25 @@ def main() -> None:
         for label, control in zip(row.names, row.controls, strict=True):
             means = results["controls"][control].get("metrics", {})
             named = interval(means["accuracy"]["micro"]) if means else "no clip"
-            cells = [named, "", "", ""]
+            cells = [named, "", "", "", ""]
+            scored = scored_under(results, control)
+            if two_looks and scored:
+                cells[1] = interval(difference(two_looks, scored)["metrics"]["accuracy"], sign=True)
+            if label == TWO_LOOKS:
+                two_looks = scored
             if windows and control == "none":
-                cells[1:3] = interval(windows["found"]), interval(windows["right"])
+                cells[2:4] = interval(windows["found"]), interval(windows["right"])
             if control == row.controls[0]:
                 cells[-1] = f"{seconds:.2f}"
             print("|", " | ".join([label, *cells]), "|", flush=True)
         if flags.out:
             flags.out.mkdir(parents=True, exist_ok=True)
             (flags.out / f"{name}.json").write_text(json.dumps(results))
+
+
+def scored_under(results: dict[str, Any], control: str) -> list[Scored]:
+    """The scores of the answers under a control."""
+    return [Scored(**row) for row in results["rows"] if row["control"] == control]
 
 
 if __name__ == "__main__":
