@@ -6,6 +6,7 @@ left to right. If a word can be a noun and a verb ("cheers"), its clause decides
 has a subject that still has no verb.
 """
 
+import functools
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ PHRASAL = {"in": {"reel"}, "into": {"crash", "bump", "get"}, "on": {"turn", "swi
 FORMS_AFTER = {"TO": ["base"], "MODAL": ["base"], "BE": ["ing", "past"], "HAVE": ["past"]}
 PHRASE = {"DET", "NUM", "ADJ", "NOUN", "PRON"}
 PHRASE_HEADS = {"NOUN", "PRON"}
+WORDS_KEPT = 65_536  # whose dictionary forms are kept in memory
 TERSE = "person"  # what Charades calls whoever acts
 TABLES = ["lemma_rules", "lemma_exc", "lemma_index", "lemma_lookup"]
 
@@ -61,6 +63,8 @@ class Tagger:
         self.irregular = {pos: dict(irregular[pos]) for pos in ("noun", "verb")}
         self.endings = {pos: [tuple(rule) for rule in rules[pos]] for pos in ("noun", "verb")}
 
+    # Captions say the same words again and again. A process has one or two taggers, for as long as it runs.
+    @functools.lru_cache(WORDS_KEPT)  # noqa: B019
     def lemmas(self, word: str, pos: str) -> list[str]:
         """The dictionary forms of an inflected word, the likeliest first; [] if it is not inflected."""
         if word in self.irregular[pos]:
