@@ -192,7 +192,9 @@ def train(
 
 def main() -> None:
     def add_flags(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--optimizer", choices=list(LEARNING_RATES), default="adamw")
+        parser.add_argument(
+            "--optimizer", choices=list(LEARNING_RATES), default="adamw", help="adamw: of most tables so far"
+        )
 
     arguments = ablation_arguments(__doc__, list(ROWS), steps=400, quick=QUICK, add_more=add_flags)
     config = configure({}, 0, arguments)
