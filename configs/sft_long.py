@@ -6,8 +6,8 @@ What it does: makes 2,048 clips of 128 frames, trains the model of configs/sft.p
 them, and evaluates two looks at 256 held-out clips of 1,024 frames, with an event of one frame in each. Of
 30 % of the clips for training the shape is hatched (``long.hatched``): few pixels show that something
 happens to it, and not what.
-Hardware and cost: 2 CPU cores, 2 GB of memory, 3 GB of cache, 12 minutes (21 of CPU time), of which 2 make the
-clips.
+Hardware and cost: 2 CPU cores, 2 GB of memory, 3 GB of cache, 12 minutes (21 of CPU time), of which 2 make
+the clips.
 Expected: of one-frame events in 1,024 frames two looks name .83 within 512 visual tokens (one in eight by
 chance), 0 where the event is hidden, and .87 of the hatchings (one in four). The spin is not learned: see
 docs/long.md.
