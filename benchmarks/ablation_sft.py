@@ -111,7 +111,7 @@ MEANING = {
 # Rows whose key frames are found instead of known.
 FOUND_BY = {"margin, motion": "motion", "margin, self": "self"}
 QUICK = dict(steps=160, seeds=[0], clips=2048, heldout=120, rows=[PLAIN, BASE, "margin"])
-LEARNING_RATES = {"adamw": 1e-3, "muon": 2e-3}  # each one's best of those tried on configs/sft.py
+LEARNING_RATES = {"adamw": 1e-3, "muon": 2e-3}  # of configs/sft.py before it had Muon, and since
 REQUEST = Request("events", controls=("none", "key"))
 COLUMNS = {
     "all": "accuracy/none",

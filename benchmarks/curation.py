@@ -142,7 +142,7 @@ def make_judge(run: Path, init_from: str, steps: int) -> None:
     file = make_event_clips(EventSpec(seed=202), folder, {"train": JUDGED})["train"]
     write_clips(folder / "judge.jsonl", judge_clips(read_clips(file)))
     config = sft.get_config()
-    config.steps, config.optim.lr, config.init_from = steps, 2e-3, init_from
+    config.steps, config.init_from = steps, init_from
     config.model.text_config.vocab_size = 768  # room for words in capitals
     if init_from:
         config.model = {}

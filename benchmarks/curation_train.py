@@ -103,7 +103,6 @@ def kept(clips: Sequence[Clip], filters: Sequence[Filter], recipe: Recipe, root:
 def configure(seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = sft.get_config()
     config.seed, config.steps = seed, arguments.steps
-    config.optim.lr = 2e-3  # for a run that is this short
     config.events.heldout = arguments.heldout
     # A tokenizer of the pool's texts: none is so long that the rows of a batch have room for two clips.
     config.data.train = CLIPS

@@ -21,7 +21,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.looks import TwoLooks
 from vpjax.evaluation.benchmarks import read_benchmark
 from vpjax.evaluation.bootstrap import Scored, difference
-from vpjax.evaluation.results import interval
+from vpjax.evaluation.results import by_control, interval
 from vpjax.evaluation.run import Request, evaluate_model, with_options
 from vpjax.events.long import make_long_clips
 from vpjax.files import local_folder
@@ -160,12 +160,12 @@ def main() -> None:
         start = time.process_time()
         results = evaluate_model(model, text, clips, request, data)
         seconds = (time.process_time() - start) / len(clips)
-        windows = results.get("looks", {}).get("windows", {})
+        windows, scored_under = results.get("looks", {}).get("windows", {}), by_control(results)
         for label, control in zip(row.names, row.controls, strict=True):
             means = results["controls"][control].get("metrics", {})
             named = interval(means["accuracy"]["micro"]) if means else "no clip"
             cells = [named, "", "", "", ""]
-            scored = scored_under(results, control)
+            scored = scored_under.get(control, [])
             if two_looks and scored:
                 cells[1] = interval(difference(two_looks, scored)["metrics"]["accuracy"], sign=True)
             if label == TWO_LOOKS:
@@ -178,11 +178,6 @@ def main() -> None:
         if flags.out:
             flags.out.mkdir(parents=True, exist_ok=True)
             (flags.out / f"{name}.json").write_text(json.dumps(results))
-
-
-def scored_under(results: dict[str, Any], control: str) -> list[Scored]:
-    """The scores of the answers under a control."""
-    return [Scored(**row) for row in results["rows"] if row["control"] == control]
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
     try:
         other = json.loads(path.read_text())
         model, benchmark = other["request"]["model"], other["request"]["benchmark"]
-        theirs, ours = _by_control(other), _by_control(results)
+        theirs, ours = by_control(other), by_control(results)
     except OSError as error:
         raise UserError(f"--against={path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -108,7 +108,8 @@ def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {**results, "against": {"file": str(path), "model": model, "controls": gains}}
 
 
-def _by_control(results: Mapping[str, Any]) -> dict[str, list[Scored]]:
+def by_control(results: Mapping[str, Any]) -> dict[str, list[Scored]]:
+    """The scores of the answers under each control that has any."""
     rows: dict[str, list[Scored]] = {}
     for row in results["rows"]:
         rows.setdefault(row["control"], []).append(Scored(**row))

@@ -92,8 +92,8 @@ def _direction(optim: ConfigDict, paths: Iterable[str]) -> optax.GradientTransfo
         axes[path] = _matrix_axes(path) if is_matrix else optax.MaskedNode()
 
     def as_large_as_adams(updates, _):
-        def scaled(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
-            sides = [update.shape[axis] for axis in axes]
+        def scaled(update: jax.Array, own_axes: MuonDimensionNumbers) -> jax.Array:
+            sides = [update.shape[axis] for axis in own_axes]
             return ADAMS_RMS * math.sqrt(max(sides)) * update
 
         return jax.tree.map(scaled, updates, axes)
