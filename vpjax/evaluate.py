@@ -31,7 +31,7 @@ from vpjax.evaluation.looks import LOOK_CONTROLS
 from vpjax.evaluation.results import format_results
 from vpjax.files import local_folder
 from vpjax.models.sharding import own_copy
-from vpjax.training import run_config
+from vpjax.training import config_rules, run_config
 from vpjax.types import UserError
 
 # How the key frames of --contrast are found, as ``evaluation.Request`` takes it.
@@ -69,7 +69,7 @@ def main() -> None:
     add("--max_pixels", type=positive, help="of a frame after resizing, at most")
     add("--total_pixels", type=cli.at_least(0), help="of one frame in two, summed; replaces all budgets")
     parser.add_looks(localisers.NAMES)
-    add("--dtype", choices=run_config.DTYPES, help="of the weights; default: as in training")
+    add("--dtype", choices=config_rules.DTYPES, help="of the weights; default: as in training")
     add("--fsdp", type=positive, default=1, help="devices that share a copy of the weights")
     parser.add_processes()
     flags = vars(parser.parse_args())
