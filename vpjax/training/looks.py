@@ -34,7 +34,7 @@ from vpjax.training.policy import has_ended, sampling_metrics, trained_tokens
 from vpjax.training.relative import has_spread
 from vpjax.training.rollout import sample_completions
 from vpjax.training.state import State, advance
-from vpjax.training.update import Learned, PolicyUpdate, UpdateRows, take_prompts
+from vpjax.training.update import Learned, PolicyUpdate, Trained, UpdateRows, take_prompts
 from vpjax.types import Array, Prompts
 
 RELEVANCE, FIRST, SECOND = range(len(KINDS))
@@ -281,8 +281,9 @@ class LookStep:
         of_choice, _ = policy.gradient(state.params, state.frozen, choices, [divisor])
         of_answers, logprobs = policy.gradient(state.params, state.frozen, answers, [divisor])
         value, _, gradient = jax.tree.map(jnp.add, of_choice, of_answers)
-        after, norm = policy.apply((state.params, state.opt, no_faults), value, gradient)
-        metrics = policy.metrics(state, Learned(value, norm, of_answers[1]), after[2])
+        before = Trained(state.params, state.opt, no_faults)
+        after, norm = policy.apply(before, value, gradient)
+        metrics = policy.metrics(state, Learned(value, norm, of_answers[1]), after.finite)
         assert answers.sampled is not None
         metrics |= sampling_metrics(logprobs, answers.sampled, answers.mask, options)
         return advance(state, *after), metrics
