@@ -27,7 +27,7 @@ CUT = 0.5  # share of the pixels that change at a cut
 FLASH = 1.5  # a frame this many times brighter or darker than the one before is a cut too: pixels saturate
 DARK = 8.0  # grey levels: a darker picture is not made brighter to compare it
 CHANGED = 0.2  # of the picture's median level: a pixel that changes by more counts
-NOISE = 1e-3  # of the median level: the least spread of changes
+NOISE = 1e-3  # of the squared median level: the least spread of changes
 LONGEST_EVENT = 4.0  # seconds between the start and the end of a brief event
 LASTING = 0.4  # weight of a change that is not reversed, relative to one that is: below PEAK
 IMAGES_AT_ONCE = 32  # through the image tower of ``text_scorer``
@@ -80,8 +80,8 @@ def find_by_motion(video: Video, clip: Clip, answers: Sequence[str]) -> Spans:
 def _changes(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compare each of the frames u8[F,h,w,3] with the next one.
 
-    Returns the change f64[F-1] in spreads above its shot's median, at least 0, and whether there is a cut,
-    bool[F-1].
+    Returns the change f64[F-1] in spreads above its shot's median, 0 where it does not stand out, and whether
+    there is a cut, bool[F-1].
     """
     change, cuts = np.zeros(len(frames) - 1), np.zeros(len(frames) - 1, bool)
     last_picture, last_light = _normalize(frames[0])
@@ -89,12 +89,14 @@ def _changes(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         picture, light = _normalize(frame)
         difference = np.abs(picture - last_picture).mean(axis=-1)
         flash = max(light, last_light) > FLASH * min(light, last_light)
-        change[t] = difference.mean()
+        # Squares: an event changes few pixels by much, noise and slow motion many by little.
+        change[t] = np.square(difference).mean()
         cuts[t] = flash or (difference > CHANGED).mean() > CUT
         last_picture, last_light = picture, light
     for first, end in runs_of(~cuts):  # each shot by itself: the next may be livelier
         middle, spread = _median_and_spread(change[first:end])
-        change[first:end] = np.maximum((change[first:end] - middle) / max(spread, NOISE), 0.0)
+        above = (change[first:end] - middle) / max(spread, NOISE)
+        change[first:end] = np.where(above > STANDS_OUT, above, 0.0)
     return np.where(cuts, 0.0, change), cuts
 
 
