@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vpjax.events.clips import CLIPS_PER_TASK, SPLITS, folder_name, is_size, write_event_clips
+from vpjax.events.clips import CLIPS_PER_TASK, SPLITS, is_size
 from vpjax.events.drawing import (
     COLOURS,
     EVENTS,
@@ -34,6 +34,7 @@ from vpjax.events.drawing import (
     encode,
     opposite,
 )
+from vpjax.events.folder import folder_name, write_event_clips
 from vpjax.events.text import long_dialogue
 from vpjax.files import AnyPath
 from vpjax.types import Clip, Keyword, UserError
