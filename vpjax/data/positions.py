@@ -68,14 +68,17 @@ def with_media(
                 "the model reads times digit by digit, which its tokenizer merges; use the model's own"
             )
         start, end = model_config.vision_start, model_config.vision_end
-        slot, first = [start, *[token] * (grid[1] * grid[2]), end], at
+        slot = [start, *[token] * (grid[1] * grid[2]), end]
+        text_end = at
         if pieces[at - 1 : at] == [[start]] and pieces[at + 1 : at + 2] == [[end]]:
             pieces[at - 1] = pieces[at + 1] = []
-            first = at - 1
+            text_end = at - 1
         rewritten, opening = stamps.openings.get(at, (0, stamps.pieces["<"]))
-        pieces[first - rewritten : first] = [[]] * rewritten
-        pieces[at] = [*opening, *stamps.without_opening(seconds_S[0]), *slot]
-        pieces[at] += [i for moment in seconds_S[1:] for i in stamps.write(moment) + slot]
+        pieces[text_end - rewritten : text_end] = [[]] * rewritten
+        written = [*opening, *stamps.without_opening(seconds_S[0]), *slot]
+        for moment in seconds_S[1:]:
+            written += [*stamps.write(moment), *slot]
+        pieces[at] = written
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
     return np.array([token for piece in pieces for token in piece], np.int32), ends - 1
 
