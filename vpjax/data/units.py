@@ -129,11 +129,11 @@ def lay_out(grid: Grid, vision: VisionConfig, capacity: Capacity) -> Layout:
     """The layout of a clip of ``grid`` = (slots, rows, columns) of units."""
     slots, rows, columns = grid
     windows = _blocked(grid, vision, capacity)
-    waiting: dict[int, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
-    for slot in reversed(range(slots)):  # taken from the end
-        for number in reversed(range(len(windows))):
-            units = slot * rows * columns + windows[number]
-            waiting[len(units)].append((slot * len(windows) + number, units))
+    # Of each size, the windows that have no place yet: number and units.
+    waiting: dict[int, collections.deque[tuple[int, np.ndarray]]] = collections.defaultdict(collections.deque)
+    for slot in range(slots):
+        for number, window_units in enumerate(windows, slot * len(windows)):
+            waiting[len(window_units)].append((number, slot * rows * columns + window_units))
     places, bin_places = laid_out_sizes(grid, vision, capacity)
     unit, window = np.full((2, places), -1, np.int32)
     block = 0
@@ -141,7 +141,7 @@ def lay_out(grid: Grid, vision: VisionConfig, capacity: Capacity) -> Layout:
         for _ in range(repeats):
             at = block
             for size in sizes:
-                number, units = waiting[size].pop()
+                number, units = waiting[size].popleft()
                 unit[at : at + size], window[at : at + size] = units, number
                 at += size
             block += capacity.block
