@@ -110,16 +110,10 @@ def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
     return middle, 1.4826 * float(np.median(np.abs(values - middle)))
 
 
-@functools.cache
-def text_scorer(folder: str | Path) -> Scorer:
-    """Score frames by their similarity to the keyword, with SigLIP or CLIP, transformers and torch, offline.
-
-    folder: the model as Hugging Face stores it. The score is contrastive: the cosine similarity to the
-    keyword minus that to the rest of the caption, in standard deviations within the video. UserError if torch
-    is missing or the folder holds no such model.
-    """
+def load_text_model(folder: str | Path) -> tuple[Any, Any]:
+    """A SigLIP or CLIP model and its processor, see ``text_scorer``."""
     try:
-        import torch
+        import torch  # noqa: F401 (transformers would fail later, and in other words)
         from transformers import AutoModel, AutoProcessor
     except ImportError as error:
         raise UserError("text scores are computed with PyTorch: pip install 'vpjax[text]'") from error
@@ -131,6 +125,20 @@ def text_scorer(folder: str | Path) -> Scorer:
         raise UserError(f"{folder}: no SigLIP or CLIP model can be read: {reason}") from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"{folder}: {type(model).__name__} compares no images with text; give SigLIP or CLIP")
+    return model, processor
+
+
+@functools.cache
+def text_scorer(folder: str | Path) -> Scorer:
+    """Score frames by their similarity to the keyword, with SigLIP or CLIP, transformers and torch, offline.
+
+    folder: the model as Hugging Face stores it. The score is contrastive: the cosine similarity to the
+    keyword minus that to the rest of the caption, in standard deviations within the video. UserError if torch
+    is missing or the folder holds no such model.
+    """
+    model, processor = load_text_model(folder)
+    import torch
+
     latest: list[tuple[Video, np.ndarray]] = []  # the keywords of a clip share its frames
 
     def normalized(output: Any) -> np.ndarray:

@@ -118,27 +118,7 @@ def index_clips(
 ) -> Index:
     """``build_index`` of clips whose files are probed. sources: the files of each clip. tokens: of each clip,
     or why it has none. UserError if no clip can be used."""
-    sampling = Sampling.of(data_config)
-    infos = [source.info for files in sources for source in files if source.info]
-    longest = max((info.duration for info in infos), default=0.0)
-    planned: list[Planned] = []
-    rejected: dict[str, list[str]] = {}
-    noted: dict[str, list[str]] = {}
-    for number, (clip, files, own) in enumerate(zip(clips, sources, tokens, strict=True)):
-        if isinstance(own, UserError):
-            rejected.setdefault(str(own), []).append(clip.id)
-            continue
-        readings = readings_of(clip, sampling, len(files))
-        unshaped = Planned(number, tuple(files), readings, own, stamp_tokens(own, longest, model_config))
-        try:
-            budget = media_budget(own, len(files), data_config, answers)
-            plan, remarks = with_shapes(unshaped, sampling, budget, model_config)
-        except UserError as error:
-            rejected.setdefault(str(error), []).append(clip.id)
-            continue
-        planned.append(plan)
-        for remark in remarks:
-            noted.setdefault(remark, []).append(clip.id)
+    planned, rejected, noted = plan_clips(clips, sources, tokens, model_config, data_config, answers)
     if all(plan.fault for plan in planned):
         reasons = [plan.fault for plan in planned]
         reasons += [f"{reason} (so {len(ids)} clips)" for reason, ids in rejected.items()]
@@ -172,8 +152,8 @@ def index_clips(
 
 
 class Planned(NamedTuple):
-    """A clip before its row is planned. slot_tokens: text beside each slot of its videos. shapes: of its
-    media; () until they are known."""
+    """A clip that is used, before it is known what it takes of a row. slot_tokens: text beside each slot of
+    its videos. shapes: of its media; () until they are known."""
 
     number: int
     sources: tuple[Source, ...]
@@ -186,6 +166,40 @@ class Planned(NamedTuple):
     def fault(self) -> str:
         """Why one of its files cannot be used, or ""."""
         return fault_of(self.sources)
+
+
+def plan_clips(
+    clips: Sequence[Clip],
+    sources: Sequence[Sequence[Source]],
+    tokens: Sequence[Tokens | UserError],
+    model_config: VLMConfig,
+    data_config: ConfigDict,
+    answers: DegradedAnswers,
+) -> tuple[list[Planned], dict[str, list[str]], dict[str, list[str]]]:
+    """The clips that are used, and those that are ``rejected`` and ``noted``, as in ``Index``. Arguments as
+    in ``index_clips``."""
+    sampling = Sampling.of(data_config)
+    infos = [source.info for files in sources for source in files if source.info]
+    longest = max((info.duration for info in infos), default=0.0)
+    planned: list[Planned] = []
+    rejected: dict[str, list[str]] = {}
+    noted: dict[str, list[str]] = {}
+    for number, (clip, files, own) in enumerate(zip(clips, sources, tokens, strict=True)):
+        if isinstance(own, UserError):
+            rejected.setdefault(str(own), []).append(clip.id)
+            continue
+        readings = readings_of(clip, sampling, len(files))
+        plan = Planned(number, tuple(files), readings, own, stamp_tokens(own, longest, model_config))
+        try:
+            budget = media_budget(own, len(files), data_config, answers)
+            plan, remarks = with_shapes(plan, sampling, budget, model_config)
+        except UserError as error:
+            rejected.setdefault(str(error), []).append(clip.id)
+            continue
+        planned.append(plan)
+        for remark in remarks:
+            noted.setdefault(remark, []).append(clip.id)
+    return planned, rejected, noted
 
 
 def with_shapes(
