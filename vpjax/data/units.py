@@ -31,6 +31,9 @@ GATHER = 1.15  # times which a layer's linear parts cost where units are gathere
 LARGEST = 4  # blocks and bins of up to so many times the largest window and slot are considered
 
 
+WindowCounts = tuple[tuple[int, int], ...]  # of a slot: (units of a window, number of such windows)
+
+
 class Capacity(NamedTuple):
     """Units in a block and in a bin. bin = 0: every slot is one window, so blocks serve all layers."""
 
@@ -166,44 +169,54 @@ def choose_capacity(grids: Iterable[Grid], vision: VisionConfig) -> Capacity:
 
     A place costs its linear layers, whatever the size, and attention in proportion to the size.
     """
-    slots: collections.Counter[tuple[int, int]] = collections.Counter()
+    slots: collections.Counter[tuple[int, int]] = collections.Counter()  # by (rows, columns)
     for count, rows, columns in grids:
         if count:
             slots[rows, columns] += count
     if not slots:
         return Capacity(1, 0)
-    matrices = 3 if vision.gated else 2
-    linear = 4 * vision.hidden + matrices * vision.intermediate  # multiplications of a patch and channel
-    windows: collections.Counter[tuple[tuple[int, int], ...]] = collections.Counter()
+    windows: collections.Counter[WindowCounts] = collections.Counter()  # slots with these windows
     for (rows, columns), count in slots.items():
         sizes = collections.Counter(len(units) for units in windows_of_slot(rows, columns, vision))
         windows[tuple(sorted(sizes.items()))] += count
-    many = 64  # slots whose windows share blocks: what a clip leaves over at its end does not count
-
-    def cost_of_block(size: int) -> float:
-        places = 0.0
-        for sizes, count in windows.items():
-            blocks = sum(n for _, n in fill({s: many * n for s, n in sizes}, size)) / many
-            places += blocks * size * count
-        return places * (linear + 2 * vision.merge**2 * size)
-
-    def cost_of_bin(size: int) -> float:
-        places = 0.0
-        for (rows, columns), count in slots.items():
-            places += count / (size // (rows * columns)) * size
-        return places * 2 * vision.merge**2 * size
-
-    largest = max(size for sizes in windows for size, _ in sizes)
-    block = min(range(largest, LARGEST * largest + 1), key=cost_of_block)
-    largest = max(rows * columns for rows, columns in slots)
-    bin = min(range(largest, LARGEST * largest + 1), key=cost_of_bin)
+    largest_window = max(size for sizes in windows for size, _ in sizes)
+    largest_slot = max(rows * columns for rows, columns in slots)
+    blocks = range(largest_window, LARGEST * largest_window + 1)
+    bins = range(largest_slot, LARGEST * largest_slot + 1)
+    block = min(blocks, key=lambda size: cost_of_blocks(size, windows, vision))
+    bin = min(bins, key=lambda size: cost_of_bins(size, slots, vision))
     if not vision.window:
         units = sum(rows * columns * count for (rows, columns), count in slots.items())
-        if GATHER * linear * units + cost_of_bin(bin) < cost_of_block(block):
+        in_bins = GATHER * linear_cost(vision) * units + cost_of_bins(bin, slots, vision)
+        if in_bins < cost_of_blocks(block, windows, vision):
             return Capacity(1, bin)
-    if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):
+    if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):  # every slot is one window
         return Capacity(block, 0)
     return Capacity(block, bin)
+
+
+def linear_cost(vision: VisionConfig) -> int:
+    """Multiplications of a layer's linear parts for a patch and channel."""
+    matrices = 3 if vision.gated else 2
+    return 4 * vision.hidden + matrices * vision.intermediate
+
+
+def cost_of_blocks(size: int, windows: Mapping[WindowCounts, int], vision: VisionConfig) -> float:
+    """What a layer costs in which windows attend in blocks of a size, in the unit of ``linear_cost``."""
+    many = 64  # slots whose windows share blocks: what a clip leaves over at its end does not count
+    places = 0.0
+    for sizes, count in windows.items():
+        blocks = sum(n for _, n in fill({s: many * n for s, n in sizes}, size)) / many
+        places += blocks * size * count
+    return places * (linear_cost(vision) + 2 * vision.merge**2 * size)
+
+
+def cost_of_bins(size: int, slots: Mapping[tuple[int, int], int], vision: VisionConfig) -> float:
+    """What the attention of a layer costs in which slots attend in bins of a size, likewise."""
+    places = 0.0
+    for (rows, columns), count in slots.items():
+        places += count / (size // (rows * columns)) * size
+    return places * 2 * vision.merge**2 * size
 
 
 def units_of(video: Video, model_config: VLMConfig, capacity: Capacity) -> tuple[Units, np.ndarray]:
