@@ -62,13 +62,15 @@ def motion_scores(video: Video) -> np.ndarray:
     change, cuts = _changes(video.frames)
     scores = np.zeros(len(video.times), np.float32)
     for t, now in enumerate(video.times):
+        # Change n is the one between frames n and n + 1.
         first = np.searchsorted(video.times, now - LONGEST_EVENT)
         first = max([first, *(np.flatnonzero(cuts[:t]) + 1)])
         last = np.searchsorted(video.times, now + LONGEST_EVENT)
         last = min([last, *(np.flatnonzero(cuts[t:]) + t)])
         before, after = change[first:t], change[t:last]
-        beside = max(before[-1:].max(initial=0), after[:1].max(initial=0))
-        scores[t] = max(min(before.max(initial=0), after.max(initial=0)), LASTING * beside)
+        on_both_sides = min(before.max(initial=0), after.max(initial=0))
+        right_beside = max(before[-1:].max(initial=0), after[:1].max(initial=0))
+        scores[t] = max(on_both_sides, LASTING * right_beside)
     return scores
 
 

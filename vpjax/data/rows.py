@@ -316,8 +316,10 @@ def with_degraded_answer(
     if not hidden_J.any():
         return row
     truth, prompt = tokens.degraded_answer, len(row.prompt.tokens)
-    seen = any(spans and not hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True))
-    if len(truth) and not (seen or tokens.left_out) and rng.random() < answers.truth_share:
+    is_event_seen = tokens.left_out or any(
+        spans and not hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True)
+    )
+    if len(truth) and not is_event_seen and rng.random() < answers.truth_share:
         target = prompt + np.arange(len(truth), dtype=np.int32)
         compared = np.full(len(truth), -1, np.int32)
         return dataclasses.replace(row, degraded_answer=truth, degraded_target=target, compared=compared)
@@ -358,5 +360,6 @@ def seen_through(shows_P: Array, slot_P: Array, source_S: np.ndarray) -> np.ndar
     visual = np.flatnonzero(slot_P >= 0)
     seen, slot = out[visual], np.asarray(slot_P)[visual]
     first_S = np.searchsorted(slot, np.arange(len(source_S)))
-    out[visual] = seen[first_S[source_S[slot]] + np.arange(len(visual)) - first_S[slot]]
+    place_in_slot = np.arange(len(visual)) - first_S[slot]
+    out[visual] = seen[first_S[source_S[slot]] + place_in_slot]
     return out
