@@ -154,11 +154,13 @@ def describe_long(spec: LongSpec, split: str, index: int) -> tuple[Clip, LongSce
     task = LONG_TASKS[rng.choice(len(LONG_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
     chance = np.random.default_rng([spec.seed, SPLITS.index(split), index, HATCHED_STREAM])
     kinds = HATCHINGS if chance.random() < spec.hatched else EVENTS
-    kind, wrong = kinds[index % len(kinds)], kinds[(index + rng.integers(1, len(kinds))) % len(kinds)]
+    kind = kinds[index % len(kinds)]
+    wrong_kind = kinds[(index + rng.integers(1, len(kinds))) % len(kinds)]
     length = spec.lengths[index // len(EVENTS) % len(spec.lengths)]
     start = int(rng.integers(EDGE, spec.frames - EDGE - length + 1))
     event = Event(kind, start, length)
-    shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
     shots = _shots(spec, rng)
     scene = LongScene(
         spec=spec,
@@ -176,7 +178,7 @@ def describe_long(spec: LongSpec, split: str, index: int) -> tuple[Clip, LongSce
         noise=int(rng.integers(2**32)),
     )
     span = (event.start / spec.fps, event.end / spec.fps)
-    dialogue = long_dialogue(task, [kind, wrong], span, dict(colour=colour, shape=shape), rng)
+    dialogue = long_dialogue(task, [kind, wrong_kind], span, dict(colour=colour, shape=shape), rng)
     clip = Clip(
         id=f"{split}-{index:06d}",
         video=f"{split}/{index // CLIPS_PER_FOLDER:03d}/{index:06d}.mp4",
