@@ -110,13 +110,15 @@ def positions(
         raise ValueError(problem)
     used = 0
     for grid, seconds in zip(grids, seconds_per_slot, strict=True):
-        count = 1 if tokens_per_second is not None else grid[0]
-        place = np.indices((grid[0] // count, *grid[1:])).reshape(3, -1)
-        if tokens_per_second is not None:
-            place[0] = time_ids(grid[0], seconds, tokens_per_second)[place[0]]
-        extent = place.max() + 1 if rule == "qwen" else max(grid[1:])
+        slots, rows, columns = grid
+        if tokens_per_second is None:  # each slot is a run of its own
+            runs, place = slots, np.indices((1, rows, columns)).reshape(3, -1)
+        else:
+            runs, place = 1, np.indices(grid).reshape(3, -1)
+            place[0] = time_ids(slots, seconds, tokens_per_second)[place[0]]
+        extent = place.max() + 1 if rule == "qwen" else max(rows, columns)
         end = -1
-        for _ in range(count):
+        for _ in range(runs):
             run = visual[used : used + place.shape[1]]
             used += len(run)
             if run[-1] - run[0] != len(run) - 1 or run[0] == end:

@@ -247,21 +247,23 @@ def units_of(video: Video, model_config: VLMConfig, capacity: Capacity) -> tuple
 
 def joined_units(parts: Sequence[Units], model_config: VLMConfig, capacity: Capacity) -> Units:
     """The units of several videos as those of one clip: their slots follow one another."""
-    units = slots = 0
     none = empty_units(1, Sizes(0), capacity, model_config)  # for clips of text alone
-    out = [jax.tree.map(lambda x: x[0], none)]
+    moved = [jax.tree.map(lambda x: x[0], none)]
+    units = slots = bins = 0  # of the videos before
     for part in parts:
-        bins = sum(len(before.bins) for before in out)
-        moved = dataclasses.replace(
-            part,
-            window=shifted(part.window, units),  # windows of other blocks: any number that differs would do
-            slot=shifted(part.slot, slots),
-            bins=shifted(part.bins, units),
-            binned=shifted(part.binned, bins),
+        moved.append(
+            dataclasses.replace(
+                part,
+                window=shifted(part.window, units),  # in other blocks any number that differs would do
+                slot=shifted(part.slot, slots),
+                bins=shifted(part.bins, units),
+                binned=shifted(part.binned, bins),
+            )
         )
-        units, slots = units + len(part.window), slots + int(np.max(part.slot, initial=-1)) + 1
-        out.append(moved)
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *out)
+        units += len(part.window)
+        slots += int(np.max(part.slot, initial=-1)) + 1
+        bins += len(part.bins)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *moved)
 
 
 def empty_units(rows: int, sizes: Sizes, capacity: Capacity, model_config: VLMConfig) -> Units:
