@@ -38,7 +38,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.clips import relative_to, write_clips
 from vpjax.data.images import is_image
 from vpjax.data.json_rows import SCHEMES
-from vpjax.data.probing import fault_of, probe_sources
+from vpjax.data.probing import Source, fault_of, probe_sources
 from vpjax.data.sampling import File, Sampling, fit_all
 from vpjax.engines import examine_in_parts, worker_processes
 from vpjax.files import exists, folder_of, join_path, open_file, read_object, write_whole
@@ -145,21 +145,30 @@ def coverage_of(clips: Sequence[Clip], config: ConfigDict) -> tuple[coverage.Cov
     planned: list[coverage.PlannedClip] = []
     problems: list[str] = []
     for clip in timed:
-        files, part = [sources[path] for path in clip.media], (clip.start, clip.end)
-        text = sum(len(text.encode()) for text in clip.texts) // BYTES_PER_TOKEN
-        limits = dict(factor=model_config.vision.factor, max_tokens=config.data.max_tokens - text)
+        text_tokens = sum(len(text.encode()) for text in clip.texts) // BYTES_PER_TOKEN
+        limits = dict(factor=model_config.vision.factor, max_tokens=config.data.max_tokens - text_tokens)
         try:
-            if fault := fault_of(files):
-                raise UserError(fault)
-            shown = [File(file.info, part, slot_tokens) for file in files if file.info is not None]
-            shapes = fit_all(sampling, shown, **limits)
+            planned += plan_media(clip, [sources[path] for path in clip.media], sampling, slot_tokens, limits)
         except (UserError, ValueError) as error:
             problems.append(f"{clip.id}: {error}")
-        else:
-            for number, (file, shape) in enumerate(zip(shown, shapes, strict=True)):
-                events = [keyword.spans for keyword in clip.keywords if keyword.video == number]
-                planned.append(coverage.PlannedClip(events, file.info, part, shape))
     return coverage.measure(planned, sampling), problems
+
+
+def plan_media(
+    clip: Clip, sources: Sequence[Source], sampling: Sampling, slot_tokens: int, limits: dict[str, int]
+) -> list[coverage.PlannedClip]:
+    """How each of a clip's videos and images will be read. slot_tokens: text beside each slot. limits: see
+    ``fit_all``, which may raise ValueError or UserError. UserError for a file that cannot be used."""
+    if fault := fault_of(sources):
+        raise UserError(fault)
+    part = clip.start, clip.end
+    files = [File(source.info, part, slot_tokens) for source in sources if source.info is not None]
+    shapes = fit_all(sampling, files, **limits)
+    planned = []
+    for number, (file, shape) in enumerate(zip(files, shapes, strict=True)):
+        events = [keyword.spans for keyword in clip.keywords if keyword.video == number]
+        planned.append(coverage.PlannedClip(events, file.info, part, shape))
+    return planned
 
 
 def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: str) -> None:
