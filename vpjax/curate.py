@@ -100,12 +100,12 @@ def curate(
 def without_models(recipe: Recipe, options: Options) -> Recipe:
     """The recipe without the filters whose model is not given, which is told."""
     kept = []
-    for x in recipe.filters:
-        flag = NEEDS.get(x.measure, "")
+    for filter in recipe.filters:
+        flag = NEEDS.get(filter.measure, "")
         if flag and not getattr(options, flag.removeprefix("--")):
-            print(f"the filter {x.measure} is left out: it needs {flag}", flush=True)
+            print(f"the filter {filter.measure} is left out: it needs {flag}", flush=True)
         else:
-            kept.append(x)
+            kept.append(filter)
     return dataclasses.replace(recipe, filters=tuple(kept))
 
 
@@ -174,8 +174,8 @@ def judged_chunks(
 def drop_copies_of_captions(store: Store, recipe: Recipe) -> None:
     """Forget what an earlier command dropped after the rows were judged, and drop the copies."""
     store.forget_drops()
-    for x in recipe.filters_at("copies"):
-        choose.drop_copies(store, "caption", x)
+    for filter in recipe.filters_at("copies"):
+        choose.drop_copies(store, "caption", filter)
 
 
 def located(row: OpenClip, folders: Mapping[str, str]) -> Clip:
@@ -234,7 +234,7 @@ def examine_videos(
     those that the filters of videos do not keep. Returns the clips with key frames, by row."""
     folders = video_folders(recipe, root)
     filters = recipe.filters_at("video")
-    measurer = Measurer(tuple(sorted(x.measure for x in filters)))
+    measurer = Measurer(tuple(sorted(filter.measure for filter in filters)))
     made_from = digest_of([dataclasses.asdict(options), dataclasses.asdict(measurer)])
     known = store.examined(made_from)
     rows = [row for row in store.open_clips() if row.id not in known]
@@ -251,22 +251,22 @@ def examine_videos(
     examined |= known
     store.drop(Drop(row, funnel.USABLE, detail=reason) for row, (reason, _) in examined.items() if reason)
     clips = {row: parse_clip(json.loads(record)) for row, (_, record) in examined.items() if record}
-    for x in filters:
-        drop_by_video(store, x, clips)
+    for filter in filters:
+        drop_by_video(store, filter, clips)
     return clips
 
 
-def drop_by_video(store: Store, x: Filter, clips: Mapping[int, Clip]) -> None:
+def drop_by_video(store: Store, filter: Filter, clips: Mapping[int, Clip]) -> None:
     """Drop the rows that a filter of videos does not keep. clips: those that were examined, by row."""
-    if x.measure == "picture_copy":
+    if filter.measure == "picture_copy":
         texts = {row: clip.extra["measured"][PICTURE] for row, clip in clips.items()}
         signatures = {row: picture_of(text) for row, text in texts.items() if text is not None}
         store.add_pictures((row, entries.tobytes(), bands_of(entries)) for row, entries in signatures.items())
-        choose.drop_copies(store, "picture", x)
+        choose.drop_copies(store, "picture", filter)
         return
-    values = {row: clip.extra["measured"][x.measure] for row, clip in clips.items()}
-    failed = {row: value for row, value in values.items() if value is not None and not x.keeps(value)}
-    store.drop(Drop(row, x.measure, value) for row, value in failed.items())
+    values = {row: clip.extra["measured"][filter.measure] for row, clip in clips.items()}
+    failed = {row: value for row, value in values.items() if value is not None and not filter.keeps(value)}
+    store.drop(Drop(row, filter.measure, value) for row, value in failed.items())
 
 
 def digest_of(value: Any) -> str:
