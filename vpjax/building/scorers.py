@@ -62,13 +62,15 @@ def motion_scores(video: Video) -> np.ndarray:
     change, cuts = _changes(video.frames)
     scores = np.zeros(len(video.times), np.float32)
     for t, now in enumerate(video.times):
+        # Change n is the one between frames n and n + 1.
         first = np.searchsorted(video.times, now - LONGEST_EVENT)
         first = max([first, *(np.flatnonzero(cuts[:t]) + 1)])
         last = np.searchsorted(video.times, now + LONGEST_EVENT)
         last = min([last, *(np.flatnonzero(cuts[t:]) + t)])
         before, after = change[first:t], change[t:last]
-        beside = max(before[-1:].max(initial=0), after[:1].max(initial=0))
-        scores[t] = max(min(before.max(initial=0), after.max(initial=0)), LASTING * beside)
+        on_both_sides = min(before.max(initial=0), after.max(initial=0))
+        right_beside = max(before[-1:].max(initial=0), after[:1].max(initial=0))
+        scores[t] = max(on_both_sides, LASTING * right_beside)
     return scores
 
 
@@ -112,16 +114,10 @@ def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
     return middle, 1.4826 * float(np.median(np.abs(values - middle)))
 
 
-@functools.cache
-def text_scorer(folder: str | Path) -> Scorer:
-    """Score frames by their similarity to the keyword, with SigLIP or CLIP, transformers and torch, offline.
-
-    folder: the model as Hugging Face stores it. The score is contrastive: the cosine similarity to the
-    keyword minus that to the rest of the caption, in standard deviations within the video. UserError if torch
-    is missing or the folder holds no such model.
-    """
+def load_text_model(folder: str | Path) -> tuple[Any, Any]:
+    """A SigLIP or CLIP model and its processor, see ``text_scorer``."""
     try:
-        import torch
+        import torch  # noqa: F401 (transformers would fail later, and in other words)
         from transformers import AutoModel, AutoProcessor
     except ImportError as error:
         raise UserError("text scores are computed with PyTorch: pip install 'vpjax[text]'") from error
@@ -133,6 +129,20 @@ def text_scorer(folder: str | Path) -> Scorer:
         raise UserError(f"{folder}: no SigLIP or CLIP model can be read: {reason}") from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"{folder}: {type(model).__name__} compares no images with text; give SigLIP or CLIP")
+    return model, processor
+
+
+@functools.cache
+def text_scorer(folder: str | Path) -> Scorer:
+    """Score frames by their similarity to the keyword, with SigLIP or CLIP, transformers and torch, offline.
+
+    folder: the model as Hugging Face stores it. The score is contrastive: the cosine similarity to the
+    keyword minus that to the rest of the caption, in standard deviations within the video. UserError if torch
+    is missing or the folder holds no such model.
+    """
+    model, processor = load_text_model(folder)
+    import torch
+
     latest: list[tuple[Video, np.ndarray]] = []  # the keywords of a clip share its frames
 
     def normalized(output: Any) -> np.ndarray:

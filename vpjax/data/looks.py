@@ -148,28 +148,40 @@ def rollout_windows(
         info, rng = probed[clip.video].info, np.random.default_rng([seed, number])
         parts: list[Span] = []
         if info is not None and info.duration:
-            for right in is_right:
-                drawn = (window_of(clip.spans, info, looks_config.seconds, right, rng) for _ in range(DRAWS))
-                part = next((part for part in drawn if part is not None), None)
-                if part is not None:
-                    parts.append(part)
+            parts = drawn_windows(clip.spans, info, looks_config.seconds, is_right, rng)
         if len(parts) < len(is_right):
             left_out.add(clip.id)
             continue
         timeless = tuple(dataclasses.replace(keyword, spans=()) for keyword in clip.keywords)
         for window, (part, right) in enumerate(zip(parts, is_right, strict=True)):
-            shown = dataclasses.replace(clip, start=None, end=None)
-            if not right:
-                shown = dataclasses.replace(shown, keywords=timeless)
+            shown = clip if right else dataclasses.replace(clip, keywords=timeless)
             asked = dataclasses.replace(relevance_of(clip), answer=YES if right else NO)
-            first, second = (looks.first(part),), (looks.second(part),)
             id = f"{clip.id}/{window}"
             found += [
-                dataclasses.replace(asked, id=f"{id}/relevance", looks=first),
-                dataclasses.replace(shown, id=f"{id}/first", looks=first),
-                dataclasses.replace(shown, id=f"{id}/second", looks=second),
+                seen_by(looks.first(part), asked, f"{id}/relevance"),
+                seen_by(looks.first(part), shown, f"{id}/first"),
+                seen_by(looks.second(part), shown, f"{id}/second"),
             ]
     return found, sorted(left_out)
+
+
+def seen_by(look: Look, clip: Clip, id: str) -> Clip:
+    """A clip as one look sees it."""
+    return dataclasses.replace(clip, id=id, start=None, end=None, looks=(look,))
+
+
+def drawn_windows(
+    spans: Sequence[Span], info: VideoInfo, seconds: Span, is_right: Sequence[bool], rng: np.random.Generator
+) -> list[Span]:
+    """A ``window_of`` each kind of ``is_right``, but for those that are not found in DRAWS draws."""
+    found = []
+    for right in is_right:
+        for _ in range(DRAWS):
+            part = window_of(spans, info, seconds, right, rng)
+            if part is not None:
+                found.append(part)
+                break
+    return found
 
 
 def window_of(
@@ -202,30 +214,29 @@ def window_of(
 
 def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
     """The clips of a window that shows the event, see ``training_windows``."""
-    second, first = (looks.second(part),), (looks.first(part),)
+    first, second = looks.first(part), looks.second(part)
     asked = dataclasses.replace(relevance_of(clip), answer=YES)
     found = [
-        dataclasses.replace(clip, id=f"{id}/second", start=None, end=None, looks=second),
-        dataclasses.replace(clip, id=f"{id}/first", start=None, end=None, looks=first),
-        dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first),
+        seen_by(second, clip, f"{id}/second"),
+        seen_by(first, clip, f"{id}/first"),
+        seen_by(first, asked, f"{id}/first/relevance"),
     ]
     if closer:
-        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+        found.append(seen_by(second, asked, f"{id}/second/relevance"))
     return found
 
 
 def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
     """The clips of a window that shows no event, see ``training_windows``."""
-    second, first = (looks.second(part),), (looks.first(part),)
+    first, second = looks.first(part), looks.second(part)
     asked = dataclasses.replace(relevance_of(clip), answer=NO)
-    found = [dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first)]
+    found = [seen_by(first, asked, f"{id}/first/relevance")]
     if closer:
-        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+        found.append(seen_by(second, asked, f"{id}/second/relevance"))
     if closer and clip.degraded_answer:
-        quiet = dataclasses.replace(clip, keywords=(), spans=(), degraded_answer="", start=None, end=None)
         truth = clip.degraded_answer
-        found.append(dataclasses.replace(quiet, id=f"{id}/second", answer=truth, looks=second))
-        found.append(dataclasses.replace(quiet, id=f"{id}/first", answer=truth, looks=first))
+        quiet = dataclasses.replace(clip, answer=truth, keywords=(), spans=(), degraded_answer="")
+        found += [seen_by(second, quiet, f"{id}/second"), seen_by(first, quiet, f"{id}/first")]
     return found
 
 
