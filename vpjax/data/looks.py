@@ -88,8 +88,9 @@ def _tokens(sampling: Sampling, info: VideoInfo, factor: int) -> int:
 
 def training_windows(
     clips: Sequence[Clip], looks_config: ConfigDict, data_config: ConfigDict, seed: int
-) -> list[Clip]:
-    """The clips of both looks at windows of long clips.
+) -> tuple[list[Clip], list[str]]:
+    """The clips of both looks at windows of long clips, and the ids of the clips that have none: no window
+    that was drawn has room for their event.
 
     Of each of ``looks.windows`` windows that show the event there are three: either look with the question of
     the long clip, and the first with the question whether it shows what is asked for. Of each of
@@ -99,26 +100,31 @@ def training_windows(
     known time (spans), or which is not about one video, stays as it is.
     """
     looks = TwoLooks.of(looks_config)
-    paths = sorted({clip.video for clip in clips if clip.spans and not clip.others})
+    is_timed = [bool(clip.spans) and not clip.others for clip in clips]
+    paths = sorted({clip.video for clip, timed in zip(clips, is_timed, strict=True) if timed})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
-    found: list[Clip] = []
-    for number, clip in enumerate(clips):
-        info = probed[clip.video].info if clip.video in probed else None
+    found, left_out = list[Clip](), list[str]()
+    for number, (clip, timed) in enumerate(zip(clips, is_timed, strict=True)):
+        info = probed[clip.video].info if timed else None
         if info is None or not info.duration:
             found.append(clip)
             continue
         rng = np.random.default_rng([seed, number])
-        for window in range(looks_config.windows):
-            part = window_of(clip.spans, info, looks_config.seconds, True, rng)
+        spans, seconds = clip.spans, looks_config.seconds
+        right = [window_of(spans, info, seconds, True, rng) for _ in range(looks_config.windows)]
+        wrong = [window_of(spans, info, seconds, False, rng) for _ in range(looks_config.wrong)]
+        if not any(right):
+            left_out.append(clip.id)
+            continue
+        for window, part in enumerate(right):
             if part is not None:
                 is_closer = window < looks_config.closer
                 found += right_window(clip, looks, part, f"{clip.id}/{window}", closer=is_closer)
-        for window in range(looks_config.wrong):
-            part = window_of(clip.spans, info, looks_config.seconds, False, rng)
+        for window, part in enumerate(wrong):
             if part is not None:
                 is_closer = window < looks_config.closer
                 found += wrong_window(clip, looks, part, f"{clip.id}/wrong{window}", closer=is_closer)
-    return found
+    return found, left_out
 
 
 def prompts_a_clip(looks_config: ConfigDict) -> int:
@@ -193,19 +199,20 @@ def window_of(
     frame = info.frame_seconds
     length = math.exp(rng.uniform(*np.log(seconds)))
     count = min(max(round(length / frame), 1), info.frames)
-    shown = np.zeros(info.frames, bool)
-    for start, end in spans:
-        shown[math.floor(start / frame + 1e-3) : math.ceil(end / frame - 1e-3)] = True
-    start, end = spans[int(rng.integers(len(spans)))]
-    before = np.concatenate([[0], np.cumsum(shown)])
-    inside = before[count:] - before[: info.frames - count + 1]  # frames of an event in each part
+    # An annotation may end a little after its file.
+    events = [
+        (math.floor(start / frame + 1e-3), min(math.ceil(end / frame - 1e-3), info.frames))
+        for start, end in spans
+    ]
+    first, last = events[int(rng.integers(len(events)))]
+    firsts = np.arange(info.frames - count + 1)
     if is_right:
-        whole = before[math.ceil(end / frame - 1e-3)] - before[math.floor(start / frame + 1e-3)]
-        firsts = np.arange(len(inside))
-        holds = (firsts <= start / frame + 1e-3) & (firsts + count >= end / frame - 1e-3)
-        places = np.flatnonzero(holds & (inside >= whole))
+        fits = (first < last) & (firsts <= first) & (last <= firsts + count)
     else:
-        places = np.flatnonzero(inside == 0)
+        fits = np.ones(len(firsts), bool)
+        for first, last in events:
+            fits &= (last <= firsts) | (firsts + count <= first)
+    places = firsts[fits]
     if not len(places):
         return None
     first = int(places[rng.integers(len(places))])
