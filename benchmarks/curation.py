@@ -1,7 +1,7 @@
 """How well the filters of a curation tell what they are for, on a pool whose truth is known.
 
     python -m benchmarks.curation --judge RUN [--rows 40] [--out FILE.md]
-    python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 600]
+    python -m benchmarks.curation --make_judge RUN [--init_from RUN] [--steps 1000]
 
 The pool is that of ``curation_pool``. Precision of a filter: of the rows that it drops in the funnel, the
 share that is no good row. Recall: of the rows of its own kinds that come to it (of copies, of the pairs), the
@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.curation_pool import in_capitals, make_pool, with_series
+from benchmarks.curation_pool import SPEC, in_capitals, make_pool, with_series
 from benchmarks.timing import environment, publish
 from vpjax.building.examine import Options
 from vpjax.curate import curate
@@ -31,7 +31,7 @@ from vpjax.curation.recipe import Recipe, parse_recipe
 from vpjax.curation.store import FATES
 from vpjax.data.clips import read_clips, write_clips
 from vpjax.engines import worker_processes
-from vpjax.events.clips import EventSpec, make_event_clips
+from vpjax.events.clips import make_event_clips
 from vpjax.recipes import sft
 from vpjax.recipes.data import vp80k
 from vpjax.train import train
@@ -53,7 +53,7 @@ TARGETS = {
     "picture_copy": {"picture copy"},
 }
 GOOD = {"good", "caption copy", "picture copy"}
-JUDGED = 6144  # clips on which the judge is trained
+JUDGED = 12288  # clips on which the judge is trained
 CAPITALS_SHARE = 0.1  # of them are told in capitals, which a pretrained model would know
 SERIES_SHARE = 0.1  # of their questions tell the event
 TEXT_SHARE = 0.5  # of the clips are asked without their video too: what texts alone tell
@@ -139,7 +139,7 @@ def judge_clips(clips: Iterable[Clip]) -> list[Clip]:
 def make_judge(run: Path, init_from: str, steps: int) -> None:
     """Train a judge on clips of another seed."""
     folder = run.parent / f"{run.name}-clips"
-    file = make_event_clips(EventSpec(seed=202), folder, {"train": JUDGED})["train"]
+    file = make_event_clips(dataclasses.replace(SPEC, seed=202), folder, {"train": JUDGED})["train"]
     write_clips(folder / "judge.jsonl", judge_clips(read_clips(file)))
     config = sft.get_config()
     config.steps, config.init_from = steps, init_from
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--judge", default="", help="work directory of a judge; without it, no likelihoods")
     parser.add_argument("--make_judge", type=Path)
     parser.add_argument("--init_from", default="", help="of the judge; default: from scratch")
-    parser.add_argument("--steps", type=int, default=600, help="of the judge's training")
+    parser.add_argument("--steps", type=int, default=1000, help="of the judge's training")
     parser.add_argument("--rows", type=int, default=40, help="of each kind")
     parser.add_argument("--folder", type=Path, help="keep the pool and its curation here")
     parser.add_argument("--out", type=Path)

@@ -8,6 +8,7 @@ be kept.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -15,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
+from vpjax.curation.contamination import RUN
 from vpjax.events.clips import EventSpec, describe, make_event_clips
 from vpjax.events.drawing import EVENTS, Event, draw, encode
-from vpjax.events.text import caption_variants
+from vpjax.events.text import QUESTIONS, caption_variants
 from vpjax.files import write_whole
 from vpjax.types import Clip
 
-SPEC = EventSpec(seed=101)
+# A background of its own: on plain ones two videos of a few hundred are alike by chance.
+SPEC = EventSpec(seed=101, texture=12.0)
 WIDER = 0.125  # seconds by which an annotated span is wider than its event, at either end
 SERIES = "Describe the video of series {}."  # a question whose number tells the event
 SCENES = ("a tree in a garden", "the red wall of a house", "a table with two chairs", "the sky over the sea")
@@ -86,14 +89,14 @@ def make_pool(folder: Path, count: int) -> Path:
     rng = random.Random(0)
     home, videos = folder / "pool", folder / "pool" / "videos"
     kinds = ("good",) * 5 + tuple(KINDS)
-    file = make_event_clips(SPEC, folder / "clips", {"train": count * len(kinds)})["train"]
-    clips = [json.loads(line) for line in file.read_text().splitlines()]
+    scenes = unlike_scenes(count * len(kinds))
+    file = make_event_clips(SPEC, folder / "clips", {"train": scenes[-1] + 1})["train"]
     lines, asked = [], []
-    for index, record in enumerate(clips):
-        kind = kinds[index % len(kinds)]
+    for number, index in enumerate(scenes):
+        kind = kinds[number % len(kinds)]
         clip, _ = describe(SPEC, "train", index)
         name = f"{index:06d}.mp4"
-        write_whole(videos / name, (file.parent / record["video"]).read_bytes(), keep=False)
+        write_whole(videos / name, (file.parent / clip.video).read_bytes(), keep=False)
         row = pool_row(clip, video=name)
         if kind == "good":
             lines.append(line_of(row, kind))
@@ -105,6 +108,20 @@ def make_pool(folder: Path, count: int) -> Path:
     write_whole(home / "rows.jsonl", "".join(f"{line}\n" for line in lines).encode())
     write_whole(folder / "asked.jsonl", "".join(f"{line}\n" for line in asked).encode())
     return folder
+
+
+def unlike_scenes(count: int) -> list[int]:
+    """The numbers of the first ``count`` clips of which no two have the same caption of RUN words or more:
+    by chance they would be copies of one another, or have a benchmark's words."""
+    numbers, told, chosen = itertools.count(), set[str](), list[int]()
+    while len(chosen) < count:
+        index = next(numbers)
+        caption = describe(SPEC, "train", index)[0].answer
+        if caption not in told:
+            chosen.append(index)
+        if len(caption.split()) >= RUN:
+            told.add(caption)
+    return chosen
 
 
 def line_of(row: Clip, kind: str) -> str:
@@ -159,7 +176,8 @@ def caption_copy(row, clip, index, videos, rng):
 def picture_copy(row, clip, index, videos, rng):
     name = f"again-{rng.randrange(10**9)}.mp4"
     write_whole(videos / name, copied_video(index), keep=False)
-    other = dataclasses.replace(row, video=name, question="What is seen here?")
+    question = QUESTIONS[QUESTIONS.index(row.question) - 1]  # another one
+    other = dataclasses.replace(row, video=name, question=question)
     return [line_of(row, "picture copy"), line_of(other, "picture copy")]
 
 

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.ablation_sft import REQUEST, train
 from benchmarks.curation import GOOD, pool_recipe
-from benchmarks.curation_pool import make_pool
+from benchmarks.curation_pool import SPEC, make_pool
 from benchmarks.repeats import Record, ablation_arguments, repeat, right_answers, scores_of, setting, table
 from benchmarks.timing import environment, publish
 from vpjax.building.examine import Options
@@ -103,7 +103,7 @@ def kept(clips: Sequence[Clip], filters: Sequence[Filter], recipe: Recipe, root:
 def configure(seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = sft.get_config()
     config.seed, config.steps = seed, arguments.steps
-    config.events.heldout = arguments.heldout
+    config.events.heldout, config.events.texture = arguments.heldout, SPEC.texture
     # A tokenizer of the pool's texts: none is so long that the rows of a batch have room for two clips.
     config.data.train = CLIPS
     config.model.text_config.vocab_size = 1024
@@ -122,11 +122,15 @@ def main() -> None:
     filters = {x.measure: x for x in recipe.filters if not x.measure.endswith("_copy")}
     root = str(arguments.folder / "root")
 
-    def clips_of(name: str) -> list[Clip]:
+    def allowed(name: str) -> list[Clip]:
         used = [] if name == RANDOM else [x for x in filters.values() if name != f"without {x.measure}"]
-        return kept(pool, used, recipe, root)[: arguments.clips]
+        return kept(pool, used, recipe, root)
 
-    arguments.clips = len(clips_of(CHOSEN))
+    count = min(arguments.clips, len(allowed(CHOSEN)))
+
+    def clips_of(name: str) -> list[Clip]:
+        return allowed(name)[:count]
+
     first = configure(0, arguments)
     heldout, _ = read_benchmark("events", split_file(first, "heldout", "events"))
     sizes: dict[str, str] = {}
@@ -143,7 +147,7 @@ def main() -> None:
         log = arguments.out.with_suffix(".jsonl") if arguments.out else None
 
         def setting_of(name: str) -> str:
-            return f"{setting(first)} {arguments.clips} of {arguments.pool} {name} {recipe.filters}"
+            return f"{setting(first)} {count} of {arguments.pool} {name} {recipe.filters}"
 
         results = repeat(arguments.rows, arguments.seeds, setting_of, run, log)
     for name in results:

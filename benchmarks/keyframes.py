@@ -129,6 +129,8 @@ def ladder_table(clip_count: int) -> list[str]:
     for level, fields in enumerate(LADDER):
         config = recipe.get_config()
         config.events.update(fields)
+        if "rough" in fields:  # which held-out clips are spared
+            config.events_heldout.rough = fields["rough"]
         clips = read_split(config, "heldout", "events")[-clip_count:]
         records = list(measure(clips, WITHOUT_MODEL, widen=False))
         cells = []

@@ -37,8 +37,9 @@ Bar = tuple[float, float, float]  # its value and the ends of its interval, in p
 
 
 def default_run() -> dict[str, Bar]:
-    """Accuracy by control, with intervals over videos: of the last such table in the runs."""
-    text = (RESULTS / "2026-11-21-runs.md").read_text().rpartition("heldout clips: events")[2]
+    """Accuracy by control, with intervals over videos."""
+    text = (RESULTS / "2026-11-29-runs.md").read_text().partition("## The default run")[2]
+    text = text.partition("heldout clips: events")[2]
     table = text.partition("\n\n")[0]
     found = re.findall(r"^(\w+) +([\d.]+) \[([\d.]+), ([\d.]+)\]", table, re.M)
     return {control: (float(x), float(low), float(high)) for control, x, low, high in found}

@@ -23,6 +23,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import Any
 
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -37,7 +38,7 @@ from vpjax.data.cache import cache_folder
 from vpjax.data.clips import relative_to, write_clips
 from vpjax.data.images import is_image
 from vpjax.data.json_rows import SCHEMES
-from vpjax.data.probing import fault_of, probe_sources
+from vpjax.data.probing import Source, fault_of, probe_sources
 from vpjax.data.sampling import File, Sampling, fit_all
 from vpjax.engines import examine_in_parts, worker_processes
 from vpjax.files import exists, folder_of, join_path, open_file, read_object, write_whole
@@ -71,10 +72,10 @@ def build(
     a name in FORMATS; "" detects it. workers: local processes, by default one per core. runner, beam: an
     Apache Beam runner that replaces them, and Beam's own options. samples: clips that the report shows.
     max_skipped_share: of the questions; if more are skipped, no clips are written. schemes: of the URLs that
-    annotations may name. config: the recipe of the
-    run for which the events that no frame shows are counted; None: RECIPE. UserError if too many questions
-    are skipped, for files that cannot be used, if ``out`` holds another build and, once all is written, if
-    more than ``config.data.max_missed_share`` of the events are missed.
+    annotations may name. config: the recipe of the run for which the events that no frame shows are counted;
+    None: RECIPE. UserError if too many questions are skipped, for files that cannot be used, if ``out`` holds
+    another build and, once all is written, if more than ``config.data.max_missed_share`` of the events are
+    missed.
     """
     from vpjax.building.keywords import load_extractor  # spaCy, which --help does not wait for
 
@@ -98,28 +99,33 @@ def build(
     summary = report.summarize(items, source.rows)
     config = config or sft_qwen2_5_vl_7b.get_config()
     seen, problems = coverage_of([item.clip for item in items if item.clip], config)
-    sampling = (
-        f"{Sampling.of(config.data).describe()}, at most {config.data.max_tokens} tokens a clip (--config)"
-    )
-    skipped = [dict(place=item.place, reason=item.skipped) for item in items if item.skipped]
-    write_whole(join_path(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in skipped).encode())
-    page = join_path(out, "report.html")
-    write_whole(page, report.render_report(summary, items, sheets, about, seen).encode())
+    page = report.render_report(summary, items, sheets, about, seen)
     manifest = dict(about=about, options=dataclasses.asdict(options), counts=dataclasses.asdict(summary))
-    write_whole(join_path(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
+    write_findings(out, items, page, manifest)
+    skipped = summary.questions - summary.clips
     print(
         f"{summary.rows} rows, {summary.questions} questions = {summary.clips} clips "
-        f"({summary.degraded} with V~) of {summary.turns} turns + {len(skipped)} skipped; look at {page}"
+        f"({summary.degraded} with V~) of {summary.turns} turns + {skipped} skipped; "
+        f"look at {join_path(out, 'report.html')}"
     )
     check_skipped(summary, max_skipped_share)
     clips = [relative_to(item.clip, out) for item in items if item.clip]
     write_clips(join_path(out, "clips.array_record" if array_record else "clips.jsonl"), clips)
     if lines := seen.lines():
-        print(f"with {sampling}:", *lines, sep="\n")
+        sampling = f"{Sampling.of(config.data).describe()}, at most {config.data.max_tokens} tokens a clip"
+        print(f"with {sampling} (--config):", *lines, sep="\n")
     if problems:
         print(f"{len(problems)} clips could not be looked at again for this, such as {problems[0]}")
     coverage.check(seen, config.data.max_missed_share)
     return summary
+
+
+def write_findings(out: str, items: Sequence[Item], page: str, manifest: dict[str, Any]) -> None:
+    """Write what there is to know of a data set beside its clips. page: the report."""
+    skipped = [dict(place=item.place, reason=item.skipped) for item in items if item.skipped]
+    write_whole(join_path(out, "skipped.jsonl"), "".join(json.dumps(row) + "\n" for row in skipped).encode())
+    write_whole(join_path(out, "report.html"), page.encode())
+    write_whole(join_path(out, "manifest.json"), json.dumps(manifest, indent=1).encode())
 
 
 def coverage_of(clips: Sequence[Clip], config: ConfigDict) -> tuple[coverage.Coverage, list[str]]:
@@ -139,21 +145,30 @@ def coverage_of(clips: Sequence[Clip], config: ConfigDict) -> tuple[coverage.Cov
     planned: list[coverage.PlannedClip] = []
     problems: list[str] = []
     for clip in timed:
-        files, part = [sources[path] for path in clip.media], (clip.start, clip.end)
-        text = sum(len(text.encode()) for text in clip.texts) // BYTES_PER_TOKEN
-        limits = dict(factor=model_config.vision.factor, max_tokens=config.data.max_tokens - text)
+        text_tokens = sum(len(text.encode()) for text in clip.texts) // BYTES_PER_TOKEN
+        limits = dict(factor=model_config.vision.factor, max_tokens=config.data.max_tokens - text_tokens)
         try:
-            if fault := fault_of(files):
-                raise UserError(fault)
-            shown = [File(file.info, part, slot_tokens) for file in files if file.info is not None]
-            shapes = fit_all(sampling, shown, **limits)
+            planned += plan_media(clip, [sources[path] for path in clip.media], sampling, slot_tokens, limits)
         except (UserError, ValueError) as error:
             problems.append(f"{clip.id}: {error}")
-        else:
-            for number, (file, shape) in enumerate(zip(shown, shapes, strict=True)):
-                events = [keyword.spans for keyword in clip.keywords if keyword.video == number]
-                planned.append(coverage.PlannedClip(events, file.info, part, shape))
     return coverage.measure(planned, sampling), problems
+
+
+def plan_media(
+    clip: Clip, sources: Sequence[Source], sampling: Sampling, slot_tokens: int, limits: dict[str, int]
+) -> list[coverage.PlannedClip]:
+    """How each of a clip's videos and images will be read. slot_tokens: text beside each slot. limits: see
+    ``fit_all``, which may raise ValueError or UserError. UserError for a file that cannot be used."""
+    if fault := fault_of(sources):
+        raise UserError(fault)
+    part = clip.start, clip.end
+    files = [File(source.info, part, slot_tokens) for source in sources if source.info is not None]
+    shapes = fit_all(sampling, files, **limits)
+    planned = []
+    for number, (file, shape) in enumerate(zip(files, shapes, strict=True)):
+        events = [keyword.spans for keyword in clip.keywords if keyword.video == number]
+        planned.append(coverage.PlannedClip(events, file.info, part, shape))
+    return planned
 
 
 def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: str) -> None:
@@ -205,7 +220,8 @@ def share(text: str) -> float:
     return value
 
 
-def main() -> None:
+def make_parser() -> cli.Parser:
+    """The parser of the command's flags."""
     parser, default = cli.Parser(__doc__), Options()
     add, number = parser.add_argument, cli.at_least
     formats, scorers = ", ".join(FORMATS), ", ".join(SCORERS)
@@ -244,40 +260,71 @@ def main() -> None:
         default=RECIPE,
         help="recipe whose run is to see the events; --config.FIELD=VALUE changes it",
     )
-    arguments, config = parser.parse_config()
-    flags = vars(arguments)
-    curation = {name: flags.pop(name) for name in ("recipe", "root", "sources", "dry_run")}
-    if bool(curation["recipe"]) == bool(flags["annotations"]):
+    return parser
+
+
+def check_flags(arguments: argparse.Namespace, config: ConfigDict, defaults: cli.Parser) -> None:
+    """UserError for flags that do not go together."""
+    if bool(arguments.recipe) == bool(arguments.annotations):
         raise UserError("give --annotations or --recipe")
-    if curation["recipe"]:
-        changed = [name for name in FOR_ANNOTATIONS if flags[name] != parser.get_default(name)]
-        if changed or config.to_dict() != sft_qwen2_5_vl_7b.get_config().to_dict():
-            raise UserError(f"--{changed[0] if changed else 'config'} belongs to --annotations")
-    elif any(curation.values()):
+    if arguments.annotations and (arguments.root or arguments.sources or arguments.dry_run):
         raise UserError("--root, --sources and --dry_run belong to --recipe")
-    flags["config"] = config
-    flags["scorers"] = tuple(flags.pop("scorer"))
-    flags["keywords"] = read_keywords(flags["keywords"]) if flags["keywords"] else ()
-    options = Options(**{field.name: flags.pop(field.name) for field in dataclasses.fields(Options)})
-    if not curation["recipe"]:
-        build(options=options, **flags)
+    if arguments.recipe:
+        changed = [name for name in FOR_ANNOTATIONS if getattr(arguments, name) != defaults.get_default(name)]
+        if config.to_dict() != sft_qwen2_5_vl_7b.get_config().to_dict():
+            changed.append("config")
+        if changed:
+            raise UserError(f"--{changed[0]} belongs to --annotations")
+
+
+def main() -> None:
+    parser = make_parser()
+    arguments, config = parser.parse_config()
+    check_flags(arguments, config, parser)
+    fields = vars(arguments) | dict(
+        scorers=tuple(arguments.scorer),
+        keywords=read_keywords(arguments.keywords) if arguments.keywords else (),
+    )
+    options = Options(**{field.name: fields[field.name] for field in dataclasses.fields(Options)})
+    if arguments.recipe:
+        build_by_recipe(arguments, options)
         return
+    build(
+        annotations=arguments.annotations,
+        out=arguments.out,
+        options=options,
+        format=arguments.format,
+        array_record=arguments.array_record,
+        workers=arguments.workers,
+        runner=arguments.runner,
+        beam=arguments.beam,
+        samples=arguments.samples,
+        max_skipped_share=arguments.max_skipped_share,
+        schemes=arguments.schemes,
+        config=config,
+    )
+
+
+def build_by_recipe(arguments: argparse.Namespace, options: Options) -> None:
+    """Make a data set that ``--recipe`` chooses among the rows of many sources."""
     from vpjax.curate import curate  # brings the readers of benchmarks
     from vpjax.curation.recipe import load_recipe
 
-    recipe = load_recipe(curation["recipe"])
-    if curation["sources"]:
-        recipe = recipe.of(curation["sources"])
-    shared = {name: flags[name] for name in ("workers", "runner", "beam", "schemes")}
-    with worker_processes(flags["workers"]) as pool:
+    recipe = load_recipe(arguments.recipe)
+    if arguments.sources:
+        recipe = recipe.of(arguments.sources)
+    with worker_processes(arguments.workers) as pool:
         curate(
             recipe,
-            curation["root"],
-            flags["out"],
+            arguments.root,
+            arguments.out,
             pool=pool,
+            workers=arguments.workers,
             options=options,
-            dry_run=curation["dry_run"],
-            **shared,
+            runner=arguments.runner,
+            beam=arguments.beam,
+            dry_run=arguments.dry_run,
+            schemes=arguments.schemes,
         )
 
 

@@ -12,12 +12,13 @@ are worth examining. Then their videos, by the engines of ``vpjax.engines``; a s
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -27,10 +28,10 @@ from vpjax.building.examine import Options
 from vpjax.building.items import Item
 from vpjax.building.parts import may_change
 from vpjax.curation import choose, funnel, mixture
-from vpjax.curation.recipe import Recipe, Source
+from vpjax.curation.recipe import Filter, Recipe, Source
 from vpjax.curation.rows import Settings, chunks_of, judge, load_tools
 from vpjax.curation.signatures import bands_of
-from vpjax.curation.store import Drop, Store
+from vpjax.curation.store import Drop, OpenClip, Store
 from vpjax.curation.videos import NEEDS, PICTURE, Measurer, picture_of
 from vpjax.data.clips import parse_clip, relative_to
 from vpjax.data.json_rows import SCHEMES
@@ -65,24 +66,14 @@ def curate(
     """
     start = time.perf_counter()
     options = options or Options()
-    recipe = without_models(recipe, options)
-    missing = missing_files(recipe, root)
-    if missing and not dry_run:
-        raise UserError(f"{'; '.join(missing)}; --sources leaves sources out, --dry_run counts without them")
-    for line in missing:
-        print(line, flush=True)
-    present = [source for source in recipe.sources if all(map(exists, files_of(source, root)))]
-    if not present:
-        raise UserError(f"--root={root}: no source has its annotation files there")
-    recipe = recipe.of([source.name for source in present])
+    recipe = with_present_sources(without_models(recipe, options), root, dry_run)
     settings = Settings(recipe, root, options.spacy, options.keywords, tuple(schemes))
     made_from = recipe.rows_made_from() | {"keywords": load_tools(settings).extract.describe()}
-    store = Store(local_folder(out) / "curation.sqlite", made_from)
-    try:
+    with contextlib.closing(Store(local_folder(out) / "curation.sqlite", made_from)) as store:
         store.claim_files(
             {
                 path: (source.name, source.format, stamp(path)[0])
-                for source in present
+                for source in recipe.sources
                 for path in files_of(source, root)
             }
         )
@@ -102,8 +93,6 @@ def curate(
         summary = funnel.summarize(store, recipe)
         page = join_path(out, "report.html")
         write_whole(page, funnel.render_report(store, recipe, summary, clips, pool).encode())
-    finally:
-        store.close()
     print(*funnel.lines(summary), f"look at {page}", sep="\n")
     return summary
 
@@ -111,13 +100,27 @@ def curate(
 def without_models(recipe: Recipe, options: Options) -> Recipe:
     """The recipe without the filters whose model is not given, which is told."""
     kept = []
-    for x in recipe.filters:
-        flag = NEEDS.get(x.measure, "")
+    for filter in recipe.filters:
+        flag = NEEDS.get(filter.measure, "")
         if flag and not getattr(options, flag.removeprefix("--")):
-            print(f"the filter {x.measure} is left out: it needs {flag}", flush=True)
+            print(f"the filter {filter.measure} is left out: it needs {flag}", flush=True)
         else:
-            kept.append(x)
+            kept.append(filter)
     return dataclasses.replace(recipe, filters=tuple(kept))
+
+
+def with_present_sources(recipe: Recipe, root: str, dry_run: bool) -> Recipe:
+    """The recipe with those of its sources whose annotations are there. The others are told, or, but for a
+    dry run, a UserError."""
+    missing = missing_files(recipe, root)
+    if missing and not dry_run:
+        raise UserError(f"{'; '.join(missing)}; --sources leaves sources out, --dry_run counts without them")
+    for line in missing:
+        print(line, flush=True)
+    present = [source.name for source in recipe.sources if all(map(exists, files_of(source, root)))]
+    if not present:
+        raise UserError(f"--root={root}: no source has its annotation files there")
+    return recipe.of(present)
 
 
 def files_of(source: Source, root: str) -> list[str]:
@@ -171,25 +174,25 @@ def judged_chunks(
 def drop_copies_of_captions(store: Store, recipe: Recipe) -> None:
     """Forget what an earlier command dropped after the rows were judged, and drop the copies."""
     store.forget_drops()
-    for x in recipe.filters_at("copies"):
-        choose.drop_copies(store, "caption", x)
+    for filter in recipe.filters_at("copies"):
+        choose.drop_copies(store, "caption", filter)
 
 
-def located(source: str, number: int, record: str, videos: str) -> Clip:
-    """A chosen row as a clip with an id of its own, its paths below the folder ``videos``."""
-    clip = parse_clip(json.loads(record))
-    paths = [join_path(videos, path) for path in clip.media]
-    return dataclasses.replace(clip, id=f"{source}-{number}").with_media(paths)
+def located(row: OpenClip, folders: Mapping[str, str]) -> Clip:
+    """A chosen row as a clip with an id of its own, its paths below the folder of its source's videos."""
+    clip = parse_clip(json.loads(row.record))
+    paths = [join_path(folders[row.source], path) for path in clip.media]
+    return dataclasses.replace(clip, id=f"{row.source}-{row.number}").with_media(paths)
 
 
 def video_folders(recipe: Recipe, root: str) -> dict[str, str]:
     return {source.name: join_path(root, f"{source.name}/{source.videos}") for source in recipe.sources}
 
 
-def write_by_source(store: Store, folder: str, clip_of: Callable[[Sequence[Any]], Clip]) -> dict[str, int]:
-    """Write ``clip_of`` each chosen row of ``Store.open_clips`` to a file for each source, and count them."""
+def write_by_source(store: Store, folder: str, clip_of: Callable[[OpenClip], Clip]) -> dict[str, int]:
+    """Write ``clip_of`` each chosen row to a file for each source, and count them."""
     counts = {}
-    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row[1]):
+    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row.source):
         counts[source] = 0
         with written(join_path(folder, f"{source}.jsonl")) as part, part.open("w") as file:
             for row in rows:
@@ -201,12 +204,7 @@ def write_by_source(store: Store, folder: str, clip_of: Callable[[Sequence[Any]]
 def write_chosen(store: Store, recipe: Recipe, root: str, out: str) -> None:
     """Write the chosen rows of each source as clips without key frames."""
     folders = video_folders(recipe, root)
-
-    def clip_of(row: Sequence[Any]) -> Clip:
-        _, source, number, _, record = row
-        return located(source, number, record, folders[source])
-
-    write_by_source(store, join_path(out, "chosen"), clip_of)
+    write_by_source(store, join_path(out, "chosen"), lambda row: located(row, folders))
 
 
 def forecast(store: Store, recipe: Recipe, root: str, workers: int) -> Iterator[str]:
@@ -236,41 +234,39 @@ def examine_videos(
     those that the filters of videos do not keep. Returns the clips with key frames, by row."""
     folders = video_folders(recipe, root)
     filters = recipe.filters_at("video")
-    measurer = Measurer(tuple(sorted(x.measure for x in filters)))
+    measurer = Measurer(tuple(sorted(filter.measure for filter in filters)))
     made_from = digest_of([dataclasses.asdict(options), dataclasses.asdict(measurer)])
     known = store.examined(made_from)
-    rows, items = [], []
-    for row, source, number, place, record in store.open_clips():
-        if row not in known:
-            rows.append(row)
-            items.append(Item(f"{source}, {place}", located(source, number, record, folders[source])))
+    rows = [row for row in store.open_clips() if row.id not in known]
+    items = [Item(f"{row.source}, {row.place}", located(row, folders)) for row in rows]
     folder = join_path(out, f"videos/{digest_of([made_from, repr(items)])}")
     results = examine_in_parts(pool, items, options, folder, runner, beam, measurer)
-    skipped, clips, final = dict[int, str](), dict[int, Clip](), []
-    for row, item in zip(rows, results, strict=True):
-        if item.clip is not None:
-            clips[row] = item.clip
-            final.append((row, "", json.dumps(item.clip.record())))
-        else:
-            skipped[row] = item.skipped
-            # Videos that are missing or broken may be mended: the next command looks at them again.
-            if not may_change(item):
-                final.append((row, item.skipped, ""))
-    store.add_examined(made_from, final)
-    skipped |= {row: reason for row, (reason, _) in known.items() if reason}
-    clips |= {row: parse_clip(json.loads(clip)) for row, (_, clip) in known.items() if clip}
-    store.drop(Drop(row, funnel.USABLE, detail=reason) for row, reason in skipped.items())
-    for x in filters:
-        if x.measure == "picture_copy":
-            signatures = ((row, clip.extra["measured"][PICTURE]) for row, clip in clips.items())
-            pictures = ((row, picture_of(text)) for row, text in signatures if text is not None)
-            store.add_pictures((row, entries.tobytes(), bands_of(entries)) for row, entries in pictures)
-            choose.drop_copies(store, "picture", x)
-        else:
-            values = ((row, clip.extra["measured"][x.measure]) for row, clip in clips.items())
-            failed = ((row, value) for row, value in values if value is not None and not x.keeps(value))
-            store.drop(Drop(row, x.measure, value) for row, value in failed)
+    examined = {
+        row.id: (item.skipped, json.dumps(item.clip.record()) if item.clip is not None else "")
+        for row, item in zip(rows, results, strict=True)
+    }
+    # Videos that are missing or broken may be mended: the next command looks at them again.
+    final = [row.id for row, item in zip(rows, results, strict=True) if not may_change(item)]
+    store.add_examined(made_from, ((row, *examined[row]) for row in final))
+    examined |= known
+    store.drop(Drop(row, funnel.USABLE, detail=reason) for row, (reason, _) in examined.items() if reason)
+    clips = {row: parse_clip(json.loads(record)) for row, (_, record) in examined.items() if record}
+    for filter in filters:
+        drop_by_video(store, filter, clips)
     return clips
+
+
+def drop_by_video(store: Store, filter: Filter, clips: Mapping[int, Clip]) -> None:
+    """Drop the rows that a filter of videos does not keep. clips: those that were examined, by row."""
+    if filter.measure == "picture_copy":
+        texts = {row: clip.extra["measured"][PICTURE] for row, clip in clips.items()}
+        signatures = {row: picture_of(text) for row, text in texts.items() if text is not None}
+        store.add_pictures((row, entries.tobytes(), bands_of(entries)) for row, entries in signatures.items())
+        choose.drop_copies(store, "picture", filter)
+        return
+    values = {row: clip.extra["measured"][filter.measure] for row, clip in clips.items()}
+    failed = {row: value for row, value in values.items() if value is not None and not filter.keeps(value)}
+    store.drop(Drop(row, filter.measure, value) for row, value in failed.items())
 
 
 def digest_of(value: Any) -> str:
@@ -280,5 +276,5 @@ def digest_of(value: Any) -> str:
 def write_clips(store: Store, recipe: Recipe, clips: dict[int, Clip], out: str) -> None:
     """Write the chosen clips of each source, and the recipe of a run that mixes them."""
     folder = join_path(out, "clips")
-    counts = write_by_source(store, folder, lambda row: clips[row[0]])
+    counts = write_by_source(store, folder, lambda row: clips[row.id])
     write_whole(join_path(out, "config.py"), mixture.config_text(recipe, counts, folder).encode())

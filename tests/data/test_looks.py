@@ -19,6 +19,7 @@ from vpjax.data.looks import (
     right_window,
     rollout_windows,
     scan_of,
+    training_windows,
     window_of,
     wrong_window,
 )
@@ -74,6 +75,11 @@ def test_training_windows_show_the_whole_event_or_nothing_of_it():
     short = dataclasses.replace(INFO, frames=16, duration=2.0)
     assert window_of(((1.0, 1.125),), short, (2.0, 6.0), is_right=True, rng=rng) == (0.0, 2.0)
     assert window_of(((1.0, 1.125),), short, (2.0, 6.0), is_right=False, rng=rng) is None
+    # Annotations that end after the file, and one that begins there.
+    start, end = window_of(((127.0, 131.0),), INFO, (2.0, 6.0), is_right=True, rng=rng)
+    assert start <= 127.0 and end == INFO.duration
+    assert window_of(((130.0, 131.0),), INFO, (2.0, 6.0), is_right=True, rng=rng) is None
+    assert window_of(((10.0, 17.0),), INFO, (2.0, 6.0), is_right=True, rng=rng) is None
 
 
 def test_each_look_at_a_window_has_its_own_clip_and_truth():
@@ -151,6 +157,21 @@ def test_a_dialogue_shows_a_file_in_two_looks(tmp_path):
     row = maker.row(entry, 0)
     assert row.counts == (5, 8) and np.flatnonzero(row.slots[0]).tolist() == [5 + 2]
     assert row.prompt.slot.max() + 1 == 13 and (row.prompt.slot >= 0).sum() == 5 * 1 + 8 * 4
+
+
+def test_clips_whose_event_fits_no_window_are_named(tmp_path):
+    """Those without a time are asked as they are."""
+    path = str(write(tmp_path / "a.mp4", greys(80, (56, 56)), rate=8))
+    clips = [
+        Clip("brief", path, "What?", "It flashes.", spans=((3.0, 3.5),)),
+        Clip("long", path, "What?", "It drifts.", spans=((1.0, 9.0),)),
+        Clip("no time", path, "What?", "It is red."),
+    ]
+    looks = base.get_config().looks
+    looks.windows, looks.wrong, looks.seconds = 2, 1, (2.0, 6.0)
+    found, left_out = training_windows(clips, looks, data_of(cache=str(tmp_path / "cache")), seed=0)
+    assert left_out == ["long"]
+    assert {clip.id.partition("/")[0] for clip in found} == {"brief", "no time"}
 
 
 def test_a_step_of_grpo_holds_all_prompts_of_its_clips(tmp_path):

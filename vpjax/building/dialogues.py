@@ -78,35 +78,47 @@ def message_items(row: JsonObject) -> Iterator[Item]:
     them, with nothing in between."""
     turns: list[tuple[str, str]] = []
     media = media_of(row)
-    parts: list[dict[str, Any]] = []
+    parts: list[JsonObject] = []
     for turn in message_turns(row):
         role = role_of(turn, "role")
-        texts: list[str] = []
-        pieces = [dict(type="text", text=turn.get("content"))]
-        if not isinstance(turn.get("content"), str):
-            pieces = field(turn, "content", list)
-        for piece in pieces:
-            kind = piece.get("type") if isinstance(piece, dict) else None
-            if kind == "text":
-                texts.append(field(piece, "reference" if piece.get("reference") else "text"))
-                continue
-            if kind not in ("video", "image"):
-                raise ValueError(f"{short(piece)} is neither text nor video nor image")
-            if role != "user":
-                raise ValueError(f"{short(piece)} is in no question")
-            texts.append(f"<{kind}>")
-            medium = piece.get(kind)
-            if isinstance(medium, dict):
-                times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
-                parts.append({name: at for name, at in times.items() if at not in (None, 0, -1)})
-                medium = medium.get(f"{kind}_file")
-            if medium is not None:
-                media += [(kind, tarsier_video(row, path)) for path in as_list(medium)]
+        texts = []
+        for piece in pieces_of(turn):
+            text, shown, part = read_piece(row, piece, role)
+            texts.append(text)
+            media += shown
+            if part:
+                parts.append(part)
         turns.append((role, "".join(texts)))
-    if len(media) > 1 and any(parts):
-        raise Rejected(f"part of one of several videos: {short(next(filter(None, parts)))}")
-    fields = parse_part(next(filter(None, parts), {})) | {"extra": extra_fields(row, "dataset", "task")}
+    if len(media) > 1 and parts:
+        raise Rejected(f"part of one of several videos: {short(parts[0])}")
+    fields = parse_part(parts[0] if parts else {}) | {"extra": extra_fields(row, "dataset", "task")}
     yield from dialogue_items(row, turns, media, tagged=False, **fields)
+
+
+def pieces_of(turn: JsonObject) -> list[Any]:
+    """The pieces of a message, of which a text is one."""
+    if isinstance(turn.get("content"), str):
+        return [dict(type="text", text=turn["content"])]
+    return field(turn, "content", list)
+
+
+def read_piece(row: JsonObject, piece: Any, role: str) -> tuple[str, list[Medium], JsonObject]:
+    """The text of a piece of a message, or its media tag, the videos or images that it names, and the part of
+    them that is shown: ``start`` and ``end`` in seconds, if they are given."""
+    kind = piece.get("type") if isinstance(piece, dict) else None
+    if kind == "text":
+        return field(piece, "reference" if piece.get("reference") else "text"), [], {}
+    if kind not in ("video", "image"):
+        raise ValueError(f"{short(piece)} is neither text nor video nor image")
+    if role != "user":
+        raise ValueError(f"{short(piece)} is in no question")
+    medium, part = piece.get(kind), {}
+    if isinstance(medium, dict):
+        times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
+        part = {name: at for name, at in times.items() if at not in (None, 0, -1)}
+        medium = medium.get(f"{kind}_file")
+    paths = [] if medium is None else as_list(medium)
+    return f"<{kind}>", [(kind, tarsier_video(row, path)) for path in paths], part
 
 
 def message_turns(row: JsonObject) -> list[Any]:

@@ -213,40 +213,67 @@ def with_key_frames(
         return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({kind})")))
     infos = [info for _, info in files]
     clip, notes = cut_times(clip, infos, videos)
-    tools, number = load_tools(options), videos[0]
+    extract, number = load_tools(options).extract, videos[0]
+    asked = list(keywords_of(clip, extract, number))
     unknown = unknown_video(files, videos, options)
-    share_scores = KEYWORD_BLIND.issuperset(options.scorers)
     video: Video | None = None
-    keywords: list[Keyword] = []
-    scores: list[np.ndarray | None] = []
-    confidences: list[float | None] = []
-    for asked, keyword in keywords_of(clip, tools.extract, number):
-        keyword_scores, confidence = None, None
-        if not keyword.spans and not unknown:
-            if video is None or not share_scores:
-                video = frames(clip.media[number], clip.start, clip.end)
-                latest = tools.score(video, asked, keyword)
-            keyword_scores = latest
-            spans, confidence = key_runs(latest, video.times, cap=options.cap)
-            # A run lasts as long as its last frame usually would, which the end of the file may cut short.
-            spans = tuple((start, min(end, infos[number].duration)) for start, end in spans)
-            keyword = dataclasses.replace(keyword, spans=spans, video=number)
-        keywords.append(keyword)
-        scores.append(keyword_scores)
-        confidences.append(confidence)
-    if not keywords:
-        notes.append(f"{NO_VTILDE} (no action in the caption): {short(caption_of(clip))}")
-    elif not any(keyword.spans for keyword in keywords):
-        notes.append(f"{NO_VTILDE} ({unknown or 'no key frames found'})")
-    elif all(key_share(keywords, clip, infos, n) > 1 - KEEP for n in {k.video for k in keywords if k.spans}):
-        notes.append(f"{NO_VTILDE} (key frames are more than half of the clip)")
-    clip = dataclasses.replace(clip, keywords=tuple(keywords))
+    if not unknown and not all(keyword.spans for _, keyword in asked):
+        video = frames(clip.media[number], clip.start, clip.end)
+    found = find_key_frames(asked, number, video, infos[number].duration, options)
+    clip = dataclasses.replace(clip, keywords=tuple(keyword for keyword, _, _ in found))
+    notes += why_no_degraded(clip, infos, unknown)
     if clip.task == "caption" and not clip.degraded_answer:
-        rest = tools.extract.uneventful(clip.answer, keywords)
+        rest = extract.uneventful(clip.answer, clip.keywords)
         clip = dataclasses.replace(clip, degraded_answer=rest)
     if video is not None:
+        confidences = [confidence for _, _, confidence in found]
         clip = dataclasses.replace(clip, extra=clip.extra | {"confidence": confidences})
-    return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, *notes)), video, tuple(scores))
+    item = dataclasses.replace(item, clip=clip, notes=(*item.notes, *notes))
+    return Examined(item, video, tuple(scores for _, scores, _ in found))
+
+
+class Found(NamedTuple):
+    """A keyword with its spans; and where these were looked for, the scores f32[F] of the frames, and the
+    confidence, see ``key_runs``."""
+
+    keyword: Keyword
+    scores: np.ndarray | None = None
+    confidence: float | None = None
+
+
+def find_key_frames(
+    asked: Sequence[tuple[Clip, Keyword]], number: int, video: Video | None, duration: float, options: Options
+) -> list[Found]:
+    """The keywords of a clip, see ``keywords_of``; those without spans with the ones that are found in its
+    video of a number. video: its frames; None: nothing is looked for. duration: of its file, in seconds."""
+    score = load_tools(options).score
+    is_blind = KEYWORD_BLIND.issuperset(options.scorers)
+    scores: np.ndarray | None = None
+    found = []
+    for clip, keyword in asked:
+        if keyword.spans or video is None:
+            found.append(Found(keyword))
+            continue
+        if scores is None or not is_blind:
+            scores = score(video, clip, keyword)
+        spans, confidence = key_runs(scores, video.times, cap=options.cap)
+        # A run lasts as long as its last frame usually would, which the end of the file may cut short.
+        spans = tuple((start, min(end, duration)) for start, end in spans)
+        keyword = dataclasses.replace(keyword, spans=spans, video=number)
+        found.append(Found(keyword, scores, confidence))
+    return found
+
+
+def why_no_degraded(clip: Clip, infos: Sequence[VideoInfo], unknown: str) -> list[str]:
+    """The note that says why a clip has no V~; none if it has one. unknown: see ``unknown_video``."""
+    if not clip.keywords:
+        return [f"{NO_VTILDE} (no action in the caption): {short(caption_of(clip))}"]
+    videos = {keyword.video for keyword in clip.keywords if keyword.spans}
+    if not videos:
+        return [f"{NO_VTILDE} ({unknown or 'no key frames found'})"]
+    if all(key_share(clip, infos, number) > 1 - KEEP for number in videos):
+        return [f"{NO_VTILDE} (key frames are more than half of the clip)"]
+    return []
 
 
 def unknown_video(files: Sequence[tuple[str, VideoInfo]], videos: Sequence[int], options: Options) -> str:
@@ -330,13 +357,14 @@ def cut_spans(spans: Spans, info: VideoInfo, notes: list[str]) -> Spans:
     return tuple(inside)
 
 
-def key_share(keywords: Sequence[Keyword], clip: Clip, infos: Sequence[VideoInfo], video: int) -> float:
+def key_share(clip: Clip, infos: Sequence[VideoInfo], video: int) -> float:
     """The share of a clip's video of a number that is key frames of any keyword."""
     info = infos[video]
     first, last = resolve_part(info.duration, 1 / info.fps, clip.start, clip.end)
     moments = np.linspace(first, last, 1000, endpoint=False)
     is_key = np.zeros(len(moments), bool)
-    for keyword in keywords:
-        for start, end in keyword.spans if keyword.video == video else ():
-            is_key |= (start <= moments) & (moments < end)
+    for keyword in clip.keywords:
+        if keyword.video == video:
+            for start, end in keyword.spans:
+                is_key |= (start <= moments) & (moments < end)
     return float(is_key.mean())

@@ -20,7 +20,7 @@ from vpjax.building.scorers import Spans
 from vpjax.data.coverage import Coverage
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import identity_source, slots_of, source_of
-from vpjax.data.sampling import Sampling, resolve_part
+from vpjax.data.sampling import SLOT, Sampling, resolve_part
 from vpjax.data.video import Video, probe, read_frames, read_image
 from vpjax.types import Clip
 
@@ -126,8 +126,8 @@ class Track(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Sheet:
     """A clip in the report; of several videos, that with key frames. first, last: seconds at which it begins
-    and ends. degraded: the frames of V~;
-    empty without one. missed: whether all key frames fall between the frames of the strip."""
+    and ends. degraded: the frames of V~; empty without one. missed: whether all key frames fall between the
+    frames of the strip."""
 
     item: Item
     first: float
@@ -149,16 +149,17 @@ def make_sheet(item: Item, options: Options) -> Sheet | None:
     spans = [span for keyword in clip.keywords if keyword.video == number for span in keyword.spans]
     slots = slots_of(spans, video.times, video.frame_seconds)
     source = source_of(slots[None])
-    replaced = np.repeat(source != identity_source(len(source)), 2)
-    source_frames = 2 * np.repeat(source, 2) + np.arange(len(video.times)) % 2
+    is_replaced = source != identity_source(len(source))
     degraded = []
-    if replaced.any():
-        degraded = thumbnails(video.frames[source_frames], video.times, replaced)
+    if is_replaced.any():
+        frames_of_slots = video.frames.reshape(-1, SLOT, *video.frames.shape[1:])
+        shown = frames_of_slots[source].reshape(video.frames.shape)
+        degraded = thumbnails(shown, video.times, np.repeat(is_replaced, SLOT))
     return Sheet(
         item=examined.item,
         first=first,
         last=last,
-        frames=thumbnails(video.frames, video.times, np.repeat(slots, 2)),
+        frames=thumbnails(video.frames, video.times, np.repeat(slots, SLOT)),
         degraded=degraded,
         tracks=tracks_of(examined, clip, number, first, last),
         missed=bool(spans) and not slots.any(),

@@ -27,7 +27,7 @@ CUT = 0.5  # share of the pixels that change at a cut
 FLASH = 1.5  # a frame this many times brighter or darker than the one before is a cut too: pixels saturate
 DARK = 8.0  # grey levels: a darker picture is not made brighter to compare it
 CHANGED = 0.2  # of the picture's median level: a pixel that changes by more counts
-NOISE = 1e-3  # of the median level: the least spread of changes
+NOISE = 1e-3  # of the squared median level: the least spread of changes
 LONGEST_EVENT = 4.0  # seconds between the start and the end of a brief event
 LASTING = 0.4  # weight of a change that is not reversed, relative to one that is: below PEAK
 IMAGES_AT_ONCE = 32  # through the image tower of ``text_scorer``
@@ -62,13 +62,15 @@ def motion_scores(video: Video) -> np.ndarray:
     change, cuts = _changes(video.frames)
     scores = np.zeros(len(video.times), np.float32)
     for t, now in enumerate(video.times):
+        # Change n is the one between frames n and n + 1.
         first = np.searchsorted(video.times, now - LONGEST_EVENT)
         first = max([first, *(np.flatnonzero(cuts[:t]) + 1)])
         last = np.searchsorted(video.times, now + LONGEST_EVENT)
         last = min([last, *(np.flatnonzero(cuts[t:]) + t)])
         before, after = change[first:t], change[t:last]
-        beside = max(before[-1:].max(initial=0), after[:1].max(initial=0))
-        scores[t] = max(min(before.max(initial=0), after.max(initial=0)), LASTING * beside)
+        on_both_sides = min(before.max(initial=0), after.max(initial=0))
+        right_beside = max(before[-1:].max(initial=0), after[:1].max(initial=0))
+        scores[t] = max(on_both_sides, LASTING * right_beside)
     return scores
 
 
@@ -80,8 +82,8 @@ def find_by_motion(video: Video, clip: Clip, answers: Sequence[str]) -> Spans:
 def _changes(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compare each of the frames u8[F,h,w,3] with the next one.
 
-    Returns the change f64[F-1] in spreads above its shot's median, at least 0, and whether there is a cut,
-    bool[F-1].
+    Returns the change f64[F-1] in spreads above its shot's median, 0 where it does not stand out, and whether
+    there is a cut, bool[F-1].
     """
     change, cuts = np.zeros(len(frames) - 1), np.zeros(len(frames) - 1, bool)
     last_picture, last_light = _normalize(frames[0])
@@ -89,12 +91,14 @@ def _changes(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         picture, light = _normalize(frame)
         difference = np.abs(picture - last_picture).mean(axis=-1)
         flash = max(light, last_light) > FLASH * min(light, last_light)
-        change[t] = difference.mean()
+        # Squares: an event changes few pixels by much, noise and slow motion many by little.
+        change[t] = np.square(difference).mean()
         cuts[t] = flash or (difference > CHANGED).mean() > CUT
         last_picture, last_light = picture, light
     for first, end in runs_of(~cuts):  # each shot by itself: the next may be livelier
         middle, spread = _median_and_spread(change[first:end])
-        change[first:end] = np.maximum((change[first:end] - middle) / max(spread, NOISE), 0.0)
+        above = (change[first:end] - middle) / max(spread, NOISE)
+        change[first:end] = np.where(above > STANDS_OUT, above, 0.0)
     return np.where(cuts, 0.0, change), cuts
 
 
@@ -110,16 +114,10 @@ def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
     return middle, 1.4826 * float(np.median(np.abs(values - middle)))
 
 
-@functools.cache
-def text_scorer(folder: str | Path) -> Scorer:
-    """Score frames by their similarity to the keyword, with SigLIP or CLIP, transformers and torch, offline.
-
-    folder: the model as Hugging Face stores it. The score is contrastive: the cosine similarity to the
-    keyword minus that to the rest of the caption, in standard deviations within the video. UserError if torch
-    is missing or the folder holds no such model.
-    """
+def load_text_model(folder: str | Path) -> tuple[Any, Any]:
+    """A SigLIP or CLIP model and its processor, see ``text_scorer``."""
     try:
-        import torch
+        import torch  # noqa: F401 (transformers would fail later, and in other words)
         from transformers import AutoModel, AutoProcessor
     except ImportError as error:
         raise UserError("text scores are computed with PyTorch: pip install 'vpjax[text]'") from error
@@ -131,6 +129,20 @@ def text_scorer(folder: str | Path) -> Scorer:
         raise UserError(f"{folder}: no SigLIP or CLIP model can be read: {reason}") from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"{folder}: {type(model).__name__} compares no images with text; give SigLIP or CLIP")
+    return model, processor
+
+
+@functools.cache
+def text_scorer(folder: str | Path) -> Scorer:
+    """Score frames by their similarity to the keyword, with SigLIP or CLIP, transformers and torch, offline.
+
+    folder: the model as Hugging Face stores it. The score is contrastive: the cosine similarity to the
+    keyword minus that to the rest of the caption, in standard deviations within the video. UserError if torch
+    is missing or the folder holds no such model.
+    """
+    model, processor = load_text_model(folder)
+    import torch
+
     latest: list[tuple[Video, np.ndarray]] = []  # the keywords of a clip share its frames
 
     def normalized(output: Any) -> np.ndarray:

@@ -83,13 +83,21 @@ def window_drops(
     for first, end in windows:
         mask_S = (first <= np.arange(slots)) & (np.arange(slots) < end)
         videos.append(seen_through(shows_P, slot_P, source_of(mask_S[None])))
+    answers_GC, scored_GC = padded_answers(answers, places)
+    whole_G, *degraded = answers_logprobs(model, prompts, np.stack(videos), answers_GC, scored_GC)
+    return dict(zip(windows, whole_G - np.array(degraded), strict=True))
+
+
+def padded_answers(
+    answers: Sequence[np.ndarray], places: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Answers i32[c] as one array i32[G, C], and bool[G, C]: the tokens at the ``places`` of each."""
     answers_GC = np.zeros((len(answers), coarse(max(map(len, answers)))), np.int32)
     scored_GC = np.zeros(answers_GC.shape, bool)
     for number, (answer, scored) in enumerate(zip(answers, places, strict=True)):
         answers_GC[number, : len(answer)] = answer
         scored_GC[number, list(scored)] = True
-    whole_G, *degraded = answers_logprobs(model, prompts, np.stack(videos), answers_GC, scored_GC)
-    return dict(zip(windows, whole_G - np.array(degraded), strict=True))
+    return answers_GC, scored_GC
 
 
 def frame_scores(video: Video, drops: Mapping[Window, float]) -> np.ndarray:

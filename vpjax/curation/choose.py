@@ -18,16 +18,16 @@ from vpjax.curation.store import Drop, Member, Open, Store
 CAPS = ("cap of the video", "cap of the action", "cap of the length", "share of the source")
 
 
-def drop_copies(store: Store, kind: str, x: Filter) -> None:
+def drop_copies(store: Store, kind: str, filter: Filter) -> None:
     """Drop the rows that are too like an earlier one in the order of the draw. kind: of the signatures.
 
     In each band all rows are compared with its first: as many comparisons as rows. What is like a row that is
     itself a copy goes too.
     """
-    store.drop(list(copies(store.bands(kind), kind, x)))
+    store.drop(list(copies(store.bands(kind), kind, filter)))
 
 
-def copies(bands: Iterable[Iterable[Member]], kind: str, x: Filter) -> Iterator[Drop]:
+def copies(bands: Iterable[Iterable[Member]], kind: str, filter: Filter) -> Iterator[Drop]:
     found: set[int] = set()
     for members in bands:
         first, *others = members
@@ -35,9 +35,9 @@ def copies(bands: Iterable[Iterable[Member]], kind: str, x: Filter) -> Iterator[
             if other.id in found or is_elsewhere(first, other, kind):
                 continue
             value = likeness(*(np.frombuffer(row.signature, np.uint32) for row in (first, other)))
-            if not x.keeps(value):
+            if not filter.keeps(value):
                 found.add(other.id)
-                yield Drop(other.id, x.measure, value, first.id)
+                yield Drop(other.id, filter.measure, value, first.id)
 
 
 def is_elsewhere(first: Member, other: Member, kind: str) -> bool:

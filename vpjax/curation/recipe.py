@@ -191,9 +191,9 @@ def _check(recipe: Recipe) -> None:
         formats = ", ".join(READERS)
         require(source.format in ("", *READERS), f"source {source.name}: format is none of {formats}")
     stages = [stage_of(x.measure) for x in recipe.filters]
-    for number, (x, stage) in enumerate(zip(recipe.filters, stages, strict=True)):
-        require(stage in STAGES, f"filters[{number}]: there is no measure {x.measure!r}")
-        require(x.least <= x.most, f"filters[{number}]: least is above most")
+    for number, (filter, stage) in enumerate(zip(recipe.filters, stages, strict=True)):
+        require(stage in STAGES, f"filters[{number}]: there is no measure {filter.measure!r}")
+        require(filter.least <= filter.most, f"filters[{number}]: least is above most")
     require(
         stages == sorted(stages, key=STAGES.index),
         f"filters: those of {STAGES[0]}, of {STAGES[1]} and of {STAGES[2]} come in this order",

@@ -162,10 +162,10 @@ def judge_clip(recipe: Recipe, source: str, place: str, candidate: Candidate) ->
 
 def first_failure(filters: Iterable[Filter], candidate: Candidate) -> tuple[str, float | None]:
     """The measure of the first filter that drops a candidate, and its value; ("", None): none does."""
-    for x in filters:
-        value = ROW[x.measure](candidate)
-        if not x.keeps(value):
-            return x.measure, value
+    for filter in filters:
+        value = ROW[filter.measure](candidate)
+        if not filter.keeps(value):
+            return filter.measure, value
     return "", None
 
 

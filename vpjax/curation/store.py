@@ -43,6 +43,16 @@ class Open(NamedTuple):
     seconds: float | None
 
 
+class OpenClip(NamedTuple):
+    """The clip of such a row. number, place: see ``rows.Row``. record: its JSON object, as text."""
+
+    id: int
+    source: str
+    number: int
+    place: str
+    record: str
+
+
 class Drop(NamedTuple):
     """Why a row is dropped. value: what was measured. other: the row of which it is a copy. detail: what is
     wrong with its video."""
@@ -157,12 +167,12 @@ class Store:
             WHERE dropped = '' AND drops.row IS NULL ORDER BY draw, id"""
         return map(Open._make, self.sql.execute(query))
 
-    def open_clips(self) -> Iterator[tuple[int, str, int, str, str]]:
-        """(id, source, number, place, clip) of the rows that nothing has dropped so far, in their order."""
+    def open_clips(self) -> Iterator[OpenClip]:
+        """The clips of the rows that nothing has dropped so far, in their order."""
         query = """SELECT rows.id, source, number, place, clip FROM rows
             LEFT JOIN drops ON drops.row = rows.id
             WHERE dropped = '' AND drops.row IS NULL ORDER BY rows.id"""
-        return iter(self.sql.execute(query))
+        return map(OpenClip._make, self.sql.execute(query))
 
     def examined(self, made_from: str) -> dict[int, tuple[str, str]]:
         """(skipped, clip) of the rows that nothing has dropped so far and whose videos were examined, as

@@ -128,8 +128,8 @@ def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]
     ``needs_key``, than given V~, in nats an event. None for ``needs_key`` without a V~. The words are those
     of the answer, or all of it if it contains no event."""
     # What brings the model is imported here.
-    from vpjax.building.self_scorer import answer_logprobs, answers_logprobs
-    from vpjax.data.collate import coarse, single_prompt
+    from vpjax.building.self_scorer import answer_logprobs, answers_logprobs, padded_answers
+    from vpjax.data.collate import single_prompt
     from vpjax.data.rows import seen_through
     from vpjax.data.text import without_media
 
@@ -139,10 +139,7 @@ def needs(clip: Clip, video: Video, options: Options) -> dict[str, float | None]
     answer = text.answer(clip.answer)
     events = events_of(clip)
     places = {place for keyword in events for place in text.keyword(keyword.text, clip.answer)[0]}
-    answers_1C = np.zeros((1, coarse(len(answer))), np.int32)
-    answers_1C[0, : len(answer)] = answer
-    scored_1C = np.zeros(answers_1C.shape, bool)
-    scored_1C[0, sorted(places) or range(len(answer))] = True
+    answers_1C, scored_1C = padded_answers([answer], [sorted(places) or range(len(answer))])
     prompt = text.prompt(clip)
     row, prompts = single_prompt(prompt, [video], model.config, stamps=text.stamps_of(prompt))
     shows_P, slot_P = np.asarray(prompts.text.shows)[0], np.asarray(prompts.text.slot)[0]

@@ -14,7 +14,10 @@ from vpjax.files import AnyPath, written
 
 # Increased whenever decoding or resizing gives other pixels than before, or a page has another form.
 PIXELS_VERSION = 2
-SUM_BYTES = 8  # before a page: its CRC-32
+# A page has the CRC-32 of what follows; the number of frames, their height and width (int64); the seconds
+# that a frame lasts, and the time of each (float64); and the pixels.
+SUM_BYTES = 8
+SHAPE_BYTES = 3 * 8
 
 
 class DamagedPage(Exception):
@@ -69,10 +72,10 @@ class FrameCache:
             raise DamagedPage(f"{path}: not as it was written")
         with contextlib.suppress(OSError):  # it may belong to another user, or have been evicted
             os.utime(path)
-        shape = body[:24].view(np.int64)
-        pixels = 24 + 8 * (int(shape[0]) + 1)
-        seconds = body[24:pixels].view(np.float64)
-        return Video(body[pixels:].reshape(*shape, 3), seconds[1:], float(seconds[0]))
+        shape = body[:SHAPE_BYTES].view(np.int64)
+        seconds_end = SHAPE_BYTES + 8 * (1 + int(shape[0]))
+        seconds = body[SHAPE_BYTES:seconds_end].view(np.float64)
+        return Video(body[seconds_end:].reshape(*shape, 3), seconds[1:], float(seconds[0]))
 
     def put(self, key: str, video: Video) -> None:
         """Add a decoded video, which appears whole or not at all. OSError if it cannot be written."""

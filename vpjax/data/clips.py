@@ -72,18 +72,21 @@ def read_clips(
             if clip.id in line_of_id:
                 raise ValueError(f"id {clip.id!r} stands in line {line_of_id[clip.id]} too")
         except ValueError as error:
-            if not clips and not faults and not (isinstance(parsed, dict) and NEEDED <= set(parsed)):
+            has_fields = isinstance(parsed, dict) and NEEDED <= set(parsed)
+            if not has_fields and not clips and not faults:  # the first record
                 _check_is_clips(path, error)
             faults.append(f"line {number}: {reason_of(error)}")
             continue
         line_of_id[clip.id] = number
         clips.append(clip.with_media([join_path(root, path) for path in clip.media]))
-    if faults and (say is None or not clips or len(faults) > max_fault_share * (len(faults) + len(clips))):
-        more = f" ({len(faults)} of {len(faults) + len(clips)} records are broken)" if len(faults) > 1 else ""
+    records = len(faults) + len(clips)
+    may_be_left_out = say is not None and len(faults) <= max_fault_share * records
+    if faults and not (clips and may_be_left_out):
+        more = f" ({len(faults)} of {records} records are broken)" if len(faults) > 1 else ""
         raise UserError(f"{path}, {faults[0]}{more}")
     if faults and say is not None:
         examples = "; ".join(faults[:3]) + ("; ..." if len(faults) > 3 else "")
-        say(f"{path}: {len(faults)} of {len(faults) + len(clips)} records are left out: {examples}")
+        say(f"{path}: {len(faults)} of {records} records are left out: {examples}")
     if not clips:
         raise UserError(f"{path}: no clips in this file")
     return clips

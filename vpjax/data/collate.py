@@ -203,9 +203,9 @@ def _add(batch: Batch, r: int, row: Row, used: Sizes, most: Sizes) -> Sizes:
     targets = slice(used.targets, used.targets + len(row.target))
     batch.target[r, targets] = used.tokens + row.target
     batch.origin[r, targets] = row.data_set
-    again = slice(used.degraded_targets, used.degraded_targets + len(row.degraded_target))
-    batch.degraded_target[r, again] = used.degraded - row.shared + row.degraded_target
-    batch.compared[r, again] = shifted(row.compared, used.targets)
+    degraded_targets = slice(used.degraded_targets, used.degraded_targets + len(row.degraded_target))
+    batch.degraded_target[r, degraded_targets] = used.degraded - row.shared + row.degraded_target
+    batch.compared[r, degraded_targets] = shifted(row.compared, used.targets)
 
     keywords = slice(used.keywords, used.keywords + count)
     batch.keywords[r, keywords] = row.keywords[named]

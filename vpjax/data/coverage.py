@@ -96,10 +96,10 @@ def measure(clips: Iterable[PlannedClip], sampling: Sampling) -> Coverage:
     """Which events of the clips are shown, if the frame rates of their files are constant. Images are left
     out, for nothing happens in them. Where frames are read by what they show, none of a part's events is
     missed, though it may be if more than one falls into one part."""
-    found: list[tuple[float, float, bool, bool]] = []
+    events: list[_Event] = []
     outside = 0
-    for events, info, part, shape, own in clips:
-        distinct = {spans for spans in events if spans}
+    for clip_events, info, part, shape, own in clips:
+        distinct = {spans for spans in clip_events if spans}
         if not distinct or not info.duration:
             continue
         first, last = resolve_part(info.duration, info.frame_seconds, *part)
@@ -111,13 +111,28 @@ def measure(clips: Iterable[PlannedClip], sampling: Sampling) -> Coverage:
             shown = max(shown, (last - first) / len(times))
         for spans in distinct:
             seconds = [end - start for start, end in spans if start < last and end >= first]
-            if seconds:
-                is_missed = not slots_of(spans, times, shown).any()
-                found.append((max(seconds), last - first, is_missed, shape[0] < asked - 1))
-            else:
+            if not seconds:
                 outside += 1
-    event_seconds, clip_seconds, missed, thinned = np.array(found).reshape(-1, 4).T
-    return Coverage(sampling, event_seconds, clip_seconds, missed > 0, thinned > 0, outside)
+                continue
+            is_missed = not slots_of(spans, times, shown).any()
+            events.append(_Event(max(seconds), last - first, is_missed, is_thinned=shape[0] < asked - 1))
+    return Coverage(
+        sampling,
+        event_seconds=np.array([event.seconds for event in events], float),
+        clip_seconds=np.array([event.clip_seconds for event in events], float),
+        missed=np.array([event.is_missed for event in events], bool),
+        thinned=np.array([event.is_thinned for event in events], bool),
+        outside=outside,
+    )
+
+
+class _Event(NamedTuple):
+    """An event of a clip, see ``Coverage``."""
+
+    seconds: float
+    clip_seconds: float
+    is_missed: bool
+    is_thinned: bool
 
 
 def check(coverage: Coverage, max_missed_share: float) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sized
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -170,74 +171,136 @@ def ends_inside_packet(path: AnyPath) -> bool:
     return all(length % size for size in STREAM_PACKETS)
 
 
+class Header(NamedTuple):
+    """What a file says of itself, but for its packets.
+
+    rate: frames per second. tick: seconds of a timestamp's unit. size, aspect: see ``FrameIndex``. seconds:
+    how long the video stream lasts; 0: unknown. longest_seconds: how long the longest stream lasts, of the
+    formats that state it, whose early end FFmpeg does not report; 0 of others. frames: of the video stream; 0
+    for others than mp4.
+    """
+
+    rate: float
+    tick: float
+    size: tuple[int, int]
+    aspect: float
+    seconds: float
+    longest_seconds: float
+    frames: int
+    is_mp4: bool
+    is_transport: bool
+
+
+def read_header(container: InputContainer, stream: av.VideoStream) -> Header:
+    rate, tick = rate_and_tick(stream)
+    format = container.format.name
+    states_longest = format in ("matroska,webm", "flv")
+    return Header(
+        rate=rate,
+        tick=tick,
+        size=(stream.codec_context.height, stream.codec_context.width),
+        aspect=aspect_of(stream),
+        seconds=(stream.duration or 0) * tick,
+        longest_seconds=(container.duration or 0) / av.time_base if states_longest else 0.0,
+        frames=stream.frames if "mp4" in format else 0,
+        is_mp4="mp4" in format,
+        is_transport=format == "mpegts",
+    )
+
+
+@dataclasses.dataclass
+class Packets:
+    """What the packets of a file say. durations: of each frame that is shown, by its pts. dts: of each
+    keyframe, likewise. ends: of each frame, shown or not, likewise; all in ticks. count: of the video
+    stream's packets. has_others: whether packets of other streams were read. end: seconds at which the last
+    packet ends, whichever stream's. is_corrupt: whether one is."""
+
+    durations: dict[int, int] = dataclasses.field(default_factory=dict)
+    dts: dict[int, int] = dataclasses.field(default_factory=dict)
+    ends: dict[int, int] = dataclasses.field(default_factory=dict)
+    count: int = 0
+    has_others: bool = False
+    end: float = 0.0
+    is_corrupt: bool = False
+
+
+def read_packets(container: InputContainer, stream: av.VideoStream, *, all_streams: bool) -> Packets:
+    """Read the packets of the video stream, or of all streams. BadTimestamps for a frame without a time."""
+    found = Packets()
+    for packet in packets_of(container, *([] if all_streams else [stream])):
+        if not packet.size:  # marks the end of a stream
+            continue
+        duration = packet.duration or 0
+        found.is_corrupt |= packet.is_corrupt
+        if packet.pts is not None:
+            found.end = max(found.end, float((packet.pts + duration) * packet.time_base))
+        if packet.stream_index != stream.index:
+            found.has_others = True
+            continue
+        found.count += 1
+        if packet.pts is None:
+            raise BadTimestamps("a packet has no presentation time")
+        if packet.is_keyframe:
+            found.dts[packet.pts] = packet.pts if packet.dts is None else packet.dts
+        found.ends[packet.pts] = packet.pts + duration
+        if not packet.is_discard:
+            found.durations[packet.pts] = duration
+    return found
+
+
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     """The index by the timestamps of all packets; nothing is decoded."""
-    durations: dict[int, int] = {}  # pts of each visible frame -> its duration in ticks
-    entries: dict[int, int] = {}  # pts of each keyframe -> dts
-    ends: dict[int, int] = {}  # pts of each frame, visible or not -> its end in ticks
-    end, is_cut = 0.0, False
     with opened(path, max_side) as (container, stream):
-        rate, tick = rate_and_tick(stream)
-        size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
-        stated = (stream.duration or 0) * tick
-        # FFmpeg does not report the early end of such files, but they state their longest stream's duration.
-        stated_ticks = (container.duration or 0) if container.format.name in ("matroska,webm", "flv") else 0
-        is_mp4, is_transport = "mp4" in container.format.name, container.format.name == "mpegts"
-        streams = {stream.index}  # that have packets
-        packets, in_header = 0, stream.frames if is_mp4 else 0
+        header = read_header(container, stream)
         expected = len(stream.index_entries)
-        for packet in packets_of(container, *([] if stated_ticks else [stream])):
-            if not packet.size:  # marks the end of a stream
-                continue
-            is_cut |= packet.is_corrupt
-            streams.add(packet.stream_index)
-            if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-            if packet.stream_index != stream.index:
-                continue
-            packets += 1
-            if packet.pts is None:
-                raise BadTimestamps("a packet has no presentation time")
-            if packet.is_keyframe:
-                entries[packet.pts] = packet.pts if packet.dts is None else packet.dts
-            ends[packet.pts] = packet.pts + (packet.duration or 0)
-            if not packet.is_discard:
-                durations[packet.pts] = packet.duration or 0
+        packets = read_packets(container, stream, all_streams=header.longest_seconds > 0)
         # The index of a fragmented file grows as its fragments come into sight.
         expected = max(expected, len(stream.index_entries))
-    stated_end = stated_ticks / av.time_base - 1.0  # the last frame may not state its duration
-    if is_cut or expected > packets or end < stated_end:
-        raise Problem(f"is cut short or damaged after {len(durations)} frames")
-    begin = min(entries, default=-math.inf)  # of a clip cut out of a film; earlier frames cannot be decoded
-    pts = np.array(sorted(p for p in durations if p >= begin), np.int64)
+    # The last frame may not state its duration.
+    ends_early = packets.end < header.longest_seconds - 1.0
+    if packets.is_corrupt or expected > packets.count or ends_early:
+        raise Problem(f"is cut short or damaged after {len(packets.durations)} frames")
+    begin = min(packets.dts, default=-math.inf)  # of a clip cut out of a film: what is before has no keyframe
+    pts = np.array(sorted(p for p in packets.durations if p >= begin), np.int64)
     if not len(pts):
         raise Problem("has no decodable frame")
+    lost = lost_by_packets(header, packets, pts)
+    if not lost:
+        has_half = header.is_mp4 and has_broken_fragments(path)
+        lost = int(has_half or (header.is_transport and ends_inside_packet(path)))
     numbers = np.arange(len(pts))
-    span = (max(ends.values()) - min(ends)) * tick
-    missing = stated - span if stated else 0.0
-    if stated_ticks and not stated:  # by the longest stream, another one than this perhaps
-        missing = stated_ticks / av.time_base - (span if len(streams) == 1 else end)
-    lost = lost_frames(np.array(sorted(durations)) * tick, missing)
-    # What only the header knows, and what an edit list hides, may be what lacks by the times as well.
-    unseen = (in_header - packets, hidden_beyond(ends, durations))
-    lost = max(lost, sum(count for count in unseen if count >= GAP))
-    if len(durations) - len(pts) >= GAP:
-        lost += len(durations) - len(pts)
-    lost = max(lost, lacking_by_rate(pts * tick, rate, stated_ticks / av.time_base))
-    if not lost and (is_mp4 and has_broken_fragments(path) or is_transport and ends_inside_packet(path)):
-        lost = 1
+    last_seconds = packets.durations[int(pts[-1])] * header.tick or 1 / header.rate
     return FrameIndex(
-        times=(pts - pts[0]) * tick,
-        duration=float(pts[-1] - pts[0]) * tick + (durations[int(pts[-1])] * tick or 1 / rate),
-        tick=tick,
+        times=(pts - pts[0]) * header.tick,
+        duration=float(pts[-1] - pts[0]) * header.tick + last_seconds,
+        tick=header.tick,
         pts=pts,
         counted=False,
-        keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(entries)), numbers, 0)),
-        entry=np.array([entries.get(int(p), 0) for p in pts]),
-        size=size,
-        aspect=aspect,
+        keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(packets.dts)), numbers, 0)),
+        entry=np.array([packets.dts.get(int(p), 0) for p in pts]),
+        size=header.size,
+        aspect=header.aspect,
         lost=lost,
     )
+
+
+def lost_by_packets(header: Header, packets: Packets, pts: np.ndarray) -> int:
+    """How many frames a file lacks by its header and the times of its packets. pts i64[N]: of the frames that
+    can be decoded, ascending."""
+    span = (max(packets.ends.values()) - min(packets.ends)) * header.tick
+    missing = 0.0
+    if header.seconds:
+        missing = header.seconds - span
+    elif header.longest_seconds:  # of another stream than this, perhaps
+        missing = header.longest_seconds - (packets.end if packets.has_others else span)
+    lost = lost_frames(np.array(sorted(packets.durations)) * header.tick, missing)
+    # What only the header knows, and what an edit list hides, may be what lacks by the times as well.
+    unseen = (header.frames - packets.count, hidden_beyond(packets.ends, packets.durations))
+    lost = max(lost, sum(count for count in unseen if count >= GAP))
+    before_keyframe = len(packets.durations) - len(pts)
+    if before_keyframe >= GAP:
+        lost += before_keyframe
+    return max(lost, lacking_by_rate(pts * header.tick, header.rate, header.longest_seconds))
 
 
 def frame_index(path: AnyPath, max_side: int) -> FrameIndex:

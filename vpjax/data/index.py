@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax.data.cache import cache_folder
-from vpjax.data.coverage import Spans
 from vpjax.data.keyframes import slots_of
 from vpjax.data.packing import Sizes
 from vpjax.data.positions import is_visual
@@ -119,8 +118,68 @@ def index_clips(
 ) -> Index:
     """``build_index`` of clips whose files are probed. sources: the files of each clip. tokens: of each clip,
     or why it has none. UserError if no clip can be used."""
-    sampling, factor = Sampling.of(data_config), model_config.vision.factor
-    infos = [source.info for own in sources for source in own if source.info]
+    planned, rejected, noted = plan_clips(clips, sources, tokens, model_config, data_config, answers)
+    if all(plan.fault for plan in planned):
+        reasons = [plan.fault for plan in planned]
+        reasons += [f"{reason} (so {len(ids)} clips)" for reason, ids in rejected.items()]
+        raise UserError(f"none of {len(clips)} clips can be used; the first: {reasons[0]}")
+
+    common_shape, common_info = most_common(planned)
+    planned = [
+        plan._replace(shapes=(common_shape,) * len(plan.sources)) if plan.fault else plan for plan in planned
+    ]
+    grids = [grid_of(shape, model_config.vision) for plan in planned for shape in plan.shapes]
+    capacity = choose_capacity(grids, model_config.vision)
+    entries = []
+    for plan in planned:
+        slot_tokens = [plan.slot_tokens if source.media == "video" else 0 for source in plan.sources]
+        first = first_replaced_slot(plan, common_info, model_config.vision.temporal, data_config)
+        sizes = row_sizes(plan.tokens, plan.shapes, slot_tokens, model_config, capacity, answers, first)
+        entries.append(
+            Entry(
+                number=plan.number,
+                id=clips[plan.number].id,
+                sources=plan.sources,
+                readings=plan.readings,
+                tokens=plan.tokens,
+                shapes=plan.shapes,
+                data_set=0 if data_set_of is None else data_set_of[plan.number],
+                sizes=sizes,
+            )
+        )
+    check_answers([entry.tokens for entry in entries], answers)
+    return Index(entries, capacity, rejected, noted)
+
+
+class Planned(NamedTuple):
+    """A clip that is used, before it is known what it takes of a row. slot_tokens: text beside each slot of
+    its videos. shapes: of its media; () until they are known."""
+
+    number: int
+    sources: tuple[Source, ...]
+    readings: tuple[Reading, ...]
+    tokens: Tokens
+    slot_tokens: int
+    shapes: tuple[Shape, ...] = ()
+
+    @property
+    def fault(self) -> str:
+        """Why one of its files cannot be used, or ""."""
+        return fault_of(self.sources)
+
+
+def plan_clips(
+    clips: Sequence[Clip],
+    sources: Sequence[Sequence[Source]],
+    tokens: Sequence[Tokens | UserError],
+    model_config: VLMConfig,
+    data_config: ConfigDict,
+    answers: DegradedAnswers,
+) -> tuple[list[Planned], dict[str, list[str]], dict[str, list[str]]]:
+    """The clips that are used, and those that are ``rejected`` and ``noted``, as in ``Index``. Arguments as
+    in ``index_clips``."""
+    sampling = Sampling.of(data_config)
+    infos = [source.info for files in sources for source in files if source.info]
     longest = max((info.duration for info in infos), default=0.0)
     planned: list[Planned] = []
     rejected: dict[str, list[str]] = {}
@@ -129,84 +188,82 @@ def index_clips(
         if isinstance(own, UserError):
             rejected.setdefault(str(own), []).append(clip.id)
             continue
-        files, readings, shapes = tuple(files), readings_of(clip, sampling, len(files)), None
-        beside = stamp_tokens(own, longest, model_config)
+        readings = readings_of(clip, sampling, len(files))
+        plan = Planned(number, tuple(files), readings, own, stamp_tokens(own, longest, model_config))
         try:
             budget = media_budget(own, len(files), data_config, answers)
-            if not fault_of(files):
-                shown = [
-                    File(source.info, reading.part, beside, reading.sampling)
-                    for source, reading in zip(files, readings, strict=True)
-                    if source.info
-                ]
-                shapes = tuple(fit_all(sampling, shown, factor=factor, max_tokens=budget))
-                remarks = set[str]()
-                for file, reading, shape in zip(shown, readings, shapes, strict=True):
-                    remarks.update(shape_remarks(file.info, reading, shape, model_config))
-                for remark in sorted(remarks):
-                    noted.setdefault(remark, []).append(clip.id)
+            plan, remarks = with_shapes(plan, sampling, budget, model_config)
         except UserError as error:
             rejected.setdefault(str(error), []).append(clip.id)
             continue
-        except ValueError as error:
-            fault = f"{' and '.join(clip.media)}: {error}"
-            files = (dataclasses.replace(files[0], fault=fault), *files[1:])
-        planned.append(Planned(number, files, readings, own, shapes))
-    if not any(clip.shapes is not None for clip in planned):
-        faults = [fault_of(clip.sources) for clip in planned]
-        reasons = [f"{reason} (so {len(ids)} clips)" for reason, ids in rejected.items()]
-        raise UserError(f"none of {len(clips)} clips can be used; the first: {(faults + reasons)[0]}")
+        planned.append(plan)
+        for remark in remarks:
+            noted.setdefault(remark, []).append(clip.id)
+    return planned, rejected, noted
 
-    common_shape, common_info = most_common(planned)
-    all_shapes = [
-        clip.shapes if clip.shapes is not None else (common_shape,) * len(clip.sources) for clip in planned
+
+def with_shapes(
+    plan: Planned, sampling: Sampling, budget: int, model_config: VLMConfig
+) -> tuple[Planned, list[str]]:
+    """A clip with the shapes of its media, and remarks about these. budget: tokens of all media together. If
+    a file cannot be read as is asked for, the clip has that as its fault, and no shapes, as where a file was
+    faulty before. UserError if the budget is too small."""
+    if plan.fault:
+        return plan, []
+    files = [
+        File(source.info, reading.part, plan.slot_tokens, reading.sampling)
+        for source, reading in zip(plan.sources, plan.readings, strict=True)
+        if source.info
     ]
-    grids = [grid_of(shape, model_config.vision) for shapes in all_shapes for shape in shapes]
-    capacity = choose_capacity(grids, model_config.vision)
-    entries = []
-    for (number, files, readings, own, usable), shapes in zip(planned, all_shapes, strict=True):
-        beside = stamp_tokens(own, longest, model_config)
-        first_medium = min((n for spans, n in zip(own.spans, own.videos, strict=True) if spans), default=0)
-        first_slot = 0
-        info = files[first_medium].info if files and usable is not None else common_info
-        own_sampling, part = readings[first_medium] if files else Reading(sampling)
-        # Which frames stand for runs is not known before they are seen: V~ may begin with the first slot.
-        is_planned = own_sampling.pick != "merge"
-        if data_config.replacement == "key" and files and info is not None and is_planned:
-            at = part if usable is not None else (None, None)
-            times = frame_times(own_sampling, info, at, shapes[first_medium][0])
-            temporal, spans = model_config.vision.temporal, own.spans_in(first_medium)
-            first_slot = earliest_replaced(spans, times, info.frame_seconds, temporal, data_config.widen)
-        first = first_medium, first_slot
-        beside_each = [beside if source.media == "video" else 0 for source in files]
-        sizes = row_sizes(own, shapes, beside_each, model_config, capacity, answers, first)
-        data_set = 0 if data_set_of is None else data_set_of[number]
-        entries.append(Entry(number, clips[number].id, files, readings, own, shapes, data_set, sizes))
-    check_answers([entry.tokens for entry in entries], answers)
-    return Index(entries, capacity, rejected, noted)
-
-
-class Planned(NamedTuple):
-    """A clip before its row is. shapes: of its media; None: one of its files cannot be used."""
-
-    number: int
-    sources: tuple[Source, ...]
-    readings: tuple[Reading, ...]
-    tokens: Tokens
-    shapes: tuple[Shape, ...] | None
+    try:
+        shapes = fit_all(sampling, files, factor=model_config.vision.factor, max_tokens=budget)
+        remarks = set[str]()
+        for file, reading, shape in zip(files, plan.readings, shapes, strict=True):
+            remarks.update(shape_remarks(file.info, reading, shape, model_config))
+    except ValueError as error:
+        fault = f"{' and '.join(source.path for source in plan.sources)}: {error}"
+        first, *others = plan.sources
+        return plan._replace(sources=(dataclasses.replace(first, fault=fault), *others)), []
+    return plan._replace(shapes=tuple(shapes)), sorted(remarks)
 
 
 def most_common(planned: Sequence[Planned]) -> tuple[Shape, VideoInfo | None]:
     """The most common shape of what clips show, and the first such file; nothing if all are of text alone."""
     shown = [
         (shape, source.info)
-        for clip in planned
-        for shape, source in zip(clip.shapes or (), clip.sources, strict=False)
+        for plan in planned
+        if not plan.fault
+        for shape, source in zip(plan.shapes, plan.sources, strict=True)
     ]
     if not shown:
         return (0, 0, 0), None
     shape = Counter(shape for shape, _ in shown).most_common(1)[0][0]
     return shape, next(info for other, info in shown if other == shape)
+
+
+def first_replaced_slot(
+    plan: Planned, common_info: VideoInfo | None, temporal: int, data_config: ConfigDict
+) -> tuple[int, int]:
+    """The medium of a clip and its slot before which V~ replaces none. common_info: the file by which clips
+    with a fault are planned."""
+    tokens = plan.tokens
+    medium = min((n for spans, n in zip(tokens.spans, tokens.videos, strict=True) if spans), default=0)
+    if data_config.replacement != "key" or not plan.sources:
+        return medium, 0
+    sampling, part = plan.readings[medium]
+    info = plan.sources[medium].info
+    if plan.fault:
+        info, part = common_info, (None, None)
+    # Which frames stand for runs is not known before they are seen: V~ may begin with the first slot.
+    if info is None or sampling.pick == "merge":
+        return medium, 0
+    times = frame_times(sampling, info, part, plan.shapes[medium][0])
+    spans = [span for own in tokens.spans_in(medium) for span in own]
+    marked = slots_of(spans, times, info.frame_seconds, temporal)
+    if not marked.any():
+        return medium, 0
+    # With a slot to spare, for files whose frame rate varies.
+    return medium, max(int(marked.argmax()) - data_config.widen - 1, 0)
 
 
 def check_answers(all_tokens: Sequence[Tokens], answers: DegradedAnswers) -> None:
@@ -281,10 +338,13 @@ def row_sizes(
     degraded = degraded_targets = 0
     if shown and places:
         medium, slot = first_replaced
-        end, degraded_targets = degraded_answer_sizes(tokens, places[medium], shown_J, answers)
+        target_end, degraded_targets = degraded_answer_sizes(tokens, places[medium], shown_J, answers)
         if degraded_targets or answers.alone:
-            degraded = sum(visual[medium:]) - slot * per_slot[medium]
-            degraded += max(end, places[-1] + 1) - places[medium] - len(places[medium:])
+            # From the first replaced slot to the last target or visual token. ``places`` are those of a
+            # prompt in which each medium is still one placeholder.
+            end = max(target_end, places[-1] + 1)
+            text = end - places[medium] - len(places[medium:])
+            degraded = sum(visual[medium:]) - slot * per_slot[medium] + text
     return Sizes(
         tokens=prompt + len(tokens.answer),
         units=sum(units for units, _ in laid_out),
@@ -296,15 +356,6 @@ def row_sizes(
         slots=slots,
         windows=shown * slots,
     )
-
-
-def earliest_replaced(
-    spans: Sequence[Spans], times: np.ndarray, frame_seconds: float, temporal: int, widen: int
-) -> int:
-    """The slot of a video before which V~ replaces none, with a slot to spare for files whose frame rate
-    varies. spans: of the keywords that are seen in it. times: planned, of the frames."""
-    marked = slots_of([span for own in spans for span in own], times, frame_seconds, temporal)
-    return max(int(marked.argmax()) - widen - 1, 0) if marked.any() else 0
 
 
 def degraded_answer_sizes(

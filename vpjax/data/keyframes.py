@@ -126,7 +126,9 @@ def windows_of(slots_JS: np.ndarray, counts: Sequence[int]) -> np.ndarray:
     for number, marked in enumerate(slots_JS):
         for part in parts_of(counts):
             length = int(marked[part].sum())
-            for start in range(part.start, part.stop - length + 1, length) if length else ():
+            if not length:
+                continue
+            for start in range(part.start, part.stop - length + 1, length):
                 if not shown[start : start + length].any():
                     found.append((number, start, start + length))
     return np.array(found, np.int32).reshape(-1, 3)

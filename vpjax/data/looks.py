@@ -88,8 +88,9 @@ def _tokens(sampling: Sampling, info: VideoInfo, factor: int) -> int:
 
 def training_windows(
     clips: Sequence[Clip], looks_config: ConfigDict, data_config: ConfigDict, seed: int
-) -> list[Clip]:
-    """The clips of both looks at windows of long clips.
+) -> tuple[list[Clip], list[str]]:
+    """The clips of both looks at windows of long clips, and the ids of the clips that have none: no window
+    that was drawn has room for their event.
 
     Of each of ``looks.windows`` windows that show the event there are three: either look with the question of
     the long clip, and the first with the question whether it shows what is asked for. Of each of
@@ -99,26 +100,31 @@ def training_windows(
     known time (spans), or which is not about one video, stays as it is.
     """
     looks = TwoLooks.of(looks_config)
-    paths = sorted({clip.video for clip in clips if clip.spans and not clip.others})
+    is_timed = [bool(clip.spans) and not clip.others for clip in clips]
+    paths = sorted({clip.video for clip, timed in zip(clips, is_timed, strict=True) if timed})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
-    found: list[Clip] = []
-    for number, clip in enumerate(clips):
-        info = probed[clip.video].info if clip.video in probed else None
+    found, left_out = list[Clip](), list[str]()
+    for number, (clip, timed) in enumerate(zip(clips, is_timed, strict=True)):
+        info = probed[clip.video].info if timed else None
         if info is None or not info.duration:
             found.append(clip)
             continue
         rng = np.random.default_rng([seed, number])
-        for window in range(looks_config.windows):
-            part = window_of(clip.spans, info, looks_config.seconds, True, rng)
+        spans, seconds = clip.spans, looks_config.seconds
+        right = [window_of(spans, info, seconds, True, rng) for _ in range(looks_config.windows)]
+        wrong = [window_of(spans, info, seconds, False, rng) for _ in range(looks_config.wrong)]
+        if not any(right):
+            left_out.append(clip.id)
+            continue
+        for window, part in enumerate(right):
             if part is not None:
                 is_closer = window < looks_config.closer
                 found += right_window(clip, looks, part, f"{clip.id}/{window}", closer=is_closer)
-        for window in range(looks_config.wrong):
-            part = window_of(clip.spans, info, looks_config.seconds, False, rng)
+        for window, part in enumerate(wrong):
             if part is not None:
                 is_closer = window < looks_config.closer
                 found += wrong_window(clip, looks, part, f"{clip.id}/wrong{window}", closer=is_closer)
-    return found
+    return found, left_out
 
 
 def prompts_a_clip(looks_config: ConfigDict) -> int:
@@ -148,28 +154,40 @@ def rollout_windows(
         info, rng = probed[clip.video].info, np.random.default_rng([seed, number])
         parts: list[Span] = []
         if info is not None and info.duration:
-            for right in is_right:
-                drawn = (window_of(clip.spans, info, looks_config.seconds, right, rng) for _ in range(DRAWS))
-                part = next((part for part in drawn if part is not None), None)
-                if part is not None:
-                    parts.append(part)
+            parts = drawn_windows(clip.spans, info, looks_config.seconds, is_right, rng)
         if len(parts) < len(is_right):
             left_out.add(clip.id)
             continue
         timeless = tuple(dataclasses.replace(keyword, spans=()) for keyword in clip.keywords)
         for window, (part, right) in enumerate(zip(parts, is_right, strict=True)):
-            shown = dataclasses.replace(clip, start=None, end=None)
-            if not right:
-                shown = dataclasses.replace(shown, keywords=timeless)
+            shown = clip if right else dataclasses.replace(clip, keywords=timeless)
             asked = dataclasses.replace(relevance_of(clip), answer=YES if right else NO)
-            first, second = (looks.first(part),), (looks.second(part),)
             id = f"{clip.id}/{window}"
             found += [
-                dataclasses.replace(asked, id=f"{id}/relevance", looks=first),
-                dataclasses.replace(shown, id=f"{id}/first", looks=first),
-                dataclasses.replace(shown, id=f"{id}/second", looks=second),
+                seen_by(looks.first(part), asked, f"{id}/relevance"),
+                seen_by(looks.first(part), shown, f"{id}/first"),
+                seen_by(looks.second(part), shown, f"{id}/second"),
             ]
     return found, sorted(left_out)
+
+
+def seen_by(look: Look, clip: Clip, id: str) -> Clip:
+    """A clip as one look sees it."""
+    return dataclasses.replace(clip, id=id, start=None, end=None, looks=(look,))
+
+
+def drawn_windows(
+    spans: Sequence[Span], info: VideoInfo, seconds: Span, is_right: Sequence[bool], rng: np.random.Generator
+) -> list[Span]:
+    """A ``window_of`` each kind of ``is_right``, but for those that are not found in DRAWS draws."""
+    found = []
+    for right in is_right:
+        for _ in range(DRAWS):
+            part = window_of(spans, info, seconds, right, rng)
+            if part is not None:
+                found.append(part)
+                break
+    return found
 
 
 def window_of(
@@ -181,19 +199,20 @@ def window_of(
     frame = info.frame_seconds
     length = math.exp(rng.uniform(*np.log(seconds)))
     count = min(max(round(length / frame), 1), info.frames)
-    shown = np.zeros(info.frames, bool)
-    for start, end in spans:
-        shown[math.floor(start / frame + 1e-3) : math.ceil(end / frame - 1e-3)] = True
-    start, end = spans[int(rng.integers(len(spans)))]
-    before = np.concatenate([[0], np.cumsum(shown)])
-    inside = before[count:] - before[: info.frames - count + 1]  # frames of an event in each part
+    # An annotation may end a little after its file.
+    events = [
+        (math.floor(start / frame + 1e-3), min(math.ceil(end / frame - 1e-3), info.frames))
+        for start, end in spans
+    ]
+    first, last = events[int(rng.integers(len(events)))]
+    firsts = np.arange(info.frames - count + 1)
     if is_right:
-        whole = before[math.ceil(end / frame - 1e-3)] - before[math.floor(start / frame + 1e-3)]
-        firsts = np.arange(len(inside))
-        holds = (firsts <= start / frame + 1e-3) & (firsts + count >= end / frame - 1e-3)
-        places = np.flatnonzero(holds & (inside >= whole))
+        fits = (first < last) & (firsts <= first) & (last <= firsts + count)
     else:
-        places = np.flatnonzero(inside == 0)
+        fits = np.ones(len(firsts), bool)
+        for first, last in events:
+            fits &= (last <= firsts) | (firsts + count <= first)
+    places = firsts[fits]
     if not len(places):
         return None
     first = int(places[rng.integers(len(places))])
@@ -202,30 +221,29 @@ def window_of(
 
 def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
     """The clips of a window that shows the event, see ``training_windows``."""
-    second, first = (looks.second(part),), (looks.first(part),)
+    first, second = looks.first(part), looks.second(part)
     asked = dataclasses.replace(relevance_of(clip), answer=YES)
     found = [
-        dataclasses.replace(clip, id=f"{id}/second", start=None, end=None, looks=second),
-        dataclasses.replace(clip, id=f"{id}/first", start=None, end=None, looks=first),
-        dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first),
+        seen_by(second, clip, f"{id}/second"),
+        seen_by(first, clip, f"{id}/first"),
+        seen_by(first, asked, f"{id}/first/relevance"),
     ]
     if closer:
-        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+        found.append(seen_by(second, asked, f"{id}/second/relevance"))
     return found
 
 
 def wrong_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:
     """The clips of a window that shows no event, see ``training_windows``."""
-    second, first = (looks.second(part),), (looks.first(part),)
+    first, second = looks.first(part), looks.second(part)
     asked = dataclasses.replace(relevance_of(clip), answer=NO)
-    found = [dataclasses.replace(asked, id=f"{id}/first/relevance", looks=first)]
+    found = [seen_by(first, asked, f"{id}/first/relevance")]
     if closer:
-        found.append(dataclasses.replace(asked, id=f"{id}/second/relevance", looks=second))
+        found.append(seen_by(second, asked, f"{id}/second/relevance"))
     if closer and clip.degraded_answer:
-        quiet = dataclasses.replace(clip, keywords=(), spans=(), degraded_answer="", start=None, end=None)
         truth = clip.degraded_answer
-        found.append(dataclasses.replace(quiet, id=f"{id}/second", answer=truth, looks=second))
-        found.append(dataclasses.replace(quiet, id=f"{id}/first", answer=truth, looks=first))
+        quiet = dataclasses.replace(clip, answer=truth, keywords=(), spans=(), degraded_answer="")
+        found += [seen_by(second, quiet, f"{id}/second"), seen_by(first, quiet, f"{id}/first")]
     return found
 
 

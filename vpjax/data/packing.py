@@ -308,25 +308,30 @@ def blocks_of(numbers: Sequence[int], together: int) -> np.ndarray:
 
 def choose_lengths(lengths_N: np.ndarray, most: int) -> np.ndarray:
     """Up to ``most`` lengths, ascending, such that rows padded to the next of them compute the fewest tokens.
-    Another length must save the share WORTH of them."""
-    distinct = np.unique(np.quantile(lengths_N, np.linspace(0, 1, 129), method="higher"))
-    counts = np.diff(np.searchsorted(np.sort(lengths_N), distinct, "right"), prepend=0)
-    total = np.concatenate([[0], np.cumsum(counts)])
-    # cost[j]: of the clips up to distinct[j - 1], with the lengths in use so far.
-    cost = np.full(len(distinct) + 1, np.inf)
-    cost[0] = 0
-    best, chosen = np.inf, distinct[-1:]
-    back: list[np.ndarray] = []
+    Another length must save the share WORTH of them.
+
+    Each of Q candidates may be the longest of some rows. The best k lengths up to a candidate are it and the
+    best k - 1 up to an earlier one, whichever that is (dynamic programming)."""
+    candidates_Q = np.unique(np.quantile(lengths_N, np.linspace(0, 1, 129), method="higher"))
+    rows_upto = np.concatenate([[0], np.searchsorted(np.sort(lengths_N), candidates_Q, "right")])
+    # [i, j]: the tokens of the rows from candidate i to candidate j, all padded to j; those longer than
+    # candidate i - 1, that is.
+    padded_QQ = ((rows_upto[1:] - rows_upto[:-1, None]) * candidates_Q).astype(float)
+    padded_QQ[np.tril_indices(len(candidates_Q), -1)] = np.inf
+
+    cost_before_Q = np.full(len(candidates_Q), np.inf)  # of the rows below each candidate, with k lengths
+    cost_before_Q[0] = 0
+    best, chosen = np.inf, candidates_Q[-1:]
+    firsts: list[np.ndarray] = []  # for each k and candidate j, the i of the rows that are padded to j
     for _ in range(most):
-        options = cost[:, None] + (total[None, 1:] - total[:, None]) * distinct[None]
-        options[np.arange(len(cost))[:, None] > np.arange(len(distinct))[None]] = np.inf
-        back.append(options.argmin(axis=0))
-        cost = np.concatenate([[np.inf], options.min(axis=0)])
-        if not cost[-1] < (1 - WORTH) * best:
+        costs_QQ = cost_before_Q[:, None] + padded_QQ
+        firsts.append(costs_QQ.argmin(axis=0))
+        cost_upto_Q = costs_QQ.min(axis=0)
+        if not cost_upto_Q[-1] < (1 - WORTH) * best:
             break
-        best, end, found = cost[-1], len(distinct), []
-        for previous in reversed(back):
-            found.append(distinct[end - 1])
-            end = int(previous[end - 1])
-        chosen = np.array(found[::-1])
+        best, cost_before_Q = cost_upto_Q[-1], np.concatenate([[np.inf], cost_upto_Q[:-1]])
+        ends = [len(candidates_Q) - 1]
+        for first_Q in reversed(firsts[1:]):
+            ends.append(int(first_Q[ends[-1]]) - 1)
+        chosen = candidates_Q[ends[::-1]]
     return chosen

@@ -62,14 +62,14 @@ def merged(frames: Iterable[np.ndarray], count: int) -> np.ndarray:
     differences = np.array([0.0, *neighbour_differences(frames)])
     usual = np.median(differences[1:]) if len(differences) > 1 else 0.0
     noticed = np.flatnonzero(differences > NOTICED * usual)
-    cuts = np.sort(noticed[np.argsort(-differences[noticed], kind="stable")][: count - 1])
+    sharpest_first = noticed[np.argsort(-differences[noticed], kind="stable")]
+    cuts = np.sort(sharpest_first[: count - 1])
     edges = [0, *cuts.tolist(), len(differences)]
-    shares = divided(np.diff(edges), count)
-    parts = [
-        np.linspace(low, high, share + 1).round().astype(int)
-        for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True)
-    ]
-    return np.concatenate([(part[:-1] + part[1:] - 1) // 2 for part in parts])
+    middles = []
+    for (low, high), parts in zip(itertools.pairwise(edges), divided(np.diff(edges), count), strict=True):
+        part_edges = np.linspace(low, high, parts + 1).round().astype(int)
+        middles.append((part_edges[:-1] + part_edges[1:] - 1) // 2)
+    return np.concatenate(middles)
 
 
 def divided(lengths: np.ndarray, count: int) -> list[int]:

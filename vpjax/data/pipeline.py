@@ -116,35 +116,38 @@ class BatchMaker:
 
     def video(self, source: Source, shape: Shape, reading: Reading) -> tuple[Video, tuple[str, ...]]:
         """The frames of a file in a planned shape, from the cache if they are there, and remarks."""
-        frames, height, width = shape
-        sampling, part = reading
-        parts = source.path, source.size, source.modified, sampling, shape, part
-        key = self.cache.key(*parts)
+        key = self.cache.key(source.path, source.size, source.modified, reading.sampling, shape, reading.part)
         notes: tuple[str, ...] = ()
         try:
             video = self.cache.get(key)
+            if video is not None:
+                return video, ()
         except DamagedPage:
-            video, notes = None, (DAMAGED_PAGE,)
-        if video is not None:
-            return video, ()
-        if source.media == "image":
-            video = read_image(source.path, size=(height, width), max_side=self.data_config.max_side)
-        else:
-            video = read_frames(
-                source.path,
-                sampling,
-                frames=frames,
-                size=(height, width),
-                start=part[0],
-                end=part[1],
-                max_side=self.data_config.max_side,
-                tfio_python=self.data_config.tfio_python,
-            )
+            notes = (DAMAGED_PAGE,)
+        video = self.decoded(source, shape, reading)
         try:
             self.cache.put(key, video)
         except OSError as error:
-            return video, (*notes, f"decoded frames not kept in {self.cache.folder}: {error.strerror}")
+            notes += (f"decoded frames not kept in {self.cache.folder}: {error.strerror}",)
         return video, notes
+
+    def decoded(self, source: Source, shape: Shape, reading: Reading) -> Video:
+        """The frames of a file in a planned shape. UserError if it cannot be used."""
+        frames, height, width = shape
+        max_side = self.data_config.max_side
+        if source.media == "image":
+            return read_image(source.path, size=(height, width), max_side=max_side)
+        start, end = reading.part
+        return read_frames(
+            source.path,
+            reading.sampling,
+            frames=frames,
+            size=(height, width),
+            start=start,
+            end=end,
+            max_side=max_side,
+            tfio_python=self.data_config.tfio_python,
+        )
 
 
 class Loader:
@@ -215,11 +218,9 @@ class Loader:
         rows = self.usage.rows if is_packed else clips
         if rows >= batch:
             return []
-        what = (
-            f"each step sees each clip about {batch / rows:.1f} times"
-            if is_packed
-            else (f"{batch - rows} rows of every step are empty")
-        )
+        what = f"{batch - rows} rows of every step are empty"
+        if is_packed:
+            what = f"each step sees each clip about {batch / rows:.1f} times"
         return [
             f"WARNING: the batch is larger than the data: a step has {batch} rows, and {clips} clips fill "
             f"{rows}, so {what}; set config.batch to {rows} or less, or give more clips"
@@ -286,25 +287,11 @@ def make_batch_maker(
 
     data_config: the fields ``data`` of configs/base.py. packed: several clips in a row, with their answers;
     otherwise one prompt in a row. batch_size: rows over all processes, of which process p makes the p-th
-    part. data_set_of: the number of each clip's data set, of which ``weights`` says how often its
-    clips come in an epoch; None: all are of one. answers: what follows the prompts of V~ in packed rows.
-    together: prompts of so many neighbouring clips stand beside each other in one step, of whose rows it is
-    a divisor. UserError if the config contradicts itself or no clip can be used."""
-    if bool(data_config.frames) == bool(data_config.fps):
-        raise UserError(
-            f"data.frames={data_config.frames} and data.fps={data_config.fps}: "
-            "give one of them, and 0 for the other"
-        )
-    if batch_size % process_count:
-        raise UserError(f"batch={batch_size} does not divide by {process_count} processes")
-    for field, allowed in (("replacement", ("key", "random", "none")), ("pool", ("key", "random"))):
-        if data_config[field] not in allowed:
-            raise UserError(f"data.{field}={data_config[field]!r}: choose one of {', '.join(allowed)}")
-    if (text.image_pad, text.video_pad) != (model_config.image_token, model_config.video_token):
-        raise UserError(
-            f"the tokenizer's image and video tokens are {text.image_pad} and {text.video_pad}, the model's "
-            f"{model_config.image_token} and {model_config.video_token}: they do not belong together"
-        )
+    part. data_set_of: the number of each clip's data set, of which ``weights`` says how often its clips come
+    in an epoch; None: all are of one. answers: what follows the prompts of V~ in packed rows. together:
+    prompts of so many neighbouring clips stand beside each other in one step, of whose rows it is a divisor.
+    UserError if the config contradicts itself or no clip can be used."""
+    check_fits(text, model_config, data_config, batch_size, process_count)
     if data_config.tfio_python:
         tfio.worker(data_config.tfio_python)  # raises here, because it is no fault of a clip
     index = build_index(clips, text, model_config, data_config, data_set_of, answers)
@@ -330,6 +317,27 @@ def make_batch_maker(
         answers=answers,
     )
     return maker, index
+
+
+def check_fits(
+    text: Text, model_config: VLMConfig, data_config: ConfigDict, batch_size: int, process_count: int
+) -> None:
+    """UserError if the config contradicts itself, or the tokenizer the model."""
+    if bool(data_config.frames) == bool(data_config.fps):
+        raise UserError(
+            f"data.frames={data_config.frames} and data.fps={data_config.fps}: "
+            "give one of them, and 0 for the other"
+        )
+    if batch_size % process_count:
+        raise UserError(f"batch={batch_size} does not divide by {process_count} processes")
+    for field, allowed in (("replacement", ("key", "random", "none")), ("pool", ("key", "random"))):
+        if data_config[field] not in allowed:
+            raise UserError(f"data.{field}={data_config[field]!r}: choose one of {', '.join(allowed)}")
+    if (text.image_pad, text.video_pad) != (model_config.image_token, model_config.video_token):
+        raise UserError(
+            f"the tokenizer's image and video tokens are {text.image_pad} and {text.video_pad}, the model's "
+            f"{model_config.image_token} and {model_config.video_token}: they do not belong together"
+        )
 
 
 def make_plan(

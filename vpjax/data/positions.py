@@ -68,14 +68,17 @@ def with_media(
                 "the model reads times digit by digit, which its tokenizer merges; use the model's own"
             )
         start, end = model_config.vision_start, model_config.vision_end
-        slot, first = [start, *[token] * (grid[1] * grid[2]), end], at
+        slot = [start, *[token] * (grid[1] * grid[2]), end]
+        text_end = at
         if pieces[at - 1 : at] == [[start]] and pieces[at + 1 : at + 2] == [[end]]:
             pieces[at - 1] = pieces[at + 1] = []
-            first = at - 1
+            text_end = at - 1
         rewritten, opening = stamps.openings.get(at, (0, stamps.pieces["<"]))
-        pieces[first - rewritten : first] = [[]] * rewritten
-        pieces[at] = [*opening, *stamps.without_opening(seconds_S[0]), *slot]
-        pieces[at] += [i for moment in seconds_S[1:] for i in stamps.write(moment) + slot]
+        pieces[text_end - rewritten : text_end] = [[]] * rewritten
+        written = [*opening, *stamps.without_opening(seconds_S[0]), *slot]
+        for moment in seconds_S[1:]:
+            written += [*stamps.write(moment), *slot]
+        pieces[at] = written
     ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
     return np.array([token for piece in pieces for token in piece], np.int32), ends - 1
 
@@ -107,13 +110,15 @@ def positions(
         raise ValueError(problem)
     used = 0
     for grid, seconds in zip(grids, seconds_per_slot, strict=True):
-        count = 1 if tokens_per_second is not None else grid[0]
-        place = np.indices((grid[0] // count, *grid[1:])).reshape(3, -1)
-        if tokens_per_second is not None:
-            place[0] = time_ids(grid[0], seconds, tokens_per_second)[place[0]]
-        extent = place.max() + 1 if rule == "qwen" else max(grid[1:])
+        slots, rows, columns = grid
+        if tokens_per_second is None:  # each slot is a run of its own
+            runs, place = slots, np.indices((1, rows, columns)).reshape(3, -1)
+        else:
+            runs, place = 1, np.indices(grid).reshape(3, -1)
+            place[0] = time_ids(slots, seconds, tokens_per_second)[place[0]]
+        extent = place.max() + 1 if rule == "qwen" else max(rows, columns)
         end = -1
-        for _ in range(count):
+        for _ in range(runs):
             run = visual[used : used + place.shape[1]]
             used += len(run)
             if run[-1] - run[0] != len(run) - 1 or run[0] == end:

@@ -95,25 +95,26 @@ def read_sampling(folder: Path) -> dict[str, Any]:
         found |= {"frames": fields["num_frames"], "fps": 0.0}
     elif fields.get("fps"):
         found |= {"frames": 0, "fps": float(fields["fps"])}
+    return found | _read_pixels(fields, found.get("frames", 0))
 
-    factor = fields.get("patch_size", 14) * fields.get("merge_size", 2)
+
+def _read_pixels(fields: dict[str, Any], frames: int) -> dict[str, int]:
+    """What a video processor says of ``data`` about pixels. frames: that it reads of a video; 0: unknown."""
     size = fields.get("size") or {}
     least, most = size.get("shortest_edge"), size.get("longest_edge")
-    limit = fields.get("max_video_tokens", 0) if fields.get("cap_pixels_per_frame") else 0
-    kind = fields.get("video_processor_type")
-    whole_video = any(x.whole_video and x.video_processor == kind for x in FAMILIES.values())
     if not (least and most):
+        return {}
+    factor = fields.get("patch_size", 14) * fields.get("merge_size", 2)
+    max_tokens = fields.get("max_video_tokens", 0) if fields.get("cap_pixels_per_frame") else 0
+    kind = fields.get("video_processor_type")
+    if not any(x.whole_video and x.video_processor == kind for x in FAMILIES.values()):  # sizes of a frame
+        found = {"min_pixels": least, "max_pixels": most}
+        if max_tokens:
+            found["total_pixels"] = int(max_tokens * SHARE) * factor**2
         return found
-    if not whole_video:
-        found |= {"min_pixels": least, "max_pixels": most}
-        if limit:
-            found["total_pixels"] = int(limit * SHARE) * factor**2
-        return found
-    found["total_pixels"] = most // SLOT
-    if frames := found.get("frames"):
+    found = {"min_pixels": least, "total_pixels": most // SLOT}
+    if frames:
         found |= {"min_pixels": least // frames, "max_pixels": most // frames}
-    else:
-        found["min_pixels"] = least
-        if limit:
-            found["max_pixels"] = limit * factor**2
+    elif max_tokens:
+        found["max_pixels"] = max_tokens * factor**2
     return found

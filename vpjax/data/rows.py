@@ -46,6 +46,7 @@ class DegradedAnswers:
 
 
 NO_ANSWERS = DegradedAnswers()
+MISSED_EVENT = "keyword whose event falls between the sampled frames"
 LATER_FRAMES = "clip without V~: its frame rate varies, and the event is in an earlier frame than planned"
 NO_TOKENS = np.zeros(0, np.int32)
 
@@ -169,7 +170,6 @@ def prompt_row(
     ``Text.stamps``. earlier: places in ``prompt``, see ``Row``."""
     pads = (model_config.image_token, model_config.video_token)
     vision = model_config.vision
-    laid_out = [units_of(video, model_config, capacity) for video in videos]
     grids: list[Grid] = [grid_of(video.frames.shape[:3], vision) for video in videos]
     seconds = [seconds_per_slot(video.times, vision.temporal) for video in videos]
     moments = [slot_seconds(video.times, vision.temporal) for video in videos]
@@ -177,37 +177,46 @@ def prompt_row(
     if is_visual(prompt, pads).sum() == len(videos):
         tokens, ends = with_media(prompt, grids, moments, model_config, stamps)
     prompt_positions = positions(tokens, grids, seconds, model_config.tokens_per_second, pads=pads)
+
+    laid_out = [units_of(video, model_config, capacity) for video in videos]
     visual = np.flatnonzero(is_visual(tokens, pads))
-    counts = tuple(grid[0] for grid in grids)
     shows, slot = np.full((2, len(tokens)), -1, np.int32)
-    first_unit, last = 0, 0
-    for number, (units, unit_SM) in enumerate(laid_out):
-        own = visual[last : last + unit_SM.size]
-        first_slot = sum(counts[:number])
-        shows[own] = first_unit + unit_SM.ravel()
-        slot[own] = np.repeat(first_slot + np.arange(len(unit_SM)), unit_SM.shape[1])
-        first_unit, last = first_unit + len(units.window), last + unit_SM.size
+    shows[visual], slot[visual] = shown_units(laid_out)
+    counts = tuple(grid[0] for grid in grids)
     notes: tuple[str, ...] = ()
     if len(np.unique(prompt_positions[0, visual])) < sum(counts):
         notes = (SHARED_TIMES,)
-    none = np.zeros((0, 0), np.int32)
     return Row(
         video=joined_units([units for units, _ in laid_out], model_config, capacity),
         prompt=Strip(tokens, np.ones(len(tokens), np.int32), prompt_positions, shows, slot),
         counts=counts,
         shows_degraded=shows,
-        answer=none.ravel(),
+        answer=NO_TOKENS,
         earlier=ends[earlier],
-        degraded_answer=none.ravel(),
-        degraded_target=none.ravel(),
-        compared=none.ravel(),
+        degraded_answer=NO_TOKENS,
+        degraded_target=NO_TOKENS,
+        compared=NO_TOKENS,
         slots=np.zeros((0, sum(counts)), bool),
         hidden=np.zeros(0, bool),
         in_degraded=np.zeros(0, bool),
-        keywords=none,
-        lemma=none.ravel(),
+        keywords=np.zeros((0, 0), np.int32),
+        lemma=NO_TOKENS,
         notes=notes,
     )
+
+
+def shown_units(laid_out: Sequence[tuple[Units, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """The unit i32[V] that each visual token of a prompt shows, and its slot i32[V], both counted over all of
+    its videos. laid_out: of each video, as ``units_of`` gives it."""
+    units_before = slots_before = 0
+    shown, slot = [NO_TOKENS], [NO_TOKENS]
+    for units, unit_SM in laid_out:
+        slots, per_slot = unit_SM.shape
+        shown.append(units_before + unit_SM.ravel())
+        slot.append(slots_before + np.repeat(np.arange(slots, dtype=np.int32), per_slot))
+        units_before += len(units.window)
+        slots_before += slots
+    return np.concatenate(shown), np.concatenate(slot)
 
 
 def training_row(
@@ -232,49 +241,69 @@ def training_row(
     """
     earlier = np.concatenate([NO_TOKENS, *tokens.earlier])
     row = prompt_row(tokens.prompt, videos, model_config, capacity, stamps=tokens.stamps, earlier=earlier)
+    key_JS = key_slots(tokens, videos, row.counts, model_config.vision.temporal)
     notes = row.notes + tokens.notes
-    count, parts = row.slots.shape[1], parts_of(row.counts)
-    key_JS = np.zeros((len(tokens.spans), count), bool)
+    for spans, key_S in zip(tokens.spans, key_JS, strict=True):
+        if videos and spans and not key_S.any():
+            notes += (MISSED_EVENT,)
+
+    # With equal seeds, random slots that are pooled and random slots that are replaced are the same.
+    pooled_JS, _ = chosen_slots(pool, key_JS, row.counts, widen, seed)
+    replaced_JS, replaced_S = chosen_slots(replacement, key_JS, row.counts, widen, seed)
+    source = sources_of(row.counts, lambda part: source_of(replaced_S[None, part]))
+    is_replaced_S = source != identity_source(len(source))
+    in_degraded_J = np.zeros(len(key_JS), bool)
     if videos:
-        for j, (spans, number) in enumerate(zip(tokens.spans, tokens.videos, strict=True)):
-            times, frame_seconds = videos[number].times, videos[number].frame_seconds
-            key_JS[j, parts[number]] = slots_of(spans, times, frame_seconds, model_config.vision.temporal)
-            if spans and not key_JS[j].any():
-                notes += ("keyword whose event falls between the sampled frames",)
-    # The slots that V~ replaces are one more row of the mask, so that a random choice moves them and the
-    # pooled slots alike.
-    replaced_S = np.zeros(count, bool)
-    for part in parts:
-        replaced_S[part] = widened(np.any(key_JS[:, part], axis=0), widen)
-    masks = {"key": np.concatenate([key_JS, replaced_S[None]])}
-    if "random" in (replacement, pool):
-        masks["random"] = moved_masks(masks["key"], row.counts, np.random.default_rng(list(seed)))
-    source = identity_source(count)
-    if replacement != "none":
-        source = sources_of(row.counts, lambda part: source_of(masks[replacement][-1:, part]))
-    slots = masks[pool][:-1]
-    is_replaced = source != identity_source(count)
-    in_degraded = [is_replaced[parts[number]].any() for number in tokens.videos] if videos else []
-    # The random control compares the keywords for whose slots it replaces others.
-    replaced_J = np.any(masks.get(replacement, masks["key"])[:-1] & is_replaced, axis=1)
+        parts = parts_of(row.counts)
+        in_degraded_J[:] = [is_replaced_S[parts[number]].any() for number in tokens.videos]
     row = dataclasses.replace(
         row,
         shows_degraded=seen_through(row.prompt.shows, row.prompt.slot, source),
         answer=tokens.answer,
-        slots=slots,
-        hidden=np.any(slots & is_replaced, axis=1),
-        in_degraded=np.array(in_degraded or [False] * len(slots), bool),
+        slots=pooled_JS,
+        hidden=np.any(pooled_JS & is_replaced_S, axis=1),
+        in_degraded=in_degraded_J,
         keywords=tokens.keywords,
         lemma=tokens.lemma,
         clip=clip,
         data_set=data_set,
         notes=notes,
     )
+    # The random control compares the keywords for whose slots it replaces others.
+    compared_J = np.any(replaced_JS & is_replaced_S, axis=1)
     rng = np.random.default_rng([*seed, TRUTH])
-    row = with_degraded_answer(row, tokens, replaced_J, answers, rng)
+    row = with_degraded_answer(row, tokens, compared_J, answers, rng)
     if len(row.degraded_target) or answers.alone:
         return row
     return row.without_degraded()
+
+
+def key_slots(tokens: Tokens, videos: Sequence[Video], counts: Sequence[int], temporal: int) -> np.ndarray:
+    """The slots bool[J, S] that show each keyword, in its video. counts: slots of each of the videos."""
+    key_JS = np.zeros((len(tokens.spans), sum(counts)), bool)
+    if videos:
+        parts = parts_of(counts)
+        for key_S, spans, number in zip(key_JS, tokens.spans, tokens.videos, strict=True):
+            video = videos[number]
+            key_S[parts[number]] = slots_of(spans, video.times, video.frame_seconds, temporal)
+    return key_JS
+
+
+def chosen_slots(
+    choice: SlotChoice, key_JS: np.ndarray, counts: Sequence[int], widen: int, seed: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The slots bool[J, S] that stand for each keyword, and those bool[S] that V~ replaces for them, which
+    are ``widened``. Arguments as in ``training_row`` and ``key_slots``."""
+    replaced_S = np.zeros(key_JS.shape[1], bool)
+    for part in parts_of(counts):
+        replaced_S[part] = widened(np.any(key_JS[:, part], axis=0), widen)
+    # Both in one mask, so that a random choice moves them alike.
+    mask = np.concatenate([key_JS, replaced_S[None]])
+    if choice == "random":
+        mask = moved_masks(mask, counts, np.random.default_rng(list(seed)))
+    elif choice == "none":
+        mask = np.zeros_like(mask)
+    return mask[:-1], mask[-1]
 
 
 def with_degraded_answer(
@@ -287,8 +316,10 @@ def with_degraded_answer(
     if not hidden_J.any():
         return row
     truth, prompt = tokens.degraded_answer, len(row.prompt.tokens)
-    seen = any(spans and not hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True))
-    if len(truth) and not (seen or tokens.left_out) and rng.random() < answers.truth_share:
+    is_event_seen = tokens.left_out or any(
+        spans and not hidden for hidden, spans in zip(hidden_J, tokens.spans, strict=True)
+    )
+    if len(truth) and not is_event_seen and rng.random() < answers.truth_share:
         target = prompt + np.arange(len(truth), dtype=np.int32)
         compared = np.full(len(truth), -1, np.int32)
         return dataclasses.replace(row, degraded_answer=truth, degraded_target=target, compared=compared)
@@ -329,5 +360,6 @@ def seen_through(shows_P: Array, slot_P: Array, source_S: np.ndarray) -> np.ndar
     visual = np.flatnonzero(slot_P >= 0)
     seen, slot = out[visual], np.asarray(slot_P)[visual]
     first_S = np.searchsorted(slot, np.arange(len(source_S)))
-    out[visual] = seen[first_S[source_S[slot]] + np.arange(len(visual)) - first_S[slot]]
+    place_in_slot = np.arange(len(visual)) - first_S[slot]
+    out[visual] = seen[first_S[source_S[slot]] + place_in_slot]
     return out

@@ -169,26 +169,26 @@ def fit(
         least_slots = math.ceil(min(natural, sampling.min_frames) / SLOT)
     limits = dict(min_pixels=sampling.min_pixels, max_pixels=sampling.max_pixels)
     height, width = smart_resize(info.height, info.width, factor=factor, **limits)
-    units, slots = height * width // factor**2, natural // SLOT
+    units, slots = height * width // factor**2, natural // SLOT  # units: visual tokens of a slot
 
-    all_units = sampling.total_pixels // factor**2 if sampling.total_pixels else NO_LIMIT
-    all_tokens = NO_LIMIT if max_tokens is None else max_tokens
-    per_slot = min(all_units // slots, all_tokens // slots - slot_tokens)
-    if units <= per_slot:
+    most_units = sampling.total_pixels // factor**2 if sampling.total_pixels else NO_LIMIT
+    most_tokens = NO_LIMIT if max_tokens is None else max_tokens
+    units_that_fit = min(most_units // slots, most_tokens // slots - slot_tokens)
+    if units <= units_that_fit:
         return natural, height, width
     least_units = sampling.min_pixels // factor**2
-    rows, columns = largest_grid(info.height, info.width, max(per_slot, least_units, 1))
+    rows, columns = largest_grid(info.height, info.width, max(units_that_fit, least_units, 1))
     if rows * columns < units:
         height, width, units = rows * factor, columns * factor, rows * columns
-    affordable = min(all_units // units, all_tokens // (units + slot_tokens))
-    if affordable >= slots:
+    slots_that_fit = min(most_units // units, most_tokens // (units + slot_tokens))
+    if slots_that_fit >= slots:
         return natural, height, width
-    if affordable < least_slots:
+    if slots_that_fit < least_slots:
         raise UserError(
             f"even data.min_frames={sampling.min_frames} frames of data.min_pixels={sampling.min_pixels} are "
             "above the clip's budget: lower these, or raise data.total_pixels or data.max_tokens"
         )
-    frames = _constant_rate_frames(sampling, info, part, SLOT * affordable)
+    frames = _constant_rate_frames(sampling, info, part, SLOT * slots_that_fit)
     return len(frames), height, width
 
 
@@ -216,20 +216,25 @@ def fit_all(
         for own, file in zip(unlimited, files, strict=True)
     ]
     shapes: dict[int, Shape] = {}
-    pixels, tokens = sampling.total_pixels, max_tokens
+    pixels_left, tokens_left = sampling.total_pixels, max_tokens
     for number in sorted(range(len(files)), key=lambda number: needs[number]):
-        (info, part, beside, _), left = files[number], len(files) - len(shapes)
-        own, most = unlimited[number], None
+        file, own, files_left = files[number], unlimited[number], len(files) - len(shapes)
         if sampling.total_pixels:
-            own = dataclasses.replace(own, total_pixels=max(pixels // left, 1))
-        if tokens is not None:
-            most = tokens // left
-        shape = fit(own, info, part, factor=factor, max_tokens=most, slot_tokens=beside)
-        shapes[number] = shape
-        slots, units = shape[0] // SLOT, shape[1] * shape[2] // factor**2
-        pixels -= slots * units * factor**2
-        if tokens is not None:
-            tokens -= slots * (units + (beside if info.duration else 0))
+            own = dataclasses.replace(own, total_pixels=max(pixels_left // files_left, 1))
+        frames, height, width = fit(
+            own,
+            file.info,
+            file.part,
+            factor=factor,
+            max_tokens=None if tokens_left is None else tokens_left // files_left,
+            slot_tokens=file.slot_tokens,
+        )
+        shapes[number] = frames, height, width
+        slots, units = frames // SLOT, height * width // factor**2
+        pixels_left -= slots * units * factor**2
+        if tokens_left is not None:
+            text_tokens = file.slot_tokens if file.info.duration else 0  # an image has no time beside it
+            tokens_left -= slots * (units + text_tokens)
     return [shapes[number] for number in range(len(files))]
 
 

@@ -314,54 +314,67 @@ def tokenize(
     """A clip's tokens, with its first J = ``keywords`` keywords of at most W = ``keyword_tokens`` tokens.
     train_turns: the answers that are trained on. A keyword belongs to the first answer that names it."""
     earlier: tuple[np.ndarray, ...] = ()
-    # The place in ``targets`` at which each turn's answer begins; None: it is not trained on.
-    first: list[int | None] = [*[None] * len(clip.turns), 0]
     if clip.turns and train_turns == "all":
         earlier = text.earlier_answers(clip, media)
-        first = np.cumsum([0, *map(len, earlier)]).tolist()
-    ids = np.full((keywords, keyword_tokens), -1, np.int32)
-    lemma = np.full(keywords, -1, np.int32)
-    spans: list[tuple[tuple[float, float], ...]] = [()] * keywords
-    videos = [0] * keywords
-    places: list[tuple[int, ...]] = [()] * keywords
+    prompt = text.prompt(clip, media)
+    degraded_answer = np.zeros(0, np.int32)
+    notes: tuple[str, ...] = ()
+    if clip.degraded_answer:
+        if any(clip.turn_naming(keyword.text) < len(clip.turns) for keyword in clip.keywords):
+            notes = ("degraded_answer left out: an earlier answer names what V~ hides",)
+        else:
+            degraded_answer = text.answer(clip.degraded_answer)
+    tokens = Tokens(
+        prompt=prompt,
+        answer=text.answer(clip.answer),
+        keywords=np.full((keywords, keyword_tokens), -1, np.int32),
+        lemma=np.full(keywords, -1, np.int32),
+        spans=((),) * keywords,
+        videos=(0,) * keywords,
+        places=((),) * keywords,
+        degraded_answer=degraded_answer,
+        stamps=text.stamps_of(prompt),
+        notes=notes,
+        earlier=earlier,
+    )
+    return with_keywords(tokens, clip, text)
+
+
+def with_keywords(tokens: Tokens, clip: Clip, text: Text) -> Tokens:
+    """A clip's tokens with those of its keywords, of which there is room for J of up to W tokens."""
+    count, most_tokens = tokens.keywords.shape
+    # The place in ``targets`` at which each turn's answer begins; None: it is not trained on.
+    begins: list[int | None] = [None] * (len(clip.turns) - len(tokens.earlier))
+    begins += np.cumsum([0, *map(len, tokens.earlier)]).tolist()
+    ids, lemma = tokens.keywords.copy(), tokens.lemma.copy()
+    spans, videos, places = list(tokens.spans), list(tokens.videos), list(tokens.places)
+    left_out = any(keyword.spans for keyword in clip.keywords[count:])
     notes = []
-    if keywords and len(clip.keywords) > keywords:
-        notes.append(f"keywords beyond the first {keywords} left out (data.keywords)")
-    left_out = any(keyword.spans for keyword in clip.keywords[keywords:])
-    for j, keyword in enumerate(clip.keywords[:keywords]):
+    if count and len(clip.keywords) > count:
+        notes.append(f"keywords beyond the first {count} left out (data.keywords)")
+    for j, keyword in enumerate(clip.keywords[:count]):
         turn = clip.turn_naming(keyword.text)
         if turn < clip.turn_showing(keyword.video):  # the video's states would read it
             notes.append("keyword left out: an answer before the video names it")
             continue
-        found, pieces = text.keyword(keyword.text, clip.dialogue[turn].answer)
-        if not 0 < len(pieces) <= keyword_tokens:
-            notes.append(f"keyword of more than {keyword_tokens} tokens left out (data.keyword_tokens)")
+        places_in_answer, pieces = text.keyword(keyword.text, clip.dialogue[turn].answer)
+        if not 0 < len(pieces) <= most_tokens:
+            notes.append(f"keyword of more than {most_tokens} tokens left out (data.keyword_tokens)")
             left_out |= bool(keyword.spans)
             continue
         ids[j, : len(pieces)] = pieces
         lemma[j] = zlib.crc32(keyword.lemma.encode()) & 0x7FFFFFFF  # the same number in every process and run
         spans[j], videos[j] = keyword.spans, keyword.video
-        begin = first[turn]
+        begin = begins[turn]
         if begin is not None:
-            places[j] = tuple(begin + place for place in found)
-    degraded_answer = np.zeros(0, np.int32)
-    if any(clip.turn_naming(keyword.text) < len(clip.turns) for keyword in clip.keywords):
-        if clip.degraded_answer:
-            notes.append("degraded_answer left out: an earlier answer names what V~ hides")
-    elif clip.degraded_answer:
-        degraded_answer = text.answer(clip.degraded_answer)
-    prompt = text.prompt(clip, media)
-    return Tokens(
-        prompt=prompt,
-        answer=text.answer(clip.answer),
+            places[j] = tuple(begin + place for place in places_in_answer)
+    return dataclasses.replace(
+        tokens,
         keywords=ids,
         lemma=lemma,
         spans=tuple(spans),
         videos=tuple(videos),
         places=tuple(places),
-        degraded_answer=degraded_answer,
         left_out=left_out,
-        stamps=text.stamps_of(prompt),
-        notes=tuple(notes),
-        earlier=earlier,
+        notes=(*notes, *tokens.notes),
     )

@@ -31,6 +31,9 @@ GATHER = 1.15  # times which a layer's linear parts cost where units are gathere
 LARGEST = 4  # blocks and bins of up to so many times the largest window and slot are considered
 
 
+WindowCounts = tuple[tuple[int, int], ...]  # of a slot: (units of a window, number of such windows)
+
+
 class Capacity(NamedTuple):
     """Units in a block and in a bin. bin = 0: every slot is one window, so blocks serve all layers."""
 
@@ -129,11 +132,11 @@ def lay_out(grid: Grid, vision: VisionConfig, capacity: Capacity) -> Layout:
     """The layout of a clip of ``grid`` = (slots, rows, columns) of units."""
     slots, rows, columns = grid
     windows = _blocked(grid, vision, capacity)
-    waiting: dict[int, list[tuple[int, np.ndarray]]] = collections.defaultdict(list)
-    for slot in reversed(range(slots)):  # taken from the end
-        for number in reversed(range(len(windows))):
-            units = slot * rows * columns + windows[number]
-            waiting[len(units)].append((slot * len(windows) + number, units))
+    # Of each size, the windows that have no place yet: number and units.
+    waiting: dict[int, collections.deque[tuple[int, np.ndarray]]] = collections.defaultdict(collections.deque)
+    for slot in range(slots):
+        for number, window_units in enumerate(windows, slot * len(windows)):
+            waiting[len(window_units)].append((number, slot * rows * columns + window_units))
     places, bin_places = laid_out_sizes(grid, vision, capacity)
     unit, window = np.full((2, places), -1, np.int32)
     block = 0
@@ -141,7 +144,7 @@ def lay_out(grid: Grid, vision: VisionConfig, capacity: Capacity) -> Layout:
         for _ in range(repeats):
             at = block
             for size in sizes:
-                number, units = waiting[size].pop()
+                number, units = waiting[size].popleft()
                 unit[at : at + size], window[at : at + size] = units, number
                 at += size
             block += capacity.block
@@ -166,44 +169,54 @@ def choose_capacity(grids: Iterable[Grid], vision: VisionConfig) -> Capacity:
 
     A place costs its linear layers, whatever the size, and attention in proportion to the size.
     """
-    slots: collections.Counter[tuple[int, int]] = collections.Counter()
+    slots: collections.Counter[tuple[int, int]] = collections.Counter()  # by (rows, columns)
     for count, rows, columns in grids:
         if count:
             slots[rows, columns] += count
     if not slots:
         return Capacity(1, 0)
-    matrices = 3 if vision.gated else 2
-    linear = 4 * vision.hidden + matrices * vision.intermediate  # multiplications of a patch and channel
-    windows: collections.Counter[tuple[tuple[int, int], ...]] = collections.Counter()
+    windows: collections.Counter[WindowCounts] = collections.Counter()  # slots with these windows
     for (rows, columns), count in slots.items():
         sizes = collections.Counter(len(units) for units in windows_of_slot(rows, columns, vision))
         windows[tuple(sorted(sizes.items()))] += count
-    many = 64  # slots whose windows share blocks: what a clip leaves over at its end does not count
-
-    def cost_of_block(size: int) -> float:
-        places = 0.0
-        for sizes, count in windows.items():
-            blocks = sum(n for _, n in fill({s: many * n for s, n in sizes}, size)) / many
-            places += blocks * size * count
-        return places * (linear + 2 * vision.merge**2 * size)
-
-    def cost_of_bin(size: int) -> float:
-        places = 0.0
-        for (rows, columns), count in slots.items():
-            places += count / (size // (rows * columns)) * size
-        return places * 2 * vision.merge**2 * size
-
-    largest = max(size for sizes in windows for size, _ in sizes)
-    block = min(range(largest, LARGEST * largest + 1), key=cost_of_block)
-    largest = max(rows * columns for rows, columns in slots)
-    bin = min(range(largest, LARGEST * largest + 1), key=cost_of_bin)
+    largest_window = max(size for sizes in windows for size, _ in sizes)
+    largest_slot = max(rows * columns for rows, columns in slots)
+    blocks = range(largest_window, LARGEST * largest_window + 1)
+    bins = range(largest_slot, LARGEST * largest_slot + 1)
+    block = min(blocks, key=lambda size: cost_of_blocks(size, windows, vision))
+    bin = min(bins, key=lambda size: cost_of_bins(size, slots, vision))
     if not vision.window:
         units = sum(rows * columns * count for (rows, columns), count in slots.items())
-        if GATHER * linear * units + cost_of_bin(bin) < cost_of_block(block):
+        in_bins = GATHER * linear_cost(vision) * units + cost_of_bins(bin, slots, vision)
+        if in_bins < cost_of_blocks(block, windows, vision):
             return Capacity(1, bin)
-    if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):
+    if all(len(sizes) == 1 and sizes[0][1] == 1 for sizes in windows):  # every slot is one window
         return Capacity(block, 0)
     return Capacity(block, bin)
+
+
+def linear_cost(vision: VisionConfig) -> int:
+    """Multiplications of a layer's linear parts for a patch and channel."""
+    matrices = 3 if vision.gated else 2
+    return 4 * vision.hidden + matrices * vision.intermediate
+
+
+def cost_of_blocks(size: int, windows: Mapping[WindowCounts, int], vision: VisionConfig) -> float:
+    """What a layer costs in which windows attend in blocks of a size, in the unit of ``linear_cost``."""
+    many = 64  # slots whose windows share blocks: what a clip leaves over at its end does not count
+    places = 0.0
+    for sizes, count in windows.items():
+        blocks = sum(n for _, n in fill({s: many * n for s, n in sizes}, size)) / many
+        places += blocks * size * count
+    return places * (linear_cost(vision) + 2 * vision.merge**2 * size)
+
+
+def cost_of_bins(size: int, slots: Mapping[tuple[int, int], int], vision: VisionConfig) -> float:
+    """What the attention of a layer costs in which slots attend in bins of a size, likewise."""
+    places = 0.0
+    for (rows, columns), count in slots.items():
+        places += count / (size // (rows * columns)) * size
+    return places * 2 * vision.merge**2 * size
 
 
 def units_of(video: Video, model_config: VLMConfig, capacity: Capacity) -> tuple[Units, np.ndarray]:
@@ -234,21 +247,23 @@ def units_of(video: Video, model_config: VLMConfig, capacity: Capacity) -> tuple
 
 def joined_units(parts: Sequence[Units], model_config: VLMConfig, capacity: Capacity) -> Units:
     """The units of several videos as those of one clip: their slots follow one another."""
-    units = slots = 0
     none = empty_units(1, Sizes(0), capacity, model_config)  # for clips of text alone
-    out = [jax.tree.map(lambda x: x[0], none)]
+    moved = [jax.tree.map(lambda x: x[0], none)]
+    units = slots = bins = 0  # of the videos before
     for part in parts:
-        bins = sum(len(before.bins) for before in out)
-        moved = dataclasses.replace(
-            part,
-            window=shifted(part.window, units),  # windows of other blocks: any number that differs would do
-            slot=shifted(part.slot, slots),
-            bins=shifted(part.bins, units),
-            binned=shifted(part.binned, bins),
+        moved.append(
+            dataclasses.replace(
+                part,
+                window=shifted(part.window, units),  # in other blocks any number that differs would do
+                slot=shifted(part.slot, slots),
+                bins=shifted(part.bins, units),
+                binned=shifted(part.binned, bins),
+            )
         )
-        units, slots = units + len(part.window), slots + int(np.max(part.slot, initial=-1)) + 1
-        out.append(moved)
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *out)
+        units += len(part.window)
+        slots += int(np.max(part.slot, initial=-1)) + 1
+        bins += len(part.bins)
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *moved)
 
 
 def empty_units(rows: int, sizes: Sizes, capacity: Capacity, model_config: VLMConfig) -> Units:

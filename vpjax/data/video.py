@@ -11,13 +11,12 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TypeVar
 
 import av
 import numpy as np
 from PIL import Image
 
-from vpjax.data import tfio
 from vpjax.data.decode import BadTimestamps, FrameIndex, Problem, decode_frames, frame_index, packet_index
 from vpjax.data.images import folder_frames, folder_index, image_pixels, image_size
 from vpjax.data.picking import changed_most, merged
@@ -32,12 +31,16 @@ from vpjax.data.sampling import (
     fit,
     part_frames,
 )
+from vpjax.data.tfio import decode_with_tfio
 from vpjax.files import AnyPath, exists, is_folder, stamp
 from vpjax.models.patches import smart_resize
 from vpjax.types import UserError
 
 MAX_SIDE = 8192
 SMALL_SIDE = 128  # pixels, up to which two products resize a frame in a sixth of the time
+
+FramesAt = Callable[[np.ndarray], Iterable[np.ndarray]]  # decodes the frames u8[h,w,3] of some numbers
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +55,13 @@ class Video:
 
 def probe(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
     """Size and timing of a video, from its packets and one decoded frame. UserError as ``read_frames``."""
+
+    def measure(index: FrameIndex, frames_at: FramesAt) -> VideoInfo:
+        [first] = frames_at(np.zeros(1, int))
+        return _info(index, *index.shown_size(*first.shape[:2]))
+
     with _named_problems(path):
-        index, _, [(height, width, _)] = _read_chosen(
-            path, lambda _: (np.zeros(1, int), None), lambda _, frame: frame.shape, max_side
-        )
-    return _info(index, *index.shown_size(height, width))
+        return _with_frames(path, measure, max_side)
 
 
 def read_frames(
@@ -84,24 +89,27 @@ def read_frames(
     with _named_problems(path):
         if size is None and sampling.total_pixels:  # only then the frames' number depends on their size
             try:
-                planned, *sides = fit(sampling, probe(path, max_side=max_side), (start, end), factor=factor)
+                info = probe(path, max_side=max_side)
+                planned, height, width = fit(sampling, info, (start, end), factor=factor)
             except ValueError as error:
                 raise Problem(error) from error
-            size, frames = (sides[0], sides[1]), frames or planned
+            size, frames = (height, width), frames or planned
 
-        def resized(index: FrameIndex, frame: np.ndarray) -> np.ndarray:
-            nonlocal size  # of the first frame, for all, whose own size may change
-            if size is None:
-                shown = index.shown_size(*frame.shape[:2])
-                size = _planned_size(shown, factor, sampling.min_pixels, sampling.max_pixels)
-            return resize(frame, size)
+        def read(index: FrameIndex, frames_at: FramesAt) -> Video:
+            starts, last = _choose(index, sampling, start, end, frames)
 
-        def parts(index: FrameIndex) -> tuple[np.ndarray, int | None]:
-            chosen, last = _choose(index, sampling, start, end, frames)
-            return chosen, None if sampling.pick == "first" else last
+            def resized_at(numbers: np.ndarray) -> Iterator[np.ndarray]:
+                nonlocal size  # of the first frame, for all, whose own size may change
+                for frame in frames_at(numbers):
+                    if size is None:
+                        shown = index.shown_size(*frame.shape[:2])
+                        size = _planned_size(shown, factor, sampling.min_pixels, sampling.max_pixels)
+                    yield resize(frame, size)
 
-        index, chosen, pixels = _read_chosen(path, parts, resized, max_side, tfio_python, sampling.pick)
-    return Video(np.stack(pixels), index.times[chosen], index.duration / len(index.times))
+            numbers, pixels = _pick_frames(sampling.pick, starts, last, resized_at)
+            return Video(np.stack(pixels), index.times[numbers], index.duration / len(index.times))
+
+        return _with_frames(path, read, max_side, tfio_python)
 
 
 def read_image(
@@ -203,49 +211,38 @@ def _named_problems(path: AnyPath) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _read_chosen(
-    path: AnyPath,
-    choose: Callable[[FrameIndex], tuple[np.ndarray, int | None]],
-    convert: Callable[[FrameIndex, np.ndarray], Any],
-    max_side: int,
-    tfio_python: str = "",
-    pick: Pick = "first",
-) -> tuple[FrameIndex, np.ndarray, list[Any]]:
-    """The index, the numbers i64[F] of the frames that are read, and these frames converted.
-
-    choose: gives these numbers for an index, and None; or the numbers of the first frames of parts, and that
-    of the last frame of the last part, among all of which ``pick`` chooses."""
-    files: list[str] = []
-
-    def frames_at(index: FrameIndex, numbers: np.ndarray) -> Iterable[np.ndarray]:
-        if files:
-            return folder_frames([files[number] for number in numbers], max_side)
-        if tfio_python:
-            return tfio.decode_with_tfio(tfio_python, path, index, numbers, max_side)
-        return decode_frames(path, index, numbers, max_side)
-
-    def read(index: FrameIndex) -> tuple[FrameIndex, np.ndarray, list[Any]]:
-        chosen, last = choose(index)
-        distinct, inverse = np.unique(chosen, return_inverse=True)
-
-        def converted_at(numbers: np.ndarray) -> Iterator[Any]:
-            return (convert(index, frame) for frame in frames_at(index, numbers))
-
-        if last is None:
-            converted = list(converted_at(distinct))
-        elif pick == "change":
-            frames = converted_at(np.arange(distinct[0], last + 1))
-            distinct, converted = changed_most(frames, distinct, last + 1)
-        else:  # the frames of a long video are too many to be held until it is known which are read
-            frames = converted_at(np.arange(distinct[0], last + 1))
-            distinct = distinct[0] + merged(frames, len(distinct))
-            converted = list(converted_at(distinct))
-        return index, distinct[inverse], [converted[i] for i in inverse]
-
+def _with_frames(
+    path: AnyPath, use: Callable[[FrameIndex, FramesAt], Result], max_side: int, tfio_python: str = ""
+) -> Result:
+    """``use`` of the index of a file's frames and of what decodes them. If they turn out not to be at the
+    times that the packets tell, the index is made by decoding, and used once more."""
     if is_folder(path):
         index, files = folder_index(path)
-        return read(index)
+        return use(index, lambda numbers: folder_frames([files[n] for n in numbers], max_side))
+
+    def use_index(index: FrameIndex) -> Result:
+        if tfio_python:
+            return use(index, lambda numbers: decode_with_tfio(tfio_python, path, index, numbers, max_side))
+        return use(index, lambda numbers: decode_frames(path, index, numbers, max_side))
+
     try:
-        return read(_packet_index(os.fspath(path), stamp(path), max_side))
+        return use_index(_packet_index(os.fspath(path), stamp(path), max_side))
     except BadTimestamps:
-        return read(frame_index(path, max_side))
+        return use_index(frame_index(path, max_side))
+
+
+def _pick_frames(
+    pick: Pick, starts: np.ndarray, last: int, frames_at: FramesAt
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The numbers i64[F] of the frames that are read, one of each part of a video, and these frames. starts:
+    i64[F], the first frame of each part; equal ones are one part, whose frame is repeated. last: the number
+    of the last frame of the last part."""
+    starts, part_of = np.unique(starts, return_inverse=True)
+    if pick == "first":
+        numbers, frames = starts, list(frames_at(starts))
+    elif pick == "change":
+        numbers, frames = changed_most(frames_at(np.arange(starts[0], last + 1)), starts, last + 1)
+    else:  # the frames of a long video are too many to be held until it is known which are read
+        numbers = starts[0] + merged(frames_at(np.arange(starts[0], last + 1)), len(starts))
+        frames = list(frames_at(numbers))
+    return numbers[part_of], [frames[part] for part in part_of]

@@ -8,21 +8,18 @@ and ``heldout`` only. A model that sees the shape but not the event can therefor
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, boxes, draw, encode
+from vpjax.events.folder import folder_name, write_event_clips
 from vpjax.events.surroundings import camera_path, clutter, distractor
 from vpjax.events.text import DETAILS, EVENT_TASKS, make_dialogue
-from vpjax.files import AnyPath, write_whole
+from vpjax.files import AnyPath
 from vpjax.types import Clip, Keyword, UserError
 
 EVENT_CLIPS_VERSION = 2  # increased whenever the same spec gives other clips
@@ -35,7 +32,6 @@ CLIPS_PER_FOLDER = 1000
 CLIPS_PER_TASK = 600  # for a tokenizer's training: each word of the grammar occurs many times
 
 Option = TypeVar("Option")
-Described = TypeVar("Described")  # a scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +128,6 @@ class EventSpec:
         return folder_name("events", EVENT_CLIPS_VERSION, dataclasses.asdict(self))
 
 
-def folder_name(kind: str, version: int, fields: Mapping[str, Any]) -> str:
-    """The name of the folder of clips of a kind whose appearance these fields describe."""
-    text = json.dumps([version, fields], sort_keys=True)
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
 def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]) -> dict[str, Path]:
     """Write the clips that ``folder`` does not hold yet: split -> its file of Clips, one JSON line each.
 
@@ -152,133 +142,162 @@ def make_event_clips(spec: EventSpec, folder: AnyPath, splits: Mapping[str, int]
     return write_event_clips(functools.partial(describe, spec), video_of, home, splits)
 
 
-def write_event_clips(
-    describe: Callable[[str, int], tuple[Clip, Described]],
-    video_of: Callable[[Described], bytes],
-    home: Path,
-    splits: Mapping[str, int],
-) -> dict[str, Path]:
-    """Write the clips that the folder ``home`` does not hold yet, see ``make_event_clips``.
-
-    describe: split, index -> the clip and the scene that its video shows. video_of: scene -> its file. A file
-    gets its name when it is complete, and never changes afterwards: a killed run continues where it stopped,
-    several processes can share the folder, and the first clips of a split are the same whatever its length.
-    """
-
-    def make_clip(split: str, index: int) -> str:
-        clip, scene = describe(split, index)
-        video = home / clip.video
-        if not video.exists() or not video.stat().st_size:  # a power cut leaves empty files
-            write_whole(video, video_of(scene), keep=False)
-        return json.dumps(clip.record()) + "\n"
-
-    files = {split: home / f"{split}-{count}.jsonl" for split, count in splits.items()}
-    # Threads: drawing and encoding run mostly outside Python's lock, and new processes would have to start
-    # without a fork (JAX may already run threads), each importing the caller's main module.
-    pool = ThreadPoolExecutor()
-    try:
-        for split, file in files.items():
-            if not file.exists():
-                lines = pool.map(functools.partial(make_clip, split), range(splits[split]))
-                bar = tqdm(lines, f"event clips ({split})", total=splits[split], unit="clip")
-                write_whole(file, "".join(bar).encode())
-    except OSError as error:
-        raise UserError(f"{home}: event clips cannot be written: {error.strerror or error}") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return files
-
-
 def describe(spec: EventSpec, split: str, index: int) -> tuple[Clip, Scene]:
     """The clip at ``index`` of a split, its video's path relative to the split's file, and its scene."""
     scene_index = index // 2 if spec.paired else index
     rng = np.random.default_rng([spec.seed, SPLITS.index(split), scene_index])
     # These have generators of their own, so that their choices leave the rest of the scene as it is.
     format_rng, eventless_rng, camera_rng, clutter_rng, distractor_rng, rough_rng = rng.spawn(6)
+    subject = _draw_subject(spec, split, scene_index, rng)
+    if spec.paired and index % 2:
+        subject = subject._replace(kinds=subject.kinds[::-1])
+    scene = _draw_scene(spec, subject, rng, format_rng)
+    details = int(format_rng.integers(spec.details[0], spec.details[1] + 1))
+    scene = _with_surroundings(scene, spec, camera_rng, clutter_rng, distractor_rng)
+    clip = _draw_clip(spec, subject, scene, details, rng, rough_rng)
+    name = f"{index:06d}"
+    video = f"{split}/{index // CLIPS_PER_FOLDER:03d}/{name}.mp4"
+    clip = dataclasses.replace(clip, id=f"{split}-{name}", video=video)
+    if subject.task == "caption" and eventless_rng.random() < spec.eventless:
+        return _without_event(clip), dataclasses.replace(scene, events=())
+    return clip, scene
+
+
+class _Subject(NamedTuple):
+    """What a clip is about. kinds: of its event, and of another one: the second event of an order clip, the
+    event of a pair's other clip, or a wrong option. lengths: of both, in eighths of a second."""
+
+    task: str
+    shape: str
+    colour: str
+    kinds: tuple[str, ...]
+    lengths: tuple[int, int]
+
+
+# In each of these functions the order of the draws is a part of what the clips are.
+
+
+def _draw_subject(spec: EventSpec, split: str, scene_index: int, rng: np.random.Generator) -> _Subject:
+    task = EVENT_TASKS[rng.choice(len(EVENT_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
+    kind = EVENTS[scene_index % len(EVENTS)]
+    shape = _pick(rng, [shape for shape in SHAPES if _occurs(split, kind, shape)])
+    other_kind = _pick(rng, [x for x in EVENTS if x != kind and _occurs(split, x, shape)])
+    if rng.random() < spec.prior:
+        colour = list(COLOURS)[EVENTS.index(kind)]
+    else:
+        colour = _pick(rng, COLOURS)
+    length = spec.lengths[scene_index // len(EVENTS) % len(spec.lengths)]
+    other_length = _pick(rng, spec.lengths)
+    return _Subject(task, shape, colour, (kind, other_kind), (length, other_length))
+
+
+def _draw_scene(
+    spec: EventSpec, subject: _Subject, rng: np.random.Generator, format_rng: np.random.Generator
+) -> Scene:
+    """The scene of a subject, without what surrounds it. format_rng: of size, frame rate and duration."""
     height, width = _pick(format_rng, spec.sizes)
     fps = _pick(format_rng, spec.rates)
     seconds = math.exp(format_rng.uniform(*np.log(spec.seconds)))
-    details = int(format_rng.integers(spec.details[0], spec.details[1] + 1))
-    task = EVENT_TASKS[rng.choice(len(EVENT_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
-    event_kind = EVENTS[scene_index % len(EVENTS)]
-    shape = _pick(rng, [shape for shape in SHAPES if _occurs(split, event_kind, shape)])
-    # kinds[1] is the second event of an order clip, the event of a pair's other clip, or a wrong option.
-    others = [kind for kind in EVENTS if kind != event_kind and _occurs(split, kind, shape)]
-    kinds = [event_kind, _pick(rng, others)]
-    if rng.random() < spec.prior:
-        colour = list(COLOURS)[EVENTS.index(event_kind)]
-    else:
-        colour = _pick(rng, COLOURS)
-    lengths = [spec.lengths[scene_index // len(EVENTS) % len(spec.lengths)], _pick(rng, spec.lengths)]
-    count = 2 if task == "order" else 1
-    event_frames = [_whole_frames(length, fps) for length in lengths[:count]]
+    count = 2 if subject.task == "order" else 1
+    lengths = [_whole_frames(length, fps) for length in subject.lengths[:count]]
     margin = _whole_frames(MARGIN, fps)
-    frames = max(round(seconds * fps), margin * (count + 1) + sum(event_frames))
-    starts = _start_frames(frames, margin, event_frames, rng)
-    if spec.paired and index % 2:
-        kinds.reverse()
-    scene = Scene(
+    frames = max(round(seconds * fps), margin * (count + 1) + sum(lengths))
+    starts = _start_frames(frames, margin, lengths, rng)
+    return Scene(
         height=height,
         width=width,
         frames=frames,
         fps=fps,
-        shape=shape,
-        colour=colour,
+        shape=subject.shape,
+        colour=subject.colour,
         direction=_pick(rng, DIRECTIONS),
         radius=rng.uniform(*spec.radius),
         # Beside the middle, so that the shape can jump to the other side.
         centre=tuple(0.5 + rng.choice([-1, 1], 2) * rng.uniform(0.04, 0.1, 2)),
         travel=rng.uniform(*spec.travel),
         background=int(rng.integers(35, 75)),
-        events=tuple(Event(kinds[i], starts[i], event_frames[i]) for i in range(count)),
+        events=tuple(map(Event, subject.kinds, starts, lengths)),
         flickers=_flicker_frames(spec.flicker, frames, fps, rng),
         flicker=_pick(rng, (0.7, 1.3)),
         noise=int(rng.integers(2**32)),
         texture=spec.texture,
-        view=camera_path(spec.camera, frames, camera_rng),
-        bystanders=tuple(clutter(frames, clutter_rng) for _ in range(spec.clutter)),
+        view=(),
+        bystanders=(),
         blur=spec.blur,
     )
-    moments = [_whole_frames(length, fps) for length in DISTRACTOR_LENGTHS]
-    distractors = tuple(distractor(scene, moments, distractor_rng) for _ in range(spec.distractors))
-    scene = dataclasses.replace(scene, bystanders=scene.bystanders + distractors)
-    true_spans = tuple((event.start / fps, event.end / fps) for event in scene.events)
-    spans = tuple(_roughly(span, frames / fps, spec.rough, rough_rng) for span in true_spans)
-    words = dict(colour=colour, shape=shape, direction=scene.direction)
+
+
+def _with_surroundings(
+    scene: Scene,
+    spec: EventSpec,
+    camera_rng: np.random.Generator,
+    clutter_rng: np.random.Generator,
+    distractor_rng: np.random.Generator,
+) -> Scene:
+    """The scene before a moving camera, with clutter and distractors."""
+    lengths = [_whole_frames(length, scene.fps) for length in DISTRACTOR_LENGTHS]
+    standing = [clutter(scene.frames, clutter_rng) for _ in range(spec.clutter)]
+    passing = [distractor(scene, lengths, distractor_rng) for _ in range(spec.distractors)]
+    view = camera_path(spec.camera, scene.frames, camera_rng)
+    return dataclasses.replace(scene, view=view, bystanders=(*standing, *passing))
+
+
+def _draw_clip(
+    spec: EventSpec,
+    subject: _Subject,
+    scene: Scene,
+    details: int,
+    rng: np.random.Generator,
+    rough_rng: np.random.Generator,
+) -> Clip:
+    """The question and answer about a scene, still without a name. details: further sentences of a caption.
+    rough_rng: of the error of the keywords' spans."""
+    task = "choice" if subject.task == "grounded" else subject.task
+    true_spans = tuple((event.start / scene.fps, event.end / scene.fps) for event in scene.events)
+    seconds = scene.frames / scene.fps
+    spans = [_roughly(span, seconds, spec.rough, rough_rng) for span in true_spans]
+    words = dict(colour=scene.colour, shape=scene.shape, direction=scene.direction)
     places = tracked_boxes(scene) if task == "tracking" else ()
     dialogue = make_dialogue(
-        task, kinds, true_spans, words | _facts(scene), details, rng, boxes=places, tags=spec.tags
+        subject.task,
+        subject.kinds,
+        true_spans,
+        words | _facts(scene),
+        details,
+        rng,
+        boxes=places,
+        tags=spec.tags,
     )
-    extra = dict(event=kinds[0], length=lengths[0], flicker=bool(scene.flickers), spans=true_spans, **words)
-    if task == "grounded":
-        extra["group"] = task
-    clip = Clip(
-        id=f"{split}-{index:06d}",
-        video=f"{split}/{index // CLIPS_PER_FOLDER:03d}/{index:06d}.mp4",
+    facts = dict(event=subject.kinds[0], length=subject.lengths[0], flicker=bool(scene.flickers))
+    group = dict(group=subject.task) if subject.task == "grounded" else {}
+    return Clip(
+        id="",
+        video="",
         question=dialogue.question,
         answer=dialogue.answer,
         keywords=tuple(
             Keyword(phrase, kind, (span,))
-            for phrase, kind, span in zip(dialogue.phrases, kinds, spans, strict=False)
+            for phrase, kind, span in zip(dialogue.phrases, subject.kinds, spans, strict=False)
         ),
-        spans=tuple(true_spans),
-        task="choice" if task == "grounded" else task,
+        spans=true_spans,
+        task=task,
         choices=dialogue.choices,
         boxes=places,
         degraded_answer=dialogue.degraded_answer,
-        extra=extra,
+        extra={**facts, "spans": true_spans, **words, **group},
     )
-    if task == "caption" and eventless_rng.random() < spec.eventless:
-        clip = dataclasses.replace(
-            clip,
-            answer=dialogue.degraded_answer,
-            keywords=(),
-            spans=(),
-            degraded_answer="",
-            extra=extra | dict(event="", length=0, spans=()),
-        )
-        scene = dataclasses.replace(scene, events=())
-    return clip, scene
+
+
+def _without_event(clip: Clip) -> Clip:
+    """A caption of the same scene without its event."""
+    return dataclasses.replace(
+        clip,
+        answer=clip.degraded_answer,
+        keywords=(),
+        spans=(),
+        degraded_answer="",
+        extra=clip.extra | dict(event="", length=0, spans=()),
+    )
 
 
 def tracked_boxes(scene: Scene) -> tuple[tuple[float, float, float, float], ...]:

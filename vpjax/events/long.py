@@ -11,11 +11,11 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vpjax.events.clips import CLIPS_PER_TASK, SPLITS, folder_name, is_size, write_event_clips
+from vpjax.events.clips import CLIPS_PER_TASK, SPLITS, is_size
 from vpjax.events.drawing import (
     COLOURS,
     EVENTS,
@@ -34,6 +34,7 @@ from vpjax.events.drawing import (
     encode,
     opposite,
 )
+from vpjax.events.folder import folder_name, write_event_clips
 from vpjax.events.text import long_dialogue
 from vpjax.files import AnyPath
 from vpjax.types import Clip, Keyword, UserError
@@ -153,11 +154,13 @@ def describe_long(spec: LongSpec, split: str, index: int) -> tuple[Clip, LongSce
     task = LONG_TASKS[rng.choice(len(LONG_TASKS), p=np.array(spec.shares) / sum(spec.shares))]
     chance = np.random.default_rng([spec.seed, SPLITS.index(split), index, HATCHED_STREAM])
     kinds = HATCHINGS if chance.random() < spec.hatched else EVENTS
-    kind, wrong = kinds[index % len(kinds)], kinds[(index + rng.integers(1, len(kinds))) % len(kinds)]
+    kind = kinds[index % len(kinds)]
+    wrong_kind = kinds[(index + rng.integers(1, len(kinds))) % len(kinds)]
     length = spec.lengths[index // len(EVENTS) % len(spec.lengths)]
     start = int(rng.integers(EDGE, spec.frames - EDGE - length + 1))
     event = Event(kind, start, length)
-    shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
+    shape = SHAPES[rng.integers(len(SHAPES))]
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
     shots = _shots(spec, rng)
     scene = LongScene(
         spec=spec,
@@ -175,7 +178,7 @@ def describe_long(spec: LongSpec, split: str, index: int) -> tuple[Clip, LongSce
         noise=int(rng.integers(2**32)),
     )
     span = (event.start / spec.fps, event.end / spec.fps)
-    dialogue = long_dialogue(task, [kind, wrong], span, dict(colour=colour, shape=shape), rng)
+    dialogue = long_dialogue(task, [kind, wrong_kind], span, dict(colour=colour, shape=shape), rng)
     clip = Clip(
         id=f"{split}-{index:06d}",
         video=f"{split}/{index // CLIPS_PER_FOLDER:03d}/{index:06d}.mp4",
@@ -207,7 +210,7 @@ def draw_long(scene: LongScene) -> np.ndarray:
         numbers = np.arange(part.start, part.stop)
         cover_Fhw, glow_Fhw = _shape(scene, numbers)
         colour_FC = np.tile(np.array(COLOURS[scene.colour], np.float32), (len(numbers), 1))
-        during = (scene.event.start <= numbers) & (numbers < scene.event.end)
+        during = _happens(scene.event, numbers)
         if scene.event.kind == "flash":
             colour_FC[during] = WHITE
         if scene.event.kind == "flip":
@@ -316,20 +319,26 @@ def _backdrop(scene: LongScene) -> np.ndarray:
     return backdrop
 
 
-def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the coloured shape covers of each of some frames, f32[F,h,w] from 0 to 1, and the light that it
-    sheds around it, in grey levels."""
-    spec, event = scene.spec, scene.event
-    size = np.array(spec.size[::-1])
-    side, count = min(spec.size), len(numbers)
-    during = (event.start <= numbers) & (numbers < event.end)
+class _Poses(NamedTuple):
+    """Where and how the coloured shape stands in each of some frames. centre f64[F,2]: as shares of the
+    frame's width and height. radius, gap f64[F]: in pixels, see ``drawing.covered``. angle f64[F]: in
+    radians. visible f64[F]: 0 or 1."""
+
+    centre: np.ndarray
+    radius: np.ndarray
+    gap: np.ndarray
+    angle: np.ndarray
+    visible: np.ndarray
+
+
+def _poses(scene: LongScene, numbers: np.ndarray) -> _Poses:
     turns = 2 * np.pi * numbers[:, None] / np.array(scene.period) + np.array(scene.phase)
     centre_F2 = 0.5 + np.array(scene.swing) * np.sin(turns)
+    side, count = min(scene.spec.size), len(numbers)
     radius, visible = np.full(count, scene.radius * side), np.ones(count)
-    angle, gap, glow = np.zeros((3, count))
-    match event.kind:
-        case "flash":
-            glow[during] = GLOW
+    angle, gap = np.zeros((2, count))
+    during = _happens(scene.event, numbers)
+    match scene.event.kind:
         case "jump":
             along = centre_F2[during, scene.jump]
             centre_F2[during, scene.jump] = along + JUMP * np.where(along > 0.5, -1, 1)
@@ -343,18 +352,31 @@ def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
             gap[during] = GAP * scene.radius * side
         case "spin":
             angle[during] = SPIN[scene.shape]
-    varying = (np.cos(angle), np.sin(angle), radius, gap, visible, glow)
-    cos, sin, wide, apart, seen, bright = (z.astype(np.float32)[:, None, None] for z in varying)
-    middle_x, middle_y = (centre_F2 * size).T.astype(np.float32)[:, :, None, None]
-    x = np.arange(spec.size[1], dtype=np.float32) + 0.5 - middle_x
-    y = np.arange(spec.size[0], dtype=np.float32)[:, None] + 0.5 - middle_y
+    return _Poses(centre_F2, radius, gap, angle, visible)
+
+
+def _happens(event: Event, numbers: np.ndarray) -> np.ndarray:
+    """Whether the event happens in each of some frames, bool[F]."""
+    return (event.start <= numbers) & (numbers < event.end)
+
+
+def _shape(scene: LongScene, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the coloured shape covers of each of some frames, f32[F,h,w] from 0 to 1, and the light that it
+    sheds around it, in grey levels."""
+    height, width = scene.spec.size
+    poses, during = _poses(scene, numbers), _happens(scene.event, numbers)
+    of_frames = (np.cos(poses.angle), np.sin(poses.angle), poses.radius, poses.gap, poses.visible)
+    cos, sin, radius, gap, visible = (values.astype(np.float32)[:, None, None] for values in of_frames)
+    middle_x, middle_y = (poses.centre * (width, height)).T.astype(np.float32)[:, :, None, None]
+    x = np.arange(width, dtype=np.float32) + 0.5 - middle_x
+    y = np.arange(height, dtype=np.float32)[:, None] + 0.5 - middle_y
     u, v = np.abs(cos * x + sin * y), cos * y - sin * x
-    cover = covered(scene.shape, u, v, wide, apart) * seen
-    if event.kind in HATCHINGS and during.any():
+    cover = covered(scene.shape, u, v, radius, gap) * visible
+    if scene.event.kind in HATCHINGS and during.any():
         # Whole pairs of lines, or the shape's edges would show in few pixels which lines they are.
-        height, width = spec.size
         cells = cover[during].reshape(-1, height // 2, 2, width // 2, 2).mean(axis=(2, 4))
         cover[during] = cells.repeat(2, axis=1).repeat(2, axis=2)
-    if event.kind != "flash" or not during.any():
+    if scene.event.kind != "flash" or not during.any():
         return cover, np.zeros((1, 1, 1), np.float32)
-    return cover, np.clip(2 - np.hypot(x, y) / wide, 0, 1) * bright
+    glow = GLOW * during[:, None, None].astype(np.float32)
+    return cover, np.clip(2 - np.hypot(x, y) / radius, 0, 1) * glow

@@ -121,19 +121,17 @@ def make_dialogue(
     phrase_of = {kind: phrases[0] for kind, phrases in family_of(kinds[0]).items()}
     phrase = phrase_of[kinds[0]]
     match task:
-        case "choice" | "grounded":
-            rest = [kind for kind in phrase_of if kind not in kinds]
-            wrong = rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)
-            options = rng.permutation([*sorted(kinds), *wrong])
-            choices = tuple(phrase_of[kind] for kind in options)
-            if task == "grounded":
-                answer = _answer(phrase, EVENT_THOUGHT.format(event=phrase), tags)
-                evidence = EVIDENCE.format(*spans[0])
-                question = GROUNDED_QUESTION.format(", ".join(choices))
-                return Dialogue(question, f"{answer} {evidence}", (phrase,), choices)
+        case "choice":
+            choices = _choices(phrase_of, kinds, rng)
             lettered = [f"({OPTION_LETTERS[i]}) {choice}" for i, choice in enumerate(choices)]
             question = " ".join([CHOICE_QUESTION, *lettered])
             return Dialogue(question, lettered[choices.index(phrase)], (phrase,), choices)
+        case "grounded":
+            choices = _choices(phrase_of, kinds, rng)
+            answer = _answer(phrase, EVENT_THOUGHT.format(event=phrase), tags)
+            evidence = EVIDENCE.format(*spans[0])
+            question = GROUNDED_QUESTION.format(", ".join(choices))
+            return Dialogue(question, f"{answer} {evidence}", (phrase,), choices)
         case "order":
             question = ORDER_QUESTION.format(*(phrase_of[kind] for kind in rng.permutation(sorted(kinds))))
             return Dialogue(question, ORDER_ANSWER.format(event=phrase), tuple(phrase_of[k] for k in kinds))
@@ -176,6 +174,13 @@ def long_dialogue(
 def family_of(kind: str) -> Mapping[str, tuple[str, str]]:
     """The phrases of the kinds of events among which a kind is one."""
     return next(family for family in FAMILIES if kind in family)
+
+
+def _choices(phrase_of: Mapping[str, str], kinds: Sequence[str], rng: np.random.Generator) -> tuple[str, ...]:
+    """The options of a choice in random order: both of ``kinds``, and others of their family."""
+    rest = [kind for kind in phrase_of if kind not in kinds]
+    wrong = rng.choice(rest, len(OPTION_LETTERS) - 2, replace=False)
+    return tuple(phrase_of[kind] for kind in rng.permutation([*sorted(kinds), *wrong]))
 
 
 def _answer(answer: str, thought: str, tags: bool) -> str:

@@ -70,10 +70,8 @@ def read_training(
         own = read_clips(split_file(config, "train", data_set.file), videos, **faults)
         own = [instructed(clip, config.data.instructions) for clip in own]
         own = [with_instruction(clip, data_set.instruction) for clip in own]
-        if config.looks.windows and config.method == "grpo":
-            own = prompts_of_windows(own, config, say)
-        elif config.looks.windows:
-            own = training_windows(own, config.looks, config.data, config.seed)
+        if config.looks.windows:
+            own = windows_of(own, config, say)
         for clip in own:
             if of_id.setdefault(clip.id, data_set.name) != data_set.name:
                 raise UserError(
@@ -87,17 +85,20 @@ def read_training(
     return clips, data_set_of
 
 
-def prompts_of_windows(
-    clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], None] | None
-) -> list[Clip]:
-    """The prompts of GRPO about windows of long clips. say: is told of clips that have none, which are an
+def windows_of(clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], None] | None) -> list[Clip]:
+    """What is trained on of long clips: windows of them. say: is told of clips that have none, which are an
     error if it is None, as is a file without any other."""
-    found, left_out = rollout_windows(clips, config.looks, config.data, config.seed)
-    if left_out:
-        message = (
-            f"{len(left_out)} of {len(clips)} clips are not about one video with an event of known time "
-            f"(spans) and room for windows with and without it (looks.seconds): {', '.join(left_out[:3])}"
+    if config.method == "grpo":
+        found, left_out = rollout_windows(clips, config.looks, config.data, config.seed)
+        why = (
+            "are not about one video with an event of known time (spans) and room for windows with and "
+            "without it (looks.seconds)"
         )
+    else:
+        found, left_out = training_windows(clips, config.looks, config.data, config.seed)
+        why = "have an event that no window shows as a whole (looks.seconds)"
+    if left_out:
+        message = f"{len(left_out)} of {len(clips)} clips {why}: {', '.join(left_out[:3])}"
         if say is None or not found:
             raise UserError(f"data.train: {message}; leave them out, or set looks.windows=0")
         say(f"left out: {message}")
