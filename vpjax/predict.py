@@ -219,9 +219,7 @@ def _shown(
         grids.append((count // vision.temporal, height // vision.patch, width // vision.patch))
     if not videos:
         return [], None
-    if len(videos) == 1:
-        return frame_times[0], grids[0]
-    return frame_times, grids
+    return (frame_times[0], grids[0]) if len(videos) == 1 else (frame_times, grids)
 
 
 def _samples_of(completions: Completions, text: Text) -> list[Sample]:
