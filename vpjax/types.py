@@ -48,8 +48,8 @@ class UserError(Exception):
 
 
 def word_place(text: str, words: str) -> int:
-    """The first place in a text at which ``words`` stand by themselves, -1: there is none. It is not in "seats"
-    that "eats" stands."""
+    """The first place in a text at which ``words`` stand by themselves, -1: there is none. "eats" does not
+    stand in "seats"."""
     place = text.find(words)
     while place >= 0:
         end = place + len(words)

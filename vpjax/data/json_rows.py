@@ -21,8 +21,8 @@ JSON_MARK = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"|[\[\]{},"]')
 
 
 def parse_json(text: bytes, *, distinct_keys: bool = False) -> Any:
-    """The value of a JSON text, with or without a byte order mark. ValueError if it is none. distinct_keys: an
-    object that has a key twice is none."""
+    """The value of a JSON text, with a byte order mark or without. ValueError if it is none. distinct_keys:
+    an object that has a key twice is none."""
 
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
