@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import importlib.resources
+import os
 import runpy
 import signal
 import sys
@@ -140,6 +141,14 @@ class Parser(argparse.ArgumentParser):
         return arguments, holder.value
 
 
+def with_home(argument: str) -> str:
+    """An argument --flag=~/file with the user's folder in place of "~", which a shell only puts at the
+    beginning of a word; others as they are."""
+    flag, equals, value = argument.partition("=")
+    is_flag = flag.startswith("--") and value.startswith("~/")
+    return f"{flag}{equals}{os.path.expanduser(value)}" if is_flag else argument
+
+
 def take_looks(flags: dict[str, Any]) -> tuple[dict[str, int] | None, str]:
     """Take the flags of ``add_looks`` out of others: the fields of ``looks`` that are asked for, or None for
     one look, and the way to find the window. UserError for such a field without two looks."""
@@ -268,6 +277,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     Any other error is a defect and keeps its traceback. SIGTERM acts as Ctrl-C, which exits with 130.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.argv[1:] = map(with_home, sys.argv[1:])
     try:
         main()
         code = OK
