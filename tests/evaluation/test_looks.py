@@ -11,14 +11,16 @@ from ml_collections import ConfigDict
 
 from tests import runs
 from tests.commands.call import ALONE, call
+from tests.videos import greys, write
 from vpjax import evaluate, predict
 from vpjax.data.collate import single_prompt
 from vpjax.data.looks import NO, YES, TwoLooks, relevance_of
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import Video
 from vpjax.evaluation import scans
+from vpjax.evaluation.heldout import check_looks
 from vpjax.evaluation.keyword_scan import keyword_localiser
-from vpjax.evaluation.looks import LOOK_CONTROLS, seconds_shown
+from vpjax.evaluation.looks import LOOK_CONTROLS, LookPredictor, seconds_shown
 from vpjax.evaluation.ranking import answer_logprobs, pad_answers
 from vpjax.evaluation.scans import LOCALISERS, read_scan, relevance_scores
 from vpjax.events.long import LongSpec, make_long_clips
@@ -135,6 +137,46 @@ def test_an_evaluation_of_two_looks(run, file, tmp_path, monkeypatch):
         best = scan["again"][int(np.argmax(scan["again_scores"]))]
         assert scan["edges"][best] <= span[0] < scan["edges"][best + 1]
     assert (out / "scans.html").exists()
+
+
+def test_a_control_without_its_window_is_left_out(monkeypatch):
+    """A wrong window shows nothing of the event, and a right one some of it: of a video that is one window,
+    of an event throughout or beyond the end, there is none."""
+    windows = [(0.0, 2.0), (2.0, 4.0)]
+
+    def shown(*spans, windows=windows):
+        clip = Clip("a", "a.mp4", "What?", "", spans=spans)
+        options = dict(controls=(), localise=None, batch_size=1, max_new=1)
+        predictor = LookPredictor(None, None, [clip], ConfigDict(), TwoLooks(), **options)
+        best = np.arange(len(windows), 0.0, -1.0)
+        predictor.scans = {"a": scans.Scan(windows, best, [], [0], best[:1])}
+        return [predictor.part(clip, control) for control in ("none", "wrong", "right")], predictor.found()
+
+    assert shown((2.5, 3.0)) == ([windows[0], windows[0], windows[1]], {"a": False})
+    assert shown((0.5, 0.5)) == ([windows[0], windows[1], windows[0]], {"a": True})
+    assert shown((1.0, 3.5)) == ([windows[0], None, windows[1]], {"a": True})
+    assert shown((5.0, 6.0)) == ([windows[0], windows[0], None], {"a": False})
+    assert shown((0.5, 1.0), windows=windows[:1]) == ([windows[0], None, windows[0]], {"a": True})
+    check_looks([Clip("a", "a.mp4", "What?", "", start=1.0)])
+    for media in ("", "a.jpg"):
+        with pytest.raises(UserError, match="clip b is not about one video"):
+            check_looks([Clip("a", "a.mp4", "What?", ""), Clip("b", media, "What?", "")])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="in one process"):
+        check_looks([])
+
+
+def test_a_part_of_a_file_is_scanned(tmp_path):
+    """Only the part, whose windows and frames are those of the file; a part that is none is a fault."""
+    path = str(write(tmp_path / "a.mp4", greys(80, (56, 56)), rate=8))
+    clips = [Clip("a", path, "What?", "", start=2.0, end=6.0), Clip("b", path, "What?", "", start=20.0)]
+    model = SimpleNamespace(config=SimpleNamespace(vision=SimpleNamespace(factor=28)))
+    options = dict(localise=scans.motion_scores, max_side=4096)
+    found, fault = scans.scans_of(model, None, clips, TwoLooks(tokens=512), Sampling(4), **options)
+    assert found.windows == [(2.0, 4.0), (4.0, 6.0)]
+    times = np.concatenate([video.times for video in found.videos])
+    np.testing.assert_array_equal(times, np.arange(16, 48) / 8)
+    assert str(fault) == f"{path}: the span 20 to 10 s is not inside the clip of 10 s"
 
 
 def test_the_window_that_an_answer_names_is_the_nearest(monkeypatch):

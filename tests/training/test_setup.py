@@ -73,15 +73,19 @@ def test_windows_are_asked_with_the_instructions(tmp_path):
     """Which belong to the question that a window is asked about, as in evaluation."""
     path = str(write(tmp_path / "a.mp4", greys(64, (56, 56)), rate=8))
     keyword = Keyword("flashes", "flash", ((3.0, 3.5),))
-    write_clips(
-        tmp_path / "a.jsonl", [Clip("a", path, "What?", "It flashes.", (keyword,), spans=((3.0, 3.5),))]
-    )
+    clips = [Clip("a", path, "What?", "It flashes.", (keyword,), spans=((3.0, 3.5),))]
+    write_clips(tmp_path / "a.jsonl", clips)
     config = base.get_config()
     config.data.train, config.data.cache = str(tmp_path / "a.jsonl"), str(tmp_path / "cache")
     config.data.instructions = {"caption": "Be brief."}
     config.looks.windows, config.looks.wrong, config.looks.seconds = 1, 1, (1.0, 2.0)
     questions = {clip.question for clip in read_training(config)[0]}
     assert questions == {"What?\nBe brief.", RELEVANCE.format(question="What?\nBe brief.")}
+    # A clip of which no window is known is trained on as it is, and told.
+    write_clips(tmp_path / "a.jsonl", [*clips, Clip("b", path, "What?", "It flashes.", (keyword,))])
+    said = []
+    assert read_training(config, said.append)[0][-1].id == "b"
+    assert len(said) == 1 and "1 of 2 clips are trained on as they are" in said[0] and said[0].endswith(": b")
 
 
 @pytest.mark.parametrize("field", ["heldout", "colour"])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,7 +16,7 @@ from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.controls import CONTROLS
-from vpjax.evaluation.looks import LOOK_CONTROLS
+from vpjax.evaluation.looks import LOOK_CONTROLS, check_clips
 from vpjax.evaluation.results import make_results, metric_columns
 from vpjax.evaluation.run import (
     Request,
@@ -29,7 +30,7 @@ from vpjax.models.attention import backend
 from vpjax.models.config import VLMConfig
 from vpjax.models.vlm import VideoLM, abstract_model
 from vpjax.training.setup import split_file
-from vpjax.types import UserError
+from vpjax.types import Clip, UserError
 
 SPLIT = "heldout"  # that is evaluated while a run trains, and the first part of its metrics' names
 
@@ -74,9 +75,19 @@ def check_heldout(config: ConfigDict, workdir: Path, say: Callable[[str], None])
         try:
             request = heldout_request(config, workdir, split)
             clips, _ = requested_clips(request, config.to_dict())
-            check_videos(spread(clips, config.eval_clips), say)
+            clips = spread(clips, config.eval_clips)
+            check_videos(clips, say)
+            if request.looks:
+                check_looks(clips)
         except UserError as error:
             raise UserError(f"{error}; set data.heldout to '' for no evaluation") from error
+
+
+def check_looks(clips: Sequence[Clip]) -> None:
+    """UserError if clips could not be evaluated by two looks."""
+    check_clips(clips)
+    if jax.process_count() > 1:
+        raise UserError("two looks (looks.windows) are evaluated in one process, and this run has several")
 
 
 class HeldOut:

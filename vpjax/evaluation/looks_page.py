@@ -59,7 +59,7 @@ def looked_samples(
     samples = []
     for clip, answers in sample_answers(results, clips, predictions, next(iter(results["controls"]))):
         record = results["looks"]["scans"][clip.id]
-        windows, videos = read_scan(clip.video, looks, sampling, factor, side)
+        windows, videos = read_scan(clip.video, looks, sampling, factor, side, (clip.start, clip.end))
         scores, again_scores = np.array(record["scores"]), np.array(record["again_scores"])
         scan = Scan(windows, scores, videos, record["again"], again_scores)
         second = read_look(clip.video, looks.second(windows[scan.best]), sampling, factor, side)
@@ -89,7 +89,7 @@ def _clip(looked: Looked) -> Mapping[str, Any]:
         name=clip.id or clip.video,
         question=clip.question,
         truth=clip.answer,
-        seconds=scan.windows[-1][1],
+        seconds=scan.windows[-1][1] - scan.windows[0][0],
         scan=windows,
         part=scan.windows[scan.best],
         look=[

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.images import is_image
-from vpjax.data.looks import NO, RELEVANCE, YES, rollout_windows, training_windows
+from vpjax.data.looks import NO, RELEVANCE, YES, has_windows, rollout_windows, training_windows
 from vpjax.data.mixture import BUILT_IN, EVENTS, LONG, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text
@@ -87,7 +87,7 @@ def read_training(
 
 def windows_of(clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], None] | None) -> list[Clip]:
     """What is trained on of long clips: windows of them. say: is told of clips that have none, which are an
-    error if it is None, as is a file without any other."""
+    error if it is None, as is a file without any other; and of those that are trained on as they are."""
     if config.method == "grpo":
         found, left_out = rollout_windows(clips, config.looks, config.data, config.seed)
         why = (
@@ -97,6 +97,12 @@ def windows_of(clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], N
     else:
         found, left_out = training_windows(clips, config.looks, config.data, config.seed)
         why = "have an event that no window shows as a whole (looks.seconds)"
+        whole = [clip.id for clip in clips if not has_windows(clip)]
+        if whole and say is not None:
+            say(
+                f"looks.windows: {len(whole)} of {len(clips)} clips are trained on as they are, because they "
+                f"are not about one video with an event of known time (spans): {', '.join(whole[:3])}"
+            )
     if left_out:
         message = f"{len(left_out)} of {len(clips)} clips {why}: {', '.join(left_out[:3])}"
         if say is None or not found:
