@@ -17,7 +17,9 @@ processes, as training does (launch/README.md): each decodes its share of the vi
 """
 
 import signal
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -31,7 +33,7 @@ from vpjax.evaluation.looks import LOOK_CONTROLS
 from vpjax.evaluation.results import format_results
 from vpjax.files import local_folder
 from vpjax.models.sharding import own_copy
-from vpjax.training import run_config
+from vpjax.training import config_rules, run_config
 from vpjax.types import UserError
 
 # How the key frames of --contrast are found, as ``evaluation.Request`` takes it.
@@ -43,7 +45,7 @@ KEY_FRAMES: evaluation.KeyFrames = {
 }
 
 
-def main() -> None:
+def _parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     add, positive = parser.add_argument, cli.at_least(1)
     add("--model", type=local_folder, required=True, help="work directory of a run, or Hugging Face folder")
@@ -69,31 +71,47 @@ def main() -> None:
     add("--max_pixels", type=positive, help="of a frame after resizing, at most")
     add("--total_pixels", type=cli.at_least(0), help="of one frame in two, summed; replaces all budgets")
     parser.add_looks(localisers.NAMES)
-    add("--dtype", choices=run_config.DTYPES, help="of the weights; default: as in training")
+    add("--dtype", choices=config_rules.DTYPES, help="of the weights; default: as in training")
     add("--fsdp", type=positive, default=1, help="devices that share a copy of the weights")
     parser.add_processes()
-    flags = vars(parser.parse_args())
-    processes = [flags.pop(name) for name in ("coordinator", "processes", "process", "join_timeout")]
-    look_fields, localise = cli.take_looks(flags)
-    controls, contrast = flags.pop("controls"), flags.pop("contrast")
-    all_controls = CONTROLS if look_fields is None else LOOK_CONTROLS
-    for flag, names, known in (("controls", controls, all_controls), ("contrast", contrast, KEY_FRAMES)):
-        if names is not None and (not names or set(names) - set(known)):
-            raise UserError(f"--{flag}={','.join(names)}: choose some of {', '.join(known)}")
+    return parser
+
+
+def _check_names(flag: str, names: Sequence[str] | None, known: Collection[str]) -> None:
+    """UserError if a flag is given without names or with one that is not known."""
+    if names is not None and (not names or set(names) - set(known)):
+        raise UserError(f"--{flag}={','.join(names)}: choose some of {', '.join(known)}")
+
+
+def _take_video_options(flags: dict[str, Any]) -> dict[str, float]:
+    """Take the flags of how videos are read out of others: the fields of the section ``data`` that they
+    replace. UserError for frames and fps at once."""
     frames, fps = flags.pop("frames"), flags.pop("fps")
     if frames and fps:
         raise UserError("--frames and --fps: give one of them")
     if fps == 0.0:
         raise UserError("--fps must be above 0")
+    options: dict[str, float] = {}
+    if frames or fps:
+        options |= dict(frames=frames or 0, fps=fps or 0.0)
+    for limit in ("min_pixels", "max_pixels", "total_pixels"):
+        if (pixels := flags.pop(limit)) is not None:
+            options[limit] = pixels
+    return options
+
+
+def main() -> None:
+    flags = vars(_parser().parse_args())
+    processes = [flags.pop(name) for name in ("coordinator", "processes", "process", "join_timeout")]
+    look_fields, localise = cli.take_looks(flags)
+    controls, contrast = flags.pop("controls"), flags.pop("contrast")
+    all_controls = CONTROLS if look_fields is None else LOOK_CONTROLS
+    _check_names("controls", controls, all_controls)
+    _check_names("contrast", contrast, KEY_FRAMES)
+    video_options = _take_video_options(flags)
     distributed.join(*processes)
     if jax.process_count() > 1:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # which JAX takes as a notice to training
-    video_options: dict[str, float] = {}
-    if frames or fps:
-        video_options |= dict(frames=frames or 0, fps=fps or 0.0)
-    for limit in ("min_pixels", "max_pixels", "total_pixels"):
-        if (pixels := flags.pop(limit)) is not None:
-            video_options[limit] = pixels
     request = evaluation.Request(
         controls=[control for control in all_controls if control in controls],
         contrasts={name: find for name, find in KEY_FRAMES.items() if name in (contrast or ())},

@@ -28,7 +28,7 @@ from vpjax.files import local_folder, read_object
 from vpjax.models import hf, peft
 from vpjax.models.lora import is_adapter
 from vpjax.models.vlm import VideoLM, abstract_model, leaves
-from vpjax.training import checkpoint, run_config
+from vpjax.training import checkpoint, config_rules, run_config
 from vpjax.training.writer import read_metrics
 from vpjax.types import UserError
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--out", type=local_folder, required=True, help="folder to write")
     parser.add_argument("--step", type=cli.step, help="checkpoint, or best; default: the newest")
     parser.add_argument(
-        "--dtype", choices=run_config.DTYPES, help="of the weights; default: as the run found them"
+        "--dtype", choices=config_rules.DTYPES, help="of the weights; default: as the run found them"
     )
     parser.add_argument("--base_model", default="", help="its name on the hub, for the card")
     parser.add_argument("--license", default="", help="for the card; default: that of the base model's card")

@@ -25,7 +25,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from vpjax.evaluation.looks_page import Looked, write_looks_page
 from vpjax.evaluation.ranking import likeliest_first
 from vpjax.evaluation.scans import Localiser, Scan, likelihoods, relevance_scores, scans_of
 from vpjax.files import local_folder
+from vpjax.models.config import VisionConfig
 from vpjax.models.generate import Completions, generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
@@ -131,7 +132,6 @@ def ask(
     """
     model, text = loaded.model, loaded.text
     start = time.perf_counter()
-    vision = model.config.vision
     paths = [video] if isinstance(video, str | Path) else list(video or ())
     media: tuple[Media, ...] = tuple("image" if is_image(path) else "video" for path in paths)
     tokens = tokenize(Clip(id="", video="", question=prompt, answer=""), text, media=media)
@@ -141,12 +141,6 @@ def ask(
         max_tokens = loaded.data_config.max_tokens - len(tokens.prompt) + len(paths)  # for the placeholders
     readings = [looked_at(look or Look(), sampling) for _ in paths]
     videos = _read(loaded, paths, tokens, readings, max_tokens, max_side)
-    shapes = [read.frames.shape for read in videos]
-    grids = [
-        (count // vision.temporal, height // vision.patch, width // vision.patch)
-        for count, height, width, _ in shapes
-    ]
-    frame_times = [read.times.tolist() for read in videos]
     row, prompts = single_prompt(tokens.prompt, videos, model.config, stamps=tokens.stamps)
     arguments = model, prompts, jax.random.key(seed)
     video_read = time.perf_counter()
@@ -163,18 +157,9 @@ def ask(
     compiled = time.perf_counter()
     completions = jax.device_get(program(*arguments))
     generated = time.perf_counter()
-    return Answer(
-        _samples_of(completions, text),
-        frame_times=frame_times if len(videos) > 1 else [seconds for own in frame_times for seconds in own],
-        grid=grids if len(videos) > 1 else next(iter(grids), None),
-        notes=row.notes,
-        timings={
-            "video": video_read - start,
-            "compile": compiled - video_read,
-            "generate": generated - compiled,
-        },
-        videos=videos,
-    )
+    timings = dict(video=video_read - start, compile=compiled - video_read, generate=generated - compiled)
+    frame_times, grid = _shown(videos, model.config.vision)
+    return Answer(_samples_of(completions, text), frame_times, grid, row.notes, timings, videos)
 
 
 def ask_twice(
@@ -221,6 +206,20 @@ def ask_twice(
     timings = {name: second.timings[name] + first.timings[name] for name in second.timings}
     timings = {"scan": scanned - start} | timings
     return dataclasses.replace(second, samples=kept, notes=first.notes + second.notes, timings=timings), scan
+
+
+def _shown(
+    videos: Sequence[Video], vision: VisionConfig
+) -> tuple[list[float] | list[list[float]], Grid | list[Grid] | None]:
+    """The ``frame_times`` and the ``grid`` of an Answer."""
+    frame_times: list[list[float]] = [video.times.tolist() for video in videos]
+    grids: list[Grid] = []
+    for video in videos:
+        count, height, width, _ = video.frames.shape
+        grids.append((count // vision.temporal, height // vision.patch, width // vision.patch))
+    if not videos:
+        return [], None
+    return (frame_times[0], grids[0]) if len(videos) == 1 else (frame_times, grids)
 
 
 def _samples_of(completions: Completions, text: Text) -> list[Sample]:
@@ -272,25 +271,23 @@ def _read(
         File(info, reading.part, beside, reading.sampling)
         for info, reading in zip(infos, readings, strict=True)
     ]
-    sampling, factor = Sampling.of(loaded.data_config), model_config.vision.factor
-    sampling = readings[0].sampling if readings else sampling
+    shared = readings[0].sampling if readings else Sampling.of(loaded.data_config)
     try:
-        shapes = fit_all(sampling, files, factor=factor, max_tokens=max_tokens)
+        shapes = fit_all(shared, files, factor=model_config.vision.factor, max_tokens=max_tokens)
     except ValueError as error:  # an aspect ratio that no model takes
         raise UserError(f"{' and '.join(map(str, paths))}: {error}") from error
     videos = []
-    for path, (count, height, width), (own, (start, end)) in zip(paths, shapes, readings, strict=True):
+    for path, (count, height, width), (sampling, (start, end)) in zip(paths, shapes, readings, strict=True):
         size = (height, width)
         if is_image(path):
-            videos.append(read_image(path, size=size, max_side=side))
+            video = read_image(path, size=size, max_side=side)
         else:
-            videos.append(
-                read_frames(path, own, size=size, frames=count, start=start, end=end, max_side=side)
-            )
+            video = read_frames(path, sampling, size=size, frames=count, start=start, end=end, max_side=side)
+        videos.append(video)
     return videos
 
 
-def main() -> None:
+def _parser() -> cli.Parser:
     parser = cli.Parser(__doc__)
     number = cli.at_least
     parser.add_argument(
@@ -326,59 +323,76 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    flags = vars(parser.parse_args())
-    as_json, folder, prompt = flags.pop("json"), flags.pop("model"), flags.pop("prompt")
+    return parser
+
+
+def _take_one_look(flags: dict[str, Any]) -> None:
+    """Take the flags that are of one look out of others. UserError if one is given, or not one video."""
+    of_one_look = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")
+    given = [name for name in of_one_look if flags.pop(name) is not None]
+    if given:
+        of_two = ", ".join(f"--{name}" for name in cli.LOOK_FLAGS)
+        raise UserError(f"--{given[0]} is of one look: with --looks=2 give some of {of_two}")
+    if len(flags["video"]) != 1:
+        raise UserError("--looks=2: give one --video")
+
+
+def _notes(answer: Answer, scan: Scan | None, flags: Mapping[str, Any], localise: str) -> list[str]:
+    """What the user may want to know beside the answer. flags: those of ``ask``."""
+    notes = []
+    if scan is not None:
+        start, end = scan.windows[scan.best]
+        notes.append(f"second look at {start:.2f} to {end:.2f} s, of {len(scan.windows)} windows")
+        if not scan.is_named:
+            notes.append(f"--localise={localise} found no window, so it is the middle one")
+    notes += [f"{', '.join(flags['video'])}: {note}" for note in answer.notes]
+    if cut := sum(sample.cut for sample in answer.samples):
+        limit = f"--max_new_tokens={flags['max_new_tokens']}"
+        notes.append(f"{limit} cut {cut} of {len(answer.samples)} answers")
+    return notes
+
+
+def _record(answer: Answer, scan: Scan | None, timings: Mapping[str, float]) -> dict[str, Any]:
+    """The object of ``--json``."""
+    record = dataclasses.asdict(answer.samples[0])
+    if len(answer.samples) > 1:
+        record = {name: [getattr(sample, name) for sample in answer.samples] for name in record}
+    record |= {"frame_times": answer.frame_times, "grid": answer.grid}
+    if scan is not None:
+        window, score = scan.windows[scan.best], float(scan.scores[scan.best])
+        record["looks"] = {"window": window, "score": score, "windows": len(scan.windows)}
+    return record | {"timings": timings}
+
+
+def main() -> None:
+    flags = vars(_parser().parse_args())
+    folder, step, prompt = Path(flags.pop("model")), flags.pop("step"), flags.pop("prompt")
+    as_json, page = flags.pop("json"), flags.pop("page")
     look_fields, localise = cli.take_looks(flags)
-    page, files = flags.pop("page"), flags["video"]
-    if page and look_fields is None:
-        raise UserError("--page shows two looks: give --looks=2 too")
     if look_fields is not None:
-        one_look = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")
-        if given := [name for name in one_look if flags.pop(name) is not None]:
-            raise UserError(
-                f"--{given[0]} is of one look: with --looks=2 give some of {_flags(cli.LOOK_FLAGS)}"
-            )
-        if len(files) != 1:
-            raise UserError("--looks=2: give one --video")
+        _take_one_look(flags)
+    elif page:
+        raise UserError("--page shows two looks: give --looks=2 too")
 
     start = time.perf_counter()
-    programs.keep_as_in_run(Path(folder))
-    step = flags.pop("step")
+    programs.keep_as_in_run(folder)
     loaded = load(folder, step=step)
     timings = {"load": time.perf_counter() - start}
-    looked: dict[str, Any] = {}
+    scan = None
     if look_fields is None:
         answer = ask(loaded, prompt, **flags)
     else:
-        loaded = dataclasses.replace(loaded, looks=run_config.looks_of(Path(folder), look_fields))
-        flags["video"] = files[0]
-        find = localisers.localiser_of(localise, Path(folder), step)
-        answer, scan = ask_twice(loaded, prompt, localise=find, page=page, **flags)
-        window, score = scan.windows[scan.best], float(scan.scores[scan.best])
-        looked["looks"] = {"window": window, "score": score, "windows": len(scan.windows)}
-        between = f"{window[0]:.2f} to {window[1]:.2f} s"
-        print(f"note: second look at {between}, of {len(scan.windows)} windows", file=sys.stderr)
-        if not scan.is_named:
-            print(f"note: --localise={localise} found no window, so it is the middle one", file=sys.stderr)
+        loaded = dataclasses.replace(loaded, looks=run_config.looks_of(folder, look_fields))
+        find = localisers.localiser_of(localise, folder, step)
+        (file,), options = flags["video"], {name: x for name, x in flags.items() if name != "video"}
+        answer, scan = ask_twice(loaded, prompt, file, localise=find, page=page, **options)
 
-    samples = answer.samples
-    for note in answer.notes:
-        print(f"note: {', '.join(files)}: {note}", file=sys.stderr)
-    if cut := sum(sample.cut for sample in samples):
-        limit = f"--max_new_tokens={flags['max_new_tokens']}"
-        print(f"note: {limit} cut {cut} of {len(samples)} answers", file=sys.stderr)
-    if not as_json:
-        print(*(sample.text for sample in samples), sep="\n")
-        return
-    record = dataclasses.asdict(samples[0])
-    if len(samples) > 1:
-        record = {name: [getattr(sample, name) for sample in samples] for name in record}
-    about_video = {"frame_times": answer.frame_times, "grid": answer.grid}
-    print(json.dumps(record | about_video | looked | {"timings": timings | answer.timings}))
-
-
-def _flags(names: Iterable[str]) -> str:
-    return ", ".join(f"--{name}" for name in names)
+    for note in _notes(answer, scan, flags, localise):
+        print(f"note: {note}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(_record(answer, scan, timings | answer.timings)))
+    else:
+        print(*(sample.text for sample in answer.samples), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ The same command again goes on where the run was stopped, bit for bit. A finishe
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax import cli, distributed, lock
@@ -41,11 +43,16 @@ from vpjax.progress import FinishedStep, Profile, Report, Timed
 from vpjax.scoring.judge import ConfigJudge
 from vpjax.training import checkpoint, grpo, run_config, sft, sums
 from vpjax.training.best import best_of
+from vpjax.training.optimizer import Optimizer
 from vpjax.training.report import draw_curves
 from vpjax.training.setup import initial_params, prepare_model, read_training
 from vpjax.training.state import State, create_state
 from vpjax.training.writer import check_installed
-from vpjax.types import Clip, Prompts
+from vpjax.types import Batch, Clip, Prompts
+
+# ``train_step(step, state, batch) -> state, finished``: the step of this number on a batch of the loader: a
+# Batch in SFT, Prompts in GRPO. The state is donated.
+TrainStep = Callable[[int, State, Any], tuple[State, FinishedStep]]
 
 
 def main() -> None:
@@ -81,11 +88,11 @@ def train_alone(config: ConfigDict, workdir: Path) -> None:
         keep_in(cache_folder(config.data) / "programs")
     if jax.process_index() == 0:  # the others open the checkpoints after it
         say(*sums.set_damaged_aside(workdir))
-    clips, data_set_of, model_config, text = distributed.process_zero_first(lambda: prepare(config, workdir))
+    prepared = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
         if not is_finished(config, workdir, step):
-            step = fit(config, workdir, manager, step, clips, data_set_of, model_config, text)
+            step = fit(config, workdir, manager, step, prepared)
     if is_finished(config, workdir, step):
         finish(config, workdir, step)
 
@@ -96,96 +103,54 @@ def is_finished(config: ConfigDict, workdir: Path, step: int) -> bool:
     return step == config.steps or best.is_over(config.patience)
 
 
-def prepare(config: ConfigDict, workdir: Path) -> tuple[list[Clip], list[int], VLMConfig, Text]:
-    """The clips to train on, each one's data set, and the model's sizes and tokenizer. Built-in clips and the
-    run's model/ folder are made if they do not exist. UserError, too, if the held-out clips could not be
-    evaluated at the end."""
+class Prepared(NamedTuple):
+    """What a run trains on, and what: clips, each one's data set by its number, model sizes, tokenizer."""
+
+    clips: list[Clip]
+    data_set_of: list[int]
+    model_config: VLMConfig
+    text: Text
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Prepared:
+    """Make built-in clips and the run's model/ folder if they do not exist, and read them. UserError, too, if
+    the held-out clips could not be evaluated at the end."""
     clips, data_set_of = read_training(config, say)
     check_heldout(config, workdir, say)
-    return clips, data_set_of, *prepare_model(config, workdir, clips)
+    return Prepared(clips, data_set_of, *prepare_model(config, workdir, clips))
 
 
 def fit(
-    config: ConfigDict,
-    workdir: Path,
-    manager: checkpoint.Manager,
-    start: int,
-    clips: Sequence[Clip],
-    data_set_of: Sequence[int],
-    model_config: VLMConfig,
-    text: Text,
+    config: ConfigDict, workdir: Path, manager: checkpoint.Manager, start: int, prepared: Prepared
 ) -> int:
     """The training loop, which continues after step ``start``. Returns the last step, which is saved."""
+    model_config, text = prepared.model_config, prepared.text
     mesh = make_mesh(config.mesh, kv_heads=model_config.decoder.kv_heads)
-    rows = run_config.rows_per_step(config)
-    maker, index = make_batch_maker(
-        clips,
-        text,
-        model_config,
-        config.data,
-        packed=config.method == "sft",
-        seed=config.seed,
-        batch_size=rows,
-        data_set_of=data_set_of,
-        weights=[data_set.weight for data_set in data_sets(config.data)],
-        answers=sft.degraded_answers(config),
-        together=run_config.prompts_together(config),
-    )
-    check_rows(rows, mesh, "config.batch")
-    maker = dataclasses.replace(maker, part=row_numbers_here(rows, mesh))
-    loader = Loader(maker, index, start)
-    say(*loader.summary(), *loader.coverage.lines(), *loader.warnings())
-    coverage.check(loader.coverage, config.data.max_missed_share)
+    loader = make_loader(config, prepared, mesh, start)
     params = initial_params(config, model_config, mesh, only_shapes=start > 0)
     state, optimizer, shardings = create_state(params, config, mesh)
     if start:
         state = manager.restore(start, state)
         say(f"{workdir}: goes on after step {start}")
-    model = abstract_model(model_config, lora=Lora.of(config.lora))
-    step_config = config.copy_and_resolve_references()
-    step_config.memory = config.memory or memory_of(jax.local_devices()[0])
-    if config.method == "grpo":
-        judge = ConfigJudge(config, text, clips)
-        timed = {name: Timed(score) for name, score in judge.host_scores.items()}
-        judge.host_scores = timed
-        if timed:
-            distributed.check_mesh(mesh)
-        grpo_step = grpo.make_step(
-            model, step_config, optimizer, shardings, judge=judge, eos=text.stops, yes_no=yes_no_of(text)
-        )
-        step_function = Announced(grpo_step, loader.usage.programs)
-    else:
-        sft_step = sft.make_step(model, step_config, optimizer, shardings)
-        step_function = Announced(sft_step, loader.usage.programs)
+    train_step = make_train_step(config, prepared, optimizer, shardings, mesh, loader.usage.programs)
     heldout = HeldOut(config, workdir, text, model_config, mesh) if config.eval_every else None
     if jax.process_index() == 0:
         run_config.write(workdir, config)
 
-    report = Report(config, workdir, start, int(state.skipped), clips, text)
+    report = Report(config, workdir, start, int(state.skipped), prepared.clips, text)
     profile = Profile(config, workdir)
     with contextlib.closing(loader), contextlib.closing(report), profile, cli.stop_signal() as received:
         pending = None  # a step is reported while the next one runs, so that devices do not wait for the host
         for step in range(start + 1, config.steps + 1):
             profile.begin(step)
-            batch = report.next_batch(loader)
-            if isinstance(batch, Prompts):
-                prompts = put_batch(judge.with_references(batch), mesh)
-                state, metrics, rollouts = step_function(state, prompts)
-                for name, score in timed.items():
-                    metrics[f"rewards/{name}/seconds"] = score.seconds
-                finished = FinishedStep(step, batch.clip, metrics, rollouts, judge.take_faults())
-            else:
-                state, metrics = step_function(state, put_batch(batch, mesh))
-                finished = FinishedStep(step, batch.clip, metrics)
-
+            state, finished = train_step(step, state, report.next_batch(loader))
             profile.end(step, state)
-
             if pending:
                 report(pending)
-            pending = finished
             if heldout and (step % config.eval_every == 0 or step == config.steps):
                 metrics = report.evaluate(step, heldout, evaluated_model(state, config, model_config))
-                pending = finished._replace(heldout=metrics)
+                finished = finished._replace(heldout=metrics)
+            pending = finished
 
             signal, best = received(step), report.best
             is_last = bool(signal) or step == config.steps or best.is_over(config.patience)
@@ -201,6 +166,78 @@ def fit(
     if signal:
         say(f"{signal}: saved step {step} of {config.steps} in {workdir}; the same command goes on")
     return step
+
+
+def make_loader(config: ConfigDict, prepared: Prepared, mesh: Mesh, start: int) -> Loader:
+    """The batches after step ``start``, of which each process makes the rows that its devices hold. UserError
+    if they do not divide over the devices, or if too many events are in no frame."""
+    rows = run_config.rows_per_step(config)
+    maker, index = make_batch_maker(
+        prepared.clips,
+        prepared.text,
+        prepared.model_config,
+        config.data,
+        packed=config.method == "sft",
+        seed=config.seed,
+        batch_size=rows,
+        data_set_of=prepared.data_set_of,
+        weights=[data_set.weight for data_set in data_sets(config.data)],
+        answers=sft.degraded_answers(config),
+        together=run_config.prompts_together(config),
+    )
+    check_rows(rows, mesh, "config.batch")
+    maker = dataclasses.replace(maker, part=row_numbers_here(rows, mesh))
+    loader = Loader(maker, index, start)
+    say(*loader.summary(), *loader.coverage.lines(), *loader.warnings())
+    coverage.check(loader.coverage, config.data.max_missed_share)
+    return loader
+
+
+def make_train_step(
+    config: ConfigDict, prepared: Prepared, optimizer: Optimizer, shardings: State, mesh: Mesh, programs: int
+) -> TrainStep:
+    """The step of ``config.method``. programs: how many shapes of batches there are, each compiled once."""
+    model = abstract_model(prepared.model_config, lora=Lora.of(config.lora))
+    config = config.copy_and_resolve_references()
+    config.memory = config.memory or memory_of(jax.local_devices()[0])
+    if config.method == "grpo":
+        return make_grpo_step(config, prepared, model, optimizer, shardings, mesh, programs)
+    sft_step = Announced(sft.make_step(model, config, optimizer, shardings), programs)
+
+    def train_step(step: int, state: State, batch: Batch) -> tuple[State, FinishedStep]:
+        state, metrics = sft_step(state, put_batch(batch, mesh))
+        return state, FinishedStep(step, batch.clip, metrics)
+
+    return train_step
+
+
+def make_grpo_step(
+    config: ConfigDict,
+    prepared: Prepared,
+    model: VideoLM,
+    optimizer: Optimizer,
+    shardings: State,
+    mesh: Mesh,
+    programs: int,
+) -> TrainStep:
+    """The step of GRPO, with the rewards of the run's clips and what the user's own ones took and said."""
+    judge = ConfigJudge(config, prepared.text, prepared.clips)
+    host_scores = {name: Timed(score) for name, score in judge.host_scores.items()}
+    judge.host_scores = host_scores
+    if host_scores:
+        distributed.check_mesh(mesh)
+    eos, yes_no = prepared.text.stops, yes_no_of(prepared.text)
+    grpo_step = grpo.make_step(model, config, optimizer, shardings, judge=judge, eos=eos, yes_no=yes_no)
+    announced_step = Announced(grpo_step, programs)
+
+    def train_step(step: int, state: State, batch: Prompts) -> tuple[State, FinishedStep]:
+        prompts = put_batch(judge.with_references(batch), mesh)
+        state, metrics, rollouts = announced_step(state, prompts)
+        for name, score in host_scores.items():
+            metrics[f"rewards/{name}/seconds"] = score.seconds
+        return state, FinishedStep(step, batch.clip, metrics, rollouts, judge.take_faults())
+
+    return train_step
 
 
 def evaluated_model(state: State, config: ConfigDict, model_config: VLMConfig) -> VideoLM:

@@ -81,10 +81,10 @@ def test_the_first_mini_batch_has_ratio_1(prompts, completions):
     rows = update.UpdateRows(prompts, completions.tokens[:, :1], completions.mask[:, :1], ones)
 
     def two_updates(state, rows):
-        carry = state.params, state.opt, jnp.array(True)
+        trained = update.Trained(state.params, state.opt, jnp.array(True))
         old = steps.policy.forward(state.params, {}, rows)
-        carry, first, _ = steps.policy.learn({}, carry, rows)
-        _, second, _ = steps.policy.learn({}, carry, rows._replace(old=old))
+        trained, first, _ = steps.policy.learn({}, trained, rows)
+        _, second, _ = steps.policy.learn({}, trained, rows._replace(old=old))
         return first.sums, second.sums
 
     first, second = compiled(two_updates, state, rows)(state, rows)
@@ -97,12 +97,12 @@ class Counting(update.PolicyUpdate):
     def forward(self, params, frozen, rows, parts=1):
         return jnp.zeros(rows.mask.shape)
 
-    def learn(self, frozen, carry, rows):
-        params, opt, finite = carry
+    def learn(self, frozen, trained, rows):
+        params, opt, finite = trained
         finite &= jnp.isfinite(rows.advantages).all()
         params, opt = jax.tree.map(lambda x: jnp.where(finite, x + 1, x), (params, opt))
         learned = update.Learned(jnp.zeros(()), jnp.zeros(()), policy.PolicySums(*jnp.zeros(6)))
-        return (params, opt, finite), learned, jnp.zeros(rows.mask.shape)
+        return update.Trained(params, opt, finite), learned, jnp.zeros(rows.mask.shape)
 
 
 @pytest.mark.parametrize("broken", [None, 0, 1])

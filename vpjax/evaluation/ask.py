@@ -261,8 +261,18 @@ class ClipPredictor:
 
     def _video_batches(self) -> Iterator[QueryBatch]:
         """The batches of all controls but ``blind``, and of the contrasts. Each video is encoded once."""
-        video_controls = [control for control in self.controls if control != "blind"]
-        modes = self._modes(video_controls)
+        controls = [control for control in self.controls if control != "blind"]
+        rows_of_step = self._rows_with_queries(self._modes(controls))
+        steps = list(rows_of_step)
+        with contextlib.closing(read_ahead(self.maker, steps, self.data_config.workers)) as elements:
+            for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
+                for faults in all_texts(json.dumps(element.faults)):
+                    self.faults.update(json.loads(faults))
+                yield from self._batches_about(element.batch, rows_of_step[step], controls)
+
+    def _rows_with_queries(self, modes: Sequence[tuple[str, bool]]) -> dict[int, list[list[Clip]]]:
+        """The clips of each row, by step of the plan, without the steps of which nothing is to be asked.
+        modes: the (control, ranked) of queries."""
         rows_of_step, plan = {}, self.maker.plan
         assert isinstance(plan, PromptPlan)
         for step in range(plan.steps_per_epoch):
@@ -271,28 +281,33 @@ class ClipPredictor:
             ]
             if any(self._pending(row, *mode) for row in rows for mode in modes):
                 rows_of_step[step] = rows
-        steps = list(rows_of_step)
-        with contextlib.closing(read_ahead(self.maker, steps, self.data_config.workers)) as elements:
-            for step, element in zip(steps, tqdm(elements, "videos", len(steps), leave=False), strict=True):
-                for faults in all_texts(json.dumps(element.faults)):
-                    self.faults.update(json.loads(faults))
-                units, on_host = element.batch.video, element.batch.without_video()
-                prompts = global_rows(on_host, self.mesh)
-                features = self.encode(self.model, global_rows(units, self.mesh)) if units.count else None
-                clips, logprobs = rows_of_step[step], dict[str, np.ndarray]()
-                for control in video_controls:
-                    shows, has_control = control_shows(on_host, control, SEED)
-                    has_control = all_rows(has_control, self.mesh)
-                    shared = prompts, features, global_rows(shows, self.mesh), has_control, logprobs
-                    for ranked in self.ranked_values:
-                        yield QueryBatch(clips, control, ranked, *shared)
-                for contrast, find in self.contrasts.items():
-                    if any(self._pending(row, contrast, True) for row in clips):
-                        clips_here = [clips[row] for row in self.rows_here]
-                        shows = self._degraded_shows(on_host, clips_here, contrast, find)
-                        has_control = all_rows((shows != on_host.text.shows).any(axis=1), self.mesh)
-                        shared = prompts, features, global_rows(shows, self.mesh), has_control, logprobs
-                        yield QueryBatch(clips, contrast, True, *shared, is_contrast=True)
+        return rows_of_step
+
+    def _batches_about(
+        self, batch: Prompts, clips: list[list[Clip]], controls: Sequence[str]
+    ) -> Iterator[QueryBatch]:
+        """The batches about the videos of one step under each of ``controls`` and contrast. batch: on the
+        host, of the rows of this process. clips: of all rows."""
+        units, on_host = batch.video, batch.without_video()
+        prompts = global_rows(on_host, self.mesh)
+        features = self.encode(self.model, global_rows(units, self.mesh)) if units.count else None
+        logprobs: dict[str, np.ndarray] = {}
+
+        def queries(control: str, shows: np.ndarray, has_control: np.ndarray) -> QueryBatch:
+            has_control = all_rows(has_control, self.mesh)
+            shown = global_rows(shows, self.mesh)
+            return QueryBatch(clips, control, False, prompts, features, shown, has_control, logprobs)
+
+        for control in controls:
+            of_control = queries(control, *control_shows(on_host, control, SEED))
+            for ranked in self.ranked_values:
+                yield of_control._replace(ranked=ranked)
+        for contrast, find in self.contrasts.items():
+            if any(self._pending(row, contrast, True) for row in clips):
+                clips_here = [clips[row] for row in self.rows_here]
+                shows = self._degraded_shows(on_host, clips_here, contrast, find)
+                differs = (shows != on_host.text.shows).any(axis=1)
+                yield queries(contrast, shows, differs)._replace(ranked=True, is_contrast=True)
 
     def _degraded_shows(
         self, prompts: Prompts, clips: Sequence[Sequence[Clip]], contrast: str, find: KeyFinder | None

@@ -43,30 +43,18 @@ def make_results(
     keyless: Counter[str] = Counter()
     unusable: dict[str, set[str]] = {}
     for prediction in predictions:
-        clip, name, fault = clip_of_id[prediction.id], label(prediction), prediction.fault
-        rows.setdefault(name, [])
+        name, fault = label(prediction), prediction.fault
+        scored = rows.setdefault(name, [])
         if fault == NO_KEY:
             keyless[name] += 1
             continue
         if fault:
-            unusable.setdefault(fault, set()).add(clip.id)
+            unusable.setdefault(fault, set()).add(prediction.id)
         if not fault or missing == "wrong":
-            readable, values = benchmark.score(clip, prediction.text)
-            group, second_group = clip.extra["group"], clip.extra.get(benchmark.second_group, "")
-            named: tuple[str, ...] | None = None
-            # Where there is no answer, it names nothing and invents nothing.
-            if benchmark.names_events and clip.task == "caption" and not fault:
-                named = events_named(final_answer(prediction.text))
-                values = values | event_values(clip, prediction, named)
-            row = Scored(clip.id, clip.video, group, name, readable, values, second_group, named)
-            rows[name].append(row)
+            scored.append(score_prediction(benchmark, clip_of_id[prediction.id], prediction))
     if not any(rows.values()):
         reasons = "; ".join(sorted(unusable)[:3])
         raise UserError(f"no row was answered: {reasons or 'no clip has key frames to replace'}")
-    candidates = [len(answers_to(clip)) for clip in clips]
-    chance = None
-    if all(candidates):
-        chance = sum(1 / count for count in candidates) / len(candidates)
     controls: dict[str, dict[str, Any]] = {}
     for name, scored in rows.items():
         controls[name] = summary(scored) if scored else {"rows": 0}
@@ -76,7 +64,7 @@ def make_results(
     return {
         "request": dict(request),
         "missing": missing,
-        "chance": chance,
+        "chance": chance_of(clips),
         "published": {"by": REPORTED, "per_cent": benchmark.published} if benchmark.published else None,
         "unasked": dict(sorted(left_out.items())),
         "unusable": {reason: len(ids) for reason, ids in sorted(unusable.items())},
@@ -84,6 +72,26 @@ def make_results(
         "controls": controls,
         "rows": [row._asdict() for scored in rows.values() for row in scored],
     }
+
+
+def score_prediction(benchmark: Benchmark, clip: Clip, prediction: Prediction) -> Scored:
+    """The row of an answer, or of a video that could not be used, which is a wrong one."""
+    readable, values = benchmark.score(clip, prediction.text)
+    named: tuple[str, ...] | None = None
+    # Where there is no answer, it names nothing and invents nothing.
+    if benchmark.names_events and clip.task == "caption" and not prediction.fault:
+        named = events_named(final_answer(prediction.text))
+        values = values | event_values(clip, prediction, named)
+    group, second_group = clip.extra["group"], clip.extra.get(benchmark.second_group, "")
+    return Scored(clip.id, clip.video, group, label(prediction), readable, values, second_group, named)
+
+
+def chance_of(clips: Sequence[Clip]) -> float | None:
+    """The share of right answers by guessing; None if not all questions have candidate answers."""
+    counts = [len(answers_to(clip)) for clip in clips]
+    if not all(counts):
+        return None
+    return sum(1 / count for count in counts) / len(counts)
 
 
 def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -137,24 +145,37 @@ def format_results(results: Mapping[str, Any]) -> str:
         if len(next(iter(means_of.values())).get(grouping, ())) > 1:
             means = {control: by_group[grouping] for control, by_group in means_of.items()}
             lines += ["", f"{leading} by {name} (rows)", *format_table(group_table(means))]
-    if "looks" in results and (windows := results["looks"]["windows"]):
-        shown, right = interval(windows["found"]), interval(windows["right"])
-        lines += ["", f"the window shows the event: {shown}; and the answer is right: {right}"]
-    if unnamed := results.get("looks", {}).get("unnamed"):
-        scans = len(results["looks"]["scans"])
-        lines += ["", f"no window was found in {unnamed} of {scans} clips: the middle one was taken"]
+    if "looks" in results:
+        lines += scan_lines(results["looks"])
     if remarks(results):
         lines += ["", *remarks(results)]
     if "against" in results:
-        lines += ["", f"minus {results['against']['model']} on the same rows, in points [95 % interval]"]
-        for name, gain in results["against"]["controls"].items():
-            means = gain["metrics"]
-            gains = [f"{x} {interval(means[x], sign=True)}" for x in columns if x in means]
-            lines.append(
-                f"{name}: {', '.join(gains)} on {gain['rows']} rows; "
-                f"{gain['unmatched']} rows on one side only"
-            )
+        lines += ["", *gain_lines(results["against"], columns)]
     return "\n".join(lines)
+
+
+def scan_lines(looks: Mapping[str, Any]) -> list[str]:
+    """How well the windows of two looks were found."""
+    lines = []
+    if windows := looks["windows"]:
+        shown, right = interval(windows["found"]), interval(windows["right"])
+        lines += ["", f"the window shows the event: {shown}; and the answer is right: {right}"]
+    if unnamed := looks.get("unnamed"):
+        scans = len(looks["scans"])
+        lines += ["", f"no window was found in {unnamed} of {scans} clips: the middle one was taken"]
+    return lines
+
+
+def gain_lines(against: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """The differences from another model's results (``compare``). columns: the metrics that are shown."""
+    lines = [f"minus {against['model']} on the same rows, in points [95 % interval]"]
+    for name, gain in against["controls"].items():
+        means = gain["metrics"]
+        gains = [f"{x} {interval(means[x], sign=True)}" for x in columns if x in means]
+        lines.append(
+            f"{name}: {', '.join(gains)} on {gain['rows']} rows; {gain['unmatched']} rows on one side only"
+        )
+    return lines
 
 
 def metric_columns(results: Mapping[str, Any]) -> list[str]:

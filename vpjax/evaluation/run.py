@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,8 @@ def evaluate(
             shown = evaluation_data(data_config, request.benchmark, model)
             factor = model.config.vision.factor
             samples = looked_samples(results, clips, predictions.known.values(), request.looks, shown, factor)
-            write_looks_page(
-                out / LOOKS_PAGE, f"{request.model}, {request.looks.tokens} visual tokens", samples
-            )
+            title = f"{request.model}, {request.looks.tokens} visual tokens"
+            write_looks_page(out / LOOKS_PAGE, title, samples)
     return out, results
 
 
@@ -192,22 +191,63 @@ def evaluate_model(
 
     clips: from ``read_benchmark``. request: its benchmark, controls, rank, contrasts, batch, max_new_tokens
     and missing are read. data_config: the run's ``data``. mesh: where the model is. predictions: those made
-    before, to which new ones are added. left_out, description (the request): see ``make_results``. UserError
-    if answers are to be ranked and no clip has any.
+    before, to which new ones are added. left_out, description (the request): see ``make_results``. Results of
+    two looks have besides what ``scan_results`` returns, in ``looks``. UserError if answers are to be ranked
+    and no clip has any.
     """
     if predictions is None:
         predictions = Predictions()
-    candidates = {}
-    if request.looks:
-        return evaluate_looks(
-            model, text, clips, request, data_config, mesh, predictions, left_out, description
-        )
+    candidates: dict[str, Sequence[str]] = {}
     if request.rank:
         candidates = {clip.id: answers_to(clip) for clip in clips if answers_to(clip)}
         if not candidates:
             raise UserError(f"--rank: no question of {request.benchmark} has candidate answers: leave it out")
+    predictor: ClipPredictor | LookPredictor
+    if request.looks:
+        predictor = look_predictor(model, text, clips, request, data_config, mesh)
+    else:
+        predictor = clip_predictor(model, text, clips, request, data_config, mesh, candidates, predictions)
+    for prediction in predictor.predictions():
+        if prediction != predictions.known.get(prediction.query):
+            predictions.append(prediction)
+    results = make_results(
+        description or {"benchmark": request.benchmark},
+        BENCHMARKS[request.benchmark],
+        clips,
+        [predictions.known[query] for query in queries_of(request, clips, candidates)],
+        left_out or {},
+        missing=request.missing,
+    )
+    if isinstance(predictor, LookPredictor):
+        results["looks"] = scan_results(results, predictor)
+    return results
+
+
+def queries_of(request: Request, clips: Sequence[Clip], candidates: Iterable[str]) -> list[Query]:
+    """All that a request asks, in the order of its results. candidates: ids of the clips with candidate
+    answers."""
+    queries: list[Query] = []
+    for control in request.controls:
+        queries += [Query(clip.id, control) for clip in clips]
+        queries += [Query(clip, control, ranked=True) for clip in candidates]
+    for name in request.contrasts:
+        queries += [Query(clip, contrast_control(name), ranked=True) for clip in candidates]
+    return queries
+
+
+def clip_predictor(
+    model: VideoLM,
+    text: Text,
+    clips: Sequence[Clip],
+    request: Request,
+    data_config: ConfigDict,
+    mesh: Mesh | None,
+    candidates: Mapping[str, Sequence[str]],
+    predictions: Predictions,
+) -> ClipPredictor:
+    """What answers a request by one look at each video, but for what ``predictions`` have already."""
     finders = {name: make and make(model, text) for name, make in request.contrasts.items()}
-    predictor = ClipPredictor(
+    return ClipPredictor(
         model,
         text,
         [without_answer(clip) for clip in clips],
@@ -221,43 +261,21 @@ def evaluate_model(
         # A video that could not be used may have been mended since.
         done={query for query, known in predictions.known.items() if known.fault in ("", *FINAL_FAULTS)},
     )
-    for prediction in predictor.predictions():
-        if prediction != predictions.known.get(prediction.query):
-            predictions.append(prediction)
-    queries: list[Query] = []
-    for control in request.controls:
-        queries += [Query(clip.id, control) for clip in clips]
-        queries += [Query(clip, control, ranked=True) for clip in candidates]
-    for name in finders:
-        queries += [Query(clip, contrast_control(name), ranked=True) for clip in candidates]
-    return make_results(
-        description or {"benchmark": request.benchmark},
-        BENCHMARKS[request.benchmark],
-        clips,
-        [predictions.known[query] for query in queries],
-        left_out or {},
-        missing=request.missing,
-    )
 
 
-def evaluate_looks(
+def look_predictor(
     model: VideoLM,
     text: Text,
     clips: Sequence[Clip],
     request: Request,
     data_config: ConfigDict,
     mesh: Mesh | None,
-    predictions: Predictions,
-    left_out: Mapping[str, int] | None,
-    description: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """``evaluate_model`` by two looks at each video. All predictions are made anew. Its results have besides,
-    in ``looks``, how well the windows were found, of how many clips the localiser found none, and each clip's
-    scan."""
+) -> LookPredictor:
+    """What answers a request by two looks at each video. All predictions are made anew."""
     if jax.process_count() > 1:
         raise UserError("--looks=2 runs in one process: start it without --processes")
     assert request.looks is not None
-    predictor = LookPredictor(
+    return LookPredictor(
         model,
         text,
         [without_answer(clip) for clip in clips],
@@ -269,21 +287,13 @@ def evaluate_looks(
         max_new=request.new_tokens,
         mesh=mesh,
     )
-    for prediction in predictor.predictions():
-        if prediction != predictions.known.get(prediction.query):
-            predictions.append(prediction)
-    results = make_results(
-        description or {"benchmark": request.benchmark},
-        BENCHMARKS[request.benchmark],
-        clips,
-        [predictions.known[Query(clip.id, control)] for control in request.controls for clip in clips],
-        left_out or {},
-        missing=request.missing,
-    )
-    windows = window_scores(results, predictor.found())
+
+
+def scan_results(results: Mapping[str, Any], predictor: LookPredictor) -> dict[str, Any]:
+    """How well the windows were found, of how many clips the localiser found none, and each clip's scan."""
     unnamed = sum(not scan.is_named for scan in predictor.scans.values())
-    looks = {"windows": windows, "unnamed": unnamed, "scans": scan_records(predictor.scans)}
-    return results | {"looks": looks}
+    windows = window_scores(results, predictor.found())
+    return {"windows": windows, "unnamed": unnamed, "scans": scan_records(predictor.scans)}
 
 
 def spread(clips: Sequence[Clip], limit: int) -> list[Clip]:

@@ -75,38 +75,17 @@ def generate(
         features = model.encode(prompts.video)
     branches, total = len(groups), sum(groups)
     rows = len(prompts.clip) // branches
+    # Of each of a row's X completions: which of the row's prompts it continues, and its number among those of
+    # that prompt.
     branch_X = np.repeat(np.arange(branches), groups)
     index_X = np.concatenate([np.arange(count) for count in groups])
     segment_BRP = jnp.asarray(prompts.text.segment).reshape(rows, branches, -1)
     next_BX = next_position(prompts.text).reshape(rows, branches)[:, branch_X]
     prompt_BX = branches * jnp.arange(rows)[:, None] + branch_X
     keys_BX = _fold(_fold(key, prompt_BX), index_X)
-
-    def choose(state: _Loop, h_BXD: Array) -> _Loop:
-        """Choose the next token of each completion from ``h``, the hidden state of its last token."""
-        # An einsum would put the larger operand first, which is half as fast for one row on a CPU.
-        logits_BXO = split_words(jnp.matmul(h_BXD, unembed_OD.T, preferred_element_type=jnp.float32))
-        if temperature:
-            logits_BXO = logits_BXO / temperature
-            draw_token = functools.partial(sample, top_p=top_p, top_k=top_k)
-            token_BX = jax.vmap(jax.vmap(draw_token))(_fold(keys_BX, state.step), logits_BXO)
-        else:
-            token_BX = first_largest(logits_BXO)
-        chosen_BX = jnp.take_along_axis(logits_BXO, token_BX[..., None], axis=-1)[..., 0]
-        logprob_BX = chosen_BX - jax.nn.logsumexp(logits_BXO, axis=-1)
-        running_BX = ~state.done_BX
-        new = Completions(token_BX, running_BX, logprob_BX)
-        out = jax.tree.map(lambda full, x: full.at[:, :, state.step].set(x * running_BX), state.out, new)
-        done_BX = state.done_BX | jnp.isin(token_BX, jnp.array(eos, jnp.int32))
-        return _Loop(state.step + 1, done_BX, state.caches, out)
-
-    def advance(state: _Loop) -> _Loop:
-        fed = state.step - 1
-        token_BX = state.out.tokens[:, :, fed]
-        h_BXD, caches = model.decoder.decode(
-            token_BX, next_BX + fed, fed, seen, caches_of_prompts, state.caches
-        )
-        return choose(state._replace(caches=caches), h_BXD)
+    absent_BX = ~jnp.any(segment_BRP > 0, axis=2)[:, branch_X]
+    if requested is not None:
+        absent_BX |= ~requested
 
     devices = context.devices_for(prompts.text.tokens.shape[1])
     last_ND, prefix = model.prefill(features, prompts, devices)
@@ -118,16 +97,39 @@ def generate(
     caches_of_prompts = [
         jax.tree.map(functools.partial(_of_branch, r, branches), prefix) for r in range(branches)
     ]
-    shape = (rows, total, max_new)
-    empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
-    absent_BX = ~jnp.any(segment_BRP > 0, axis=2)[:, branch_X]
-    if requested is not None:
-        absent_BX |= ~requested
+
+    def choose(state: _Loop, h_BXD: Array) -> _Loop:
+        """Choose the next token of each completion from ``h``, the hidden state of its last token."""
+        # An einsum would put the larger operand first, which is half as fast for one row on a CPU.
+        logits_BXO = split_words(jnp.matmul(h_BXD, unembed_OD.T, preferred_element_type=jnp.float32))
+        if temperature:
+            logits_BXO = logits_BXO / temperature
+            draw_token = functools.partial(sample, top_p=top_p, top_k=top_k)
+            token_BX = jax.vmap(jax.vmap(draw_token))(_fold(keys_BX, state.step), logits_BXO)
+        else:
+            token_BX = first_largest(logits_BXO)
+        running_BX = ~state.done_BX
+        new = Completions(token_BX, running_BX, logprobs_of(token_BX, logits_BXO))
+        out = jax.tree.map(lambda full, x: full.at[:, :, state.step].set(x * running_BX), state.out, new)
+        done_BX = state.done_BX | jnp.isin(token_BX, jnp.array(eos, jnp.int32))
+        return _Loop(state.step + 1, done_BX, state.caches, out)
+
+    def advance(state: _Loop) -> _Loop:
+        """Feed the last chosen token of each completion to the decoder, and choose the next one."""
+        fed = state.step - 1
+        token_BX = state.out.tokens[:, :, fed]
+        h_BXD, caches = model.decoder.decode(
+            token_BX, next_BX + fed, fed, seen, caches_of_prompts, state.caches
+        )
+        return choose(state._replace(caches=caches), h_BXD)
+
     enough = jnp.ceil(stop_share * (~absent_BX).sum())
 
     def continues(state: _Loop) -> jax.Array:
         return (state.step < max_new) & ((state.done_BX & ~absent_BX).sum() < enough)
 
+    shape = (rows, total, max_new)
+    empty = Completions(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32))
     caches = [model.decoder.empty_suffix(rows, count, max_new) for count in groups]
     start = _Loop(jnp.int32(0), absent_BX, caches, empty)
     with phase("decode"):
@@ -152,6 +154,12 @@ def _of_branch(number: int, branches: int, x_LNPKH: jax.Array) -> jax.Array:
     layers, count, *rest = x_LNPKH.shape
     x_LBPKH = x_LNPKH.reshape(layers, count // branches, branches, *rest)[:, :, number]
     return split_heads(x_LBPKH.swapaxes(2, 3), rows_axis=1, heads_axis=2)
+
+
+def logprobs_of(token_BX: jax.Array, logits_BXO: jax.Array) -> jax.Array:
+    """log p f32[B, X] of a token under the softmax of ``logits``."""
+    chosen_BX = jnp.take_along_axis(logits_BXO, token_BX[..., None], axis=-1)[..., 0]
+    return chosen_BX - jax.nn.logsumexp(logits_BXO, axis=-1)
 
 
 def sample(key: Array, logits_O: jax.Array, top_p: float, top_k: int) -> jax.Array:

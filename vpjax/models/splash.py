@@ -6,6 +6,7 @@ would look at every score on the host. Off TPUs the kernel is interpreted, which
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,24 +58,11 @@ def attend(
     on_devices = np.stack([runs(index) for index in index_dQ])
     widths = int(on_devices.sum(axis=2).max()), int(on_devices.sum(axis=1).max())
     runs_here = runs(index_Q)
-    sizes = splash.BlockSizes(block, key_block, key_block, block, key_block, key_block, block, key_block)
 
     def of_row(q, k, v, segment_Q, segment_T):
         shared = _overlap(segment_Q.reshape(-1, block), segment_T.reshape(-1, key_block))
-        by_query, by_key = _infos(runs_here & shared, widths, index_Q)
-        kernel = splash.SplashAttentionKernel(
-            by_query,
-            by_query,
-            by_key,
-            block_sizes=sizes,
-            is_mqa=False,
-            save_residuals=False,
-            mask_value=splash.DEFAULT_MASK_VALUE,
-            attn_logits_soft_cap=None,
-            residual_checkpoint_name=KEPT,
-            mask_function=sees(prefix, suffix),
-            interpret=interpret,
-        )
+        infos = _infos(runs_here & shared, widths, index_Q)
+        kernel = _kernel(*infos, block, key_block, sees(prefix, suffix), interpret)
         return kernel(q, k, v, splash.SegmentIds(segment_Q, segment_T))
 
     q, segment_BQ = (_padded(x, block) for x in (q_BQNH, segment_BQ))
@@ -82,6 +70,33 @@ def attend(
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     out = jax.vmap(of_row)(q * q.shape[-1] ** -0.5, k, v, segment_BQ, segment_BT)
     return out.swapaxes(1, 2).astype(q_BQNH.dtype)[:, :count]
+
+
+def _kernel(
+    by_query: MaskInfo,
+    by_key: MaskInfo,
+    block: int,
+    key_block: int,
+    mask_function: Callable[..., Any],
+    interpret: bool,
+) -> splash.SplashAttentionKernel:
+    """The kernel of one row. by_query, by_key: ``_infos``. block, key_block: tokens in a block of queries and
+    of keys."""
+    return splash.SplashAttentionKernel(
+        by_query,
+        by_query,
+        by_key,
+        block_sizes=splash.BlockSizes(
+            block, key_block, key_block, block, key_block, key_block, block, key_block
+        ),
+        is_mqa=False,
+        save_residuals=False,
+        mask_value=splash.DEFAULT_MASK_VALUE,
+        attn_logits_soft_cap=None,
+        residual_checkpoint_name=KEPT,
+        mask_function=mask_function,
+        interpret=interpret,
+    )
 
 
 def _block(count: int) -> int:

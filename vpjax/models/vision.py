@@ -152,6 +152,28 @@ def padded_units(units: Units, devices: int) -> Units:
     return dataclasses.replace(units, **arrays, bins=bins)
 
 
+class LayerRun(NamedTuple):
+    """The layers of the tower from ``start`` up to ``end``. is_full: patches attend to their whole slot, not
+    to their window alone. gives_deep: the states after the last one are features of DeepStack."""
+
+    start: int
+    end: int
+    is_full: bool
+    gives_deep: bool
+
+
+def layer_runs(config: VisionConfig) -> list[LayerRun]:
+    """All layers, like ones together, which are scanned: a choice inside one scan would run slower."""
+    runs: list[LayerRun] = []
+    for layer in range(config.depth):
+        is_full, gives_deep = not config.window or layer in config.full_attention, layer in config.deepstack
+        if runs and runs[-1].is_full == is_full and not runs[-1].gives_deep:
+            runs[-1] = LayerRun(runs[-1].start, layer + 1, is_full, gives_deep)
+        else:
+            runs.append(LayerRun(layer, layer + 1, is_full, gives_deep))
+    return runs
+
+
 def patch_places(units: Units, merge: int) -> jax.Array:
     """Row and column i32[R, U, p, 2] of each patch in its slot."""
     inside = np.array(list(np.ndindex(merge, merge)))
@@ -315,16 +337,10 @@ class VisionTower(nnx.Module):
             return scan(layer, x, _cut(self.blocks, layers), None if recompute is None else 1.0)
 
         deep: list[jax.Array] = []
-        # Runs of like layers are scanned one after another: a choice inside one scan would run slower.
-        cuts = sorted({0, c.depth, *(layer + 1 for layer in c.deepstack)})
-        for start, end in itertools.pairwise(cuts):
-            for is_full, run_of_layers in itertools.groupby(
-                range(start, end), lambda layer: not c.window or layer in c.full_attention
-            ):
-                numbers = list(run_of_layers)
-                groups = slots if is_full else windows
-                x_RnD = run(x_RnD, slice(numbers[0], numbers[-1] + 1), groups)
-            if end - 1 in c.deepstack:
+        for layers in layer_runs(c):
+            groups = slots if layers.is_full else windows
+            x_RnD = run(x_RnD, slice(layers.start, layers.end), groups)
+            if layers.gives_deep:
                 deep.append(_cut(self.deepstack, len(deep))(x_RnD.reshape(by_unit)))
         tokens = self.merger(x_RnD.reshape(by_unit))
         return Features(*jax.tree.map(lambda x: whole_rows(x, devices), (tokens, tuple(deep))))

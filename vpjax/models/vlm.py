@@ -31,6 +31,18 @@ class Degraded(NamedTuple):
     shared: Array
 
 
+class Inputs(NamedTuple):
+    """What goes through the decoder: V alone or, with ``branch``, V and V~ after it.
+
+    x [R, T, D]: input embeddings. deep: additions to the states after the first layers. positions i32[R, 3,
+    T]. All in the order of ``context.spread`` or ``context.joined``."""
+
+    x: jax.Array
+    deep: tuple[jax.Array, ...]
+    positions: Array
+    branch: Branch | None = None
+
+
 class Hidden(NamedTuple):
     """Hidden states of packed rows. target [R, A, D]: after the final norm, the state that predicts each
     target token. tap [R, T, D]: after layer l, of tokens in the order of ``context.spread``. degraded,
@@ -108,49 +120,57 @@ class VideoLM(nnx.Module):
         see ``models.context``."""
         count = text.tokens.shape[1]
         layout = Layout(count, packed=True, devices=devices)
-        x_RTD, own_deep = self.embed(features, text, devices)
-        own_positions = context.spread(jnp.asarray(text.positions), devices, axis=2)
-        h, deep, positions, branch = x_RTD, own_deep, own_positions, None
+        alone = self._inputs(features, text, devices)
+        inputs = alone
         if degraded is not None:
-            again = degraded.text
-            again_RCD, again_deep = self.embed(features, again, devices)
-            again_positions = context.spread(jnp.asarray(again.positions), devices, axis=2)
-            h = context.joined([x_RTD, again_RCD], devices)
-            deep = tuple(context.joined(pair, devices) for pair in zip(own_deep, again_deep, strict=True))
-            positions = context.joined([own_positions, again_positions], devices, axis=2)
-            branch = Branch(again.segment, degraded.shared)
+            inputs = self._with_branch(alone, features, degraded, devices)
 
-        def run(h: jax.Array, layers: slice, branch: Branch | None) -> jax.Array:
-            alone = branch is None
+        def run(h: jax.Array, inputs: Inputs, layers: slice) -> jax.Array:
             return self.decoder.run(
                 h,
-                own_positions if alone else positions,
+                inputs.positions,
                 layout,
                 text.segment,
-                branch=branch,
-                deep=own_deep if alone else deep,
+                branch=inputs.branch,
+                deep=inputs.deep,
                 layers=layers,
                 recompute=recompute,
             )
 
-        def parts(h: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-            """The states of V and of V~."""
-            if branch is None:
+        def apart(h: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array | None]:
+            """The states of V, and those of V~ if it runs beside V."""
+            if inputs.branch is None:
                 return h, None
-            own, again = context.apart(h, (count, h.shape[1] - count), devices)
-            return own, again
+            of_video, of_degraded = context.apart(h, (count, h.shape[1] - count), devices)
+            return of_video, of_degraded
 
-        tapped = degraded_tap = degraded_target = None
+        h, tapped, degraded_tap, degraded_target = inputs.x, None, None, None
         if tap is not None:
-            h = run(h, slice(0, tap), branch)
-            tapped, degraded_tap = parts(h)
-        if degraded is None or not degraded.target.shape[1]:
-            h, branch = parts(h)[0], None
-        h = run(h, slice(tap or 0, None), branch)
-        states, degraded_states = parts(h)
+            h = run(h, inputs, slice(0, tap))
+            tapped, degraded_tap = apart(h, inputs)
+        if degraded is not None and not degraded.target.shape[1]:  # nothing reads V~ above layer l
+            h, inputs = apart(h, inputs)[0], alone
+        h = run(h, inputs, slice(tap or 0, None))
+        states, degraded_states = apart(h, inputs)
         if degraded is not None and degraded_states is not None:
             degraded_target = self._predicting(degraded_states, degraded.target, devices)
         return Hidden(self._predicting(states, target_RA, devices), tapped, degraded_target, degraded_tap)
+
+    def _inputs(self, features: Features | None, text: Strip, devices: int) -> Inputs:
+        x_RTD, deep = self.embed(features, text, devices)
+        return Inputs(x_RTD, deep, context.spread(jnp.asarray(text.positions), devices, axis=2))
+
+    def _with_branch(
+        self, alone: Inputs, features: Features | None, degraded: Degraded, devices: int
+    ) -> Inputs:
+        """The inputs of V with those of V~ after them."""
+        after = self._inputs(features, degraded.text, devices)
+        return Inputs(
+            context.joined([alone.x, after.x], devices),
+            tuple(context.joined(pair, devices) for pair in zip(alone.deep, after.deep, strict=True)),
+            context.joined([alone.positions, after.positions], devices, axis=2),
+            Branch(degraded.text.segment, degraded.shared),
+        )
 
     def _predicting(self, h_RTD: jax.Array, target_RA: Array, devices: int) -> jax.Array:
         """The states [R, A, D] that predict the target tokens, after the final norm."""

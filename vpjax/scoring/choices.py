@@ -17,7 +17,7 @@ from vpjax.scoring.answers import (
     LABEL_WORDS,
     STATING_WORDS,
 )
-from vpjax.scoring.spans import is_one_of, shifted, word_set
+from vpjax.scoring.pieces import is_one_of, shifted, word_set
 from vpjax.scoring.texts import SPACE, first_index, is_digit, is_letter, is_word_character, last_index
 from vpjax.scoring.words import find_words, run_fingerprints
 from vpjax.types import Array
@@ -31,21 +31,13 @@ def chosen_option(text: jax.Array, size: int, marks: Array, options: Array) -> j
     words = run_fingerprints(text, runs)
     hits, mentions = occurrences(words, options)
     lengths = jnp.sum(options != 0, axis=-1)
-    place = jnp.arange(size)
 
     def are(words_of: Iterable[str]) -> jax.Array:
         return is_one_of(words, word_set(words_of))
 
-    is_is, is_answer, is_label = are(["is"]), are(["answer"]), are(LABEL_WORDS)
-    is_stating = are(STATING_WORDS)
+    is_label = are(LABEL_WORDS)
     labelled = shifted(is_label, -1)
-    # "answer B", "option is B"; and "answer is option B", with a word more.
-    skips = shifted(are(BEFORE_LETTER), -1) & shifted(is_is | is_answer, -2)
-    by_is = jnp.where(
-        skips, shifted(is_is, -2) & shifted(is_stating, -3), shifted(is_is & shifted(is_stating, -1), -1)
-    )
-    by_answer = jnp.where(skips, shifted(is_answer, -2), shifted(is_answer, -1))
-    stated = by_is | by_answer
+    stated = follow_statement(are(["is"]), are(["answer"]), are(STATING_WORDS), are(BEFORE_LETTER))
 
     letters, option = marked_options(text, runs.start, runs.end, labelled, marks)
     own_text = (shifted_rows(hits) & (jnp.arange(len(lengths))[:, None] == option)).any(0)
@@ -53,19 +45,9 @@ def chosen_option(text: jax.Array, size: int, marks: Array, options: Array) -> j
     letters &= labelled | stated | own_text | ~other_word
     letters &= ~inside_mentions(mentions, lengths)
 
-    # Words that do not link the options of a hedge, counted up to each word.
+    # Words that do not link the options of a hedge, as "or" does, counted up to each word.
     rank = jnp.cumsum((words != 0) & ~are(HEDGING_WORDS) & ~is_label)
-    before = shifted(lax.cummax(jnp.where(letters, place, -1)), -1, -1)
-    after = shifted(lax.cummin(jnp.where(letters, place, size), reverse=True), 1, size)
-
-    def is_beside(other: jax.Array) -> jax.Array:
-        """Whether the mark of another option stands next to each word."""
-        exists = (other >= 0) & (other < size)
-        other_option = option.at[other].get(mode="fill", fill_value=-1, wrap_negative_indices=False)
-        other_rank = rank.at[other].get(mode="fill", fill_value=-9, wrap_negative_indices=False)
-        return exists & (other_option != option) & (jnp.abs(other_rank - rank) == 1)
-
-    hedged = is_beside(before) | is_beside(after)
+    hedged = are_hedged(letters, option, rank)
     chosen = jnp.where(hedged, -1, option)
     last_stated, first = last_index(letters & stated), first_index(letters)
     begins = (first == 0) | ((first == 1) & is_label[0])
@@ -77,6 +59,37 @@ def chosen_option(text: jax.Array, size: int, marks: Array, options: Array) -> j
     by_text = option_of_text(mentions, lengths, rank)
     unstated = jnp.where(letters.any(), by_letter, by_text)
     return jnp.where(last_stated >= 0, chosen[last_stated], unstated)
+
+
+def follow_statement(
+    is_is: jax.Array, is_answer: jax.Array, is_stating: jax.Array, is_before_letter: jax.Array
+) -> jax.Array:
+    """Which words bool[W] stand after "answer" or "option is", or with a word more as in "answer is option
+    B". Arguments bool[W]: words that are "is", "answer", of STATING_WORDS and of BEFORE_LETTER."""
+    skips = shifted(is_before_letter, -1) & shifted(is_is | is_answer, -2)
+    by_is = jnp.where(
+        skips, shifted(is_is, -2) & shifted(is_stating, -3), shifted(is_is & shifted(is_stating, -1), -1)
+    )
+    by_answer = jnp.where(skips, shifted(is_answer, -2), shifted(is_answer, -1))
+    return by_is | by_answer
+
+
+def are_hedged(letters: jax.Array, option: jax.Array, rank: jax.Array) -> jax.Array:
+    """Which words bool[W] stand next to the letter of another option, as in "A or B". letters bool[W],
+    option i32[W]: the letters, and the option of each. rank i32[W]: the number of words up to each
+    that do not link the options of a hedge."""
+    size = len(letters)
+    place = jnp.arange(size)
+    before = shifted(lax.cummax(jnp.where(letters, place, -1)), -1, -1)
+    after = shifted(lax.cummin(jnp.where(letters, place, size), reverse=True), 1, size)
+
+    def is_beside(other: jax.Array) -> jax.Array:
+        exists = (other >= 0) & (other < size)
+        other_option = option.at[other].get(mode="fill", fill_value=-1, wrap_negative_indices=False)
+        other_rank = rank.at[other].get(mode="fill", fill_value=-9, wrap_negative_indices=False)
+        return exists & (other_option != option) & (jnp.abs(other_rank - rank) == 1)
+
+    return is_beside(before) | is_beside(after)
 
 
 def occurrences(words: jax.Array, options: Array) -> tuple[jax.Array, jax.Array]:

@@ -4,7 +4,9 @@ A reward counts for some types of answer. For the others it is NaN, which the su
 the keywords whose slots V~ really replaces (``types.Prompts``).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +17,6 @@ from vpjax.types import Array, UserError
 
 ALL = tuple(answer_type for answer_type in AnswerType if answer_type != AnswerType.PADDING)
 CHOICES = (AnswerType.CHOICE, AnswerType.GROUNDED_CHOICE)
-# Each reward's name, and the types of answer for which it counts.
-REWARDS: dict[str, tuple[AnswerType, ...]] = {
-    "rouge_l": (AnswerType.TEXT,),
-    "rouge_1": (AnswerType.TEXT,),
-    "rouge_2": (AnswerType.TEXT,),
-    "rouge_stems": (AnswerType.TEXT,),
-    "caption_recall": (AnswerType.TEXT,),
-    "keyword_recall": ALL,
-    "keyword_removed": ALL,
-    "keyword_absent": ALL,
-    "keyword_f1": ALL,
-    "keyword_order": ALL,
-    "event": ALL,
-    "choice": CHOICES,
-    "span_iou": (AnswerType.GROUNDING,),
-    "evidence_iou": (AnswerType.GROUNDED_CHOICE,),
-    "box_iou": (AnswerType.TRACKING,),
-    "numerical": (AnswerType.NUMBER,),
-    "regression": (AnswerType.SIZE,),
-    "ocr": (AnswerType.OCR,),
-    "format": ALL,
-    "repetition": ALL,
-    "overlong": ALL,
-}
 # Those that read no reference answer, so that they count on V~ even where its truth is not known.
 FREE_OF_ANSWER = ("keyword_absent", "format", "repetition", "overlong")
 
@@ -64,7 +42,12 @@ def compute_rewards(
     inside jit."""
 
     def compute(tokens: Array, mask: Array, reference: References, hidden: Array) -> dict[str, jax.Array]:
-        return completion_rewards(names, table, tokens, mask, reference, hidden)
+        said = read_completion(table, tokens, mask, reference, hidden)
+        rewards = {}
+        for name in names:
+            counts = jnp.isin(reference.answer_type, jnp.array(REWARDS[name].answer_types))
+            rewards[name] = jnp.where(counts, REWARDS[name].value(said), jnp.nan).astype(jnp.float32)
+        return rewards
 
     return jax.vmap(jax.vmap(compute, in_axes=(0, 0, None, None)))(tokens, mask, references, hidden)
 
@@ -96,91 +79,169 @@ def answer_numbers(
     return jax.vmap(jax.vmap(compute, in_axes=(0, 0, None)))(tokens, mask, references)
 
 
-def completion_rewards(
-    names: Sequence[str],
-    table: texts.ByteTable,
-    tokens: Array,
-    mask: Array,
-    reference: References,
-    hidden: Array,
-) -> dict[str, jax.Array]:
-    """The rewards f32[] of one completion, tokens i32[C]; ``reference`` and ``hidden`` are rows, without the
-    axis B."""
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A completion as rewards read it, beside what it is compared with.
+
+    tokens i32[C]. mask bool[C]: those to read. text: its characters (``texts.read_text``); in_answer,
+    in_evidence: which of them stand in the answer and in the evidence. answer: the text with spaces in the
+    place of all others. words u32[W]: fingerprints of those of the answer. max_words, max_pieces: of a text,
+    at most. positions i32[J]: of the first mention of each keyword; mentioned bool[J]: it has one. expected
+    bool[J]: the keywords that there are; hidden bool[J]: those that V~ hides. unexpected u32[W]: the words
+    that name keywords of other clips, else 0. reference: a row, without the axis B.
+    """
+
+    tokens: Array
+    mask: Array
+    text: jax.Array
+    in_answer: jax.Array
+    in_evidence: jax.Array
+    answer: jax.Array
+    words: jax.Array
+    max_words: int
+    max_pieces: int
+    positions: jax.Array
+    mentioned: jax.Array
+    expected: jax.Array
+    hidden: Array
+    unexpected: jax.Array
+    reference: References
+
+    def numbers_in(self, within: jax.Array) -> spans.Numbers:
+        """Read in the whole text: tags part the numbers of answer and evidence."""
+        return spans.find_numbers(self.text, self.max_pieces).within(within)
+
+    def number(self) -> jax.Array:
+        return spans.the_number(self.numbers_in(self.in_answer))
+
+    def spans_in(self, within: jax.Array) -> jax.Array:
+        return spans.spans_of(self.numbers_in(within))
+
+    def boxes(self) -> tuple[jax.Array, jax.Array]:
+        return spans.boxes_of(self.numbers_in(self.in_answer), len(self.reference.boxes))
+
+
+def read_completion(
+    table: texts.ByteTable, tokens: Array, mask: Array, reference: References, hidden: Array
+) -> Completion:
+    """What rewards read of one completion. Arguments as in ``compute_rewards``, without the axes B and G."""
     text = texts.read_text(table, tokens, mask)
     in_answer, in_evidence = texts.answer_and_evidence(text)
     answer = jnp.where(in_answer, text, texts.SPACE)
     max_words, max_pieces = table.max_words(len(tokens)), table.max_pieces(len(tokens))
     answer_words = words.word_fingerprints(answer, max_words)
-
     positions = keywords.first_mentions(answer_words, reference.forms)
-    mentioned = positions < max_words
-    expected = jnp.greater_equal(reference.positions, 0)
-    unexpected = keywords.unexpected_words(answer_words, reference.others)
+    return Completion(
+        tokens=tokens,
+        mask=mask,
+        text=text,
+        in_answer=in_answer,
+        in_evidence=in_evidence,
+        answer=answer,
+        words=answer_words,
+        max_words=max_words,
+        max_pieces=max_pieces,
+        positions=positions,
+        mentioned=positions < max_words,
+        expected=jnp.greater_equal(reference.positions, 0),
+        hidden=hidden,
+        unexpected=keywords.unexpected_words(answer_words, reference.others),
+        reference=reference,
+    )
 
-    def numbers(within: jax.Array) -> spans.Numbers:
-        """Read in the whole text: tags part the numbers of answer and evidence."""
-        return spans.find_numbers(text, max_pieces).within(within)
 
-    def named_spans(within: jax.Array) -> jax.Array:
-        return spans.spans_of(numbers(within))
+def _event(said: Completion) -> jax.Array:
+    """Where nothing known happens, the right text names no keyword at all, in at least a word."""
+    reference = said.reference
+    nothing_happens = reference.shows_nothing & (reference.answer_type == AnswerType.TEXT)
+    right = keywords.exact_match(said.mentioned, said.expected, said.unexpected)
+    right = jnp.where(words.count_words(said.words) > 0, right, 0.0)
+    return jnp.where(said.expected.any() | nothing_happens, right, jnp.nan)
 
-    def choice() -> jax.Array:
-        chosen = choices.chosen_option(answer, max_words, reference.marks, reference.options)
-        return chosen == reference.choice
 
-    def box_iou() -> jax.Array:
-        boxes, count = spans.boxes_of(numbers(in_answer), len(reference.boxes))
-        return spans.box_iou(boxes, count, reference.boxes, reference.box_count)
+def _choice(said: Completion) -> jax.Array:
+    reference = said.reference
+    chosen = choices.chosen_option(said.answer, said.max_words, reference.marks, reference.options)
+    return chosen == reference.choice
 
-    def is_formatted() -> jax.Array:
-        """Tags; for a grounded choice a list of spans in ``<glue>``; for tracking a list of as many boxes as
-        the reference has."""
-        is_grounded = reference.answer_type == AnswerType.GROUNDED_CHOICE
-        is_tracking = reference.answer_type == AnswerType.TRACKING
-        span_count = jnp.sum(~jnp.isnan(named_spans(in_evidence)[:, 0]))
-        _, box_count = spans.boxes_of(numbers(in_answer), len(reference.boxes))
-        evidence = jnp.where(in_evidence, text, texts.SPACE)
-        has_evidence = spans.is_list(evidence, spans.SPAN_MARKS, span_count)
-        has_boxes = spans.is_list(answer, spans.BOX_MARKS, box_count) & (box_count == reference.box_count)
-        is_tagged = texts.has_tags(text, is_grounded)
-        return is_tagged & (has_evidence | ~is_grounded) & (has_boxes | ~is_tracking)
 
-    def event() -> jax.Array:
-        """Where nothing known happens, the right text names no keyword at all, in at least a word."""
-        nothing_happens = reference.shows_nothing & (reference.answer_type == AnswerType.TEXT)
-        right = keywords.exact_match(mentioned, expected, unexpected)
-        right = jnp.where(words.count_words(answer_words) > 0, right, 0.0)
-        return jnp.where(expected.any() | nothing_happens, right, jnp.nan)
+def _box_iou(said: Completion) -> jax.Array:
+    boxes, count = said.boxes()
+    return spans.box_iou(boxes, count, said.reference.boxes, said.reference.box_count)
 
-    # Functions, so that only the rewards that are requested are traced.
-    functions: dict[str, Callable[[], jax.Array]] = {
-        "rouge_l": lambda: words.rouge_l(answer_words, reference.words),
-        "rouge_1": lambda: words.rouge_n(answer_words, reference.words, 1),
-        "rouge_2": lambda: words.rouge_n(answer_words, reference.words, 2),
-        "rouge_stems": lambda: words.rouge_mean(stemming.word_stems(answer, max_words), reference.stems),
-        "caption_recall": lambda: words.content_recall(answer_words, reference.content),
-        "keyword_recall": lambda: keywords.keyword_recall(mentioned, expected),
-        "keyword_removed": lambda: keywords.keyword_recall(mentioned, expected & hidden),
-        "keyword_absent": lambda: keywords.keyword_absent(mentioned, expected & hidden),
-        "keyword_f1": lambda: keywords.keyword_f1(mentioned, expected, unexpected),
-        "keyword_order": lambda: keywords.keyword_order(mentioned, positions, reference.positions),
-        "event": event,
-        "choice": choice,
-        "span_iou": lambda: spans.best_iou(spans.last_span(named_spans(in_answer)), reference.spans),
-        "evidence_iou": lambda: spans.span_iou(named_spans(in_evidence), reference.spans),
-        "box_iou": box_iou,
-        "numerical": lambda: spans.same_number(spans.the_number(numbers(in_answer)), reference.number),
-        "regression": lambda: spans.closeness(spans.the_number(numbers(in_answer)), reference.number),
-        "ocr": lambda: words.word_accuracy(words.chunk_fingerprints(answer, max_words), reference.chunks),
-        "format": is_formatted,
-        "repetition": lambda: words.repetition(words.word_fingerprints(text, max_words)),
-        "overlong": lambda: overlong(jnp.sum(mask), len(tokens)),
-    }
-    rewards = {}
-    for name in names:
-        counts = jnp.isin(reference.answer_type, jnp.array(REWARDS[name]))
-        rewards[name] = jnp.where(counts, functions[name](), jnp.nan).astype(jnp.float32)
-    return rewards
+
+def _format(said: Completion) -> jax.Array:
+    """Tags; for a grounded choice a list of spans in ``<glue>``; for tracking a list of as many boxes as the
+    reference has."""
+    is_grounded = said.reference.answer_type == AnswerType.GROUNDED_CHOICE
+    is_tracking = said.reference.answer_type == AnswerType.TRACKING
+    span_count = jnp.sum(~jnp.isnan(said.spans_in(said.in_evidence)[:, 0]))
+    _, box_count = said.boxes()
+    evidence = jnp.where(said.in_evidence, said.text, texts.SPACE)
+    has_evidence = spans.is_list(evidence, spans.SPAN_MARKS, span_count)
+    is_whole = box_count == said.reference.box_count
+    has_boxes = spans.is_list(said.answer, spans.BOX_MARKS, box_count) & is_whole
+    is_tagged = texts.has_tags(said.text, is_grounded)
+    return is_tagged & (has_evidence | ~is_grounded) & (has_boxes | ~is_tracking)
+
+
+class Reward(NamedTuple):
+    """answer_types: for which it counts. value: a function of a completion that gives f32[], so that only the
+    rewards that are requested are traced."""
+
+    answer_types: tuple[AnswerType, ...]
+    value: Callable[[Completion], jax.Array]
+
+
+TEXT, NUMBER, SIZE = (AnswerType.TEXT,), (AnswerType.NUMBER,), (AnswerType.SIZE,)
+REWARDS: dict[str, Reward] = {
+    "rouge_l": Reward(TEXT, lambda said: words.rouge_l(said.words, said.reference.words)),
+    "rouge_1": Reward(TEXT, lambda said: words.rouge_n(said.words, said.reference.words, 1)),
+    "rouge_2": Reward(TEXT, lambda said: words.rouge_n(said.words, said.reference.words, 2)),
+    "rouge_stems": Reward(
+        TEXT,
+        lambda said: words.rouge_mean(stemming.word_stems(said.answer, said.max_words), said.reference.stems),
+    ),
+    "caption_recall": Reward(TEXT, lambda said: words.content_recall(said.words, said.reference.content)),
+    "keyword_recall": Reward(ALL, lambda said: keywords.keyword_recall(said.mentioned, said.expected)),
+    "keyword_removed": Reward(
+        ALL, lambda said: keywords.keyword_recall(said.mentioned, said.expected & said.hidden)
+    ),
+    "keyword_absent": Reward(
+        ALL, lambda said: keywords.keyword_absent(said.mentioned, said.expected & said.hidden)
+    ),
+    "keyword_f1": Reward(
+        ALL, lambda said: keywords.keyword_f1(said.mentioned, said.expected, said.unexpected)
+    ),
+    "keyword_order": Reward(
+        ALL,
+        lambda said: keywords.keyword_order(said.mentioned, said.positions, said.reference.positions),
+    ),
+    "event": Reward(ALL, _event),
+    "choice": Reward(CHOICES, _choice),
+    "span_iou": Reward(
+        (AnswerType.GROUNDING,),
+        lambda said: spans.best_iou(spans.last_span(said.spans_in(said.in_answer)), said.reference.spans),
+    ),
+    "evidence_iou": Reward(
+        (AnswerType.GROUNDED_CHOICE,),
+        lambda said: spans.span_iou(said.spans_in(said.in_evidence), said.reference.spans),
+    ),
+    "box_iou": Reward((AnswerType.TRACKING,), _box_iou),
+    "numerical": Reward(NUMBER, lambda said: spans.same_number(said.number(), said.reference.number)),
+    "regression": Reward(SIZE, lambda said: spans.closeness(said.number(), said.reference.number)),
+    "ocr": Reward(
+        (AnswerType.OCR,),
+        lambda said: words.word_accuracy(
+            words.chunk_fingerprints(said.answer, said.max_words), said.reference.chunks
+        ),
+    ),
+    "format": Reward(ALL, _format),
+    "repetition": Reward(
+        ALL, lambda said: words.repetition(words.word_fingerprints(said.text, said.max_words))
+    ),
+    "overlong": Reward(ALL, lambda said: overlong(jnp.sum(said.mask), len(said.tokens))),
+}
 
 
 def overlong(length: jax.Array, limit: int) -> jax.Array:

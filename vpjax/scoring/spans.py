@@ -5,7 +5,6 @@ What counts as a number, a span and a box: ``numbers``, which reads text on the 
 Axes: N characters of a text, W pieces (runs of letters or of digits).
 """
 
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -24,13 +23,12 @@ from vpjax.scoring.numbers import (
     TINY,
     UNITS,
 )
-from vpjax.scoring.texts import SPACE, ahead, behind, is_digit, is_word_character, last_index
-from vpjax.scoring.words import RUN, find_runs, fingerprint_of, run_fingerprints
+from vpjax.scoring.pieces import Pieces, find_pieces, is_one_of, shifted, take, word_set
+from vpjax.scoring.texts import SPACE, is_digit, last_index
 from vpjax.types import Array
 
 # A list without its numbers: the marks of each entry, with the comma before the next.
 BOX_MARKS, SPAN_MARKS = "[,,,],", "[,],"
-DIGIT_RUN = 3  # the kind of runs of digits, beside RUN of letters
 NONE = -100  # no exponent
 DECIMAL = ord(";")  # ties a number to its fraction where a comma stands between
 
@@ -62,109 +60,87 @@ class Numbers(NamedTuple):
 
 def find_numbers(text: jax.Array, size: int) -> Numbers:
     """The numbers of a text i32[N] of at most W = ``size`` pieces."""
-    digit = is_digit(text)
-    pieces = find_runs(jnp.where(digit, DIGIT_RUN, jnp.where(is_word_character(text), RUN, 0)), size)
-    start, end, digits = pieces.start, pieces.end, pieces.kind == DIGIT_RUN
-    word = jnp.where(digits, 0, run_fingerprints(text, pieces))
-    length, piece = end - start, jnp.arange(size)
-    flags_after, mark_after = after_pieces(text)
-    has_point, has_sign, opened, is_zero, is_e = flags_at(before_pieces(text), start)
-    has_stop, has_space, spaced, is_plus, is_minus, closed = flags_at(flags_after, end)
-    link, mark = take(text, end), take(mark_after, end)
+    pieces = find_pieces(text, size)
+    exponents = are_exponents(pieces)
+    tie = ties_of_digits(pieces)
+    begins = pieces.is_digits & ~shifted(tie != 0, -1) & ~exponents
+    # The last piece of each number, first without its exponent.
+    final = lax.cummin(jnp.where(tie != 0, size, jnp.arange(size)), reverse=True)
 
-    # An exponent: digits, "e", perhaps a sign, and one digit, or two of which the first is 0.
-    begins_e = digits & (shifted(start, 1, -1) == end) & shifted(is_e & (length == 1), 1)
-    e_end = shifted(end, -1, -1)
-    is_attached = (start == e_end) | ((start == e_end + 1) & shifted(is_plus | is_minus, -1))
-    is_short = (length == 1) | ((length == 2) & is_zero)
-    is_exponent = digits & shifted(begins_e, -2) & is_attached & is_short
-
-    is_linked = digits & shifted(digits, 1) & (shifted(start, 1, -1) == end + 1)
-    can_be_comma = ~has_point & ~opened & ~shifted(closed, 1)
-    tie = ties_of(jnp.where(is_linked, link, 0), length, can_be_comma=can_be_comma, begins_with_0=is_zero)
-    begins = digits & ~shifted(tie != 0, -1) & ~is_exponent
-    final = lax.cummin(jnp.where(tie != 0, size, piece), reverse=True)  # the last piece of the number's own
-
-    value, whole = number_values(text, start, length, tie, has_point)
-    signed = jnp.where(shifted(is_minus, -1) & (start > e_end), -whole, whole)
-    exponent = take(jnp.where(is_exponent, signed, NONE), final + 2, NONE)
-    powers = jnp.array([10.0**k for k in range(10)], jnp.float32)
-    power = powers[jnp.clip(jnp.abs(exponent), 0, 9)]
-    scaled = jnp.where(exponent < 0, value / power, value * power)
-    value = jnp.where(exponent == NONE, value, scaled)
-    value = jnp.where(has_sign, -value, value)
+    value, whole = number_values(text, pieces.start, pieces.length, tie, pieces.has_point)
+    has_minus = shifted(pieces.is_minus, -1) & (pieces.start > shifted(pieces.end, -1, -1))
+    exponent = jnp.where(exponents, jnp.where(has_minus, -whole, whole), NONE)
+    exponent = take(exponent, final + 2, NONE)
+    value = scaled(value, exponent)
+    value = jnp.where(pieces.has_sign, -value, value)
     final = jnp.where(exponent == NONE, final, final + 2)
 
-    # Between a piece and the next stands at most one space (adjacent), or one mark with spaces around it.
-    lead = jnp.where(begins, start - has_point - has_sign, start)
-    next_lead = shifted(lead, 1, len(text) + 2)
-    gap = end + has_stop + has_space
-    adjacent = gap >= next_lead
-    one_mark = ~adjacent & (gap + 1 + spaced >= next_lead)
-
-    # A span: a number, perhaps its unit, the joining word or mark, the other number.
-    is_unit, is_joining = is_one_of(word, word_set(UNITS)), is_one_of(word, word_set(JOINING_WORDS))
-    by_mark = one_mark & is_one_of(mark, "".join(JOINING_MARKS))
-    follows = shifted(is_joining & adjacent & shifted(begins, 1), 1) & adjacent
-    # How far the second number is from the last piece before what joins them, 0: nothing joins it.
-    distance = jnp.where(follows, 2, jnp.where(by_mark & shifted(begins, 1), 1, 0))
-    after_unit = shifted(jnp.where(is_unit & (distance > 0), distance + 1, 0), 1)
-    distance = jnp.where(adjacent & shifted(is_unit, 1), after_unit, distance)
-    before_comma = one_mark & (mark == ord(",")) & shifted(begins, 1)
-    second, comma, is_closed = take(distance, final), take(before_comma, final), take(closed, final)
+    adjacent, one_mark = gaps_between(pieces, begins, len(text))
+    distance = distance_to_second(pieces, begins, adjacent, one_mark)
+    before_comma = one_mark & (pieces.mark == ord(",")) & shifted(begins, 1)
+    second, comma, is_closed = take(distance, final), take(before_comma, final), take(pieces.closed, final)
     return Numbers(
         begins,
         value,
         span_end=jnp.where(begins & (second > 0), final + second, size),
         after_comma=jnp.where(begins & comma, final + 1, size),
-        opened=opened,
+        opened=pieces.opened,
         closed=is_closed,
-        start=start,
+        start=pieces.start,
     )
 
 
-def before_pieces(text: jax.Array) -> list[jax.Array]:
-    """What stands before each place i32[N], if a piece begins there: whether a point before it makes it a
-    fraction, whether a minus is its sign, whether a bracket is open; and whether it begins with 0 or e."""
-    before = behind(text)
-    nearest = jnp.where(before == SPACE, behind(text, 2), before)
-    is_opened = is_either(nearest, "[(")
-    has_point = (before == ord(".")) & ~is_word_character(behind(text, 2)) & (behind(text, 2) != ord("."))
-    number_before = is_digit(nearest) | (nearest == ord("."))
-    is_minus = (before == ord("-")) & ~is_word_character(behind(text, 2)) & ~shifted(number_before, -1)
-    has_sign = jnp.where(has_point, shifted(is_minus, -1), is_minus)
-    skipped = jnp.where(has_point, shifted(is_opened, -1), is_opened)
-    twice = jnp.where(has_point, shifted(is_opened, -2), shifted(is_opened, -1))
-    opened = jnp.where(has_sign, twice, skipped)
-    return [has_point, has_sign, opened, text == ord("0"), (text | 32) == ord("e")]
+def are_exponents(pieces: Pieces) -> jax.Array:
+    """Which pieces bool[W] are an exponent: after digits, "e" and perhaps a sign, one digit, or two of which
+    the first is 0."""
+    start, end, length, is_digits = pieces.start, pieces.end, pieces.length, pieces.is_digits
+    before_e = is_digits & (shifted(start, 1, -1) == end) & shifted(pieces.is_e & (length == 1), 1)
+    e_end = shifted(end, -1, -1)
+    has_sign = shifted(pieces.is_plus | pieces.is_minus, -1)
+    is_attached = (start == e_end) | ((start == e_end + 1) & has_sign)
+    is_short = (length == 1) | ((length == 2) & pieces.is_zero)
+    return is_digits & shifted(before_e, -2) & is_attached & is_short
 
 
-def after_pieces(text: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-    """What stands at each place i32[N], if a piece ends there. Flags: a point directly after the piece; a
-    space after that; a space after the next character, its mark; a plus, a minus; whether the mark is a
-    closing bracket. Then the mark i32[N]."""
-    has_stop = text == ord(".")
-    next_one = jnp.where(has_stop, ahead(text), text)
-    has_space = next_one == SPACE
-    skipped = has_stop.astype(jnp.int32) + has_space
-    mark, beyond = text, ahead(text)
-    for count in (1, 2):
-        mark = jnp.where(skipped == count, ahead(text, count), mark)
-        beyond = jnp.where(skipped == count, ahead(text, count + 1), beyond)
-    flags = [has_stop, has_space, beyond == SPACE, text == ord("+"), text == ord("-"), is_either(mark, "])")]
-    return flags, mark
+def ties_of_digits(pieces: Pieces) -> jax.Array:
+    """``ties_of`` the pieces of digits between which one character stands."""
+    is_next = shifted(pieces.start, 1, -1) == pieces.end + 1
+    is_linked = pieces.is_digits & shifted(pieces.is_digits, 1) & is_next
+    link = jnp.where(is_linked, pieces.next_character, 0)
+    can_be_comma = ~pieces.has_point & ~pieces.opened & ~shifted(pieces.closed, 1)
+    return ties_of(link, pieces.length, can_be_comma=can_be_comma, begins_with_0=pieces.is_zero)
 
 
-def flags_at(flags: Sequence[jax.Array], place: jax.Array) -> list[jax.Array]:
-    """Several flags bool[N] at places i32[W], read at once; False past the end."""
-    packed = sum(flag.astype(jnp.int32) << bit for bit, flag in enumerate(flags))
-    found = take(jnp.asarray(packed), place)
-    return [(found >> bit) & 1 == 1 for bit in range(len(flags))]
+def scaled(value: jax.Array, exponent: jax.Array) -> jax.Array:
+    """``value`` times 10 to the power of an exponent, which may be NONE."""
+    powers = jnp.array([10.0**k for k in range(10)], jnp.float32)
+    power = powers[jnp.clip(jnp.abs(exponent), 0, 9)]
+    multiplied = jnp.where(exponent < 0, value / power, value * power)
+    return jnp.where(exponent == NONE, value, multiplied)
 
 
-def take(x: jax.Array, place: jax.Array, fill: int = 0) -> jax.Array:
-    """The elements of ``x`` at places, ``fill`` past the end."""
-    return x.at[place].get(mode="fill", fill_value=fill)
+def gaps_between(pieces: Pieces, begins: jax.Array, characters: int) -> tuple[jax.Array, jax.Array]:
+    """Whether there is at most one space between a piece and the next one, bool[W], and whether there is one
+    mark with spaces around it, bool[W]. begins: the numbers, whose sign and point are their own. characters:
+    of the text."""
+    own_start = jnp.where(begins, pieces.start - pieces.has_point - pieces.has_sign, pieces.start)
+    next_start = shifted(own_start, 1, characters + 2)
+    gap = pieces.end + pieces.has_stop + pieces.has_space
+    adjacent = gap >= next_start
+    return adjacent, ~adjacent & (gap + 1 + pieces.spaced >= next_start)
+
+
+def distance_to_second(
+    pieces: Pieces, begins: jax.Array, adjacent: jax.Array, one_mark: jax.Array
+) -> jax.Array:
+    """How many pieces i32[W] after the last one of a number the second number of its span begins, 0: it has
+    none. A span is a number, perhaps its unit, the joining word or mark, and the other number."""
+    is_unit, is_joining = (is_one_of(pieces.word, word_set(words)) for words in (UNITS, JOINING_WORDS))
+    by_mark = one_mark & is_one_of(pieces.mark, "".join(JOINING_MARKS))
+    follows = shifted(is_joining & adjacent & shifted(begins, 1), 1) & adjacent
+    distance = jnp.where(follows, 2, jnp.where(by_mark & shifted(begins, 1), 1, 0))
+    after_unit = shifted(jnp.where(is_unit & (distance > 0), distance + 1, 0), 1)
+    return jnp.where(adjacent & shifted(is_unit, 1), after_unit, distance)
 
 
 def ties_of(
@@ -179,29 +155,6 @@ def ties_of(
     is_decimal = ~is_one_of(before, ".:,") & ~is_one_of(after, ".:,")
     of_comma = jnp.where(is_thousand, ord(","), jnp.where(is_decimal, DECIMAL, 0))
     return jnp.where(is_one_of(link, ".:"), link, jnp.where(is_comma, of_comma, 0))
-
-
-def shifted(x: jax.Array, k: int, fill: int = 0) -> jax.Array:
-    """The element that stands ``k`` places after each, ``fill`` past an end."""
-    if k > 0:
-        return jnp.pad(x, (0, k), constant_values=fill)[k:]
-    return jnp.pad(x, (-k, 0), constant_values=fill)[: len(x)]
-
-
-def is_one_of(x: jax.Array, values: str | np.ndarray) -> jax.Array:
-    if isinstance(values, str):
-        values = np.array([ord(character) for character in values], x.dtype)
-    return (x[:, None] == values).any(-1)
-
-
-def is_either(x: jax.Array, characters: str) -> jax.Array:
-    """Whether a character is one of two."""
-    return (x == ord(characters[0])) | (x == ord(characters[1]))
-
-
-def word_set(words: Iterable[str]) -> np.ndarray:
-    """The fingerprints u32[M] of words."""
-    return np.array([fingerprint_of(word) for word in sorted(words)], np.uint32)
 
 
 def number_values(

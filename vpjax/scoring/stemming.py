@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vpjax.scoring.spans import is_one_of, word_set
+from vpjax.scoring.pieces import is_one_of, word_set
 from vpjax.scoring.stems import LONGEST, LONGEST_Y, SHORTEST
 from vpjax.scoring.words import BASE, find_words, mix_bits, powers, run_fingerprints
 

@@ -10,12 +10,13 @@ masked out. See docs/method.md, section 3.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vpjax.data.looks import KINDS
@@ -31,6 +32,7 @@ from vpjax.training.judged import (
     JudgedRollouts,
     correct_reward,
     degraded_metrics,
+    have_no_faults,
     host_rewards_of,
     keyword_tokens,
     parts_of,
@@ -82,13 +84,7 @@ def make_step(
     """
     mesh = None if shardings is None else shardings.step.mesh
     if mesh is not None:
-        field = "config.batch / config.accumulate"
-        if config.grpo.num_minibatches > 1:
-            field += " / config.grpo.num_minibatches"
-        rows = config.batch // (config.accumulate * config.grpo.num_minibatches)
-        if config.looks.windows:
-            field, rows = f"{field} / {len(KINDS)}", rows // len(KINDS)
-        check_rows(rows, mesh, field)
+        check_micro_batch(config, mesh)
     grpo: GRPOStep | LookStep = GRPOStep(model, config, optimizer, judge, eos)
     if config.looks.windows:
         grpo = LookStep(model, config, optimizer, judge, eos, yes_no)
@@ -118,6 +114,34 @@ def make_step(
         return second(state, prompts, completions, features, host_rewards)
 
     return step_with_host_rewards
+
+
+def check_micro_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """UserError if the rows that are computed at once do not divide over the devices."""
+    field = "config.batch / config.accumulate"
+    if config.grpo.num_minibatches > 1:
+        field += " / config.grpo.num_minibatches"
+    rows = config.batch // (config.accumulate * config.grpo.num_minibatches)
+    if config.looks.windows:
+        field, rows = f"{field} / {len(KINDS)}", rows // len(KINDS)
+    check_rows(rows, mesh, field)
+
+
+class TrainedBranch(NamedTuple):
+    """The completions of a branch that are trained. advantages f32[B, G, C]. counts bool[B, G]: the
+    completions that have one."""
+
+    advantages: Array
+    counts: Array
+
+
+class DegradedScores(NamedTuple):
+    """The scores of completions on V~ for what is true of V~. rewards f32[B, G] by name. total f32[B, G]:
+    their weighted sum, NaN where none counts. is_judged bool[B, G]: where one does."""
+
+    rewards: dict[str, Array]
+    total: Array
+    is_judged: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,45 +210,32 @@ class GRPOStep:
         evidence = self.evidence(state, prompts, completions, rewards, total, features)
         term = relative_term(evidence, options.relative)
         own = advantages(evidence.rewards, term, scale=options.scale, parts=evidence.parts)
-        counts_BG = ~jnp.isnan(total[:, 0])
-        branches = [(jnp.broadcast_to(own, mask[:, 0].shape), counts_BG)]
-        degraded_rewards: dict[str, Array] = {}
+        branches = [TrainedBranch(jnp.broadcast_to(own, mask[:, 0].shape), ~jnp.isnan(total[:, 0]))]
+        degraded = None
         if self.judge.degraded_weights:  # V~ has a truth and a group of its own
-            tokens_BGC, mask_BGC = jnp.asarray(completions.tokens[:, 1]), jnp.asarray(mask[:, 1])
-            scored = self.judge.score_degraded(prompts, tokens_BGC, mask_BGC)
-            exists_BG = exists_BRG[:, 1]
-            degraded_rewards = {name: jnp.where(exists_BG, x, jnp.nan) for name, x in scored.items()}
-            # Of some V~s nothing is known to be true, so that no reward counts.
-            is_judged_BG = ~jnp.stack([jnp.isnan(x) for x in degraded_rewards.values()]).all(axis=0)
-            degraded_total = combine(degraded_rewards, self.judge.degraded_weights)
-            degraded_total = jnp.where(is_judged_BG, degraded_total, jnp.nan)
-            parts = parts_of(degraded_rewards, self.judge.degraded_weights, options)
-            degraded_own = advantages(degraded_total, NO_TERM, scale=options.scale, parts=parts)
-            branches.append((jnp.broadcast_to(degraded_own, mask[:, 1].shape), is_judged_BG))
-        advantages_BRGC, counts_BRG = (jnp.stack(x, axis=1) for x in zip(*branches, strict=True))
-        trained = len(branches)
+            degraded = self.degraded_scores(prompts, completions, exists_BRG[:, 1])
+            branches.append(self.degraded_branch(degraded, mask[:, 1].shape))
         ended_BRG = has_ended(completions.tokens, mask, self.eos)
-        trains_vision = any(path.startswith("vision.") for path in state.params)
-        rows = UpdateRows(
-            prompts if trains_vision else prompts.without_video(),
-            completions.tokens[:, :trained],
-            trained_tokens(mask, ended_BRG, options)[:, :trained] & counts_BRG[..., None],
-            advantages_BRGC,
-            features=None if trains_vision else features,
-            sampled=completions.logprobs[:, :trained],
-        )
-        # Not the total: there infinity with a weight of 0 is NaN, which stands for "does not apply".
-        no_faults = ~jnp.stack([jnp.isinf(x).any() for x in rewards.values()]).any()
+        rows = self.update_rows(state, prompts, completions, features, branches, ended_BRG)
+        no_faults = have_no_faults(rewards)
+
         metrics = relative_metrics(evidence, term, scale=options.scale)
         metrics |= rollout_metrics(completions, ended_BRG, rewards, total)
-        if degraded_rewards:
+        if degraded is not None:
             weights = self.policy.branch_weights
-            metrics |= degraded_metrics(rows.mask, advantages_BRGC, weights, degraded_rewards, degraded_total)
+            metrics |= degraded_metrics(rows.mask, rows.advantages, weights, degraded.rewards, degraded.total)
         sampled_count = sum(x.sum() for x in self.requested(prompts))
         metrics["completions/stopped"] = 1 - exists_BRG.sum() / jnp.maximum(sampled_count, 1)
         metrics["tokens"] = (prompts.text.segment > 0).sum() * mask.shape[1] + mask.sum()
-        mean_BRG = jnp.where(rows.mask, advantages_BRGC, 0.0).sum(-1) / jnp.maximum(rows.mask.sum(-1), 1)
-        judged = JudgedRollouts(completions, rewards, total, degraded_rewards, mean_BRG, prompts.clip)
+        judged = JudgedRollouts(
+            completions,
+            rewards,
+            total,
+            {} if degraded is None else degraded.rewards,
+            mean_advantages(rows),
+            prompts.clip,
+        )
+
         if options.oversample > 1:
             chosen, chosen_metrics = prompts_with_spread(rows, self.config.batch)
             metrics |= chosen_metrics
@@ -232,6 +243,48 @@ class GRPOStep:
         state, learned = self.policy(state, rows, no_faults)
         metrics |= learned
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
+
+    def degraded_scores(self, prompts: Prompts, completions: Completions, exists_BG: Array) -> DegradedScores:
+        """The scores for what is true of V~. exists: the completions on V~ that there are."""
+        weights = self.judge.degraded_weights
+        tokens_BGC, mask_BGC = jnp.asarray(completions.tokens[:, 1]), jnp.asarray(completions.mask[:, 1])
+        scored = self.judge.score_degraded(prompts, tokens_BGC, mask_BGC)
+        rewards: dict[str, Array] = {name: jnp.where(exists_BG, x, jnp.nan) for name, x in scored.items()}
+        # Of some V~s nothing is known to be true, so that no reward counts.
+        is_judged_BG = ~jnp.stack([jnp.isnan(x) for x in rewards.values()]).all(axis=0)
+        total = jnp.where(is_judged_BG, combine(rewards, weights), jnp.nan)
+        return DegradedScores(rewards, total, is_judged_BG)
+
+    def degraded_branch(self, scores: DegradedScores, shape: tuple[int, ...]) -> TrainedBranch:
+        """The completions on V~ as a group of their own. shape: [B, G, C]."""
+        options = self.config.grpo
+        parts = parts_of(scores.rewards, self.judge.degraded_weights, options)
+        own = advantages(scores.total, NO_TERM, scale=options.scale, parts=parts)
+        return TrainedBranch(jnp.broadcast_to(own, shape), scores.is_judged)
+
+    def update_rows(
+        self,
+        state: State,
+        prompts: Prompts,
+        completions: Completions,
+        features: Features | None,
+        branches: Sequence[TrainedBranch],
+        ended_BRG: Array,
+    ) -> UpdateRows:
+        """What is updated on: the completions of the trained branches, of V alone or of V and V~. The vision
+        tower reads the videos again if it is trained, and its features are kept if it is frozen."""
+        trained = len(branches)
+        advantages_BRGC, counts_BRG = (jnp.stack(x, axis=1) for x in zip(*branches, strict=True))
+        mask_BRGC = trained_tokens(completions.mask, ended_BRG, self.config.grpo)[:, :trained]
+        trains_vision = any(path.startswith("vision.") for path in state.params)
+        return UpdateRows(
+            prompts=prompts if trains_vision else prompts.without_video(),
+            tokens=completions.tokens[:, :trained],
+            mask=mask_BRGC & counts_BRG[..., None],
+            advantages=advantages_BRGC,
+            features=None if trains_vision else features,
+            sampled=completions.logprobs[:, :trained],
+        )
 
     @phase("evidence")
     def evidence(
@@ -253,8 +306,8 @@ class GRPOStep:
             # A control hides nothing. Only a kind that knows this, by ``hides``, can compare it with V.
             compared = compared & jnp.any(prompts.hidden, axis=1)
         correct = correct_reward(self.config.grpo)
-        on_complete = {name: x[:, 0] for name, x in rewards.items()}
-        parts = parts_of(on_complete, self.judge.weights, self.config.grpo)
+        on_video = {name: x[:, 0] for name, x in rewards.items()}
+        parts = parts_of(on_video, self.judge.weights, self.config.grpo)
         evidence = Evidence(rewards=total[:, 0], has_degraded=compared, parts=parts)
         if correct is not None:
             right = jnp.where(exists_BRG, rewards[correct], jnp.nan)
@@ -271,10 +324,16 @@ class GRPOStep:
             # What was said on V, on both videos, by one forward pass: sampling differs from it by rounding.
             said, on_both = (jnp.repeat(x[:, :1], 2, axis=1) for x in (tokens, mask))
             rows = UpdateRows(prompts, said, on_both, on_both, features)
-            parts = self.config.grpo.num_minibatches * self.config.grpo.oversample
-            logprobs = self.policy.forward(state.params, state.frozen, rows, parts)
+            updates = self.config.grpo.num_minibatches * self.config.grpo.oversample  # of as many rows
+            logprobs = self.policy.forward(state.params, state.frozen, rows, updates)
             evidence = evidence._replace(gap=logprobs[:, 0] - logprobs[:, 1], mask=mask[:, 0])
         if "keyword" in needs:
             spelled = keyword_tokens(tokens[:, 0], prompts.keywords, prompts.hidden)
             evidence = evidence._replace(keyword=spelled)
         return evidence
+
+
+def mean_advantages(rows: UpdateRows) -> Array:
+    """The mean f32[B, R, G] over the trained tokens of each completion."""
+    total_BRG = jnp.where(rows.mask, rows.advantages, 0.0).sum(-1)
+    return total_BRG / jnp.maximum(rows.mask.sum(-1), 1)

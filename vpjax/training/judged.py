@@ -104,6 +104,12 @@ def total_rewards(rewards: Mapping[str, Array], weights: Mapping[str, float], ex
     return jnp.where(counts_BRG, combine(rewards, weights), jnp.nan)
 
 
+def have_no_faults(rewards: Mapping[str, Array]) -> Array:
+    """bool[]: no reward of the user's own failed, which makes it infinite. Their weighted sum would not tell:
+    there infinity with a weight of 0 is NaN, which stands for "does not count"."""
+    return ~jnp.stack([jnp.isinf(x).any() for x in rewards.values()]).any()
+
+
 def parts_of(
     rewards: Mapping[str, Array], weights: Mapping[str, float], options: ConfigDict
 ) -> tuple[Part, ...]:

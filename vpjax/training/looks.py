@@ -8,6 +8,7 @@ both looks at a window.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from vpjax.training.judged import (
     Judge,
     JudgedRollouts,
     correct_reward,
+    have_no_faults,
     rollout_metrics,
     score_branches,
     total_rewards,
@@ -32,7 +34,7 @@ from vpjax.training.policy import has_ended, sampling_metrics, trained_tokens
 from vpjax.training.relative import has_spread
 from vpjax.training.rollout import sample_completions
 from vpjax.training.state import State, advance
-from vpjax.training.update import Learned, PolicyUpdate, UpdateRows, take_prompts
+from vpjax.training.update import Learned, PolicyUpdate, Trained, UpdateRows, take_prompts
 from vpjax.types import Array, Prompts
 
 RELEVANCE, FIRST, SECOND = range(len(KINDS))
@@ -190,55 +192,64 @@ class LookStep:
         rewards = score_branches(self.judge.score, prompts, completions) | host_rewards
         exists_NRG = mask.any(-1)
         total_NRG = total_rewards(rewards, self.judge.weights, exists_NRG)
-        correct = correct_reward(options)
-        assert correct is not None  # by ``run_config.check``
-        right_NRG = jnp.where(exists_NRG, rewards[correct], jnp.nan)
-        # A window counts if all of its prompts are there, also the one that gives its score.
-        exists_BWK = self.by_window(jnp.asarray(prompts.clip) >= 0)
-        is_whole_BW11 = jnp.all(exists_BWK, axis=2)[..., None, None]
-        earned = look_rewards(
-            jnp.where(is_whole_BW11, self.by_window(total_NRG[:, 0])[:, :, FIRST:], jnp.nan),
-            self.by_window(right_NRG[:, 0])[:, :, FIRST:],
-            self.by_window(self.judge.overlap(prompts))[:, :, SECOND],
-            options.looks,
-        )
-        seen = prompts.without_video(), features
-        choices = self.choice_rows(*seen)
-        choices = choices._replace(sampled=self.policy.forward(state.params, state.frozen, choices))
-        scores_BW = scores_of(choices).reshape(earned.overlap.shape)
+        earned = self.earned(prompts, rewards, total_NRG, exists_NRG)
+
+        scored = self.choice_rows(prompts.without_video(), features)
+        scored = scored._replace(sampled=self.policy.forward(state.params, state.frozen, scored))
+        scores_BW = scores_of(scored).reshape(earned.overlap.shape)
         policy = expectation(scores_BW, earned.total, options.looks.temperature)
         advantages_BWX = look_advantages(policy.share, earned.total, scale=options.scale)
 
         by_score_BW, by_answer_BWX = slopes(policy, advantages_BWX, options.looks.temperature)
-        signs = jnp.array([1.0, -1.0])  # of yes and of no
-        if any(path.startswith("vision.") for path in state.params):
-            seen = prompts, None  # so that the update reads the videos again
-        again = self.choice_rows(*seen)
-        by_said_N2 = by_score_BW.ravel()[:, None] * signs
-        choices = again._replace(sampled=choices.sampled, advantages=spread_over(by_said_N2, again.mask))
-        answers = self.answer_rows(*seen, completions)
+        by_yes_no_N2 = by_score_BW.ravel()[:, None] * jnp.array([1.0, -1.0])  # log p(yes) - log p(no)
         by_answer_NG = by_answer_BWX.reshape(-1, options.groups)
+        shown, shown_features = prompts.without_video(), features
+        if any(path.startswith("vision.") for path in state.params):
+            shown, shown_features = prompts, None  # so that the update reads the videos again
+        choices = self.choice_rows(shown, shown_features)
+        choices = choices._replace(sampled=scored.sampled, advantages=spread_over(by_yes_no_N2, choices.mask))
+        answers = self.answer_rows(shown, shown_features, completions)
         answers = answers._replace(advantages=spread_over(by_answer_NG, answers.mask))
         clips = jnp.maximum((policy.share > 0).any(axis=(1, 2)).sum(), 1)
-        no_faults = ~jnp.stack([jnp.isinf(x).any() for x in rewards.values()]).any()
-        state, learned = self.update(state, choices, answers, clips, no_faults)
+        state, learned = self.update(state, choices, answers, clips, have_no_faults(rewards))
 
-        second, looks = rows_of(prompts, SECOND), rows_of(prompts, *LOOKS)
+        second, answered = rows_of(prompts, SECOND), rows_of(prompts, *LOOKS)
         ended_NRG = has_ended(completions.tokens, mask, self.eos)
         of_second = take_prompts((completions, ended_NRG, rewards, total_NRG), second)
         metrics = rollout_metrics(*of_second) | look_metrics(policy, earned)
         metrics["completions/stopped"] = 1 - self.share_sampled(prompts, exists_NRG)
         metrics["tokens"] = (prompts.text.segment > 0).sum() + mask.sum()
         metrics |= learned
-        total_NRG = jnp.asarray(total_NRG).at[looks, 0].set(earned.total.reshape(-1, options.groups))
-        shown_NRG = jnp.zeros(exists_NRG.shape).at[looks, 0].set(advantages_BWX.reshape(-1, options.groups))
+        # For reports: what answers earned, and their advantages, in the places of their prompts.
+        total_NRG = jnp.asarray(total_NRG).at[answered, 0].set(earned.total.reshape(-1, options.groups))
+        shown_NRG = (
+            jnp.zeros(exists_NRG.shape).at[answered, 0].set(advantages_BWX.reshape(-1, options.groups))
+        )
         judged = JudgedRollouts(completions, rewards, total_NRG, {}, shown_NRG, prompts.clip)
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
+    def earned(
+        self, prompts: Prompts, rewards: Mapping[str, Array], total_NRG: Array, exists_NRG: Array
+    ) -> LookRewards:
+        """What the answers at each window earn. exists: the completions that there are."""
+        correct = correct_reward(self.config.grpo)
+        assert correct is not None  # by ``run_config.check``
+        right_NRG = jnp.where(exists_NRG, rewards[correct], jnp.nan)
+        # A window counts if all of its prompts are there, also the one that gives its score.
+        exists_BWK = self.by_window(jnp.asarray(prompts.clip) >= 0)
+        is_whole_BW11 = jnp.all(exists_BWK, axis=2)[..., None, None]
+        total_BWLG = self.by_window(total_NRG[:, 0])[:, :, FIRST:]
+        return look_rewards(
+            jnp.where(is_whole_BW11, total_BWLG, jnp.nan),
+            self.by_window(right_NRG[:, 0])[:, :, FIRST:],
+            self.by_window(self.judge.overlap(prompts))[:, :, SECOND],
+            self.config.grpo.looks,
+        )
+
     def share_sampled(self, prompts: Prompts, exists_NRG: Array) -> Array:
         """The share of the completions that were asked for and have ended."""
-        exists_N = self.by_window(jnp.asarray(prompts.clip) >= 0)[:, :, FIRST:]
-        return exists_NRG.sum() / jnp.maximum(exists_N.sum() * self.config.grpo.groups, 1)
+        exists_BWL = self.by_window(jnp.asarray(prompts.clip) >= 0)[:, :, FIRST:]
+        return exists_NRG.sum() / jnp.maximum(exists_BWL.sum() * self.config.grpo.groups, 1)
 
     def choice_rows(self, prompts: Prompts, features: Features | None) -> UpdateRows:
         """The prompts about relevance, each with its two answers: arrays [B * W, 1, 2, C]."""
@@ -270,8 +281,9 @@ class LookStep:
         of_choice, _ = policy.gradient(state.params, state.frozen, choices, [divisor])
         of_answers, logprobs = policy.gradient(state.params, state.frozen, answers, [divisor])
         value, _, gradient = jax.tree.map(jnp.add, of_choice, of_answers)
-        after, norm = policy.apply((state.params, state.opt, no_faults), value, gradient)
-        metrics = policy.metrics(state, Learned(value, norm, of_answers[1]), after[2])
+        before = Trained(state.params, state.opt, no_faults)
+        after, norm = policy.apply(before, value, gradient)
+        metrics = policy.metrics(state, Learned(value, norm, of_answers[1]), after.finite)
         assert answers.sampled is not None
         metrics |= sampling_metrics(logprobs, answers.sampled, answers.mask, options)
         return advance(state, *after), metrics

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from vpjax.models.decoder import DecoderConfig
 from vpjax.models.sharding import ROWS, device_bytes, devices_along
 from vpjax.models.vlm import VideoLM, leaves
-from vpjax.training.optimizer import frozen_paths
+from vpjax.training.optimizer import frozen_paths, is_muons
 
 GIB = 2**30
 # Of a device's memory. The rest is for programs, and for what is not counted here: by their plans, steps that
@@ -41,16 +41,20 @@ def recomputed_share(config: ConfigDict, model: VideoLM, layer_tokens: int) -> f
 
 
 def state_bytes(config: ConfigDict, model: VideoLM) -> float:
-    """What a device holds of the parameters: the frozen ones; and of the trained ones float32 numbers, two
-    moments, a gradient, a second one where micro-batches are added up, and a copy in the compute dtype."""
+    """What a device holds of the parameters: the frozen ones; and of the trained ones float32 numbers, a
+    gradient, a second one where micro-batches are added up, a copy in the compute dtype, and the optimizer's
+    moments: the first in ``optim.moments_dtype``, the second, which Muon does without, in float32."""
     params = leaves(model)
     frozen = frozen_paths(params, config)
-    trained = {path: jax.ShapeDtypeStruct(x.shape, jnp.float32) for path, x in params.items()}
-    copies = 4.0 if config.accumulate > 1 else 3.0
+    trained = {
+        path: jax.ShapeDtypeStruct(x.shape, jnp.float32) for path, x in params.items() if path not in frozen
+    }
+    second_moments = {path: x for path, x in trained.items() if not is_muons(config.optim, path)}
+    copies = 3.0 if config.accumulate > 1 else 2.0
     for narrower in (config.optim.moments_dtype, config.dtype):
         copies += jnp.dtype(narrower).itemsize / 4
-    own = device_bytes({path: x for path, x in trained.items() if path not in frozen})
-    return copies * own + device_bytes({path: params[path] for path in frozen})
+    untrained = device_bytes({path: params[path] for path in frozen})
+    return copies * device_bytes(trained) + device_bytes(second_moments) + untrained
 
 
 def layer_bytes(config: ConfigDict, model: VideoLM, layer_tokens: float) -> float:

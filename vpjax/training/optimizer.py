@@ -79,6 +79,11 @@ def make_optimizer(config: ConfigDict, paths: Iterable[str]) -> Optimizer:
     return Optimizer(tx, schedule)
 
 
+def is_muons(optim: ConfigDict, path: str) -> bool:
+    """Whether Muon updates a parameter, with one moment where AdamW has two."""
+    return optim.name == "muon" and path.endswith(".kernel") and not path.startswith(HEADS_PREFIX)
+
+
 def _direction(optim: ConfigDict, paths: Iterable[str]) -> optax.GradientTransformation:
     """From gradients to the directions of a step, whose size is that of AdamW's with either optimizer."""
     moments = jnp.dtype(optim.moments_dtype)
@@ -87,9 +92,8 @@ def _direction(optim: ConfigDict, paths: Iterable[str]) -> optax.GradientTransfo
         return adam
     kinds, axes = {}, {}
     for path in paths:
-        is_matrix = path.endswith(".kernel") and not path.startswith(HEADS_PREFIX)
-        kinds[path] = "muon" if is_matrix else "adam"
-        axes[path] = _matrix_axes(path) if is_matrix else optax.MaskedNode()
+        kinds[path] = "muon" if is_muons(optim, path) else "adam"
+        axes[path] = _matrix_axes(path) if is_muons(optim, path) else optax.MaskedNode()
 
     def as_large_as_adams(updates, _):
         def scaled(update: jax.Array, own_axes: MuonDimensionNumbers) -> jax.Array:

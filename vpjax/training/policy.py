@@ -51,7 +51,7 @@ def policy_loss(
     old_BGC = jax.lax.stop_gradient(logprobs_BGC if old_BGC is None else old_BGC)
     length_BG1 = jnp.maximum(mask_BGC.sum(-1, keepdims=True), 1)
     log_ratio = jnp.where(mask_BGC, logprobs_BGC - old_BGC, 0.0)
-    if options.aggregation == "gspo":
+    if options.aggregation == "gspo":  # the value is that of the completion, the gradient that of each token
         sequence = jax.lax.stop_gradient(log_ratio.sum(-1, keepdims=True) / length_BG1)
         log_ratio = log_ratio - jax.lax.stop_gradient(log_ratio) + sequence
     ratio = jnp.exp(log_ratio)
@@ -72,8 +72,7 @@ def policy_loss(
     if options.beta:
         if reference_BGC is None:
             raise ValueError("a KL term (beta) needs the reference's log-probabilities")
-        difference = jnp.where(mask_BGC, reference_BGC - logprobs_BGC, 0.0)
-        kl = jnp.exp(difference) - difference - 1.0
+        kl = k3(jnp.where(mask_BGC, reference_BGC - logprobs_BGC, 0.0))
         loss += options.beta * kl
     share = 1.0 / length_BG1 if options.aggregation in ("grpo", "gspo") else 1.0
 
@@ -88,6 +87,11 @@ def policy_loss(
         kl=total(kl),
         surprise=total(-logprobs_BGC),
     )
+
+
+def k3(log_ratio: jax.Array) -> jax.Array:
+    """Schulman's estimate of KL(p || q) from log q - log p of tokens that p has drawn; never below 0."""
+    return jnp.exp(log_ratio) - log_ratio - 1.0
 
 
 def importance_weights(old_BGC: Array, sampled_BGC: Array, mask_BGC: Array, cap: float) -> Array:
@@ -111,7 +115,7 @@ def sampling_metrics(old: Array, sampled: Array, mask: Array, options: ConfigDic
     metrics: dict[str, Array] = {
         "sampling/logp_difference/max": jnp.abs(difference).max(),
         "sampling/logp_difference/mean": jnp.abs(difference).sum() / count,
-        "sampling/kl": (jnp.exp(difference) - difference - 1.0).sum() / count,
+        "sampling/kl": k3(difference).sum() / count,
     }
     if options.importance_cap:
         metrics["sampling/truncated"] = (jnp.exp(difference) > options.importance_cap).sum() / count

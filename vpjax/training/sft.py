@@ -9,7 +9,7 @@ which see nothing of one another.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -230,6 +230,14 @@ class Weights(NamedTuple):
     truth: Array
 
 
+def weights_at(step: Array, config: ConfigDict) -> Weights:
+    """The weights, which rise from 0 to their full size in the steps of ``contrast.warmup_share``."""
+    contrast = config.contrast
+    warmup = contrast.warmup_share * config.steps
+    share = jnp.minimum(step / warmup, 1.0) if warmup else jnp.float32(1.0)
+    return Weights(share * contrast.weight, share * contrast.answer, share * contrast.truth)
+
+
 class Counts(NamedTuple):
     """By what the terms of a whole batch are divided: its targets, keywords, clips that are compared, and
     tokens of V~'s truth; at least 1."""
@@ -247,6 +255,14 @@ def count_terms(batch: Batch, config: ConfigDict) -> Counts:
     return Counts(*(jnp.maximum(x.sum(), 1).astype(jnp.float32) for x in counts))
 
 
+def joint_loss(sums: SFTSums, weights: Weights, counts: Counts) -> Array:
+    """L f32[], or the part of it that a micro-batch adds. counts: of the whole batch."""
+    value = sums.lm.sum() / counts.targets
+    value += weights.contrast * sums.contrast.loss / counts.keywords
+    value += weights.answer * sums.answer.loss / counts.compared
+    return value + weights.truth * sums.truth / counts.truth
+
+
 def make_step(
     model: VideoLM, config: ConfigDict, optimizer: Optimizer, shardings: State | None = None
 ) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
@@ -260,23 +276,17 @@ def make_step(
     if mesh is not None:
         check_rows(config.batch // config.accumulate, mesh, "config.batch / config.accumulate")
     dtype = jnp.dtype(config.dtype)
-    names = [data_set.name for data_set in data_sets(config.data)]
+    data_set_names = [data_set.name for data_set in data_sets(config.data)]
 
     def loss(params, frozen, batch, whole, weights: Weights, counts: Counts):
         heads = {path: x for path, x in params.items() if path.startswith(HEADS_PREFIX)}
         compute = {path: x.astype(dtype) for path, x in params.items() if path not in heads}
-        sums = summed_losses(rebuild(model, compute | frozen), heads, batch, whole, config, len(names))
-        value = sums.lm.sum() / counts.targets
-        value += weights.contrast * sums.contrast.loss / counts.keywords
-        value += weights.answer * sums.answer.loss / counts.compared
-        return value + weights.truth * sums.truth / counts.truth, sums
+        compute_model = rebuild(model, compute | frozen)
+        sums = summed_losses(compute_model, heads, batch, whole, config, len(data_set_names))
+        return joint_loss(sums, weights, counts), sums
 
     def step(state: State, batch: Batch):
-        ramp = _ramp(state.step, config.contrast.warmup_share * config.steps)
-        weights = Weights(
-            *(ramp * x for x in (config.contrast.weight, config.contrast.answer, config.contrast.truth))
-        )
-        counts = count_terms(batch, config)
+        weights, counts = weights_at(state.step, config), count_terms(batch, config)
 
         def gradient_of(micro_batch):
             with in_use(mesh), backend(config.attention):
@@ -292,31 +302,39 @@ def make_step(
             params[LOG_TAU] = jnp.clip(params[LOG_TAU], math.log(lowest), math.log(highest))
         metrics = {
             "loss": value,
-            "loss/lm": sums.lm.sum() / counts.targets,
             "grad_norm": norm,
             "lr": optimizer.learning_rate(state.step - state.skipped),
             "nonfinite": ~finite,
             "tokens": (batch.text.segment > 0).sum(),
         }
-        if len(names) > 1:
-            mean_N = sums.lm / sums.tokens  # NaN: the batch has nothing of this data set
-            metrics |= {f"loss/lm/{name}": mean_N[i] for i, name in enumerate(names)}
+        metrics |= _loss_metrics(sums, counts, config, data_set_names)
         if LOG_TAU in params:
             tau = jnp.exp(state.params[LOG_TAU])
             metrics |= _contrast_metrics(sums.contrast, tau, weights.contrast, config)
-        if config.contrast.answer:
-            metrics |= {
-                "loss/answer": sums.answer.loss / counts.compared,
-                "answer/gap": sums.answer.gap / counts.compared,
-                "answer/ahead": sums.answer.ahead / counts.compared,
-                "answer/clips": sums.answer.clips,
-            }
-        if config.contrast.truth:
-            metrics |= {"loss/truth": sums.truth / counts.truth, "truth/tokens": sums.truth_tokens}
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
         return advance(state, params, opt, finite), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=None if shardings is None else (shardings, None))
+
+
+def _loss_metrics(
+    sums: SFTSums, counts: Counts, config: ConfigDict, data_set_names: Sequence[str]
+) -> dict[str, Array]:
+    """The terms of the loss but for the contrast, and what is compared between V and V~."""
+    metrics = {"loss/lm": sums.lm.sum() / counts.targets}
+    if len(data_set_names) > 1:
+        mean_N = sums.lm / sums.tokens  # NaN: the batch has nothing of this data set
+        metrics |= {f"loss/lm/{name}": mean_N[i] for i, name in enumerate(data_set_names)}
+    if config.contrast.answer:
+        metrics |= {
+            "loss/answer": sums.answer.loss / counts.compared,
+            "answer/gap": sums.answer.gap / counts.compared,
+            "answer/ahead": sums.answer.ahead / counts.compared,
+            "answer/clips": sums.answer.clips,
+        }
+    if config.contrast.truth:
+        metrics |= {"loss/truth": sums.truth / counts.truth, "truth/tokens": sums.truth_tokens}
+    return metrics
 
 
 def _contrast_metrics(sums: ContrastSums, tau: Array, weight: Array, config: ConfigDict) -> dict[str, Array]:
@@ -335,8 +353,3 @@ def _contrast_metrics(sums: ContrastSums, tau: Array, weight: Array, config: Con
         metrics["contrast/degraded"] = sums.degraded / count
         metrics["contrast/gap"] = (sums.clean - sums.degraded) / count
     return metrics
-
-
-def _ramp(step: Array, steps: float) -> Array:
-    """0 at step 0, 1 from ``steps`` on."""
-    return jnp.minimum(step / steps, 1.0) if steps else jnp.float32(1.0)

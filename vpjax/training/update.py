@@ -58,6 +58,14 @@ class Learned(NamedTuple):
     sums: PolicySums
 
 
+class Trained(NamedTuple):
+    """What updates change. finite bool[]: so far all of them were, with their losses and gradients."""
+
+    params: dict[str, Array]
+    opt: Any
+    finite: Array
+
+
 def prompts_with_spread(rows: UpdateRows, count: int) -> tuple[Array, dict[str, Array]]:
     """The numbers i32[count] of the prompts to update on, and metrics of them: the first ``count`` whose
     completions have advantages and, if these are too few, the first of the others (DAPO's dynamic sampling,
@@ -135,46 +143,45 @@ class PolicyUpdate:
             reference = self.forward(state.reference, frozen, rows, count)
             rows = rows._replace(reference=reference)
         parts = deal(rows, count)
+        first, later = jax.tree.map(lambda x: x[0], parts), jax.tree.map(lambda x: x[1:], parts)
         # The old log-probabilities come from training forward passes before the first update. For the first
         # part it is the forward pass of that update, so that the ratio is exactly 1 there. Those seen in
         # sampling differ by rounding, or more (``importance_weights``).
-        later = jax.tree.map(lambda x: x[1:], parts)
         if count > 1:
             later_old = jax.lax.map(lambda part: self.forward(state.params, frozen, part), later)
-        before = state.params, state.opt, no_faults
-        after, learned, first_old = self.learn(frozen, before, jax.tree.map(lambda x: x[0], parts))
+        before = Trained(state.params, state.opt, no_faults)
+        after, learned, first_old = self.learn(frozen, before, first)
         old = first_old[None]
         if count > 1:
             old = jnp.concatenate([old, later_old])
         parts = parts._replace(old=old)
 
-        def learn_again(carry, number):
-            carry, learned, _ = self.learn(frozen, carry, jax.tree.map(lambda x: x[number], parts))
-            return carry, learned
+        def learn_again(trained, number):
+            part = jax.tree.map(lambda x: x[number], parts)
+            trained, learned, _ = self.learn(frozen, trained, part)
+            return trained, learned
 
         all_learned = jax.tree.map(lambda x: x[None], learned)
         numbers = jnp.arange(1, options.num_iterations * count) % count
         if numbers.size:
             after, more = jax.lax.scan(learn_again, after, numbers)
-            *new, finite = after
-            undone = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, [*before[:2]])
-            after = *undone, finite
+            after = all_or_none(after, before)
             all_learned = jax.tree.map(lambda *x: jnp.concatenate(x), all_learned, more)
         last = jax.tree.map(lambda x: x[-count:], all_learned)
         means = Learned(last.loss.mean(), last.norm.mean(), jax.tree.map(lambda x: x.sum(0), last.sums))
-        metrics = self.metrics(state, means, after[2])
+        metrics = self.metrics(state, means, after.finite)
         metrics |= sampling_metrics(old, parts.sampled, parts.mask, options)
         return advance(state, *after), metrics
 
     def learn(
-        self, frozen: dict[str, Array], carry: tuple[dict[str, Array], Any, Array], rows: UpdateRows
-    ) -> tuple[tuple[dict[str, Array], Any, Array], Learned, Array]:
+        self, frozen: dict[str, Array], trained: Trained, rows: UpdateRows
+    ) -> tuple[Trained, Learned, Array]:
         """One update on ``rows``, and the log-probabilities f32[B, R, G, C] before it, with the gradient
-        stopped. carry: parameters, optimizer state, and whether everything was finite so far."""
+        stopped."""
         divisors = [denominator(rows.mask[:, r], self.config.grpo) for r in range(rows.mask.shape[1])]
-        (value, sums, gradient), logprobs = self.gradient(carry[0], frozen, rows, divisors)
-        carry, norm = self.apply(carry, value, gradient)
-        return carry, Learned(value, norm, sums), logprobs
+        (value, sums, gradient), logprobs = self.gradient(trained.params, frozen, rows, divisors)
+        trained, norm = self.apply(trained, value, gradient)
+        return trained, Learned(value, norm, sums), logprobs
 
     def metrics(self, state: State, learned: Learned, finite: Array) -> dict[str, Array]:
         """What is logged of an update of ``state``. finite: whether it was made."""
@@ -212,16 +219,12 @@ class PolicyUpdate:
 
         return accumulate(cut_to_longest(gradient_and_logprobs), rows, self.config.accumulate)
 
-    def apply(
-        self, carry: tuple[dict[str, Array], Any, Array], value: Array, gradient: dict[str, Array]
-    ) -> tuple[tuple[dict[str, Array], Any, Array], Array]:
-        """The carry of ``learn`` after an update by the gradient of a loss of this value, and the norm of
-        that."""
-        params, opt, finite = carry
+    def apply(self, trained: Trained, value: Array, gradient: dict[str, Array]) -> tuple[Trained, Array]:
+        """``trained`` after an update by the gradient of a loss of this value, and the norm of that."""
         norm = optax.tree.norm(gradient)
-        finite &= jnp.isfinite(value) & jnp.isfinite(norm)
-        params, opt = optimize(self.optimizer, params, opt, gradient, finite)
-        return (params, opt, finite), norm
+        finite = trained.finite & (jnp.isfinite(value) & jnp.isfinite(norm))
+        params, opt = optimize(self.optimizer, trained.params, trained.opt, gradient, finite)
+        return Trained(params, opt, finite), norm
 
     @property
     def branch_weights(self) -> tuple[float, float]:
@@ -259,6 +262,15 @@ class PolicyUpdate:
         """The model in the compute dtype."""
         dtype = jnp.dtype(self.config.dtype)
         return rebuild(self.model, {path: x.astype(dtype) for path, x in params.items()} | frozen)
+
+
+def all_or_none(after: Trained, before: Trained) -> Trained:
+    """``after`` or, if an update was not finite, what there was before the first of them."""
+
+    def kept(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda x, y: jnp.where(after.finite, x, y), new, old)
+
+    return Trained(kept(after.params, before.params), kept(after.opt, before.opt), after.finite)
 
 
 def merge_branches(x: Array) -> Array:
