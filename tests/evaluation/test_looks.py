@@ -262,6 +262,7 @@ def test_a_model_without_a_head_has_no_contrast(run, tmp_path):
     "flags, said",
     [
         (["--tokens=96"], "give --looks=2 too"),
+        (["--localise=motion"], "--localise: give --looks=2 too"),
         (["--looks=2", "--frames=3"], "--frames is of one look"),
         (["--looks=2", "--tokens=10"], "10 visual tokens"),
         (["--page=a.html"], "give --looks=2 too"),
@@ -271,3 +272,10 @@ def test_flags_that_do_not_fit_are_named(run, file, flags, said):
     video = file.parent / "heldout/000/000000.mp4"
     status, _, err = call(predict.main, f"--model={run}", f"--video={video}", "--prompt=What?", *flags)
     assert status == 2 and said in err
+
+
+def test_flags_of_one_look_are_none_of_two_in_evaluations():
+    """Which read frames and pixels by flags of their own."""
+    asked = ["--model=folder", "--benchmark=clips", "--looks=2", "--max_pixels=784"]
+    status, _, err = call(evaluate.main, *asked, **ALONE)
+    assert status == 2 and "--max_pixels is of one look: with --looks=2 give some of --tokens" in err
