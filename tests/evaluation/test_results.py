@@ -132,6 +132,10 @@ def test_difference_to_other_results(tmp_path, half_right):
     assert (gain["rows"], gain["unmatched"], gain["metrics"]["accuracy"]["mean"]) == (6, 0, 0.5)
     lines = format_results(got).splitlines()
     assert "minus m on the same rows, in points [95 % interval]" in lines and "accuracy +50.0 [+" in lines[-1]
+    other_clips = half_right | {"request": half_right["request"] | {"rows": "another"}}
+    file.write_text(json.dumps(other_clips))
+    got = compare(results(predictions("none", RIGHT)), file)
+    assert "minus m on rows of the same ids, not all of which have" in format_results(got)
     for content, message in (
         ("{}", "not a results.json"),
         (json.dumps(half_right).replace('"events"', '"mlvu"'), "it is of mlvu, not of events"),
