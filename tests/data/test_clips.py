@@ -93,6 +93,7 @@ GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
         (GOOD.replace("}", ', "spans": [2, 1]}'), "line 3: span 2 is not"),
         (GOOD.replace("}", ', "boxes": [[0, 0, 1]]}'), r"line 3: box \[0, 0, 1\] is not \[x0"),
         (GOOD.replace("}", ', "boxes": [[0, 0, 112, 80]]}'), "shares of width and height, 0 to 1"),
+        (GOOD.replace("}", ', "task": "chioce"}'), "line 3: field 'task' is 'chioce', not one of caption, c"),
         (GOOD.replace("}", ', "start": "0:10"}'), "line 3: field 'start' is '0:10', not seconds"),
         (GOOD.replace("}", ', "end": -1}'), "line 3: field 'end' is -1, not seconds"),
         (GOOD.replace("}", ', "start": 2, "end": 2}'), "line 3: the part from 2 to 2 s has no length"),

@@ -18,9 +18,11 @@ from vpjax.data.looks import NO, YES, TwoLooks, relevance_of
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import Video
 from vpjax.evaluation import scans
+from vpjax.evaluation.ask import Prediction
 from vpjax.evaluation.heldout import check_looks
 from vpjax.evaluation.keyword_scan import keyword_localiser
 from vpjax.evaluation.looks import LOOK_CONTROLS, LookPredictor, seconds_shown
+from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.ranking import answer_logprobs, pad_answers
 from vpjax.evaluation.scans import LOCALISERS, read_scan, relevance_scores
 from vpjax.events.long import LongSpec, make_long_clips
@@ -177,6 +179,22 @@ def test_a_part_of_a_file_is_scanned(tmp_path):
     times = np.concatenate([video.times for video in found.videos])
     np.testing.assert_array_equal(times, np.arange(16, 48) / 8)
     assert str(fault) == f"{path}: the span 20 to 10 s is not inside the clip of 10 s"
+
+
+def test_a_page_shows_the_clips_that_were_scanned(tmp_path):
+    """A video that could not be used may count as a wrong answer, and has no scan; and of a first control
+    without any row there are no samples."""
+    path = str(write(tmp_path / "a.mp4", greys(40, (56, 56)), rate=8))
+    clips = [Clip("a", path, "What?", ""), Clip("b", "missing.mp4", "What?", "")]
+    scan = dict(edges=[0.0, 2.5, 5.0], scores=[1.0, 0.0], again=[0], again_scores=[1.0])
+    rows = [dict(id=clip.id, control="blind", values={"rougeL": 0.0}) for clip in clips]
+    counts = {"key": {"rows": 0}, "blind": {"rows": 2}}
+    results = {"controls": counts, "rows": rows, "looks": {"scans": {"a": scan}}}
+    said = [Prediction("a", "blind", False, "It spins."), Prediction("b", "blind", False, fault="missing")]
+    data = ConfigDict(dict(frames=4, fps=0.0, min_pixels=784, max_pixels=3136, max_side=4096))
+    (looked,) = looked_samples(results, clips, said, TwoLooks(tokens=96), data, 28)
+    assert looked.clip.id == "a" and looked.answers == [("blind", "It spins.", 0.0)]
+    write_looks_page(tmp_path / "scans.html", "about", [])
 
 
 def test_the_window_that_an_answer_names_is_the_nearest(monkeypatch):

@@ -36,7 +36,7 @@ from vpjax.files import (
     open_file,
     written,
 )
-from vpjax.types import MEDIA_TAG, Clip, Keyword, Look, Turn, UserError
+from vpjax.types import MEDIA_TAG, TASKS, Clip, Keyword, Look, Turn, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
 FIELDS = {field.name for field in dataclasses.fields(Clip)} - {"others"}  # of a record
@@ -161,6 +161,9 @@ def parse_clip(record: Any) -> Clip:
             raise ValueError(f"field 'video' is {paths!r}, not a list of the paths of videos and images")
     else:
         paths = [_string(record, "video")]
+    task = _string(record, "task", "caption")
+    if task not in TASKS:
+        raise ValueError(f"field 'task' is {task!r}, not one of {', '.join(TASKS)}")
     clip = Clip(
         id=_string(record, "id"),
         video=paths[0],
@@ -169,7 +172,7 @@ def parse_clip(record: Any) -> Clip:
         answer=_string(record, "answer"),
         keywords=tuple(_parse_keyword(keyword) for keyword in _list(record, "keywords")),
         spans=_spans(record),
-        task=_string(record, "task", "caption"),
+        task=task,
         choices=tuple(str(choice) for choice in _list(record, "choices")),
         boxes=tuple(parse_box(box) for box in _list(record, "boxes")),
         degraded_answer=_string(record, "degraded_answer", ""),

@@ -23,6 +23,7 @@ from vpjax.events.text import caption_variants, events_named
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path
 from vpjax.scoring.answers import parse_options, read_choice, without_letter
 from vpjax.scoring.metrics import AnswerScore, score_caption, score_choice, score_description, score_span
+from vpjax.scoring.references import answer_type
 from vpjax.scoring.tasks import score_built_in, score_by_task, score_grounded_choice, score_tracking
 from vpjax.types import Clip, UserError
 
@@ -347,8 +348,10 @@ def dream_1k(record: Record) -> Iterator[Clip]:
 
 
 def own_clips(record: Record) -> Iterator[Clip]:
-    """vpjax's own format; grouped by ``extra.group``, else by task."""
+    """vpjax's own format; grouped by ``extra.group``, else by task. UserError for a clip that lacks what its
+    task needs to be scored."""
     clip = parse_clip(record.row)
+    answer_type(clip)
     yield dataclasses.replace(clip, extra={"group": clip.task, **clip.extra})
 
 
