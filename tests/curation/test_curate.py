@@ -264,6 +264,21 @@ def load_config(path):
     return runpy.run_path(str(path))["get_config"]()
 
 
+@pytest.mark.parametrize("content, said", [(None, "no such file of clips"), ("\n", "no clips in this file")])
+def test_a_file_of_general_clips_is_there_before_anything_is_examined(tmp_path, content, said):
+    file = tmp_path / "general.jsonl"
+    if content is not None:
+        file.write_text(content)
+    (tmp_path / "test.json").write_text("{}")
+    for name in ("a/one.json", "a/two.jsonl", "b/one.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    recipe = recipe_of(general=(dict(file=str(file), share=0.2),))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match=f"general.jsonl: {said}"):
+        curate.curate(recipe, str(tmp_path), str(tmp_path / "out"), pool=pool, workers=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_general_clips_get_their_share(tmp_path):
     rows = [dict(id=str(n), video="", question="q", answer="a") for n in range(50)]
     (tmp_path / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
