@@ -346,9 +346,14 @@ def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
 
 
 def identity(clip: Clip) -> tuple[str, ...]:
-    """What makes a clip's predictions and their scores those of this clip."""
+    """What makes a clip's predictions and their scores those of this clip: what is asked and what is seen.
+    The spans are what controls replace."""
     own = clip.id, clip.question, clip.answer, clip.video, *clip.others
-    return (*own, clip.system, repr(clip.turns)) if clip.system or clip.turns else own
+    if clip.system or clip.turns:
+        own = *own, clip.system, repr(clip.turns)
+    parts = clip.start, clip.end, clip.looks
+    spans = clip.spans, tuple((keyword.video, keyword.spans) for keyword in clip.keywords if keyword.spans)
+    return (*own, repr((parts, spans))) if any(parts) or any(spans) else own
 
 
 def fingerprint(model: VideoLM) -> str:
