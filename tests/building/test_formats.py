@@ -217,6 +217,13 @@ def test_tarsier_means_the_reference_and_a_part_of_the_file(read):
     assert reasons(read([frames])) == ["part of one of several videos: {'start': 2.5, 'end': 9}"]
 
 
+def test_a_missing_value_of_a_table_is_no_video(read):
+    """Tables of pandas that mix videos, images and text have NaN where a row has none."""
+    row = {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]}
+    (clip,) = clips_of(read([row | {"video": float("nan"), "image": None}]))
+    assert clip.media == ()
+
+
 def test_a_part_of_a_video_as_qwens_own_code_writes_it(read):
     row = copy.deepcopy(TARSIER)
     row["messages"][0]["content"][0] = {"type": "video", "video": "c.mp4", "video_start": 2, "video_end": 9}

@@ -106,10 +106,21 @@ def _check_is_clips(path: AnyPath, error: ValueError) -> None:
 
 
 def relative_to(clip: Clip, out: str) -> Clip:
-    """The clip with the paths of its media relative to the data set, so that both can be moved together."""
-    if is_remote(out):
-        return clip
-    return clip.with_media([path if is_remote(path) else os.path.relpath(path, out) for path in clip.media])
+    """The clip with the paths of its media relative to ``out``, the folder of its data set, so that both can
+    be moved together; absolute, if these are on this machine and the data set is not."""
+    return clip.with_media([path if is_remote(path) else path_from(out, path) for path in clip.media])
+
+
+def path_from(folder: str, path: str) -> str:
+    """A local path as it is found from a folder, which may be a link to another place, where ".." leads
+    elsewhere than its name says."""
+    if is_remote(folder):
+        return os.path.abspath(path)
+    relative = os.path.relpath(path, folder)
+    real = os.path.realpath(path)
+    if os.path.realpath(os.path.join(folder, relative)) != real:
+        return os.path.relpath(real, os.path.realpath(folder))
+    return relative
 
 
 def write_clips(path: AnyPath, clips: Iterable[Clip]) -> None:
