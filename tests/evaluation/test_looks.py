@@ -13,13 +13,14 @@ from tests import runs
 from tests.commands.call import ALONE, call
 from tests.videos import greys, write
 from vpjax import evaluate, predict
+from vpjax.data.clips import write_clips
 from vpjax.data.collate import single_prompt
 from vpjax.data.looks import NO, YES, TwoLooks, relevance_of
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import Video
 from vpjax.evaluation import scans
 from vpjax.evaluation.ask import Prediction
-from vpjax.evaluation.heldout import check_looks
+from vpjax.evaluation.heldout import check_looks, check_scans
 from vpjax.evaluation.keyword_scan import keyword_localiser
 from vpjax.evaluation.looks import LOOK_CONTROLS, LookPredictor, seconds_shown
 from vpjax.evaluation.looks_page import looked_samples, write_looks_page
@@ -28,6 +29,7 @@ from vpjax.evaluation.scans import LOCALISERS, read_scan, relevance_scores
 from vpjax.events.long import LongSpec, make_long_clips
 from vpjax.localisers import localiser_of
 from vpjax.predict import ask, load
+from vpjax.recipes import base
 from vpjax.training import checkpoint, run_config
 from vpjax.training.sft import init_heads
 from vpjax.types import Clip, UserError
@@ -166,6 +168,21 @@ def test_a_control_without_its_window_is_left_out(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="in one process"):
         check_looks([])
+
+
+def test_a_run_whose_held_out_clips_need_more_tokens_is_named(tmp_path):
+    """Before it trains: its evaluation at the end would have no row, and its looks may not change then."""
+    path = str(write(tmp_path / "a.mp4", greys(80, (56, 56)), rate=8))
+    write_clips(tmp_path / "heldout.jsonl", [Clip("a", path, "What?", "It spins.")])
+    config = base.get_config()
+    config.data.heldout, config.data.cache = str(tmp_path / "heldout.jsonl"), str(tmp_path / "cache")
+    config.looks.windows, config.looks.tokens = 2, 40
+    check_scans(config, tmp_path, 28)
+    config.looks.tokens = 39
+    with pytest.raises(UserError, match="two looks within 39 visual tokens"):
+        check_scans(config, tmp_path, 28)
+    config.looks.windows = 0
+    check_scans(config, tmp_path, 28)
 
 
 def test_a_part_of_a_file_is_scanned(tmp_path):

@@ -24,14 +24,17 @@ from vpjax.data.text import Text
 from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
 from vpjax.events import long
-from vpjax.files import sync, sync_tree
+from vpjax.files import read_object, sync, sync_tree
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters, quantised
 from vpjax.models.peft import load_adapters
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves
-from vpjax.training import checkpoint, sft
+from vpjax.training import checkpoint, run_config, sft
+from vpjax.training.sums import steps_in
 from vpjax.types import Array, Clip, UserError
+
+MADE_FOR = "made_for.json"  # in model/: the config by which it was made
 
 
 def split_file(config: ConfigDict, split: str, source: str) -> str:
@@ -168,6 +171,17 @@ def heldout_fields(section: ConfigDict, name: str, known: Sequence[str]) -> dict
     return section.to_dict()
 
 
+def forget_unstarted(config: ConfigDict, workdir: Path) -> None:
+    """Remove the model/ folder that was made for another config, by a run that ended before its first step:
+    its tokenizer and its time positions are those of that config."""
+    made_for = workdir / checkpoint.MODEL / MADE_FOR
+    has_begun = (workdir / run_config.FILE).is_file() or steps_in(workdir)
+    if has_begun or not made_for.is_file():
+        return
+    if read_object(made_for, f"delete {made_for.parent}") != json.loads(config.to_json()):
+        shutil.rmtree(made_for.parent)
+
+
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
     """The model's sizes and its tokenizer, from the run's model/ folder.
 
@@ -194,6 +208,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         else:
             new_model(config, part, clips)
         set_tokens_per_second(part / "config.json", config)
+        (part / MADE_FOR).write_text(config.to_json())
         sync_tree(part)
         part.replace(folder)
         sync(workdir)
