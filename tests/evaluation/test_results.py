@@ -102,6 +102,16 @@ def test_tables(half_right):
     assert lines[-2:] == ["2 rows left out: no event to name", f"5 rows left out under key: {NO_KEY}"]
 
 
+def test_questions_about_text_alone_are_independent_of_one_another():
+    """Their interval is that of as many videos; they are not all about one."""
+    texts = [dataclasses.replace(clip, video="") for clip in CLIPS]
+    alone, shown = (results(predictions("none", HALF_RIGHT), clips=clips) for clips in (texts, CLIPS))
+    for own in (alone, shown):
+        assert own["controls"]["none"]["videos"] == len(CLIPS)
+    metrics = [own["controls"]["none"]["metrics"]["accuracy"]["micro"] for own in (alone, shown)]
+    assert metrics[0] == metrics[1] and metrics[0]["low"] < 0.5 < metrics[0]["high"]
+
+
 def test_many_groups_are_lines_of_their_own():
     """Without intervals, for which there would be no room."""
     clips = [dataclasses.replace(clip, extra=clip.extra | {"group": f"group {clip.id}"}) for clip in CLIPS]

@@ -83,7 +83,9 @@ def score_prediction(benchmark: Benchmark, clip: Clip, prediction: Prediction) -
         named = events_named(final_answer(prediction.text))
         values = values | event_values(clip, prediction, named)
     group, second_group = clip.extra["group"], clip.extra.get(benchmark.second_group, "")
-    return Scored(clip.id, clip.video, group, label(prediction), readable, values, second_group, named)
+    # Questions about text alone are not about one video, over which intervals would be none.
+    video = clip.video or clip.id
+    return Scored(clip.id, video, group, label(prediction), readable, values, second_group, named)
 
 
 def chance_of(clips: Sequence[Clip]) -> float | None:
