@@ -229,6 +229,10 @@ def test_a_part_of_a_video_as_qwens_own_code_writes_it(read):
     row["messages"][0]["content"][0] = {"type": "video", "video": "c.mp4", "video_start": 2, "video_end": 9}
     (clip,) = clips_of(read([row]))
     assert (clip.video, clip.start, clip.end) == ("c.mp4", 2, 9)
+    for name in ("path", "url"):  # as transformers writes it
+        row["messages"][0]["content"][0] = {"type": "video", name: "c.mp4"}
+        (clip,) = clips_of(read([row]))
+        assert (clip.video, clip.start, clip.end) == ("c.mp4", None, None)
 
 
 def test_a_video_in_an_answer_is_none_that_a_clip_has(read):
