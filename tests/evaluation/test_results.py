@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.videos import greys, write
+from vpjax.data.looks import TwoLooks
+from vpjax.evaluation import run
 from vpjax.evaluation.ask import NO_KEY, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, format_results, make_results
 from vpjax.evaluation.run import REQUEST, check_request
+from vpjax.recipes import base
 from vpjax.types import Clip, Look, UserError
 
 EVENTS = {"spin": "spins", "grow": "grows"}
@@ -55,6 +60,19 @@ def results(predictions, *, clips=CLIPS, missing="apart", left_out=None):
     request = {"benchmark": "events", "model": "m", "step": 3, "weights": "w", "dtype": "float32"}
     request |= {"shown": shown, "new_tokens": 8}
     return make_results(request, BENCHMARKS["events"], clips, predictions, left_out or {}, missing=missing)
+
+
+def test_answers_of_two_looks_are_none_of_one(tmp_path, monkeypatch):
+    """Whichever came first into a folder, the other needs one of its own."""
+    monkeypatch.setattr(run, "fingerprint", lambda model: "weights")
+    model = SimpleNamespace(decoder=SimpleNamespace(embed=np.zeros(1)))
+    asked = [run.Request("clips"), run.Request("clips", looks=TwoLooks())]
+    one, two = (run.describe_request(x, "rows", 3, model, base.get_config().data) for x in asked)
+    for first, second in ((one, two), (two, one)):
+        (tmp_path / REQUEST).write_text(json.dumps(first))
+        check_request(tmp_path, first)
+        with pytest.raises(UserError, match="answers to another request .looks, localise."):
+            check_request(tmp_path, second)
 
 
 @pytest.fixture

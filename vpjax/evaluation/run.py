@@ -160,10 +160,9 @@ def describe_request(
 ) -> dict[str, Any]:
     """What determines the predictions, ready for JSON. digest: of the clips before the limit."""
     shown = evaluation_data(data_config, request.benchmark, model)
-    two_looks = {}
-    if request.looks:
-        two_looks = {"looks": dataclasses.asdict(request.looks), "localise": request.localise}
-    return two_looks | {
+    return {
+        "looks": dataclasses.asdict(request.looks) if request.looks else None,
+        "localise": request.localise if request.looks else None,
         "benchmark": request.benchmark,
         "rows": digest,
         "model": str(request.model),
