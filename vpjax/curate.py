@@ -71,7 +71,10 @@ def curate(
         for general in recipe.general:
             mixture.clips_in(general.file)  # which is counted again when all else is done
     settings = Settings(recipe, root, options.spacy, options.keywords, tuple(schemes))
-    made_from = recipe.rows_made_from() | {"keywords": load_tools(settings).extract.describe()}
+    made_from = recipe.rows_made_from() | {
+        "keywords": load_tools(settings).extract.describe(),
+        "benchmark file": [stamp(join_path(root, x.file))[0] for x in recipe.benchmarks],
+    }
     with contextlib.closing(Store(local_folder(out) / "curation.sqlite", made_from)) as store:
         store.claim_files(
             {

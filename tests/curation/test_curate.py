@@ -180,6 +180,16 @@ def test_rows_that_were_judged_otherwise_are_not_mixed(root, tmp_path, changes, 
         run(recipe_of(**changes), root, tmp_path / "out")
 
 
+def test_another_file_of_a_benchmark_is_another_curation(root, tmp_path):
+    """Rows that were judged by a part of it may be its own."""
+    run(recipe_of(), root, tmp_path / "out")
+    run(recipe_of(), root, tmp_path / "out")
+    whole = json.loads((root / "test.json").read_text())
+    (root / "test.json").write_text(json.dumps(whole | {"v1_9": whole["v1_0"]}))
+    with pytest.raises(UserError, match="another benchmark file"):
+        run(recipe_of(), root, tmp_path / "out")
+
+
 def test_a_source_may_come_later(root, tmp_path):
     """Its rows are judged then, and what is chosen is what one command would choose."""
     run(recipe_of().of(["b"]), root, tmp_path / "out")
