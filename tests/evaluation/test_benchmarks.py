@@ -268,6 +268,13 @@ def test_event_clips(tmp_path):
     assert groups(own) == ["caption"] * 9
 
 
+def test_groups_are_names(tmp_path):
+    """Whatever a file has there, for means are taken by them."""
+    clips = [Clip(f"{n}", "", "q", "a", extra={"group": x}) for n, x in enumerate((3, "b", None, [1]))]
+    write_clips(tmp_path / "clips.jsonl", clips)
+    assert groups(read_benchmark("clips", tmp_path / "clips.jsonl")[0]) == ["3", "b", "caption", "[1]"]
+
+
 @pytest.mark.parametrize(
     "task, said", [("grounding", "needs spans"), ("tracking", "needs boxes"), ("numerical", "not one number")]
 )

@@ -352,7 +352,13 @@ def own_clips(record: Record) -> Iterator[Clip]:
     task needs to be scored."""
     clip = parse_clip(record.row)
     answer_type(clip)
-    yield dataclasses.replace(clip, extra={"group": clip.task, **clip.extra})
+    yield dataclasses.replace(clip, extra={**clip.extra, "group": group_of(clip)})
+
+
+def group_of(clip: Clip) -> str:
+    """The name by which scores of a clip in vpjax's format are grouped."""
+    group = clip.extra.get("group")
+    return clip.task if group is None else str(group)
 
 
 def event_clips(record: Record) -> Iterator[Clip | str]:
@@ -366,7 +372,7 @@ def event_clips(record: Record) -> Iterator[Clip | str]:
     if event is None or length is None or not (names_event or asks_else):
         yield NO_EVENT
         return
-    group = clip.extra.get("group", clip.task)
+    group = group_of(clip)
     if clip.task == "caption":
         group = f"{length / EIGHTHS:g} s" if event else "no event"
     yield dataclasses.replace(clip, extra={**clip.extra, "group": group})
