@@ -117,7 +117,8 @@ def get_config() -> ConfigDict:
 
     c.optim = optim = ConfigDict()  # with a linear warm-up, then a cosine schedule
     # "adamw", or "muon" (arXiv 2502.16982) for the weights of matrix products, with updates as large as
-    # AdamW's, and AdamW for all else. From random weights Muon needs half of the steps or fewer.
+    # AdamW's, and AdamW for all else. From random weights Muon needs half of the steps or fewer. Adapters
+    # (lora) are trained by AdamW only.
     optim.name = "adamw"
     optim.lr = 1e-3
     optim.end_lr_share = 0.0  # final learning rate, as a share of lr

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import importlib.resources
+import os
 import runpy
 import signal
 import sys
@@ -76,6 +77,7 @@ LOOK_FLAGS = {
     "scan_pixels": "of a frame in the first look, at most",
     "look_pixels": "of a frame in the second look, at most",
 }
+ONE_LOOK_FLAGS = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")  # which two looks do not read
 # Sections of a config whose fields the user names, such as --config.grpo.rewards.mine=my_module:fn.
 NAMED_BY_USER = ("grpo.rewards", "grpo.degraded_rewards")
 
@@ -108,7 +110,7 @@ class Parser(argparse.ArgumentParser):
     def add_looks(self, localisers: Collection[str]) -> None:
         """Add the flags of two looks at a video, which ``take_looks`` takes. localisers: the ways to find the
         window of the second look, the default first."""
-        positive, default = at_least(1), next(iter(localisers))
+        positive = at_least(1)
         self.add_argument(
             "--looks", type=int, choices=(1, 2), default=1, help="2: scan the video, then look at a window"
         )
@@ -116,8 +118,8 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(
                 f"--{name}", type=positive, help=f"with --looks=2: {help}; default: as in training"
             )
-        help = f"with --looks=2: what finds the window; default: {default}"
-        self.add_argument("--localise", choices=list(localisers), default=default, help=help)
+        help = f"with --looks=2: what finds the window; default: {next(iter(localisers))}"
+        self.add_argument("--localise", choices=list(localisers), help=help)
 
     def parse_config(self) -> tuple[argparse.Namespace, ConfigDict]:
         """The flags, and the config with its overrides. UserError for a missing file or field, or a value of
@@ -140,15 +142,29 @@ class Parser(argparse.ArgumentParser):
         return arguments, holder.value
 
 
-def take_looks(flags: dict[str, Any]) -> tuple[dict[str, int] | None, str]:
+def with_home(argument: str) -> str:
+    """An argument --flag=~/file with the user's folder in place of "~", which a shell only puts at the
+    beginning of a word; others as they are."""
+    flag, equals, value = argument.partition("=")
+    is_flag = flag.startswith("--") and value.startswith("~/")
+    return f"{flag}{equals}{os.path.expanduser(value)}" if is_flag else argument
+
+
+def take_looks(flags: dict[str, Any], localisers: Collection[str]) -> tuple[dict[str, int] | None, str]:
     """Take the flags of ``add_looks`` out of others: the fields of ``looks`` that are asked for, or None for
-    one look, and the way to find the window. UserError for such a field without two looks."""
+    one look, and the way to find the window. UserError for such a flag without two looks, and for one of
+    ONE_LOOK_FLAGS with them."""
     looks, localise = flags.pop("looks"), flags.pop("localise")
-    given = {name: flags.pop(name) for name in LOOK_FLAGS}
-    fields = {name.removeprefix("look_"): value for name, value in given.items() if value is not None}
-    if looks == 1 and fields:
-        raise UserError(f"--{next(name for name in given if given[name])}: give --looks=2 too")
-    return fields if looks == 2 else None, localise
+    given = {name: value for name in LOOK_FLAGS if (value := flags.pop(name)) is not None}
+    if looks == 1:
+        if of_two := [*given, *(["localise"] if localise else [])]:
+            raise UserError(f"--{of_two[0]}: give --looks=2 too")
+        return None, next(iter(localisers))
+    if of_one := [name for name in ONE_LOOK_FLAGS if flags[name] is not None]:
+        others = ", ".join(f"--{name}" for name in LOOK_FLAGS)
+        raise UserError(f"--{of_one[0]} is of one look: with --looks=2 give some of {others}")
+    fields = {name.removeprefix("look_"): value for name, value in given.items()}
+    return fields, localise or next(iter(localisers))
 
 
 def at_least(least: float) -> Callable[[str], Any]:
@@ -268,6 +284,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     Any other error is a defect and keeps its traceback. SIGTERM acts as Ctrl-C, which exits with 130.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.argv[1:] = map(with_home, sys.argv[1:])
     try:
         main()
         code = OK

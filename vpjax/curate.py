@@ -67,8 +67,14 @@ def curate(
     start = time.perf_counter()
     options = options or Options()
     recipe = with_present_sources(without_models(recipe, options), root, dry_run)
+    if not dry_run:
+        for general in recipe.general:
+            mixture.clips_in(general.file)  # which is counted again when all else is done
     settings = Settings(recipe, root, options.spacy, options.keywords, tuple(schemes))
-    made_from = recipe.rows_made_from() | {"keywords": load_tools(settings).extract.describe()}
+    made_from = recipe.rows_made_from() | {
+        "keywords": load_tools(settings).extract.describe(),
+        "benchmark file": [stamp(join_path(root, x.file))[0] for x in recipe.benchmarks],
+    }
     with contextlib.closing(Store(local_folder(out) / "curation.sqlite", made_from)) as store:
         store.claim_files(
             {

@@ -103,7 +103,7 @@ def _take_video_options(flags: dict[str, Any]) -> dict[str, float]:
 def main() -> None:
     flags = vars(_parser().parse_args())
     processes = [flags.pop(name) for name in ("coordinator", "processes", "process", "join_timeout")]
-    look_fields, localise = cli.take_looks(flags)
+    look_fields, localise = cli.take_looks(flags, localisers.NAMES)
     controls, contrast = flags.pop("controls"), flags.pop("contrast")
     all_controls = CONTROLS if look_fields is None else LOOK_CONTROLS
     _check_names("controls", controls, all_controls)

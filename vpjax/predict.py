@@ -327,12 +327,10 @@ def _parser() -> cli.Parser:
 
 
 def _take_one_look(flags: dict[str, Any]) -> None:
-    """Take the flags that are of one look out of others. UserError if one is given, or not one video."""
-    of_one_look = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")
-    given = [name for name in of_one_look if flags.pop(name) is not None]
-    if given:
-        of_two = ", ".join(f"--{name}" for name in cli.LOOK_FLAGS)
-        raise UserError(f"--{given[0]} is of one look: with --looks=2 give some of {of_two}")
+    """Take the flags that are of one look, none of which is given, out of others. UserError if there is not
+    one video."""
+    for name in cli.ONE_LOOK_FLAGS:
+        del flags[name]
     if len(flags["video"]) != 1:
         raise UserError("--looks=2: give one --video")
 
@@ -368,7 +366,7 @@ def main() -> None:
     flags = vars(_parser().parse_args())
     folder, step, prompt = Path(flags.pop("model")), flags.pop("step"), flags.pop("prompt")
     as_json, page = flags.pop("json"), flags.pop("page")
-    look_fields, localise = cli.take_looks(flags)
+    look_fields, localise = cli.take_looks(flags, localisers.NAMES)
     if look_fields is not None:
         _take_one_look(flags)
     elif page:

@@ -31,7 +31,14 @@ from vpjax.data.mixture import data_sets
 from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
 from vpjax.evaluation import run as evaluation
-from vpjax.evaluation.heldout import HeldOut, check_heldout, heldout_folder, heldout_request, heldout_splits
+from vpjax.evaluation.heldout import (
+    HeldOut,
+    check_heldout,
+    check_scans,
+    heldout_folder,
+    heldout_request,
+    heldout_splits,
+)
 from vpjax.evaluation.results import format_results
 from vpjax.files import AnyPath, local_folder, read_object
 from vpjax.models.config import VLMConfig
@@ -45,7 +52,7 @@ from vpjax.training import checkpoint, grpo, run_config, sft, sums
 from vpjax.training.best import best_of
 from vpjax.training.optimizer import Optimizer
 from vpjax.training.report import draw_curves
-from vpjax.training.setup import initial_params, prepare_model, read_training
+from vpjax.training.setup import forget_unstarted, initial_params, prepare_model, read_training
 from vpjax.training.state import State, create_state
 from vpjax.training.writer import check_installed
 from vpjax.types import Batch, Clip, Prompts
@@ -88,6 +95,7 @@ def train_alone(config: ConfigDict, workdir: Path) -> None:
         keep_in(cache_folder(config.data) / "programs")
     if jax.process_index() == 0:  # the others open the checkpoints after it
         say(*sums.set_damaged_aside(workdir))
+        forget_unstarted(config, workdir)
     prepared = distributed.process_zero_first(lambda: prepare(config, workdir))
     with contextlib.closing(checkpoint.Manager(workdir, keep=config.keep)) as manager:
         step = max(manager.steps(), default=0)
@@ -117,7 +125,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Prepared:
     the held-out clips could not be evaluated at the end."""
     clips, data_set_of = read_training(config, say)
     check_heldout(config, workdir, say)
-    return Prepared(clips, data_set_of, *prepare_model(config, workdir, clips))
+    model_config, text = prepare_model(config, workdir, clips)
+    check_scans(config, workdir, model_config.vision.factor)
+    return Prepared(clips, data_set_of, model_config, text)
 
 
 def fit(

@@ -47,6 +47,18 @@ class UserError(Exception):
     """A mistake that the user can correct: one line that names the file, field or flag and the remedy."""
 
 
+def word_place(text: str, words: str) -> int:
+    """The first place in a text at which ``words`` stand by themselves, -1: there is none. "eats" does not
+    stand in "seats"."""
+    place = text.find(words)
+    while place >= 0:
+        end = place + len(words)
+        if not (text[max(place - 1, 0) : place].isalnum() or text[end : end + 1].isalnum()):
+            break
+        place = text.find(words, place + 1)
+    return place
+
+
 @dataclasses.dataclass(frozen=True)
 class Keyword:
     """An event-action keyword of a caption.
@@ -162,10 +174,12 @@ class Clip:
         return 0
 
     def turn_naming(self, keyword: str) -> int:
-        """The number in ``dialogue`` of the first turn whose answer names a keyword, or of the last."""
-        for number, turn in enumerate(self.turns):
-            if keyword in turn.answer:
-                return number
+        """The number in ``dialogue`` of the first turn whose answer names a keyword, or of the last. Answers
+        that have it only within another word count where none has the word itself."""
+        for place_in in (word_place, str.find):
+            for number, turn in enumerate(self.dialogue):
+                if place_in(turn.answer, keyword) >= 0:
+                    return number
         return len(self.turns)
 
     def until(self, number: int) -> "Clip":

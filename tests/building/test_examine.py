@@ -9,10 +9,12 @@ import pytest
 
 from tests.building import spacy_without_torch  # noqa: F401
 from tests.building.flash_video import END, FIRST, FPS, SECONDS
+from tests.videos import greys, write
 from vpjax.building import examine as examine_module
 from vpjax.building import parts as parts_module
 from vpjax.building import report
-from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, caption_of, examine
+from vpjax.building.examine import UNREADABLE, VIDEO_MISSING, caption_of, examine, find_video
+from vpjax.building.fields import Rejected
 from vpjax.building.items import Item
 from vpjax.building.parts import is_damaged, is_finished, make_part, parts_of, read_part
 from vpjax.data.coverage import PlannedClip, measure
@@ -102,6 +104,15 @@ def test_a_video_is_found_without_its_suffix_and_decoded_once(options, monkeypat
     items = [make_item(video="flash"), make_item(video="flash", answer="It flashes twice.")]
     results = list(examine(items, options))
     assert [Path(r.item.clip.video).name for r in results] == ["flash.mp4"] * 2 and len(count) == 1
+
+
+def test_a_name_with_times_in_it_has_no_suffix(tmp_path):
+    """QVHighlights names its videos by the parts that were cut out."""
+    write(tmp_path / "RoripwjYFp8_360.0_510.0.mp4", greys(8))
+    path, info = find_video("RoripwjYFp8_360.0_510.0", str(tmp_path))
+    assert Path(path).name == "RoripwjYFp8_360.0_510.0.mp4" and info.frames == 8
+    with pytest.raises(Rejected, match="video missing: .*/b.MP4$"):
+        find_video("b.MP4", str(tmp_path))
 
 
 def test_long_videos_are_examined_in_a_bounded_number_of_frames(options):

@@ -217,6 +217,24 @@ def test_tarsier_means_the_reference_and_a_part_of_the_file(read):
     assert reasons(read([frames])) == ["part of one of several videos: {'start': 2.5, 'end': 9}"]
 
 
+def test_a_missing_value_of_a_table_is_no_video(read):
+    """Tables of pandas that mix videos, images and text have NaN where a row has none."""
+    row = {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]}
+    (clip,) = clips_of(read([row | {"video": float("nan"), "image": None}]))
+    assert clip.media == ()
+
+
+def test_a_part_of_a_video_as_qwens_own_code_writes_it(read):
+    row = copy.deepcopy(TARSIER)
+    row["messages"][0]["content"][0] = {"type": "video", "video": "c.mp4", "video_start": 2, "video_end": 9}
+    (clip,) = clips_of(read([row]))
+    assert (clip.video, clip.start, clip.end) == ("c.mp4", 2, 9)
+    for name in ("path", "url"):  # as transformers writes it
+        row["messages"][0]["content"][0] = {"type": "video", name: "c.mp4"}
+        (clip,) = clips_of(read([row]))
+        assert (clip.video, clip.start, clip.end) == ("c.mp4", None, None)
+
+
 def test_a_video_in_an_answer_is_none_that_a_clip_has(read):
     row = copy.deepcopy(TARSIER)
     row["messages"][1]["content"].insert(0, {"type": "image", "image": "p.jpg"})

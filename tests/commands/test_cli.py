@@ -47,6 +47,16 @@ def test_overrides(call):
     assert (code, out) == (0, "10 ('degraded',) here\n")
 
 
+def test_a_path_below_the_users_folder_is_found_behind_a_flag(call, monkeypatch):
+    """Shells replace "~" at the beginning of a word only, so --workdir=~/runs made a folder named "~"."""
+    monkeypatch.setenv("HOME", "/home/me")
+    flags = "--config=recipe.py", "--config.negatives=('~/a',)"
+    assert call(*flags, "--workdir=~/runs/a")[1] == "10 ('~/a',) /home/me/runs/a\n"
+    assert call(*flags, "--workdir=runs/~/a")[1] == "10 ('~/a',) runs/~/a\n"
+    code, _, err = call("--config=~/recipe.py")
+    assert code == 2 and "no file '/home/me/recipe.py'" in err
+
+
 def test_rewards_are_named_by_the_user(call):
     """With a weight, with a function, with both; in place of one of another type, and beside the others. The
     last one counts."""

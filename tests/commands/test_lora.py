@@ -46,6 +46,7 @@ def lora_config(base, **changes):
         "contrast.weight": 0.0,
         "lora.rank": 4,
         "lora.targets": ("decoder.layers.*", "vision.*"),
+        "optim.name": "adamw",
         "optim.lr": 1e-2,
     }
     return small(str(base.parent), **fields | changes)
@@ -173,6 +174,7 @@ def test_mistakes(workdir, base, folder, merged, tmp_path):
     assert code == 2 and "leave out --check" in err
     for fields, message in (
         ({"lora.rank": -1}, "config.lora.rank is 0 or more; it is -1"),
+        ({"optim.name": "muon"}, "config.optim.name is 'adamw' where lora.rank is above 0"),
         ({"lora.targets": ()}, "config.lora.targets holds patterns of layers"),
         ({"lora.base_dtype": "int4"}, "config.lora.base_dtype is one of dtype, int8; it is 'int4'"),
         (

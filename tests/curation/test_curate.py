@@ -180,6 +180,16 @@ def test_rows_that_were_judged_otherwise_are_not_mixed(root, tmp_path, changes, 
         run(recipe_of(**changes), root, tmp_path / "out")
 
 
+def test_another_file_of_a_benchmark_is_another_curation(root, tmp_path):
+    """Rows that were judged by a part of it may be its own."""
+    run(recipe_of(), root, tmp_path / "out")
+    run(recipe_of(), root, tmp_path / "out")
+    whole = json.loads((root / "test.json").read_text())
+    (root / "test.json").write_text(json.dumps(whole | {"v1_9": whole["v1_0"]}))
+    with pytest.raises(UserError, match="another benchmark file"):
+        run(recipe_of(), root, tmp_path / "out")
+
+
 def test_a_source_may_come_later(root, tmp_path):
     """Its rows are judged then, and what is chosen is what one command would choose."""
     run(recipe_of().of(["b"]), root, tmp_path / "out")
@@ -262,6 +272,21 @@ def test_videos_are_examined_once(tmp_path):
 
 def load_config(path):
     return runpy.run_path(str(path))["get_config"]()
+
+
+@pytest.mark.parametrize("content, said", [(None, "no such file of clips"), ("\n", "no clips in this file")])
+def test_a_file_of_general_clips_is_there_before_anything_is_examined(tmp_path, content, said):
+    file = tmp_path / "general.jsonl"
+    if content is not None:
+        file.write_text(content)
+    (tmp_path / "test.json").write_text("{}")
+    for name in ("a/one.json", "a/two.jsonl", "b/one.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    recipe = recipe_of(general=(dict(file=str(file), share=0.2),))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match=f"general.jsonl: {said}"):
+        curate.curate(recipe, str(tmp_path), str(tmp_path / "out"), pool=pool, workers=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_general_clips_get_their_share(tmp_path):

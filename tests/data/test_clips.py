@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
-from vpjax.data.clips import read_clips, write_clips
+from vpjax.data.clips import read_clips, relative_to, write_clips
 from vpjax.types import Clip, Keyword, UserError
 
 QUESTION = "What happens?"
@@ -93,6 +94,7 @@ GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
         (GOOD.replace("}", ', "spans": [2, 1]}'), "line 3: span 2 is not"),
         (GOOD.replace("}", ', "boxes": [[0, 0, 1]]}'), r"line 3: box \[0, 0, 1\] is not \[x0"),
         (GOOD.replace("}", ', "boxes": [[0, 0, 112, 80]]}'), "shares of width and height, 0 to 1"),
+        (GOOD.replace("}", ', "task": "chioce"}'), "line 3: field 'task' is 'chioce', not one of caption, c"),
         (GOOD.replace("}", ', "start": "0:10"}'), "line 3: field 'start' is '0:10', not seconds"),
         (GOOD.replace("}", ', "end": -1}'), "line 3: field 'end' is -1, not seconds"),
         (GOOD.replace("}", ', "start": 2, "end": 2}'), "line 3: the part from 2 to 2 s has no length"),
@@ -106,6 +108,23 @@ def test_broken_lines_are_named(tmp_path, line, reason):
     file.write_bytes(f"{GOOD}\n\n".encode() + line.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match=f"clips.jsonl, {reason}" if reason.startswith("line") else reason):
         read_clips(file)
+
+
+def test_a_data_set_finds_its_videos_wherever_it_is(tmp_path, monkeypatch):
+    """In a folder that is a link to another place, beside the videos, or elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("videos", "disk/deep/down"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "videos/a.mp4").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "disk/deep/down")
+    (tmp_path / "linked").symlink_to(tmp_path / "videos")
+    clip = Clip("a", "videos/a.mp4", "q", "a")
+    assert relative_to(clip, "disk").video == "../videos/a.mp4"
+    assert relative_to(clip.with_media(["linked/a.mp4"]), "disk").video == "../linked/a.mp4"
+    assert relative_to(clip, "memory://out").video == str(tmp_path / "videos/a.mp4")
+    write_clips("link/clips.jsonl", [relative_to(clip, "link")])
+    (read,) = read_clips("link/clips.jsonl")
+    assert Path(read.video).samefile(tmp_path / "videos/a.mp4")
 
 
 def test_files_that_are_none_are_named(tmp_path):

@@ -196,3 +196,15 @@ def test_conversations_are_written_and_read(tmp_path):
 def test_turns_of_another_form_are_named(turns, message):
     with pytest.raises(ValueError, match=message):
         parse_clip(dict(id="a", video="", question="q", answer="a", turns=turns))
+
+
+def test_a_keyword_stands_where_it_is_a_word(text):
+    """Not within an earlier word, of its own answer or of an earlier one; but anywhere in a script that does
+    not part words."""
+    answer = "She seats him, and eats."
+    places, ids = text.keyword("eats", answer)
+    assert text.decode(text.answer(answer)[: places[0]]).rstrip() == "She seats him, and"
+    assert ids == text.answer(answer)[places].tolist() and text.decode(ids).strip() == "eats"
+    clip = Clip("a", "a.mp4", "And then?", "He eats.", turns=(Turn("What?", "She seats him."),))
+    assert clip.turn_naming("eats") == 1 and clip.turn_naming("seat") == 0 and clip.turn_naming("falls") == 1
+    assert text.keyword("\u6253\u5f00", "\u4ed6\u6253\u5f00\u95e8")[0]

@@ -212,3 +212,17 @@ def test_ids_are_the_least_that_are_free():
 def test_a_missing_file_is_no_row(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_clips(os.fspath(tmp_path / "none.jsonl"), max_fault_share=1.0, say=print)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_row(tmp_path):
+    """Editors on Windows write one at the beginning of a file, in all of its readers' forms."""
+    mark = b"\xef\xbb\xbf"
+    lines, text = tmp_path / "clips.jsonl", tmp_path / "charades_sta_test.txt"
+    lines.write_bytes(mark + b"\n".join(good_rows(2)))
+    assert [clip.id for clip in read_clips(lines)] == ["good 0", "good 1"]
+    assert [clip.id for clip in read_benchmark("clips", lines)[0]] == ["good 0", "good 1"]
+    text.write_bytes(mark + b"3MSZA 24.3 30.4##person turn a light on.\n")
+    assert read_benchmark("charades-sta", text)[0][0].video.endswith("/3MSZA.mp4")
+    rows = tmp_path / "rows.json"
+    rows.write_bytes(mark + b'{"3MSZA.mp4": {"timestamps": [[1, 2]], "sentences": ["It falls."]}}')
+    assert read_benchmark("charades-sta", rows)[0][0].video.endswith("/3MSZA.mp4")

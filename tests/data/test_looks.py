@@ -15,6 +15,7 @@ from vpjax.data.looks import (
     NO,
     YES,
     TwoLooks,
+    event_frames,
     prompts_a_clip,
     right_window,
     rollout_windows,
@@ -62,24 +63,70 @@ def test_too_few_tokens_are_refused():
         scan_of(INFO, TwoLooks(tokens=39), SAMPLING, 28)
 
 
+def timed(*spans, **part):
+    return Clip("a", "a.mp4", "What?", "It spins.", spans=spans, **part)
+
+
 def test_training_windows_show_the_whole_event_or_nothing_of_it():
-    rng, spans = np.random.default_rng(0), ((63.5, 63.625), (80.0, 80.5))
+    rng = np.random.default_rng(0)
+    options = dict(seconds=(2.0, 6.0), rng=rng)
+    clip = timed((63.5, 63.625), (80.0, 80.5))
     firsts = []
     for _ in range(300):
-        start, end = window_of(spans, INFO, (2.0, 6.0), is_right=True, rng=rng)
-        assert any(start <= a and b <= end for a, b in spans) and 2.0 <= end - start <= 6.0
+        start, end = window_of(clip, INFO, is_right=True, **options)
+        assert any(start <= a and b <= end for a, b in clip.spans) and 2.0 <= end - start <= 6.0
         firsts.append(start)
-        start, end = window_of(spans, INFO, (2.0, 6.0), is_right=False, rng=rng)
-        assert all(end <= a or b <= start for a, b in spans) and 0 <= start < end <= INFO.duration
+        start, end = window_of(clip, INFO, is_right=False, **options)
+        assert all(end <= a or b <= start for a, b in clip.spans) and 0 <= start < end <= INFO.duration
     assert len(set(firsts)) > 50  # the event stands anywhere in its window
-    short = dataclasses.replace(INFO, frames=16, duration=2.0)
-    assert window_of(((1.0, 1.125),), short, (2.0, 6.0), is_right=True, rng=rng) == (0.0, 2.0)
-    assert window_of(((1.0, 1.125),), short, (2.0, 6.0), is_right=False, rng=rng) is None
-    # Annotations that end after the file, and one that begins there.
-    start, end = window_of(((127.0, 131.0),), INFO, (2.0, 6.0), is_right=True, rng=rng)
+    short, clip = dataclasses.replace(INFO, frames=16, duration=2.0), timed((1.0, 1.125))
+    assert window_of(clip, short, is_right=True, **options) == (0.0, 2.0)
+    assert window_of(clip, short, is_right=False, **options) is None
+    # Annotations that end after the file, begin before it, and begin where it ends.
+    start, end = window_of(timed((127.0, 131.0)), INFO, is_right=True, **options)
     assert start <= 127.0 and end == INFO.duration
-    assert window_of(((130.0, 131.0),), INFO, (2.0, 6.0), is_right=True, rng=rng) is None
-    assert window_of(((10.0, 17.0),), INFO, (2.0, 6.0), is_right=True, rng=rng) is None
+    assert window_of(timed((-0.1, 1.5)), INFO, is_right=True, **options)[0] == 0
+    for outside in ((128.0, 128.0), (130.0, 131.0), (-2.0, -1.0)):
+        assert window_of(timed(outside), INFO, is_right=True, **options) is None
+    assert window_of(timed((10.0, 17.0)), INFO, is_right=True, **options) is None
+
+
+def test_a_single_moment_is_an_event():
+    """Of an annotation that gives a time and no length, as for the frame at which it is on screen."""
+    rng, clip = np.random.default_rng(0), timed((63.5, 63.5))
+    for _ in range(50):
+        right = window_of(clip, INFO, (2.0, 6.0), is_right=True, rng=rng)
+        assert right[0] <= 63.5 < right[1]
+        wrong = window_of(clip, INFO, (2.0, 6.0), is_right=False, rng=rng)
+        assert wrong[1] <= 63.5 or wrong[0] > 63.5
+        for window, shows in ((right, True), (wrong, False)):
+            look = Look(*window, frames=16)
+            assert (overlap_of(dataclasses.replace(clip, looks=(look,))) > 0) == shows
+
+
+def test_a_window_does_not_show_what_begins_as_it_ends():
+    """At 30 frames a second times are no round numbers, and annotations round them."""
+    info = dataclasses.replace(INFO, fps=30.0, frames=120, duration=4.0)
+    clip = timed((1.0333333, 1.2))
+    before = Look(0.0, 31 / 30)
+    assert clip.spans[0][0] < before.end
+    assert overlap_of(dataclasses.replace(clip, looks=(before,))) == 0
+    assert event_frames(clip.spans[0], info) == (31, 36)
+
+
+def test_windows_of_a_part_of_a_file_stay_in_it():
+    """What happens in the rest of the file is another clip's."""
+    rng, clip = np.random.default_rng(0), timed((63.5, 63.6), start=60.0, end=69.97)
+    for _ in range(50):
+        for is_right in (True, False):
+            start, end = window_of(clip, INFO, (2.0, 6.0), is_right=is_right, rng=rng)
+            assert 60.0 <= start < end <= 69.97
+    assert window_of(timed((63.5, 63.6), start=64.0), INFO, (2.0, 6.0), is_right=True, rng=rng) is None
+    assert window_of(timed((63.5, 63.6), start=130.0), INFO, (2.0, 6.0), is_right=False, rng=rng) is None
+    windows = scan_of(INFO, TwoLooks(), SAMPLING, 28, (60.0, 76.0))
+    assert windows[0][0] == 60.0 and windows[-1][1] == 76.0 and len(windows) == 16 * 8 // 16
+    with pytest.raises(ValueError, match="not inside"):
+        scan_of(INFO, TwoLooks(), SAMPLING, 28, (130.0, None))
 
 
 def test_each_look_at_a_window_has_its_own_clip_and_truth():
@@ -160,18 +207,26 @@ def test_a_dialogue_shows_a_file_in_two_looks(tmp_path):
 
 
 def test_clips_whose_event_fits_no_window_are_named(tmp_path):
-    """Those without a time are asked as they are."""
+    """In SFT those without a time, or with a look of their own, are asked as they are; in GRPO they have no
+    windows either."""
     path = str(write(tmp_path / "a.mp4", greys(80, (56, 56)), rate=8))
     clips = [
         Clip("brief", path, "What?", "It flashes.", spans=((3.0, 3.5),)),
         Clip("long", path, "What?", "It drifts.", spans=((1.0, 9.0),)),
         Clip("no time", path, "What?", "It is red."),
+        Clip("own look", path, "What?", "It flashes.", spans=((3.0, 3.5),), looks=(Look(2.0, 4.0),)),
     ]
     looks = base.get_config().looks
     looks.windows, looks.wrong, looks.seconds = 2, 1, (2.0, 6.0)
     found, left_out = training_windows(clips, looks, data_of(cache=str(tmp_path / "cache")), seed=0)
     assert left_out == ["long"]
-    assert {clip.id.partition("/")[0] for clip in found} == {"brief", "no time"}
+    assert {clip.id.partition("/")[0] for clip in found} == {"brief", "no time", "own look"}
+    assert found[-2:] == [clips[2], clips[3]]
+    assert rollout_windows(clips, looks, data_of(cache=str(tmp_path / "cache")), seed=0)[1] == [
+        "long",
+        "no time",
+        "own look",
+    ]
 
 
 def test_a_step_of_grpo_holds_all_prompts_of_its_clips(tmp_path):

@@ -30,6 +30,7 @@ from tests.evaluation.benchmark_rows import (
     VRU,
     VRU_CAPTIONS,
 )
+from vpjax.data.clips import write_clips
 from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, REVERSED, answers_to, read_benchmark
 from vpjax.events import clips as events
 from vpjax.scoring.answers import read_choice
@@ -265,6 +266,23 @@ def test_event_clips(tmp_path):
         assert sum(right) == 1 and right[given.index(clip.answer)] == 1
     own, _ = read("clips", made)
     assert groups(own) == ["caption"] * 9
+
+
+def test_groups_are_names(tmp_path):
+    """Whatever a file has there, for means are taken by them."""
+    clips = [Clip(f"{n}", "", "q", "a", extra={"group": x}) for n, x in enumerate((3, "b", None, [1]))]
+    write_clips(tmp_path / "clips.jsonl", clips)
+    assert groups(read_benchmark("clips", tmp_path / "clips.jsonl")[0]) == ["3", "b", "caption", "[1]"]
+
+
+@pytest.mark.parametrize(
+    "task, said", [("grounding", "needs spans"), ("tracking", "needs boxes"), ("numerical", "not one number")]
+)
+def test_clips_that_cannot_be_scored_are_named(tmp_path, task, said):
+    """Before they are asked about: grounding would always be wrong, and tracking a mean of nothing."""
+    write_clips(tmp_path / "clips.jsonl", [Clip("a", "a.mp4", "q", "about five", task=task)])
+    with pytest.raises(UserError, match=f"clip a: .*{said}"):
+        read_benchmark("clips", tmp_path / "clips.jsonl")
 
 
 def test_event_clips_about_times_places_and_evidence(tmp_path):

@@ -30,7 +30,7 @@ from vpjax.events.clips import make_event_clips
 from vpjax.models.gather import take
 from vpjax.models.generate import Completions, generate
 from vpjax.training import checkpoint, run_config
-from vpjax.types import UserError
+from vpjax.types import Clip, Keyword, Look, UserError
 
 pytestmark = pytest.mark.slow
 
@@ -267,6 +267,16 @@ def test_split_over_devices(loaded, clips, whole):
     split = Predictions(whole / "predictions.jsonl", writes=False).known
     assert len(alone.known) == 2 * CLIPS
     assert {query: split[query] for query in alone.known} == alone.known
+
+
+def test_another_part_or_event_is_another_row():
+    """Of the same question about the same file: no prediction about the earlier one is taken for it."""
+    clip = Clip("a", "a.mp4", "What?", "It flashes.", (Keyword("flashes", "flash"),))
+    timed = Keyword("flashes", "flash", ((1.0, 2.0),))
+    others = [dict(start=1.0), dict(end=2.0), dict(looks=(Look(1.0),)), dict(spans=((1.0, 2.0),))]
+    others += [dict(keywords=(timed,)), dict(keywords=(dataclasses.replace(timed, video=1),))]
+    known = [evaluation.identity(dataclasses.replace(clip, **fields)) for fields in ({}, *others)]
+    assert len(set(known)) == len(known)
 
 
 def test_against_other_results(workdir, other, whole, tmp_path):

@@ -11,19 +11,25 @@ from ml_collections import ConfigDict
 
 from tests import runs
 from tests.commands.call import ALONE, call
+from tests.videos import greys, write
 from vpjax import evaluate, predict
+from vpjax.data.clips import write_clips
 from vpjax.data.collate import single_prompt
 from vpjax.data.looks import NO, YES, TwoLooks, relevance_of
 from vpjax.data.sampling import Sampling
 from vpjax.data.video import Video
 from vpjax.evaluation import scans
+from vpjax.evaluation.ask import Prediction
+from vpjax.evaluation.heldout import check_looks, check_scans
 from vpjax.evaluation.keyword_scan import keyword_localiser
-from vpjax.evaluation.looks import LOOK_CONTROLS, seconds_shown
+from vpjax.evaluation.looks import LOOK_CONTROLS, LookPredictor, seconds_shown
+from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.ranking import answer_logprobs, pad_answers
 from vpjax.evaluation.scans import LOCALISERS, read_scan, relevance_scores
 from vpjax.events.long import LongSpec, make_long_clips
 from vpjax.localisers import localiser_of
 from vpjax.predict import ask, load
+from vpjax.recipes import base
 from vpjax.training import checkpoint, run_config
 from vpjax.training.sft import init_heads
 from vpjax.types import Clip, UserError
@@ -137,6 +143,77 @@ def test_an_evaluation_of_two_looks(run, file, tmp_path, monkeypatch):
     assert (out / "scans.html").exists()
 
 
+def test_a_control_without_its_window_is_left_out(monkeypatch):
+    """A wrong window shows nothing of the event, and a right one some of it: of a video that is one window,
+    of an event throughout or beyond the end, there is none."""
+    windows = [(0.0, 2.0), (2.0, 4.0)]
+
+    def shown(*spans, windows=windows):
+        clip = Clip("a", "a.mp4", "What?", "", spans=spans)
+        options = dict(controls=(), localise=None, batch_size=1, max_new=1)
+        predictor = LookPredictor(None, None, [clip], ConfigDict(), TwoLooks(), **options)
+        best = np.arange(len(windows), 0.0, -1.0)
+        predictor.scans = {"a": scans.Scan(windows, best, [], [0], best[:1])}
+        return [predictor.part(clip, control) for control in ("none", "wrong", "right")], predictor.found()
+
+    assert shown((2.5, 3.0)) == ([windows[0], windows[0], windows[1]], {"a": False})
+    assert shown((0.5, 0.5)) == ([windows[0], windows[1], windows[0]], {"a": True})
+    assert shown((1.0, 3.5)) == ([windows[0], None, windows[1]], {"a": True})
+    assert shown((5.0, 6.0)) == ([windows[0], windows[0], None], {"a": False})
+    assert shown((0.5, 1.0), windows=windows[:1]) == ([windows[0], None, windows[0]], {"a": True})
+    check_looks([Clip("a", "a.mp4", "What?", "", start=1.0)])
+    for media in ("", "a.jpg"):
+        with pytest.raises(UserError, match="clip b is not about one video"):
+            check_looks([Clip("a", "a.mp4", "What?", ""), Clip("b", media, "What?", "")])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="in one process"):
+        check_looks([])
+
+
+def test_a_run_whose_held_out_clips_need_more_tokens_is_named(tmp_path):
+    """Before it trains: its evaluation at the end would have no row, and its looks may not change then."""
+    path = str(write(tmp_path / "a.mp4", greys(80, (56, 56)), rate=8))
+    write_clips(tmp_path / "heldout.jsonl", [Clip("a", path, "What?", "It spins.")])
+    config = base.get_config()
+    config.data.heldout, config.data.cache = str(tmp_path / "heldout.jsonl"), str(tmp_path / "cache")
+    config.looks.windows, config.looks.tokens = 2, 40
+    check_scans(config, tmp_path, 28)
+    config.looks.tokens = 39
+    with pytest.raises(UserError, match="two looks within 39 visual tokens"):
+        check_scans(config, tmp_path, 28)
+    config.looks.windows = 0
+    check_scans(config, tmp_path, 28)
+
+
+def test_a_part_of_a_file_is_scanned(tmp_path):
+    """Only the part, whose windows and frames are those of the file; a part that is none is a fault."""
+    path = str(write(tmp_path / "a.mp4", greys(80, (56, 56)), rate=8))
+    clips = [Clip("a", path, "What?", "", start=2.0, end=6.0), Clip("b", path, "What?", "", start=20.0)]
+    model = SimpleNamespace(config=SimpleNamespace(vision=SimpleNamespace(factor=28)))
+    options = dict(localise=scans.motion_scores, max_side=4096)
+    found, fault = scans.scans_of(model, None, clips, TwoLooks(tokens=512), Sampling(4), **options)
+    assert found.windows == [(2.0, 4.0), (4.0, 6.0)]
+    times = np.concatenate([video.times for video in found.videos])
+    np.testing.assert_array_equal(times, np.arange(16, 48) / 8)
+    assert str(fault) == f"{path}: the span 20 to 10 s is not inside the clip of 10 s"
+
+
+def test_a_page_shows_the_clips_that_were_scanned(tmp_path):
+    """A video that could not be used may count as a wrong answer, and has no scan; and of a first control
+    without any row there are no samples."""
+    path = str(write(tmp_path / "a.mp4", greys(40, (56, 56)), rate=8))
+    clips = [Clip("a", path, "What?", ""), Clip("b", "missing.mp4", "What?", "")]
+    scan = dict(edges=[0.0, 2.5, 5.0], scores=[1.0, 0.0], again=[0], again_scores=[1.0])
+    rows = [dict(id=clip.id, control="blind", values={"rougeL": 0.0}) for clip in clips]
+    counts = {"key": {"rows": 0}, "blind": {"rows": 2}}
+    results = {"controls": counts, "rows": rows, "looks": {"scans": {"a": scan}}}
+    said = [Prediction("a", "blind", False, "It spins."), Prediction("b", "blind", False, fault="missing")]
+    data = ConfigDict(dict(frames=4, fps=0.0, min_pixels=784, max_pixels=3136, max_side=4096))
+    (looked,) = looked_samples(results, clips, said, TwoLooks(tokens=96), data, 28)
+    assert looked.clip.id == "a" and looked.answers == [("blind", "It spins.", 0.0)]
+    write_looks_page(tmp_path / "scans.html", "about", [])
+
+
 def test_the_window_that_an_answer_names_is_the_nearest(monkeypatch):
     """The model is asked once about all frames; the nearest window to the middle of a span is best, and an
     answer that names none leaves the middle window."""
@@ -220,6 +297,7 @@ def test_a_model_without_a_head_has_no_contrast(run, tmp_path):
     "flags, said",
     [
         (["--tokens=96"], "give --looks=2 too"),
+        (["--localise=motion"], "--localise: give --looks=2 too"),
         (["--looks=2", "--frames=3"], "--frames is of one look"),
         (["--looks=2", "--tokens=10"], "10 visual tokens"),
         (["--page=a.html"], "give --looks=2 too"),
@@ -229,3 +307,10 @@ def test_flags_that_do_not_fit_are_named(run, file, flags, said):
     video = file.parent / "heldout/000/000000.mp4"
     status, _, err = call(predict.main, f"--model={run}", f"--video={video}", "--prompt=What?", *flags)
     assert status == 2 and said in err
+
+
+def test_flags_of_one_look_are_none_of_two_in_evaluations():
+    """Which read frames and pixels by flags of their own."""
+    asked = ["--model=folder", "--benchmark=clips", "--looks=2", "--max_pixels=784"]
+    status, _, err = call(evaluate.main, *asked, **ALONE)
+    assert status == 2 and "--max_pixels is of one look: with --looks=2 give some of --tokens" in err

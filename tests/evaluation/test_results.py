@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.videos import greys, write
+from vpjax.data.looks import TwoLooks
+from vpjax.evaluation import run
 from vpjax.evaluation.ask import NO_KEY, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, format_results, make_results
 from vpjax.evaluation.run import REQUEST, check_request
+from vpjax.recipes import base
 from vpjax.types import Clip, Look, UserError
 
 EVENTS = {"spin": "spins", "grow": "grows"}
@@ -55,6 +60,19 @@ def results(predictions, *, clips=CLIPS, missing="apart", left_out=None):
     request = {"benchmark": "events", "model": "m", "step": 3, "weights": "w", "dtype": "float32"}
     request |= {"shown": shown, "new_tokens": 8}
     return make_results(request, BENCHMARKS["events"], clips, predictions, left_out or {}, missing=missing)
+
+
+def test_answers_of_two_looks_are_none_of_one(tmp_path, monkeypatch):
+    """Whichever came first into a folder, the other needs one of its own."""
+    monkeypatch.setattr(run, "fingerprint", lambda model: "weights")
+    model = SimpleNamespace(decoder=SimpleNamespace(embed=np.zeros(1)))
+    asked = [run.Request("clips"), run.Request("clips", looks=TwoLooks())]
+    one, two = (run.describe_request(x, "rows", 3, model, base.get_config().data) for x in asked)
+    for first, second in ((one, two), (two, one)):
+        (tmp_path / REQUEST).write_text(json.dumps(first))
+        check_request(tmp_path, first)
+        with pytest.raises(UserError, match="answers to another request .looks, localise."):
+            check_request(tmp_path, second)
 
 
 @pytest.fixture
@@ -102,6 +120,16 @@ def test_tables(half_right):
     assert lines[-2:] == ["2 rows left out: no event to name", f"5 rows left out under key: {NO_KEY}"]
 
 
+def test_questions_about_text_alone_are_independent_of_one_another():
+    """Their interval is that of as many videos; they are not all about one."""
+    texts = [dataclasses.replace(clip, video="") for clip in CLIPS]
+    alone, shown = (results(predictions("none", HALF_RIGHT), clips=clips) for clips in (texts, CLIPS))
+    for own in (alone, shown):
+        assert own["controls"]["none"]["videos"] == len(CLIPS)
+    metrics = [own["controls"]["none"]["metrics"]["accuracy"]["micro"] for own in (alone, shown)]
+    assert metrics[0] == metrics[1] and metrics[0]["low"] < 0.5 < metrics[0]["high"]
+
+
 def test_many_groups_are_lines_of_their_own():
     """Without intervals, for which there would be no room."""
     clips = [dataclasses.replace(clip, extra=clip.extra | {"group": f"group {clip.id}"}) for clip in CLIPS]
@@ -132,6 +160,10 @@ def test_difference_to_other_results(tmp_path, half_right):
     assert (gain["rows"], gain["unmatched"], gain["metrics"]["accuracy"]["mean"]) == (6, 0, 0.5)
     lines = format_results(got).splitlines()
     assert "minus m on the same rows, in points [95 % interval]" in lines and "accuracy +50.0 [+" in lines[-1]
+    other_clips = half_right | {"request": half_right["request"] | {"rows": "another"}}
+    file.write_text(json.dumps(other_clips))
+    got = compare(results(predictions("none", RIGHT)), file)
+    assert "minus m on rows of the same ids, not all of which have" in format_results(got)
     for content, message in (
         ("{}", "not a results.json"),
         (json.dumps(half_right).replace('"events"', '"mlvu"'), "it is of mlvu, not of events"),

@@ -7,8 +7,9 @@ from tests.videos import greys, write
 from vpjax.data.clips import read_clips, write_clips
 from vpjax.data.looks import RELEVANCE
 from vpjax.events.clips import EventSpec, predicted_event
-from vpjax.recipes import base, sft_shortcut
-from vpjax.training.setup import event_spec, read_training, split_file
+from vpjax.recipes import base, sft, sft_shortcut
+from vpjax.training import run_config
+from vpjax.training.setup import event_spec, forget_unstarted, prepare_model, read_training, split_file
 from vpjax.types import Clip, Keyword, Turn, UserError
 
 
@@ -73,15 +74,43 @@ def test_windows_are_asked_with_the_instructions(tmp_path):
     """Which belong to the question that a window is asked about, as in evaluation."""
     path = str(write(tmp_path / "a.mp4", greys(64, (56, 56)), rate=8))
     keyword = Keyword("flashes", "flash", ((3.0, 3.5),))
-    write_clips(
-        tmp_path / "a.jsonl", [Clip("a", path, "What?", "It flashes.", (keyword,), spans=((3.0, 3.5),))]
-    )
+    clips = [Clip("a", path, "What?", "It flashes.", (keyword,), spans=((3.0, 3.5),))]
+    write_clips(tmp_path / "a.jsonl", clips)
     config = base.get_config()
     config.data.train, config.data.cache = str(tmp_path / "a.jsonl"), str(tmp_path / "cache")
     config.data.instructions = {"caption": "Be brief."}
     config.looks.windows, config.looks.wrong, config.looks.seconds = 1, 1, (1.0, 2.0)
     questions = {clip.question for clip in read_training(config)[0]}
     assert questions == {"What?\nBe brief.", RELEVANCE.format(question="What?\nBe brief.")}
+    # A clip of which no window is known is trained on as it is, and told.
+    write_clips(tmp_path / "a.jsonl", [*clips, Clip("b", path, "What?", "It flashes.", (keyword,))])
+    said = []
+    assert read_training(config, said.append)[0][-1].id == "b"
+    assert len(said) == 1 and "1 of 2 clips are trained on as they are" in said[0] and said[0].endswith(": b")
+
+
+@pytest.mark.slow  # imports transformers for the tokenizer
+def test_a_model_folder_is_that_of_the_config_that_begins(tmp_path):
+    """Not of one that ended with a mistake before the first step, which is mended now: its texts and frame
+    rate are others. Of a run that has begun it stays, and so does a folder that another program made."""
+    config = sft.get_config()
+    made = []
+    for fps, answer in ((2.0, "It flashes."), (8.0, "It jumps."), (8.0, "It jumps.")):
+        config.data.frames, config.data.fps = 0, fps
+        clips = [Clip("a", "", "What?", answer)]
+        config.data.train = f"{answer}.jsonl"
+        forget_unstarted(config, tmp_path)
+        model_config, text = prepare_model(config, tmp_path, clips)
+        made.append((model_config.tokens_per_second, len(text.encode(" jumps")) == 1))
+    assert made == [(4, False), (5, True), (5, True)]
+    run_config.write(tmp_path, config)
+    config.data.fps = 2.0
+    forget_unstarted(config, tmp_path)
+    assert (tmp_path / "model/config.json").is_file()
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "model/made_for.json").unlink()
+    forget_unstarted(config, tmp_path)
+    assert (tmp_path / "model/config.json").is_file()
 
 
 @pytest.mark.parametrize("field", ["heldout", "colour"])

@@ -74,8 +74,9 @@ def conversation_items(row: JsonObject) -> Iterator[Item]:
 
 def message_items(row: JsonObject) -> Iterator[Item]:
     """Tarsier (``reference`` is the target, a time of 0 or -1 the video's own) and TRL's conversations
-    (messages, or prompt and completion). The pieces of a message follow one another as chat templates write
-    them, with nothing in between."""
+    (messages, or prompt and completion), with ``video_start`` and ``video_end`` as in qwen-vl-utils, and
+    ``path`` and ``url`` as in transformers. The pieces of a message follow one another as chat templates
+    write them, with nothing in between."""
     turns: list[tuple[str, str]] = []
     media = media_of(row)
     parts: list[JsonObject] = []
@@ -112,11 +113,12 @@ def read_piece(row: JsonObject, piece: Any, role: str) -> tuple[str, list[Medium
         raise ValueError(f"{short(piece)} is neither text nor video nor image")
     if role != "user":
         raise ValueError(f"{short(piece)} is in no question")
-    medium, part = piece.get(kind), {}
+    medium = piece.get(kind) or piece.get("path") or piece.get("url")
+    times = dict(start=piece.get("video_start"), end=piece.get("video_end"))
     if isinstance(medium, dict):
         times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
-        part = {name: at for name, at in times.items() if at not in (None, 0, -1)}
         medium = medium.get(f"{kind}_file")
+    part = {name: at for name, at in times.items() if at not in (None, 0, -1)}
     paths = [] if medium is None else as_list(medium)
     return f"<{kind}>", [(kind, tarsier_video(row, path)) for path in paths], part
 

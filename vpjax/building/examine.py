@@ -181,7 +181,8 @@ def find_video(video: str, root: str) -> tuple[str, VideoInfo]:
     """The path of a video, whose annotation may leave its suffix out, and its info. Rejected if there is none
     or it cannot be read."""
     path = join_path(root, video)
-    suffixes = ("",) if PurePosixPath(video).suffix else ("", *SUFFIXES)
+    has_suffix = PurePosixPath(video).suffix.lower() in SUFFIXES or is_image(video)
+    suffixes = ("",) if has_suffix else ("", *SUFFIXES)  # of a name such as v_360.0_510.0, too
     for suffix in suffixes:
         file = path + suffix
         try:

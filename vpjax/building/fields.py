@@ -36,12 +36,12 @@ def as_list(value: Any) -> list[Any]:
 
 
 def media_of(row: JsonObject) -> list[Medium]:
-    """All that the fields of a row name as its videos and images."""
+    """All that the fields of a row name as its videos and images. NaN is what pandas writes for none."""
     return [
         (kind, path)
         for kind in ("video", "image")
         for name in (kind, f"{kind}s")
-        if row.get(name)
+        if row.get(name) and row[name] == row[name]
         for path in as_list(row[name])
     ]
 

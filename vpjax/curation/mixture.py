@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from vpjax.curation.recipe import Recipe
 from vpjax.data.clips import read_records
+from vpjax.types import UserError
 
 CONFIG = '''"""SFT on the clips that a curation chose.
 
@@ -34,8 +35,7 @@ def config_text(recipe: Recipe, counts: Mapping[str, int], folder: str) -> str:
             lines.append(f"        dict(file={file!r}, instruction={instructions[source]!r}),")
     own = 1 - sum(general.share for general in recipe.general)
     for general in recipe.general:
-        clips = sum(1 for _ in read_records(general.file))
-        weight = round(sum(counts.values()) * general.share / own / clips, 6)
+        weight = round(sum(counts.values()) * general.share / own / clips_in(general.file), 6)
         file, videos = os.path.abspath(general.file), general.videos
         more = f", videos={videos!r}" if videos else ""
         lines.append(
@@ -43,3 +43,11 @@ def config_text(recipe: Recipe, counts: Mapping[str, int], folder: str) -> str:
         )
     path = os.path.join(os.path.dirname(os.path.abspath(folder)), "config.py")
     return CONFIG.format(file=path, data_sets="\n".join(lines))
+
+
+def clips_in(file: str) -> int:
+    """The number of clips in a file. UserError if there is no such file, or none in it."""
+    clips = sum(1 for _ in read_records(file))
+    if not clips:
+        raise UserError(f"{file}: no clips in this file")
+    return clips

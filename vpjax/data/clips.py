@@ -36,7 +36,7 @@ from vpjax.files import (
     open_file,
     written,
 )
-from vpjax.types import MEDIA_TAG, Clip, Keyword, Look, Turn, UserError
+from vpjax.types import MEDIA_TAG, TASKS, Clip, Keyword, Look, Turn, UserError
 
 ARRAY_RECORD_SUFFIXES = (".array_record", ".arrayrecord")
 FIELDS = {field.name for field in dataclasses.fields(Clip)} - {"others"}  # of a record
@@ -106,10 +106,21 @@ def _check_is_clips(path: AnyPath, error: ValueError) -> None:
 
 
 def relative_to(clip: Clip, out: str) -> Clip:
-    """The clip with the paths of its media relative to the data set, so that both can be moved together."""
-    if is_remote(out):
-        return clip
-    return clip.with_media([path if is_remote(path) else os.path.relpath(path, out) for path in clip.media])
+    """The clip with the paths of its media relative to ``out``, the folder of its data set, so that both can
+    be moved together; absolute, if these are on this machine and the data set is not."""
+    return clip.with_media([path if is_remote(path) else path_from(out, path) for path in clip.media])
+
+
+def path_from(folder: str, path: str) -> str:
+    """A local path as it is found from a folder, which may be a link to another place, where ".." leads
+    elsewhere than its name says."""
+    if is_remote(folder):
+        return os.path.abspath(path)
+    relative = os.path.relpath(path, folder)
+    real = os.path.realpath(path)
+    if os.path.realpath(os.path.join(folder, relative)) != real:
+        return os.path.relpath(real, os.path.realpath(folder))
+    return relative
 
 
 def write_clips(path: AnyPath, clips: Iterable[Clip]) -> None:
@@ -161,6 +172,9 @@ def parse_clip(record: Any) -> Clip:
             raise ValueError(f"field 'video' is {paths!r}, not a list of the paths of videos and images")
     else:
         paths = [_string(record, "video")]
+    task = _string(record, "task", "caption")
+    if task not in TASKS:
+        raise ValueError(f"field 'task' is {task!r}, not one of {', '.join(TASKS)}")
     clip = Clip(
         id=_string(record, "id"),
         video=paths[0],
@@ -169,7 +183,7 @@ def parse_clip(record: Any) -> Clip:
         answer=_string(record, "answer"),
         keywords=tuple(_parse_keyword(keyword) for keyword in _list(record, "keywords")),
         spans=_spans(record),
-        task=_string(record, "task", "caption"),
+        task=task,
         choices=tuple(str(choice) for choice in _list(record, "choices")),
         boxes=tuple(parse_box(box) for box in _list(record, "boxes")),
         degraded_answer=_string(record, "degraded_answer", ""),

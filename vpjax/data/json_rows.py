@@ -21,8 +21,8 @@ JSON_MARK = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"|[\[\]{},"]')
 
 
 def parse_json(text: bytes, *, distinct_keys: bool = False) -> Any:
-    """The value of a JSON text. ValueError if it is none. distinct_keys: an object that has a key twice is
-    none."""
+    """The value of a JSON text, with a byte order mark or without. ValueError if it is none. distinct_keys:
+    an object that has a key twice is none."""
 
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
@@ -31,7 +31,7 @@ def parse_json(text: bytes, *, distinct_keys: bool = False) -> Any:
         return row
 
     try:
-        return json.loads(text.decode(), object_pairs_hook=object_of if distinct_keys else None)
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=object_of if distinct_keys else None)
     except RecursionError:
         raise ValueError("lists and objects are nested too deep") from None
 

@@ -32,6 +32,11 @@ def slots_of(
     return np.any(marked.reshape(-1, temporal), axis=1)
 
 
+def lasting(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Spans of which a single moment lasts EDGE, for it is on screen too."""
+    return [(start, max(end, start + EDGE)) for start, end in spans]
+
+
 def runs_of(marked: np.ndarray) -> list[tuple[int, int]]:
     """The runs of True in bool[S], each as (first slot, slot past its end)."""
     steps = np.flatnonzero(np.diff(marked.astype(np.int8), prepend=0, append=0))

@@ -13,8 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax.data.cache import cache_folder
+from vpjax.data.keyframes import EDGE, lasting
 from vpjax.data.probing import probe_sources
-from vpjax.data.sampling import SLOT, Sampling, VideoInfo, fit, looked_at
+from vpjax.data.sampling import SLOT, Part, Sampling, VideoInfo, fit, looked_at, resolve_part
 from vpjax.data.text import Text
 from vpjax.types import Clip, Look, UserError
 
@@ -26,6 +27,7 @@ MOMENT = "{question} When is it in the video?"
 # The prompts of a window in GRPO, in this order: whether the first look shows what is asked for, and the
 # question of the long clip about either look.
 KINDS = ("relevance", "first", "second")
+ROUNDING = EDGE / 4  # seconds, of times that are written with a few decimals
 DRAWS = 16  # of a window's length, most of which may be too long for a short clip
 Span = tuple[float, float]
 
@@ -61,10 +63,13 @@ class TwoLooks:
         return Look(*part, frames=self.frames, pixels=self.pixels, pick=self.pick)
 
 
-def scan_of(info: VideoInfo, looks: TwoLooks, sampling: Sampling, factor: int) -> list[Span]:
-    """The windows of a scan of a whole file, as equal parts of it in seconds: as many as the tokens allow
+def scan_of(
+    info: VideoInfo, looks: TwoLooks, sampling: Sampling, factor: int, part: Part = (None, None)
+) -> list[Span]:
+    """The windows of a scan of a part of a file, as equal parts of it in seconds: as many as the tokens allow
     that the second looks leave, but none that has fewer frames than are read of it. UserError if the tokens
-    are too few for a window in each look."""
+    are too few for a window in each look; ValueError for a file or a part that ``fit`` refuses."""
+    start, end = resolve_part(info.duration, info.frame_seconds, *part)
     first, second = (
         _tokens(looked_at(look, sampling).sampling, info, factor)
         for look in (looks.first((0, info.duration)), looks.second((0, info.duration)))
@@ -75,8 +80,9 @@ def scan_of(info: VideoInfo, looks: TwoLooks, sampling: Sampling, factor: int) -
             f"two looks within {looks.tokens} visual tokens: {looks.again} second looks take {second} each, "
             f"a window of the first {first}: allow more tokens, or look at fewer frames or pixels"
         )
-    count = max(min(affordable, info.frames // looks.frames), 1)
-    edges = np.linspace(0, info.duration, count + 1)
+    frames = round((end - start) / info.frame_seconds)
+    count = max(min(affordable, frames // looks.frames), 1)
+    edges = np.linspace(start, end, count + 1)
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
@@ -96,11 +102,11 @@ def training_windows(
     the long clip, and the first with the question whether it shows what is asked for. Of each of
     ``looks.wrong`` windows that show none, on purpose, there is the last. ``looks.closer`` windows of either
     kind are asked that in the second look too. As many wrong ones are asked the question of the long clip, in
-    either look: what is true of them is its ``degraded_answer``, if it has one. A clip whose event has no
-    known time (spans), or which is not about one video, stays as it is.
+    either look: what is true of them is its ``degraded_answer``, if it has one. A clip that is none of
+    ``has_windows`` stays as it is.
     """
     looks = TwoLooks.of(looks_config)
-    is_timed = [bool(clip.spans) and not clip.others for clip in clips]
+    is_timed = [has_windows(clip) for clip in clips]
     paths = sorted({clip.video for clip, timed in zip(clips, is_timed, strict=True) if timed})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
     found, left_out = list[Clip](), list[str]()
@@ -110,9 +116,8 @@ def training_windows(
             found.append(clip)
             continue
         rng = np.random.default_rng([seed, number])
-        spans, seconds = clip.spans, looks_config.seconds
-        right = [window_of(spans, info, seconds, True, rng) for _ in range(looks_config.windows)]
-        wrong = [window_of(spans, info, seconds, False, rng) for _ in range(looks_config.wrong)]
+        right = [window_of(clip, info, looks_config.seconds, True, rng) for _ in range(looks_config.windows)]
+        wrong = [window_of(clip, info, looks_config.seconds, False, rng) for _ in range(looks_config.wrong)]
         if not any(right):
             left_out.append(clip.id)
             continue
@@ -127,6 +132,12 @@ def training_windows(
     return found, left_out
 
 
+def has_windows(clip: Clip) -> bool:
+    """Whether a clip is about one video, or a part of it, with an event of known time (spans), and does not
+    say itself how it is looked at."""
+    return bool(clip.spans) and not clip.others and not clip.looks
+
+
 def prompts_a_clip(looks_config: ConfigDict) -> int:
     """The number of prompts that GRPO has of a long clip."""
     return len(KINDS) * (looks_config.windows + looks_config.wrong)
@@ -136,15 +147,15 @@ def rollout_windows(
     clips: Sequence[Clip], looks_config: ConfigDict, data_config: ConfigDict, seed: int
 ) -> tuple[list[Clip], list[str]]:
     """The prompts of GRPO about windows of long clips, ``prompts_a_clip`` of each, and the ids of the clips
-    that have none: whose event has no known time (spans), which are not about one video, or which have no
-    room for a window that shows the event and one that does not.
+    that have none: which are none of ``has_windows``, or have no room for a window that shows the event and
+    one that does not.
 
     The windows that show the event come first, ``looks.windows`` of them, and then ``looks.wrong`` others.
     Each has the prompts of KINDS beside each other. The keywords of a window that does not show the event
     have no times, because nothing of them can be seen there.
     """
     looks = TwoLooks.of(looks_config)
-    timed = [clip for clip in clips if clip.spans and not clip.others]
+    timed = [clip for clip in clips if has_windows(clip)]
     paths = sorted({clip.video for clip in timed})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
     is_right = [True] * looks_config.windows + [False] * looks_config.wrong
@@ -154,7 +165,7 @@ def rollout_windows(
         info, rng = probed[clip.video].info, np.random.default_rng([seed, number])
         parts: list[Span] = []
         if info is not None and info.duration:
-            parts = drawn_windows(clip.spans, info, looks_config.seconds, is_right, rng)
+            parts = drawn_windows(clip, info, looks_config.seconds, is_right, rng)
         if len(parts) < len(is_right):
             left_out.add(clip.id)
             continue
@@ -177,13 +188,13 @@ def seen_by(look: Look, clip: Clip, id: str) -> Clip:
 
 
 def drawn_windows(
-    spans: Sequence[Span], info: VideoInfo, seconds: Span, is_right: Sequence[bool], rng: np.random.Generator
+    clip: Clip, info: VideoInfo, seconds: Span, is_right: Sequence[bool], rng: np.random.Generator
 ) -> list[Span]:
     """A ``window_of`` each kind of ``is_right``, but for those that are not found in DRAWS draws."""
     found = []
     for right in is_right:
         for _ in range(DRAWS):
-            part = window_of(spans, info, seconds, right, rng)
+            part = window_of(clip, info, seconds, right, rng)
             if part is not None:
                 found.append(part)
                 break
@@ -191,21 +202,19 @@ def drawn_windows(
 
 
 def window_of(
-    spans: Sequence[Span], info: VideoInfo, seconds: Span, is_right: bool, rng: np.random.Generator
+    clip: Clip, info: VideoInfo, seconds: Span, is_right: bool, rng: np.random.Generator
 ) -> Span | None:
-    """A part of a file that shows one of the spans as a whole, or is off all of them by a frame at least;
-    None if there is no such part. Its length is drawn log-uniformly from ``seconds``, and where it stands
-    uniformly. It begins and ends with a frame."""
+    """A window of a clip's part of its file that shows one of its spans as a whole, or is off all of them by
+    a frame at least; None if there is no such window. Its length is drawn log-uniformly from ``seconds``, and
+    where it stands uniformly. It begins and ends with a frame."""
     frame = info.frame_seconds
     length = math.exp(rng.uniform(*np.log(seconds)))
-    count = min(max(round(length / frame), 1), info.frames)
-    # An annotation may end a little after its file.
-    events = [
-        (math.floor(start / frame + 1e-3), min(math.ceil(end / frame - 1e-3), info.frames))
-        for start, end in spans
-    ]
+    low = math.ceil((clip.start or 0.0) / frame - 1e-3)
+    high = info.frames if clip.end is None else min(math.floor(clip.end / frame + 1e-3), info.frames)
+    count = min(max(round(length / frame), 1), max(high - low, 1))
+    events = [event_frames(span, info) for span in clip.spans]
     first, last = events[int(rng.integers(len(events)))]
-    firsts = np.arange(info.frames - count + 1)
+    firsts = np.arange(low, high - count + 1)
     if is_right:
         fits = (first < last) & (firsts <= first) & (last <= firsts + count)
     else:
@@ -217,6 +226,22 @@ def window_of(
         return None
     first = int(places[rng.integers(len(places))])
     return first * frame, (first + count) * frame
+
+
+def event_frames(span: Span, info: VideoInfo) -> tuple[int, int]:
+    """The first frame of a file that shows a span, and the one after the last: one at least, for a single
+    moment is on screen too. An annotation may begin a little before its file, and end after it."""
+    start, end = span[0] / info.frame_seconds, span[1] / info.frame_seconds
+    first = math.floor(start + 1e-3)
+    last = max(math.ceil(end - 1e-3), first + 1)
+    return max(first, 0), min(last, info.frames)
+
+
+def seconds_seen(part: Span, spans: Sequence[Span]) -> float:
+    """How many seconds of some spans a window shows. Where they begin as it ends, rounding makes them overlap
+    by less than ROUNDING, of which nothing is seen."""
+    seen = [min(part[1], end) - max(part[0], start) for start, end in lasting(spans)]
+    return sum(seconds for seconds in seen if seconds > ROUNDING)
 
 
 def right_window(clip: Clip, looks: TwoLooks, part: Span, id: str, *, closer: bool) -> list[Clip]:

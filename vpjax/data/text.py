@@ -19,7 +19,7 @@ import numpy as np
 from vpjax.data.positions import Stamps, is_visual
 from vpjax.data.tokenizer import END, SPECIALS
 from vpjax.files import AnyPath
-from vpjax.types import MEDIA_TAG, Clip, Turn, UserError
+from vpjax.types import MEDIA_TAG, Clip, Turn, UserError, word_place
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -170,10 +170,12 @@ class Text:
         return np.array([*self.encode(answer), self.end], np.int32)
 
     def keyword(self, keyword: str, answer: str) -> tuple[list[int], list[int]]:
-        """The places of a keyword's tokens in the answer, leading space included, and their ids. An answer
-        that does not contain it (for example the letter of an option) gives no places, and the ids of ``" " +
-        keyword``."""
-        start = answer.find(keyword)
+        """The places of a keyword's tokens in the answer, leading space included, and their ids: where it
+        stands by itself, else within another word, as in a script without spaces. An answer that does not
+        contain it (for example the letter of an option) gives no places, and the ids of ``" " + keyword``."""
+        start = word_place(answer, keyword)
+        if start < 0:
+            start = answer.find(keyword)
         if start < 0:
             return [], self.encode(" " + keyword)
         tokens = self.encoded(answer)

@@ -23,6 +23,7 @@ from vpjax.events.text import caption_variants, events_named
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path
 from vpjax.scoring.answers import parse_options, read_choice, without_letter
 from vpjax.scoring.metrics import AnswerScore, score_caption, score_choice, score_description, score_span
+from vpjax.scoring.references import answer_type
 from vpjax.scoring.tasks import score_built_in, score_by_task, score_grounded_choice, score_tracking
 from vpjax.types import Clip, UserError
 
@@ -347,9 +348,17 @@ def dream_1k(record: Record) -> Iterator[Clip]:
 
 
 def own_clips(record: Record) -> Iterator[Clip]:
-    """vpjax's own format; grouped by ``extra.group``, else by task."""
+    """vpjax's own format; grouped by ``extra.group``, else by task. UserError for a clip that lacks what its
+    task needs to be scored."""
     clip = parse_clip(record.row)
-    yield dataclasses.replace(clip, extra={"group": clip.task, **clip.extra})
+    answer_type(clip)
+    yield dataclasses.replace(clip, extra={**clip.extra, "group": group_of(clip)})
+
+
+def group_of(clip: Clip) -> str:
+    """The name by which scores of a clip in vpjax's format are grouped."""
+    group = clip.extra.get("group")
+    return clip.task if group is None else str(group)
 
 
 def event_clips(record: Record) -> Iterator[Clip | str]:
@@ -363,7 +372,7 @@ def event_clips(record: Record) -> Iterator[Clip | str]:
     if event is None or length is None or not (names_event or asks_else):
         yield NO_EVENT
         return
-    group = clip.extra.get("group", clip.task)
+    group = group_of(clip)
     if clip.task == "caption":
         group = f"{length / EIGHTHS:g} s" if event else "no event"
     yield dataclasses.replace(clip, extra={**clip.extra, "group": group})

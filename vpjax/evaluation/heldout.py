@@ -1,21 +1,26 @@
 """The held-out clips of a run: its evaluations at the end, and those of a part of them while it trains."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
-from vpjax.data.looks import TwoLooks
+from vpjax.data.looks import TwoLooks, scan_of
 from vpjax.data.mixture import BUILT_IN, EVENTS
+from vpjax.data.probing import probe_sources
+from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction
 from vpjax.evaluation.benchmarks import BENCHMARKS
 from vpjax.evaluation.controls import CONTROLS
-from vpjax.evaluation.looks import LOOK_CONTROLS
+from vpjax.evaluation.looks import LOOK_CONTROLS, check_clips
 from vpjax.evaluation.results import make_results, metric_columns
 from vpjax.evaluation.run import (
     Request,
@@ -29,7 +34,7 @@ from vpjax.models.attention import backend
 from vpjax.models.config import VLMConfig
 from vpjax.models.vlm import VideoLM, abstract_model
 from vpjax.training.setup import split_file
-from vpjax.types import UserError
+from vpjax.types import Clip, UserError
 
 SPLIT = "heldout"  # that is evaluated while a run trains, and the first part of its metrics' names
 
@@ -74,9 +79,35 @@ def check_heldout(config: ConfigDict, workdir: Path, say: Callable[[str], None])
         try:
             request = heldout_request(config, workdir, split)
             clips, _ = requested_clips(request, config.to_dict())
-            check_videos(spread(clips, config.eval_clips), say)
+            clips = spread(clips, config.eval_clips)
+            check_videos(clips, say)
+            if request.looks:
+                check_looks(clips)
         except UserError as error:
             raise UserError(f"{error}; set data.heldout to '' for no evaluation") from error
+
+
+def check_looks(clips: Sequence[Clip]) -> None:
+    """UserError if clips could not be evaluated by two looks."""
+    check_clips(clips)
+    if jax.process_count() > 1:
+        raise UserError("two looks (looks.windows) are evaluated in one process, and this run has several")
+
+
+def check_scans(config: ConfigDict, workdir: Path, factor: int) -> None:
+    """UserError if ``looks.tokens`` are too few for two looks at the first held-out clip. factor: pixels
+    along a side of a visual token."""
+    if not config.looks.windows:
+        return
+    for split in heldout_splits(config):
+        request = heldout_request(config, workdir, split)
+        clip = requested_clips(request, config.to_dict())[0][0]
+        source = probe_sources([clip.video], cache_folder(config.data), config.data.max_side)[clip.video]
+        if source.info is None:
+            continue  # it is a fault of the clip's
+        with contextlib.suppress(ValueError):  # likewise
+            sampling = Sampling.of(config.data)
+            scan_of(source.info, TwoLooks.of(config.looks), sampling, factor, (clip.start, clip.end))
 
 
 class HeldOut:

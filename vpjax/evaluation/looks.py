@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from vpjax.data.looks import Span, TwoLooks
+from vpjax.data.images import is_image
+from vpjax.data.looks import Span, TwoLooks, seconds_seen
 from vpjax.data.sampling import Sampling
 from vpjax.data.text import Text
 from vpjax.evaluation.ask import NO_KEY, ClipPredictor, Prediction, Query
@@ -31,6 +32,13 @@ from vpjax.types import Clip, Look, UserError
 LOOK_CONTROLS = ("none", "first", "second", "key", "wrong", "right", "blind")
 ONE_LOOK = ("first", "second", "blind")
 NEED_SPANS = ("wrong", "right")  # which need to know when the event happens
+
+
+def check_clips(clips: Sequence[Clip]) -> None:
+    """UserError for a clip that cannot be looked at twice, because it is not about one video."""
+    for clip in clips:
+        if len(clip.media) != 1 or is_image(clip.video) or clip.looks:
+            raise UserError(f"two looks: clip {clip.id} is not about one video")
 
 
 class LookPredictor:
@@ -54,10 +62,8 @@ class LookPredictor:
         mesh: Mesh | None = None,
     ):
         """clips: without their answers. data_config: as for ``ClipPredictor``. localise: as for
-        ``scans_of``. UserError for a clip that is not about one video."""
-        for clip in clips:
-            if len(clip.media) != 1 or clip.looks:
-                raise UserError(f"two looks: clip {clip.id} is not about one whole video")
+        ``scans_of``. UserError as ``check_clips``."""
+        check_clips(clips)
         self.model, self.text, self.clips, self.data_config = model, text, clips, data_config
         self.looks, self.controls, self.localise = looks, controls, localise
         self.options: dict[str, Any] = dict(batch_size=batch_size, max_new=max_new, mesh=mesh)
@@ -93,7 +99,8 @@ class LookPredictor:
                 yield prediction._replace(control=control)
 
     def part(self, clip: Clip, control: str) -> Span | None:
-        """The window of a clip's video that is shown under a control; None if there is none."""
+        """The window of a clip's video that is shown under a control; None if there is none, as where every
+        window shows the event."""
         scan = self.scans.get(clip.id)
         if scan is None or (control in NEED_SPANS and not clip.spans):
             return None
@@ -103,6 +110,8 @@ class LookPredictor:
             number = int(np.argmax(shown))
         elif control == "wrong":
             number = int(np.argmax(np.where(shown > 0, -np.inf, scan.scores)))
+        if control in NEED_SPANS and (shown[number] > 0) != (control == "right"):
+            return None
         return scan.windows[number]
 
     def predictor(
@@ -181,9 +190,7 @@ def window_scores(results: Mapping[str, Any], found: Mapping[str, bool]) -> dict
 
 def seconds_shown(clip: Clip, windows: Sequence[Span]) -> np.ndarray:
     """How many seconds of a clip's spans each window shows, f64[W]."""
-    return np.array(
-        [sum(max(min(b, end) - max(a, start), 0.0) for start, end in clip.spans) for a, b in windows]
-    )
+    return np.array([seconds_seen(window, clip.spans) for window in windows])
 
 
 def scan_records(scans: Mapping[str, Scan]) -> dict[str, dict[str, Any]]:

@@ -39,7 +39,7 @@ def write_looks_page(path: Path, about: str, looked: Sequence[Looked]) -> None:
     html = environment.from_string(PAGE_TEMPLATE.read_text()).render(
         about=about,
         clips=[_clip(each) for each in looked],
-        columns=min(max(len(each.scan.windows) for each in looked), MOST_COLUMNS),
+        columns=min(max((len(each.scan.windows) for each in looked), default=1), MOST_COLUMNS),
         has_spans=any(each.clip.spans for each in looked),
     )
     write_whole(path, html.encode())
@@ -56,10 +56,13 @@ def looked_samples(
     """What was seen in two looks at clips that were answered wrongly, and at others, from the results of an
     evaluation. data_config: by which the videos were read. factor: pixels along a side of a visual token."""
     sampling, side = Sampling.of(data_config), data_config.max_side
+    scans = results["looks"]["scans"]
+    scanned = [clip for clip in clips if clip.id in scans]  # whose videos could be used
+    first = next(control for control, scores in results["controls"].items() if scores["rows"])
     samples = []
-    for clip, answers in sample_answers(results, clips, predictions, next(iter(results["controls"]))):
-        record = results["looks"]["scans"][clip.id]
-        windows, videos = read_scan(clip.video, looks, sampling, factor, side)
+    for clip, answers in sample_answers(results, scanned, predictions, first):
+        record = scans[clip.id]
+        windows, videos = read_scan(clip.video, looks, sampling, factor, side, (clip.start, clip.end))
         scores, again_scores = np.array(record["scores"]), np.array(record["again_scores"])
         scan = Scan(windows, scores, videos, record["again"], again_scores)
         second = read_look(clip.video, looks.second(windows[scan.best]), sampling, factor, side)
@@ -89,7 +92,7 @@ def _clip(looked: Looked) -> Mapping[str, Any]:
         name=clip.id or clip.video,
         question=clip.question,
         truth=clip.answer,
-        seconds=scan.windows[-1][1],
+        seconds=scan.windows[-1][1] - scan.windows[0][0],
         scan=windows,
         part=scan.windows[scan.best],
         look=[

@@ -69,4 +69,4 @@ def _bytes(file: str) -> bytes:
 
 
 def _text(file: str) -> str:
-    return _bytes(file).decode()
+    return _bytes(file).decode("utf-8-sig")

@@ -83,7 +83,9 @@ def score_prediction(benchmark: Benchmark, clip: Clip, prediction: Prediction) -
         named = events_named(final_answer(prediction.text))
         values = values | event_values(clip, prediction, named)
     group, second_group = clip.extra["group"], clip.extra.get(benchmark.second_group, "")
-    return Scored(clip.id, clip.video, group, label(prediction), readable, values, second_group, named)
+    # Questions about text alone are not about one video, over which intervals would be none.
+    video = clip.video or clip.id
+    return Scored(clip.id, video, group, label(prediction), readable, values, second_group, named)
 
 
 def chance_of(clips: Sequence[Clip]) -> float | None:
@@ -96,7 +98,8 @@ def chance_of(clips: Sequence[Clip]) -> float | None:
 
 def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """``results`` with their paired difference from those in another file, for each control that both have.
-    UserError if the file is no results.json or is about another benchmark."""
+    Rows are paired by their ids; ``same_rows`` says whether both files have the same ones, in all of their
+    texts and paths. UserError if the file is no results.json or is about another benchmark."""
     try:
         other = json.loads(path.read_text())
         model, benchmark = other["request"]["model"], other["request"]["benchmark"]
@@ -113,7 +116,9 @@ def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
             gains[name] = difference(rows, theirs[name])
             if gain := seen_difference(rows, theirs[name]):
                 gains[name]["metrics"]["seen"] = gain
-    return {**results, "against": {"file": str(path), "model": model, "controls": gains}}
+    are_same = other["request"].get("rows") == results["request"].get("rows")
+    against = {"file": str(path), "model": model, "same_rows": are_same, "controls": gains}
+    return {**results, "against": against}
 
 
 def by_control(results: Mapping[str, Any]) -> dict[str, list[Scored]]:
@@ -168,7 +173,10 @@ def scan_lines(looks: Mapping[str, Any]) -> list[str]:
 
 def gain_lines(against: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """The differences from another model's results (``compare``). columns: the metrics that are shown."""
-    lines = [f"minus {against['model']} on the same rows, in points [95 % interval]"]
+    rows = "the same rows"
+    if not against.get("same_rows", True):
+        rows = "rows of the same ids, not all of which have the same texts and paths there"
+    lines = [f"minus {against['model']} on {rows}, in points [95 % interval]"]
     for name, gain in against["controls"].items():
         means = gain["metrics"]
         gains = [f"{x} {interval(means[x], sign=True)}" for x in columns if x in means]

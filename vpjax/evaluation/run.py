@@ -160,10 +160,9 @@ def describe_request(
 ) -> dict[str, Any]:
     """What determines the predictions, ready for JSON. digest: of the clips before the limit."""
     shown = evaluation_data(data_config, request.benchmark, model)
-    two_looks = {}
-    if request.looks:
-        two_looks = {"looks": dataclasses.asdict(request.looks), "localise": request.localise}
-    return two_looks | {
+    return {
+        "looks": dataclasses.asdict(request.looks) if request.looks else None,
+        "localise": request.localise if request.looks else None,
         "benchmark": request.benchmark,
         "rows": digest,
         "model": str(request.model),
@@ -346,9 +345,14 @@ def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
 
 
 def identity(clip: Clip) -> tuple[str, ...]:
-    """What makes a clip's predictions and their scores those of this clip."""
+    """What makes a clip's predictions and their scores those of this clip: what is asked and what is seen.
+    The spans are what controls replace."""
     own = clip.id, clip.question, clip.answer, clip.video, *clip.others
-    return (*own, clip.system, repr(clip.turns)) if clip.system or clip.turns else own
+    if clip.system or clip.turns:
+        own = *own, clip.system, repr(clip.turns)
+    parts = clip.start, clip.end, clip.looks
+    spans = clip.spans, tuple((keyword.video, keyword.spans) for keyword in clip.keywords if keyword.spans)
+    return (*own, repr((parts, spans))) if any(parts) or any(spans) else own
 
 
 def fingerprint(model: VideoLM) -> str:

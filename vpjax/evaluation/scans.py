@@ -11,7 +11,7 @@ import numpy as np
 from vpjax.data.collate import coarse, single_prompt, window_prompts
 from vpjax.data.looks import NO, YES, Span, TwoLooks, moment_of, relevance_of, scan_of
 from vpjax.data.picking import changes_of
-from vpjax.data.sampling import Sampling, looked_at
+from vpjax.data.sampling import Part, Sampling, looked_at
 from vpjax.data.text import Text
 from vpjax.data.video import Video, probe, read_frames
 from vpjax.evaluation.ranking import answer_logprobs, pad_answers
@@ -136,10 +136,15 @@ def likelihoods(
 
 
 def read_scan(
-    path: str, looks: TwoLooks, sampling: Sampling, factor: int, max_side: int
+    path: str, looks: TwoLooks, sampling: Sampling, factor: int, max_side: int, part: Part = (None, None)
 ) -> tuple[list[Span], list[Video]]:
-    """The windows of a scan of a file, and the frames of each. UserError if the file cannot be used."""
-    windows = scan_of(probe(path, max_side=max_side), looks, sampling, factor)
+    """The windows of a scan of a part of a file, and the frames of each. UserError if the file cannot be
+    used."""
+    info = probe(path, max_side=max_side)
+    try:
+        windows = scan_of(info, looks, sampling, factor, part)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     return windows, [read_look(path, looks.first(part), sampling, factor, max_side) for part in windows]
 
 
@@ -166,7 +171,9 @@ def scans_of(
     with ThreadPoolExecutor() as pool:
         for clip in clips:
             while len(waiting) <= AHEAD and (following := next(later, None)) is not None:
-                waiting.append(pool.submit(read_scan, following.video, looks, sampling, factor, max_side))
+                part = following.start, following.end
+                arguments = following.video, looks, sampling, factor, max_side, part
+                waiting.append(pool.submit(read_scan, *arguments))
             try:
                 windows, videos = waiting.popleft().result()
             except UserError as error:

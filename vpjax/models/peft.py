@@ -30,6 +30,8 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the names of tensors, before the model's own
 # Options of PEFT that change what adapters compute, and that are not supported.
 UNSUPPORTED = ("use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save")
+# Ways in which adapters begin, after which they belong to other weights than those of the base model.
+OTHER_WEIGHTS = ("olora", "pissa", "corda", "loftq")
 
 
 def save_adapters(
@@ -77,6 +79,8 @@ def load_adapters(folder: AnyPath, lora: Lora, model_config: VLMConfig) -> dict[
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     unsupported = [name for name in UNSUPPORTED if config.get(name)]
+    if str(config.get("init_lora_weights")).startswith(OTHER_WEIGHTS):
+        unsupported.append(f"init_lora_weights={config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
         what = unsupported or ["peft_type other than LORA, or bias"]
         raise UserError(f"{folder / CONFIG}: {', '.join(what)} is not supported; give plain LoRA adapters")

@@ -10,6 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vpjax.data.control import with_control
+from vpjax.data.keyframes import lasting
+from vpjax.data.looks import seconds_seen
 from vpjax.data.text import Text
 from vpjax.models.generate import Completions
 from vpjax.scoring.comparisons import span_iou
@@ -70,7 +72,8 @@ def overlap_of(clip: Clip) -> float:
     """The IoU of the part of its video that a clip's one look shows with its spans; 0 for other clips."""
     if len(clip.looks) != 1 or clip.looks[0].start is None or clip.looks[0].end is None:
         return 0.0
-    return span_iou([(clip.looks[0].start, clip.looks[0].end)], clip.spans)
+    part = clip.looks[0].start, clip.looks[0].end
+    return span_iou([part], lasting(clip.spans)) if seconds_seen(part, clip.spans) else 0.0
 
 
 class ConfigJudge:

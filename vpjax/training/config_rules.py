@@ -1,6 +1,6 @@
 """The rules that a config must meet (``run_config.check``), one after another, each with its message."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 from ml_collections import ConfigDict
@@ -128,8 +128,9 @@ def _rules_of_data(config: ConfigDict) -> Iterator[Rule]:
     yield Rule("data.max_missed_share", 0 <= data.max_missed_share <= 1, "lies in [0, 1]")
     tasks = f"has texts for some of {', '.join(TASKS)}"
     yield Rule("data.instructions", set(data.instructions) <= set(TASKS), tasks)
-    least, most = config.looks.seconds
-    yield Rule("looks.seconds", 0 < least <= most, "is (least, most) with 0 < least <= most")
+    seconds = config.looks.seconds
+    is_range = _are_two_numbers(seconds) and 0 < seconds[0] <= seconds[1]
+    yield Rule("looks.seconds", is_range, "is (least, most) with 0 < least <= most")
 
 
 def _rules_of_evaluation(config: ConfigDict) -> Iterator[Rule]:
@@ -154,7 +155,7 @@ def _rules_of_optimizer(config: ConfigDict) -> Iterator[Rule]:
     optim = config.optim
     yield Rule("optim.warmup_share", 0 <= optim.warmup_share < 1, "lies in [0, 1)")
     yield Rule("optim.freeze", _are_texts(optim.freeze), "holds path patterns")
-    are_pairs = all(len(x) == 2 and isinstance(x[0], str) and x[1] >= 0 for x in optim.lr_multipliers)
+    are_pairs = all(map(_is_multiplier, optim.lr_multipliers))
     yield Rule("optim.lr_multipliers", are_pairs, "holds pairs such as ('vision.*', 0.1)")
 
 
@@ -163,6 +164,9 @@ def _rules_of_adapters(config: ConfigDict) -> Iterator[Rule]:
     yield Rule("lora.rank", isinstance(lora.rank, int), "is a whole number")
     are_patterns = bool(lora.targets) and _are_texts(lora.targets)
     yield Rule("lora.targets", are_patterns, "holds patterns of layers, such as ('decoder.layers.*',)")
+    if lora.rank > 0:
+        frozen = "is 'adamw' where lora.rank is above 0: adapters freeze the weights that Muon is for"
+        yield Rule("optim.name", config.optim.name == "adamw", frozen)
     if lora.rank == 0:
         yield Rule("lora.base_dtype", lora.base_dtype == "dtype", "is 'dtype' where lora.rank is 0")
         yield Rule("lora.init_from", not lora.init_from, "is '' where lora.rank is 0")
@@ -172,9 +176,10 @@ def _rules_of_contrast(config: ConfigDict) -> Iterator[Rule]:
     """What SFT learns from V~. Only its own runs need the V~ that a loss reads."""
     contrast, replacement, is_sft = config.contrast, config.data.replacement, config.method == "sft"
     yield Rule("contrast.layer", 0 < contrast.layer <= 1, "lies in (0, 1]")
-    lowest, highest = contrast.tau_range
+    taus = contrast.tau_range
+    is_range = _are_two_numbers(taus) and 0 < taus[0] <= contrast.tau <= taus[1]
     around = f"is (least, most), above 0, around contrast.tau, {contrast.tau}"
-    yield Rule("contrast.tau_range", 0 < lowest <= contrast.tau <= highest, around)
+    yield Rule("contrast.tau_range", is_range, around)
     negatives = set(contrast.negatives)
     are_known = bool(negatives) and negatives <= set(NEGATIVES)
     yield Rule("contrast.negatives", are_known, f"holds some of {', '.join(NEGATIVES)}")
@@ -297,6 +302,18 @@ def _rules_of_looks(config: ConfigDict) -> Iterator[Rule]:
 
 def _are_texts(values: Iterable[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def _are_two_numbers(values: Sequence[Any]) -> bool:
+    return len(values) == 2 and all(isinstance(value, int | float) for value in values)
+
+
+def _is_multiplier(value: Any) -> bool:
+    """Whether ``value`` is a pair of ``config.optim.lr_multipliers``."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    pattern, factor = value
+    return isinstance(pattern, str) and isinstance(factor, int | float) and factor >= 0
 
 
 def _is_reward(value: Any) -> bool:

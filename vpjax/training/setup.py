@@ -17,21 +17,24 @@ from ml_collections import ConfigDict
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.images import is_image
-from vpjax.data.looks import NO, RELEVANCE, YES, rollout_windows, training_windows
+from vpjax.data.looks import NO, RELEVANCE, YES, has_windows, rollout_windows, training_windows
 from vpjax.data.mixture import BUILT_IN, EVENTS, LONG, data_sets
 from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
 from vpjax.data.text import Text
 from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
 from vpjax.events import long
-from vpjax.files import sync, sync_tree
+from vpjax.files import read_object, sync, sync_tree
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters, quantised
 from vpjax.models.peft import load_adapters
 from vpjax.models.sharding import shardings
 from vpjax.models.vlm import VideoLM, VLMConfig, abstract_model, leaves
-from vpjax.training import checkpoint, sft
+from vpjax.training import checkpoint, run_config, sft
+from vpjax.training.sums import steps_in
 from vpjax.types import Array, Clip, UserError
+
+MADE_FOR = "made_for.json"  # in model/: the config by which it was made
 
 
 def split_file(config: ConfigDict, split: str, source: str) -> str:
@@ -87,7 +90,7 @@ def read_training(
 
 def windows_of(clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], None] | None) -> list[Clip]:
     """What is trained on of long clips: windows of them. say: is told of clips that have none, which are an
-    error if it is None, as is a file without any other."""
+    error if it is None, as is a file without any other; and of those that are trained on as they are."""
     if config.method == "grpo":
         found, left_out = rollout_windows(clips, config.looks, config.data, config.seed)
         why = (
@@ -97,6 +100,12 @@ def windows_of(clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], N
     else:
         found, left_out = training_windows(clips, config.looks, config.data, config.seed)
         why = "have an event that no window shows as a whole (looks.seconds)"
+        whole = [clip.id for clip in clips if not has_windows(clip)]
+        if whole and say is not None:
+            say(
+                f"looks.windows: {len(whole)} of {len(clips)} clips are trained on as they are, because they "
+                f"are not about one video with an event of known time (spans): {', '.join(whole[:3])}"
+            )
     if left_out:
         message = f"{len(left_out)} of {len(clips)} clips {why}: {', '.join(left_out[:3])}"
         if say is None or not found:
@@ -162,6 +171,17 @@ def heldout_fields(section: ConfigDict, name: str, known: Sequence[str]) -> dict
     return section.to_dict()
 
 
+def forget_unstarted(config: ConfigDict, workdir: Path) -> None:
+    """Remove the model/ folder that was made for another config, by a run that ended before its first step:
+    its tokenizer and its time positions are those of that config."""
+    made_for = workdir / checkpoint.MODEL / MADE_FOR
+    has_begun = (workdir / run_config.FILE).is_file() or steps_in(workdir)
+    if has_begun or not made_for.is_file():
+        return
+    if read_object(made_for, f"delete {made_for.parent}") != json.loads(config.to_json()):
+        shutil.rmtree(made_for.parent)
+
+
 def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> tuple[VLMConfig, Text]:
     """The model's sizes and its tokenizer, from the run's model/ folder.
 
@@ -188,6 +208,7 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         else:
             new_model(config, part, clips)
         set_tokens_per_second(part / "config.json", config)
+        (part / MADE_FOR).write_text(config.to_json())
         sync_tree(part)
         part.replace(folder)
         sync(workdir)
