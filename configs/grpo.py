@@ -6,9 +6,10 @@ What it does: takes the model that `python -m vpjax.train --config sft` left in 
 --config.init_from=DIR), samples 8 answers to each question on the video and 4 on V~, rewards answers that
 name the event, and reports how often the event is named in held-out clips.
 Hardware and cost: 2 CPU cores, 6 to 12 minutes.
-Expected after configs/sft.py as it is: .99 of 768 held-out clips, as before it, for all answers to most prompts are
-right already; .73 of 240 unseen pairs of shape and event (.68 before). After a run of configs/sft.py with
---config.optim.name=adamw --config.optim.lr=1e-3: .95 of the held-out clips (.93 before), .88 of the pairs (.76).
+Expected after configs/sft.py as it is: .99 of 768 held-out clips, as before it, for all answers to most
+prompts are right already; .73 of 240 unseen pairs of shape and event (.68 before). After a run of
+configs/sft.py with --config.optim.name=adamw --config.optim.lr=1e-3: .95 of the held-out clips (.93 before),
+.88 of the pairs (.76).
 """
 
 from vpjax.recipes import sft
