@@ -253,7 +253,9 @@ def get_config() -> ConfigDict:
     # as many, and grpo.groups of as many.
     c.mesh = ConfigDict(dict(data=1, fsdp=-1, context=1, tensor=1, rollout=-1))
 
-    c.compile_cache = True  # keep compiled programs in data.cache, so that the next start takes seconds
+    # Keep compiled programs in data.cache, or where JAX_COMPILATION_CACHE_DIR says, so that the next start
+    # takes seconds.
+    c.compile_cache = True
     c.log_every = 20  # steps between progress lines (metrics.jsonl has every step)
     c.log_to = ("tensorboard",)  # where numbers go besides: any of tensorboard, wandb, trackio (if installed)
     c.profile = ()  # (first, last): steps that JAX's profiler traces into <workdir>/profile/

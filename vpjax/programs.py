@@ -1,5 +1,6 @@
 """Compiled programs: announced when they are made, and kept on disk for the next start."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,10 @@ MOST_BYTES = 10 * 10**9  # of the folder; beyond it, the programs that were not 
 
 
 def keep_in(folder: Path) -> None:
-    """Keep compiled programs in ``folder``, and use those that are there."""
+    """Keep compiled programs in ``folder``, and use those that are there. Where JAX_COMPILATION_CACHE_DIR is
+    set, that folder is used instead, as JAX's other variables say."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)

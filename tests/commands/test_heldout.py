@@ -9,7 +9,7 @@ import signal
 import chex
 import pytest
 
-from tests.commands.test_train import compile_once, everything, small  # noqa: F401 (a fixture)
+from tests.commands.test_train import everything, small
 from vpjax.evaluation import run as evaluation
 from vpjax.training import checkpoint
 from vpjax.types import UserError
@@ -55,16 +55,18 @@ def before_batch(monkeypatch, number, act):
     monkeypatch.setattr(train, "put_batch", put_batch)
 
 
-@pytest.fixture
-def no_last_evaluation(monkeypatch):
-    monkeypatch.setattr(train, "finish", lambda config, workdir, step: None)
+def train_only(config, workdir):
+    """Without the evaluation of all clips after the last step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish", lambda config, workdir, step: None)
+        train.train(config, workdir)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache, quick_runs):
-    """A run that nothing stopped and that keeps its best checkpoint, with its evaluation at the end."""
+    """A run that nothing stopped and that keeps its best checkpoint."""
     workdir = tmp_path_factory.mktemp("whole")
-    train.train(config_of(cache, keep_best="heldout/loss"), workdir)
+    train_only(config_of(cache, keep_best="heldout/loss"), workdir)
     return workdir
 
 
@@ -90,14 +92,12 @@ def test_the_best_checkpoint_is_kept(whole):
     assert checkpoint.step_of(whole, "best") == best and checkpoint.step_of(whole) == STEPS
 
 
-def test_a_run_that_is_stopped_anywhere_logs_and_keeps_the_same(
-    whole, cache, tmp_path, monkeypatch, no_last_evaluation
-):
+def test_a_run_that_is_stopped_anywhere_logs_and_keeps_the_same(whole, cache, tmp_path, monkeypatch):
     """Stopped by SIGTERM after step 3, and killed in step 6: after the evaluation of step 4, whose checkpoint
     is on disk, and before that of step 6."""
     config = config_of(cache, keep_best="heldout/loss")
     before_batch(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    train.train(config, tmp_path)
+    train_only(config, tmp_path)
     assert steps_in(tmp_path)[-1] == 3
 
     class Killed(Exception):
@@ -108,16 +108,16 @@ def test_a_run_that_is_stopped_anywhere_logs_and_keeps_the_same(
 
     before_batch(monkeypatch, 3, kill)
     with pytest.raises(Killed):
-        train.train(config, tmp_path)
-    train.train(config, tmp_path)
+        train_only(config, tmp_path)
+    train_only(config, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert steps_in(tmp_path) == steps_in(whole)
     for step in steps_in(whole):
         chex.assert_trees_all_equal(everything(tmp_path, step), everything(whole, step))
 
 
-def test_evaluating_changes_nothing_about_training(whole, cache, tmp_path, no_last_evaluation):
-    train.train(config_of(cache, eval_every=0), tmp_path)
+def test_evaluating_changes_nothing_about_training(whole, cache, tmp_path):
+    train_only(config_of(cache, eval_every=0), tmp_path)
     plain = [{name: x for name, x in line.items() if "heldout" not in name} for line in log(whole)]
     assert log(tmp_path) == plain
     chex.assert_trees_all_equal(everything(tmp_path, STEPS), everything(whole, STEPS))
@@ -128,11 +128,10 @@ def test_a_run_ends_when_its_patience_is_over(cache, tmp_path, monkeypatch, caps
     with its newest checkpoint evaluated; the same command again finds it finished, and more patience goes
     on."""
     accuracies = iter([0.5, 0.75, 0.75, 0.25, 0.9, 0.9])
-    call = train.HeldOut.__call__
     ended = []
 
     def with_accuracy(heldout, model):
-        return call(heldout, model) | {"heldout/accuracy": next(accuracies)}
+        return dict.fromkeys(heldout.names(), 0.0) | {"heldout/accuracy": next(accuracies)}
 
     def evaluate(request, say, *, writes):
         ended.append((request.step, request.out.name))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_a_preempted_tpu_is_replaced_and_the_run_goes_on(programs, worker, tmp_p
     once = ["create", "install", "start", "follow"]
     assert calls(tmp_path) == [*once, "delete", *once]
     while not (tmp_path / "vpjax" / "code").exists():  # the run is not waited for
-        pass
+        time.sleep(0.01)
     assert (tmp_path / "flags").read_text().splitlines() == ["-m", "vpjax.train", *FLAGS]
 
 
@@ -167,6 +168,7 @@ def test_local_processes_are_all_told_to_stop(programs, tmp_path):
     run = subprocess.Popen([ROOT / "launch" / "local.sh", "2", *FLAGS], env=env, stderr=subprocess.DEVNULL)
     while len(list(tmp_path.glob("ready.*"))) < 2:
         assert run.poll() is None
+        time.sleep(0.01)
     run.terminate()
     assert run.wait(20) == 0
     assert (tmp_path / "out").read_text() == "saved\n" * 2

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from tests import runs, tiny
 from tests.commands.call import call
-from tests.commands.test_train import compile_once, everything, small  # noqa: F401 (a fixture)
+from tests.commands.test_train import everything, small
 from vpjax import export as exporting
 from vpjax.models import hf, peft
 from vpjax.models.lora import is_adapter
@@ -24,7 +24,7 @@ from vpjax.training import checkpoint
 from vpjax.types import UserError
 
 train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_runs")]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def lora_config(base, **changes):
 
 
 @pytest.fixture(scope="module")
-def workdir(folder, base):
+def workdir(folder, base, quick_runs):
     """A run of 4 steps."""
     train.train(lora_config(base), folder / "run")
     return folder / "run"

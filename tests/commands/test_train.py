@@ -13,13 +13,13 @@ import chex
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from vpjax import cli
 from vpjax.evaluation.controls import CONTROLS
 from vpjax.models.vlm import leaves
 from vpjax.recipes import sft as recipe
 from vpjax.training import checkpoint
+from vpjax.training.report import draw_curves
 from vpjax.types import UserError
 
 train = importlib.import_module("vpjax.train")  # the module; ``vpjax.train`` is the function
@@ -50,25 +50,6 @@ SMALL = {
     "mesh.data": -1,  # every device that there is
     "mesh.fsdp": 1,
 }
-COMPILED = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": 0,
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """The step is the same in most runs here: compiled by the first, read back by the others."""
-    before = {name: getattr(jax.config, name) for name in COMPILED}
-    folder = tmp_path_factory.mktemp("compiled")
-    for name, value in (COMPILED | {"jax_compilation_cache_dir": str(folder)}).items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +63,18 @@ def small(cache, **changes):
     return config
 
 
+def train_and_draw(config, workdir):
+    """With its real curves, which ``quick_runs`` leaves out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_curves", draw_curves)
+        train.train(config, workdir)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache, quick_runs):
-    """A run of 4 steps that nothing stopped, with its held-out result."""
+    """A run of 4 steps that nothing stopped, with its curves and its held-out result."""
     workdir = tmp_path_factory.mktemp("whole")
-    train.train(small(cache), workdir)
+    train_and_draw(small(cache), workdir)
     return workdir
 
 
@@ -271,7 +259,7 @@ OVERSAMPLED = {
 @pytest.fixture(scope="module")
 def grpo_run(tmp_path_factory, whole, cache):
     workdir = tmp_path_factory.mktemp("grpo_run")
-    train.train(grpo_config(cache, whole, **OVERSAMPLED), workdir)
+    train_and_draw(grpo_config(cache, whole, **OVERSAMPLED), workdir)
     return workdir
 
 
@@ -338,7 +326,7 @@ def test_a_reward_of_ones_own_may_fail(whole, cache, own_reward, tmp_path, capsy
     is not harmed. Eight devices give it the completions of all."""
     rewards, calls = own_reward({2})
     config = grpo_config(cache, whole, **{"grpo.rewards": rewards, "steps": 3})
-    train.train(config, tmp_path)
+    train_and_draw(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["nonfinite"] for line in lines] == [0, 1, 0]
     assert [line["reward"] is None for line in lines] == [False, True, False] and lines[0]["reward"] > 0
