@@ -90,11 +90,10 @@ def make_pool(folder: Path, count: int) -> Path:
     home, videos = folder / "pool", folder / "pool" / "videos"
     kinds = ("good",) * 5 + tuple(KINDS)
     scenes = unlike_scenes(count * len(kinds))
-    file = make_event_clips(SPEC, folder / "clips", {"train": scenes[-1] + 1})["train"]
+    file = make_event_clips(SPEC, folder / "clips", {"train": max(scenes) + 1})["train"]
     lines, asked = [], []
-    for number, index in enumerate(scenes):
+    for number, (index, clip) in enumerate(scenes.items()):
         kind = kinds[number % len(kinds)]
-        clip, _ = describe(SPEC, "train", index)
         name = f"{index:06d}.mp4"
         write_whole(videos / name, (file.parent / clip.video).read_bytes(), keep=False)
         row = pool_row(clip, video=name)
@@ -110,17 +109,17 @@ def make_pool(folder: Path, count: int) -> Path:
     return folder
 
 
-def unlike_scenes(count: int) -> list[int]:
-    """The numbers of the first ``count`` clips of which no two have the same caption of RUN words or more:
-    by chance they would be copies of one another, or have a benchmark's words."""
-    numbers, told, chosen = itertools.count(), set[str](), list[int]()
+def unlike_scenes(count: int) -> dict[int, Clip]:
+    """The first ``count`` clips by number, of which no two have the same caption of RUN words or more: by
+    chance they would be copies of one another, or have a benchmark's words."""
+    numbers, told, chosen = itertools.count(), set[str](), dict[int, Clip]()
     while len(chosen) < count:
         index = next(numbers)
-        caption = describe(SPEC, "train", index)[0].answer
-        if caption not in told:
-            chosen.append(index)
-        if len(caption.split()) >= RUN:
-            told.add(caption)
+        clip, _ = describe(SPEC, "train", index)
+        if clip.answer not in told:
+            chosen[index] = clip
+        if len(clip.answer.split()) >= RUN:
+            told.add(clip.answer)
     return chosen
 
 

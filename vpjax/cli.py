@@ -78,10 +78,10 @@ LOOK_FLAGS = {
     "scan_pixels": "of a frame in the first look, at most",
     "look_pixels": "of a frame in the second look, at most",
 }
+ONE_LOOK_FLAGS = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")  # which two looks do not read
 # New objects before Python looks for garbage among them: indexing clips and tracing a step make many, which
 # stay. At Python's 700 a start takes a tenth longer.
 GARBAGE = (20_000, 20, 20)
-ONE_LOOK_FLAGS = ("frames", "fps", "min_pixels", "max_pixels", "total_pixels")  # which two looks do not read
 # Sections of a config whose fields the user names, such as --config.grpo.rewards.mine=my_module:fn.
 NAMED_BY_USER = ("grpo.rewards", "grpo.degraded_rewards")
 

@@ -106,12 +106,11 @@ def training_windows(
     ``has_windows`` stays as it is.
     """
     looks = TwoLooks.of(looks_config)
-    is_timed = [has_windows(clip) for clip in clips]
-    paths = sorted({clip.video for clip, timed in zip(clips, is_timed, strict=True) if timed})
+    paths = sorted({clip.video for clip in clips if has_windows(clip)})
     probed = probe_sources(paths, cache_folder(data_config), data_config.max_side)
     found, left_out = list[Clip](), list[str]()
-    for number, (clip, timed) in enumerate(zip(clips, is_timed, strict=True)):
-        info = probed[clip.video].info if timed else None
+    for number, clip in enumerate(clips):
+        info = probed[clip.video].info if has_windows(clip) else None
         if info is None or not info.duration:
             found.append(clip)
             continue

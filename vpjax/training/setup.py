@@ -74,7 +74,7 @@ def read_training(
         own = [instructed(clip, config.data.instructions) for clip in own]
         own = [with_instruction(clip, data_set.instruction) for clip in own]
         if config.looks.windows:
-            own = windows_of(own, config, say)
+            own = clips_of_windows(own, config, say)
         for clip in own:
             if of_id.setdefault(clip.id, data_set.name) != data_set.name:
                 raise UserError(
@@ -88,7 +88,9 @@ def read_training(
     return clips, data_set_of
 
 
-def windows_of(clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], None] | None) -> list[Clip]:
+def clips_of_windows(
+    clips: Sequence[Clip], config: ConfigDict, say: Callable[[str], None] | None
+) -> list[Clip]:
     """What is trained on of long clips: windows of them. say: is told of clips that have none, which are an
     error if it is None, as is a file without any other; and of those that are trained on as they are."""
     if config.method == "grpo":
