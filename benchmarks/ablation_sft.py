@@ -27,7 +27,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,7 @@ ROWS: dict[str, dict[str, Any]] = {
     | {"contrast.answer": 0.4, "contrast.truth": 0.05, "contrast.truth_share": 0.25},
     "margin, motion": MARGIN,
     "margin, self": MARGIN,
+    "batch, as long as margin": IN_BATCH,
 }
 # What the rows are, for the table.
 MEANING = {
@@ -107,9 +108,25 @@ MEANING = {
     "stronger margin + less truth": "the same, the margin twice as strong, the truth half",
     "margin, motion": "margin, key frames found by motion",
     "margin, self": "margin, key frames found by the LM-only model of the same seed",
+    "batch, as long as margin": "batch, for as many seconds as margin: 1.52 times its steps",
 }
 # Rows whose key frames are found instead of known.
 FOUND_BY = {"margin, motion": "motion", "margin, self": "self"}
+# Rows with more steps than the others, and how many times as many. A step of margin takes 1.52 times as long
+# as one of batch (2 cores, in turns).
+LONGER = {"batch, as long as margin": 1.52}
+# The models that --size names, by the fields in which they differ from that of configs/sft.py.
+SIZES: dict[str, dict[str, int]] = {
+    "1.6M": {},
+    "6.5M": {
+        "model.text_config.hidden_size": 256,
+        "model.text_config.intermediate_size": 768,
+        "model.text_config.num_hidden_layers": 7,
+        "model.text_config.num_attention_heads": 8,
+        "model.text_config.num_key_value_heads": 4,
+        "model.vision_config.out_hidden_size": 256,
+    },
+}
 QUICK = dict(steps=160, seeds=[0], clips=2048, heldout=120, rows=[PLAIN, BASE, "margin"])
 LEARNING_RATES = {"adamw": 1e-3, "muon": 2e-3}  # of configs/sft.py before it had Muon, and since
 REQUEST = Request("events", controls=("none", "key"))
@@ -150,12 +167,13 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
     return first[0] < second[1] and second[0] < first[1]
 
 
-def configure(row: Mapping[str, Any], seed: int, arguments: argparse.Namespace) -> ConfigDict:
+def configure(row: str, seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
     config.optim.name, config.optim.lr = arguments.optimizer, LEARNING_RATES[arguments.optimizer]
-    config.seed, config.steps = seed, arguments.steps
+    config.seed, config.steps = seed, round(arguments.steps * LONGER.get(row, 1))
     set_clips(config, arguments)
-    config.update_from_flattened_dict(row)
+    config.update_from_flattened_dict(SIZES[arguments.size])
+    config.update_from_flattened_dict(ROWS[row])
     return config
 
 
@@ -195,9 +213,10 @@ def main() -> None:
         parser.add_argument(
             "--optimizer", choices=list(LEARNING_RATES), default="adamw", help="adamw: of most tables so far"
         )
+        parser.add_argument("--size", choices=list(SIZES), default="1.6M", help="parameters of the model")
 
     arguments = ablation_arguments(__doc__, list(ROWS), steps=400, quick=QUICK, add_more=add_flags)
-    config = configure({}, 0, arguments)
+    config = configure(BASE, 0, arguments)
     clips = read_split(config, "train", "events")
     heldout, _ = read_benchmark("events", split_file(config, "heldout", "events"))
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +227,7 @@ def main() -> None:
 
         def plain_model(seed: int) -> VideoLM:
             if seed not in plain_models:
-                plain_config = configure(ROWS[PLAIN], seed, arguments)
+                plain_config = configure(PLAIN, seed, arguments)
                 plain_models[seed], _ = train(plain_config, clips, model_config, text)
             return plain_models[seed]
 
@@ -221,7 +240,7 @@ def main() -> None:
                     scorer = self_scorer(plain_model(seed), text)
                 sampling = Sampling(config.data.frames, min_pixels=1, max_pixels=56 * 56)
                 train_clips, record["overlap"] = find_key_frames(scorer, clips, sampling)
-            model, costs = train(configure(ROWS[name], seed, arguments), train_clips, model_config, text)
+            model, costs = train(configure(name, seed, arguments), train_clips, model_config, text)
             if name == PLAIN:
                 plain_models[seed] = model
             results = evaluate_model(model, text, heldout, REQUEST, config.data)
@@ -230,7 +249,7 @@ def main() -> None:
         log = arguments.out.with_suffix(".jsonl") if arguments.out else None
 
         def setting_of(name: str) -> str:
-            return f"{setting(configure(ROWS[name], 0, arguments))} {FOUND_BY.get(name)}"
+            return f"{setting(configure(name, 0, arguments))} {FOUND_BY.get(name)}"
 
         results = repeat(arguments.rows, arguments.seeds, setting_of, run, log)
 
