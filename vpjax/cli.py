@@ -289,6 +289,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.set_threshold(*GARBAGE)
+    # transformers would advise to install PyTorch, which vpjax does not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.argv[1:] = map(with_home, sys.argv[1:])
     try:
         main()

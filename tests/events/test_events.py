@@ -16,6 +16,7 @@ from vpjax.events import clips as events
 from vpjax.events import text as event_text
 from vpjax.events.clips import EventSpec, describe, make_event_clips, predicted_event, tokenizer_sentences
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, boxes, draw, encode, opposite
+from vpjax.events.folder import SENTENCES, kept_sentences
 from vpjax.events.long import HATCHINGS
 from vpjax.events.text import event_of, events_named, says_nothing_happens
 from vpjax.types import UserError
@@ -71,6 +72,17 @@ def test_captions_begin_so_that_one_phrase_is_right():
     starts = [(pattern.partition("{event}")[0].format(**words), i) for pattern, i in event_text.CAPTIONS]
     for (first, i), (second, j) in itertools.combinations(starts, 2):
         assert i == j or not (first.startswith(second) or second.startswith(first))
+
+
+def test_sentences_are_drawn_once(tmp_path):
+    """And then read: the same ones, in their order. A damaged file is named."""
+    drawn = kept_sentences(tmp_path / "clips", lambda: iter(["It spins.", "Größer \u2192"]))
+    assert drawn == ["It spins.", "Größer \u2192"]
+    assert kept_sentences(tmp_path / "clips", lambda: pytest.fail("drawn again")) == drawn
+    file = tmp_path / "clips" / SENTENCES
+    file.write_bytes(file.read_bytes()[:9])
+    with pytest.raises(UserError, match=f"{SENTENCES}: damaged .* delete it"):
+        kept_sentences(tmp_path / "clips", list)
 
 
 def test_tokenizer_sentences_hold_the_grammar():

@@ -3,17 +3,18 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from vpjax.files import write_whole
+from vpjax.files import read_object, write_whole
 from vpjax.types import Clip, UserError
 
 Described = TypeVar("Described")  # a scene
+SENTENCES = "sentences.json"  # in a folder of clips: what a tokenizer is trained on
 
 
 def folder_name(kind: str, version: int, fields: Mapping[str, Any]) -> str:
@@ -59,3 +60,12 @@ def write_event_clips(
     finally:
         pool.shutdown(cancel_futures=True)
     return files
+
+
+def kept_sentences(home: Path, draw: Callable[[], Iterable[str]]) -> list[str]:
+    """The texts that a tokenizer for the clips of the folder ``home`` is trained on: those of ``draw``, which
+    takes a second, and from then on those of a file. UserError if that is damaged."""
+    file = home / SENTENCES
+    if not file.exists():
+        write_whole(file, json.dumps({"sentences": list(draw())}).encode())
+    return read_object(file, "delete it, and the same command makes it anew")["sentences"]

@@ -24,6 +24,7 @@ from vpjax.data.text import Text
 from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
 from vpjax.events import long
+from vpjax.events.folder import kept_sentences
 from vpjax.files import read_object, sync, sync_tree
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters, quantised
@@ -248,7 +249,9 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     """Train a tokenizer and write the config.json of a model from scratch, with the tokenizer's ids."""
     texts: Iterable[str] = (text for clip in clips for text in clip.texts)
     if [data_set.file for data_set in data_sets(config.data)] == [EVENTS]:
-        texts = events.tokenizer_sentences(event_spec(config))
+        spec = event_spec(config)
+        draw = functools.partial(events.tokenizer_sentences, spec)
+        texts = kept_sentences(cache_folder(config.data) / spec.key, draw)
     if [data_set.file for data_set in data_sets(config.data)] == [LONG]:
         texts = long.tokenizer_sentences(long_spec(config), asides=[RELEVANCE.format(question=""), YES, NO])
     model = config.model.to_dict()
