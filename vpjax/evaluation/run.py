@@ -332,16 +332,17 @@ def run_of(folder: Path) -> dict[str, Any]:
 
 def check_videos(clips: Sequence[Clip], say: Callable[[str], None]) -> None:
     """Print which videos are missing, before any work is done. UserError if all are."""
-    rows = Counter(path for clip in clips for path in clip.media)
-    missing = [video for video in rows if not exists(video)]
-    if rows and len(missing) == len(rows):
+    paths = dict.fromkeys(path for clip in clips for path in clip.media)
+    missing = [path for path in paths if not exists(path)]
+    if paths and len(missing) == len(paths):
         raise UserError(
-            f"none of {len(rows)} videos is there, such as {missing[0]}: give their root as --videos"
+            f"none of {len(paths)} videos is there, such as {missing[0]}: give their root as --videos"
         )
     if missing:
-        count = sum(any(path in missing for path in clip.media) for clip in clips)
+        absent = set(missing)
+        count = sum(not absent.isdisjoint(clip.media) for clip in clips)
         names = ", ".join(missing if len(missing) <= 5 else [*missing[:5], "..."])
-        say(f"{len(missing)} of {len(rows)} videos are missing, with {count} of {len(clips)} rows: {names}")
+        say(f"{len(missing)} of {len(paths)} videos are missing, with {count} of {len(clips)} rows: {names}")
 
 
 def identity(clip: Clip) -> tuple[str, ...]:
