@@ -84,6 +84,15 @@ def test_motionbench(tmp_path):
     )
 
 
+def test_the_videos_of_motionbench_lie_in_two_folders(tmp_path):
+    data = write(tmp_path, video_info_meta_jsonl=[MOTION[0] | {"video_path": "a.mp4"}, MOTION[1]])
+    places = [tmp_path / "self-collected/a.mp4", tmp_path / "public-dataset/b.mp4"]
+    for place in places:
+        place.parent.mkdir()
+        place.touch()
+    assert [clip.video for clip in read("motionbench", data)[0]] == list(map(str, places))
+
+
 def test_vru_accident(tmp_path):
     clips, _ = read("vru-accident-vqa", write(tmp_path / "a", vqa_json=VRU), tmp_path)
     assert (
