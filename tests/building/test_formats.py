@@ -26,6 +26,7 @@ from tests.building.annotation_rows import (
     reasons,
 )
 from vpjax.building.annotations import read_annotations
+from vpjax.scoring.references import right_option
 from vpjax.types import Clip, Turn, UserError
 
 
@@ -124,6 +125,21 @@ def test_a_media_tag_stays_at_its_place(read):
 def test_video_r1_problem_types_are_tasks(read, problem_type, solution, task):
     (item,) = read([VIDEO_R1 | dict(problem_type=problem_type, options=[], solution=solution)]).items
     assert (item.clip.task == task) if item.clip else item.skipped.startswith(task)
+
+
+@pytest.mark.parametrize(
+    "options, solution, shown",
+    [
+        (["he runs", "he sits"], "<answer>B</answer>", ["A. he runs", "B. he sits"]),
+        (["(A) he runs", "(B) he sits"], "<answer>B</answer>", ["(A) he runs", "(B) he sits"]),
+        (["A. he runs", "B. he sits"], "B", ["A. he runs", "B. he sits"]),
+        (["he runs", "he sits"], "<answer>he sits</answer>", ["he runs", "he sits"]),
+    ],
+)
+def test_a_letter_that_is_asked_for_stands_before_its_option(read, options, solution, shown):
+    (clip,) = clips_of(read([VIDEO_R1 | {"options": options, "solution": solution}]))
+    assert clip.question.split("\n")[-2:] == shown and list(clip.choices) == shown
+    assert right_option(clip) == 1
 
 
 def test_video_r1_trains_on_reasoning_and_solution(read):
