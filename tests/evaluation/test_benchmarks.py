@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.evaluation.benchmark_rows import (
     CAPTION_A,
@@ -30,8 +31,11 @@ from tests.evaluation.benchmark_rows import (
     VRU,
     VRU_CAPTIONS,
 )
+from tests.videos import greys
+from tests.videos import write as write_video
 from vpjax.data.clips import write_clips
 from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, REVERSED, answers_to, read_benchmark
+from vpjax.evaluation.shown import within_files
 from vpjax.events import clips as events
 from vpjax.scoring.answers import read_choice
 from vpjax.types import Clip, UserError
@@ -168,6 +172,22 @@ def test_mvbench_and_tvbench(tmp_path):
     video.touch()
     clips, _ = read("tvbench", data, tmp_path)
     assert clips[0].video == str(video) and clips[2].video == f"{tmp_path}/action_sequence/x.mp4"
+
+
+def test_a_part_that_ends_after_its_file_ends_with_it(tmp_path):
+    """As in MVBench's own code; one that is not in its file at all stays what it is, and is a fault."""
+    videos = tmp_path / "star/Charades_v1_480"
+    videos.mkdir(parents=True)
+    write_video(videos / "x.mp4", greys(25))  # 1 s
+    parts = [(0.2, 7), (0.2, 0.8), (None, 1.0), (3, 7), (None, None)]
+    rows = [MVBENCH | {"start": start, "end": end} for start, end in parts]
+    rows.append(MVBENCH | {"video": "none.mp4", "start": 0.2, "end": 7})
+    clips, _ = read("mvbench", write(tmp_path / "json", action_sequence_json=rows), tmp_path)
+    said, data = [], ConfigDict(dict(cache=str(tmp_path / "cache"), max_side=8192))
+    within = within_files(clips, data, said.append)
+    ends = [(0.2, None), *parts[1:], (0.2, 7)]
+    assert [(clip.start, clip.end) for clip in within] == ends
+    assert said == ["1 clips end after their files, and are shown up to there, such as action_sequence/1"]
 
 
 def test_video_mme_mlvu_longvideobench(tmp_path):
