@@ -212,14 +212,6 @@ def read_keywords(file: str) -> tuple[str, ...]:
     return keywords
 
 
-def share(text: str) -> float:
-    """The type of a flag: a number from 0 to 1."""
-    value = cli.at_least(0.0)(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is above 1")
-    return value
-
-
 def make_parser() -> cli.Parser:
     """The parser of the command's flags."""
     parser, default = cli.Parser(__doc__), Options()
@@ -242,7 +234,12 @@ def make_parser() -> cli.Parser:
     add("--fps", type=number(0.0), default=default.fps, help="frames per second that are examined")
     add("--max_frames", type=number(2), default=default.max_frames, help="of a clip; a longer one gets fewer")
     add("--max_pixels", type=number(1), default=default.max_pixels, help="of a frame that is examined")
-    add("--cap", type=share, default=default.cap, help="largest share of a clip that a keyword's frames are")
+    add(
+        "--cap",
+        type=cli.share,
+        default=default.cap,
+        help="largest share of a clip that a keyword's frames are",
+    )
     add("--tfio_python", default="", help="a Python with tensorflow-io, to decode in place of PyAV")
     add("--workers", type=number(1), default=os.cpu_count(), help="local processes")
     add("--runner", default="", help="Apache Beam runner in place of local processes, such as FlinkRunner")
@@ -254,7 +251,7 @@ def make_parser() -> cli.Parser:
         default=SCHEMES,
         help=f"of the URLs that annotations may name besides local paths; default: {','.join(SCHEMES)}",
     )
-    add("--max_skipped_share", type=share, default=0.1, help="of the questions; beyond it, no data set")
+    add("--max_skipped_share", type=cli.share, default=0.1, help="of the questions; beyond it, no data set")
     add(
         "--config",
         default=RECIPE,
