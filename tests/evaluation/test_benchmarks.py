@@ -38,6 +38,8 @@ from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, REVERSED, 
 from vpjax.evaluation.shown import within_files
 from vpjax.events import clips as events
 from vpjax.scoring.answers import read_choice
+from vpjax.scoring.references import right_option
+from vpjax.scoring.tasks import score_by_task
 from vpjax.types import Clip, UserError
 
 
@@ -383,6 +385,28 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="1: its answer is hidden"):
         hidden = [MOTION[1] | {"qa": MOTION[1]["qa"][:1]}]
         read_benchmark("motionbench", write(tmp_path / "d", m_json=hidden), None)
+
+
+@pytest.mark.parametrize(
+    "answer, choices, candidates",
+    [
+        ("B", ["runs", "sits"], ["A", "B"]),
+        ("(B)", ["(A) runs", "(B) sits"], ["(A)", "(B)"]),  # NExT-GQA
+        ("(B) sits", ["runs", "sits"], ["(A) runs", "(B) sits"]),
+        ("(B) sits", ["(A) runs", "(B) sits"], ["(A) runs", "(B) sits"]),
+        ("<answer>B</answer>", ["A. runs", "B. sits"], ["<answer>A</answer>", "<answer>B</answer>"]),
+        ("sits", ["runs", "sits"], ["runs", "sits"]),
+        ("It is B", ["runs", "sits"], ["runs", "sits"]),
+    ],
+)
+def test_candidates_have_the_form_of_the_answer(answer, choices, candidates):
+    clip = Clip("a", "a.mp4", "What?", answer, task="choice", choices=tuple(choices))
+    assert answers_to(clip) == tuple(candidates)
+    assert [right_option(clip)] == [
+        number
+        for number, candidate in enumerate(candidates)
+        if score_by_task(clip, candidate).values["accuracy"] == 1
+    ]
 
 
 def test_every_benchmark_has_room():

@@ -122,11 +122,11 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
     letters = ANSWER_LETTERS[: len(clip.choices)]
     if "<glue>" in clip.answer:  # every option would have evidence of its own
         return ()
-    if clip.answer in letters:
-        return tuple(letters)
-    if clip.answer[:1] == "(":
-        return tuple(f"({letter}) {choice}" for letter, choice in zip(letters, clip.choices, strict=True))
-    return clip.choices
+    for form in ("{}", "({})", "<answer>{}</answer>"):
+        if clip.answer in (marks := tuple(map(form.format, letters))):
+            return marks
+    marked = tuple(f"({letter}) {choice}" for letter, choice in zip(letters, clip.choices, strict=False))
+    return marked if clip.answer in marked else clip.choices
 
 
 def _check_choices(clip: Clip) -> None:

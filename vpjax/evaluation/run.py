@@ -352,6 +352,8 @@ def identity(clip: Clip) -> tuple[str, ...]:
     own = clip.id, clip.question, clip.answer, clip.video, *clip.others
     if clip.system or clip.turns:
         own = *own, clip.system, repr(clip.turns)
+    if any(choice not in clip.question for choice in clip.choices):  # which may be ranked
+        own = *own, repr(clip.choices)
     parts = clip.start, clip.end, clip.looks
     spans = clip.spans, tuple((keyword.video, keyword.spans) for keyword in clip.keywords if keyword.spans)
     return (*own, repr((parts, spans))) if any(parts) or any(spans) else own
