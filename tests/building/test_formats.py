@@ -50,6 +50,19 @@ def test_a_conversation_is_one_clip_with_all_of_its_turns(read):
     assert same == dataclasses.replace(clip, extra={})
 
 
+def test_a_system_message_beside_the_turns_is_theirs_unless_they_have_one(read):
+    """As LLaMA-Factory reads its rows."""
+    turns = LLAVA["conversations"]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    own = {"from": "system", "value": "Sing."}
+    rows = [LLAVA, {"messages": messages}, LLAVA | {"conversations": [own, *turns]}]
+    for row, expected in zip(rows, ["Be brief.", "Be brief.", "Sing."], strict=True):
+        (clip,) = clips_of(read([row | {"system": " Be brief. "}]))
+        assert clip.system == expected
+    (clip,) = clips_of(read([LLAVA | {"system": None}]))
+    assert clip.system == ""
+
+
 def test_a_list_of_one_video_is_a_video_and_names_the_clip(read):
     (clip,) = clips_of(read([QWEN]))
     assert (clip.id, clip.video, clip.question) == ("b", "b.mp4", "What now?")
