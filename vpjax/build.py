@@ -39,7 +39,7 @@ from vpjax.data.clips import relative_to, write_clips
 from vpjax.data.images import is_image
 from vpjax.data.json_rows import SCHEMES
 from vpjax.data.probing import Source, fault_of, probe_sources
-from vpjax.data.sampling import File, Sampling, fit_all
+from vpjax.data.sampling import File, Sampling, fit_all, readings_of
 from vpjax.engines import examine_in_parts, worker_processes
 from vpjax.files import exists, folder_of, join_path, open_file, read_object, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
@@ -161,13 +161,16 @@ def plan_media(
     ``fit_all``, which may raise ValueError or UserError. UserError for a file that cannot be used."""
     if fault := fault_of(sources):
         raise UserError(fault)
-    part = clip.start, clip.end
-    files = [File(source.info, part, slot_tokens) for source in sources if source.info is not None]
+    files = [
+        File(source.info, reading.part, slot_tokens, reading.sampling)
+        for source, reading in zip(sources, readings_of(clip, sampling, len(sources)), strict=True)
+        if source.info is not None
+    ]
     shapes = fit_all(sampling, files, **limits)
     planned = []
     for number, (file, shape) in enumerate(zip(files, shapes, strict=True)):
         events = [keyword.spans for keyword in clip.keywords if keyword.video == number]
-        planned.append(coverage.PlannedClip(events, file.info, part, shape))
+        planned.append(coverage.PlannedClip(events, file.info, file.part, shape, file.sampling))
     return planned
 
 
