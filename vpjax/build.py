@@ -39,7 +39,7 @@ from vpjax.data.clips import relative_to, write_clips
 from vpjax.data.images import is_image
 from vpjax.data.json_rows import SCHEMES
 from vpjax.data.probing import Source, fault_of, probe_sources
-from vpjax.data.sampling import File, Sampling, fit_all
+from vpjax.data.sampling import File, Sampling, fit_all, readings_of
 from vpjax.engines import examine_in_parts, worker_processes
 from vpjax.files import exists, folder_of, join_path, open_file, read_object, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
@@ -161,13 +161,16 @@ def plan_media(
     ``fit_all``, which may raise ValueError or UserError. UserError for a file that cannot be used."""
     if fault := fault_of(sources):
         raise UserError(fault)
-    part = clip.start, clip.end
-    files = [File(source.info, part, slot_tokens) for source in sources if source.info is not None]
+    files = [
+        File(source.info, reading.part, slot_tokens, reading.sampling)
+        for source, reading in zip(sources, readings_of(clip, sampling, len(sources)), strict=True)
+        if source.info is not None
+    ]
     shapes = fit_all(sampling, files, **limits)
     planned = []
     for number, (file, shape) in enumerate(zip(files, shapes, strict=True)):
         events = [keyword.spans for keyword in clip.keywords if keyword.video == number]
-        planned.append(coverage.PlannedClip(events, file.info, part, shape))
+        planned.append(coverage.PlannedClip(events, file.info, file.part, shape, file.sampling))
     return planned
 
 
@@ -212,14 +215,6 @@ def read_keywords(file: str) -> tuple[str, ...]:
     return keywords
 
 
-def share(text: str) -> float:
-    """The type of a flag: a number from 0 to 1."""
-    value = cli.at_least(0.0)(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is above 1")
-    return value
-
-
 def make_parser() -> cli.Parser:
     """The parser of the command's flags."""
     parser, default = cli.Parser(__doc__), Options()
@@ -242,7 +237,12 @@ def make_parser() -> cli.Parser:
     add("--fps", type=number(0.0), default=default.fps, help="frames per second that are examined")
     add("--max_frames", type=number(2), default=default.max_frames, help="of a clip; a longer one gets fewer")
     add("--max_pixels", type=number(1), default=default.max_pixels, help="of a frame that is examined")
-    add("--cap", type=share, default=default.cap, help="largest share of a clip that a keyword's frames are")
+    add(
+        "--cap",
+        type=cli.share,
+        default=default.cap,
+        help="largest share of a clip that a keyword's frames are",
+    )
     add("--tfio_python", default="", help="a Python with tensorflow-io, to decode in place of PyAV")
     add("--workers", type=number(1), default=os.cpu_count(), help="local processes")
     add("--runner", default="", help="Apache Beam runner in place of local processes, such as FlinkRunner")
@@ -254,7 +254,7 @@ def make_parser() -> cli.Parser:
         default=SCHEMES,
         help=f"of the URLs that annotations may name besides local paths; default: {','.join(SCHEMES)}",
     )
-    add("--max_skipped_share", type=share, default=0.1, help="of the questions; beyond it, no data set")
+    add("--max_skipped_share", type=cli.share, default=0.1, help="of the questions; beyond it, no data set")
     add(
         "--config",
         default=RECIPE,

@@ -184,6 +184,14 @@ def at_least(least: float) -> Callable[[str], Any]:
     return number
 
 
+def share(text: str) -> float:
+    """The type of a flag: a number from 0 to 1."""
+    value = at_least(0.0)(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1")
+    return value
+
+
 def step(text: str) -> int | Literal["best"]:
     """The type of a flag: the step of a checkpoint."""
     return "best" if text == "best" else at_least(0)(text)

@@ -205,7 +205,8 @@ def ask_twice(
         write_looks_page(Path(page), about, [Looked(clip, scan, second.videos[0], answers)])
     timings = {name: second.timings[name] + first.timings[name] for name in second.timings}
     timings = {"scan": scanned - start} | timings
-    return dataclasses.replace(second, samples=kept, notes=first.notes + second.notes, timings=timings), scan
+    notes = tuple(dict.fromkeys(first.notes + second.notes))  # of which both looks have most
+    return dataclasses.replace(second, samples=kept, notes=notes, timings=timings), scan
 
 
 def _shown(
@@ -301,7 +302,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--max_new_tokens", type=number(1), default=128, help="of an answer, at most")
     parser.add_argument("--temperature", type=number(0.0), default=0.0, help="of the sampling; 0: greedy")
     parser.add_argument(
-        "--top_p", type=number(0.0), default=1.0, help="sample from the fewest tokens of this share"
+        "--top_p", type=cli.share, default=1.0, help="sample from the fewest tokens of this share"
     )
     parser.add_argument(
         "--top_k", type=number(0), default=0, help="sample from so many likeliest tokens; 0: all"

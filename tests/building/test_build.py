@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.building.flash_video import write_videos
+from tests.building.flash_video import END, FIRST, write_videos
 from vpjax import build
 from vpjax.building.examine import Options
 from vpjax.building.items import Item
 from vpjax.data.clips import read_clips
 from vpjax.events.clips import EventSpec, make_event_clips
 from vpjax.recipes import sft_qwen2_5_vl_7b
-from vpjax.types import Clip, Turn, UserError
+from vpjax.types import Clip, Keyword, Look, Turn, UserError
 
 ROOT = Path(__file__).parents[2]
 BUILD = build.build  # which tests of the flags replace
@@ -232,6 +232,26 @@ def test_a_build_from_end_to_end_which_continues(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "look, missed, outside",
+    [
+        (None, 0, 0),  # 8 frames a second
+        (Look(), 0, 0),
+        (Look(frames=2), 1, 0),  # at 0 and 2 s
+        (Look(2.0, 3.0, frames=2), 0, 0),  # at 2 and 2.5 s
+        (Look(0.0, 1.0), 0, 1),
+    ],
+)
+def test_events_are_counted_by_the_looks_of_their_clips(tmp_path, monkeypatch, look, missed, outside):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    keyword = Keyword("flashes", "flash", ((FIRST, END),))
+    looks = (look,) if look else ()
+    video = str(write_videos(tmp_path) / "flash.mp4")
+    clip = Clip("a", video, "What happens?", "The lamp flashes.", (keyword,), looks=looks)
+    seen, problems = build.coverage_of([clip], sft_qwen2_5_vl_7b.get_config())
+    assert not problems and (int(seen.missed.sum()), seen.outside) == (missed, outside)
+
+
 def test_parts_on_beam_are_those_of_local_processes(tmp_path):
     pytest.importorskip("apache_beam", reason="extra beam")
     write_videos(tmp_path)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.building import spacy_without_torch  # noqa: F401
 from tests.building.flash_video import END, FIRST, FPS, SECONDS
@@ -136,6 +137,34 @@ def test_the_caption_is_the_text_that_describes_the_event(fields, caption):
     assert caption_of(clip) == (caption or clip.question)
 
 
+@pytest.mark.parametrize(
+    "answer, truth",
+    [
+        ("A room is dark. The lamp flashes.", "A room is dark."),
+        ("<answer>The lamp flashes. A room is dark.</answer>", "<answer>A room is dark.</answer>"),
+        # The reasoning tells nothing of V~, whatever it says.
+        (
+            "<think>A wall. It may fall.</think>\n<answer>A room is dark. The lamp flashes.</answer>",
+            "<answer>A room is dark.</answer>",
+        ),
+        ("<think>The room is dark.</think>\n<answer>The lamp flashes.</answer>", ""),
+    ],
+)
+def test_what_is_true_of_the_degraded_video_has_the_form_of_the_answer(options, answer, truth):
+    assert examine_one(options, answer=answer).item.clip.degraded_answer == truth
+
+
+def test_an_answer_about_times_ends_with_its_file(options):
+    """An annotation that ends later names no time that no one can see; other words of a user's stay."""
+    fields = dict(task="grounding", spans=((2.0, 9.0),))
+    for answer, expected in (
+        ("From 2.00 to 9.00 seconds.", f"From 2.00 to {SECONDS:.2f} seconds."),
+        ("From 2 to 9 s.", "From 2 to 9 s."),
+    ):
+        clip = examine_one(options, answer=answer, **fields).item.clip
+        assert (clip.answer, clip.spans) == (expected, ((2.0, SECONDS),))
+
+
 def test_every_answer_of_a_conversation_gives_keywords(options, monkeypatch):
     """Each is scored in its own turn, and none is found twice."""
     tools, scored = examine_module.load_tools(options), []
@@ -235,6 +264,24 @@ def test_the_page_shows_the_clip_and_needs_no_other_file(options):
     assert "<b>lamp" not in page and "&lt;b&gt;lamp" in page and "<mark>flashes</mark>" in page
     assert not re.search(r'(src|href)="(?!data:)|@import|url\(', page)
     assert "skipped: several media" in page and "row 2: 2 in one row" in page
+
+
+@pytest.mark.parametrize("confidence", [0.9, [0.9], [0.9, "high"], [0.5, None, 0.7], {"a": 1}, None])
+def test_what_users_keep_in_extra_breaks_no_page(options, confidence):
+    """A clip of theirs may say ``confidence`` of something else, or have other keywords since its build."""
+    keywords = tuple(Keyword(text, text, ((2.0, 3.0),)) for text in ("flashes", "stays"))
+    annotated = make_item(keywords=keywords, extra={"confidence": confidence})
+    sheet = report.make_sheet(annotated, options)
+    assert [track.texts for track in sheet.tracks] in ([["flashes", "stays"]], [["flashes"], ["stays"]])
+    assert report.choose_samples([sheet.item], 6) == [0]
+    measured = isinstance(confidence, list) and len(confidence) == 2
+    assert report.confidences(sheet.item.clip) == ([0.9] if measured else [])
+
+
+def test_an_image_may_have_keywords(options, videos):
+    Image.new("RGB", (56, 56)).save(videos / "still.png")
+    annotated = make_item(video="still.png", keywords=(Keyword("stays", "stay"),))
+    assert [track.texts for track in report.make_sheet(annotated, options).tracks] == [["stays"]]
 
 
 def test_histograms_count_from_each_edge_to_the_next():

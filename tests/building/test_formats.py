@@ -26,6 +26,7 @@ from tests.building.annotation_rows import (
     reasons,
 )
 from vpjax.building.annotations import read_annotations
+from vpjax.scoring.references import right_option
 from vpjax.types import Clip, Turn, UserError
 
 
@@ -47,6 +48,19 @@ def test_a_conversation_is_one_clip_with_all_of_its_turns(read):
     messages = [{"role": roles[x["from"]], "content": x["value"]} for x in row["conversations"]]
     (same,) = clips_of(read([{"id": "academic-1", "messages": messages, "videos": "a/b.mp4"}]))
     assert same == dataclasses.replace(clip, extra={})
+
+
+def test_a_system_message_beside_the_turns_is_theirs_unless_they_have_one(read):
+    """As LLaMA-Factory reads its rows."""
+    turns = LLAVA["conversations"]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    own = {"from": "system", "value": "Sing."}
+    rows = [LLAVA, {"messages": messages}, LLAVA | {"conversations": [own, *turns]}]
+    for row, expected in zip(rows, ["Be brief.", "Be brief.", "Sing."], strict=True):
+        (clip,) = clips_of(read([row | {"system": " Be brief. "}]))
+        assert clip.system == expected
+    (clip,) = clips_of(read([LLAVA | {"system": None}]))
+    assert clip.system == ""
 
 
 def test_a_list_of_one_video_is_a_video_and_names_the_clip(read):
@@ -124,6 +138,21 @@ def test_a_media_tag_stays_at_its_place(read):
 def test_video_r1_problem_types_are_tasks(read, problem_type, solution, task):
     (item,) = read([VIDEO_R1 | dict(problem_type=problem_type, options=[], solution=solution)]).items
     assert (item.clip.task == task) if item.clip else item.skipped.startswith(task)
+
+
+@pytest.mark.parametrize(
+    "options, solution, shown",
+    [
+        (["he runs", "he sits"], "<answer>B</answer>", ["A. he runs", "B. he sits"]),
+        (["(A) he runs", "(B) he sits"], "<answer>B</answer>", ["(A) he runs", "(B) he sits"]),
+        (["A. he runs", "B. he sits"], "B", ["A. he runs", "B. he sits"]),
+        (["he runs", "he sits"], "<answer>he sits</answer>", ["he runs", "he sits"]),
+    ],
+)
+def test_a_letter_that_is_asked_for_stands_before_its_option(read, options, solution, shown):
+    (clip,) = clips_of(read([VIDEO_R1 | {"options": options, "solution": solution}]))
+    assert clip.question.split("\n")[-2:] == shown and list(clip.choices) == shown
+    assert right_option(clip) == 1
 
 
 def test_video_r1_trains_on_reasoning_and_solution(read):

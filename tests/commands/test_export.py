@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl import Qwen2VLImageProcessor
@@ -352,6 +353,14 @@ def test_the_card(kind, workdir, exported):
     assert str(workdir.parent) not in card
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
+
+
+@pytest.mark.parametrize("name, said", [("adamw", "AdamW, "), ("muon", "Muon, and AdamW for what ")])
+def test_the_card_names_the_optimizer(kind, workdir, name, said):
+    model = abstract_model(VLMConfig.from_hf(tiny.MODELS[kind]))
+    config = ConfigDict(run_config.read(workdir))
+    config.optim.name = name
+    assert f"| optimizer | {said}" in exporting.model_card(workdir, config, model, 3, {})
 
 
 def test_mistakes_are_named(workdir, exported, tmp_path):

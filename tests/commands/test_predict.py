@@ -250,6 +250,7 @@ def test_bad_requests_are_named(folder, video, tmp_path):
         (dict(model=folder, prompt=PROMPT, video=video, frames=2, fps=1.0), ["frames", "fps"]),
         (dict(model=folder, prompt="<|video_pad|>"), ["<|video_pad|>"]),
         (dict(model=folder, prompt=PROMPT, max_new_tokens=0), ["--max_new_tokens", "0 is below 1"]),
+        (dict(model=folder, prompt=PROMPT, top_p=90), ["--top_p", "90 is above 1"]),
     ):
         code, out, err = call(main, **options)
         assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ")

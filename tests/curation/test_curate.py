@@ -13,6 +13,7 @@ import pytest
 
 from tests.building.flash_video import write_videos
 from vpjax import curate
+from vpjax.curation import funnel
 from vpjax.curation.mixture import config_text
 from vpjax.curation.recipe import load_recipe, parse_recipe
 from vpjax.curation.store import Store
@@ -301,6 +302,21 @@ def test_general_clips_get_their_share(tmp_path):
     # 100 of 500 clips of an epoch, so each of the 50 comes twice.
     assert config.data.train[2]["weight"] == 2.0
     assert [x.name for x in data_sets(config.data)] == names
+
+
+@pytest.mark.parametrize("total", [1, 2, 12, 40, 999, 80_000])
+def test_the_places_of_all_sources_are_the_total(total):
+    """Also where the shares' own rounding would give more, as 13 of 12."""
+    recipe = dataclasses.replace(parse_recipe(vp80k.get_config()), total=total)
+    places = recipe.places(total)
+    assert sum(places.values()) == total and list(places) == list(recipe.shares)
+    assert all(abs(places[name] - share * total) <= 1 for name, share in recipe.shares.items())
+    assert sum(funnel.summarize(NoRows(), recipe)["wanted"].values()) == total
+
+
+class NoRows:
+    def counts(self):
+        return {}
 
 
 def test_sources_share_the_places_of_those_that_are_left_out():

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from vpjax.building.annotations import items_of
-from vpjax.curation.published import READERS, epic_rows
+from vpjax.curation.published import READERS, epic_rows, narrated
 from vpjax.curation.rows import chunks_of
-from vpjax.types import UserError
+from vpjax.types import Keyword, UserError
 
 SOMETHING = {
     "id": "78687",
@@ -23,9 +23,9 @@ DIDEMO = {
     "video": "10015567@N08_3655084291_f8b58559e4.mov",
     "annotation_id": 1,
 }
-EPIC = """narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,narration
-P01_01_0,P01,P01_01,00:00:01.089,00:00:00.14,00:00:03.37,open door
-P01_01_1,P01,P01_01,00:00:02.629,01:01:04.37,00:00:06.17,"pick up, then put down lid"
+EPIC = """narration_id,participant_id,video_id,start_timestamp,stop_timestamp,narration,verb,noun,all_nouns
+P01_01_0,P01,P01_01,00:00:00.14,00:00:03.37,open door,open,door,['door']
+P01_01_1,P01,P01_01,01:01:04.37,00:00:06.17,"pick up, then put down lid",pick-up,lid,['lid']
 """
 
 
@@ -54,11 +54,31 @@ def test_epic_kitchens(tmp_path):
     file.write_text(EPIC)
     ((format, rows),) = chunks_of(str(file), "epic-kitchens", 10, 0)
     items = [read(format, row) for _, row in rows]
-    assert items[0].clip.video == "P01/P01_01.MP4" and items[0].clip.spans == ((0.14, 3.37),)
+    assert items[0].clip.video == "P01/videos/P01_01.MP4" and items[0].clip.spans == ((0.14, 3.37),)
     assert items[0].clip.answer == "Open door." and "does not start before it ends" in items[1].skipped
     file.write_bytes(b"a,b\n\xff\xfe,1\n")
     with pytest.raises(UserError, match="train.csv: not CSV"):
         list(epic_rows(str(file)))
+
+
+@pytest.mark.parametrize(
+    "narration, verb, keyword",
+    [
+        ("open door", "open", Keyword("Open door", "open")),  # not the thing "open door"
+        ("wash hands", "wash", Keyword("Wash hands", "wash")),  # nor what "hands" does
+        ("turn tap on", "turn-on", Keyword("Turn tap on", "turn on")),
+        ("washing pan", "wash", Keyword("Washing pan", "wash")),
+        ("put container on top of the counter", "put", Keyword("Put", "put")),
+    ],
+)
+def test_a_narration_of_epic_kitchens_is_the_event_of_its_verb(narration, verb, keyword):
+    row = dict(narration_id="1", participant_id="P01", video_id="P01_01", narration=narration, verb=verb)
+    item = read("epic-kitchens", row | dict(start_timestamp="00:00:01.00", stop_timestamp="00:00:02.00"))
+    assert item.clip.keywords == (keyword,) and keyword.text in item.clip.answer
+
+
+def test_a_narration_that_begins_with_another_word_has_the_keywords_of_its_caption():
+    assert narrated("Still stirring.", "stir") == ()
 
 
 @pytest.mark.parametrize("format, row", [("something-something", SOMETHING), ("didemo", DIDEMO)])

@@ -273,6 +273,28 @@ def test_a_folder_of_images_is_a_video(folder):
     assert frame_numbers(read(folder, fps=5.0, start=0.6, end=1.2)) == [6, 9]
 
 
+@pytest.mark.parametrize(
+    "name, rate",
+    [
+        ("frames_fps3_hq/castle_s01e01_seg02_clip_00", 3),  # TVQA's, in MVBench
+        ("fps3/a_24fps", 24),
+        ("fps_2.5/a", 2.5),
+        ("clips/fps", 10),
+        ("60fps/b/c", 10),  # of a folder around that
+        ("fps0/a", 10),
+    ],
+)
+def test_the_name_of_a_folder_may_state_its_rate(tmp_path, name, rate):
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    for number in range(1, 13):
+        Image.new("RGB", (56, 56)).save(folder / f"{number:05d}.jpg")
+    info = probe(folder)
+    assert (info.fps, info.duration) == (pytest.approx(rate), pytest.approx(12 / rate))
+    second = read_frames(folder, Sampling(frames=2), start=1 / rate, end=3 / rate)
+    assert second.times == pytest.approx([1 / rate, 2 / rate])
+
+
 def test_folders_that_are_no_video_are_named(tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path}: is a folder without images"):
         probe(tmp_path)

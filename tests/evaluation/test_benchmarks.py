@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.evaluation.benchmark_rows import (
     CAPTION_A,
@@ -30,10 +31,15 @@ from tests.evaluation.benchmark_rows import (
     VRU,
     VRU_CAPTIONS,
 )
+from tests.videos import greys
+from tests.videos import write as write_video
 from vpjax.data.clips import write_clips
 from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, REVERSED, answers_to, read_benchmark
+from vpjax.evaluation.shown import within_files
 from vpjax.events import clips as events
 from vpjax.scoring.answers import read_choice
+from vpjax.scoring.references import right_option
+from vpjax.scoring.tasks import score_by_task
 from vpjax.types import Clip, UserError
 
 
@@ -82,6 +88,15 @@ def test_motionbench(tmp_path):
         "B",
         "C",
     )
+
+
+def test_the_videos_of_motionbench_lie_in_two_folders(tmp_path):
+    data = write(tmp_path, video_info_meta_jsonl=[MOTION[0] | {"video_path": "a.mp4"}, MOTION[1]])
+    places = [tmp_path / "self-collected/a.mp4", tmp_path / "public-dataset/b.mp4"]
+    for place in places:
+        place.parent.mkdir()
+        place.touch()
+    assert [clip.video for clip in read("motionbench", data)[0]] == list(map(str, places))
 
 
 def test_vru_accident(tmp_path):
@@ -159,6 +174,22 @@ def test_mvbench_and_tvbench(tmp_path):
     video.touch()
     clips, _ = read("tvbench", data, tmp_path)
     assert clips[0].video == str(video) and clips[2].video == f"{tmp_path}/action_sequence/x.mp4"
+
+
+def test_a_part_that_ends_after_its_file_ends_with_it(tmp_path):
+    """As in MVBench's own code; one that is not in its file at all stays what it is, and is a fault."""
+    videos = tmp_path / "star/Charades_v1_480"
+    videos.mkdir(parents=True)
+    write_video(videos / "x.mp4", greys(25))  # 1 s
+    parts = [(0.2, 7), (0.2, 0.8), (None, 1.0), (3, 7), (None, None)]
+    rows = [MVBENCH | {"start": start, "end": end} for start, end in parts]
+    rows.append(MVBENCH | {"video": "none.mp4", "start": 0.2, "end": 7})
+    clips, _ = read("mvbench", write(tmp_path / "json", action_sequence_json=rows), tmp_path)
+    said, data = [], ConfigDict(dict(cache=str(tmp_path / "cache"), max_side=8192))
+    within = within_files(clips, data, said.append)
+    ends = [(0.2, None), *parts[1:], (0.2, 7)]
+    assert [(clip.start, clip.end) for clip in within] == ends
+    assert said == ["1 clips end after their files, and are shown up to there, such as action_sequence/1"]
 
 
 def test_video_mme_mlvu_longvideobench(tmp_path):
@@ -354,6 +385,28 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="1: its answer is hidden"):
         hidden = [MOTION[1] | {"qa": MOTION[1]["qa"][:1]}]
         read_benchmark("motionbench", write(tmp_path / "d", m_json=hidden), None)
+
+
+@pytest.mark.parametrize(
+    "answer, choices, candidates",
+    [
+        ("B", ["runs", "sits"], ["A", "B"]),
+        ("(B)", ["(A) runs", "(B) sits"], ["(A)", "(B)"]),  # NExT-GQA
+        ("(B) sits", ["runs", "sits"], ["(A) runs", "(B) sits"]),
+        ("(B) sits", ["(A) runs", "(B) sits"], ["(A) runs", "(B) sits"]),
+        ("<answer>B</answer>", ["A. runs", "B. sits"], ["<answer>A</answer>", "<answer>B</answer>"]),
+        ("sits", ["runs", "sits"], ["runs", "sits"]),
+        ("It is B", ["runs", "sits"], ["runs", "sits"]),
+    ],
+)
+def test_candidates_have_the_form_of_the_answer(answer, choices, candidates):
+    clip = Clip("a", "a.mp4", "What?", answer, task="choice", choices=tuple(choices))
+    assert answers_to(clip) == tuple(candidates)
+    assert [right_option(clip)] == [
+        number
+        for number, candidate in enumerate(candidates)
+        if score_by_task(clip, candidate).values["accuracy"] == 1
+    ]
 
 
 def test_every_benchmark_has_room():

@@ -275,6 +275,7 @@ def test_another_part_or_event_is_another_row():
     timed = Keyword("flashes", "flash", ((1.0, 2.0),))
     others = [dict(start=1.0), dict(end=2.0), dict(looks=(Look(1.0),)), dict(spans=((1.0, 2.0),))]
     others += [dict(keywords=(timed,)), dict(keywords=(dataclasses.replace(timed, video=1),))]
+    others += [dict(choices=("flashes", "falls")), dict(choices=("flashes", "spins"))]
     known = [evaluation.identity(dataclasses.replace(clip, **fields)) for fields in ({}, *others)]
     assert len(set(known)) == len(known)
 

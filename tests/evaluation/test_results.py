@@ -102,6 +102,19 @@ def test_means_by_hand(half_right):
     assert half_right["chance"] == 1 / 8 and half_right["unasked"] == {"no event to name": 2}
 
 
+def test_an_option_that_is_ranked_names_no_evidence():
+    """So it has no score of any, where a completion without evidence has 0."""
+    fields = dict(task="choice", choices=("runs", "sits"), spans=((1.0, 2.0),), extra={"group": "CW"})
+    clip = Clip("a", "a.mp4", "What?", "B", **fields)
+    made = [Prediction("a", "none", ranked, "B") for ranked in (False, True)]
+    for name in ("next-gqa", "clips"):
+        found = make_results({"benchmark": name}, BENCHMARKS[name], [clip], made, {}, missing="apart")
+        whole, ranked = (found["controls"][control]["metrics"] for control in ("none", "none, ranked"))
+        assert list(ranked) == ["accuracy"] and ranked["accuracy"]["micro"]["mean"] == 1
+        assert whole["evidence IoU"]["micro"]["mean"] == whole["grounded@0.5"]["micro"]["mean"] == 0
+        assert format_results(found)
+
+
 def test_tables(half_right):
     lines = format_results(half_right).splitlines()
     assert "events" in lines[0] and "chance is 12.5" in lines[0]

@@ -36,7 +36,7 @@ def dialogue_items(
     """
     media = in_shown_order(media, [text for role, text in turns if role == "user"], tagged=tagged)
     shown = shown_fields(media)
-    system = ""
+    system = field(row, "system", default="").strip()  # LLaMA-Factory's, for a dialogue that has none itself
     if turns and turns[0][0] == "system":
         system, turns = turns[0][1].strip(), turns[1:]
     roles = [role for role, _ in turns]

@@ -16,6 +16,7 @@ from vpjax.building.fields import Rejected, short
 from vpjax.building.items import Item
 from vpjax.building.questions import ANSWER_TAG, letter_of
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer, text_scorer
+from vpjax.building.sentences import times_answer
 from vpjax.data import tfio
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import KEEP
@@ -214,6 +215,8 @@ def with_key_frames(
         return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({kind})")))
     infos = [info for _, info in files]
     clip, notes = cut_times(clip, infos, videos)
+    if clip.task == "grounding" and item.clip.answer == times_answer(item.clip.spans):
+        clip = dataclasses.replace(clip, answer=times_answer(clip.spans))  # of the file, too
     extract, number = load_tools(options).extract, videos[0]
     asked = list(keywords_of(clip, extract, number))
     unknown = unknown_video(files, videos, options)
@@ -224,8 +227,7 @@ def with_key_frames(
     clip = dataclasses.replace(clip, keywords=tuple(keyword for keyword, _, _ in found))
     notes += why_no_degraded(clip, infos, unknown)
     if clip.task == "caption" and not clip.degraded_answer:
-        rest = extract.uneventful(clip.answer, clip.keywords)
-        clip = dataclasses.replace(clip, degraded_answer=rest)
+        clip = dataclasses.replace(clip, degraded_answer=true_of_degraded(clip, extract))
     if video is not None:
         confidences = [confidence for _, _, confidence in found]
         clip = dataclasses.replace(clip, extra=clip.extra | {"confidence": confidences})
@@ -315,6 +317,15 @@ def caption_of(clip: Clip) -> str:
         return OPTION_LETTER.sub("", clip.choices[place])
     answer = ANSWER_TAG.search(clip.answer)
     return answer[1] if answer else clip.answer
+
+
+def true_of_degraded(clip: Clip, extract: "Extractor") -> str:
+    """The answer about V~ to a clip's question: what of its caption tells no event. Reasoning, which leads to
+    all of the caption, is left out, and tags stand around the rest as around the caption."""
+    caption = caption_of(clip)
+    rest = extract.uneventful(caption, clip.keywords)
+    is_tagged = rest and ANSWER_TAG.search(clip.answer)
+    return f"<answer>{rest}</answer>" if is_tagged else rest
 
 
 def cut_times(clip: Clip, infos: Sequence[VideoInfo], videos: Sequence[int]) -> tuple[Clip, list[str]]:

@@ -20,7 +20,7 @@ from vpjax.building.fields import (
 )
 from vpjax.building.items import Item, clip_item
 from vpjax.data.clips import parse_box, parse_span
-from vpjax.scoring.answers import read_number
+from vpjax.scoring.answers import LETTERED, LETTERS, read_number
 
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 TRACK_QUESTION = (
@@ -75,12 +75,15 @@ def next_gqa_items(row: JsonObject) -> Iterator[Item]:
 def choice_item(
     id: Any, video: str, question: str, options: Sequence[Any], solution: str, **fields: Any
 ) -> Item:
-    """A question with its options in lines below it. The answer is the solution unless ``fields`` has one.
-    Rejected if the solution is a letter of no option."""
+    """A question with its options in lines below it, which get letters if the solution is one and they have
+    none. The answer is the solution unless ``fields`` has one. Rejected if the solution is a letter of no
+    option."""
     letter = letter_of(solution)
     if options and letter and ord(letter) - ord("A") >= len(options):
         raise Rejected(f"answer not among the options: {letter} of {len(options)}")
     choices = tuple(str(option) for option in options)
+    if letter and not any(LETTERED.match(choice) for choice in choices):
+        choices = tuple(f"{mark}. {choice}" for mark, choice in zip(LETTERS, choices, strict=False))
     question = "\n".join([question.strip(), *choices])
     fields = dict(answer=solution, task="choice") | fields
     return clip_item(id=id, video=video, question=question, choices=choices, **fields)

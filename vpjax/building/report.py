@@ -101,8 +101,17 @@ def confidences(clip: Clip | None) -> list[float]:
     """The confidences of the keywords whose key frames were found by scorers."""
     if clip is None:
         return []
-    known = zip(clip.keywords, clip.extra.get("confidence", ()), strict=False)
+    known = zip(clip.keywords, confidence_of_keywords(clip), strict=True)
     return [value for keyword, value in known if keyword.spans and value is not None]
+
+
+def confidence_of_keywords(clip: Clip) -> list[float | None]:
+    """The confidence of each keyword, None where its spans were given: what this build or an earlier one put
+    into ``extra``, where anything may stand in clips that a user wrote or changed since."""
+    known = clip.extra.get("confidence")
+    if not isinstance(known, list) or len(known) != len(clip.keywords):
+        return [None] * len(clip.keywords)
+    return [value if isinstance(value, float) else None for value in known]
 
 
 class Frame(NamedTuple):
@@ -191,9 +200,11 @@ def thumbnails(frames: np.ndarray, times: np.ndarray, marked: np.ndarray) -> lis
 
 def tracks_of(examined: Examined, clip: Clip, number: int, first: float, last: float) -> list[Track]:
     """The tracks of a clip's video of a number, which begins and ends at these seconds."""
-    known = clip.extra.get("confidence") or [None] * len(clip.keywords)
+    known = confidence_of_keywords(clip)
+    # Of a clip that was not looked at again, as of an image, no scores are there.
+    all_scores = examined.scores or (None,) * len(clip.keywords)
     tracks: dict[tuple, Track] = {}
-    for keyword, confidence, scores in zip(clip.keywords, known, examined.scores, strict=True):
+    for keyword, confidence, scores in zip(clip.keywords, known, all_scores, strict=True):
         if keyword.video != number:
             continue
         curve = ""

@@ -1,6 +1,6 @@
 """Sentences with their times -> clips: ActivityNet Captions, Charades-STA, YouCook2."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -36,5 +36,9 @@ def sentence_item(id: str, video: str, text: Any, span: Any, grounding: bool) ->
         question = f"What happens from {start:.2f} to {end:.2f} seconds?"
         return clip_item(question=question, answer=sentence, **shown)
     question = f"From when to when: {sentence}" if sentence else ""
-    answer = f"From {start:.2f} to {end:.2f} seconds."
-    return clip_item(question=question, answer=answer, task="grounding", **shown)
+    return clip_item(question=question, answer=times_answer(((start, end),)), task="grounding", **shown)
+
+
+def times_answer(spans: Sequence[tuple[float, float]]) -> str:
+    """The answer that names the first of some spans, in seconds; "" if there is none."""
+    return "From {:.2f} to {:.2f} seconds.".format(*spans[0]) if spans else ""

@@ -58,7 +58,7 @@ def overlap(first: list[list[float]], other: list[list[float]]) -> bool:
 def draw(rows: Iterable[Open], recipe: Recipe, total: int) -> Iterator[Drop]:
     """The rows that a draw of ``total`` leaves out. Each row is taken if no cap is reached."""
     caps = recipe.caps
-    places = {source: round(share * total) for source, share in recipe.shares.items()}
+    places = recipe.places(total)
     of_action, of_length = max(1, round(caps.action * total)), max(1, round(caps.length * total))
     taken: Counter[tuple[str, object]] = Counter()
     for row in rows:

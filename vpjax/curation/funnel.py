@@ -43,8 +43,7 @@ def summarize(store: Store, recipe: Recipe) -> dict[str, Any]:
         left.subtract(dropped)
     chosen = {source: counts.get((source, CHOSEN), 0) for source in sources}
     assert chosen == dict(left), f"{chosen} chosen, {dict(left)} left"
-    wanted = {source: round(share * recipe.total) for source, share in recipe.shares.items()}
-    return dict(rows=rows, steps=steps, chosen=chosen, wanted=wanted)
+    return dict(rows=rows, steps=steps, chosen=chosen, wanted=recipe.places(recipe.total))
 
 
 def steps_of(recipe: Recipe) -> list[tuple[str, str, str]]:

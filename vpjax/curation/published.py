@@ -13,11 +13,12 @@ from vpjax.building.fields import JsonObject, field
 from vpjax.building.items import Item, clip_item
 from vpjax.data.published import table_rows
 from vpjax.files import open_file
-from vpjax.types import UserError
+from vpjax.types import Keyword, UserError
 
 WHAT = "What happens?"
 WHEN = "What happens from {:.2f} to {:.2f} seconds?"
 DIDEMO_SECONDS = 5  # of the chunks in which DiDeMo's times are counted
+NARRATED_WORDS = 6  # of a narration that is a keyword as a whole
 
 
 def something_items(row: JsonObject) -> Iterator[Item]:
@@ -41,17 +42,31 @@ def didemo_items(row: JsonObject) -> Iterator[Item]:
 
 
 def epic_items(row: JsonObject) -> Iterator[Item]:
-    """EPIC-KITCHENS-100: a narration ("open door") and its times, of a row of the table."""
+    """EPIC-KITCHENS-100: a narration ("open door"), its verb and its times, of a row of the table. Videos lie
+    where their authors' script puts them."""
     span = (seconds_of(field(row, "start_timestamp")), seconds_of(field(row, "stop_timestamp")))
     if span[1] < span[0]:
         raise ValueError(f"span {span} does not start before it ends")
+    answer = sentence(field(row, "narration"))
     yield clip_item(
         id=field(row, "narration_id"),
-        video=f"{field(row, 'participant_id')}/{field(row, 'video_id')}.MP4",
+        video=f"{field(row, 'participant_id')}/videos/{field(row, 'video_id')}.MP4",
         question=WHEN.format(*span),
-        answer=sentence(field(row, "narration")),
+        answer=answer,
         spans=(span,),
+        keywords=narrated(answer, field(row, "verb")),
     )
+
+
+def narrated(answer: str, verb: str) -> tuple[Keyword, ...]:
+    """The keyword of a narration, which has no articles by which "Open door." could be told from a thing.
+    verb: its dictionary form, as in ``turn-on``. None if the narration does not begin with it."""
+    first, *particles = verb.split("-")
+    words = answer.rstrip(".").split()
+    if not (first and words and words[0].lower().startswith(first)):
+        return ()
+    text = " ".join(words) if len(words) <= NARRATED_WORDS else words[0]
+    return (Keyword(text, " ".join([first, *particles])),)
 
 
 def sentence(text: str) -> str:

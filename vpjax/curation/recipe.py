@@ -5,6 +5,7 @@ A recipe is a file with ``get_config()``, as those of runs are; ``configs/data/v
 
 import dataclasses
 import importlib.resources
+import itertools
 import math
 import runpy
 from collections.abc import Collection, Mapping
@@ -117,6 +118,12 @@ class Recipe:
         """The share of each source in the rows that are chosen; they sum to 1."""
         total = sum(source.share for source in self.sources)
         return {source.name: source.share / total for source in self.sources}
+
+    def places(self, total: int) -> dict[str, int]:
+        """How many of ``total`` rows each source may give; they sum to it."""
+        shares = itertools.accumulate(self.shares.values(), initial=0.0)
+        counts = [round(end * total) - round(start * total) for start, end in itertools.pairwise(shares)]
+        return dict(zip(self.shares, counts, strict=True))
 
     def rows_made_from(self) -> dict[str, Any]:
         """What of the recipe the judgement of a row depends on, by name. The rest may change later."""

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from vpjax.data.video import Video
 from vpjax.files import AnyPath, written
 
-# Increased whenever decoding or resizing gives other pixels than before, or a page has another form.
-PIXELS_VERSION = 2
+# Increased whenever decoding or resizing gives other pixels or times than before, or a page has another form.
+PIXELS_VERSION = 3
 # A page has the CRC-32 of what follows; the number of frames, their height and width (int64); the seconds
 # that a frame lasts, and the time of each (float64); and the pixels.
 SUM_BYTES = 8

@@ -1,6 +1,7 @@
 """Images, read by Pillow: a single one, or a folder of them, which counts as a video."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
@@ -16,7 +17,9 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError) 
 # Formats by which they are opened, whatever their suffix. Pillow knows others, some of which start programs
 # of the machine (EPS: Ghostscript) or open further files.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-FOLDER_FPS = 10.0  # the rate of GOT-10k, for folders of images do not state theirs
+FOLDER_FPS = 10.0  # the rate of GOT-10k, for folders of images whose names do not state theirs
+# As TVQA's ``frames_fps3_hq`` states it, which holds a folder for each video.
+RATE = re.compile(r"fps_?(\d+(?:\.\d+)?)|(?<![\d.])(\d+(?:\.\d+)?)_?fps", re.IGNORECASE)
 
 
 def is_image(path: AnyPath) -> bool:
@@ -48,16 +51,16 @@ def opened_image(path: AnyPath, max_side: int) -> Iterator[Image.Image]:
 
 
 def folder_index(folder: AnyPath) -> tuple[FrameIndex, list[str]]:
-    """The frames of a folder of images, at FOLDER_FPS, and their files, both in the order of the file names,
-    with numbers in them compared as numbers."""
+    """The frames of a folder of images, at its ``folder_rate``, and their files, both in the order of the
+    file names, with numbers in them compared as numbers."""
     names = [name for name in names_in(folder) if name.lower().endswith(IMAGES)]
     if not names:
         raise Problem("is a folder without images")
     names.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    numbers = np.arange(len(names))
+    numbers, rate = np.arange(len(names)), folder_rate(folder)
     index = FrameIndex(
-        times=numbers / FOLDER_FPS,
-        duration=len(names) / FOLDER_FPS,
+        times=numbers / rate,
+        duration=len(names) / rate,
         tick=0.0,
         pts=numbers,
         counted=True,
@@ -65,6 +68,17 @@ def folder_index(folder: AnyPath) -> tuple[FrameIndex, list[str]]:
         entry=numbers,
     )
     return index, [join_path(folder, name) for name in names]
+
+
+def folder_rate(folder: AnyPath) -> float:
+    """The frames per second of a folder of images: what its own name says or that of the folder around it,
+    else FOLDER_FPS."""
+    path = PurePosixPath(os.path.abspath(folder))
+    for name in (path.name, path.parent.name):
+        stated = RATE.search(name)
+        if stated and float(stated[1] or stated[2]):
+            return float(stated[1] or stated[2])
+    return FOLDER_FPS
 
 
 def folder_frames(files: Sequence[str], max_side: int) -> Iterator[np.ndarray]:

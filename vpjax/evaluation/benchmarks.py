@@ -34,6 +34,7 @@ AS_WRITTEN = "Answer with the one right option, as it is written."
 HIDDEN = "its answer is hidden (a test split)"
 NO_EVENT = "no event to name"
 REVERSED = "its span ends before it starts"
+MOTIONBENCH_FOLDERS = ("", "public-dataset", "self-collected", "videos")
 DESCRIBE_SCENE = (
     "Describe the traffic scene in detail: the surroundings, the road users, the accident and its cause."
 )
@@ -121,11 +122,11 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
     letters = ANSWER_LETTERS[: len(clip.choices)]
     if "<glue>" in clip.answer:  # every option would have evidence of its own
         return ()
-    if clip.answer in letters:
-        return tuple(letters)
-    if clip.answer[:1] == "(":
-        return tuple(f"({letter}) {choice}" for letter, choice in zip(letters, clip.choices, strict=True))
-    return clip.choices
+    for form in ("{}", "({})", "<answer>{}</answer>"):
+        if clip.answer in (marks := tuple(map(form.format, letters))):
+            return marks
+    marked = tuple(f"({letter}) {choice}" for letter, choice in zip(letters, clip.choices, strict=False))
+    return marked if clip.answer in marked else clip.choices
 
 
 def _check_choices(clip: Clip) -> None:
@@ -379,7 +380,7 @@ def event_clips(record: Record) -> Iterator[Clip | str]:
 
 
 BENCHMARKS = {
-    "motionbench": Benchmark(motionbench, score_choice, 32),
+    "motionbench": Benchmark(motionbench, score_choice, 32, MOTIONBENCH_FOLDERS),
     "vru-accident-vqa": Benchmark(vru_vqa, score_choice, 32),
     "vru-accident-captions": Benchmark(vru_captions, score_caption, 512),
     "tempcompass": Benchmark(tempcompass, score_choice, 128, published={"accuracy": 73.9}),

@@ -12,6 +12,7 @@ from vpjax.evaluation.bootstrap import Scored, difference, summary
 from vpjax.evaluation.event_scores import OF_A_PRIOR, OF_INVENTION, event_values, seen, seen_difference
 from vpjax.events.text import events_named
 from vpjax.scoring.answers import final_answer
+from vpjax.scoring.tasks import OF_EVIDENCE
 from vpjax.types import Clip, UserError
 
 WITH_INTERVALS = 4  # a table of more groups has no intervals, for which there would be no room
@@ -77,6 +78,8 @@ def make_results(
 def score_prediction(benchmark: Benchmark, clip: Clip, prediction: Prediction) -> Scored:
     """The row of an answer, or of a video that could not be used, which is a wrong one."""
     readable, values = benchmark.score(clip, prediction.text)
+    if prediction.ranked:  # candidates are options, which name no evidence
+        values = {name: x for name, x in values.items() if name not in OF_EVIDENCE}
     named: tuple[str, ...] | None = None
     # Where there is no answer, it names nothing and invents nothing.
     if benchmark.names_events and clip.task == "caption" and not prediction.fault:

@@ -26,7 +26,7 @@ from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.page import write_page
 from vpjax.evaluation.results import compare, make_results
 from vpjax.evaluation.scans import Localiser, relevance_scores
-from vpjax.evaluation.shown import OWN, evaluation_data, with_options, without_answer
+from vpjax.evaluation.shown import OWN, evaluation_data, with_options, within_files, without_answer
 from vpjax.files import AnyPath, exists, read_object, write_whole
 from vpjax.models.attention import backend
 from vpjax.models.sharding import make_mesh
@@ -112,6 +112,8 @@ def evaluate(
     run = run_of(request.model)
     mesh = make_mesh(request.mesh, kv_heads=checkpoint.read_model_config(request.model).decoder.kv_heads)
     data_config = with_options(run_config.data_of(Path(request.model)).to_dict(), request.video_options)
+    if request.benchmark not in OWN:
+        clips = within_files(clips, data_config, say)
     step = checkpoint.step_of(request.model, request.step, say)
     dtype = request.dtype
     if dtype is None and step is not None:
@@ -351,6 +353,8 @@ def identity(clip: Clip) -> tuple[str, ...]:
     own = clip.id, clip.question, clip.answer, clip.video, *clip.others
     if clip.system or clip.turns:
         own = *own, clip.system, repr(clip.turns)
+    if any(choice not in clip.question for choice in clip.choices):  # which may be ranked
+        own = *own, repr(clip.choices)
     parts = clip.start, clip.end, clip.looks
     spans = clip.spans, tuple((keyword.video, keyword.spans) for keyword in clip.keywords if keyword.spans)
     return (*own, repr((parts, spans))) if any(parts) or any(spans) else own

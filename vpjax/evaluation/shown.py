@@ -1,12 +1,14 @@
-"""What a model is shown of a benchmark's clips: the section ``data`` of an evaluation, and clips without
-their answers."""
+"""What a model is shown of a benchmark's clips: the section ``data`` of an evaluation, clips within their
+files, and clips without their answers."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from vpjax.data.cache import cache_folder
+from vpjax.data.probing import probe_sources
 from vpjax.data.sampling import NO_LIMIT
 from vpjax.models.vlm import VideoLM
 from vpjax.types import Clip, Keyword
@@ -67,3 +69,20 @@ def without_answer(clip: Clip) -> Clip:
     if not keywords and clip.spans and not clip.others:
         keywords = (Keyword(UNNAMED, UNNAMED, clip.spans),)
     return dataclasses.replace(clip, answer="", keywords=keywords)
+
+
+def within_files(clips: Sequence[Clip], data_config: ConfigDict, say: Callable[[str], None]) -> list[Clip]:
+    """The clips, of which a part that ends after its file ends with it, as in MVBench's own code. How many
+    these are is told to ``say``."""
+    paths = sorted({clip.video for clip in clips if clip.end is not None})
+    probed = probe_sources(paths, cache_folder(data_config), data_config.max_side) if paths else {}
+    found, cut = [], []
+    for clip in clips:
+        info = None if clip.end is None else probed[clip.video].info
+        if info is not None and (clip.start or 0.0) < info.duration < (clip.end or 0.0):
+            cut.append(clip.id)
+            clip = dataclasses.replace(clip, end=None)
+        found.append(clip)
+    if cut:
+        say(f"{len(cut)} clips end after their files, and are shown up to there, such as {cut[0]}")
+    return found

@@ -18,6 +18,7 @@ from vpjax.scoring.metrics import (
 )
 from vpjax.types import Clip
 
+OF_EVIDENCE = "evidence IoU", "grounded@0.5"  # of an answer that may name the seconds that prove it
 ENOUGH = 0.5  # the IoU from which on a box, a span or evidence counts as found
 
 
@@ -46,7 +47,7 @@ def score_grounded_choice(clip: Clip, text: str) -> AnswerScore:
     readable, values = score_choice(clip, text)
     iou = span_iou(read_evidence(text), clip.spans)
     grounded = values["accuracy"] * float(iou >= ENOUGH)
-    return AnswerScore(readable, values | {"evidence IoU": iou, "grounded@0.5": grounded})
+    return AnswerScore(readable, values | dict(zip(OF_EVIDENCE, (iou, grounded), strict=True)))
 
 
 def score_by_task(clip: Clip, text: str) -> AnswerScore:
