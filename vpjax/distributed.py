@@ -42,6 +42,9 @@ def join(coordinator: str | None, processes: int | None, process: int | None, ti
     except ValueError as error:
         if "coordinator_address should be defined" not in str(error):
             raise UserError(f"the processes of this cluster cannot be joined: {error}") from error
+    # CPUs connect in their first exchange, for which gloo waits 30 seconds. Here all are there. Later ones
+    # may take longer: process 0 makes clips, or compares a checkpoint with its sums, before the others go on.
+    multihost_utils.sync_global_devices("all have joined")
 
 
 def _reach(address: str, seconds: float) -> None:

@@ -1,6 +1,7 @@
 """What a run tells while it trains: its log, lines of progress, pages of rollouts, and a profile."""
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from vpjax.cli import say
 from vpjax.data.pipeline import Loader
 from vpjax.data.text import Text
 from vpjax.evaluation.heldout import HeldOut
+from vpjax.models.sharding import all_texts
 from vpjax.models.vlm import VideoLM
 from vpjax.training.best import best_of
 from vpjax.training.grpo import JudgedRollouts
@@ -143,8 +145,12 @@ class Report:
 
     def _count_skipped(self, finished: FinishedStep) -> None:
         self.skipped += 1
-        ids = ", ".join(self.clips[number].id for number in np.ravel(finished.clips) if number >= 0)
-        reason = "; ".join(finished.faults) or "loss or gradient not finite"
+        own_ids = [self.clips[number].id for number in np.ravel(finished.clips) if number >= 0]
+        # Each process knows its own rows and what its own rewards said.
+        everyones = [json.loads(text) for text in all_texts(json.dumps([own_ids, list(finished.faults)]))]
+        ids = ", ".join(dict.fromkeys(name for own, _ in everyones for name in own))
+        faults = dict.fromkeys(fault for _, own in everyones for fault in own)
+        reason = "; ".join(faults) or "loss or gradient not finite"
         message = f"step {finished.step}: {reason}, update skipped; its clips: {ids}"
         if self.skipped > self.config.max_nonfinite:
             raise UserError(f"{message}; that makes {self.skipped}, more than config.max_nonfinite")

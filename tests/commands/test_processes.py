@@ -134,6 +134,17 @@ def test_devices_that_share_rows_belong_to_one_process():
             processes.check_mesh(mesh(*sizes))
 
 
+def test_processes_meet_as_soon_as_they_have_joined(monkeypatch):
+    """Gloo waits 30 seconds for the first exchange of CPUs, and process 0 may take minutes for the clips, so
+    the first must not be the one after these. Later ones wait as long as it takes."""
+    calls = []
+    monkeypatch.setattr(processes, "_reach", lambda address, seconds: calls.append("reach"))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: calls.append("initialize"))
+    monkeypatch.setattr(processes.multihost_utils, "sync_global_devices", lambda name: calls.append("meet"))
+    processes.join("h:1", processes=2, process=1)
+    assert calls == ["reach", "initialize", "meet"]
+
+
 def test_a_single_process_joins_nothing():
     processes.join("nowhere:1", processes=1, process=0)
     assert not jax.distributed.is_initialized()

@@ -1,11 +1,16 @@
-"""A profile of some steps."""
+"""A profile of some steps, and updates that are skipped."""
+
+import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from vpjax.progress import Profile
+from vpjax import progress
+from vpjax.progress import FinishedStep, Profile, Report
 from vpjax.recipes import base
+from vpjax.types import Clip
 
 
 @pytest.fixture
@@ -49,3 +54,16 @@ def test_a_profile_is_a_file_for_perfetto_and_one_for_tensorboard(tmp_path):
         profiled.end(1, jax.jit(lambda x: x @ x)(jnp.ones((8, 8))))
     files = {"".join(path.suffixes) for path in (tmp_path / "profile").rglob("*") if path.is_file()}
     assert {".xplane.pb", ".trace.json.gz"} <= files
+
+
+def test_a_skipped_update_is_told_with_what_all_processes_know(monkeypatch, capsys):
+    """Each process has rows of its own, and only one may know why: the user's own reward failed there."""
+    report = object.__new__(Report)
+    report.config, report.skipped = base.get_config(), 0
+    report.clips = [Clip(f"clip-{number}", "", "", "") for number in range(4)]
+    fault = "reward 'm:f' raised ValueError('no')"
+    theirs = json.dumps([["clip-3", "clip-2"], [fault]])
+    monkeypatch.setattr(progress, "all_texts", lambda text: [text, theirs])
+    report._count_skipped(FinishedStep(7, np.array([0, -1, 1]), {}))
+    expected = f"step 7: {fault}, update skipped; its clips: clip-0, clip-1, clip-3, clip-2\n"
+    assert capsys.readouterr().out == expected

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import json
+import math
 import re
 
 import numpy as np
@@ -437,6 +438,19 @@ def test_other_sizes_can_be_drawn():
     _, scene = describe(spec, "train", 0)
     assert draw(scene, noise=0.0).shape == (8, 28, 30, 3)  # no shorter than two events and three margins
     assert [event.start for event in scene.events] == [2, 5]
+
+
+@pytest.mark.parametrize("field", ["sizes", "seconds", "rates", "lengths", "details", "radius", "travel"])
+@pytest.mark.parametrize("value", [(), ("x", "y"), (math.nan, math.nan), (4.0, 3.0, 2.0, 1.0, -1.0)])
+def test_lists_that_cannot_be_drawn_from_are_named(field, value):
+    with pytest.raises(UserError, match=rf"events\.{field} is .* and must be"):
+        EventSpec(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["noise", "blur", "rough", "caption"])
+def test_numbers_that_cannot_be_drawn_from_are_named(field):
+    with pytest.raises(UserError, match=rf"events\.{field} is inf and must be"):
+        EventSpec(**{field: math.inf})
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -93,5 +93,9 @@ def test_files_hold_the_clips(tmp_path):
 def test_a_spec_that_cannot_be_drawn_is_refused():
     with pytest.raises(UserError, match="long.frames"):
         LongSpec(frames=4)
+    for field in ("size", "lengths", "radius"):
+        for value in ((), ("x", "y"), (float("nan"), 1.0)):
+            with pytest.raises(UserError, match=rf"long\.{field} is .* and must be"):
+                LongSpec(**{field: value})
     with pytest.raises(UserError, match="no task"):
         LongSpec(caption=0.0)

@@ -74,6 +74,20 @@ def test_recipes_pass(name):
         ("grpo.rollout_dtype", "int4"),
         ("grpo.importance_cap", 0.5),
         ("contrast.lr", -1.0),
+        ("contrast.warmup_share", -1.0),
+        ("contrast.warmup_share", 1.5),
+        ("seed", -1),
+        ("optim.b1", 1.0),
+        ("optim.b2", -0.5),
+        ("optim.eps", 0.0),
+        ("optim.weight_decay", -0.01),
+        ("optim.end_lr_share", -0.1),
+        ("grpo.relative.clip", -1.0),
+        ("data.cache_gb", -1.0),
+        ("data.max_fault_share", -0.1),
+        ("data.row_tokens", -1),
+        ("profile", ("1", "2")),
+        ("profile", (1.5, 2.5)),
     ],
 )
 def test_impossible_values_are_named(field, value):
@@ -83,6 +97,25 @@ def test_impossible_values_are_named(field, value):
         run_config.check(config)
     assert f"config.{field}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_number_is_finite():
+    """NaN passes most comparisons and spoils a run unseen. Infinity is no limit where a field is one."""
+    numbers = []
+    for name, value in run_config.by_dotted_name(recipe("grpo").to_dict()).items():
+        if isinstance(value, float):
+            numbers.append(name)
+    assert {"optim.weight_decay", "grpo.relative.margin", "data.cache_gb", "events.noise"} <= set(numbers)
+    limits = {"optim.clip", "grpo.eps_high", "grpo.importance_cap", "grpo.relative.clip"}
+    for name in numbers:
+        for value in (float("nan"), float("inf")):
+            config = recipe("grpo")
+            config.update_from_flattened_dict({name: value})
+            if name in limits and value == float("inf"):
+                run_config.check(config)
+            else:
+                with pytest.raises(UserError, match=rf"config\.{name} is a finite number; it is {value}"):
+                    run_config.check(config)
 
 
 def test_a_row_on_several_devices_is_cut_into_whole_pieces():

@@ -237,16 +237,17 @@ class Choosy(Judge):
         return {"small": self.recall(prompts, tokens, mask), "choosy": choosy}
 
 
-def test_an_unjudged_completion_is_left_out_of_its_group(prompts, completions):
+@pytest.mark.parametrize("kind", ["none", "gate"])
+def test_an_unjudged_completion_is_left_out_of_its_group(prompts, completions, kind):
     """The step is that of the smaller group: its own advantage is 0, those of the others are as if it had not
     been sampled, and it is no part of any mean."""
     tokens = completions.tokens.copy()
     tokens[..., 0] = 50
-    tokens[2, 0, 1, 0] = tokens[4, 0, 0, 0] = 100
+    tokens[2, 0, 1, 0] = tokens[4, 0, 0, 0] = tokens[3, 1, 0, 0] = 100
     given = completions._replace(tokens=np.where(completions.mask, tokens, 0))
     left_out = (tokens[:, :, :, 0] == 100)[..., None]
     smaller = given._replace(mask=given.mask & ~left_out)
-    learn = learner(judge=Choosy, grpo__relative__kind="none")
+    learn = learner(judge=Choosy, grpo__relative__kind=kind)
     gradient, metrics, judged = learn(prompts, given)
     expected, expected_metrics, expected_judged = learn(prompts, smaller)
     assert judged.advantages[2, 0, 1] == judged.advantages[4, 0, 0] == 0
@@ -254,7 +255,8 @@ def test_an_unjudged_completion_is_left_out_of_its_group(prompts, completions):
     assert np.isnan(judged.total[2, 0, 1]) and np.count_nonzero(judged.advantages[2, 0]) == GROUPS - 1
     assert_close(gradient, expected, 1e-6)
     assert metrics["loss"] == pytest.approx(expected_metrics["loss"], abs=1e-6)
-    assert metrics["reward"] == pytest.approx(expected_metrics["reward"], abs=1e-6)
+    for name in ("reward", "reward_degraded", "rel/gap", "rel/win_rate", "rel/change"):
+        assert metrics[name] == pytest.approx(expected_metrics[name], abs=1e-6), name
 
 
 def test_a_reward_that_judges_nobody_of_a_group_does_not_count():

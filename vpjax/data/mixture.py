@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -37,10 +38,13 @@ def data_sets(data_config: ConfigDict) -> list[DataSet]:
     fields = [field.name for field in dataclasses.fields(DataSet)]
     found: list[DataSet] = []
     for number, given in enumerate(train):
-        values = dict(file=given) if isinstance(given, str) else dict(given)
-        if not values.get("file") or not set(values) <= set(fields):
+        values: dict[str, Any] = dict(given) if isinstance(given, Mapping | ConfigDict) else dict(file=given)
+        texts = [value for field, value in values.items() if field != "weight"]
+        are_texts = all(isinstance(value, str) for value in texts)
+        if not values.get("file") or not set(values) <= set(fields) or not are_texts:
             raise UserError(
-                f"data.train[{number}] is {values}: give file, and any of {', '.join(fields[1:])}"
+                f"data.train[{number}] is {values}: give file, and any of {', '.join(fields[1:])}, as texts "
+                "but for weight, a number"
             )
         values.setdefault("name", PurePath(values["file"]).stem)
         values.setdefault("videos", data_config.videos)

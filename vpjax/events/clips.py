@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from vpjax.events.checks import are_above_0, is_range, is_size
 from vpjax.events.drawing import COLOURS, DIRECTIONS, EVENTS, SHAPES, Event, Scene, boxes, draw, encode
 from vpjax.events.folder import folder_name, write_event_clips
 from vpjax.events.surroundings import camera_path, clutter, distractor
@@ -98,21 +99,22 @@ class EventSpec:
 
         hard = ("texture", "camera", "clutter", "distractors", "blur", "rough")
         for field in ("seed", "noise", *hard, *EVENT_TASKS):
-            require(field, getattr(self, field) >= 0, "at least 0")
+            require(field, 0 <= getattr(self, field) < math.inf, "at least 0")
         for field in ("flicker", "prior", "eventless"):
             require(field, 0 <= getattr(self, field) <= 1, "from 0 to 1")
         require("crf", 0 <= self.crf <= 51, "from 0 to 51")
         are_sizes = len(self.sizes) > 0 and all(is_size(size) for size in self.sizes)
         require("sizes", are_sizes, "pairs (height, width) of even numbers of at least 28")
-        require("lengths", min(self.lengths, default=0) > 0, "one or more numbers above 0")
-        require("rates", min(self.rates, default=0) > 0, "one or more numbers above 0")
+        require("lengths", are_above_0(self.lengths), "one or more numbers above 0")
+        require("rates", are_above_0(self.rates), "one or more numbers above 0")
         least = (2 * MARGIN + max(self.lengths)) / EIGHTHS
         for_longest = f"(least, most) with {least:g} <= least <= most, so that the longest event fits"
-        require("seconds", least <= self.seconds[0] <= self.seconds[1], for_longest)
+        require("seconds", is_range(self.seconds, least), for_longest)
         at_most = f"(least, most) with 0 <= least <= most <= {len(DETAILS)}"
-        require("details", 0 <= self.details[0] <= self.details[1] <= len(DETAILS), at_most)
-        require("radius", 0 < self.radius[0] <= self.radius[1], "(least, most) with 0 < least <= most")
-        require("travel", 0 <= self.travel[0] <= self.travel[1], "(least, most) with 0 <= least <= most")
+        require("details", is_range(self.details, 0, len(DETAILS)), at_most)
+        is_radius = is_range(self.radius, 0) and self.radius[0] > 0
+        require("radius", is_radius, "(least, most) with 0 < least <= most")
+        require("travel", is_range(self.travel, 0), "(least, most) with 0 <= least <= most")
         no_pairs = "False where events.prior or events.eventless is set: a pair is one scene with two events"
         require("paired", not self.paired or not (self.prior or self.eventless), no_pairs)
         if not any(self.shares):
@@ -314,11 +316,6 @@ def predicted_event(colour: str) -> str:
 def _occurs(split: str, kind: str, shape: str) -> bool:
     """Whether an event happens to a shape in a split: each event leaves one shape to ``unseen``."""
     return (split == "unseen") == (shape == SHAPES[EVENTS.index(kind) % len(SHAPES)])
-
-
-def is_size(size: Any) -> bool:
-    """Whether a shape can be drawn and encoded in frames of this (height, width)."""
-    return isinstance(size, Sequence) and len(size) == 2 and all(x >= 28 and x % 2 == 0 for x in size)
 
 
 def _whole_frames(eighths: int, fps: int) -> int:

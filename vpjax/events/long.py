@@ -9,13 +9,15 @@ what is drawn on it: lines of one pixel, which average to the same grey.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vpjax.events.clips import CLIPS_PER_TASK, SPLITS, is_size
+from vpjax.events.checks import are_above_0, is_range, is_size
+from vpjax.events.clips import CLIPS_PER_TASK, SPLITS
 from vpjax.events.drawing import (
     COLOURS,
     EVENTS,
@@ -91,14 +93,15 @@ class LongSpec:
 
         require("size", is_size(self.size), "(height, width), even numbers of at least 28")
         require("fps", self.fps > 0, "above 0")
-        require("lengths", min(self.lengths, default=0) > 0, "one or more numbers above 0")
+        require("lengths", are_above_0(self.lengths), "one or more numbers above 0")
         least = max(self.lengths) + 2 * EDGE
         require("frames", self.frames >= least, f"at least {least}, so that the longest event fits")
-        require("radius", 0 < self.radius[0] <= self.radius[1], "(least, most) with 0 < least <= most")
+        is_radius = is_range(self.radius, 0) and self.radius[0] > 0
+        require("radius", is_radius, "(least, most) with 0 < least <= most")
         require("hatched", 0 <= self.hatched <= 1, "from 0 to 1")
         require("crf", 0 <= self.crf <= 51, "from 0 to 51")
         for field in ("seed", "noise", "flickers", "passing", "lasting", "cuts", *LONG_TASKS):
-            require(field, getattr(self, field) >= 0, "at least 0")
+            require(field, 0 <= getattr(self, field) < math.inf, "at least 0")
         if not any(self.shares):
             raise UserError(f"long: no task; one of {', '.join(LONG_TASKS)} must be above 0")
 

@@ -47,6 +47,7 @@ class VLMConfig:
             parsed = AutoConfig.for_model(**json.loads(hf))  # a copy, for AutoConfig changes its arguments
         except StrictDataclassError as error:
             raise UserError(" ".join(str(error).split())) from error
+        _check_sizes(parsed.vision_config, parsed.text_config)
         return cls(
             family=family,
             **READERS[family](parsed),
@@ -62,11 +63,41 @@ class VLMConfig:
         return json.loads(self.hf)
 
 
+VISION_SIZES = "depth hidden_size intermediate_size num_heads patch_size spatial_merge_size".split()
+TEXT_SIZES = """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads
+""".split()
+
+
+def _check_sizes(vision: Any, text: Any) -> None:
+    """UserError for a size that is below 1, and for heads that do not share out what they have."""
+    for section, sizes in (("vision_config", VISION_SIZES), ("text_config", TEXT_SIZES)):
+        config = vision if section == "vision_config" else text
+        for size in sizes:
+            if getattr(config, size) < 1:
+                raise UserError(f"{section}.{size} {getattr(config, size)} must be 1 or more")
+    if vision.temporal_patch_size != 2:  # two frames make a slot
+        raise UserError(f"vision_config.temporal_patch_size {vision.temporal_patch_size} must be 2")
+    if text.num_attention_heads % text.num_key_value_heads:
+        raise UserError(
+            f"num_key_value_heads {text.num_key_value_heads} must divide num_attention_heads "
+            f"{text.num_attention_heads}"
+        )
+    if vision.hidden_size % (4 * vision.num_heads):  # a head's width is rows and columns, each in pairs
+        raise UserError(
+            f"vision_config.hidden_size {vision.hidden_size} must be a multiple of {4 * vision.num_heads}, "
+            "four times its num_heads"
+        )
+
+
 def _qwen2_5_vl(parsed: Any) -> dict[str, Any]:
     """The fields of VLMConfig that differ between families, for ``Qwen2_5_VLConfig``."""
     vision, text = parsed.vision_config, parsed.text_config
     if text.use_sliding_window or vision.hidden_act != "silu" or text.hidden_act != "silu":
         raise UserError("sliding windows and activations other than silu are not supported")
+    window = vision.spatial_merge_size * vision.patch_size
+    if vision.window_size < window:
+        raise UserError(f"vision_config.window_size {vision.window_size} must be {window}, a unit's, or more")
     return dict(
         decoder=_decoder_config(parsed, section_axes),
         vision=_vision_config(

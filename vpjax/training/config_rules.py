@@ -1,5 +1,6 @@
 """The rules that a config must meet (``run_config.check``), one after another, each with its message."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -54,17 +55,23 @@ LOOKS_HAVE: dict[str, Any] = {
 }
 ABOVE_0 = """
     steps batch log_every checkpoint_every keep eval_clips eval_part data.length_multiple data.keywords
-    data.keyword_tokens optim.lr optim.clip contrast.width contrast.answer_beta
+    data.keyword_tokens optim.lr optim.eps optim.clip contrast.width contrast.answer_beta
     grpo.temperature grpo.max_new grpo.eps_high grpo.num_iterations grpo.num_minibatches
     grpo.looks.temperature
     grpo.oversample grpo.show_every grpo.degraded_weight grpo.relative.scale loss.chunk data.min_frames
     data.min_pixels lora.alpha looks.tokens looks.again looks.frames looks.scan_pixels looks.pixels
 """.split()
 AT_LEAST_0 = """
-    memory max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
+    seed memory max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
+    data.cache_gb data.row_tokens optim.weight_decay optim.end_lr_share
     contrast.weight contrast.lr contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
-    looks.windows looks.wrong looks.closer grpo.looks.overlap grpo.looks.gain
+    grpo.relative.clip looks.windows looks.wrong looks.closer grpo.looks.overlap grpo.looks.gain
 """.split()
+SHARES = """
+    contrast.warmup_share data.max_fault_share data.max_missed_share grpo.relative.w0 grpo.control_share
+""".split()
+# Limits, of which infinity is none. No other number may be infinite, and none NaN.
+LIMITS = ("optim.clip", "grpo.eps_high", "grpo.importance_cap", "grpo.relative.clip")
 
 
 class Rule(NamedTuple):
@@ -93,10 +100,15 @@ def rules(config: ConfigDict) -> Iterator[Rule]:
 
 
 def _rules_of_one_field(config: ConfigDict) -> Iterator[Rule]:
+    for field, value in _numbers_in(config):
+        is_number = math.isfinite(value) or (field in LIMITS and value == math.inf)
+        yield Rule(field, is_number, "is a finite number")
     for field in ABOVE_0:
         yield Rule(field, value_of(config, field) > 0, "is a number above 0")
     for field in AT_LEAST_0:
         yield Rule(field, value_of(config, field) >= 0, "is 0 or more")
+    for field in SHARES:
+        yield Rule(field, 0 <= value_of(config, field) <= 1, "lies in [0, 1]")
     for field, choices in ONE_OF.items():
         yield Rule(field, value_of(config, field) in choices, f"is one of {', '.join(choices)}")
 
@@ -125,7 +137,6 @@ def _rules_of_data(config: ConfigDict) -> Iterator[Rule]:
         part = 2 * devices
         multiple = f"is a multiple of {part}, twice config.mesh.context"
         yield Rule("data.length_multiple", data.length_multiple % part == 0, multiple)
-    yield Rule("data.max_missed_share", 0 <= data.max_missed_share <= 1, "lies in [0, 1]")
     tasks = f"has texts for some of {', '.join(TASKS)}"
     yield Rule("data.instructions", set(data.instructions) <= set(TASKS), tasks)
     seconds = config.looks.seconds
@@ -146,14 +157,17 @@ def _rules_of_evaluation(config: ConfigDict) -> Iterator[Rule]:
         yield Rule("patience", bool(config.keep_best), followed)
     places = ("tensorboard", *TRACKERS)
     yield Rule("log_to", set(config.log_to) <= set(places), f"holds some of {', '.join(places)}")
-    if config.profile:
-        is_range = len(config.profile) == 2 and 1 <= config.profile[0] <= config.profile[1]
+    steps = config.profile
+    if steps:
+        are_whole = all(isinstance(step, int) for step in steps)
+        is_range = are_whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]
         yield Rule("profile", is_range, "is (first, last), two steps of the run, or ()")
 
 
 def _rules_of_optimizer(config: ConfigDict) -> Iterator[Rule]:
     optim = config.optim
-    yield Rule("optim.warmup_share", 0 <= optim.warmup_share < 1, "lies in [0, 1)")
+    for field in ("warmup_share", "b1", "b2"):
+        yield Rule(f"optim.{field}", 0 <= optim[field] < 1, "lies in [0, 1)")
     yield Rule("optim.freeze", _are_texts(optim.freeze), "holds path patterns")
     are_pairs = all(map(_is_multiplier, optim.lr_multipliers))
     yield Rule("optim.lr_multipliers", are_pairs, "holds pairs such as ('vision.*', 0.1)")
@@ -218,8 +232,6 @@ def _rules_of_rollouts(config: ConfigDict) -> Iterator[Rule]:
         yield Rule("grpo.importance_cap", cap > 0, weighs)
     yield Rule("grpo.top_p", 0 < grpo.top_p <= 1, "lies in (0, 1]")
     yield Rule("grpo.eps_low", 0 < grpo.eps_low <= 1, "lies above 0 and up to 1")
-    yield Rule("grpo.relative.w0", 0 <= grpo.relative.w0 <= 1, "lies in [0, 1]")
-    yield Rule("grpo.control_share", 0 <= grpo.control_share <= 1, "lies in [0, 1]")
 
 
 def _rules_of_rewards(config: ConfigDict) -> Iterator[Rule]:
@@ -298,6 +310,15 @@ def _rules_of_looks(config: ConfigDict) -> Iterator[Rule]:
     names = ", ".join(config.grpo.rewards)
     gains = f"names the reward that means right, one of {names}, by which second looks gain on first ones"
     yield Rule("grpo.relative.correct", is_known, gains)
+
+
+def _numbers_in(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The fields that are numbers by their dotted names, those of sections too."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _numbers_in(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield prefix + name, value
 
 
 def _are_texts(values: Iterable[Any]) -> bool:

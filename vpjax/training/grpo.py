@@ -300,7 +300,7 @@ class GRPOStep:
         which reward means that. rewards, total: f32[B, R, G]."""
         needs = NEEDS[self.config.grpo.relative.kind]
         tokens, mask = completions.tokens, completions.mask
-        exists_BRG = mask.any(-1)
+        counts_BRG = ~jnp.isnan(total)  # the others are left out of their groups
         compared = prompts.has_degraded
         if self.config.grpo.control_share and "same" not in needs:
             # A control hides nothing. Only a kind that knows this, by ``hides``, can compare it with V.
@@ -310,15 +310,15 @@ class GRPOStep:
         parts = parts_of(on_video, self.judge.weights, self.config.grpo)
         evidence = Evidence(rewards=total[:, 0], has_degraded=compared, parts=parts)
         if correct is not None:
-            right = jnp.where(exists_BRG, rewards[correct], jnp.nan)
+            right = jnp.where(counts_BRG, rewards[correct], jnp.nan)
             evidence = evidence._replace(unit=self.judge.weights[correct], right=right[:, 0])
             if right.shape[1] > 1:
                 evidence = evidence._replace(right_degraded=right[:, 1])
         if "recall" in needs:
-            recall = jnp.where(exists_BRG, score_branches(self.judge.recall, prompts, completions), jnp.nan)
+            recall = jnp.where(counts_BRG, score_branches(self.judge.recall, prompts, completions), jnp.nan)
             evidence = evidence._replace(recall=recall[:, 0], degraded_recall=recall[:, 1])
         if "same" in needs:
-            said = jnp.where(exists_BRG, score_branches(self.judge.answers, prompts, completions), -1)
+            said = jnp.where(counts_BRG, score_branches(self.judge.answers, prompts, completions), -1)
             evidence = evidence._replace(same=same_answers(said), hides=jnp.any(prompts.hidden, axis=1))
         if "gap" in needs:
             # What was said on V, on both videos, by one forward pass: sampling differs from it by rounding.

@@ -192,7 +192,7 @@ class LookStep:
         rewards = score_branches(self.judge.score, prompts, completions) | host_rewards
         exists_NRG = mask.any(-1)
         total_NRG = total_rewards(rewards, self.judge.weights, exists_NRG)
-        earned = self.earned(prompts, rewards, total_NRG, exists_NRG)
+        earned = self.earned(prompts, rewards, total_NRG)
 
         scored = self.choice_rows(prompts.without_video(), features)
         scored = scored._replace(sampled=self.policy.forward(state.params, state.frozen, scored))
@@ -228,13 +228,11 @@ class LookStep:
         judged = JudgedRollouts(completions, rewards, total_NRG, {}, shown_NRG, prompts.clip)
         return state, {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}, judged
 
-    def earned(
-        self, prompts: Prompts, rewards: Mapping[str, Array], total_NRG: Array, exists_NRG: Array
-    ) -> LookRewards:
-        """What the answers at each window earn. exists: the completions that there are."""
+    def earned(self, prompts: Prompts, rewards: Mapping[str, Array], total_NRG: Array) -> LookRewards:
+        """What the answers at each window earn. total: NaN for those that do not count."""
         correct = correct_reward(self.config.grpo)
         assert correct is not None  # by ``run_config.check``
-        right_NRG = jnp.where(exists_NRG, rewards[correct], jnp.nan)
+        right_NRG = jnp.where(jnp.isnan(total_NRG), jnp.nan, rewards[correct])
         # A window counts if all of its prompts are there, also the one that gives its score.
         exists_BWK = self.by_window(jnp.asarray(prompts.clip) >= 0)
         is_whole_BW11 = jnp.all(exists_BWK, axis=2)[..., None, None]

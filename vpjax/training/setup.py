@@ -246,7 +246,8 @@ def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
 
 
 def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
-    """Train a tokenizer and write the config.json of a model from scratch, with the tokenizer's ids."""
+    """Train a tokenizer and write the config.json of a model from scratch, with the tokenizer's ids.
+    UserError if ``config.model`` is no model's."""
     texts: Iterable[str] = (text for clip in clips for text in clip.texts)
     if [data_set.file for data_set in data_sets(config.data)] == [EVENTS]:
         spec = event_spec(config)
@@ -264,6 +265,10 @@ def new_model(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
         vision_end_token_id=text.vision_end,
     )
     model["text_config"] |= dict(bos_token_id=None, eos_token_id=text.end, pad_token_id=text.pad)
+    try:
+        VLMConfig.from_hf(model)
+    except UserError as error:
+        raise UserError(f"config.model: {error}") from error
     (folder / "config.json").write_text(json.dumps(model, indent=2) + "\n")
 
 
