@@ -29,6 +29,7 @@ CONTROLS = {
 }
 ROWS = {
     "batch": "contrast alone",
+    "batch, as long as margin": "contrast alone, in the\nseconds that the last took",
     "weight": "+ weight on the keyword",
     "margin, random slots": "+ margin, random frames",
     "margin": "+ margin, the event's frames",
@@ -48,9 +49,10 @@ def default_run() -> dict[str, Bar]:
 def shortcut_runs(metric: str) -> dict[str, Bar]:
     """A metric by row of the ablation, with intervals over seeds (Student's t)."""
     runs = defaultdict(list)
-    for line in (RESULTS / "2026-11-29-ablation-shortcut.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        runs[record["row"]].append(100 * record[metric])
+    for name in ("2026-11-29-ablation-shortcut.jsonl", "2026-11-30-ablation-seconds.jsonl"):
+        for line in (RESULTS / name).read_text().splitlines():
+            record = json.loads(line)
+            runs[record["row"]].append(100 * record[metric])
     bars = {}
     for row, values in runs.items():
         mean = statistics.mean(values)
