@@ -10,7 +10,7 @@ from vpjax.data.video import Video
 
 
 def entry(value):
-    return Video(np.full((4, 14, 18, 3), value, np.uint8), np.arange(4.0), 0.125)
+    return Video(np.full((4, 14, 18, 3), value, np.uint8), np.arange(4.0), 0.125, 1.5)
 
 
 def test_cache_keeps_within_its_limit_what_was_used_last(tmp_path):
@@ -26,7 +26,7 @@ def test_cache_keeps_within_its_limit_what_was_used_last(tmp_path):
     assert {0, 8} <= kept and not {1, 2} & kept
     video = cache.get(cache.key(8))
     np.testing.assert_array_equal(video.frames, entry(8).frames)
-    assert video.times.tolist() == [0, 1, 2, 3] and video.frame_seconds == 0.125
+    assert video.times.tolist() == [0, 1, 2, 3] and (video.frame_seconds, video.interval) == (0.125, 1.5)
 
 
 def test_cache_counts_what_others_wrote(tmp_path):

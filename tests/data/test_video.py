@@ -21,7 +21,8 @@ from tests.videos import (
 from vpjax.data import decode as decode_module
 from vpjax.data import images
 from vpjax.data import video as module
-from vpjax.data.sampling import Sampling, VideoInfo, fit, seconds_per_slot
+from vpjax.data.positions import time_ids
+from vpjax.data.sampling import Sampling, VideoInfo, fit, frame_interval, seconds_per_slot
 from vpjax.data.video import probe, probe_image, read_frames, read_image
 from vpjax.files import write_whole
 from vpjax.types import UserError
@@ -89,6 +90,43 @@ def test_uniform_frames_are_those_on_screen(irregular, frames):
     duration = probe(irregular).duration
     expected = [on_screen(np.array(IRREGULAR) / 1000, k * duration / frames) for k in range(frames)]
     assert frame_numbers(read(irregular, frames=frames)) == expected
+
+
+@pytest.mark.parametrize(
+    "rate, total, sampling",
+    [
+        (25, 50, dict(fps=2.0)),  # every 12.5th frame, for which an earlier one is on screen
+        (10, 40, dict(fps=4.0)),
+        (30, 60, dict(fps=8.0)),
+        (25, 33, dict(fps=8.0)),
+        (25, 40, dict(frames=16)),
+        (25, 9, dict(frames=100)),  # all of them, the last one twice
+    ],
+)
+def test_slots_last_as_long_as_qwens_own_code_says(tmp_path, rate, total, sampling):
+    """qwen-vl-utils: frames over seconds, whenever the frames on screen at those moments begin. So positions
+    are those of the model's pretraining, and of whoever serves it."""
+    path = write(tmp_path / "a.mp4", greys(total), rate=rate)
+    video, plan = read(path, **sampling), Sampling(**sampling)
+    count = min(len(video.times), total)
+    sample_fps = count / total * rate
+    assert video.seconds_per_slot(2) == pytest.approx(2 / sample_fps, rel=1e-9)
+    planned = frame_interval(plan, probe(path), (None, None), len(video.times))
+    assert planned == pytest.approx(1 / sample_fps, rel=1e-9)
+    per_second = 2 * sample_fps  # at which each slot has four positions
+    assert time_ids(count // 2, video.seconds_per_slot(2), per_second).tolist() == [
+        *range(0, 4 * (count // 2), 4)
+    ]
+
+
+def test_slots_of_a_part_and_of_uneven_frames(irregular, tmp_path):
+    path = write(tmp_path / "a.mp4", greys(50))
+    assert read(path, frames=4, start=0.4, end=1.2).seconds_per_slot(2) == pytest.approx(0.4)
+    assert read(path, frames=3).seconds_per_slot(2) == pytest.approx(2 * 2.0 / 3)
+    duration = probe(irregular).duration  # whose last frame is on screen at several moments
+    assert read(irregular, frames=8).seconds_per_slot(2) == pytest.approx(2 * duration / 8)
+    changed = read(path, frames=4, pick="change")  # frames anywhere in their parts
+    assert changed.seconds_per_slot(2) == seconds_per_slot(changed.times)
 
 
 def test_an_odd_count_repeats_the_last_frame(tmp_path):

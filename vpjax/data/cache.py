@@ -15,7 +15,7 @@ from vpjax.files import AnyPath, written
 # Increased whenever decoding or resizing gives other pixels or times than before, or a page has another form.
 PIXELS_VERSION = 3
 # A page has the CRC-32 of what follows; the number of frames, their height and width (int64); the seconds
-# that a frame lasts, and the time of each (float64); and the pixels.
+# that a frame lasts, the interval of the moments, and the time of each frame (float64); and the pixels.
 SUM_BYTES = 8
 SHAPE_BYTES = 3 * 8
 
@@ -73,9 +73,10 @@ class FrameCache:
         with contextlib.suppress(OSError):  # it may belong to another user, or have been evicted
             os.utime(path)
         shape = body[:SHAPE_BYTES].view(np.int64)
-        seconds_end = SHAPE_BYTES + 8 * (1 + int(shape[0]))
+        seconds_end = SHAPE_BYTES + 8 * (2 + int(shape[0]))
         seconds = body[SHAPE_BYTES:seconds_end].view(np.float64)
-        return Video(body[seconds_end:].reshape(*shape, 3), seconds[1:], float(seconds[0]))
+        frame_seconds, interval = seconds[:2].tolist()
+        return Video(body[seconds_end:].reshape(*shape, 3), seconds[2:], frame_seconds, interval)
 
     def put(self, key: str, video: Video) -> None:
         """Add a decoded video, which appears whole or not at all. OSError if it cannot be written."""
@@ -84,7 +85,7 @@ class FrameCache:
         with written(self.path(key), keep=False) as part, open(part, "wb") as file:
             # Bare arrays: np.load reads its header through ast, which threads break on Python 3.11.
             shape = np.array(video.frames.shape[:3], np.int64)
-            seconds = np.array([video.frame_seconds, *video.times], np.float64)
+            seconds = np.array([video.frame_seconds, video.interval, *video.times], np.float64)
             parts = [shape, seconds, np.ascontiguousarray(video.frames)]
             file.write(sum_of(*parts))
             for array in parts:

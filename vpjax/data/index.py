@@ -24,9 +24,9 @@ from vpjax.data.sampling import (
     VideoInfo,
     fit,
     fit_all,
+    frame_interval,
     frame_times,
     readings_of,
-    seconds_per_slot,
 )
 from vpjax.data.text import Text, Tokens, tokenize
 from vpjax.data.units import Capacity, choose_capacity, grid_of, laid_out_sizes
@@ -392,7 +392,7 @@ def shape_remarks(info: VideoInfo, reading: Reading, shape: Shape, model_config:
     if shape[0] < frames:
         remarks.append(FEWER)
     if model_config.tokens_per_second and shape[0] > model_config.vision.temporal and info.duration:
-        seconds = seconds_per_slot(frame_times(sampling, info, part, shape[0]), model_config.vision.temporal)
+        seconds = frame_interval(sampling, info, part, shape[0]) * model_config.vision.temporal
         if seconds * model_config.tokens_per_second < 1 - 1e-4:
             remarks.append(SHARED_TIMES)
     return remarks

@@ -18,7 +18,6 @@ from vpjax.data.keyframes import (
     widened,
 )
 from vpjax.data.positions import Grid, Stamps, is_visual, positions, slot_seconds, with_media
-from vpjax.data.sampling import seconds_per_slot
 from vpjax.data.text import Tokens
 from vpjax.data.units import Capacity, grid_of, joined_units, units_of
 from vpjax.types import Array, Strip, Units
@@ -171,7 +170,7 @@ def prompt_row(
     pads = (model_config.image_token, model_config.video_token)
     vision = model_config.vision
     grids: list[Grid] = [grid_of(video.frames.shape[:3], vision) for video in videos]
-    seconds = [seconds_per_slot(video.times, vision.temporal) for video in videos]
+    seconds = [video.seconds_per_slot(vision.temporal) for video in videos]
     moments = [slot_seconds(video.times, vision.temporal) for video in videos]
     tokens, ends = prompt, np.arange(len(prompt), dtype=np.int32)
     if is_visual(prompt, pads).sum() == len(videos):

@@ -321,9 +321,19 @@ def _constant_rate_frames(
     return frames
 
 
+def frame_interval(sampling: Sampling, info: VideoInfo, part: Part, frames: int, available: int = 0) -> float:
+    """Seconds between the moments that ``choose`` spreads evenly over a part of a video. frames: as many as
+    it returned. available: the frames of the part; 0: those of a constant frame rate. ValueError if the part
+    is not inside the video."""
+    first, last = resolve_part(info.duration, info.frame_seconds, *part)
+    available = available or max(round((last - first) / info.frame_seconds), 1)
+    # One frame more than there are moments is the last one again.
+    return (last - first) / min(frames, available, sampling.frames or available)
+
+
 def seconds_per_slot(times: np.ndarray, temporal: int = SLOT) -> float:
-    """Seconds from one slot to the next, Hugging Face's ``second_per_grid_ts``: ``temporal`` mean frame
-    intervals of ``times`` f64[F], of which a repeated last one counts once; 0 for an image."""
+    """Seconds from one slot to the next of frames that are not evenly spread: ``temporal`` mean intervals of
+    ``times`` f64[F], of which a repeated last one counts once; 0 for an image."""
     if len(times) > 1 and times[-1] == times[-2]:
         times = times[:-1]
     return temporal * float(times[-1] - times[0]) / max(len(times) - 1, 1)

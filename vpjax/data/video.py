@@ -29,7 +29,9 @@ from vpjax.data.sampling import (
     VideoInfo,
     choose,
     fit,
+    frame_interval,
     part_frames,
+    seconds_per_slot,
 )
 from vpjax.data.tfio import decode_with_tfio
 from vpjax.files import AnyPath, exists, is_folder, stamp
@@ -46,11 +48,19 @@ Result = TypeVar("Result")
 @dataclasses.dataclass(frozen=True)
 class Video:
     """frames u8[F,h,w,3] RGB, F even. times f64[F]: their exact presentation times in seconds; if the last
-    frame is repeated to make F even, so is its time. frame_seconds: mean duration of a frame; 0: an image."""
+    frame is repeated to make F even, so is its time. frame_seconds: mean duration of a frame; 0: an image.
+    interval: seconds from one of the moments whose frames these are to the next; 0: they are not evenly
+    spread."""
 
     frames: np.ndarray
     times: np.ndarray
     frame_seconds: float = 0.0
+    interval: float = 0.0
+
+    def seconds_per_slot(self, temporal: int) -> float:
+        """Seconds from one slot of ``temporal`` frames to the next, Hugging Face's ``second_per_grid_ts``: by
+        the moments that were asked for, before which a frame may begin."""
+        return temporal * self.interval or seconds_per_slot(self.times, temporal)
 
 
 def probe(path: AnyPath, *, max_side: int = MAX_SIDE) -> VideoInfo:
@@ -107,7 +117,11 @@ def read_frames(
                     yield resize(frame, size)
 
             numbers, pixels = _pick_frames(sampling.pick, starts, last, resized_at)
-            return Video(np.stack(pixels), index.times[numbers], index.duration / len(index.times))
+            interval = 0.0
+            if sampling.pick == "first":
+                there = last - int(starts[0]) + 1
+                interval = frame_interval(sampling, _info(index), (start, end), len(starts), there)
+            return Video(np.stack(pixels), index.times[numbers], index.duration / len(index.times), interval)
 
         return _with_frames(path, read, max_side, tfio_python)
 
