@@ -49,7 +49,12 @@ def test_what_is_asked_for(remat, expected):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, dict(optim__freeze=("vision.*",), optim__moments_dtype="bfloat16"), dict(optim__name="muon")],
+    [
+        {},
+        dict(optim__freeze=("vision.*",), optim__moments_dtype="bfloat16"),
+        dict(optim__name="muon"),
+        dict(method="grpo", grpo__beta=0.04),
+    ],
 )
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_state_is_counted_as_it_lies_on_devices(fields, accumulate):
@@ -69,5 +74,6 @@ def test_the_state_is_counted_as_it_lies_on_devices(fields, accumulate):
 
     with in_use(mesh):
         counted = state_bytes(config, MODEL)
-    expected = own((state.params, state.frozen, state.opt)) + (accumulate + 0.5) * own(state.params)
+    kept = state.params, state.frozen, state.opt, state.reference
+    expected = own(kept) + (accumulate + 0.5) * own(state.params)
     assert counted == expected

@@ -88,6 +88,7 @@ def test_recipes_pass(name):
         ("data.row_tokens", -1),
         ("profile", ("1", "2")),
         ("profile", (1.5, 2.5)),
+        ("profile", (2, 10**6)),
     ],
 )
 def test_impossible_values_are_named(field, value):

@@ -160,7 +160,7 @@ def _rules_of_evaluation(config: ConfigDict) -> Iterator[Rule]:
     steps = config.profile
     if steps:
         are_whole = all(isinstance(step, int) for step in steps)
-        is_range = are_whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]
+        is_range = are_whole and len(steps) == 2 and 1 <= steps[0] <= steps[1] <= config.steps
         yield Rule("profile", is_range, "is (first, last), two steps of the run, or ()")
 
 

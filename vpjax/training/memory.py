@@ -8,6 +8,7 @@ from vpjax.models.decoder import DecoderConfig
 from vpjax.models.sharding import ROWS, device_bytes, devices_along
 from vpjax.models.vlm import VideoLM, leaves
 from vpjax.training.optimizer import frozen_paths, is_muons
+from vpjax.training.state import keeps_reference
 
 GIB = 2**30
 # Of a device's memory. The rest is for programs, and for what is not counted here: by their plans, steps that
@@ -42,8 +43,9 @@ def recomputed_share(config: ConfigDict, model: VideoLM, layer_tokens: int) -> f
 
 def state_bytes(config: ConfigDict, model: VideoLM) -> float:
     """What a device holds of the parameters: the frozen ones; and of the trained ones float32 numbers, a
-    gradient, a second one where micro-batches are added up, a copy in the compute dtype, and the optimizer's
-    moments: the first in ``optim.moments_dtype``, the second, which Muon does without, in float32."""
+    gradient, a second one where micro-batches are added up, a copy in the compute dtype, in GRPO with a KL
+    the reference in that type, and the optimizer's moments: the first in ``optim.moments_dtype``, the second,
+    which Muon does without, in float32."""
     params = leaves(model)
     frozen = frozen_paths(params, config)
     trained = {
@@ -51,8 +53,10 @@ def state_bytes(config: ConfigDict, model: VideoLM) -> float:
     }
     second_moments = {path: x for path, x in trained.items() if not is_muons(config.optim, path)}
     copies = 3.0 if config.accumulate > 1 else 2.0
-    for narrower in (config.optim.moments_dtype, config.dtype):
-        copies += jnp.dtype(narrower).itemsize / 4
+    narrower = [config.optim.moments_dtype, config.dtype]
+    if keeps_reference(config):
+        narrower.append(config.dtype)
+    copies += sum(jnp.dtype(dtype).itemsize / 4 for dtype in narrower)
     untrained = device_bytes({path: params[path] for path in frozen})
     return copies * device_bytes(trained) + device_bytes(second_moments) + untrained
 

@@ -56,12 +56,16 @@ def state_shardings(tx: optax.GradientTransformation, state: State, mesh: Mesh) 
     return State(everywhere, params, frozen, opt, everywhere, reference)
 
 
+def keeps_reference(config: ConfigDict) -> bool:
+    """Whether the first policy is kept beside the one that is trained, for a KL."""
+    return config.method == "grpo" and config.grpo.beta > 0
+
+
 def create_state(params: Mapping[str, Any], config: ConfigDict, mesh: Mesh) -> tuple[State, Optimizer, State]:
     """The state of step 0 from parameters by path, its optimizer, and its shardings. Abstract parameters give
     an abstract state with shardings, which is what a checkpoint is restored into."""
     frozen = frozen_paths(params, config)
     optimizer = make_optimizer(config, [path for path in params if path not in frozen])
-    keeps_reference = config.method == "grpo" and config.grpo.beta > 0
 
     def kept(path, x):
         is_int8 = x.dtype == jnp.int8 or path.endswith(SCALE)
@@ -71,7 +75,7 @@ def create_state(params: Mapping[str, Any], config: ConfigDict, mesh: Mesh) -> t
         trained = {path: x.astype(jnp.float32) for path, x in params.items() if path not in frozen}
         untrained = {path: kept(path, x) for path, x in params.items() if path in frozen}
         reference = {}
-        if keeps_reference:
+        if keeps_reference(config):
             reference = {path: params[path].astype(config.dtype) for path in trained}
         return State(jnp.int32(0), trained, untrained, optimizer.tx.init(trained), jnp.int32(0), reference)
 
