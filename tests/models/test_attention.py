@@ -13,6 +13,7 @@ from tests import joint
 from vpjax.models import attention, context, splash
 from vpjax.models.attention import KeyValues, Layout, attend
 from vpjax.models.sharding import in_use, make_mesh, replicated
+from vpjax.types import UserError
 
 # Ragged on purpose: no length is a multiple of the kernel's blocks, and no block begins where a part does.
 PACKED = Layout(500, packed=True)
@@ -318,6 +319,12 @@ def test_the_platform_chooses(monkeypatch):
     assert chosen == {"cpu": ["xla"] * 2, "tpu": ["splash"] * 2, "gpu": ["xla", "cudnn"]}
     with attention.backend("xla"):
         assert attention.backend_of(jnp.dtype("bfloat16")) == "xla"
+    with attention.backend("cudnn"):
+        assert attention.backend_of(jnp.dtype("bfloat16")) == "cudnn"
+        for platform, dtype in (("gpu", "float32"), ("cpu", "bfloat16"), ("tpu", "bfloat16")):
+            monkeypatch.setattr(attention, "platform", lambda platform=platform: platform)
+            with pytest.raises(UserError, match="config.attention='cudnn' needs an NVIDIA GPU"):
+                attention.backend_of(jnp.dtype(dtype))
 
 
 def test_the_platform_is_that_of_the_mesh():

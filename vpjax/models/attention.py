@@ -39,7 +39,7 @@ from vpjax.models import context
 from vpjax.models.mask import sees
 from vpjax.models.remat import keep
 from vpjax.models.sharding import on_own_tokens
-from vpjax.types import Array
+from vpjax.types import Array, UserError
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")  # auto: chosen by platform and dtype (``backend_of``)
 QUERIES, PARTS = 96, 64  # xla: tokens of a prefix that attend at once, but in no more parts than so many
@@ -218,14 +218,18 @@ def platform() -> str:
 
 
 def backend_of(dtype: jnp.dtype) -> str:
-    """The back end in use for queries of ``dtype``."""
-    if _backend.get() != "auto":
-        return _backend.get()
+    """The back end in use for queries of ``dtype``. UserError if that is cuDNN where there is none."""
+    asked = _backend.get()
+    has_cudnn = platform() == "gpu" and dtype in (jnp.bfloat16, jnp.float16)  # cuDNN has no float32
+    if asked == "cudnn" and not has_cudnn:
+        raise UserError(
+            "config.attention='cudnn' needs an NVIDIA GPU and config.dtype='bfloat16': take 'auto'"
+        )
+    if asked != "auto":
+        return asked
     if platform() == "tpu":
         return "splash"
-    if platform() == "gpu" and dtype in (jnp.bfloat16, jnp.float16):  # cuDNN has no float32
-        return "cudnn"
-    return "xla"
+    return "cudnn" if has_cudnn else "xla"
 
 
 def _attend_xla(q_BTNH: jax.Array, kv: KeyValues, layout: Layout, segment_BP: Array) -> jax.Array:
