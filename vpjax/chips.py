@@ -104,17 +104,16 @@ def find_devices(topology: str) -> tuple[Chip | None, list[jax.Device]]:
         known = "; ".join(f"{name}:{{{','.join(chip.grids)}}}" for name, chip in CHIPS.items())
         raise UserError(f"--topology={topology} is not known; known are {known}; cpu:N")
     options: dict[str, Any] = {}
+    compiled_for = f"{name}:{grid}"
     if CHIPS[name].is_gpu:
-        topology, options = f"v5p:{GPU_STANDINS[grid]}", {}
+        compiled_for = f"v5p:{GPU_STANDINS[grid]}"
         if grid == "1":
             options = dict(chips_per_host_bounds=(1, 1, 1))
-    else:
-        topology = f"{name}:{grid}"
     # No chip is taken, so others may plan at the same time; nothing runs, so no TPU is looked for.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         jax.config.update("jax_platforms", "cpu")
-        described = topologies.get_topology_desc(topology, platform="tpu", **options)
+        described = topologies.get_topology_desc(compiled_for, platform="tpu", **options)
         return CHIPS[name].in_slice(grid), list(described.devices)
     except (ImportError, RuntimeError) as error:
         raise UserError(f"--topology={topology} needs libtpu: pip install 'vpjax[tpu]' ({error})") from error

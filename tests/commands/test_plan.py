@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -283,6 +284,16 @@ def test_unknown_topologies(topology):
     with pytest.raises(
         UserError, match=f"--topology={topology} is not known; .*v5e:.*8x8.*v5p:.*v6e:.*cpu:N"
     ):
+        find_devices(topology)
+
+
+@pytest.mark.parametrize("topology", ["h100:8", "v5litepod-64"])
+def test_without_libtpu_the_topology_is_named_as_it_was_given(topology, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no TPU support")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", fail)
+    with pytest.raises(UserError, match=f"--topology={topology} needs libtpu: pip install"):
         find_devices(topology)
 
 
