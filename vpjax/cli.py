@@ -249,10 +249,28 @@ def set_named(config: ConfigDict, section: str, name: str, value: str) -> None:
         node[name] = parsed
 
 
+def read_config(file: str, name: str) -> ConfigDict:
+    """The config of a file that ``--config`` names so. UserError if it has none, whatever its code raises."""
+    try:
+        config = runpy.run_path(file)["get_config"]()
+    except Exception as error:
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(
+            f"--config={name}{where}: {reason}; a config is a Python file with get_config()"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config={name}: get_config() returns {config!r}, which is no ConfigDict")
+    return config
+
+
 def check_overrides(arguments: Sequence[str], file: str, name: str) -> None:
     """UserError, with the flag that may be meant, if an argument such as ``--config.optim.lr=1`` names a
     field that ``file`` lacks, or ``--lr=1`` no flag."""
-    config = runpy.run_path(file)["get_config"]()
+    config = read_config(file, name)
     for argument in arguments:
         flag = argument.partition("=")[0]
         if not flag.startswith("--") or flag.startswith("--noconfig."):

@@ -115,6 +115,24 @@ def test_mistakes_are_one_line(call, arguments, named):
     assert all(name in err for name in named), err
 
 
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        ("x = 1", "KeyError: 'get_config'"),
+        ('{"steps": 3}', "KeyError: 'get_config'"),
+        ("def get_config(:", "SyntaxError"),
+        ("def get_config():\n    return 1 / 0", ", line 2: ZeroDivisionError"),
+        ("import nowhere_to_be_found", ", line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return dict(steps=3)", "returns {'steps': 3}, which is no ConfigDict"),
+    ],
+)
+def test_a_users_own_config_that_is_none(call, tmp_path, content, named):
+    (tmp_path / "mine.py").write_text(content)
+    code, out, err = call("--config=mine.py")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --config=mine.py") and err.count("\n") == 1 and named in err
+
+
 def test_user_error_is_one_line(call):
     def work(config, workdir):
         raise UserError("clips.jsonl:3: no answer")

@@ -100,6 +100,36 @@ def test_impossible_values_are_named(field, value):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("c.optim.learning_rate = 3.0", "config.optim.learning_rate is no field; there are b1, b2,"),
+        ("c.checkpoint_evry = 3", "config.checkpoint_evry is no field; did you mean checkpoint_every?"),
+        ("del c.grpo.relative.lam", "config.grpo.relative.lam is missing: let the config begin with"),
+        ("c.optim = 3", "config.optim is a section of fields; it is 3"),
+    ],
+)
+def test_fields_of_a_users_own_config_are_those_that_there_are(change, message):
+    """A misspelt one would be read by nobody, without saying so."""
+    config = recipe()
+    with config.unlocked(), config.ignore_type():
+        exec(change, {"c": config})
+    with pytest.raises(UserError) as error:
+        run_config.check(config)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_users_name_rewards_instructions_and_what_differs_in_heldout_clips():
+    config = recipe("grpo")
+    with config.unlocked():
+        config.grpo.rewards.mine = "my_module:fn"
+        config.grpo.relative.correct = "event"
+        config.data.instructions.caption = "Be brief."
+        config.events_heldout.noise = 1.0
+        config.model.use_cache = True
+    run_config.check(config)
+
+
 def test_every_number_is_finite():
     """NaN passes most comparisons and spoils a run unseen. Infinity is no limit where a field is one."""
     numbers = []

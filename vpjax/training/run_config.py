@@ -2,6 +2,7 @@
 directory."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,13 @@ MAY_CHANGE = tuple(
     data.cache data.max_missed_share data.schemes compile_cache eval_every patience log_to profile
     """.split()
 )
+# Sections whose fields have names of the user's own, of a config.json, or are some of another section's.
+OWN_NAMES = tuple(
+    f"config.{name}"
+    for name in """
+    model data.instructions events_heldout long_heldout grpo.rewards grpo.degraded_rewards
+    """.split()
+)
 # How videos are read for the model of a Hugging Face folder that does not say: as by qwen-vl-utils, at 2
 # frames per second and with at most about 25,000 visual tokens. Small frames are left small, though.
 HF_VIDEO_DEFAULTS = dict(
@@ -49,11 +57,30 @@ HF_LOOKS = dict(tokens=4096, again=1, frames=16, scan_pixels=112**2, pixels=448*
 
 
 def check(config: ConfigDict) -> None:
-    """UserError, naming the field, for an invalid value. Values that depend on a file or a device are checked
-    where they are used."""
+    """UserError, naming the field, for an invalid value, and for a field that is unknown or missing. Values
+    that depend on a file or a device are checked where they are used."""
+    check_fields(config, base.get_config())
     for field, is_met, requirement in rules(config):
         if not is_met:
             raise UserError(f"config.{field} {requirement}; it is {value_of(config, field)!r}")
+
+
+def check_fields(config: ConfigDict, known: ConfigDict, section: str = "config") -> None:
+    """UserError unless a section of a config has the fields that are ``known``, and no others."""
+    for name in config:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise UserError(f"{section}.{name} is no field; {hint}")
+    for name, default in known.items():
+        field = f"{section}.{name}"
+        if name not in config:
+            raise UserError(f"{field} is missing: let the config begin with that of vpjax.recipes.base")
+        if isinstance(default, ConfigDict):
+            if not isinstance(config[name], ConfigDict):
+                raise UserError(f"{field} is a section of fields; it is {config[name]!r}")
+            if field not in OWN_NAMES:
+                check_fields(config[name], default, field)
 
 
 def rows_per_step(config: ConfigDict) -> int:
