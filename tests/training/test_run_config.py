@@ -39,6 +39,7 @@ def test_recipes_pass(name):
         ("optim.lr_multipliers", (("vision.*",),)),
         ("optim.lr_multipliers", ("vision.*", 0.1)),
         ("optim.lr_multipliers", (("vision.*", "0.1"),)),
+        ("optim.lr_multipliers", (("vision.*", float("inf")),)),
         ("optim.freeze", (1,)),
         ("contrast.layer", 0.0),
         ("contrast.truth_share", 0.0),
@@ -256,6 +257,7 @@ def test_what_two_looks_cannot_have_is_named(changes, field):
         ({"grpo.relative.kind": "relation", "grpo.degraded": 0}, "grpo.degraded"),
         ({"grpo.rewards": {"event": "event"}}, "grpo.rewards.event"),
         ({"grpo.rewards": {"event": (1.0, "my_module:fn")}}, "grpo.rewards.event"),
+        ({"grpo.rewards": {"event": ("my_module:fn", float("nan"))}}, "grpo.rewards.event"),
         # 48 prompts in parts.
         ({"grpo.num_minibatches": 5}, "grpo.num_minibatches"),
         ({"grpo.num_minibatches": 16, "accumulate": 6}, "grpo.num_minibatches"),

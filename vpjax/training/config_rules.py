@@ -334,7 +334,7 @@ def _is_multiplier(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
     pattern, factor = value
-    return isinstance(pattern, str) and isinstance(factor, int | float) and factor >= 0
+    return isinstance(pattern, str) and isinstance(factor, int | float) and 0 <= factor < math.inf
 
 
 def _is_reward(value: Any) -> bool:
@@ -342,7 +342,8 @@ def _is_reward(value: Any) -> bool:
     if isinstance(value, str):
         return ":" in value
     if isinstance(value, tuple | list):
-        return len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+        is_pair = len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+        return is_pair and math.isfinite(value[1])
     return isinstance(value, int | float)
 
 
