@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     c.events = ConfigDict(dataclasses.asdict(EventSpec()))
     c.events.train = 6144
     c.events.heldout = 768
-    c.events.unseen = 240  # clips with pairs of shape and event that never occur in training
+    c.events.unseen = 240  # clips with pairs of shape and event that never occur in training; 0 = none
     c.events_heldout = ConfigDict()  # fields of their appearance that differ in heldout and unseen clips
 
     # The long built-in clips, used if data.train or data.heldout is "events.long": their appearance, whose

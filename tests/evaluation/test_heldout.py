@@ -166,6 +166,15 @@ def test_the_loss_is_a_mean_over_tokens():
     assert own._losses(query) == {"heldout/loss": 2.5, "heldout/key/loss": 2.0}
 
 
+def test_splits_of_no_clips_are_not_evaluated():
+    config = base.get_config()
+    assert heldout.heldout_splits(config) == ["heldout", "unseen"]
+    config.events.unseen = 0
+    assert heldout.heldout_splits(config) == ["heldout"]
+    config.data.heldout = ""
+    assert heldout.heldout_splits(config) == []
+
+
 def test_instructions_are_those_of_the_run(part):
     clip = part.clips[0]
     assert clip.question.endswith("\nIn one sentence.")

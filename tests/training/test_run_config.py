@@ -87,6 +87,8 @@ def test_recipes_pass(name):
         ("data.cache_gb", -1.0),
         ("data.max_fault_share", -0.1),
         ("data.row_tokens", -1),
+        ("events.train", -1),
+        ("long.heldout", -1),
         ("profile", ("1", "2")),
         ("profile", (1.5, 2.5)),
         ("profile", (2, 10**6)),

@@ -40,10 +40,11 @@ SPLIT = "heldout"  # that is evaluated while a run trains, and the first part of
 
 
 def heldout_splits(config: ConfigDict) -> list[str]:
-    """The splits that are evaluated when the run ends: unseen pairs of shape and event are built in."""
+    """The splits that are evaluated when the run ends: unseen pairs of shape and event are built in, unless
+    there are to be none."""
     if not config.data.heldout:
         return []
-    return [SPLIT, "unseen"] if config.data.heldout == EVENTS else [SPLIT]
+    return [SPLIT, "unseen"] if config.data.heldout == EVENTS and config.events.unseen else [SPLIT]
 
 
 def heldout_folder(workdir: Path, split: str, step: int) -> Path:

@@ -64,6 +64,7 @@ ABOVE_0 = """
 AT_LEAST_0 = """
     seed memory max_nonfinite eval_every patience tokens_per_second data.workers data.widen data.total_pixels
     data.cache_gb data.row_tokens optim.weight_decay optim.end_lr_share
+    events.train events.heldout events.unseen long.train long.heldout
     contrast.weight contrast.lr contrast.answer contrast.truth grpo.degraded grpo.top_k grpo.beta lora.rank
     grpo.relative.clip looks.windows looks.wrong looks.closer grpo.looks.overlap grpo.looks.gain
 """.split()
