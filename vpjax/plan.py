@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from vpjax import cli
 from vpjax.chips import Chip, find_devices
 from vpjax.data.collate import empty_batch, empty_prompts
+from vpjax.data.looks import KINDS
 from vpjax.data.packing import Sizes
 from vpjax.estimate import StepPlan, as_json, costs, fits
 from vpjax.hlo import collectives, cycles, flops
@@ -41,6 +42,7 @@ from vpjax.models.vlm import VLMConfig, abstract_model, leaves, with_int8_decode
 from vpjax.planned_row import PlannedClips, PlannedRow, contents, planned_row
 from vpjax.training import checkpoint, grpo, run_config, sft
 from vpjax.training.judged import FreeRewards
+from vpjax.training.looks import LOOKS
 from vpjax.training.setup import initial_params
 from vpjax.training.state import State, create_state
 from vpjax.types import Batch, Prompts, UserError
@@ -169,10 +171,17 @@ def read_for_token(config: ConfigDict, model_config: VLMConfig, mesh: Mesh, row:
     heads = decoder.kv_heads
     if heads % devices_along(HEADS, mesh) == 0:
         heads //= devices_along(HEADS, mesh)
-    rows = run_config.rows_per_step(config)
+    rows = answered_rows(config)
     rows_here = rows / devices_along(groups_for(rows, mesh), mesh)
     kept = 2 * decoder.layers * heads * decoder.head_dim * jnp.dtype(config.dtype).itemsize
     return total + int(rows_here * tokens * kept)
+
+
+def answered_rows(config: ConfigDict) -> int:
+    """The prompts of a GRPO step of which completions are sampled: of two looks, those that ask whether a
+    window is relevant have two given answers instead."""
+    rows = run_config.rows_per_step(config)
+    return rows * len(LOOKS) // len(KINDS) if config.looks.windows else rows
 
 
 def find_batch(
@@ -215,7 +224,8 @@ def work_of_token(plan: StepPlan, row: PlannedRow, config: ConfigDict, mesh: Mes
     if config.method == "grpo":
         options, prompt = config.grpo, tokens - row.entry.sizes.targets
         branches = 2 if options.degraded else 1
-        tokens = branches * prompt + (options.groups + options.degraded) * options.max_new
+        answers = (options.groups + options.degraded) * options.max_new
+        tokens = branches * prompt + answers * answered_rows(config) / run_config.rows_per_step(config)
     return plan.flops * mesh.size / (run_config.rows_per_step(config) * tokens)
 
 

@@ -25,7 +25,7 @@ from vpjax.models import vision
 from vpjax.models.sharding import replicated
 from vpjax.models.vision import VisionTower
 from vpjax.planned_row import PlannedClips, PlannedRow, contents, planned_row
-from vpjax.recipes import grpo_qwen2_5_vl_7b, sft, sft_lora_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
+from vpjax.recipes import grpo_long, grpo_qwen2_5_vl_7b, sft, sft_lora_qwen2_5_vl_7b, sft_qwen2_5_vl_7b
 from vpjax.types import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +144,24 @@ def test_what_a_sampled_token_reads(dtype, size):
     tokens = 2 * row.sizes.tokens + 12 * 256
     expected = 28 * layer + 2 * 152064 * 3584 / 4 + config.batch / 2 * tokens * 28 * 2 * 128 * 2
     assert plan.read_for_token(config, model, mesh_of(1, 8, 1, 4), row) == expected
+
+
+def test_of_two_looks_two_prompts_of_three_are_answered():
+    """A step of 144 prompts reads for its tokens, and samples, as much as one of 96 prompts of one look."""
+    two_looks = grpo_long.get_config()
+    two_looks.init_from, two_looks.batch = "", 144
+    one_look = two_looks.copy_and_resolve_references()
+    one_look.looks.windows, one_look.batch = 0, 96
+    model = plan.read_model(two_looks)
+    row = planned_row(two_looks, model, PlannedClips(2.0))
+    mesh = mesh_of(1, 1, 1)
+    read = [plan.read_for_token(config, model, mesh, row) for config in (two_looks, one_look)]
+    assert read[0] == read[1]
+    prompt = row.entry.sizes.tokens - row.entry.sizes.targets
+    options = two_looks.grpo
+    step, sampled = StepPlan(flops=1e9), 96 * options.groups * options.max_new
+    assert plan.work_of_token(step, row, two_looks, mesh) == pytest.approx(1e9 / (144 * prompt + sampled))
+    assert plan.work_of_token(step, row, one_look, mesh) == pytest.approx(1e9 / (96 * prompt + sampled))
 
 
 def test_a_tower_in_chunks_is_counted_whole(monkeypatch):
