@@ -66,6 +66,7 @@ from vpjax.training.state import create_state
 from vpjax.types import Clip
 
 BASE = "batch"
+LONGER = "batch, as long as margin"  # the row that has more steps than the others
 PLAIN = "LM only"
 IN_BATCH = {"contrast.negatives": ("batch",)}
 MARGIN = IN_BATCH | {"contrast.answer": 0.2}
@@ -88,7 +89,7 @@ ROWS: dict[str, dict[str, Any]] = {
     | {"contrast.answer": 0.4, "contrast.truth": 0.05, "contrast.truth_share": 0.25},
     "margin, motion": MARGIN,
     "margin, self": MARGIN,
-    "batch, as long as margin": IN_BATCH,
+    LONGER: IN_BATCH,
 }
 # What the rows are, for the table.
 MEANING = {
@@ -108,13 +109,12 @@ MEANING = {
     "stronger margin + less truth": "the same, the margin twice as strong, the truth half",
     "margin, motion": "margin, key frames found by motion",
     "margin, self": "margin, key frames found by the LM-only model of the same seed",
-    "batch, as long as margin": "batch, for as many seconds as margin: 1.52 times its steps",
+    LONGER: "batch, for as many seconds as margin takes",
 }
 # Rows whose key frames are found instead of known.
 FOUND_BY = {"margin, motion": "motion", "margin, self": "self"}
-# Rows with more steps than the others, and how many times as many. A step of margin takes 1.52 times as long
-# as one of batch (2 cores, in turns).
-LONGER = {"batch, as long as margin": 1.52}
+# How many times as many, by size: as a step of margin takes longer than one of batch (2 cores, in turns).
+COST_OF_MARGIN = {"1.6M": 1.52, "6.5M": 1.83}
 # The models that --size names, by the fields in which they differ from that of configs/sft.py.
 SIZES: dict[str, dict[str, int]] = {
     "1.6M": {},
@@ -170,7 +170,9 @@ def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
 def configure(row: str, seed: int, arguments: argparse.Namespace) -> ConfigDict:
     config = recipe.get_config()
     config.optim.name, config.optim.lr = arguments.optimizer, LEARNING_RATES[arguments.optimizer]
-    config.seed, config.steps = seed, round(arguments.steps * LONGER.get(row, 1))
+    config.seed, config.steps = seed, arguments.steps
+    if row == LONGER:
+        config.steps = round(arguments.steps * COST_OF_MARGIN[arguments.size])
     set_clips(config, arguments)
     config.update_from_flattened_dict(SIZES[arguments.size])
     config.update_from_flattened_dict(ROWS[row])
