@@ -113,7 +113,8 @@ MEANING = {
 }
 # Rows whose key frames are found instead of known.
 FOUND_BY = {"margin, motion": "motion", "margin, self": "self"}
-# How many times as many, by size: as a step of margin takes longer than one of batch (2 cores, in turns).
+# How many times as long a step of margin takes as one of batch, by --size (2 cores, in turns): LONGER has as
+# many times the steps.
 COST_OF_MARGIN = {"1.6M": 1.52, "6.5M": 1.83}
 # The models that --size names, by the fields in which they differ from that of configs/sft.py.
 SIZES: dict[str, dict[str, int]] = {

@@ -16,7 +16,7 @@ from scipy import stats
 
 from vpjax.events.clips import EVENTS
 from vpjax.recipes import base
-from vpjax.training import run_config
+from vpjax.training.config_rules import by_dotted_name
 
 Record = dict[str, Any]  # of a run: its row, its seed and its metrics
 MAIN = "accuracy/none"  # the metric that is printed as runs finish
@@ -60,8 +60,8 @@ def set_clips(config: ConfigDict, arguments: argparse.Namespace) -> None:
 def setting(config: ConfigDict) -> str:
     """What tells a config from configs/base.py: a new field at its default changes no setting, so that a log
     of finished runs outlives it."""
-    defaults = run_config.by_dotted_name(base.get_config().to_dict())
-    values = run_config.by_dotted_name(config.to_dict())
+    defaults = by_dotted_name(base.get_config().to_dict())
+    values = by_dotted_name(config.to_dict())
     changed = {name: str(x) for name, x in values.items() if name not in defaults or x != defaults[name]}
     return str(sorted(changed.items()))
 

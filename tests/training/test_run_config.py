@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vpjax.data.sampling import Sampling, VideoInfo, fit
 from vpjax.training import run_config
+from vpjax.training.config_rules import by_dotted_name
 from vpjax.types import UserError
 
 RECIPES = [
@@ -136,7 +137,7 @@ def test_users_name_rewards_instructions_and_what_differs_in_heldout_clips():
 def test_every_number_is_finite():
     """NaN passes most comparisons and spoils a run unseen. Infinity is no limit where a field is one."""
     numbers = []
-    for name, value in run_config.by_dotted_name(recipe("grpo").to_dict()).items():
+    for name, value in by_dotted_name(recipe("grpo").to_dict()).items():
         if isinstance(value, float):
             numbers.append(name)
     assert {"optim.weight_decay", "grpo.relative.margin", "data.cache_gb", "events.noise"} <= set(numbers)

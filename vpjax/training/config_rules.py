@@ -101,9 +101,10 @@ def rules(config: ConfigDict) -> Iterator[Rule]:
 
 
 def _rules_of_one_field(config: ConfigDict) -> Iterator[Rule]:
-    for field, value in _numbers_in(config):
-        is_number = math.isfinite(value) or (field in LIMITS and value == math.inf)
-        yield Rule(field, is_number, "is a finite number")
+    for field, value in by_dotted_name(config.to_dict()).items():
+        if isinstance(value, int | float):
+            is_finite = math.isfinite(value) or (field in LIMITS and value == math.inf)
+            yield Rule(field, is_finite, "is a finite number")
     for field in ABOVE_0:
         yield Rule(field, value_of(config, field) > 0, "is a number above 0")
     for field in AT_LEAST_0:
@@ -313,15 +314,6 @@ def _rules_of_looks(config: ConfigDict) -> Iterator[Rule]:
     yield Rule("grpo.relative.correct", is_known, gains)
 
 
-def _numbers_in(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The fields that are numbers by their dotted names, those of sections too."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _numbers_in(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            yield prefix + name, value
-
-
 def _are_texts(values: Iterable[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
@@ -346,6 +338,17 @@ def _is_reward(value: Any) -> bool:
         is_pair = len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
         return is_pair and math.isfinite(value[1])
     return isinstance(value, int | float)
+
+
+def by_dotted_name(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            fields |= by_dotted_name(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
 
 
 def value_of(config: ConfigDict, field: str) -> Any:

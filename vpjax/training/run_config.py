@@ -16,7 +16,7 @@ from vpjax.data.sampling import FACTOR, MAX_PIXELS, MIN_PIXELS
 from vpjax.data.video import MAX_SIDE
 from vpjax.files import read_object, write_whole
 from vpjax.recipes import base
-from vpjax.training.config_rules import rules, value_of
+from vpjax.training.config_rules import by_dotted_name, rules, value_of
 from vpjax.types import UserError
 
 FILE = "config.json"
@@ -146,14 +146,3 @@ def looks_of(folder: Path, fields: Mapping[str, int] | None = None) -> TwoLooks:
 def write(workdir: Path, config: ConfigDict) -> None:
     """Write ``<workdir>/config.json``, which reserves ``workdir`` for this run."""
     write_whole(workdir / FILE, (config.to_json(indent=2) + "\n").encode())
-
-
-def by_dotted_name(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name."""
-    fields: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            fields |= by_dotted_name(value, f"{prefix}{name}.")
-        else:
-            fields[prefix + name] = value
-    return fields
