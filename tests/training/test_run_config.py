@@ -306,8 +306,13 @@ def test_a_workdir_belongs_to_one_config(tmp_path):
 
     other = recipe()
     other.log_every, other.mesh.data, other.data.cache = 7, 2, "elsewhere"  # changes no number
-    other.data.max_missed_share = 1.0
+    other.data.max_missed_share, other.data.cache_gb, other.keep = 1.0, 2.0, 5
     run_config.check_workdir(tmp_path, other)
+
+    other.keep_best = "heldout/accuracy"  # which checkpoint is kept: not a part of ``keep``
+    with pytest.raises(UserError, match="keep_best is 'heldout/accuracy', there ''"):
+        run_config.check_workdir(tmp_path, other)
+    other.keep_best = ""
 
     stored = json.loads((tmp_path / "config.json").read_text())
     del stored["optim"]["weight_decay"]  # at its default in the recipe: an older vpjax may not have had it

@@ -20,12 +20,13 @@ from vpjax.training.config_rules import by_dotted_name, rules, value_of
 from vpjax.types import UserError
 
 FILE = "config.json"
-# Fields that may differ when a run is resumed: they change no result, except that another mesh rounds
-# differently.
-MAY_CHANGE = tuple(
+# Fields, and sections with a dot after them, that may differ when a run is resumed: they change no result,
+# except that another mesh rounds differently.
+MAY_CHANGE = frozenset(
     """
     log_every checkpoint_every keep max_nonfinite grpo.show_every mesh. attention remat memory data.workers
-    data.cache data.max_missed_share data.schemes compile_cache eval_every patience log_to profile
+    data.cache data.cache_gb data.max_missed_share data.schemes compile_cache eval_every patience log_to
+    profile
     """.split()
 )
 # Sections whose fields have names of the user's own, of a config.json, or are some of another section's.
@@ -120,11 +121,17 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     differences = [
         f"{name} is {requested.get(name)!r}, there {stored.get(name)!r}"
         for name in sorted(stored.keys() | requested.keys())
-        if requested.get(name) != stored.get(name) and not name.startswith(MAY_CHANGE)
+        if requested.get(name) != stored.get(name) and not may_change(name)
     ]
     if differences:
         path = workdir / FILE
         raise UserError(f"{path} is of another run ({'; '.join(differences)}): give another --workdir")
+
+
+def may_change(name: str) -> bool:
+    """Whether a field, by its dotted name, may differ when a run is resumed."""
+    section, dot, _ = name.partition(".")
+    return name in MAY_CHANGE or section + dot in MAY_CHANGE
 
 
 def data_of(folder: Path) -> ConfigDict:
