@@ -264,6 +264,23 @@ def test_a_part_of_a_video_as_qwens_own_code_writes_it(read):
         assert (clip.video, clip.start, clip.end) == ("c.mp4", None, None)
 
 
+def test_a_part_of_a_conversations_video(read):
+    (clip,) = clips_of(read([LLAVA | {"start": 2, "end": 9.5}]))
+    assert (clip.start, clip.end) == (2, 9.5)
+    tagged = [{"from": "human", "value": "<video><video> Alike?"}, {"from": "gpt", "value": "No."}]
+    two = LLAVA | {"video": ["a.mp4", "b.mp4"], "conversations": tagged}
+    assert len(clips_of(read([two]))) == 1
+    assert reasons(read([two | {"end": 9}])) == ["part of one of several videos: {'end': 9}"]
+
+
+def test_an_answer_that_is_not_to_be_trained_is_not(read):
+    row = copy.deepcopy(TARSIER)
+    row["messages"][1]["weight"] = 1
+    assert len(clips_of(read([row]))) == 1
+    row["messages"][1]["weight"] = 0
+    assert reasons(read([row]))[0].startswith("answer of weight 0")
+
+
 def test_a_video_in_an_answer_is_none_that_a_clip_has(read):
     row = copy.deepcopy(TARSIER)
     row["messages"][1]["content"].insert(0, {"type": "image", "image": "p.jpg"})

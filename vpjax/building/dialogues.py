@@ -66,10 +66,20 @@ def role_of(turn: Any, name: str) -> str:
 
 
 def conversation_items(row: JsonObject) -> Iterator[Item]:
-    """LLaVA, LLaVA-Video and the fine-tuning format of Qwen-VL: as many media tags as media."""
+    """LLaVA, LLaVA-Video and the fine-tuning format of Qwen-VL: as many media tags as media. ``start`` and
+    ``end`` of a row are the part of its video."""
     turns = [(role_of(turn, "from"), field(turn, "value")) for turn in field(row, "conversations", list)]
-    extra = extra_fields(row, "data_source")
-    yield from dialogue_items(row, turns, media_of(row), tagged=True, extra=extra)
+    media, fields = media_of(row), parse_part(row) | {"extra": extra_fields(row, "data_source")}
+    if len(media) > 1:
+        check_no_part(parse_part(row))
+    yield from dialogue_items(row, turns, media, tagged=True, **fields)
+
+
+def check_no_part(part: JsonObject) -> None:
+    """Rejected if a part is given, where it is not known of which video it is."""
+    given = {name: at for name, at in part.items() if at is not None}
+    if given:
+        raise Rejected(f"part of one of several videos: {short(given)}")
 
 
 def message_items(row: JsonObject) -> Iterator[Item]:
@@ -82,6 +92,8 @@ def message_items(row: JsonObject) -> Iterator[Item]:
     parts: list[JsonObject] = []
     for turn in message_turns(row):
         role = role_of(turn, "role")
+        if role == "assistant" and turn.get("weight", 1) == 0:
+            raise Rejected("answer of weight 0: all answers are trained, or with data.train_turns=last one")
         texts = []
         for piece in pieces_of(turn):
             text, shown, part = read_piece(row, piece, role)
@@ -90,8 +102,8 @@ def message_items(row: JsonObject) -> Iterator[Item]:
             if part:
                 parts.append(part)
         turns.append((role, "".join(texts)))
-    if len(media) > 1 and parts:
-        raise Rejected(f"part of one of several videos: {short(parts[0])}")
+    if len(media) > 1:
+        check_no_part(parts[0] if parts else {})
     fields = parse_part(parts[0] if parts else {}) | {"extra": extra_fields(row, "dataset", "task")}
     yield from dialogue_items(row, turns, media, tagged=False, **fields)
 
