@@ -87,6 +87,31 @@ MLVU = {
     "task_type": "needle",
     "duration": 9,
 }
+MLVU_PUBLISHED = {
+    "1_plotQA": {
+        "video": "movie101_66.mp4",
+        "duration": 246,
+        "question": "What color is the main male character in the video?",
+        "candidates": ["Yellow", "Red", "Green", "Blue"],
+        "answer": "Yellow",
+        "question_type": "plotQA",
+    },
+    "4_count": {
+        "video": "count_126.mp4",
+        "duration": 572.86,
+        "question": "How often does the scene appear",
+        "candidates": ["2", "1", "5", "4"],
+        "answer": "1",
+        "question_type": "count",
+    },
+    "9_summary": {
+        "video": "217.mp4",
+        "duration": 480.0,
+        "question": "Please summarize this video, including its main content.",
+        "answer": "The video starts with waves.",
+        "question_type": "summary",
+    },
+}
 LVB = {
     "id": "l1",
     "video_path": "l.mp4",
@@ -173,7 +198,7 @@ DREAM_TARSIER = {
     "vid": 1,
 }
 FAVOR = {
-    "video_name": "f.mp4",
+    "video_name": "91YZH",
     "questions": [
         {
             "task_type": "AS",

@@ -4,68 +4,27 @@ import json
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from tests.evaluation.benchmark_rows import (
-    CAPTION_A,
-    CAPTION_B,
-    CAPTIONING,
     CHARADES,
     CHARADES_R1,
     CHARADES_TEXT,
     DREAM,
-    DREAM_TARSIER,
     FAVOR,
     GOT,
-    GQA_PATHS,
-    GQA_R1,
-    GQA_SPANS,
-    GQA_TABLE,
-    LVB,
     MLVU,
     MME,
     MOTION,
-    MVBENCH,
-    TEMPCOMPASS,
-    TVBENCH_TARSIER,
     VRU,
     VRU_CAPTIONS,
 )
-from tests.videos import greys
-from tests.videos import write as write_video
+from tests.evaluation.reading import groups, read, write
 from vpjax.data.clips import write_clips
-from vpjax.evaluation.benchmarks import BENCHMARKS, HIDDEN, NO_EVENT, REVERSED, answers_to, read_benchmark
-from vpjax.evaluation.shown import within_files
+from vpjax.evaluation.benchmarks import BENCHMARKS, NO_EVENT, REVERSED, answers_to, read_benchmark
 from vpjax.events import clips as events
-from vpjax.scoring.answers import read_choice
 from vpjax.scoring.references import right_option
 from vpjax.scoring.tasks import score_by_task
 from vpjax.types import Clip, UserError
-
-
-def write(folder: Path, **files):
-    """Files by name, ``_json`` and ``_jsonl`` standing for their suffix: the only one, or their folder."""
-    folder.mkdir(exist_ok=True)
-    for name, value in files.items():
-        stem, _, suffix = name.rpartition("_")
-        lines = "\n".join(map(json.dumps, value)) if suffix == "jsonl" else json.dumps(value)
-        (folder / f"{stem}.{suffix}").write_text(lines)
-    return folder / f"{stem}.{suffix}" if len(files) == 1 else folder
-
-
-def read(name, data, videos=None):
-    clips, left_out = read_benchmark(name, data, videos)
-    for clip in clips:
-        if clip.task == "choice":
-            assert BENCHMARKS[name].score(clip, clip.answer).values["accuracy"] == 1
-            wrong = [c for i, c in enumerate(clip.choices) if i != read_choice(clip.answer, clip.choices)]
-            scores = [BENCHMARKS[name].score(clip, c) for c in wrong]
-            assert all(readable and values["accuracy"] == 0 for readable, values in scores)
-    return clips, left_out
-
-
-def groups(clips):
-    return [clip.extra["group"] for clip in clips]
 
 
 def test_lines_end_where_those_of_json_do(tmp_path):
@@ -73,30 +32,6 @@ def test_lines_end_where_those_of_json_do(tmp_path):
     odd = json.dumps(DREAM | {"dataset": "one\u2028two"}, ensure_ascii=False)
     (tmp_path / "dream.jsonl").write_text(odd + "\n", encoding="utf-8")
     assert len(read("dream-1k", tmp_path / "dream.jsonl")[0]) == 1
-
-
-def test_motionbench(tmp_path):
-    clips, left_out = read("motionbench", write(tmp_path, video_info_meta_jsonl=MOTION))
-    assert [c.id for c in clips] == ["m1", "m3"] and left_out == {HIDDEN: 1}
-    assert clips[0].video == f"{tmp_path}/self/a.mp4" and clips[0].choices == ("a cat", "a dog", "a car")
-    assert (
-        clips[0].question
-        == "What moves?\nA. a cat\nB. a dog\nC. a car\nAnswer with only the option's letter."
-    )
-    assert groups(clips) == ["Motion Recognition", "Repetition Count"] and answers_to(clips[0]) == (
-        "A",
-        "B",
-        "C",
-    )
-
-
-def test_the_videos_of_motionbench_lie_in_two_folders(tmp_path):
-    data = write(tmp_path, video_info_meta_jsonl=[MOTION[0] | {"video_path": "a.mp4"}, MOTION[1]])
-    places = [tmp_path / "self-collected/a.mp4", tmp_path / "public-dataset/b.mp4"]
-    for place in places:
-        place.parent.mkdir()
-        place.touch()
-    assert [clip.video for clip in read("motionbench", data)[0]] == list(map(str, places))
 
 
 def test_vru_accident(tmp_path):
@@ -117,96 +52,14 @@ def test_vru_accident(tmp_path):
     assert {Path(c.video).name: c.answer for c in captions} == {"VRU_2.mp4": "Two.", "VRU_1.mp4": "One."}
 
 
-def test_tempcompass(tmp_path):
-    for name, value in TEMPCOMPASS.items():
-        (tmp_path / name).write_text(json.dumps(value))
-    clips, _ = read("tempcompass", tmp_path)
-    tasks = {clip.id.split("/")[0]: clip for clip in clips}
-    assert set(tasks) == {"multi-choice", "yes_no", "caption_matching", "captioning"}
-    assert tasks["caption_matching"].choices == (CAPTION_A, CAPTION_B)
-    assert tasks["yes_no"].choices == ("yes", "no") and tasks["captioning"].choices == ("up", "down")
-    assert (
-        BENCHMARKS["tempcompass"].score(tasks["captioning"], "The balloon flies up.").values["accuracy"] == 1
-    )
-    assert {clip.extra["group"] for clip in clips} == {"speed", "action", "order", "direction"}
-    assert {Path(clip.video).name for clip in clips} == {"10.mp4"}
-    (tmp_path / "other.json").write_text(json.dumps(TEMPCOMPASS["yes_no.json"]))
-    with pytest.raises(UserError, match="other.json, row 10: .*caption_matching"):
-        read_benchmark("tempcompass", tmp_path, None)
-
-
-def test_captioning_of_tempcompass_as_published(tmp_path):
-    """A caption is scored by the one piece of information that it holds."""
-    (clip,), _ = read("tempcompass", write(tmp_path, captioning_json=CAPTIONING))
-    assert clip.choices == ("from left to right", "from the car's left") and clip.answer == clip.choices[0]
-    assert clip.question == CAPTIONING["10"]["direction"][0]["question"]
-    score = BENCHMARKS["tempcompass"].score
-    assert score(clip, "The man walks from left to right.") == (True, {"accuracy": 1})
-    assert score(clip, "The man comes from the car's left.") == (True, {"accuracy": 0})
-    wrong = {"10": {"direction": [CAPTIONING["10"]["direction"][0] | {"answer": "C. up"}]}}
-    with pytest.raises(UserError, match="'C. up' is none of 2 pieces of information"):
-        read("tempcompass", write(tmp_path, captioning_json=wrong))
-
-
-def test_the_benchmarks_that_tarsier_ships(tmp_path):
-    """They are the clips of the published files."""
-    published = write(tmp_path / "json", action_antonym_json=[MVBENCH | {"video": "x.avi"}])
-    ours, theirs = (
-        read("tvbench", data, tmp_path)[0][0]
-        for data in (published, write(tmp_path / "a", TVBench_jsonl=[TVBENCH_TARSIER]))
-    )
-    assert (ours.question, ours.answer, ours.choices) == (theirs.question, theirs.answer, theirs.choices)
-    assert ours.extra == theirs.extra and theirs.video.endswith("action_antonym/x.avi")
-    data = write(tmp_path / "b", dream_jsonl=[DREAM]), write(tmp_path / "c", dream_jsonl=[DREAM_TARSIER])
-    assert read("dream-1k", data[0], tmp_path) == read("dream-1k", data[1], tmp_path)
-
-
-def test_mvbench_and_tvbench(tmp_path):
-    timed = MVBENCH | {"start": 1.5, "end": 7}
-    data = write(tmp_path / "json", action_sequence_json=[timed], action_count_json=[MVBENCH, MVBENCH])
-    clips, _ = read("mvbench", data, tmp_path)
-    assert [c.answer for c in clips] == ["C"] * 3 and clips[0].choices == tuple(MVBENCH["candidates"])
-    assert groups(clips) == ["action_count", "action_count", "action_sequence"]
-    assert clips[2].video == f"{tmp_path}/star/Charades_v1_480/x.mp4"
-    assert (clips[2].start, clips[2].end, clips[0].start) == (1.5, 7, None)
-    video = tmp_path / "video/action_count/x.mp4"
-    video.parent.mkdir(parents=True)
-    video.touch()
-    clips, _ = read("tvbench", data, tmp_path)
-    assert clips[0].video == str(video) and clips[2].video == f"{tmp_path}/action_sequence/x.mp4"
-
-
-def test_a_part_that_ends_after_its_file_ends_with_it(tmp_path):
-    """As in MVBench's own code; one that is not in its file at all stays what it is, and is a fault."""
-    videos = tmp_path / "star/Charades_v1_480"
-    videos.mkdir(parents=True)
-    write_video(videos / "x.mp4", greys(25))  # 1 s
-    parts = [(0.2, 7), (0.2, 0.8), (None, 1.0), (3, 7), (None, None)]
-    rows = [MVBENCH | {"start": start, "end": end} for start, end in parts]
-    rows.append(MVBENCH | {"video": "none.mp4", "start": 0.2, "end": 7})
-    clips, _ = read("mvbench", write(tmp_path / "json", action_sequence_json=rows), tmp_path)
-    said, data = [], ConfigDict(dict(cache=str(tmp_path / "cache"), max_side=8192))
-    within = within_files(clips, data, said.append)
-    ends = [(0.2, None), *parts[1:], (0.2, 7)]
-    assert [(clip.start, clip.end) for clip in within] == ends
-    assert said == ["1 clips end after their files, and are shown up to there, such as action_sequence/1"]
-
-
-def test_video_mme_mlvu_longvideobench(tmp_path):
-    clips, _ = read("video-mme", write(tmp_path / "a", videomme_jsonl=[MME]))
-    assert clips[0].choices == ("Apples.", "A pear.", "Both.", "None.") and groups(clips) == ["short"]
-    assert "B. A pear.\n" in clips[0].question and clips[0].video.endswith("fFj.mp4")
-    clips, _ = read("mlvu", write(tmp_path / "b", mlvu_json=[MLVU]))
-    assert clips[0].choices == ("x", "y") and groups(clips) == ["needle"]
-    clips, _ = read("longvideobench", write(tmp_path / "c", lvb_val_json=[LVB]))
-    assert (
-        clips[0].choices == ("a cat", "a dog", "a cow")
-        and clips[0].answer == "C"
-        and groups(clips) == ["600"]
-    )
-    assert "N/A" not in clips[0].question
-    # Others draw a random letter for an answer that cannot be read; here it is wrong.
-    assert BENCHMARKS["longvideobench"].score(clips[0], "I cannot say.") == (False, {"accuracy": 0})
+def test_videos_of_a_benchmark_in_another_format(tmp_path):
+    """Copies have some in others than the annotations say; files of one's own are those that are named."""
+    (tmp_path / "fFj.MP4").touch()
+    (clip,), _ = read("video-mme", write(tmp_path, a_jsonl=[MME]))
+    assert clip.video == str(tmp_path / "fFj.MP4")
+    write_clips(tmp_path / "clips.jsonl", [Clip("a", "fFj.mp4", "q", "a")])
+    (own,), _ = read_benchmark("clips", tmp_path / "clips.jsonl")
+    assert own.video == str(tmp_path / "fFj.mp4")
 
 
 def test_charades_sta(tmp_path):
@@ -247,33 +100,9 @@ def test_got_10k(tmp_path):
         read("got-10k", write(tmp_path, got_json=[GOT | {"gt": [[0.9, 0, 0.8, 1]]}]))
 
 
-def test_next_gqa(tmp_path):
-    (tmp_path / "test.csv").write_text(GQA_TABLE)
-    with pytest.raises(UserError, match="needs map_vid_vidorID.json beside it"):
-        read("next-gqa", tmp_path / "test.csv")
-    write(tmp_path, gsub_test_json=GQA_SPANS, map_vid_vidorID_json=GQA_PATHS)
-    published, _ = read("next-gqa", tmp_path / "test.csv")
-    assert published == read("next-gqa", write(tmp_path, nextgqa_test_json=[GQA_R1]))[0]
-    broken = GQA_TABLE + '1,"an open mark,\n'
-    (tmp_path / "test.csv").write_text(broken)
-    with pytest.raises(UserError, match="test.csv: not CSV: unexpected end of data"):
-        read("next-gqa", tmp_path / "test.csv")
-    (clip,) = published
-    assert (clip.id, clip.answer, clip.spans) == ("2574374895_8", "C", ((23.0, 27.7),))
-    assert clip.video == f"{tmp_path}/1101/2574374895.mp4" and groups([clip]) == ["TN"]
-    assert clip.choices[1] == "the lady, sitting" and "\nB. the lady, sitting\n" in clip.question
-    score = BENCHMARKS["next-gqa"].score
-    right = {"accuracy": 1, "evidence IoU": 1, "grounded@0.5": 1}
-    assert score(clip, "<answer>C</answer> <glue>[(23.0, 27.7)]</glue>") == (True, right)
-    half = score(clip, "<answer>C</answer> <glue>[(23.0, 24.0)]</glue>").values
-    assert half == pytest.approx({"accuracy": 1, "evidence IoU": 1 / 4.7, "grounded@0.5": 0})
-    other = score(clip, "<answer>A</answer> <glue>[(23.0, 27.7)]</glue>").values
-    assert other == {"accuracy": 0, "evidence IoU": 1, "grounded@0.5": 0}
-    assert score(clip, "C, from 23.0 to 27.7").values["evidence IoU"] == 0  # no <glue>
-
-
 def test_favor_and_dream(tmp_path):
     clips, _ = read("favor-bench", write(tmp_path / "a", favor_json=[FAVOR]))
+    assert clips[0].video.endswith("a/91YZH.mp4")  # published without its suffix
     assert clips[0].question.split("\n")[1:3] == ["runs", "runs and jumps"]
     assert answers_to(clips[0]) == ("runs", "runs and jumps")
     answer = "The man runs and jumps."  # holds both options; the longer one counts

@@ -21,7 +21,7 @@ from vpjax.data import tfio
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import KEEP
 from vpjax.data.sampling import FACTOR, MIN_PIXELS, Sampling, VideoInfo, resolve_part
-from vpjax.data.video import Video, probe, probe_image, read_frames
+from vpjax.data.video import VIDEOS, Video, probe, probe_image, read_frames
 from vpjax.files import exists, join_path
 from vpjax.types import Clip, Keyword, UserError
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 # Returns the frames of a file from a start to an end.
 FrameReader = Callable[[str, float | None, float | None], Video]
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # tried if an annotation names a video without one
 SCORERS = ("span", "motion", "text", "self")
 SELF_FRAMES = 64  # at most, for the scorer that queries a model again for each window of them
 KEYWORD_BLIND = {"span", "motion"}  # score all keywords of a clip alike
@@ -182,8 +181,8 @@ def find_video(video: str, root: str) -> tuple[str, VideoInfo]:
     """The path of a video, whose annotation may leave its suffix out, and its info. Rejected if there is none
     or it cannot be read."""
     path = join_path(root, video)
-    has_suffix = PurePosixPath(video).suffix.lower() in SUFFIXES or is_image(video)
-    suffixes = ("",) if has_suffix else ("", *SUFFIXES)  # of a name such as v_360.0_510.0, too
+    has_suffix = PurePosixPath(video).suffix.lower() in VIDEOS or is_image(video)
+    suffixes = ("",) if has_suffix else ("", *VIDEOS)  # of a name such as v_360.0_510.0, too
     for suffix in suffixes:
         file = path + suffix
         try:

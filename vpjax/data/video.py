@@ -38,6 +38,7 @@ from vpjax.files import AnyPath, exists, is_folder, stamp
 from vpjax.models.patches import smart_resize
 from vpjax.types import UserError
 
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")  # suffixes of the files of videos
 MAX_SIDE = 8192
 SMALL_SIDE = 128  # pixels, up to which two products resize a frame in a sixth of the time
 

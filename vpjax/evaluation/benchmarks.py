@@ -6,32 +6,50 @@ are grouped. A string that it yields instead of a Clip is the reason why a row i
 """
 
 import dataclasses
-import re
-import string
-import tomllib
+import functools
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
 
-from vpjax.data.clips import parse_box, parse_clip, parse_span
+from vpjax.data.clips import parse_box, parse_clip
 from vpjax.data.json_rows import check_path, check_row, reason_of
-from vpjax.data.published import charades_row, next_gqa_row, tarsier_video
+from vpjax.data.published import charades_row, tarsier_video
+from vpjax.data.video import VIDEOS
+from vpjax.evaluation.questions import (
+    ANSWER_LETTERS,
+    favor,
+    longvideobench,
+    mlvu,
+    motionbench,
+    mvbench,
+    next_gqa,
+    tarsier_question,
+    tempcompass,
+    tvbench,
+    video_mme,
+    vru_vqa,
+    with_suffix,
+)
 from vpjax.evaluation.records import Record, records
+from vpjax.evaluation.shown import OWN
 from vpjax.events.clips import EIGHTHS
 from vpjax.events.text import caption_variants, events_named
 from vpjax.files import AnyPath, exists, folder_of, is_folder, join_path
-from vpjax.scoring.answers import parse_options, read_choice, without_letter
-from vpjax.scoring.metrics import AnswerScore, score_caption, score_choice, score_description, score_span
+from vpjax.scoring.answers import read_choice
+from vpjax.scoring.metrics import (
+    AnswerScore,
+    score_caption,
+    score_choice,
+    score_description,
+    score_span,
+    score_told_option,
+)
 from vpjax.scoring.references import answer_type
 from vpjax.scoring.tasks import score_built_in, score_by_task, score_grounded_choice, score_tracking
 from vpjax.types import Clip, UserError
 
 REPORTED = "VideoChat-R1 (Qwen2.5-VL-7B), arXiv 2504.06958"
-ANSWER_LETTERS = string.ascii_uppercase
-BY_LETTER = "Answer with only the option's letter."
-AS_WRITTEN = "Answer with the one right option, as it is written."
-HIDDEN = "its answer is hidden (a test split)"
 NO_EVENT = "no event to name"
 REVERSED = "its span ends before it starts"
 MOTIONBENCH_FOLDERS = ("", "public-dataset", "self-collected", "videos")
@@ -40,10 +58,6 @@ DESCRIBE_SCENE = (
 )
 WHEN = (
     'When does "{}" happen in the video? Answer with its start and end in seconds: from ... to ... seconds.'
-)
-WITH_EVIDENCE = (
-    "Answer with the option's letter between <answer> and </answer>, then with the seconds that show it "
-    "between <glue> and </glue>, as in <answer>A</answer> <glue>[(5.2, 10.4)]</glue>."
 )
 TRACK = (
     'Track the "{}", which begins at {}. Answer with a list of {} boxes [x0, y0, x1, y1], in shares of width '
@@ -79,6 +93,7 @@ def read_benchmark(
     """
     benchmark = BENCHMARKS[name]
     root = videos or (data if is_folder(data) else folder_of(data))
+    found = functools.cache(_found_as_named if name in OWN else _found)
     clips: list[Clip] = []
     places: dict[str, str] = {}
     left_out: Counter[str] = Counter()
@@ -99,8 +114,10 @@ def read_benchmark(
                 for path in clip.media:
                     check_path(path)
                 places[clip.id] = record.place
-                folders = [join_path(root, folder.format(file=record.file)) for folder in benchmark.folders]
-                clips.append(clip.with_media([_found(folders, path) for path in clip.media]))
+                folders = tuple(
+                    join_path(root, folder.format(file=record.file)) for folder in benchmark.folders
+                )
+                clips.append(clip.with_media([found(folders, path) for path in clip.media]))
         except KeyError as error:
             missing = reason_of(error)
             raise UserError(f"{record.place}: no field {missing}: not a row of {name}") from error
@@ -137,40 +154,21 @@ def _check_choices(clip: Clip) -> None:
 
 
 def _found(folders: Sequence[str], video: str) -> str:
+    """As ``_found_as_named``; if there is no such file, one of the same name in another format, for copies of
+    a benchmark have their videos in others than its annotations say (of Video-MME, some are MP4 and mkv)."""
+    path = _found_as_named(folders, video)
+    stem, suffix = os.path.splitext(video)
+    if suffix.lower() not in VIDEOS or exists(path):
+        return path
+    names = [stem + other for known in VIDEOS for other in (known, known.upper())]
+    others = [join_path(folder, name) for name in names for folder in folders]
+    return next((other for other in others if exists(other)), path)
+
+
+def _found_as_named(folders: Sequence[str], video: str) -> str:
     """The video's path in the first folder that holds it, or in the first folder if none does."""
     paths = [join_path(folder, video) for folder in folders]
     return next((path for path in paths if exists(path)), paths[0])
-
-
-def with_letters(question: str, options: Sequence[str], instruction: str = BY_LETTER) -> str:
-    """The question with its options, and the instruction to answer with a letter."""
-    lines = [f"{ANSWER_LETTERS[number]}. {option}" for number, option in enumerate(options)]
-    return "\n".join([question, *lines, instruction])
-
-
-def choice_clip(id: str, video: str, question: str, answer: str, options: Iterable[str], group: str) -> Clip:
-    if not isinstance(answer, str):
-        raise ValueError(f"{id}: its answer is {answer!r}")
-    extra = {"group": group}
-    return Clip(id, video, question, answer, task="choice", choices=tuple(options), extra=extra)
-
-
-def motionbench(record: Record) -> Iterator[Clip | str]:
-    row = record.row
-    for qa in row["qa"]:
-        question, options = f"{qa['question']}\n{BY_LETTER}", parse_options(qa["question"])
-        if qa["answer"] == "NA":
-            yield HIDDEN
-        else:
-            group = row["question_type"]
-            yield choice_clip(qa["uid"], row["video_path"], question, qa["answer"], options, group)
-
-
-def vru_vqa(record: Record) -> Iterator[Clip]:
-    for category, qa in record.row.items():
-        # The options go to the model as they are: they hold commas.
-        question, options = f"{qa['question']}\n{qa['options']}", parse_options(qa["options"])
-        yield choice_clip(f"{record.key}/{category}", record.key, question, qa["GT"], options, category)
 
 
 def vru_captions(record: Record) -> Iterator[Clip]:
@@ -178,108 +176,10 @@ def vru_captions(record: Record) -> Iterator[Clip]:
     yield Clip(record.key, f"{record.key}.mp4", DESCRIBE_SCENE, record.row["gt"], extra=extra)
 
 
-def tempcompass(record: Record) -> Iterator[Clip]:
-    """One file per task, named after it: the published nesting {video: {aspect: [row]}} or flat rows."""
-    file = record.file.replace("-", "_")
-    tasks = [task for task in TEMPCOMPASS_SUFFIXES if task.replace("-", "_") in file]
-    if not tasks:
-        raise ValueError(f"its file is named after none of the tasks {', '.join(TEMPCOMPASS_SUFFIXES)}")
-    task = tasks[0]
-    rows: list[tuple[str, str, Any, dict[str, Any]]] = []
-    if "video_id" in record.row:
-        rows = [(record.row["video_id"], record.row["dim"], record.key, record.row)]
-    else:
-        for aspect, aspect_rows in record.row.items():
-            rows += [(record.key, aspect, number, row) for number, row in enumerate(aspect_rows, 1)]
-    for video, aspect, number, row in rows:
-        question, answer = row["question"], row["answer"]
-        options = parse_options(question)
-        if task == "yes_no":
-            options = ("yes", "no")
-        elif task == "caption_matching":
-            options = tuple(question.split("\n")[1:])
-        elif task == "captioning":  # scored by the one option that it holds
-            options, answer = captioning_options(row)
-        question = f"{question}\n{TEMPCOMPASS_SUFFIXES[task]}".strip()
-        id = f"{task}/{video}/{aspect}/{number}"
-        yield choice_clip(id, f"{video}.mp4", question, answer, options, aspect)
-
-
-def captioning_options(row: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    """What a caption may tell, and the one that is right: the options of the multiple-choice question that
-    copies of the file have beside it, or what the pieces of information say."""
-    if "mc_question" in row:
-        return parse_options(row["mc_question"]), row["mc_answer"]
-    options = tuple(piece[2] for piece in INFORMATION.finditer(row["question"]))
-    letter, dot, _ = row["answer"].partition(".")
-    if not (dot and letter in ANSWER_LETTERS[: len(options)]):
-        raise ValueError(f"its answer {row['answer']!r} is none of {len(options)} pieces of information")
-    return options, options[ANSWER_LETTERS.index(letter)]
-
-
-# A line of TempCompass' captioning questions: ``Information B: {'subject': 'man', 'action': 'dunking'}``
-INFORMATION = re.compile(r"^Information [A-Z]: \{.*'\w+': (['\"])(.*)\1\}$", re.MULTILINE)
-TEMPCOMPASS_SUFFIXES = {
-    "multi-choice": BY_LETTER,
-    "yes_no": "Answer yes or no.",
-    "caption_matching": "Answer with the one that fits, as it is written.",
-    "captioning": "",
-}
-
-
-def tvbench(record: Record) -> Iterator[Clip]:
-    """One file per task, named after it, or Tarsier's one file, whose videos' folders are named after it."""
-    row, task, number = record.row, record.file, record.key
-    if "messages" in row:
-        video, asked, answer = tarsier_question(row)
-        task, number, options = str(PurePosixPath(video).parent), row["idx"], parse_options(asked)
-        question = asked.partition("\n(A)")[0].removeprefix("Question:").strip()
-    else:
-        video, question, options = row["video"], row["question"], row["candidates"]
-        answer = ANSWER_LETTERS[options.index(row["answer"])]
-    question = with_letters(question, options)
-    clip = choice_clip(f"{task}/{number}", video, question, answer, options, task)
-    yield dataclasses.replace(clip, start=row.get("start"), end=row.get("end"))
-
-
-def tarsier_question(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The video, the question and the answer (the ``reference``) of a row in Tarsier's form."""
-    user, assistant = row["messages"]
-    shown, asked = user["content"]
-    return (
-        tarsier_video(row, shown["video"]["video_file"]),
-        asked["text"],
-        assistant["content"][-1]["reference"],
-    )
-
-
-MVBENCH_FOLDERS = tomllib.loads(Path(__file__).with_name("mvbench_folders.toml").read_text())
-
-
-def mvbench(record: Record) -> Iterator[Clip]:
-    """As TVBench, each task's videos in the folder of the data set that they come from."""
-    for clip in tvbench(record):
-        yield dataclasses.replace(clip, video=f"{MVBENCH_FOLDERS[record.file]}/{clip.video}")
-
-
-def video_mme(record: Record) -> Iterator[Clip]:
-    row = record.row
-    options = [without_letter(option) for option in row["options"]]
-    question, video = with_letters(row["question"], options), f"{row['videoID']}.mp4"
-    yield choice_clip(row["question_id"], video, question, row["answer"], options, row["duration"])
-
-
-def mlvu(record: Record) -> Iterator[Clip]:
-    row, id = record.row, f"{record.file}/{record.key}"
-    question, options = f"{row['question']}\n{BY_LETTER}", parse_options(row["question"])
-    yield choice_clip(id, row["video_name"], question, row["answer"], options, row["task_type"])
-
-
-def longvideobench(record: Record) -> Iterator[Clip]:
-    row = record.row
-    options = [row[f"option{i}"] for i in range(5) if row[f"option{i}"] != "N/A"]
-    question, answer = with_letters(row["question"], options), ANSWER_LETTERS[row["correct_choice"]]
-    yield choice_clip(row["id"], row["video_path"], question, answer, options, str(row["duration_group"]))
+def score_tempcompass(clip: Clip, text: str) -> AnswerScore:
+    """Whether it chooses the right option; of captions, whether it tells it."""
+    captions = clip.extra["task"] == "captioning"
+    return score_told_option(clip, text) if captions else score_choice(clip, text)
 
 
 def charades_sta(record: Record) -> Iterator[Clip | str]:
@@ -298,7 +198,7 @@ def charades_sta(record: Record) -> Iterator[Clip | str]:
             continue
         yield Clip(
             id=f"{record.file}/{record.key}" if number == 1 else f"{record.file}/{record.key}/{number}",
-            video=video if PurePosixPath(video).suffix else f"{video}.mp4",
+            video=with_suffix(video),
             question=WHEN.format(caption.strip().rstrip(".")),
             answer=f"From {start} to {end} seconds.",
             spans=((start, end),),
@@ -315,26 +215,6 @@ def got_10k(record: Record) -> Iterator[Clip]:
     question = TRACK.format(row["object"], row["gt"][0], len(boxes), len(boxes))
     extra = {"group": "objects"}
     yield Clip(video, video, question, str(row["gt"]), task="tracking", boxes=boxes, extra=extra)
-
-
-def next_gqa(record: Record) -> Iterator[Clip]:
-    """A row of the published table (``test.csv``, with the spans in ``gsub_test.json`` and the videos' paths
-    in ``map_vid_vidorID.json`` beside it), or of VideoChat-R1's file."""
-    row = record.row
-    if "qid" in row:
-        row = next_gqa_row(row, record.path, spans=True)
-    options, answer = [without_letter(option) for option in row["options"]], row["answer"].strip("()")
-    question = with_letters(row["question"], options, WITH_EVIDENCE)
-    clip = choice_clip(row["id"], row["video"], question, answer, options, row["type"])
-    yield dataclasses.replace(clip, spans=tuple(parse_span(span) for span in row["glue"]))
-
-
-def favor(record: Record) -> Iterator[Clip]:
-    video = record.row["video_name"]
-    for number, qa in enumerate(record.row["questions"], 1):
-        options, answer = qa["options"], qa["correct_answer"]
-        question = "\n".join([qa["question"], *options, AS_WRITTEN])
-        yield choice_clip(f"{video}/{number}", video, question, answer, options, qa["task_type"])
 
 
 def dream_1k(record: Record) -> Iterator[Clip]:
@@ -383,7 +263,9 @@ BENCHMARKS = {
     "motionbench": Benchmark(motionbench, score_choice, 32, MOTIONBENCH_FOLDERS),
     "vru-accident-vqa": Benchmark(vru_vqa, score_choice, 32),
     "vru-accident-captions": Benchmark(vru_captions, score_caption, 512),
-    "tempcompass": Benchmark(tempcompass, score_choice, 128, published={"accuracy": 73.9}),
+    "tempcompass": Benchmark(
+        tempcompass, score_tempcompass, 128, published={"accuracy": 73.9}, second_group="task"
+    ),
     "mvbench": Benchmark(mvbench, score_choice, 32, published={"accuracy": 67.9}),
     "tvbench": Benchmark(tvbench, score_choice, 32, ("{file}", "video/{file}", "", "video")),
     "video-mme": Benchmark(video_mme, score_choice, 32, ("data", "videos", "")),

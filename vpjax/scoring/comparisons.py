@@ -22,12 +22,17 @@ def rouge_n(candidate: Sequence[str], reference: Sequence[str], n: int) -> float
 
 def rouge_l(candidate: Sequence[str], reference: Sequence[str]) -> float:
     """F1 of the longest common subsequence of words (ROUGE-L)."""
+    return f1(longest_common(candidate, reference), len(candidate), len(reference))
+
+
+def longest_common(candidate: Sequence[str], reference: Sequence[str]) -> int:
+    """The length of the longest common subsequence of words."""
     lengths = [0] * (len(reference) + 1)
     for word in candidate:
         before = list(lengths)
         for j, other in enumerate(reference):
             lengths[j + 1] = before[j] + 1 if word == other else max(before[j + 1], lengths[j])
-    return f1(lengths[-1], len(candidate), len(reference))
+    return lengths[-1]
 
 
 def f1(both: int, candidate: int, reference: int) -> float:

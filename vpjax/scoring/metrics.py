@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 from vpjax.events.text import events_named, says_nothing_happens
 from vpjax.scoring.answers import final_answer, read_choice, read_number, read_spans
-from vpjax.scoring.comparisons import best_iou, closeness, rouge_l, rouge_n, same_number, word_accuracy
+from vpjax.scoring.comparisons import (
+    best_iou,
+    closeness,
+    longest_common,
+    rouge_l,
+    rouge_n,
+    same_number,
+    word_accuracy,
+)
 from vpjax.scoring.host_text import CHUNK, STOPWORDS, answer_in, normalize, split_words
 from vpjax.scoring.references import right_option
 from vpjax.scoring.stems import stem_of
@@ -26,9 +34,13 @@ class AnswerScore(NamedTuple):
 
 
 def score_choice(clip: Clip, text: str) -> AnswerScore:
-    """Whether the answer chooses the right option of ``clip.choices``."""
-    chosen = read_choice(text, clip.choices)
-    return AnswerScore(chosen is not None, {"accuracy": float(chosen == right_option(clip))})
+    """Whether the answer chooses the right option of ``clip.choices``, or another one of the same text, as
+    some benchmarks have them."""
+    chosen, right = read_choice(text, clip.choices), right_option(clip)
+    is_right = chosen == right
+    if chosen is not None and clip.choices:
+        is_right = clip.choices[chosen] == clip.choices[right]
+    return AnswerScore(chosen is not None, {"accuracy": float(is_right)})
 
 
 def score_span(clip: Clip, text: str) -> AnswerScore:
@@ -84,6 +96,23 @@ def score_description(clip: Clip, text: str) -> AnswerScore:
     f1 = 2 * recall * precision / (recall + precision) if recall + precision else 0.0
     values = {"F1": f1, "recall": recall, "precision": precision}
     return AnswerScore(bool(candidate), {f"{name} (our matcher)": x for name, x in values.items()})
+
+
+def score_told_option(clip: Clip, text: str) -> AnswerScore:
+    """Whether a caption tells the right one of ``clip.choices``, by a matcher of our own: the option of which
+    it has the largest share, of the content words and of all words in their order, all stemmed; of several
+    the longest. No language model judges captions, as in TempCompass' own evaluation, which gives more."""
+    words = [stem_of(word) for word in _words(text)]
+    shares = []
+    for choice in clip.choices:
+        stems, content = [stem_of(word) for word in split_words(normalize(choice))], _content(choice)
+        share = len(content.intersection(words)) / max(len(content), 1)
+        share += longest_common(words, stems) / max(len(stems), 1)
+        shares.append((share, len(stems)))
+    best = max(shares)
+    readable = best[0] > 0 and shares.count(best) == 1
+    told = shares.index(best) if readable else None
+    return AnswerScore(readable, {"caption accuracy (our matcher)": float(told == right_option(clip))})
 
 
 def score_event(clip: Clip, text: str) -> AnswerScore:
