@@ -227,8 +227,17 @@ def test_got10k_has_a_box_per_moment(read):
     (clip,) = clips_of(read([GOT10K]))
     assert clip.boxes == tuple(map(tuple, GOT10K["gt"])) and clip.task == "tracking"
     assert json.loads(clip.answer) == GOT10K["gt"] and "2 moments" in clip.question
+    assert clip.video == GOT10K["path"]
     pixels = GOT10K | {"gt": [[417, 379, 596, 669]]}
     assert "shares of width and height" in reasons(read([pixels]))[0]
+
+
+def test_folders_of_got10k_are_found_on_this_machine(read, tmp_path):
+    """The published paths are those of the authors' machine."""
+    theirs, ours = "/mnt/share/GOT/raw/GOT-10k/train/GOT-10k_Train_000048", tmp_path / "GOT-10k_Train_000048"
+    ours.mkdir()
+    clips = clips_of(read([GOT10K | {"path": path} for path in (theirs, str(ours))]))
+    assert [clip.video for clip in clips] == [ours.name, str(ours)]
 
 
 def test_tarsier_means_the_reference_and_a_part_of_the_file(read):

@@ -20,6 +20,7 @@ from vpjax.building.fields import (
 )
 from vpjax.building.items import Item, clip_item
 from vpjax.data.clips import parse_box, parse_span
+from vpjax.files import exists
 from vpjax.scoring.answers import LETTERED, LETTERS, read_number
 
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -97,10 +98,13 @@ def letter_of(answer: str) -> str:
 
 
 def got10k_items(row: JsonObject) -> Iterator[Item]:
-    """GOT-10k as VideoChat-R1 has it: a folder of frames, and boxes at evenly spread moments."""
+    """GOT-10k as VideoChat-R1 has it: a folder of frames, and boxes at evenly spread moments. Of a path of
+    the authors' machine, which is not on this one, the folder's name counts."""
     path, name, boxes = field(row, "path"), field(row, "object"), field(row, "gt", list)
     if not boxes:
         raise Rejected("empty answer")
     question = TRACK_QUESTION.format(name, boxes[0], len(boxes))
     fields = dict(task="tracking", boxes=tuple(parse_box(box) for box in boxes))
-    yield clip_item(id=PurePosixPath(path).name, video=path, question=question, answer=str(boxes), **fields)
+    folder = PurePosixPath(path).name
+    video = folder if path.startswith("/") and not exists(path) else path
+    yield clip_item(id=folder, video=video, question=question, answer=str(boxes), **fields)
