@@ -1,6 +1,7 @@
 """What is measured on rows: each measure on captions whose truth is plain."""
 
 import functools
+import json
 import math
 
 import pytest
@@ -9,6 +10,8 @@ from vpjax.building.keywords import load_extractor
 from vpjax.building.verbs import Tagger
 from vpjax.curation.contamination import RUN, known_of, names_of
 from vpjax.curation.measures import FOREIGN, KINDS, ROW, STAGES, Candidate, Tools, kind_of, stage_of
+from vpjax.curation.recipe import Benchmark
+from vpjax.curation.rows import held
 from vpjax.types import Clip, Keyword
 
 
@@ -81,6 +84,15 @@ def test_a_verb_is_of_one_kind():
 
 
 LONG = "why does the small boy in the green coat open the red box"
+
+
+def test_questions_that_a_benchmark_does_not_ask_are_known_too(tmp_path):
+    """Half of MotionBench's questions have no public answer, and no training row may show their videos."""
+    hidden = {"uid": "1", "question": "How often?\nA. 1\nB. 2", "answer": "NA"}
+    test = {"video_path": "hidden.mp4", "question_type": "Repetition Count", "qa": [hidden]}
+    (tmp_path / "motion.jsonl").write_text(json.dumps(test))
+    known = held(str(tmp_path), Benchmark("motionbench", "motion.jsonl"))
+    assert measured("benchmark", "A cup falls.", video="all/hidden.mp4", known=known) == 1
 
 
 def test_rows_of_a_benchmark_are_known_by_their_video_or_their_words():

@@ -15,7 +15,7 @@ from vpjax.curation.published import READERS, epic_rows
 from vpjax.curation.recipe import Benchmark, Filter, Recipe
 from vpjax.curation.signatures import bands_of, hash_of, minhash, shingles
 from vpjax.data.json_rows import SCHEMES
-from vpjax.evaluation.benchmarks import read_benchmark
+from vpjax.evaluation.benchmarks import read_all
 from vpjax.files import exists, is_folder, join_path, open_file
 from vpjax.types import Clip, UserError
 
@@ -91,7 +91,7 @@ def chunks_of(path: str, format: str, size: int, skip: int) -> Iterator[tuple[st
 @functools.cache
 def load_tools(settings: Settings) -> Tools:
     """Load what rows are measured with, once per process. UserError for what cannot be loaded."""
-    clips = (clip for benchmark in settings.recipe.benchmarks for clip in asked(settings.root, benchmark))
+    clips = (clip for benchmark in settings.recipe.benchmarks for clip in held(settings.root, benchmark))
     return Tools(*load_words(settings.spacy, settings.keywords), known_of(clips))
 
 
@@ -104,8 +104,10 @@ def load_words(spacy: str, keywords: tuple[str, ...]) -> "tuple[Extractor, Tagge
     return load_extractor(spacy, keywords), tagger, functools.lru_cache(1 << 16)(tagger.is_known)
 
 
-def asked(root: str, benchmark: Benchmark) -> list[Clip]:
-    return read_benchmark(benchmark.name, join_path(root, benchmark.file))[0]
+def held(root: str, benchmark: Benchmark) -> list[Clip]:
+    """All that a benchmark shows and says, of the questions without a public answer, too."""
+    clips, unasked = read_all(benchmark.name, join_path(root, benchmark.file))
+    return [*clips, *(row.clip for row in unasked)]
 
 
 def judge(settings: Settings, source: str, format: str, rows: Sequence[tuple[str, Any]]) -> list[list[Row]]:

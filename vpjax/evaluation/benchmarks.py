@@ -2,7 +2,7 @@
 
 A reader gets one record of a file (an element of a list, a line, or a key with its value) and yields its
 Clips: the question for the model, the answer, the options, and in ``extra["group"]`` the name by which scores
-are grouped. A string that it yields instead of a Clip is the reason why a row is left out.
+are grouped, or what is left out, and why (``Unasked``).
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from vpjax.data.published import charades_row, tarsier_video
 from vpjax.data.video import VIDEOS
 from vpjax.evaluation.questions import (
     ANSWER_LETTERS,
+    Unasked,
     favor,
     longvideobench,
     mlvu,
@@ -74,7 +75,7 @@ class Benchmark:
     names_events: its captions name events, which have the scores of event_scores.py as well.
     """
 
-    read: Callable[[Record], Iterator[Clip | str]]
+    read: Callable[[Record], Iterator[Clip | Unasked]]
     score: Callable[[Clip, str], AnswerScore]
     new_tokens: int
     folders: tuple[str, ...] = ("", "video", "videos")
@@ -88,6 +89,19 @@ def read_benchmark(
 ) -> tuple[list[Clip], Counter[str]]:
     """The Clips of a benchmark's file or folder of files, and the number of rows left out by reason.
 
+    As ``read_all``. UserError, too, if all rows are left out.
+    """
+    clips, unasked = read_all(name, data, videos)
+    left_out = Counter(row.reason for row in unasked)
+    if not clips:
+        reasons = "".join(f"; {count}: {reason}" for reason, count in left_out.items())
+        raise UserError(f"{data}: no row to ask about{reasons}")
+    return clips, left_out
+
+
+def read_all(name: str, data: AnyPath, videos: AnyPath | None = None) -> tuple[list[Clip], list[Unasked]]:
+    """The Clips of a benchmark's file or folder of files, and what is left out.
+
     videos: the root of the videos; None: the folder of the annotations. UserError for a row that is not in
     the published form, a question without options, an answer that is none of them, or a repeated id.
     """
@@ -96,7 +110,7 @@ def read_benchmark(
     found = functools.cache(_found_as_named if name in OWN else _found)
     clips: list[Clip] = []
     places: dict[str, str] = {}
-    left_out: Counter[str] = Counter()
+    unasked: list[Unasked] = []
     for record in records(data):
         try:
             check_row(record.row)
@@ -104,8 +118,8 @@ def read_benchmark(
             if not asked:
                 raise ValueError("it asks nothing")
             for clip in asked:
-                if isinstance(clip, str):
-                    left_out[clip] += 1
+                if isinstance(clip, Unasked):
+                    unasked.append(clip)
                     continue
                 if clip.task == "choice":
                     _check_choices(clip)
@@ -123,10 +137,7 @@ def read_benchmark(
             raise UserError(f"{record.place}: no field {missing}: not a row of {name}") from error
         except (TypeError, AttributeError, IndexError, ValueError) as error:
             raise UserError(f"{record.place}: not a row of {name}: {reason_of(error)}") from error
-    if not clips:
-        reasons = "".join(f"; {count}: {reason}" for reason, count in left_out.items())
-        raise UserError(f"{data}: no row to ask about{reasons}")
-    return clips, left_out
+    return clips, unasked
 
 
 def answers_to(clip: Clip) -> tuple[str, ...]:
@@ -182,7 +193,7 @@ def score_tempcompass(clip: Clip, text: str) -> AnswerScore:
     return score_told_option(clip, text) if captions else score_choice(clip, text)
 
 
-def charades_sta(record: Record) -> Iterator[Clip | str]:
+def charades_sta(record: Record) -> Iterator[Clip | Unasked]:
     """A line of the original text (``3MSZA 24.3 30.4##person turn a light on.``), a video with all its spans
     and sentences (VideoChat-R1), or a query in a row of its own."""
     row = charades_row(record.row) if isinstance(record.row, str) else record.row
@@ -193,10 +204,7 @@ def charades_sta(record: Record) -> Iterator[Clip | str]:
         video, queries = row["video"], [(row["timestamp"], row["caption"])]
     for number, (span, caption) in enumerate(queries, 1):
         start, end = map(float, span)
-        if start > end:
-            yield REVERSED
-            continue
-        yield Clip(
+        clip = Clip(
             id=f"{record.file}/{record.key}" if number == 1 else f"{record.file}/{record.key}/{number}",
             video=with_suffix(video),
             question=WHEN.format(caption.strip().rstrip(".")),
@@ -205,6 +213,7 @@ def charades_sta(record: Record) -> Iterator[Clip | str]:
             task="grounding",
             extra={"group": "queries"},
         )
+        yield Unasked(REVERSED, clip) if start > end else clip
 
 
 def got_10k(record: Record) -> Iterator[Clip]:
@@ -242,7 +251,7 @@ def group_of(clip: Clip) -> str:
     return clip.task if group is None else str(group)
 
 
-def event_clips(record: Record) -> Iterator[Clip | str]:
+def event_clips(record: Record) -> Iterator[Clip | Unasked]:
     """The built-in event clips, or others with an event in ``extra``, where "" means that none is seen.
     Captions are grouped by how long the event lasts, other tasks by ``extra.group``, else by task. A clip
     whose answer should name its event, or no event, but does not is left out."""
@@ -251,7 +260,7 @@ def event_clips(record: Record) -> Iterator[Clip | str]:
     names_event = events_named(clip.answer) == ((event,) if event else ())
     asks_else = clip.task in ("choice", "grounding", "tracking")
     if event is None or length is None or not (names_event or asks_else):
-        yield NO_EVENT
+        yield Unasked(NO_EVENT, clip)
         return
     group = group_of(clip)
     if clip.task == "caption":

@@ -1,6 +1,6 @@
 """Readers of public benchmarks that ask for one of several options, in their published form.
 
-Each gets a record of a file and yields its Clips, or the reason why a row is left out (``benchmarks.py``).
+Each gets a record of a file and yields its Clips, or what is left out, and why (``benchmarks.py``).
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import string
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpjax.data.clips import parse_span
 from vpjax.data.published import next_gqa_row, tarsier_video
@@ -31,6 +31,13 @@ WITH_EVIDENCE = (
 )
 
 
+class Unasked(NamedTuple):
+    """A question that is left out. clip: what it shows and says, so that no training row says it too."""
+
+    reason: str
+    clip: Clip
+
+
 def with_letters(question: str, options: Sequence[str], instruction: str = BY_LETTER) -> str:
     """The question with its options, and the instruction to answer with a letter."""
     lines = [f"{ANSWER_LETTERS[number]}. {option}" for number, option in enumerate(options)]
@@ -49,15 +56,13 @@ def with_suffix(video: str) -> str:
     return video if PurePosixPath(video).suffix.lower() in VIDEOS else f"{video}.mp4"
 
 
-def motionbench(record: Record) -> Iterator[Clip | str]:
+def motionbench(record: Record) -> Iterator[Clip | Unasked]:
     row = record.row
     for qa in row["qa"]:
         question, options = f"{qa['question']}\n{BY_LETTER}", parse_options(qa["question"])
-        if qa["answer"] == "NA":
-            yield HIDDEN
-        else:
-            group = row["question_type"]
-            yield choice_clip(qa["uid"], row["video_path"], question, qa["answer"], options, group)
+        group = row["question_type"]
+        clip = choice_clip(qa["uid"], row["video_path"], question, qa["answer"], options, group)
+        yield Unasked(HIDDEN, clip) if clip.answer == "NA" else clip
 
 
 def vru_vqa(record: Record) -> Iterator[Clip]:
@@ -117,7 +122,7 @@ TEMPCOMPASS_SUFFIXES = {
 }
 
 
-def tvbench(record: Record) -> Iterator[Clip | str]:
+def tvbench(record: Record) -> Iterator[Clip | Unasked]:
     """One file per task, named after it, or Tarsier's one file, whose videos' folders are named after it and
     which does not say what part of a video a question is about."""
     row = record.row
@@ -126,11 +131,9 @@ def tvbench(record: Record) -> Iterator[Clip | str]:
         return
     video, asked, answer = tarsier_question(row)
     task, options = str(PurePosixPath(video).parent), parse_options(asked)
-    if task in TVBENCH_PARTS:
-        yield PARTLESS
-        return
     question = with_letters(asked.partition("\n(A)")[0].removeprefix("Question:").strip(), options)
-    yield choice_clip(f"{task}/{row['idx']}", video, question, answer, options, task)
+    clip = choice_clip(f"{task}/{row['idx']}", video, question, answer, options, task)
+    yield Unasked(PARTLESS, clip) if task in TVBENCH_PARTS else clip
 
 
 def task_clip(record: Record) -> Clip:
@@ -172,7 +175,7 @@ def video_mme(record: Record) -> Iterator[Clip]:
     yield choice_clip(row["question_id"], video, question, row["answer"], options, row["duration"])
 
 
-def mlvu(record: Record) -> Iterator[Clip | str]:
+def mlvu(record: Record) -> Iterator[Clip | Unasked]:
     """The published files, one per task, or copies that have the options in the question."""
     row, id = record.row, f"{record.file}/{record.key}"
     if "video_name" in row:
@@ -180,29 +183,30 @@ def mlvu(record: Record) -> Iterator[Clip | str]:
         written = parse_options(row["question"])
         yield choice_clip(id, row["video_name"], question, answer, written, row["task_type"])
         return
-    answer = row.get("answer")
+    answer = row.get("answer", "")
     options = [option for option in row.get("candidates", ()) if option.strip()]  # some rows have empty ones
+    clip = choice_clip(id, row["video"], row["question"], answer, options, row["question_type"])
     if not options:
-        yield OPEN
-    elif answer is None:
-        yield HIDDEN
+        yield Unasked(OPEN, clip)
+    elif "answer" not in row:
+        yield Unasked(HIDDEN, clip)
     elif answer not in options:
-        yield NO_OPTION
+        yield Unasked(NO_OPTION, clip)
     else:
-        question, letter = with_letters(row["question"], options), ANSWER_LETTERS[options.index(answer)]
-        yield choice_clip(id, row["video"], question, letter, options, row["question_type"])
+        question, letter = with_letters(clip.question, options), ANSWER_LETTERS[options.index(answer)]
+        yield dataclasses.replace(clip, question=question, answer=letter)
 
 
-def longvideobench(record: Record) -> Iterator[Clip | str]:
+def longvideobench(record: Record) -> Iterator[Clip | Unasked]:
     """The published file, or a table of it (``option0`` to ``option4``)."""
     row = record.row
     options = row.get("candidates") or [row[f"option{i}"] for i in range(5) if row[f"option{i}"] != "N/A"]
-    right = row.get("correct_choice", -1)
-    if right is None or right < 0:
-        yield HIDDEN
-        return
-    question, answer = with_letters(row["question"], options), ANSWER_LETTERS[right]
-    yield choice_clip(row["id"], row["video_path"], question, answer, options, str(row["duration_group"]))
+    right = row.get("correct_choice")
+    is_hidden = right is None or right < 0
+    question, answer = with_letters(row["question"], options), "" if is_hidden else ANSWER_LETTERS[right]
+    group = str(row["duration_group"])
+    clip = choice_clip(row["id"], row["video_path"], question, answer, options, group)
+    yield Unasked(HIDDEN, clip) if is_hidden else clip
 
 
 def next_gqa(record: Record) -> Iterator[Clip]:
