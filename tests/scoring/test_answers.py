@@ -144,6 +144,8 @@ def test_options_in_a_question():
         ("\uff12\uff0e\uff15\uff5e\uff17\u79d2", (2.5, 7)),
         ("1 to 2, then 3 to 4 to 5", (3, 4)),
         ("7 to 2", None),
+        ("In a video of 30 s, 3 to 5.5", (3, 5.5)),  # 30 and 3 are none, and part of none
+        ("9 to 3 to 5", (3, 5)),
         ("2 to 4, no: 7 to 3", (2, 4)),
         ("1.2.3 to 5", None),
         ("at 3 seconds", None),

@@ -190,12 +190,15 @@ def spans_in(text: str) -> list[Span]:
     joined_until = -1  # the piece with which the last pair's second number begins
     for number in reading.numbers:
         second = _joined(reading, number)
-        if second is not None and number.first != joined_until:
+        # Of "30 s, 3 to 5" the first two numbers are none, so that the last two are one. False for NaN.
+        is_span = second is not None and number.value <= second.value
+        if second is not None and is_span and number.first != joined_until:
             pairs.append((number.value, second.value))
             joined_until = second.first
     if not pairs and len(reading.numbers) == 2:
-        pairs.append((reading.numbers[0].value, reading.numbers[1].value))
-    return [(start, end) for start, end in pairs if start <= end]  # False for NaN
+        start, end = (number.value for number in reading.numbers)
+        return [(start, end)] if start <= end else []
+    return pairs
 
 
 def _joined(reading: Reading, number: Number) -> Number | None:

@@ -209,18 +209,17 @@ def spans_of(numbers: Numbers) -> jax.Array:
     """The spans f32[W, 2], each where its first number begins, from left to right without overlap; NaN where
     there is none."""
     size = len(numbers.value)
-    joins = numbers.span_end < size
+    ends = numbers.value.at[numbers.span_end].get(mode="fill", fill_value=jnp.nan)
+    joins = (numbers.span_end < size) & (numbers.value <= ends)
     # In "1 to 2 to 3" the second pair overlaps the first: of a chain of pairs every other one counts.
     number = jnp.cumsum(numbers.begins) - 1
-    overlaps = jnp.zeros(size, bool).at[numbers.span_end].set(True, mode="drop")
+    overlaps = jnp.zeros(size, bool).at[jnp.where(joins, numbers.span_end, size)].set(True, mode="drop")
     chain_start = lax.cummax(jnp.where(numbers.begins & ~overlaps, number, -1))
     taken = joins & ((number - chain_start) % 2 == 0)
     # Where none are joined, the only two numbers are a pair.
     only_pair = ~joins.any() & (numbers.begins.sum() == 2)
-    first, last = jnp.argmax(numbers.begins), last_index(numbers.begins)
-    taken |= only_pair & (jnp.arange(size) == first)
-    second = jnp.where(only_pair, last, numbers.span_end)
-    ends = numbers.value.at[second].get(mode="fill", fill_value=jnp.nan)
+    taken |= only_pair & (jnp.arange(size) == jnp.argmax(numbers.begins))
+    ends = jnp.where(only_pair, numbers.value[last_index(numbers.begins)], ends)
     spans = jnp.stack([numbers.value, ends], axis=-1)
     return jnp.where((taken & (spans[:, 0] <= spans[:, 1]))[:, None], spans, jnp.nan)
 
