@@ -250,6 +250,11 @@ def test_tarsier_means_the_reference_and_a_part_of_the_file(read):
     assert (clip.start, clip.end) == (None, None)
     whole["messages"][0]["content"][0]["video"] |= dict(start_time=9, end_time=3)
     assert reasons(read([whole])) == ["broken row: the part from 9 to 3 s has no length"]
+    for some in (dict(start_frame=40, end_frame=100), dict(frame_indices=[0, 1]), dict(time_indices=[2.5])):
+        part = copy.deepcopy(TARSIER)
+        part["messages"][0]["content"][0]["video"] = {"video_file": "c.mp4", "start_frame": 0} | some
+        (reason,) = reasons(read([part]))
+        assert reason.startswith("some frames of a video, by number: {")
     frames = copy.deepcopy(TARSIER)
     frames["messages"][0]["content"][0]["video"]["video_file"] = ["1.jpg", "2.jpg"]
     assert reasons(read([frames])) == ["part of one of several videos: {'start': 2.5, 'end': 9}"]

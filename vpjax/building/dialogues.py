@@ -24,6 +24,7 @@ from vpjax.data.clips import parse_part
 from vpjax.data.published import tarsier_video
 from vpjax.types import Turn
 
+FRAME_FIELDS = ("start_frame", "end_frame", "frame_indices", "time_indices")  # of Tarsier
 ROLES = dict(human="user", user="user", gpt="assistant", assistant="assistant", system="system")
 
 
@@ -128,6 +129,9 @@ def read_piece(row: JsonObject, piece: Any, role: str) -> tuple[str, list[Medium
     medium = piece.get(kind) or piece.get("path") or piece.get("url")
     times = dict(start=piece.get("video_start"), end=piece.get("video_end"))
     if isinstance(medium, dict):
+        # Which seconds these are, the file alone says. Number 0 and -1 are its first and last frame.
+        if frames := {name: x for name in FRAME_FIELDS if (x := medium.get(name)) not in (None, 0, -1)}:
+            raise Rejected(f"some frames of a video, by number: {short(frames)}")
         times = dict(start=medium.get("start_time"), end=medium.get("end_time"))
         medium = medium.get(f"{kind}_file")
     part = {name: at for name, at in times.items() if at not in (None, 0, -1)}
