@@ -45,7 +45,7 @@ TEMPCOMPASS = {
             "dim": "direction",
             "question": "Describe it.",
             "answer": "A. up",
-            "mc_question": "Where?\nA. up\nB. down",
+            "mc_question": "Where?\nA. up\nB. down\nC. left",
             "mc_answer": "A. up",
         }
     ],

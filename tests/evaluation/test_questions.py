@@ -30,6 +30,7 @@ from tests.videos import greys
 from tests.videos import write as write_video
 from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.questions import HIDDEN, NO_OPTION, OPEN, PARTLESS
+from vpjax.evaluation.results import chance_of
 from vpjax.evaluation.shown import within_files
 from vpjax.types import UserError
 
@@ -67,8 +68,10 @@ def test_tempcompass(tmp_path):
     tasks = {clip.id.split("/")[0]: clip for clip in clips}
     assert set(tasks) == {"multi-choice", "yes_no", "caption_matching", "captioning"}
     assert tasks["caption_matching"].choices == (CAPTION_A, CAPTION_B)
-    assert tasks["yes_no"].choices == ("yes", "no") and tasks["captioning"].choices == ("up", "down")
+    assert tasks["yes_no"].choices == ("yes", "no") and tasks["captioning"].choices == ("up", "down", "left")
     assert leading(BENCHMARKS["tempcompass"].score(tasks["captioning"], "The balloon flies up.")) == 1
+    # Guesses are those of the tasks whose accuracy it is: of two options each.
+    assert chance_of(BENCHMARKS["tempcompass"], clips) == 1 / 2
     # Its own evaluation gives a number for each task, of which a language model judges the captions.
     assert {clip.extra[BENCHMARKS["tempcompass"].second_group] for clip in clips} == set(tasks)
     assert {clip.extra["group"] for clip in clips} == {"speed", "action", "order", "direction"}

@@ -65,7 +65,7 @@ def make_results(
     return {
         "request": dict(request),
         "missing": missing,
-        "chance": chance_of(clips),
+        "chance": chance_of(benchmark, clips),
         "published": {"by": REPORTED, "per_cent": benchmark.published} if benchmark.published else None,
         "unasked": dict(sorted(left_out.items())),
         "unusable": {reason: len(ids) for reason, ids in sorted(unusable.items())},
@@ -91,9 +91,13 @@ def score_prediction(benchmark: Benchmark, clip: Clip, prediction: Prediction) -
     return Scored(clip.id, video, group, label(prediction), readable, values, second_group, named)
 
 
-def chance_of(clips: Sequence[Clip]) -> float | None:
-    """The share of right answers by guessing; None if not all questions have candidate answers."""
-    counts = [len(answers_to(clip)) for clip in clips]
+def chance_of(benchmark: Benchmark, clips: Sequence[Clip]) -> float | None:
+    """The share of right answers by guessing, of the questions that the first one's metric scores; None if
+    not all of them have candidate answers."""
+    metrics = [list(benchmark.score(clip, "").values) for clip in clips]
+    counts = [
+        len(answers_to(clip)) for clip, names in zip(clips, metrics, strict=True) if metrics[0][0] in names
+    ]
     if not all(counts):
         return None
     return sum(1 / count for count in counts) / len(counts)
