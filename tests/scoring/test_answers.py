@@ -210,6 +210,12 @@ def test_option_texts():
     """The longer one where one holds another; as a whole; none where two are the same."""
     assert read_choice("no one falls", ("no", "no one")) == 1
     assert read_choice("A dog", ("dog", "a dog")) == 1
+    # Video-MME asks for orders of (a), (b) and (c), and "A. (c)(b)" has the words of (a)(c)(b).
+    orders = ("(c)(b)(a)", "(a)(b)(c)", "(a)(c)(b)", "(b)(a)(c)")
+    for number, letter in enumerate("ABCD"):
+        forms = ("{0}", "{0}. {1}", "({0}) {1}.", "The answer is {0}: {1}", "{1}")
+        texts = [form.format(letter, orders[number]) for form in forms]
+        assert [read_choice(text, orders) for text in texts] == [number] * len(texts)
     assert read_choice("A dog", ("dog", "cat")) == 0
     assert read_choice("A cat", ("dog", "cat")) == 1
     assert read_choice("4", ("3", "4")) == 1

@@ -146,11 +146,19 @@ class ChoiceReading:
         self.places = list(WORD.finditer(answer))
         self.words = [in_small_letters(match[0]) for match in self.places]
         self.mentions = self._mentions()
-        inside = {place for option, first in self.mentions for place in self._extent(option, first)}
+        # Of each word that lies in a mention, the first word after that.
+        reach: dict[int, int] = {}
+        for mentioned, first in self.mentions:
+            extent = self._extent(mentioned, first)
+            reach |= {place: max(extent.stop, reach.get(place, 0)) for place in extent}
         self.letters: dict[int, int] = {}
         for place in range(len(self.words)):
             option = self._marked_option(place)
-            if option is not None and place not in inside:
+            if option is None:
+                continue
+            # "A. (c)(b)" is no mention of (a)(c), for A's own text goes on beyond that.
+            own_stop = self._extent(option, place + 1).stop if self._holds(option, place + 1) else 0
+            if place not in reach or own_stop > reach[place]:
                 self.letters[place] = option
         # Of each word, how many words that do not link the options of a hedge stand up to it.
         self.ranks: list[int] = []

@@ -43,7 +43,10 @@ def chosen_option(text: jax.Array, size: int, marks: Array, options: Array) -> j
     own_text = (shifted_rows(hits) & (jnp.arange(len(lengths))[:, None] == option)).any(0)
     other_word = is_article_or_pronoun(text, runs.start, runs.end, are(AFTER_LETTER))
     letters &= labelled | stated | own_text | ~other_word
-    letters &= ~inside_mentions(mentions, lengths)
+    # "A. (c)(b)" is no mention of (a)(c), for A's own text goes on beyond that.
+    own_stop = jnp.where(own_text, jnp.arange(len(words)) + 1 + lengths[option], 0)
+    reach = reach_of(mentions, lengths)
+    letters &= (reach == 0) | (own_stop > reach)
 
     # Words that do not link the options of a hedge, as "or" does, counted up to each word.
     rank = jnp.cumsum((words != 0) & ~are(HEDGING_WORDS) & ~is_label)
@@ -108,11 +111,13 @@ def occurrences(words: jax.Array, options: Array) -> tuple[jax.Array, jax.Array]
     return hits, hits & ~holds.any(0)
 
 
-def inside_mentions(mentions: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Which words bool[W] lie in a mention bool[O, W] of an option of so many words i32[O]."""
+def reach_of(mentions: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Of each word that lies in a mention bool[O, W] of an option of so many words i32[O], the first word
+    after that, i32[W]; 0 of the others."""
     place = jnp.arange(mentions.shape[1])
     latest = lax.cummax(jnp.where(mentions, place, -1), axis=1)
-    return ((latest >= 0) & (latest + lengths[:, None] > place)).any(0)
+    stop = latest + lengths[:, None]
+    return jnp.where((latest >= 0) & (stop > place), stop, 0).max(0)
 
 
 def shifted_rows(x: jax.Array) -> jax.Array:
