@@ -39,8 +39,11 @@ from tests.scoring.scorer import (
 )
 from vpjax.events.clips import describe
 from vpjax.events.text import PHRASES, event_of
-from vpjax.scoring.references import reference_rows
+from vpjax.scoring.answers import read_choice, read_spans
+from vpjax.scoring.choices import chosen_option
+from vpjax.scoring.references import reference_arrays, reference_rows
 from vpjax.scoring.rewards import REWARDS, combine
+from vpjax.scoring.spans import find_numbers, spans_of
 from vpjax.scoring.words import fingerprint_of, word_fingerprints
 
 pytestmark = pytest.mark.slow
@@ -349,3 +352,28 @@ def test_words_have_different_fingerprints():
     np.testing.assert_array_equal(device[:-1], [fingerprint_of(word) for word in short])
     upper = fingerprints(jnp.array([ord(character) for character in text.upper()]), len(short) + 1)
     np.testing.assert_array_equal(upper, device)
+
+
+def characters(texts, size=48):
+    return np.array([[ord(character) for character in text.ljust(size)] for text in texts], np.int32)
+
+
+def test_letters_that_another_options_text_begins_with():
+    """As in orders of (a), (b) and (c); the device reads what the host reads."""
+    orders = ("(c)(b)(a)", "(a)(b)(c)", "(a)(c)(b)", "(b)(a)(c)")
+    reference = reference_arrays(make_clip("A", "choice", choices=orders), 1)
+    forms = ("{0}. {1}", "({0}) {1}.", "The answer is {0}: {1}", "{1}", "{0} or {1}")
+    texts = [form.format(*pair) for pair in zip("ABCD", orders, strict=True) for form in forms]
+    read = jax.jit(jax.vmap(lambda text: chosen_option(text, 16, reference.marks, reference.options)))
+    host = [read_choice(text, orders) for text in texts]
+    assert read(characters(texts)).tolist() == [-1 if option is None else option for option in host]
+    assert host[::5] == host[1::5] == host[2::5] == [0, 1, 2, 3]
+
+
+def test_numbers_that_are_no_span_hide_none():
+    texts = ["of 30 s, 3 to 5.5", "9 to 3 to 5", "7, 2 to 4, no: 7 to 3", "7 to 2", "1 to 2 to 3"]
+    read = jax.jit(jax.vmap(lambda text: spans_of(find_numbers(text, 24))))
+    device = [
+        [tuple(span) for span in spans.tolist() if not np.isnan(span[0])] for spans in read(characters(texts))
+    ]
+    assert device == list(map(read_spans, texts)) == [[(3, 5.5)], [(3, 5)], [(2, 4)], [], [(1, 2)]]
