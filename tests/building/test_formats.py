@@ -26,6 +26,7 @@ from tests.building.annotation_rows import (
     reasons,
 )
 from vpjax.building.annotations import read_annotations
+from vpjax.building.questions import NO_TASK
 from vpjax.scoring.references import right_option
 from vpjax.types import Clip, Turn, UserError
 
@@ -133,11 +134,27 @@ def test_a_media_tag_stays_at_its_place(read):
         ("OCR", "<answer>STOP</answer>", "ocr"),
         ("free-form", "<answer>It rains.</answer>", "caption"),
         ("numerical", "<answer>many</answer>", "answer is not one number"),
+        ("multiple_choice", "<answer>B</answer>", "choice"),
+        ("temporal grounding", '<answer>{"time": [24.3, 30.4], "boxes": {}}</answer>', "grounding"),
+        (
+            "temporal grounding",
+            '<think>{"time": [24.3, 30.4]}</think><[PLHD21]>',
+            "answer is no span of time",
+        ),
     ],
 )
 def test_video_r1_problem_types_are_tasks(read, problem_type, solution, task):
     (item,) = read([VIDEO_R1 | dict(problem_type=problem_type, options=[], solution=solution)]).items
     assert (item.clip.task == task) if item.clip else item.skipped.startswith(task)
+    assert not item.notes and (task != "grounding" or item.clip.spans == ((24.3, 30.4),))
+
+
+def test_video_r1_problem_types_without_a_task_are_noted(read):
+    """They were captions without a word."""
+    boxes = '<answer>{"boxes": {"18": [440, 135, 493, 246]}}</answer>'
+    row = VIDEO_R1 | dict(problem_type="tracking", options=[], solution=boxes)
+    (item,) = read([row]).items
+    assert item.clip.task == "caption" and item.notes == (f"{NO_TASK}: tracking",)
 
 
 @pytest.mark.parametrize(

@@ -21,27 +21,33 @@ from vpjax.building.fields import (
 from vpjax.building.items import Item, clip_item
 from vpjax.data.clips import parse_box, parse_span
 from vpjax.files import exists
-from vpjax.scoring.answers import LETTERED, LETTERS, read_number
+from vpjax.scoring.answers import LETTERED, LETTERS, read_number, read_spans
 
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 TRACK_QUESTION = (
     "Track the {}, which begins at {}: give its box [x0, y0, x1, y1], in shares of width and height, "
     "at {} moments evenly spread over the video."
 )
-# The problem types of Video-R1 that are tasks of their own; the others are captions.
+# The problem types of Video-R1 and EasyVideoR1, in small letters.
 VIDEO_R1_TASKS = {
     "multiple choice": "choice",
     "numerical": "numerical",
     "regression": "regression",
-    "OCR": "ocr",
+    "ocr": "ocr",
+    "temporal grounding": "grounding",
+    "free-form": "caption",
+    "open-ended": "caption",
+    "caption": "caption",
+    "": "caption",
 }
 LETTER_ANSWER = re.compile(r"\(?([A-Z])\)?[.:]?")
+NO_TASK = "scored as a caption: its problem type has no task of its own"
 NO_EVIDENCE = "no evidence: without spans that show the answer"
 
 
 def video_r1_items(row: JsonObject) -> Iterator[Item]:
     """Video-R1 and EasyVideoR1: the answer is the reasoning (``process``), if there is any, and the solution;
-    the task follows from the problem type (VIDEO_R1_TASKS)."""
+    the task follows from the problem type (VIDEO_R1_TASKS). Rows of other types are captions, and noted."""
     solution = field(row, "solution" if "solution" in row else "answer")
     process = field(row, "process") if row.get("process") else ""
     media = media_of(row) or [("video", field(row, "path"))]
@@ -53,15 +59,22 @@ def video_r1_items(row: JsonObject) -> Iterator[Item]:
         question = TAG.sub("\n", question)
     shown = shown_fields(media)
     options = field(row, "options", list, default=[])
+    problem_type = field(row, "problem_type", default="")
+    task = VIDEO_R1_TASKS.get(problem_type.lower().replace("_", " "))
     fields: JsonObject = dict(
         others=shown["others"],
         answer=f"{process}\n{solution}",
-        task=VIDEO_R1_TASKS.get(field(row, "problem_type", default=""), "caption"),
+        task=task or "caption",
         extra=extra_fields(row, "problem_type", "data_source"),
     )
-    if fields["task"] in ("numerical", "regression") and read_number(solution) is None:
+    if task in ("numerical", "regression") and read_number(solution) is None:
         raise Rejected(f"answer is not one number: {short(solution)}")
-    yield choice_item(row.get("problem_id"), shown["video"], question, options, solution, **fields)
+    if task == "grounding":
+        fields["spans"] = tuple(read_spans(solution)[-1:])
+        if not fields["spans"]:
+            raise Rejected(f"answer is no span of time: {short(solution)}")
+    item = choice_item(row.get("problem_id"), shown["video"], question, options, solution, **fields)
+    yield item if task else dataclasses.replace(item, notes=(f"{NO_TASK}: {problem_type}",))
 
 
 def next_gqa_items(row: JsonObject) -> Iterator[Item]:
