@@ -182,7 +182,7 @@ def test_event_clips_without_an_event(tmp_path):
     "change, expected",
     [
         (dict(answer="D"), ["row 1", "m1", "'D' is none of"]),
-        (dict(question="What moves?"), ["row 1", "m1", "two or more"]),
+        (dict(question="What moves?"), ["row 1", "m1", "one or more"]),
         (dict(uid="m3"), ["row 2", "m3", "row 1 too"]),
         (dict(answer=2), ["row 1", "m1", "its answer is 2"]),
     ],

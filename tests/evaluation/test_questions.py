@@ -175,6 +175,14 @@ def test_video_mme_mlvu_longvideobench(tmp_path):
     assert BENCHMARKS["longvideobench"].score(clips[0], "I cannot say.") == (False, {"accuracy": 0})
 
 
+def test_a_question_with_one_option(tmp_path):
+    """MVBench and MotionBench have a few, and were refused as a whole."""
+    row = MVBENCH | {"candidates": ["one"], "answer": "one"}
+    (clip,), _ = read("mvbench", write(tmp_path, counterfactual_inference_json=[row]))
+    scores = [BENCHMARKS["mvbench"].score(clip, text) for text in ("A", "It is one.", "B")]
+    assert [score.values["accuracy"] for score in scores] == [1, 1, 0]
+
+
 def test_mlvu_as_published(tmp_path):
     """One file a task, with videos in folders of these names. The open questions have no options; the answers
     of some rows are none of theirs, some options are empty, and the test split has no answers."""

@@ -158,8 +158,9 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
 
 
 def _check_choices(clip: Clip) -> None:
-    if len(clip.choices) < 2 or not all(choice.strip() for choice in clip.choices):
-        raise ValueError(f"{clip.id}: its options are {list(clip.choices)}; a choice has two or more")
+    """One option is enough: five questions of MVBench, and one of MotionBench, have no other."""
+    if not clip.choices or not all(choice.strip() for choice in clip.choices):
+        raise ValueError(f"{clip.id}: its options are {list(clip.choices)}; a choice has one or more")
     if clip.answer not in clip.choices and read_choice(clip.answer, clip.choices) is None:
         raise ValueError(f"{clip.id}: its answer {clip.answer!r} is none of {list(clip.choices)}")
 
