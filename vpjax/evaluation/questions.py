@@ -44,6 +44,15 @@ def with_letters(question: str, options: Sequence[str], instruction: str = BY_LE
     return "\n".join([question, *lines, instruction])
 
 
+def letter_of(answer: str, options: Sequence[str]) -> str:
+    """The letter of the option that is the answer; of several, the last, as in the code of MVBench, TVBench
+    and MLVU. ValueError if there is none."""
+    places = [place for place, option in enumerate(options) if option == answer]
+    if not places:
+        raise ValueError(f"its answer {answer!r} is none of {list(options)}")
+    return ANSWER_LETTERS[places[-1]]
+
+
 def choice_clip(id: str, video: str, question: str, answer: str, options: Iterable[str], group: str) -> Clip:
     if not isinstance(answer, str):
         raise ValueError(f"{id}: its answer is {answer!r}")
@@ -140,7 +149,7 @@ def task_clip(record: Record) -> Clip:
     """The clip of a row of TVBench or MVBench, whose file is named after its task."""
     row, task, options = record.row, record.file, record.row["candidates"]
     question = with_letters(row["question"], options)
-    answer = ANSWER_LETTERS[options.index(row["answer"])]
+    answer = letter_of(row["answer"], options)
     clip = choice_clip(f"{task}/{record.key}", row["video"], question, answer, options, task)
     return dataclasses.replace(clip, start=row.get("start"), end=row.get("end"))
 
@@ -193,8 +202,8 @@ def mlvu(record: Record) -> Iterator[Clip | Unasked]:
     elif answer not in options:
         yield Unasked(NO_OPTION, clip)
     else:
-        question, letter = with_letters(clip.question, options), ANSWER_LETTERS[options.index(answer)]
-        yield dataclasses.replace(clip, question=question, answer=letter)
+        question = with_letters(clip.question, options)
+        yield dataclasses.replace(clip, question=question, answer=letter_of(answer, options))
 
 
 def longvideobench(record: Record) -> Iterator[Clip | Unasked]:

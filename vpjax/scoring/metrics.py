@@ -34,13 +34,9 @@ class AnswerScore(NamedTuple):
 
 
 def score_choice(clip: Clip, text: str) -> AnswerScore:
-    """Whether the answer chooses the right option of ``clip.choices``, or another one of the same text, as
-    some benchmarks have them."""
-    chosen, right = read_choice(text, clip.choices), right_option(clip)
-    is_right = chosen == right
-    if chosen is not None and clip.choices:
-        is_right = clip.choices[chosen] == clip.choices[right]
-    return AnswerScore(chosen is not None, {"accuracy": float(is_right)})
+    """Whether the answer chooses the right option of ``clip.choices``."""
+    chosen = read_choice(text, clip.choices)
+    return AnswerScore(chosen is not None, {"accuracy": float(chosen == right_option(clip))})
 
 
 def score_span(clip: Clip, text: str) -> AnswerScore:
