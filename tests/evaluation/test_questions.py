@@ -1,5 +1,6 @@
 """Readers of questions with options, each on a small file in the published form, with its trap in it."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -129,6 +130,12 @@ def test_parts_that_tarsiers_copy_of_tvbench_lacks(tmp_path):
     ]
     clips, left_out = read("tvbench", write(tmp_path, TVBench_jsonl=[*parts, TVBENCH_TARSIER]), tmp_path)
     assert groups(clips) == ["action_antonym"] and left_out == {PARTLESS: 2}
+    filled = copy.deepcopy(TVBENCH_TARSIER)  # as its authors' notebook does it
+    filled["messages"][0]["content"][0]["video"]["video_file"] = "/data/TVBench/action_sequence/x.mp4"
+    antonym = copy.deepcopy(filled)
+    antonym["messages"][0]["content"][0]["video"]["video_file"] = "/data/TVBench/action_antonym/x.mp4"
+    clips, left_out = read("tvbench", write(tmp_path / "filled", TVBench_jsonl=[filled, antonym]))
+    assert groups(clips) == ["action_antonym"] and left_out == {PARTLESS: 1}
 
 
 def test_mvbench_and_tvbench(tmp_path):

@@ -139,7 +139,7 @@ def tvbench(record: Record) -> Iterator[Clip | Unasked]:
         yield task_clip(record)
         return
     video, asked, answer = tarsier_question(row)
-    task, options = str(PurePosixPath(video).parent), parse_options(asked)
+    task, options = PurePosixPath(video).parent.name, parse_options(asked)
     question = with_letters(asked.partition("\n(A)")[0].removeprefix("Question:").strip(), options)
     clip = choice_clip(f"{task}/{row['idx']}", video, question, answer, options, task)
     yield Unasked(PARTLESS, clip) if task in TVBENCH_PARTS else clip
