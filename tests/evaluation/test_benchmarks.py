@@ -73,6 +73,14 @@ def test_charades_sta(tmp_path):
     assert readable and set(values.values()) == {1.0} and not answers_to(clip)
 
 
+@pytest.mark.parametrize(
+    "video, file", [("AO8RW", "AO8RW.mp4"), ("v_360.0_510.0", "v_360.0_510.0.mp4"), ("a.flv", "a.flv")]
+)
+def test_videos_named_without_their_suffix(tmp_path, video, file):
+    (clip,), _ = read("charades-sta", write(tmp_path, a_jsonl=[CHARADES | {"video": video}]))
+    assert clip.video == str(tmp_path / file)
+
+
 def test_charades_sta_as_published(tmp_path):
     text = tmp_path / "charades_sta_test.txt"
     text.write_text(CHARADES_TEXT)

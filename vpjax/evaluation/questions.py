@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from vpjax.data.clips import parse_span
 from vpjax.data.published import next_gqa_row, tarsier_video
-from vpjax.data.video import VIDEOS
 from vpjax.evaluation.records import Record
 from vpjax.scoring.answers import parse_options, without_letter
 from vpjax.types import Clip
@@ -61,8 +60,8 @@ def choice_clip(id: str, video: str, question: str, answer: str, options: Iterab
 
 
 def with_suffix(video: str) -> str:
-    """The name of a video's file, where annotations leave its suffix out."""
-    return video if PurePosixPath(video).suffix.lower() in VIDEOS else f"{video}.mp4"
+    """The name of a video's file, where annotations leave its suffix out, as of ``v_360.0_510.0``."""
+    return video if re.search(r"[a-z]", PurePosixPath(video).suffix, re.IGNORECASE) else f"{video}.mp4"
 
 
 def motionbench(record: Record) -> Iterator[Clip | Unasked]:
