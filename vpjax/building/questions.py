@@ -70,7 +70,7 @@ def video_r1_items(row: JsonObject) -> Iterator[Item]:
     if task in ("numerical", "regression") and read_number(solution) is None:
         raise Rejected(f"answer is not one number: {short(solution)}")
     if task == "grounding":
-        fields["spans"] = tuple(read_spans(solution)[-1:])
+        fields["spans"] = tuple(read_spans(solution)[:1])
         if not fields["spans"]:
             raise Rejected(f"answer is no span of time: {short(solution)}")
     item = choice_item(row.get("problem_id"), shown["video"], question, options, solution, **fields)
