@@ -158,7 +158,8 @@ def answers_to(clip: Clip) -> tuple[str, ...]:
 
 
 def _check_choices(clip: Clip) -> None:
-    """One option is enough: five questions of MVBench, and one of MotionBench, have no other."""
+    """One option is enough: five questions of MVBench and one of MotionBench have no other, in EasyVideoR1's
+    copies at least."""
     if not clip.choices or not all(choice.strip() for choice in clip.choices):
         raise ValueError(f"{clip.id}: its options are {list(clip.choices)}; a choice has one or more")
     if clip.answer not in clip.choices and read_choice(clip.answer, clip.choices) is None:
