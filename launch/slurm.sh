@@ -11,12 +11,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
+cpus="--cpus-per-task=${CPUS:-8}"
 options=(
   --job-name=vpjax
   --nodes="${NODES:-1}"
   --ntasks-per-node="${GPUS:-8}"
   --gpus-per-node="${GPUS:-8}"
-  --cpus-per-task="${CPUS:-8}"
+  "$cpus"
   --time="${HOURS:-24}:00:00"
   --output="${LOGS:-.}/vpjax-%j.log"
   --open-mode=append
@@ -26,4 +27,5 @@ options=(
 [[ -z "${PARTITION:-}" ]] || options+=(--partition="$PARTITION")
 [[ -z "${ACCOUNT:-}" ]] || options+=(--account="$ACCOUNT")
 
-run sbatch "${options[@]}" --wrap="$(quoted srun "${PYTHON:-python}" -m vpjax.train "$@")"
+# srun takes the CPUs of a process from sbatch no longer (Slurm 22.05): without the flag each would have one.
+run sbatch "${options[@]}" --wrap="$(quoted srun "$cpus" "${PYTHON:-python}" -m vpjax.train "$@")"

@@ -20,7 +20,15 @@ from ml_collections import ConfigDict
 
 from vpjax import cli
 from vpjax.data.mixture import data_sets
-from vpjax.data.processors import IMAGE_PROCESSOR, VIDEO_PROCESSOR, image_processor, video_processor
+from vpjax.data.processors import (
+    IMAGE_PROCESSOR,
+    VIDEO_PROCESSOR,
+    image_processor,
+    read_processors,
+    separate_processors,
+    video_processor,
+    write_json,
+)
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
@@ -51,21 +59,23 @@ def export(
     says. The heads of the contrast are not exported. UserError for a folder that is no run, or if ``out``
     holds files that are not an earlier export.
     """
-    _check_folders(workdir, out, "config.json")
+    _check_folders(workdir, out, AS_TRAINED)
     source = workdir / checkpoint.MODEL
     step = checkpoint.existing_step(workdir, step, cli.say)
     model, text = checkpoint.load_model(workdir, step=step, dtype=dtype or hf.stored_dtype(source))
     config = ConfigDict(run_config.read(workdir))
+    out.mkdir(parents=True, exist_ok=True)
+    # First, for by it the folder is known as an export, also if this one is interrupted.
+    shutil.copyfile(Path(hf.__file__).with_name(AS_TRAINED), out / AS_TRAINED)
     hf.save_pretrained(model, out, like=source)
     if not (out / "generation_config.json").exists():
-        _write_json(out / "generation_config.json", generation_config(text))
-    if not (out / IMAGE_PROCESSOR).exists():  # one that came with the weights has the run's sizes already
-        _write_json(out / IMAGE_PROCESSOR, image_processor(model.config, config.data))
+        write_json(out / "generation_config.json", generation_config(text))
+    separate_processors(out)
+    came_along = read_processors(out)
+    if IMAGE_PROCESSOR not in came_along:  # one that came with the weights has the run's sizes already
+        write_json(out / IMAGE_PROCESSOR, image_processor(model.config, config.data))
     defaults, sizes = video_processor(model.config, config.data)
-    if (out / VIDEO_PROCESSOR).exists():
-        defaults = hf.read_json(out / VIDEO_PROCESSOR)
-    _write_json(out / VIDEO_PROCESSOR, defaults | sizes)
-    shutil.copyfile(Path(hf.__file__).with_name(AS_TRAINED), out / AS_TRAINED)
+    write_json(out / VIDEO_PROCESSOR, came_along.get(VIDEO_PROCESSOR, defaults) | sizes)
     named = {"base_model": base_model, "license": license}
     origin = origin_of(source) | {name: value for name, value in named.items() if value}
     (out / "README.md").write_text(model_card(workdir, config, model, step, origin))
@@ -179,10 +189,6 @@ def _evaluations(workdir: Path, step: int) -> list[tuple[Any, ...]]:
                 metric, values = next(iter(scores["metrics"].items()))
                 rows.append((name, control, metric, interval(values["micro"]), scores["rows"]))
     return rows
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def main() -> None:

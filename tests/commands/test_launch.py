@@ -73,8 +73,9 @@ def test_a_dry_run_shows_every_command_and_runs_none(programs, tmp_path, script)
 def test_slurm_splits_the_flags_as_they_were_typed(programs):
     programs("sbatch", 'for word; do case "$word" in --wrap=*) sh -c "${word#--wrap=}";; esac; done')
     programs("srun", r"""printf '%s\n' "$@" """)
-    done = launch(programs, "slurm.sh", *FLAGS, PYTHON="python")
-    assert done.stdout.splitlines() == ["python", "-m", "vpjax.train", *FLAGS]
+    done = launch(programs, "slurm.sh", *FLAGS, PYTHON="python", CPUS="6")
+    # srun does not take the number of CPUs from sbatch.
+    assert done.stdout.splitlines() == ["--cpus-per-task=6", "python", "-m", "vpjax.train", *FLAGS]
 
 
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh"])

@@ -254,6 +254,16 @@ def with_template(text, folder, template):
     return folder
 
 
+def test_the_template_of_the_processor_comes_first(text, tmp_path):
+    """That of a file which older folders have, whose tokenizers have another one, for text alone, or none."""
+    template = text.tokenizer.chat_template
+    with_template(text, tmp_path, "{{ messages[0].content + 'no parts' }}")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    for _ in range(2):
+        np.testing.assert_array_equal(Text.load(tmp_path).chat(QUESTION), text.chat(QUESTION))
+        (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+
+
 def test_a_template_that_does_not_end_is_one_line(text, tmp_path, monkeypatch):
     """Where the folder is read, before any clip. This one does end, so that it does not slow other tests
     down, but its ten million rounds take far longer than it may."""

@@ -3,6 +3,7 @@ a Hugging Face folder are read here."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from vpjax.data.sampling import SLOT, Sampling
-from vpjax.files import read_object
+from vpjax.files import read_object, write_whole
 from vpjax.models.names import FAMILIES
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 IMAGE_PROCESSOR = "preprocessor_config.json"
 VIDEO_PROCESSOR = "video_preprocessor_config.json"
+NESTED = "processor_config.json"  # in which transformers 5 saves both, and before which it reads no others
+NESTED_KEYS = {IMAGE_PROCESSOR: "image_processor", VIDEO_PROCESSOR: "video_processor"}
 SHARE = 0.9  # of max_video_tokens that the video processor of Qwen2.5-VL spends
 
 
@@ -51,6 +54,9 @@ def video_processor(config: VLMConfig, data_config: ConfigDict) -> tuple[dict[st
     # Either is null, for together with a default of the other kind they are an error there.
     fields = {"num_frames": sampling.frames, "fps": sampling.fps}
     fields |= {"min_frames": sampling.min_frames, "max_frames": sampling.max_frames}
+    fields |= {
+        "cap_pixels_per_frame": False
+    }  # unless there is a budget: the default there depends on the version
     budgets = [sampling.total_pixels, data_config.get("max_tokens", 0) * factor**2]
     budget = min((pixels for pixels in budgets if pixels), default=0)  # of one frame of each slot
     if not family.whole_video:
@@ -83,13 +89,41 @@ def _processor(config: VLMConfig) -> dict[str, Any]:
     }
 
 
+def read_processors(folder: Path) -> dict[str, dict[str, Any]]:
+    """The configs of a Hugging Face folder's image and video processor, as far as it has them, by the name of
+    the file that each has to itself. They are read where transformers looks: in NESTED first."""
+    names = [name for name in NESTED_KEYS if (folder / name).is_file()]
+    found = {name: read_object(folder / name, "download it again") for name in names}
+    return found | _split(folder)[1]
+
+
+def separate_processors(folder: Path) -> None:
+    """Give the image and the video processor of a Hugging Face folder files of their own, in place of their
+    parts of NESTED: clients of any version read these, and the sizes of a run are written there."""
+    nested, parts = _split(folder)
+    for name, fields in parts.items():
+        write_json(folder / name, fields)
+    if parts:
+        write_json(folder / NESTED, nested)
+
+
+def _split(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What NESTED holds beside the two processors, and these by the names of their own files."""
+    nested: dict[str, Any] = {}
+    if (folder / NESTED).is_file():
+        nested = read_object(folder / NESTED, "download it again")
+    parts = {name: nested.pop(key) for name, key in NESTED_KEYS.items() if nested.get(key)}
+    return nested, parts
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
 def read_sampling(folder: Path) -> dict[str, Any]:
     """The fields ``data`` of configs/base.py that the video processor of a Hugging Face folder sets: the
     inverse of ``video_processor``. {} without such a file; a field that it leaves open is missing."""
-    file = folder / VIDEO_PROCESSOR
-    if not file.is_file():
-        return {}
-    fields = read_object(file, "download it again")
+    fields = read_processors(folder).get(VIDEO_PROCESSOR, {})
     found = {name: fields[name] for name in ("min_frames", "max_frames") if fields.get(name)}
     if fields.get("num_frames"):
         found |= {"frames": fields["num_frames"], "fps": 0.0}

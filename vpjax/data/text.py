@@ -18,7 +18,7 @@ import numpy as np
 
 from vpjax.data.positions import Stamps, is_visual
 from vpjax.data.tokenizer import END, SPECIALS
-from vpjax.files import AnyPath
+from vpjax.files import AnyPath, read_object
 from vpjax.types import MEDIA_TAG, Clip, Turn, UserError, word_place
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class Text:
         missing = [token for token in SPECIALS if token not in ids and token != "<|vision_pad|>"]
         if missing:
             raise UserError(f"{folder}: the tokenizer lacks {', '.join(missing)}; use a Qwen video model's")
+        of_processor = Path(folder) / "chat_template.json"
+        if of_processor.is_file():  # of older folders, whose processors write prompts by it
+            tokenizer.chat_template = read_object(of_processor, "download it again").get("chat_template")
         if not tokenizer.chat_template:
             raise UserError(f"{folder}: the tokenizer has no chat template (chat_template.jinja)")
         text = cls(

@@ -37,6 +37,7 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 MATRICES = (".kernel", ".lora_a", ".lora_b")  # endings of paths of what torch stores transposed
 Files = dict[str, dict[str, tuple["Place", Any]]]  # file -> key of a tensor -> its place and type
+DTYPE_NAMES = ("dtype", "torch_dtype")  # of a field of config.json
 TENSOR_DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}
 
 
@@ -74,9 +75,11 @@ def read_config(folder: AnyPath) -> VLMConfig:
 
 def stored_dtype(folder: AnyPath) -> str | None:
     """The type of the weights that belong to ``folder``/config.json, such as bfloat16; None: it does not say.
-    Files of transformers 5 call it ``dtype``, older ones ``torch_dtype``."""
+    Files of transformers 5 call it ``dtype``, older ones ``torch_dtype``; Qwen3-VL's on the hub have it in
+    ``text_config`` only."""
     raw = read_json(Path(folder) / "config.json")
-    return raw.get("dtype", raw.get("torch_dtype"))
+    says = [section.get(name) for section in (raw, raw.get("text_config") or {}) for name in DTYPE_NAMES]
+    return next((dtype for dtype in says if dtype), None)
 
 
 def load_pretrained(folder: AnyPath, *, mesh: jax.sharding.Mesh | None = None, dtype: Any = None) -> VideoLM:
@@ -112,12 +115,13 @@ def save_pretrained(model: VideoLM, folder: AnyPath, *, like: AnyPath | None = N
     """Write a checkpoint folder that ``transformers`` loads; the inverse of ``load_pretrained``.
 
     like: a folder of the same architecture, such as the one that the model came from. Its tokenizer, chat
-    template, generation and processor files are copied, and if it holds weights, every tensor keeps its key,
-    file and type. Otherwise tensors have the types of the model, in files of at most ``SHARD_BYTES``. All
-    arrays must be addressable from this process. A file appears whole or not at all, config.json last.
+    template, generation and processor files are copied, in place of all that ``folder`` has of these, and if
+    it holds weights, every tensor keeps its key, file and type. Otherwise tensors have the types of the
+    model, in files of at most ``SHARD_BYTES``. All arrays must be addressable from this process. A file
+    appears whole or not at all, config.json last.
     """
     folder, params, config = Path(folder), leaves(model), model.config.to_hf()
-    copied = [] if like is None else [file for pattern in HF_FILES for file in Path(like).glob(pattern)]
+    copied = [] if like is None else companions(like)
     if like is not None and _weight_files(Path(like)):
         files: Files = defaultdict(dict)
         for tensor, place in match(_read_tensors(Path(like)), places_of(model), model.config, like):
@@ -134,14 +138,21 @@ def save_pretrained(model: VideoLM, folder: AnyPath, *, like: AnyPath | None = N
     for source in copied:
         if source.resolve() != (folder / source.name).resolve():
             _write_file(folder / source.name, functools.partial(shutil.copyfile, source))
-    # Weights left by an earlier save would be read beside these, or instead of them.
-    for stale in folder.glob("model*.safetensors*"):
-        if stale.name not in files:
+    # What an earlier save left would be read beside these files, or instead of them.
+    kept = {*files, *(source.name for source in copied)}
+    left = [*folder.glob("model*.safetensors*"), *(companions(folder) if like is not None else [])]
+    for stale in left:
+        if stale.name not in kept:
             stale.unlink()
     if WEIGHTS not in files:
         weight_map = {key: file for file, members in files.items() for key in members}
         write_json_file(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
     write_json_file(folder / "config.json", config)
+
+
+def companions(folder: AnyPath) -> list[Path]:
+    """The files of a folder that belong to its model beside config.json and the weights: HF_FILES."""
+    return [file for pattern in HF_FILES for file in sorted(Path(folder).glob(pattern)) if file.is_file()]
 
 
 def places_of(model: VideoLM) -> dict[str, Place]:
@@ -324,8 +335,9 @@ def _set_dtype(config: dict[str, Any], dtype: Any) -> None:
     config.pop("torch_dtype", None)
     config["dtype"] = jnp.dtype(dtype).name
     for part in config.values():
-        if isinstance(part, dict) and "dtype" in part:
-            part["dtype"] = config["dtype"]
+        for name in DTYPE_NAMES:
+            if isinstance(part, dict) and name in part:
+                part[name] = config["dtype"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vpjax.data.clips import read_clips
 from vpjax.data.images import is_image
 from vpjax.data.looks import NO, RELEVANCE, YES, has_windows, rollout_windows, training_windows
 from vpjax.data.mixture import BUILT_IN, EVENTS, LONG, data_sets
-from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes
+from vpjax.data.processors import IMAGE_PROCESSOR, frame_sizes, separate_processors
 from vpjax.data.text import Text
 from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
@@ -203,9 +203,10 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         if config.init_from:
             source = checkpoint.model_folder(config.init_from)
             hf.read_config(source)
-            for pattern in ("config.json", "README.md", *hf.HF_FILES):
-                for file in source.glob(pattern):
-                    shutil.copyfile(file, part / file.name)
+            named = [source / name for name in ("config.json", "README.md") if (source / name).is_file()]
+            for file in [*named, *hf.companions(source)]:
+                shutil.copyfile(file, part / file.name)
+            separate_processors(part)
             if any(is_image(path) for clip in clips for path in clip.media):
                 set_image_sizes(part / IMAGE_PROCESSOR, config)
         else:
