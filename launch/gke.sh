@@ -26,7 +26,14 @@ case "$action" in
       --base-docker-image="${IMAGE:-python:3.11}" \
       --script-dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" \
       --command="pip install -e '.[tpu]' && $(quoted python -m vpjax.train "$@")"
-    run kubectl logs --follow --selector="jobset.sigs.k8s.io/jobset-name=$RUN,batch.kubernetes.io/job-completion-index=0"
+    # Process 0, which alone prints, runs in the first pod of the first slice. It has a log once it has started.
+    first="jobset.sigs.k8s.io/jobset-name=$RUN,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+    while ((!DRY_RUN)); do
+      phase=$(kubectl get pods --selector="$first" --output=jsonpath='{.items[*].status.phase}')
+      [[ -z "$phase" || "$phase" == Pending ]] || break
+      sleep 10
+    done
+    run kubectl logs --follow --selector="$first"
     ;;
   stop)
     run xpk workload delete "${where[@]}"

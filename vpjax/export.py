@@ -35,6 +35,7 @@ from vpjax.evaluation.results import interval
 from vpjax.files import local_folder, read_object
 from vpjax.models import hf, peft
 from vpjax.models.lora import is_adapter
+from vpjax.models.names import FAMILIES
 from vpjax.models.vlm import VideoLM, abstract_model, leaves
 from vpjax.training import checkpoint, config_rules, run_config
 from vpjax.training.writer import read_metrics
@@ -155,6 +156,8 @@ def model_card(
         name=workdir.resolve().name,
         step=step,
         family=model.config.family,
+        # vLLM would take the pixels of a frame for those of all frames; the processor has them anyway.
+        whole_video=FAMILIES[model.config.family].whole_video,
         size=sum(math.prod(leaf.shape) for leaf in leaves(model).values()),
         config=config,
         origin=origin,

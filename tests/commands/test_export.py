@@ -351,6 +351,9 @@ def test_the_card(kind, workdir, exported):
     assert "| events | blind | accuracy | 50.0 [25.0, 75.0] | 8 |" in card
     assert "14 frames, evenly spaced" in card and "as_trained(model, processor)" in card
     assert str(workdir.parent) not in card
+    (serve,) = [line for line in card.splitlines() if line.startswith("vllm serve")]
+    # vLLM gives all frames of a Qwen3-VL video together what this flag gives.
+    assert ("--mm-processor-kwargs" in serve) == (kind == "tied") and serve.count("'") % 2 == 0
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
 

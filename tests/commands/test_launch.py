@@ -78,6 +78,22 @@ def test_slurm_splits_the_flags_as_they_were_typed(programs):
     assert done.stdout.splitlines() == ["--cpus-per-task=6", "python", "-m", "vpjax.train", *FLAGS]
 
 
+def test_the_log_on_gke_is_followed_when_there_is_one(programs, tmp_path):
+    """kubectl ends at once where the pod is not there yet or has not started."""
+    for name in ("xpk", "sleep"):
+        programs(name, ":")
+    (tmp_path / "phases").write_text("\nPending\nRunning\n")
+    programs(
+        "kubectl",
+        f"""echo "$1" >> {tmp_path}/calls
+        [ "$1" != get ] || {{ head -n 1 {tmp_path}/phases; sed -i 1d {tmp_path}/phases; }}""",
+    )
+    done = launch(programs, "gke.sh", "run", *FLAGS, SLICES="8")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().split() == ["get", "get", "get", "logs"]
+    assert "job-index=0,batch" in done.stderr  # of one slice: kubectl follows five logs at most
+
+
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh"])
 def test_what_is_missing_is_named(programs, script):
     done = launch(programs, script, "run", ZONE="")
