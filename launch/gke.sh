@@ -7,7 +7,7 @@
 # The working tree is copied into the image. When a slice is preempted, the JobSet restarts, up to RESTARTS times,
 # and the run continues after its last checkpoint: --workdir must be on a disk that all pods share.
 # Environment: CLUSTER, PROJECT, ZONE, TYPE (such as v5litepod-64), RUN (its name); SLICES (1), RESTARTS (100),
-# IMAGE, the base image (python:3.11).
+# GRACE (300, the seconds in which a pod that is told to stop may save), IMAGE, the base image (python:3.11).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -23,6 +23,7 @@ case "$action" in
       --tpu-type="$TYPE" \
       --num-slices="${SLICES:-1}" \
       --max-restarts="${RESTARTS:-100}" \
+      --termination-grace-period-seconds="${GRACE:-300}" \
       --base-docker-image="${IMAGE:-python:3.11}" \
       --script-dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" \
       --command="pip install -e '.[tpu]' && $(quoted python -m vpjax.train "$@")"

@@ -80,7 +80,8 @@ case "$action" in
     done
     ;;
   stop)
-    everywhere "pkill -TERM -f '[v]pjax.train' || true"
+    # Python alone: the shell around it has the same words in its command, and is to write the code of its end.
+    everywhere "pkill -TERM -f '^venv/bin/python -m vpjax.train' || true"
     ;;
   delete)
     delete

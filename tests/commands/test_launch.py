@@ -1,6 +1,7 @@
 """The launchers: checked by shellcheck, dry runs run nothing, and flags arrive as they were typed."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -152,6 +153,17 @@ def test_a_preempted_tpu_is_replaced_and_the_run_goes_on(programs, worker, tmp_p
     while not (tmp_path / "vpjax" / "code").exists():  # the run is not waited for
         time.sleep(0.01)
     assert (tmp_path / "flags").read_text().splitlines() == ["-m", "vpjax.train", *FLAGS]
+
+
+def test_stop_ends_the_run_and_not_the_shell_that_tells_how_it_ended(programs):
+    """Nor that in which it looks for the run. All three have the words of the run in their commands."""
+    shown = launch(programs, "tpu_vm.sh", "--dry_run", "stop").stderr
+    pattern = re.compile(re.search(r"-f '\\''(.*?)'\\''", shown)[1])
+    started = launch(programs, "tpu_vm.sh", "--dry_run", "run", *FLAGS).stderr
+    shell = re.search(r"lock (sh -c .*?) > /dev/null", started)[1]
+    assert "vpjax.train" in shell and not pattern.search(shell)
+    assert not pattern.search(shown) and not pattern.search(f"flock --nonblock lock {shell}")
+    assert pattern.search("venv/bin/python -m vpjax.train --config sft")
 
 
 def test_a_healthy_tpu_is_reused_and_a_failed_run_leaves_it(programs, worker, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vpjax.data.text import Text
+from vpjax.data.tokenizer import train_tokenizer
 from vpjax.training import checkpoint, sums
 from vpjax.types import UserError
 
@@ -184,6 +187,33 @@ def test_what_is_no_model_is_told_what_to_do(tmp_path):
         with pytest.raises(UserError, match=message) as error:
             checkpoint.load_model(path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow  # imports transformers for the tokenizer
+def test_a_tokenizer_is_that_of_its_model(tmp_path):
+    train_tokenizer(["What happens?"], tmp_path, 264)
+    tokenizer = Text.load(tmp_path).tokenizer
+    ids = tokenizer.get_vocab()
+    names = dict(image_token="image_pad", video_token="video_pad")
+    names |= dict(vision_start="vision_start", vision_end="vision_end")
+    fields = {field: ids[f"<|{name}|>"] for field, name in names.items()}
+
+    def text(vocab, rate=None, **changes):
+        decoder = SimpleNamespace(vocab=vocab)
+        config = SimpleNamespace(decoder=decoder, tokens_per_second=rate, **fields | changes)
+        return checkpoint.text_of(tmp_path, config)
+
+    size = len(tokenizer)
+    assert text(size).video_pad == fields["video_token"] and text(size + 64)  # embeddings are often padded
+    for field, name in names.items():
+        with pytest.raises(UserError, match=rf"^{tmp_path}: <\|{name}\|> is 0 in config.json, but"):
+            text(size, **{field: 0})
+    assert text(size, 2.0, vision_start=0)  # which this model does not read
+    tokenizer.add_tokens(["<glue>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"ids up to {size}, but vocab_size in config.json is {size}: use"):
+        text(size)
+    assert text(size + 1)
 
 
 def two_checkpoints(open_manager, folder):

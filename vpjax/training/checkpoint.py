@@ -259,7 +259,32 @@ def load_model(
     """
     params = dict(load_params(path, step=step, mesh=mesh, dtype=dtype, say=say))
     folder = model_folder(path)
-    return rebuild(abstract_model(hf.read_config(folder)), params), Text.load(folder)
+    model_config = hf.read_config(folder)
+    return rebuild(abstract_model(model_config), params), text_of(folder, model_config)
+
+
+def text_of(folder: Path, model_config: VLMConfig) -> Text:
+    """The tokenizer of a model's folder. UserError if it is another model's: ids that the embedding lacks
+    would be read as its last one, and a video's tokens as text."""
+    text = Text.load(folder)
+    largest, vocab = max(text.tokenizer.get_vocab().values()), model_config.decoder.vocab
+    if largest >= vocab:
+        raise UserError(
+            f"{folder}: the tokenizer has ids up to {largest}, but vocab_size in config.json is {vocab}: use "
+            "the model's own tokenizer, or first resize the model (resize_token_embeddings in transformers)"
+        )
+    names = ["image_pad", "video_pad"]
+    if model_config.tokens_per_second is None:  # only then they are written around each slot
+        names += ["vision_start", "vision_end"]
+    for name in names:
+        field = name.replace("pad", "token")
+        found, expected = getattr(model_config, field), getattr(text, name)
+        if found != expected:
+            raise UserError(
+                f"{folder}: <|{name}|> is {found} in config.json, but {expected} in the tokenizer: use the "
+                "model's own tokenizer"
+            )
+    return text
 
 
 def load_params(

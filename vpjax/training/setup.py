@@ -216,7 +216,8 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
         sync_tree(part)
         part.replace(folder)
         sync(workdir)
-    return hf.read_config(folder), Text.load(folder)
+    model_config = hf.read_config(folder)
+    return model_config, checkpoint.text_of(folder, model_config)
 
 
 def set_image_sizes(file: Path, config: ConfigDict) -> None:
