@@ -8,6 +8,7 @@ import pytest
 from tests import runs
 from vpjax import export as exporting
 from vpjax.data.processors import IMAGE_PROCESSOR, NESTED, VIDEO_PROCESSOR
+from vpjax.evaluation.exported import check_folder
 from vpjax.models import hf
 from vpjax.predict import load
 from vpjax.types import UserError
@@ -105,3 +106,12 @@ def test_the_type_of_the_base_may_be_in_its_text_config(run, tmp_path, name):
     config = json.loads((exported(run, tmp_path / "out") / "config.json").read_text())
     assert config["dtype"] == config["text_config"][name] == "bfloat16"
     assert {tensor.dtype for tensor in hf.read_header(tmp_path / "out" / hf.WEIGHTS)} == {"BF16"}
+
+
+def test_the_check_leaves_out_what_the_base_adds_to_greedy_answers(run, tmp_path):
+    """Qwen2.5-VL's own folder asks for a penalty of repetitions, with which other tokens are the likeliest."""
+    added = {"do_sample": True, "repetition_penalty": 5.0, "temperature": 0.1}
+    (run / "model/generation_config.json").write_text(json.dumps(added | {"eos_token_id": [0]}))
+    model = exporting.export(run, tmp_path / "out")
+    lines = check_folder(model, tmp_path / "out")
+    assert lines[-1].endswith("its generation_config.json adds: repetition_penalty, temperature")

@@ -24,6 +24,8 @@ from vpjax.types import Prompts, UserError
 
 QUESTION = "What happens?"
 MAX_NEW = 16  # tokens of an answer that are compared
+# Fields of a generation_config.json by which greedy answers are as here.
+PLAIN = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "transformers_version"}
 AS_TRAINED = "as_trained.py"  # the file by which transformers 5 does what Qwen's own code does
 
 
@@ -104,7 +106,12 @@ def _compare_logits(theirs: Any, ours: VideoLM, case: Case, out: Path) -> str:
 
 def _compare_answers(theirs: Any, ours: VideoLM, text: Text, cases: list[Case], out: Path) -> str:
     """The greedy answers of transformers' ``generate``, which finds the positions by itself, against ours."""
+    from transformers import GenerationConfig
+
     theirs, processor = as_trained(theirs, load_processor(out), out)
+    unused = sorted(theirs.generation_config.to_diff_dict().keys() - PLAIN)
+    options = dict(do_sample=False, max_new_tokens=MAX_NEW, eos_token_id=list(text.stops))
+    theirs.generation_config = GenerationConfig(**options, pad_token_id=text.pad)
     for case in cases:
         inputs: Mapping[str, Any]
         if processor is None:
@@ -112,8 +119,7 @@ def _compare_answers(theirs: Any, ours: VideoLM, text: Text, cases: list[Case], 
         else:
             inputs = processed_inputs(processor, case)
         expected = greedy_tokens(ours, case.prompts, text.stops)
-        options = dict(do_sample=False, max_new_tokens=MAX_NEW, eos_token_id=list(text.stops))
-        answer = theirs.generate(**inputs, **options)
+        answer = theirs.generate(**inputs)
         found = answer[0, inputs["input_ids"].shape[1] :].tolist()
         if found != expected:
             raise UserError(
@@ -122,6 +128,8 @@ def _compare_answers(theirs: Any, ours: VideoLM, text: Text, cases: list[Case], 
             )
     through = "its processor and generate" if processor is not None else "its generate"
     note = "" if processor is not None else " (its processor needs torchvision)"
+    if unused:
+        note += f"; greedily, without what its generation_config.json adds: {', '.join(unused)}"
     return f"transformers answers the same about text, an image and a video, through {through}{note}"
 
 
