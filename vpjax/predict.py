@@ -46,7 +46,7 @@ from vpjax.evaluation.ranking import likeliest_first
 from vpjax.evaluation.scans import Localiser, Scan, likelihoods, relevance_scores, scans_of
 from vpjax.files import local_folder
 from vpjax.models.config import VisionConfig
-from vpjax.models.generate import Completions, generate
+from vpjax.models.generate import Completions, check_numbers, generate
 from vpjax.models.vlm import VideoLM
 from vpjax.training import checkpoint, run_config
 from vpjax.types import Clip, Look, UserError
@@ -226,6 +226,7 @@ def _shown(
 def _samples_of(completions: Completions, text: Text) -> list[Sample]:
     """The completions of one prompt, as NumPy arrays, as samples."""
     samples = []
+    check_numbers(completions.logprobs[completions.mask])
     arrays = completions.tokens[0], completions.mask[0], completions.logprobs[0]
     for tokens, mask, logprobs in zip(*arrays, strict=True):
         ids = tokens[mask]

@@ -238,6 +238,13 @@ def test_bad_models_are_named(folder, tmp_path, damage, named):
     assert all(name in str(error.value) for name in (str(broken), *named)), error.value
 
 
+def test_answers_of_no_numbers_are_an_error(loaded):
+    """As of damaged weights, or where float16 overflows. Their tokens would be the last of the vocabulary."""
+    model = jax.tree.map(lambda x: x.at[..., 0].set(np.nan), loaded.model)
+    with pytest.raises(UserError, match="the model's probabilities are no numbers"):
+        ask(dataclasses.replace(loaded, model=model), PROMPT, max_new_tokens=2)
+
+
 def test_bad_requests_are_named(folder, video, tmp_path):
     """One line on stderr, exit code 2."""
     (tmp_path / "text.mp4").write_text("not a video")

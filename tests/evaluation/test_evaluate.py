@@ -227,10 +227,13 @@ def test_predictions_go_to_their_clips(loaded, workdir, monkeypatch):
         ids = text.answer(clip.answer)
         truth[number, : len(ids)] = ids
 
+    logprob = 0.0
+
     def oracle(model, prompts, key, *, features=None, max_new, eos):
         knows = (prompts.clip % 2 == 1) & (features is not None)
         tokens = np.where(knows[:, None], truth[prompts.clip], 0)
-        return Completions(tokens[:, None], (tokens != 0)[:, None], None)
+        logprobs = np.full(tokens.shape, logprob, np.float32)
+        return Completions(tokens[:, None], (tokens != 0)[:, None], logprobs[:, None])
 
     monkeypatch.setattr(ask, "generate", oracle)
     predictions = Predictions()
@@ -255,6 +258,9 @@ def test_predictions_go_to_their_clips(loaded, workdir, monkeypatch):
             assert mean["rows"] == len(of_group)
             assert mean["mean"] == sum(clip in odd for clip in of_group) / len(of_group)
     assert list(accuracy["groups"]) == ["0.125 s", "0.25 s", "0.5 s"]
+    logprob = np.nan  # what a damaged model says is not scored
+    with pytest.raises(UserError, match="probabilities are no numbers"):
+        evaluation.evaluate_model(model, text, clips, request, data_config, predictions=Predictions())
 
 
 def test_split_over_devices(loaded, clips, whole):

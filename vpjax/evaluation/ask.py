@@ -32,7 +32,7 @@ from vpjax.data.video import Video
 from vpjax.evaluation.controls import control_shows
 from vpjax.evaluation.ranking import answer_logprobs, best_answer, pad_answers
 from vpjax.files import named
-from vpjax.models.generate import generate
+from vpjax.models.generate import check_numbers, generate
 from vpjax.models.sharding import (
     all_rows,
     all_texts,
@@ -361,6 +361,8 @@ class ClipPredictor:
         if not queries.ranked:
             out = self.complete(self.model, queries.prompts, queries.features, queries.shows)
             ids_BC, mask_BC = np.asarray(out.tokens)[:, 0], np.asarray(out.mask)[:, 0]
+            asked = [bool(row) for row in queries.clips]  # the others are padding
+            check_numbers(np.asarray(out.logprobs)[asked, 0][mask_BC[asked]])
             return [self.text.decode(ids[mask]) for ids, mask in zip(ids_BC, mask_BC, strict=True)]
         logprobs_BG = self._logprobs(queries, queries.control, queries.shows)
         if queries.is_contrast:
@@ -369,6 +371,7 @@ class ClipPredictor:
         for number, row in enumerate(queries.clips):
             answers = self.candidates.get(row[0].id, ()) if row else ()
             scores = logprobs_BG[number, : len(answers)]
+            check_numbers(scores)
             if queries.is_contrast:
                 scores = whole_BG[number, : len(answers)] - scores
             texts.append(best_answer(answers, scores) if answers else None)

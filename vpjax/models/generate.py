@@ -17,7 +17,7 @@ from vpjax.models.attention import KeyValues
 from vpjax.models.sampling_layout import regroup, split_heads, split_words
 from vpjax.models.vision import Features
 from vpjax.models.vlm import VideoLM, leaves, next_position, rebuild
-from vpjax.types import Array, Prompts
+from vpjax.types import Array, Prompts, UserError
 
 
 class Completions(NamedTuple):
@@ -160,6 +160,15 @@ def logprobs_of(token_BX: jax.Array, logits_BXO: jax.Array) -> jax.Array:
     """log p f32[B, X] of a token under the softmax of ``logits``."""
     chosen_BX = jnp.take_along_axis(logits_BXO, token_BX[..., None], axis=-1)[..., 0]
     return chosen_BX - jax.nn.logsumexp(logits_BXO, axis=-1)
+
+
+def check_numbers(logprobs: Array) -> None:
+    """UserError if log-probabilities of answers are NaN: their tokens mean nothing."""
+    if np.isnan(np.asarray(logprobs)).any():
+        raise UserError(
+            "the model's probabilities are no numbers (NaN): its weights are damaged, or of a type too "
+            "small for what it computes, as float16 may be: give them in bfloat16 or float32"
+        )
 
 
 def sample(key: Array, logits_O: jax.Array, top_p: float, top_k: int) -> jax.Array:
