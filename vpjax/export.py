@@ -41,6 +41,11 @@ from vpjax.training import checkpoint, config_rules, run_config
 from vpjax.training.writer import read_metrics
 from vpjax.types import UserError
 
+LICENSE = (
+    "license",
+    "license_name",
+    "license_link",
+)  # of the header of a card: the latter two if it is "other"
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
@@ -77,8 +82,11 @@ def export(
         write_json(out / IMAGE_PROCESSOR, image_processor(model.config, config.data))
     defaults, sizes = video_processor(model.config, config.data)
     write_json(out / VIDEO_PROCESSOR, came_along.get(VIDEO_PROCESSOR, defaults) | sizes)
+    origin = origin_of(source)
+    if license:
+        origin = {field: value for field, value in origin.items() if field not in LICENSE}
     named = {"base_model": base_model, "license": license}
-    origin = origin_of(source) | {name: value for name, value in named.items() if value}
+    origin |= {name: value for name, value in named.items() if value}
     (out / "README.md").write_text(model_card(workdir, config, model, step, origin))
     return model
 
@@ -122,15 +130,16 @@ def _check_folders(workdir: Path, out: Path, written: str) -> None:
 
 
 def origin_of(folder: Path) -> dict[str, str]:
-    """What a model folder tells of its ``license`` and ``base_model``, a name on the hub: from the header of
-    its README.md and from config.json. What it does not tell is missing."""
+    """What a model folder tells of its license (the fields of LICENSE) and ``base_model``, a name on the hub:
+    from the header of its README.md and from config.json. What it does not tell is missing."""
     found = {}
     card = folder / "README.md"
     if card.is_file():
         header = re.match(r"---\n(.*?)\n---\n", card.read_text(errors="replace"), re.DOTALL)
-        license = re.search(r"^license: *(\S+)$", header[1], re.MULTILINE) if header else None
-        if license:
-            found["license"] = license[1]
+        for field in LICENSE:
+            stated = re.search(rf"^{field}: *(\S+)$", header[1] if header else "", re.MULTILINE)
+            if stated:
+                found[field] = stated[1]
     name = hf.read_json(folder / "config.json").get("_name_or_path")
     if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         found["base_model"] = name

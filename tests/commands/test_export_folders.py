@@ -115,3 +115,17 @@ def test_the_check_leaves_out_what_the_base_adds_to_greedy_answers(run, tmp_path
     model = exporting.export(run, tmp_path / "out")
     lines = check_folder(model, tmp_path / "out")
     assert lines[-1].endswith("its generation_config.json adds: repetition_penalty, temperature")
+
+
+def test_a_license_of_its_own_keeps_its_name(run, tmp_path):
+    """As Qwen2.5-VL-3B's, unless another one is given."""
+    fields = ["license: other", "license_name: qwen-research", "license_link: https://example.org/LICENSE"]
+    (run / "model/README.md").write_text("\n".join(["---", *fields, "---", "# Theirs", ""]))
+
+    def header(**options):
+        exporting.export(run, tmp_path / "out", **options)
+        lines = (tmp_path / "out/README.md").read_text().split("---")[1].splitlines()
+        return [line for line in lines if line.startswith("license")]
+
+    assert header() == fields
+    assert header(license="mit") == ["license: mit"]
