@@ -54,9 +54,7 @@ def video_processor(config: VLMConfig, data_config: ConfigDict) -> tuple[dict[st
     # Either is null, for together with a default of the other kind they are an error there.
     fields = {"num_frames": sampling.frames, "fps": sampling.fps}
     fields |= {"min_frames": sampling.min_frames, "max_frames": sampling.max_frames}
-    fields |= {
-        "cap_pixels_per_frame": False
-    }  # unless there is a budget: the default there depends on the version
+    fields["cap_pixels_per_frame"] = False  # unless there is a budget; its default depends on the version
     budgets = [sampling.total_pixels, data_config.get("max_tokens", 0) * factor**2]
     budget = min((pixels for pixels in budgets if pixels), default=0)  # of one frame of each slot
     if not family.whole_video:
