@@ -41,11 +41,7 @@ from vpjax.training import checkpoint, config_rules, run_config
 from vpjax.training.writer import read_metrics
 from vpjax.types import UserError
 
-LICENSE = (
-    "license",
-    "license_name",
-    "license_link",
-)  # of the header of a card: the latter two if it is "other"
+LICENSE = ("license", "license_name", "license_link")  # in a card's header, the latter two of "other" ones
 MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
