@@ -13,7 +13,7 @@ from vpjax.data.video import Video
 from vpjax.files import AnyPath, written
 
 # Increased whenever decoding or resizing gives other pixels or times than before, or a page has another form.
-PIXELS_VERSION = 4
+PIXELS_VERSION = 5
 # A page has the CRC-32 of what follows; the number of frames, their height and width (int64); the seconds
 # that a frame lasts, the interval of the moments, and the time of each frame (float64); and the pixels.
 SUM_BYTES = 8

@@ -189,6 +189,7 @@ class Header(NamedTuple):
     frames: int
     is_mp4: bool
     is_transport: bool
+    is_program: bool
 
 
 def read_header(container: InputContainer, stream: av.VideoStream) -> Header:
@@ -205,6 +206,7 @@ def read_header(container: InputContainer, stream: av.VideoStream) -> Header:
         frames=stream.frames if "mp4" in format else 0,
         is_mp4="mp4" in format,
         is_transport=format == "mpegts",
+        is_program=format == "mpeg",
     )
 
 
@@ -225,8 +227,9 @@ class Packets:
 
 
 def read_packets(container: InputContainer, stream: av.VideoStream, *, all_streams: bool) -> Packets:
-    """Read the packets of the video stream, or of all streams. BadTimestamps for a frame without a time."""
-    found = Packets()
+    """Read the packets of the video stream, or of all streams. BadTimestamps for a frame without a time, and
+    if the times begin anew, as where files were written one behind another."""
+    found, decoded = Packets(), -math.inf
     for packet in packets_of(container, *([] if all_streams else [stream])):
         if not packet.size:  # marks the end of a stream
             continue
@@ -240,6 +243,10 @@ def read_packets(container: InputContainer, stream: av.VideoStream, *, all_strea
         found.count += 1
         if packet.pts is None:
             raise BadTimestamps("a packet has no presentation time")
+        if packet.dts is not None:
+            if packet.dts < decoded:
+                raise BadTimestamps("the packets' times do not ascend")
+            decoded = packet.dts
         if packet.is_keyframe:
             found.dts[packet.pts] = packet.pts if packet.dts is None else packet.dts
         found.ends[packet.pts] = packet.pts + duration
@@ -249,9 +256,13 @@ def read_packets(container: InputContainer, stream: av.VideoStream, *, all_strea
 
 
 def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
-    """The index by the timestamps of all packets; nothing is decoded."""
+    """The index by the timestamps of all packets; nothing is decoded. BadTimestamps if they are not those at
+    which frames are shown."""
     with opened(path, max_side) as (container, stream):
         header = read_header(container, stream)
+        if container.format.name == "avi" and stream.codec_context.has_b_frames:
+            # AVI has no such times, and those that FFmpeg derives for H.264 and packed MPEG-4 are wrong.
+            raise BadTimestamps("frames are shown in an order that the file does not tell")
         expected = len(stream.index_entries)
         packets = read_packets(container, stream, all_streams=header.longest_seconds > 0)
         # The index of a fragmented file grows as its fragments come into sight.
@@ -269,6 +280,9 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         has_half = header.is_mp4 and has_broken_fragments(path)
         lost = int(has_half or (header.is_transport and ends_inside_packet(path)))
     numbers = np.arange(len(pts))
+    keyframe = np.maximum.accumulate(np.where(np.isin(pts, list(packets.dts)), numbers, 0))
+    if header.is_program:  # few of its frames have a time, and after a seek FFmpeg derives others than before
+        keyframe[:] = 0
     last_seconds = packets.durations[int(pts[-1])] * header.tick or 1 / header.rate
     return FrameIndex(
         times=(pts - pts[0]) * header.tick,
@@ -276,7 +290,7 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
         tick=header.tick,
         pts=pts,
         counted=False,
-        keyframe=np.maximum.accumulate(np.where(np.isin(pts, list(packets.dts)), numbers, 0)),
+        keyframe=keyframe,
         entry=np.array([packets.dts.get(int(p), 0) for p in pts]),
         size=header.size,
         aspect=header.aspect,
@@ -311,6 +325,8 @@ def frame_index(path: AnyPath, max_side: int) -> FrameIndex:
             stated = (container.duration or 0) / av.time_base
         pts = [frame.pts for frame in frames_of(container, stream)]
         rate, tick = rate_and_tick(stream)
+        if all(p is None for p in pts):  # of a bare stream, which has no header around it to state the rate
+            rate = float(stream.codec_context.framerate or rate)
         size, aspect = (stream.codec_context.height, stream.codec_context.width), aspect_of(stream)
     if not pts:
         raise Problem("has no decodable frame")
@@ -334,19 +350,24 @@ def decode_frames(
     with opened(path, max_side) as (container, stream):
         frames = enumerate(frames_of(container, stream))
         following = 0  # number of the frame that the decoder gives next
+        last = -math.inf  # the timestamp of the frame before it
         for number in chosen:
             keyframe = index.keyframe[number]
             if keyframe - following >= SEEK_GAIN:
                 container.seek(int(index.entry[keyframe]), stream=stream)
                 frames = enumerate(frames_of(container, stream))
+                last = -math.inf
             pts = None
             for count, frame in frames:
                 pts = count if index.counted else frame.pts
+                if pts is not None and pts < last:
+                    raise BadTimestamps("frames come in another order than their timestamps")
                 if pts is None or pts >= index.pts[number]:
                     break
+                last = pts
             if pts != index.pts[number] or frame.is_corrupt:
                 raise BadTimestamps(f"the frame at {index.times[number]:.3f} s cannot be decoded")
-            following = number + 1
+            following, last = number + 1, index.pts[number]
             check_size(frame.width, frame.height, max_side)
             yield upright(convert.reformat(frame, format="rgb24", threads=1).to_ndarray(), frame)
 
