@@ -60,6 +60,14 @@ def test_frames_that_damaged_tables_hide_are_counted(tmp_path, box, place, numbe
     assert (info.frames, info.lost) == (shown, 75 - shown)
 
 
+def test_a_clip_cut_out_without_decoding_has_lost_nothing(tmp_path):
+    """Of the frames from a keyframe on, an edit list shows the last few."""
+    muxer = {"avoid_negative_ts": "disabled"}
+    path = write(tmp_path / "a.mp4", greys(32), range(-28, 4), muxer=muxer, g="32", sc_threshold="0")
+    info = probe(path)
+    assert (info.frames, info.lost) == (4, 0)
+
+
 def test_lost_parts_of_other_containers_are_counted(tmp_path):
     """The end of a webm file, which states its duration; what stands before a stream's first keyframe; the
     end of a transport stream, if a part of a packet is left."""

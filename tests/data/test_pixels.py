@@ -151,3 +151,21 @@ def test_pixels_that_are_not_square_are_shown_in_their_shape(tmp_path, name, is_
     size = smart_resize(height, width, factor=28, min_pixels=28 * 28, max_pixels=1 << 20)
     assert shown.frames.shape[1:3] == size
     np.testing.assert_array_equal(shown.frames, read_frames(plain, sampling, size=size).frames)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(tmp_path, mode):
+    """As in Qwen's own code: a figure's black lines on nothing are not black on black."""
+    pixels = np.zeros((28, 28, 4), np.uint8)
+    pixels[8:20, :, 3] = 255
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
+    frame = read_image(tmp_path / "a.png", size=(28, 28)).frames[0]
+    assert (frame[8:20] == 0).all() and (frame[:8] == 255).all() and (frame[20:] == 255).all()
+
+
+def test_grey_of_16_bits_keeps_its_levels(tmp_path):
+    levels = np.arange(28 * 28, dtype=np.uint16).reshape(28, 28) * 83
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    frame = read_image(tmp_path / "a.png", size=(28, 28)).frames[0]
+    np.testing.assert_allclose(frame[..., 1], levels / 257, rtol=0, atol=1)
+    assert (frame == frame[..., :1]).all()

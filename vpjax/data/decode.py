@@ -6,7 +6,7 @@ A file that cannot be used raises ``Problem`` without the file's name, which ``v
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
@@ -158,13 +158,6 @@ def lacking_by_rate(times: np.ndarray, rate: float, stated: float) -> int:
     return expected - len(times) if 2 * len(times) < expected and usual < 1.5 / rate else 0
 
 
-def hidden_beyond(ends: Sized, shown: Sized) -> int:
-    """How many frames a file's edit list hides, if it hides more than it shows: none that anybody made, but
-    one whose numbers are damaged."""
-    hidden = len(ends) - len(shown)
-    return hidden if hidden > len(shown) else 0
-
-
 def ends_inside_packet(path: AnyPath) -> bool:
     """Whether a transport stream was cut at its beginning or end, other than between two packets."""
     length, _ = stamp(path)
@@ -298,6 +291,17 @@ def packet_index(path: AnyPath, max_side: int) -> FrameIndex:
     )
 
 
+def hidden_beyond(packets: Packets) -> int:
+    """How many frames a file's edit list hides, if it hides more than it shows: none that anybody made, but
+    one whose numbers are damaged. Without those from which the first that is shown is decoded, as a clip has
+    that was cut out of a film without decoding."""
+    shown = packets.durations
+    first = min(shown, default=0)
+    begin = max((pts for pts in packets.dts if pts <= first), default=first)
+    hidden = sum(pts not in shown and not begin <= pts < first for pts in packets.ends)
+    return hidden if hidden > len(shown) else 0
+
+
 def lost_by_packets(header: Header, packets: Packets, pts: np.ndarray) -> int:
     """How many frames a file lacks by its header and the times of its packets. pts i64[N]: of the frames that
     can be decoded, ascending."""
@@ -309,7 +313,7 @@ def lost_by_packets(header: Header, packets: Packets, pts: np.ndarray) -> int:
         missing = header.longest_seconds - (packets.end if packets.has_others else span)
     lost = lost_frames(np.array(sorted(packets.durations)) * header.tick, missing)
     # What only the header knows, and what an edit list hides, may be what lacks by the times as well.
-    unseen = (header.frames - packets.count, hidden_beyond(packets.ends, packets.durations))
+    unseen = (header.frames - packets.count, hidden_beyond(packets))
     lost = max(lost, sum(count for count in unseen if count >= GAP))
     before_keyframe = len(packets.durations) - len(pts)
     if before_keyframe >= GAP:

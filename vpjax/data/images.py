@@ -35,9 +35,20 @@ def image_size(path: AnyPath, max_side: int) -> tuple[int, int]:
 
 
 def image_pixels(path: AnyPath, max_side: int) -> np.ndarray:
-    """The pixels u8[h,w,3], upright by the image's EXIF tag."""
+    """The pixels u8[h,w,3], upright by the image's EXIF tag, what is transparent on white."""
     with opened_image(path, max_side) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.asarray(as_rgb(ImageOps.exif_transpose(image)))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in 8-bit RGB. On white as qwen-vl-utils shows it, for what lies below transparent
+    pixels is mostly black, as is the text on them."""
+    if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
 
 
 @contextlib.contextmanager
