@@ -2,11 +2,13 @@
 
 import json
 import math
+import struct
 import sys
 from types import ModuleType
 
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vpjax.recipes import base
 from vpjax.training.writer import TRACKERS, Writer, check_installed, missing_lines, read_metrics
@@ -87,6 +89,37 @@ def test_a_tracker_continues_its_run(tracker, tmp_path):
     identity = "id" if name == "wandb" else "name"
     assert first[identity] == second[identity] != other[identity]
     assert first["name"].startswith("mine") and other["name"].startswith("other")
+
+
+def events_in(folder):
+    """The events of a folder's files, read by hand: each after its length and a checksum, before another."""
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[12 + length + 4 :]
+
+
+def test_tensorboard_has_the_finite_numbers_and_the_pages(tmp_path):
+    writer = Writer(tmp_path, 2, config_of("tensorboard"))
+    writer.write(3, {"loss/lm": 0.5, "reward": math.nan})
+    written = list(events_in(tmp_path / "tensorboard"))  # as soon as the step has ended
+    writer.page("rollouts", 3, "# Three")
+    writer.close()
+    assert [event.session_log.status for event in written if event.step == 3][1] == SessionLog.START
+    (number,) = (value for event in written for value in event.summary.value)
+    assert (number.tag, number.simple_value, written[-1].step) == ("loss/lm", 0.5, 3)
+    *_, page = events_in(tmp_path / "tensorboard")
+    assert page.summary.value[0].tensor.string_val[0] == b"# Three"
+
+
+def test_a_full_disk_ends_the_step_that_writes(tmp_path, monkeypatch):
+    """Not a thread beside it, for which the run would wait forever."""
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: open("/dev/full", "wb"))
+    writer = Writer(tmp_path, 0, config_of("tensorboard"))
+    with pytest.raises(OSError, match="No space left on device: .*tensorboard"):
+        writer.write(1, {"loss": 0.5})
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch):

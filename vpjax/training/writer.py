@@ -11,8 +11,9 @@ import importlib.util
 import json
 import math
 import os
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,7 +23,7 @@ from vpjax.files import AnyPath, named, write_whole
 from vpjax.types import UserError
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
 
 METRICS_FILE = "metrics.jsonl"
 RUN_ID_FILE = "run_id"  # a name that no other run has, under which trackers continue this one
@@ -103,27 +104,48 @@ class Files:
 
 class TensorBoard:
     """``<workdir>/tensorboard/``, without numbers that are not finite. The board is opened when it has
-    something to show, so that the first step of a run does not wait for its import."""
+    something to show, so that the first step of a run does not wait for its import.
+
+    tensorboardX's SummaryWriter writes in a thread, which a full disk ends, and the run would wait for it
+    forever. So this writes the same events by itself."""
 
     def __init__(self, workdir: Path, step: int):
         self._folder, self._first = workdir / "tensorboard", step + 1
 
     @functools.cached_property
-    def _board(self) -> "SummaryWriter":
-        from tensorboardX import SummaryWriter  # imports torch where that is installed
+    def _events(self) -> "EventsWriter":
+        from tensorboardX.event_file_writer import EventsWriter  # imports torch where that is installed
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        return SummaryWriter(str(self._folder), purge_step=self._first)
+        self._folder.mkdir(exist_ok=True)
+        events = EventsWriter(str(self._folder / "events"))
+        # Boards hide what an earlier start wrote from this step on.
+        events.write_event(Event(step=self._first, file_version="brain.Event:2"))
+        events.write_event(Event(step=self._first, session_log=SessionLog(status=SessionLog.START)))
+        return events
+
+    def _write(self, step: int, summaries: Iterable[Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with named(self._folder):
+            for summary in summaries:
+                self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+            self._events.flush()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, x in finite(metrics).items():
-            self._board.add_scalar(name, x, step)
+        from tensorboardX.summary import scalar
+
+        self._write(step, [scalar(name, x) for name, x in finite(metrics).items()])
 
     def page(self, name: str, step: int, markdown: str) -> None:
-        self._board.add_text(name, markdown, step)
+        from tensorboardX.summary import text
+
+        self._write(step, [text(name, markdown)])
 
     def close(self) -> None:
-        if "_board" in vars(self):
-            self._board.close()
+        if "_events" in vars(self):
+            with named(self._folder):
+                self._events.close()
 
 
 class Tracker:
