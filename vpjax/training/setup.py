@@ -25,7 +25,7 @@ from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
 from vpjax.events import long
 from vpjax.events.folder import kept_sentences
-from vpjax.files import read_object, sync, sync_tree
+from vpjax.files import named, read_object, sync, sync_tree
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters, quantised
 from vpjax.models.peft import load_adapters
@@ -200,24 +200,30 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
                 raise UserError(f"config.init_from: {error}") from error
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        if config.init_from:
-            source = checkpoint.model_folder(config.init_from)
-            hf.read_config(source)
-            named = [source / name for name in ("config.json", "README.md") if (source / name).is_file()]
-            for file in [*named, *hf.companions(source)]:
-                shutil.copyfile(file, part / file.name)
-            separate_processors(part)
-            if any(is_image(path) for clip in clips for path in clip.media):
-                set_image_sizes(part / IMAGE_PROCESSOR, config)
-        else:
-            new_model(config, part, clips)
-        set_tokens_per_second(part / "config.json", config)
-        (part / MADE_FOR).write_text(config.to_json())
+        with named(part):
+            fill_model_folder(config, part, clips)
         sync_tree(part)
         part.replace(folder)
         sync(workdir)
     model_config = hf.read_config(folder)
     return model_config, checkpoint.text_of(folder, model_config)
+
+
+def fill_model_folder(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
+    """Write the files of a run's model/ folder, see ``prepare_model``."""
+    if config.init_from:
+        source = checkpoint.model_folder(config.init_from)
+        hf.read_config(source)
+        own = [source / name for name in ("config.json", "README.md")]
+        for file in [*filter(Path.is_file, own), *hf.companions(source)]:
+            shutil.copyfile(file, folder / file.name)
+        separate_processors(folder)
+        if any(is_image(path) for clip in clips for path in clip.media):
+            set_image_sizes(folder / IMAGE_PROCESSOR, config)
+    else:
+        new_model(config, folder, clips)
+    set_tokens_per_second(folder / "config.json", config)
+    (folder / MADE_FOR).write_text(config.to_json())
 
 
 def set_image_sizes(file: Path, config: ConfigDict) -> None:
