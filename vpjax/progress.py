@@ -77,7 +77,9 @@ class Report:
         self.best = best_of(workdir, config.keep_best, start)
         if lost := missing_lines(workdir, start):
             say(lost)
-        self.writer = Writer(workdir, start, config) if jax.process_index() == 0 else None
+        self.writer = None
+        if jax.process_index() == 0:
+            self.writer = Writer(workdir, start, config, time.time)
         self.first_step = start + 1
         self.steps_without_spread = 0  # in a row, in which no prompt's completions differed in reward
         self._start_interval(start)

@@ -21,6 +21,10 @@ def config_of(*log_to):
     return config
 
 
+def clock():
+    return 1.5e9
+
+
 class Board:
     """Stands for a package such as wandb: the runs that it was asked for, and what they were given."""
 
@@ -52,7 +56,7 @@ def tracker(request, monkeypatch):
 
 
 def test_the_files_are_there_whatever_else_is(tmp_path):
-    writer = Writer(tmp_path, 0, config_of())
+    writer = Writer(tmp_path, 0, config_of(), clock)
     for step in (1, 2, 3):
         writer.write(step, {"loss": 1 / step, "reward": math.nan if step == 2 else 0.5})
     writer.page("rollouts", 2, "# Two")
@@ -64,7 +68,7 @@ def test_the_files_are_there_whatever_else_is(tmp_path):
     assert [line["loss"] for line in lines] == [1, 1 / 2, 1 / 3]
     assert [line["reward"] for line in lines] == [0.5, None, 0.5]
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    writer = Writer(tmp_path, 2, config_of())  # goes on after step 2
+    writer = Writer(tmp_path, 2, config_of(), clock)  # goes on after step 2
     writer.write(3, {"loss": 1 / 3, "reward": 0.5})
     writer.close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
@@ -76,11 +80,11 @@ def test_a_tracker_continues_its_run(tracker, tmp_path):
     name, board = tracker
     check_installed(config_of(name))
     for start in (0, 2):
-        writer = Writer(tmp_path / "mine", start, config_of(name))
+        writer = Writer(tmp_path / "mine", start, config_of(name), clock)
         writer.write(start + 1, {"loss": 0.5, "reward": np.nan})
         writer.page("rollouts", start + 1, "# A page")
         writer.close()
-    Writer(tmp_path / "other", 0, config_of(name)).close()
+    Writer(tmp_path / "other", 0, config_of(name), clock).close()
     first, second, other = board.runs
     assert [first["logged"], second["logged"]] == [[(1, {"loss": 0.5})], [(3, {"loss": 0.5})]]
     assert {run["project"] for run in board.runs} == {"vpjax"} and first["config"]["seed"] == 0
@@ -102,7 +106,7 @@ def events_in(folder):
 
 
 def test_tensorboard_has_the_finite_numbers_and_the_pages(tmp_path):
-    writer = Writer(tmp_path, 2, config_of("tensorboard"))
+    writer = Writer(tmp_path, 2, config_of("tensorboard"), clock)
     writer.write(3, {"loss/lm": 0.5, "reward": math.nan})
     written = list(events_in(tmp_path / "tensorboard"))  # as soon as the step has ended
     writer.page("rollouts", 3, "# Three")
@@ -110,6 +114,7 @@ def test_tensorboard_has_the_finite_numbers_and_the_pages(tmp_path):
     assert [event.session_log.status for event in written if event.step == 3][1] == SessionLog.START
     (number,) = (value for event in written for value in event.summary.value)
     assert (number.tag, number.simple_value, written[-1].step) == ("loss/lm", 0.5, 3)
+    assert written[-1].wall_time == clock()
     *_, page = events_in(tmp_path / "tensorboard")
     assert page.summary.value[0].tensor.string_val[0] == b"# Three"
 
@@ -117,7 +122,7 @@ def test_tensorboard_has_the_finite_numbers_and_the_pages(tmp_path):
 def test_a_full_disk_ends_the_step_that_writes(tmp_path, monkeypatch):
     """Not a thread beside it, for which the run would wait forever."""
     monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: open("/dev/full", "wb"))
-    writer = Writer(tmp_path, 0, config_of("tensorboard"))
+    writer = Writer(tmp_path, 0, config_of("tensorboard"), clock)
     with pytest.raises(OSError, match="No space left on device: .*tensorboard"):
         writer.write(1, {"loss": 0.5})
 
@@ -141,7 +146,7 @@ def test_a_tracker_that_is_not_installed(monkeypatch):
     ],
 )
 def test_a_power_cut_costs_only_the_lines_that_it_damaged(tmp_path, tail, left):
-    writer = Writer(tmp_path, 0, config_of())
+    writer = Writer(tmp_path, 0, config_of(), clock)
     for step in (1, 2, 3, 4):
         writer.write(step, {"loss": 1 / step})
     writer.files.sync()
@@ -154,7 +159,7 @@ def test_a_power_cut_costs_only_the_lines_that_it_damaged(tmp_path, tail, left):
     assert "5 steps from step 1 on" in missing_lines(tmp_path, 5) or missing_lines(tmp_path, 5).count(
         "step 5 "
     )
-    writer = Writer(tmp_path, 4, config_of())  # goes on after step 4, on a file that is whole again
+    writer = Writer(tmp_path, 4, config_of(), clock)  # goes on after step 4, on a file that is whole again
     writer.write(5, {"loss": 0.2})
     writer.close()
     assert [line["step"] for line in map(json.loads, file.read_text().splitlines())][-1] == 5

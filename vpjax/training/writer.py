@@ -11,9 +11,8 @@ import importlib.util
 import json
 import math
 import os
-import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,16 +46,16 @@ class Writer:
     """Writes the metrics and pages of a run to the files of ``workdir`` and to the sinks of ``log_to``.
 
     step: the last one to keep. What a killed run wrote about later steps, after its last checkpoint, is
-    dropped, because the resumed run writes it again.
+    dropped, because the resumed run writes it again. clock: gives the seconds since 1970 for boards.
     """
 
-    def __init__(self, workdir: AnyPath, step: int, config: ConfigDict):
+    def __init__(self, workdir: AnyPath, step: int, config: ConfigDict, clock: Callable[[], float]):
         workdir = Path(workdir)
         self.files = Files(workdir, step)
         self.sinks: list[Sink] = [self.files]
         for name in config.log_to:
             if name == "tensorboard":
-                self.sinks.append(TensorBoard(workdir, step))
+                self.sinks.append(TensorBoard(workdir, step, clock))
             else:
                 self.sinks.append(Tracker(name, workdir, config))
 
@@ -109,8 +108,8 @@ class TensorBoard:
     tensorboardX's SummaryWriter writes in a thread, which a full disk ends, and the run would wait for it
     forever. So this writes the same events by itself."""
 
-    def __init__(self, workdir: Path, step: int):
-        self._folder, self._first = workdir / "tensorboard", step + 1
+    def __init__(self, workdir: Path, step: int, clock: Callable[[], float]):
+        self._folder, self._first, self._clock = workdir / "tensorboard", step + 1, clock
 
     @functools.cached_property
     def _events(self) -> "EventsWriter":
@@ -129,7 +128,7 @@ class TensorBoard:
 
         with named(self._folder):
             for summary in summaries:
-                self._events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
+                self._events.write_event(Event(step=step, wall_time=self._clock(), summary=summary))
             self._events.flush()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
