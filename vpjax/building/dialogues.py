@@ -29,12 +29,23 @@ ROLES = dict(human="user", user="user", gpt="assistant", assistant="assistant", 
 
 
 def dialogue_items(
-    row: JsonObject, turns: Sequence[tuple[str, str]], media: Sequence[Medium], *, tagged: bool, **fields: Any
+    row: JsonObject,
+    turns: Sequence[tuple[str, str]],
+    media: Sequence[Medium],
+    part: JsonObject,
+    *,
+    tagged: bool,
+    **fields: Any,
 ) -> Iterator[Item]:
     """The item of a conversation, if it has turns.
 
-    turns: (role, text). tagged: see ``in_shown_order``.
+    turns: (role, text). part: with the ``start`` and ``end`` of the video's part, if they are given. tagged:
+    see ``in_shown_order``. Rejected if it is not known of which video the part is.
     """
+    given = {name: part[name] for name in ("start", "end") if part.get(name) is not None}
+    if len(media) > 1 and given:
+        raise Rejected(f"part of one of several videos: {short(given)}")
+    fields |= parse_part(given)
     media = in_shown_order(media, [text for role, text in turns if role == "user"], tagged=tagged)
     shown = shown_fields(media)
     system = field(row, "system", default="").strip()  # LLaMA-Factory's, for a dialogue that has none itself
@@ -70,17 +81,8 @@ def conversation_items(row: JsonObject) -> Iterator[Item]:
     """LLaVA, LLaVA-Video and the fine-tuning format of Qwen-VL: as many media tags as media. ``start`` and
     ``end`` of a row are the part of its video."""
     turns = [(role_of(turn, "from"), field(turn, "value")) for turn in field(row, "conversations", list)]
-    media, fields = media_of(row), parse_part(row) | {"extra": extra_fields(row, "data_source")}
-    if len(media) > 1:
-        check_no_part(parse_part(row))
-    yield from dialogue_items(row, turns, media, tagged=True, **fields)
-
-
-def check_no_part(part: JsonObject) -> None:
-    """Rejected if a part is given, where it is not known of which video it is."""
-    given = {name: at for name, at in part.items() if at is not None}
-    if given:
-        raise Rejected(f"part of one of several videos: {short(given)}")
+    extra = extra_fields(row, "data_source")
+    yield from dialogue_items(row, turns, media_of(row), row, tagged=True, extra=extra)
 
 
 def message_items(row: JsonObject) -> Iterator[Item]:
@@ -103,10 +105,8 @@ def message_items(row: JsonObject) -> Iterator[Item]:
             if part:
                 parts.append(part)
         turns.append((role, "".join(texts)))
-    if len(media) > 1:
-        check_no_part(parts[0] if parts else {})
-    fields = parse_part(parts[0] if parts else {}) | {"extra": extra_fields(row, "dataset", "task")}
-    yield from dialogue_items(row, turns, media, tagged=False, **fields)
+    extra = extra_fields(row, "dataset", "task")
+    yield from dialogue_items(row, turns, media, parts[0] if parts else {}, tagged=False, extra=extra)
 
 
 def pieces_of(turn: JsonObject) -> list[Any]:
