@@ -27,12 +27,11 @@ from vpjax.data.processors import (
     read_processors,
     separate_processors,
     video_processor,
-    write_json,
 )
 from vpjax.data.text import Text
 from vpjax.evaluation.exported import AS_TRAINED, check_folder
 from vpjax.evaluation.results import interval
-from vpjax.files import local_folder, read_object
+from vpjax.files import local_folder, read_object, write_json
 from vpjax.models import hf, peft
 from vpjax.models.lora import is_adapter
 from vpjax.models.names import FAMILIES

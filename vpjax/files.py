@@ -87,6 +87,11 @@ def write_whole(path: AnyPath, content: bytes, *, keep: bool = True) -> None:
         part.write_bytes(content)
 
 
+def write_json(path: AnyPath, value: Any) -> None:
+    """Write a JSON file in the form of Hugging Face's, which nobody can see half-written."""
+    write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
 @contextlib.contextmanager
 def written(path: AnyPath, *, keep: bool = True) -> Iterator[Path]:
     """A local file to be written, for libraries that only write local files. It becomes ``path`` when the

@@ -3,7 +3,6 @@ a Hugging Face folder are read here."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from vpjax.data.sampling import SLOT, Sampling
-from vpjax.files import read_object, write_whole
+from vpjax.files import read_object, write_json
 from vpjax.models.names import FAMILIES
 
 if TYPE_CHECKING:
@@ -112,10 +111,6 @@ def _split(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         nested = read_object(folder / NESTED, "download it again")
     parts = {name: nested.pop(key) for name, key in NESTED_KEYS.items() if nested.get(key)}
     return nested, parts
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
 def read_sampling(folder: Path) -> dict[str, Any]:

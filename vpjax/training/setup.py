@@ -25,7 +25,7 @@ from vpjax.data.tokenizer import train_tokenizer
 from vpjax.events import clips as events
 from vpjax.events import long
 from vpjax.events.folder import kept_sentences
-from vpjax.files import named, read_object, sync, sync_tree
+from vpjax.files import named, read_object, sync, sync_tree, write_json
 from vpjax.models import hf
 from vpjax.models.lora import Lora, first_adapters, quantised
 from vpjax.models.peft import load_adapters
@@ -231,7 +231,7 @@ def set_image_sizes(file: Path, config: ConfigDict) -> None:
     without images leaves it as it came with the weights."""
     if file.exists():
         fields = hf.read_json(file) | frame_sizes(config.data)
-        file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        write_json(file, fields)
 
 
 def set_tokens_per_second(file: Path, config: ConfigDict) -> None:
