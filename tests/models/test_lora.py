@@ -57,9 +57,9 @@ def adapted(model):
 
 def int8_params(model):
     """The parameters of a model whose linear layers are int8."""
-    params = {}
+    params, of_int8 = {}, shapes(model, INT8)
     for path, x in leaves(model).items():
-        params |= quantised(path, x, shapes(model, INT8))
+        params |= quantised(path, x, of_int8)
     return params
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -266,8 +267,9 @@ def _last(h_BPD: jax.Array, text: Strip, devices: int) -> jax.Array:
     return jnp.take_along_axis(h_BPD, jnp.asarray(last_B)[:, None, None], axis=1)[:, 0]
 
 
+@functools.cache
 def abstract_model(model_config: VLMConfig, dtype=jnp.float32, *, lora: Lora | None = None) -> VideoLM:
-    """A model of shapes, without arrays. lora: its adapters, float32."""
+    """A model of shapes, without arrays, which nothing may change. lora: its adapters, float32."""
 
     def create() -> VideoLM:
         model = VideoLM(model_config, rngs=nnx.Rngs(0), dtype=dtype)

@@ -5,6 +5,7 @@ the keywords whose slots V~ really replaces (``types.Prompts``).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -107,18 +108,20 @@ class Completion:
     unexpected: jax.Array
     reference: References
 
-    def numbers_in(self, within: jax.Array) -> spans.Numbers:
-        """Read in the whole text: tags part the numbers of answer and evidence."""
-        return spans.find_numbers(self.text, self.max_pieces).within(within)
+    @functools.cached_property  # traced once for all rewards, and only if one of them asks
+    def numbers(self) -> spans.Numbers:
+        """Of the whole text: tags part the numbers of answer and evidence."""
+        return spans.find_numbers(self.text, self.max_pieces)
 
     def number(self) -> jax.Array:
-        return spans.the_number(self.numbers_in(self.in_answer))
+        return spans.the_number(self.numbers.within(self.in_answer))
 
     def spans_in(self, within: jax.Array) -> jax.Array:
-        return spans.spans_of(self.numbers_in(within))
+        return spans.spans_of(self.numbers.within(within))
 
+    @functools.cached_property
     def boxes(self) -> tuple[jax.Array, jax.Array]:
-        return spans.boxes_of(self.numbers_in(self.in_answer), len(self.reference.boxes))
+        return spans.boxes_of(self.numbers.within(self.in_answer), len(self.reference.boxes))
 
 
 def read_completion(
@@ -166,7 +169,7 @@ def _choice(said: Completion) -> jax.Array:
 
 
 def _box_iou(said: Completion) -> jax.Array:
-    boxes, count = said.boxes()
+    boxes, count = said.boxes
     return spans.box_iou(boxes, count, said.reference.boxes, said.reference.box_count)
 
 
@@ -176,7 +179,7 @@ def _format(said: Completion) -> jax.Array:
     is_grounded = said.reference.answer_type == AnswerType.GROUNDED_CHOICE
     is_tracking = said.reference.answer_type == AnswerType.TRACKING
     span_count = jnp.sum(~jnp.isnan(said.spans_in(said.in_evidence)[:, 0]))
-    _, box_count = said.boxes()
+    _, box_count = said.boxes
     evidence = jnp.where(said.in_evidence, said.text, texts.SPACE)
     has_evidence = spans.is_list(evidence, spans.SPAN_MARKS, span_count)
     is_whole = box_count == said.reference.box_count
