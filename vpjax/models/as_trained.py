@@ -43,7 +43,7 @@ def mend_transformers():
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
     from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-    Qwen2_5_VLModel.get_rope_index = after_video(Qwen2_5_VLModel.get_rope_index)  # type: ignore[method-assign]
+    Qwen2_5_VLModel.get_rope_index = after_video(Qwen2_5_VLModel.get_rope_index)
     init = Qwen3VLProcessor.__init__
 
     @functools.wraps(init)
@@ -52,7 +52,7 @@ def mend_transformers():
         if self.chat_template:
             leave_out_outer_marks(self)
 
-    Qwen3VLProcessor.__init__ = mended_init  # type: ignore[method-assign]
+    Qwen3VLProcessor.__init__ = mended_init
 
 
 def leave_out_outer_marks(processor):
