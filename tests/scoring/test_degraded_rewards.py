@@ -92,7 +92,7 @@ def test_what_is_true_of_the_degraded_video(scorer):
     prompts = judge.with_references(prompts_of(hidden))
     texts = [shown.answer, STILL.answer, "A red square moves left and suddenly flashes."]
     tokens, mask = scorer.tokens([texts] * 4)
-    scored = judge.score_degraded(prompts, tokens[:4, :3], mask[:4, :3])
+    scored = jax.jit(judge.score_degraded)(prompts, tokens[:4, :3], mask[:4, :3])
     nan = np.nan
     expected = {
         "event": [[0, 1, 0], [1, 0, 0], [nan] * 3, [nan] * 3],
@@ -103,7 +103,7 @@ def test_what_is_true_of_the_degraded_video(scorer):
     rouge = np.asarray(scored["rouge_l"])
     assert rouge[0, 1] == rouge[1, 0] == 1 and (rouge[0, [0, 2]] < 1).all() and np.isnan(rouge[2:]).all()
     # On V nothing has changed.
-    on_v = judge.score(prompts, tokens[:4, :3], mask[:4, :3])["event"]
+    on_v = jax.jit(judge.score)(prompts, tokens[:4, :3], mask[:4, :3])["event"]
     np.testing.assert_array_equal(on_v, [[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]])
 
 
@@ -129,7 +129,7 @@ def test_the_hidden_event_is_never_true_of_the_degraded_video(scorer):
         "He ran, picking up a ball.",
     ]
     tokens, mask = scorer.tokens([texts] * 2)
-    scored = judge.score_degraded(prompts, tokens[:2, :5], mask[:2, :5])
+    scored = jax.jit(judge.score_degraded)(prompts, tokens[:2, :5], mask[:2, :5])
     np.testing.assert_array_equal(scored["event"], [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0]])
     # Two thirds: one keyword of two that are named is right, and one is all that can be.
     nan = np.nan
@@ -150,5 +150,5 @@ def test_a_video_that_shows_some_of_its_events_has_no_known_truth(scorer):
     judge = make_judge(scorer, clips, "rouge_l")
     hidden = np.arange(KEYWORDS) < np.array([1, 2, 4, 4, 4])[:, None]
     tokens, mask = scorer.tokens([["He stands"]] * 5)
-    scored = judge.score_degraded(judge.with_references(prompts_of(hidden)), tokens[:5, :1], mask[:5, :1])
+    scored = jax.jit(judge.score_degraded)(judge.with_references(prompts_of(hidden)), tokens[:5, :1], mask[:5, :1])
     np.testing.assert_array_equal(scored["rouge_l"][:, 0], np.float32([np.nan, 1, np.nan, 1, 1]))
