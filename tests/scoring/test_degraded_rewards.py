@@ -150,5 +150,6 @@ def test_a_video_that_shows_some_of_its_events_has_no_known_truth(scorer):
     judge = make_judge(scorer, clips, "rouge_l")
     hidden = np.arange(KEYWORDS) < np.array([1, 2, 4, 4, 4])[:, None]
     tokens, mask = scorer.tokens([["He stands"]] * 5)
-    scored = jax.jit(judge.score_degraded)(judge.with_references(prompts_of(hidden)), tokens[:5, :1], mask[:5, :1])
+    prompts = judge.with_references(prompts_of(hidden))
+    scored = jax.jit(judge.score_degraded)(prompts, tokens[:5, :1], mask[:5, :1])
     np.testing.assert_array_equal(scored["rouge_l"][:, 0], np.float32([np.nan, 1, np.nan, 1, 1]))

@@ -22,7 +22,6 @@ from vpjax.training.losses import (
     NEGATIVES,
     Keywords,
     causal_lm,
-    contrastive,
     pool_slots,
     slot_means,
     token_logprobs,
@@ -30,6 +29,8 @@ from vpjax.training.losses import (
 )
 
 TOLERANCE = 1e-5
+
+contrastive = jax.jit(losses.contrastive, static_argnames="in_batch")
 
 
 def states(shape=(2, 3, 7), width=5, vocab=11, seed=0):
@@ -68,7 +69,7 @@ def test_logprobs_and_gradients_do_not_depend_on_chunks(chunk):
     weights = np.random.default_rng(1).standard_normal(targets.shape)
 
     def weighted(function):
-        return jax.grad(lambda *x: (weights * function(*x)).sum(), argnums=(0, 1))(h, unembed)
+        return jax.jit(jax.grad(lambda *x: (weights * function(*x)).sum(), argnums=(0, 1)))(h, unembed)
 
     ours = weighted(lambda *x: token_logprobs(*x, targets, chunk=chunk))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE), ours, weighted(plain))
@@ -129,7 +130,8 @@ def test_on_a_mesh_states_travel_and_logits_do_not(sizes, vocab, monkeypatch):
     assert max(one.result for one in moved) <= weights
     if vocab % 8 == 0:
         assert max(one.result for one in moved if one.loops) <= of_a_chunk
-    for ours, exact in zip(program(*arguments), jax.grad(alone, argnums=(0, 1))(*floats), strict=True):
+    expected = jax.jit(jax.grad(alone, argnums=(0, 1)))(*floats)
+    for ours, exact in zip(program(*arguments), expected, strict=True):
         np.testing.assert_allclose(ours, exact, rtol=0, atol=TOLERANCE)
 
 
