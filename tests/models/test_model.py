@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests import batches, joint, tiny
 from tests.batches import Clip
@@ -21,10 +22,12 @@ from vpjax.data.packing import Sizes
 from vpjax.data.rows import prompt_row, seen_through
 from vpjax.data.units import choose_capacity
 from vpjax.data.video import Video
+from vpjax.hlo import inner_jaxprs
 from vpjax.models import vision
 from vpjax.models.attention import Layout
-from vpjax.models.gather import take
+from vpjax.models.gather import look_up, take
 from vpjax.models.hf import load_pretrained
+from vpjax.models.linear import Affine
 from vpjax.models.rope import rotate, rotate_by_product
 from vpjax.models.vlm import Degraded, last_token, leaves, next_position
 
@@ -312,6 +315,40 @@ def test_a_gather_with_padding():
     np.testing.assert_array_equal(take(x, index)[0], [x[0, 3], [0, 0, 0], x[0, 0], x[0, 3]])
     gradient = jax.grad(lambda x: (take(x, index) ** 2).sum())(x)
     np.testing.assert_array_equal(gradient[0], [2 * x[0, 0], [0] * 3, [0] * 3, 4 * x[0, 3]])
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for part in inner_jaxprs(eqn):
+            yield from equations(part)
+
+
+def test_sums_over_tokens_are_float32(model):
+    """In bfloat16 a gradient that tokens add up to, of a bias or of a row of a table, would end growing where
+    it is 256 times as large as that of one. No such sum is left (those of a scatter along a row are of tokens
+    that show a unit), and one of each kind is right."""
+    batch = packed(clips_of(DIFFERENT, model.config.family), model.config.vision)
+
+    def loss(model):
+        hidden = model.hidden(model.encode(batch.video), batch.text, batch.target)
+        return hidden.target.astype(jnp.float32).sum()
+
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model)
+    sums = [
+        (eqn.primitive.name, eqn.outvars[0].aval.shape)
+        for eqn in equations(jax.make_jaxpr(jax.grad(loss))(narrow).jaxpr)
+        if eqn.primitive.name in ("reduce_sum", "scatter-add") and eqn.outvars[0].aval.dtype == jnp.bfloat16
+    ]
+    rows = len(batch.clip)
+    assert sums and all(name == "scatter-add" and shape[0] == rows for name, shape in sums)
+
+    ones = jnp.ones((4096, 2), jnp.bfloat16)
+    table = jax.grad(lambda table: (ones * look_up(table, np.zeros(4096, np.int32))).sum())(ones[:3])
+    np.testing.assert_array_equal(table, np.float32([[4096] * 2, [0] * 2, [0] * 2]))
+    layer = Affine(2, 2, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    gradient = jax.grad(lambda layer: layer(ones).sum())(layer)
+    np.testing.assert_array_equal(gradient.bias[...], np.float32([4096] * 2))
 
 
 def test_where_completions_begin(model):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vpjax.models.attention import Branch, KeyValues, Layout, attend, attend_cached
+from vpjax.models.gather import look_up
 from vpjax.models.linear import Linear
 from vpjax.models.remat import keep, scan
 from vpjax.models.rope import rotate, text_angles
@@ -102,7 +103,7 @@ class Decoder(nnx.Module):
     def embed_tokens(self, tokens: Array, devices: int = 1) -> jax.Array:
         """Input embeddings [..., D] of token ids. devices: over which the tokens of a row are split."""
         # Each device looks up its columns of the table for all rows, then keeps its own rows.
-        return split_looked_up(split_width(self.embed[tokens]), devices)
+        return split_looked_up(split_width(look_up(self.embed[...], tokens)), devices)
 
     def empty_cache(self, rows: int, length: int) -> KeyValues:
         """A cache [L, B, P, K, H] of zeros for prompts."""

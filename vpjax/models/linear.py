@@ -1,4 +1,4 @@
-"""The linear layer of the model. Its weights may be int8, and an adapter may stand beside them
+"""The linear layers of the model. Their weights may be int8, and an adapter may stand beside them
 (``models.lora``)."""
 
 import math
@@ -8,13 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-class Linear(nnx.Module):
-    """``x W + b`` for x [..., in], with W [in, *out]: at first as in ``nnx.LinearGeneral``.
-
-    With an adapter it is ``x W + b + scale * (x A) B``: A, ``lora_a`` [in, r], and B, ``lora_b`` [r, *out],
-    are parameters of the layer like W. W may be int8, beside its scales, ``kernel_scale`` [1, *out]. The
-    parameters of a stack of layers have one more axis in front.
-    """
+class Affine(nnx.Module):
+    """``x W + b`` for x [..., in], with W [in, *out]: at first as in ``nnx.LinearGeneral``."""
 
     def __init__(self, width: int, *out: int, use_bias: bool = True, param_dtype=jnp.float32, rngs: nnx.Rngs):
         self.out, self.use_bias = out, use_bias
@@ -23,7 +18,27 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(kernel.reshape(width, *out))
         if use_bias:
             self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), out, param_dtype))
-        self.lora_scale = 0.0  # of an adapter; 0: there is none
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """``x W``."""
+        return jnp.tensordot(x, self.kernel[...], 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.product(x)
+        if not self.use_bias:
+            return y
+        # The same number, but the gradient of b, a sum over all tokens, is added up in float32: a sum in
+        # bfloat16 ends growing where it is 256 times as large as what is added.
+        return (y.astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(y.dtype)
+
+
+class Linear(Affine):
+    """With an adapter ``x W + b + scale * (x A) B``: A, ``lora_a`` [in, r], and B, ``lora_b`` [r, *out], are
+    parameters of the layer like W. W may be int8, beside its scales, ``kernel_scale`` [1, *out]. The
+    parameters of a stack of layers have one more axis in front.
+    """
+
+    lora_scale = 0.0  # of an adapter; 0: there is none
 
     def add_adapter(self, rank: int, scale: float) -> None:
         """Add an adapter of zeros, which changes nothing."""
@@ -37,13 +52,13 @@ class Linear(nnx.Module):
         kernel, scale = quantise(self.kernel[...], self.kernel.ndim - len(self.out) - 1)
         self.kernel, self.kernel_scale = nnx.Param(kernel), nnx.Param(scale)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def product(self, x: jax.Array) -> jax.Array:
         if self.kernel.dtype == jnp.int8:
-            y = int8_product(x, self.kernel[...], self.kernel_scale[...])
-        else:
-            y = jnp.tensordot(x, self.kernel[...], 1)
-        if self.use_bias:
-            y = y + self.bias[...]
+            return int8_product(x, self.kernel[...], self.kernel_scale[...])
+        return super().product(x)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
         if self.lora_scale:
             # Never A times B, which would be as large as W, and so would be its gradient.
             low_rank = self.lora_scale * (x @ self.lora_a[...])

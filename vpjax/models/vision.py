@@ -21,8 +21,8 @@ from flax import nnx
 
 from vpjax.models.attention import attend_blocks, platform
 from vpjax.models.context import cut_rows, whole_rows
-from vpjax.models.gather import take
-from vpjax.models.linear import Linear, widened
+from vpjax.models.gather import look_up, take
+from vpjax.models.linear import Affine, Linear, widened
 from vpjax.models.patches import normalised
 from vpjax.models.remat import scan
 from vpjax.models.rope import rotate, rotate_by_product, vision_angles
@@ -276,7 +276,7 @@ class VisionTower(nnx.Module):
         self.config = c = config
         pixels = c.channels * c.temporal * c.patch**2
         # A convolution in transformers, it takes no adapter.
-        self.patch_embed = nnx.Linear(pixels, c.hidden, use_bias=c.patch_bias, param_dtype=dtype, rngs=rngs)
+        self.patch_embed = Affine(pixels, c.hidden, use_bias=c.patch_bias, param_dtype=dtype, rngs=rngs)
         self.blocks = jax.vmap(lambda key: Block(config, rngs=nnx.Rngs(key), dtype=dtype))(
             jax.random.split(rngs.params(), c.depth)
         )
@@ -305,7 +305,7 @@ class VisionTower(nnx.Module):
         for corner in itertools.product((0, 1), repeat=2):
             row, column = (jnp.minimum(low_RUp2[..., i] + corner[i], side - 1) for i in (0, 1))
             weights = [share_RUp2[..., i] if corner[i] else 1 - share_RUp2[..., i] for i in (0, 1)]
-            total = total + (weights[0] * weights[1])[..., None] * table[row * side + column]
+            total = total + (weights[0] * weights[1])[..., None] * look_up(table, row * side + column)
         return total
 
     def __call__(self, units: Units, *, recompute: float | None = None) -> Features:
