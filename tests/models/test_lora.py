@@ -215,7 +215,9 @@ def test_a_folder_is_read_as_it_was_written(adapted, tmp_path):
         (dict(r=8), r"adapter_config.json: r is 8, but config.lora.rank is 4; set --config.lora.rank=8"),
         (dict(lora_alpha=16), r"lora_alpha is 16, but config.lora.alpha is 12.0; set --config.lora.alpha=16"),
         (dict(use_dora=True), r"adapter_config.json: use_dora is not supported"),
+        (dict(alora_invocation_tokens=[5, 7]), "alora_invocation_tokens is not supported"),
         (dict(init_lora_weights="pissa_niter_4"), "init_lora_weights=pissa_niter_4 is not supported"),
+        (dict(init_lora_weights="lora_ga"), "init_lora_weights=lora_ga is not supported"),
         (dict(bias="all"), r"adapter_config.json: peft_type other than LORA, or bias is not supported"),
     ],
 )

@@ -29,9 +29,11 @@ from vpjax.types import UserError
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the names of tensors, before the model's own
 # Options of PEFT that change what adapters compute, and that are not supported.
-UNSUPPORTED = ("use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save")
+UNSUPPORTED = """
+    use_rslora use_dora lora_bias rank_pattern alpha_pattern modules_to_save alora_invocation_tokens
+""".split()
 # Ways in which adapters begin, after which they belong to other weights than those of the base model.
-OTHER_WEIGHTS = ("olora", "pissa", "corda", "loftq")
+OTHER_WEIGHTS = ("olora", "pissa", "corda", "loftq", "lora_ga")
 
 
 def save_adapters(
@@ -79,7 +81,7 @@ def load_adapters(folder: AnyPath, lora: Lora, model_config: VLMConfig) -> dict[
     folder = Path(folder)
     config = read_json(folder / CONFIG)
     unsupported = [name for name in UNSUPPORTED if config.get(name)]
-    if str(config.get("init_lora_weights")).startswith(OTHER_WEIGHTS):
+    if str(config.get("init_lora_weights")).lower().startswith(OTHER_WEIGHTS):
         unsupported.append(f"init_lora_weights={config['init_lora_weights']}")
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or unsupported:
         what = unsupported or ["peft_type other than LORA, or bias"]
