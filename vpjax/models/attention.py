@@ -29,7 +29,7 @@ import contextvars
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -253,9 +253,9 @@ def _attend_cudnn(
     One prefix for all completions would need a merge by log-sum-exps, whose gradient JAX stops.
     """
     prefix, (q_BGCNH, *own) = _split(q_BTNH, kv, layout)
-    kernel = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
     mask = causal_inside(segment_BP)[:, None] if layout.packed else None
-    out = kernel(q_BTNH[:, : layout.prefix], prefix.k, prefix.v, mask=mask, is_causal=True)
+    options: dict[str, Any] = dict(is_causal=True, implementation=implementation)
+    out = _kernel(q_BTNH[:, : layout.prefix], prefix.k, prefix.v, mask, **options)
     if not layout.suffix:
         return out
     rows, groups, length = q_BGCNH.shape[:3]
@@ -268,7 +268,7 @@ def _attend_cudnn(
     sees_own = jnp.broadcast_to(causal, (rows, groups, length, length))
     mask = jnp.concatenate([sees_prefix, sees_own], axis=-1).reshape(rows * groups, 1, length, -1)
     q, k, v = (x.reshape(rows * groups, *x.shape[2:]) for x in (q_BGCNH, keys, values))
-    suffix = kernel(q, k, v, mask=mask)
+    suffix = _kernel(q, k, v, mask, implementation=implementation)
     return jnp.concatenate([out, suffix.reshape(rows, groups * length, *q_BTNH.shape[2:])], axis=1)
 
 
@@ -278,8 +278,24 @@ def _branch_cudnn(
     branch: Branch,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    mask = sees_branch(branch)[:, None]
-    return jax.nn.dot_product_attention(q_BCNH, kv.k, kv.v, mask=mask, implementation=implementation)
+    return _kernel(q_BCNH, kv.k, kv.v, sees_branch(branch)[:, None], implementation=implementation)
+
+
+def _kernel(
+    q_BQNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask_B1QT: jax.Array | None, **options: Any
+) -> jax.Array:
+    """``jax.nn.dot_product_attention``. Under a mask cuDNN has gradients for even numbers of queries and of
+    keys only: of odd ones there is one more, which is seen by none."""
+    queries = q_BQNH.shape[1]
+    if mask_B1QT is not None:
+        more = [-x.shape[1] % 2 for x in (q_BQNH, k_BTKH)]
+        mask_B1QT = jnp.pad(mask_B1QT, [(0, 0), (0, 0), *((0, n) for n in more)])
+        q_BQNH, k_BTKH, v_BTKH = (
+            jnp.pad(x, [(0, 0), (0, n), (0, 0), (0, 0)])
+            for x, n in zip((q_BQNH, k_BTKH, v_BTKH), (more[0], more[1], more[1]), strict=True)
+        )
+    out = jax.nn.dot_product_attention(q_BQNH, k_BTKH, v_BTKH, mask=mask_B1QT, **options)
+    return out[:, :queries]
 
 
 def _attend_own(
@@ -333,8 +349,7 @@ def attend_to_all(
     mask_BQT = sees(prefix, suffix)(index_Q[:, None], jnp.arange(k_BTKH.shape[1]))
     mask_BQT = mask_BQT & (segment_BT[:, index_Q, None] == segment_BT[:, None])
     if implementation == "cudnn":
-        kernel = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-        return kernel(q_BQNH, k_BTKH, v_BTKH, mask=mask_BQT[:, None])
+        return _kernel(q_BQNH, k_BTKH, v_BTKH, mask_BQT[:, None], implementation="cudnn")
     return keep(_attend_in_parts(q_BQNH, KeyValues(k_BTKH, v_BTKH), mask_BQT, k_BTKH.shape[1]))
 
 
