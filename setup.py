@@ -16,7 +16,7 @@ setup(
     install_requires=[
         "absl-py>=2.3.1",
         "array_record>=0.8.2",
-        "av>=17.0.0",
+        "av>=17.1.0",
         "flax>=0.12.1",
         "fsspec>=2025.10.0",
         "grain>=0.2.15",
