@@ -165,6 +165,35 @@ def test_a_list_of_keywords_is_all_that_is_found():
     assert extractor("A dog barks.") == [] and "3 keywords" in extractor.describe()
 
 
+@pytest.mark.parametrize(
+    "listed, captions",
+    [
+        # Capitals, and forms of which a table of spaCy names another word: putt, diva, swinge, dye.
+        ("tip over", ["Tips over.", "TIPPED OVER", "It is tipping over"]),
+        ("put down", ["Puts down a cup", "he is putting down a cup", "PUT DOWN"]),
+        ("dive", ["They dive.", "Dives", "a dove dived, then dove"]),
+        ("swing", ["Swinging", "it swung"]),
+        ("die", ["Dying", "it died"]),
+        ("attach", ["He attaches it", "attached"]),
+        ("skateboard", ["Skateboarding in a park", "two skateboards"]),
+        ("running", ["He runs", "she ran", "Running"]),  # as the user happened to write it
+        ("red light", ["Red lights", "a RED light"]),
+    ],
+)
+def test_a_listed_keyword_is_found_in_any_inflection(listed, captions):
+    extractor = load_extractor(keep=[listed])
+    for caption in captions:
+        assert {keyword.lemma for keyword in extractor(caption)} == {listed}, caption
+
+
+def test_a_listed_verb_is_not_found_in_the_forms_of_another():
+    extractor = load_extractor(keep=["fell", "saw"])
+    assert [k.text for k in extractor("He falls and sees a man who fells a tree, sawing.")] == [
+        "fells",
+        "sawing",
+    ]
+
+
 def test_the_rules_describe_themselves_as_the_fallback(rules):
     assert "fallback" in rules.describe() and spacy.__version__ in rules.describe()
 

@@ -10,7 +10,7 @@ which are a fallback.
 import dataclasses
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vpjax.types import Keyword, UserError
@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
         "checkout: pip install -e '.[build]')"
     ) from error
 from spacy.language import Language
-from spacy.matcher import Matcher, PhraseMatcher
+from spacy.matcher import Matcher
 from spacy.tokens import Doc, Span, Token
 
 from vpjax.building.verbs import PHRASE, WORDS, Tagger
@@ -85,13 +85,9 @@ def load_extractor(model: str = "", keep: Sequence[str] = ()) -> Extractor:
     """
     tables = f"spacy-lookups-data {importlib.metadata.version('spacy-lookups-data')}"
     if keep:
-        nlp = spacy.blank("en")
-        nlp.add_pipe("lemmatizer", config={"mode": "lookup"})
-        nlp.initialize()
-        phrases = PhraseMatcher(nlp.vocab, attr="LEMMA")
-        for phrase in keep:
-            phrases.add(phrase, [nlp(phrase.lower())])
-        find = functools.partial(_find_listed, phrases)
+        nlp, tagger = spacy.blank("en"), Tagger()
+        listed = {phrase: [tagger.base_forms(token.lower_) for token in nlp(phrase)] for phrase in keep}
+        find = functools.partial(_find_listed, tagger, listed)
         return Extractor(nlp, find, f"a list of {len(keep)} keywords, {tables}")
     if model:
         nlp = _load_pipeline(model)
@@ -127,9 +123,18 @@ def _load_pipeline(model: str) -> Language:
     return nlp
 
 
-def _find_listed(phrases: PhraseMatcher, doc: Doc) -> Iterator[Keyword]:
-    """The user's keywords that a caption contains; the lemma is the keyword as the user wrote it."""
-    for span in sorted(spacy.util.filter_spans(phrases(doc, as_spans=True))):
+def _find_listed(
+    tagger: Tagger, listed: Mapping[str, Sequence[frozenset[str]]], doc: Doc
+) -> Iterator[Keyword]:
+    """The user's keywords that a caption contains; the lemma is the keyword as the user wrote it. listed: the
+    ``base_forms`` of the words of each."""
+    forms = [tagger.all_forms(token.lower_) for token in doc]
+    found = []
+    for phrase, words in listed.items():
+        for start in range(len(doc) - len(words) + 1):
+            if all(word & form for word, form in zip(words, forms[start:], strict=False)):
+                found.append(Span(doc, start, start + len(words), label=phrase))
+    for span in sorted(spacy.util.filter_spans(found)):
         yield Keyword(span.text, span.label_)
 
 

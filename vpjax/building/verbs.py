@@ -90,6 +90,15 @@ class Tagger:
             forms["past"] = word
         return {form: first + dash + lemma for form, lemma in forms.items()}
 
+    def all_forms(self, word: str) -> frozenset[str]:
+        """The word and all dictionary forms that it can have, as a verb and as a noun."""
+        return frozenset([word, *self.lemmas(word, "verb"), *self.lemmas(word, "noun")])
+
+    def base_forms(self, word: str) -> frozenset[str]:
+        """The forms that a word shares with its inflections. Of a verb's base form that is itself alone: to
+        "fell" is not to "fall"."""
+        return frozenset([word]) if word in self.words["verb"] else self.all_forms(word)
+
     def is_noun(self, word: str) -> bool:
         return word in self.words["noun"] or bool(self.lemmas(word, "noun"))
 
