@@ -72,7 +72,7 @@ def test_the_labelled_set():
 
 
 def test_rules_keep_their_precision_and_recall(rules):
-    """Measured: tuned 1.00 .99 1.00 .99, held out .96 .92 .94 .91 (117 keywords: standard error about
+    """Measured: tuned 1.00 .99 1.00 .99, held out .96 .92 .95 .91 (117 keywords: standard error about
     .02)."""
     check_scores(rules, {"tuned": (0.97, 0.97, 0.97, 0.97), "held out": (0.92, 0.88, 0.91, 0.87)})
 
@@ -120,6 +120,10 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "The camera pans to the left and zooms in.",
         "The dog does not bark.",
         "A man who wants to jump.",
+        "The dog doesn\u2019t bark.",  # the apostrophe that phones and language models write
+        "The dog neither barks nor bites.",
+        "The cake is done.",
+        "We see the closing title screen.",
     ],
 )
 def test_captions_without_keywords(rules, caption):
@@ -148,6 +152,16 @@ def test_captions_without_keywords(rules, caption):
         ("She then adds flour.", [("adds flour", "add")]),
         ("A dog is then seen chasing a cat.", [("chasing a cat", "chase")]),
         ("A crowd of people cheer.", [("cheer", "cheer")]),
+        ("It\u2019s falling.", [("falling", "fall")]),
+        ("He's cutting an onion.", [("cutting an onion", "cut")]),
+        ("The dog's owner claps.", [("claps", "clap")]),
+        ("He opens the dog\u2019s box.", [("opens the dog\u2019s box", "open")]),  # as it is written
+        ("Kids are swinging.", [("swinging", "swing")]),  # no swinge
+        ("A lamp is installed.", [("installed", "install")]),
+        ("In the kitchen he opens a jar.", [("opens a jar", "open")]),
+        ("At 0:05 she drops a cup.", [("drops a cup", "drop")]),
+        ("The children gets off the floor.", []),  # no event is lost in a particle: "off the floor"
+        ("A dog jumps \U0001f389", [("jumps", "jump")]),
     ],
 )
 def test_keywords_by_rules(rules, caption, keywords):

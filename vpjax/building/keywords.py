@@ -30,6 +30,7 @@ from spacy.tokens import Doc, Span, Token
 from vpjax.building.verbs import PHRASE, WORDS, Tagger
 
 MAX_WORDS = 6  # of a keyword: a longer one is cut to its verb and particle
+PLAIN = {0x2019: "'", 0xA0: " "}  # "doesn\u2019t" is "doesn't" to a parser, each character still one
 ENGLISH = 0.6  # share of a caption's words that the dictionary must know; capitalised words are not counted
 
 Pattern = list[dict[str, Any]]
@@ -61,7 +62,13 @@ class Extractor:
     backend: str
 
     def __call__(self, caption: str) -> list[Keyword]:
-        return list(dict.fromkeys(self.find(self.nlp(caption))))
+        plain = caption.translate(PLAIN)
+        found = []
+        for keyword in dict.fromkeys(self.find(self.nlp(plain))):
+            place = plain.index(keyword.text)
+            written = caption[place : place + len(keyword.text)]
+            found.append(dataclasses.replace(keyword, text=written))
+        return found
 
     def uneventful(self, caption: str, keywords: Sequence[Keyword]) -> str:
         """The sentences of a caption that tell no event: neither one of its ``keywords`` nor another that is
@@ -86,7 +93,10 @@ def load_extractor(model: str = "", keep: Sequence[str] = ()) -> Extractor:
     tables = f"spacy-lookups-data {importlib.metadata.version('spacy-lookups-data')}"
     if keep:
         nlp, tagger = spacy.blank("en"), Tagger()
-        listed = {phrase: [tagger.base_forms(token.lower_) for token in nlp(phrase)] for phrase in keep}
+        listed = {
+            phrase: [tagger.base_forms(token.lower_) for token in nlp(phrase.translate(PLAIN))]
+            for phrase in keep
+        }
         find = functools.partial(_find_listed, tagger, listed)
         return Extractor(nlp, find, f"a list of {len(keep)} keywords, {tables}")
     if model:

@@ -68,13 +68,14 @@ class Tagger:
     def lemmas(self, word: str, pos: str) -> list[str]:
         """The dictionary forms of an inflected word, the likeliest first; [] if it is not inflected."""
         if word in self.irregular[pos]:
-            return self.irregular[pos][word]
+            return sorted(self.irregular[pos][word], key=lambda stem: stem in WORDS.rare)
         stems = []
         for old, new in self.endings[pos]:
             stem = word[: -len(old)] + new
             if word.endswith(old) and stem in self.words[pos]:
                 stems.append(stem)
-        return sorted(stems, key=lambda stem: stem != self.usual.get(word))  # "singing": sing, not singe
+        # "singing": sing, not singe
+        return sorted(stems, key=lambda stem: (stem in WORDS.rare, stem != self.usual.get(word)))
 
     def verb_forms(self, word: str) -> dict[str, str]:
         """The forms of a verb that ``word`` can be (base, s, ing, past), each with its lemma."""
@@ -176,6 +177,8 @@ class _Clause:
             self.bare = pos == "NOUN" and not self.subject
             self.joined = self.waits and self.last == "CCONJ"  # "a dog and a cat fight"
         self.several = self.tagger.is_plural(word)
+        if word in WORDS.nominative:  # "in the kitchen he opens a jar"
+            self.subject, self.joined = True, False
         if pos in PHRASE_HEADS and self.subject:
             self.waits, self.plural = True, self.joined or self.several
 
@@ -183,7 +186,7 @@ class _Clause:
         """The one of ``forms`` in which the word is a verb here; "" if it is none."""
         after = self.word(i + 1)
         has_object = after in OBJECT_STARTS or (i + 1 < len(self.doc) and self.doc[i + 1].like_num)
-        if not forms or word in WORDS.be:
+        if not forms or word in WORDS.be or word in WORDS.particles - WORDS.doors:
             return ""
         if after == "of" and self.tagger.is_noun(word):  # "a shot of"
             return ""
@@ -250,10 +253,12 @@ class _Clause:
     def other_pos(self, i: int, word: str) -> str:
         """The part of speech of a word that is no verb here."""
         after, token = self.word(i + 1), self.doc[i]
-        if token.is_space:
-            return "SPACE"
         if token.is_punct:
             return "PUNCT"
+        if not any(map(str.isalnum, word)):  # a symbol, an emoji, spaces
+            return "SPACE"
+        if word == "'s" and self.word(i - 1) in WORDS.contracted:
+            return "BE"
         # "She then adds salt", "is then seen": it joins no clauses where the verb is still to come.
         if word == "then" and (self.waits or self.last in FORMS_AFTER):
             return "ADV"
