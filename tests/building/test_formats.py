@@ -213,12 +213,50 @@ def test_a_part_of_a_conversations_video(read):
     assert reasons(read([two | {"end": 9}])) == ["part of one of several videos: {'end': 9}"]
 
 
-def test_an_answer_that_is_not_to_be_trained_is_not(read):
-    row = copy.deepcopy(TARSIER)
-    row["messages"][1]["weight"] = 1
-    assert len(clips_of(read([row]))) == 1
-    row["messages"][1]["weight"] = 0
-    assert reasons(read([row]))[0].startswith("answer of weight 0")
+@pytest.mark.parametrize(
+    "name, kept, left_out",
+    [("weight", 1, 0), ("loss", True, False), ("loss_weight", 1.0, 0.0), ("loss_scale", "last_round", 0)],
+)
+def test_an_answer_that_is_not_to_be_trained_is_not(read, name, kept, left_out):
+    """As OpenAI, ms-swift and LLaMA-Factory mark it."""
+    messages, conversation = copy.deepcopy(TARSIER), copy.deepcopy(LLAVA)
+    messages["messages"][0][name] = conversation["conversations"][0][name] = left_out  # a question never is
+    for row, turn in ((messages, messages["messages"][1]), (conversation, conversation["conversations"][3])):
+        assert len(clips_of(read([row]))) == 1
+        turn[name] = kept
+        assert len(clips_of(read([row]))) == 1
+        turn[name] = left_out
+        assert reasons(read([row]))[0].startswith(f"answer of {name} 0")
+
+
+@pytest.mark.parametrize("row", [TRL, LLAVA], ids=["messages", "conversations"])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"label": False}, "answer that is marked as a bad one (label)"),  # TRL's and ms-swift's KTO
+        ({"kto_tag": False}, "answer that is marked as a bad one (kto_tag)"),  # LLaMA-Factory's
+        ({"audios": ["a.wav"]}, "row about sound, which no model here hears (audios)"),
+    ],
+)
+def test_a_row_that_is_learned_from_otherwise_is_skipped(read, row, change, reason):
+    assert reasons(read([row | change])) == [reason]
+
+
+def test_boxes_beside_a_text_are_not_read_as_its_tags(read):
+    """As ms-swift writes them."""
+    row = {"image": "p.jpg", "prompt": "<image>Where is the <ref-object>?", "completion": "<bbox>"}
+    objects = {"ref": ["cup"], "bbox": [[1, 2, 3, 4]]}
+    (reason,) = reasons(read([row | {"objects": objects}]))
+    assert reason.startswith("row with boxes beside its text (objects)")
+    assert len(clips_of(read([TRL | {"objects": objects}]))) == 1
+
+
+@pytest.mark.parametrize("row", [TRL, LLAVA], ids=["messages", "conversations"])
+@pytest.mark.parametrize(
+    "more", [{"label": True}, {"label": 0}, {"audio": None}, {"audios": []}, {"audio": float("nan")}]
+)
+def test_marks_that_say_nothing_against_a_row(read, row, more):
+    assert len(clips_of(read([row | more]))) == 1
 
 
 def test_a_video_in_an_answer_is_none_that_a_clip_has(read):

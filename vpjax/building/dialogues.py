@@ -25,6 +25,11 @@ from vpjax.data.published import tarsier_video
 from vpjax.types import Turn
 
 FRAME_FIELDS = ("start_frame", "end_frame", "frame_indices", "time_indices")  # of Tarsier
+# Fields by which TRL, ms-swift and LLaMA-Factory mark whole answers as good or bad, and by which these and
+# OpenAI leave an answer of a dialogue out of the loss.
+MARKS_OF_ROW = ("label", "kto_tag")
+MARKS_OF_ANSWER = ("weight", "loss", "loss_scale", "loss_weight")
+BOX_TAGS = ("<ref-object>", "<bbox>")  # of ms-swift, in whose place a row's ``objects`` stand
 ROLES = dict(human="user", user="user", gpt="assistant", assistant="assistant", system="system")
 
 
@@ -40,8 +45,10 @@ def dialogue_items(
     """The item of a conversation, if it has turns.
 
     turns: (role, text). part: with the ``start`` and ``end`` of the video's part, if they are given. tagged:
-    see ``in_shown_order``. Rejected if it is not known of which video the part is.
+    see ``in_shown_order``. Rejected if it is not known of which video the part is, and if the row is one to
+    learn from otherwise than by its texts, videos and images.
     """
+    check_row(row, [text for _, text in turns])
     given = {name: part[name] for name in ("start", "end") if part.get(name) is not None}
     if len(media) > 1 and given:
         raise Rejected(f"part of one of several videos: {short(given)}")
@@ -69,11 +76,27 @@ def dialogue_items(
     )
 
 
+def check_row(row: JsonObject, texts: Sequence[str]) -> None:
+    """Rejected for a row whose answer is marked as a bad one, or which needs more than its ``texts``, videos
+    and images."""
+    for name in MARKS_OF_ROW:
+        if row.get(name) is False:
+            raise Rejected(f"answer that is marked as a bad one ({name})")
+    if any(row.get(name) and row[name] == row[name] for name in ("audio", "audios")):  # NaN: none
+        raise Rejected("row about sound, which no model here hears (audios)")
+    if row.get("objects") and any(tag in text for text in texts for tag in BOX_TAGS):
+        raise Rejected("row with boxes beside its text (objects): write them where <bbox> stands")
+
+
 def role_of(turn: Any, name: str) -> str:
-    """The role of a turn's speaker, from its field ``name``."""
+    """The role of a turn's speaker, from its field ``name``. Rejected for an answer that is not to be
+    trained on."""
     role = turn.get(name) if isinstance(turn, dict) else None
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{short(turn)} has none of the roles {', '.join(ROLES)}")
+    for mark in MARKS_OF_ANSWER:
+        if ROLES[role] == "assistant" and turn.get(mark, 1) in (0, False):
+            raise Rejected(f"answer of {mark} 0: all answers are trained, or with data.train_turns=last one")
     return ROLES[role]
 
 
@@ -95,8 +118,6 @@ def message_items(row: JsonObject) -> Iterator[Item]:
     parts: list[JsonObject] = []
     for turn in message_turns(row):
         role = role_of(turn, "role")
-        if role == "assistant" and turn.get("weight", 1) == 0:
-            raise Rejected("answer of weight 0: all answers are trained, or with data.train_turns=last one")
         texts = []
         for piece in pieces_of(turn):
             text, shown, part = read_piece(row, piece, role)
