@@ -145,6 +145,21 @@ def test_grounding_asks_for_the_spans_of_the_same_file(read):
     assert clip.task == "grounding" and clip.spans == ((10.5, 30.0),)
 
 
+def test_the_times_of_tacos_are_frames(read):
+    row = {
+        "timestamps": [[294, 441], [0, 29]],
+        "sentences": ["He peels it.", "He cuts it."],
+        "num_frames": 900,
+    }
+    first, second = clips_of(read({"s1-d1.avi": row | {"fps": 29.4}}))
+    assert first.video == "s1-d1.avi" and first.spans == ((10.0, 15.0),)
+    assert first.question == "What happens from 10.00 to 15.00 seconds?"
+    assert second.spans[0][1] == pytest.approx(29 / 29.4)
+    (clip, _) = clips_of(read({"s1-d1.avi": row | {"fps": 29.4, "duration": 900.0}}))  # it has seconds
+    assert clip.spans == ((294.0, 441.0),)
+    assert "field 'fps' is None" in reasons(read({"s1-d1.avi": row}))[0]
+
+
 def test_a_broken_sentence_leaves_its_neighbours(read):
     rows = copy.deepcopy(CAPTIONS)
     rows["v_1"]["timestamps"][0] = [9.0, 3.0]
