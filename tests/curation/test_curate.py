@@ -116,6 +116,18 @@ def test_the_caps_hold(root, tmp_path):
     assert len({video for video, _, _ in rows}) == len(rows)
 
 
+def test_a_copy_is_found_beside_what_the_same_video_shows_at_another_time(root, tmp_path):
+    """Whichever of them comes first in the order of the draw."""
+    table = {
+        f"v{n}": dict(timestamps=[[1, 3], [20, 22], [20, 22.5]], sentences=["A man opens the door."] * 3)
+        for n in range(20)
+    }
+    (root / "b/one.json").write_text(json.dumps(table))
+    summary = run(recipe_of().of(["b"]), root, tmp_path / "out")
+    (copies,) = [step for step in summary["steps"] if step["name"] == "caption_copy"]
+    assert copies["dropped"]["b"] == 20 and copies["before"]["b"] == 60
+
+
 def test_the_order_of_rows_does_not_matter(root, tmp_path):
     run(recipe_of(), root, tmp_path / "out")
     lines = (root / "a/two.jsonl").read_text().splitlines()

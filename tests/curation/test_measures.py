@@ -115,6 +115,7 @@ def test_rows_of_a_benchmark_are_known_by_their_video_or_their_words():
 def test_names_of_videos():
     assert names_of("a/clip.x.mp4") == {"clip.x"}
     assert names_of("v_short.mp4") == {"v_short"}
+    assert "AbCdEfGhIjK" in names_of("youtube_video_2024/ytb_AbCdEfGhIjK.mp4")
 
 
 def test_each_measure_has_a_stage():

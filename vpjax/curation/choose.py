@@ -21,8 +21,8 @@ CAPS = ("cap of the video", "cap of the action", "cap of the length", "share of 
 def drop_copies(store: Store, kind: str, filter: Filter) -> None:
     """Drop the rows that are too like an earlier one in the order of the draw. kind: of the signatures.
 
-    In each band all rows are compared with its first: as many comparisons as rows. What is like a row that is
-    itself a copy goes too.
+    In each band all rows are compared with its first, and with those that are ``is_elsewhere`` of all that
+    are compared with: hardly more comparisons than rows. What is like a row that is itself a copy goes too.
     """
     store.drop(list(copies(store.bands(kind), kind, filter)))
 
@@ -30,14 +30,18 @@ def drop_copies(store: Store, kind: str, filter: Filter) -> None:
 def copies(bands: Iterable[Iterable[Member]], kind: str, filter: Filter) -> Iterator[Drop]:
     found: set[int] = set()
     for members in bands:
-        first, *others = members
-        for other in others:
-            if other.id in found or is_elsewhere(first, other, kind):
-                continue
-            value = likeness(*(np.frombuffer(row.signature, np.uint32) for row in (first, other)))
-            if not filter.keeps(value):
-                found.add(other.id)
-                yield Drop(other.id, filter.measure, value, first.id)
+        firsts: list[Member] = []
+        for other in members:
+            compared = [first for first in firsts if not is_elsewhere(first, other, kind)]
+            if not compared:
+                firsts.append(other)
+            for first in compared:
+                if other.id in found:
+                    break
+                value = likeness(*(np.frombuffer(row.signature, np.uint32) for row in (first, other)))
+                if not filter.keeps(value):
+                    found.add(other.id)
+                    yield Drop(other.id, filter.measure, value, first.id)
 
 
 def is_elsewhere(first: Member, other: Member, kind: str) -> bool:

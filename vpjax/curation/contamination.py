@@ -17,8 +17,9 @@ from vpjax.types import Clip
 
 RUN = 10  # words: captions are short, so 13 would miss most of them (chosen here)
 WORD = re.compile(r"\w+")
-# What data sets put around the name of a video: ActivityNet's v_, and the times of a part that was cut out.
-PREFIX = re.compile(r"^v_(?=.{11}$)")
+# What data sets put around the name of a video: ActivityNet's v_, LLaVA-Video's ytb_, and the times of a part
+# that was cut out.
+PREFIX = re.compile(r"^(v|ytb)_(?=.{11}$)")
 PART = re.compile(r"(_\d+(\.\d+)?){2}$")
 
 
