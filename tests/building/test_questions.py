@@ -77,9 +77,23 @@ def test_video_r1_trains_on_reasoning_and_solution(read):
     assert (first.id, first.video, first.extra["problem_type"]) == ("7", "./NeXT-QA/1.mp4", "multiple choice")
     assert (second.task, second.answer) == ("caption", "<answer>It rains.</answer>")
     assert (third.video, third.answer) == ("f.mp4", "<answer>4</answer>")
-    assert reasons(read([VIDEO_R1 | dict(solution="<answer>E</answer>")])) == [
-        "answer not among the options: E of 2"
-    ]
+
+
+@pytest.mark.parametrize(
+    "solution, named",
+    [
+        ("<answer>E</answer>", "E of 2"),
+        ("<answer>b</answer>", "'<answer>b</answer>' of 2"),
+        ("<answer>She swims</answer>", "'<answer>She swims</answer>' of 2"),
+        ("<answer>A or B</answer>", "'<answer>A or B</answer>' of 2"),
+    ],
+)
+def test_an_answer_that_chooses_no_option_is_skipped(read, solution, named):
+    """It stopped a run of GRPO before its first step, and SFT learned it."""
+    broken, whole = read([VIDEO_R1 | dict(solution=solution), VIDEO_R1]).items
+    assert broken.skipped == f"answer not among the options: {named}" and right_option(whole.clip) == 1
+    free = VIDEO_R1 | dict(problem_type="free-form", options=[], solution=solution)
+    assert len(clips_of(read([free]))) == 1
 
 
 def test_next_gqa_carries_the_spans_of_its_evidence(read):

@@ -21,7 +21,7 @@ from vpjax.building.fields import (
 from vpjax.building.items import Item, clip_item
 from vpjax.data.clips import parse_box, parse_span
 from vpjax.files import exists
-from vpjax.scoring.answers import LETTERED, LETTERS, read_number, read_spans
+from vpjax.scoring.answers import LETTERED, LETTERS, read_choice, read_number, read_spans
 
 ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 TRACK_QUESTION = (
@@ -90,16 +90,17 @@ def choice_item(
     id: Any, video: str, question: str, options: Sequence[Any], solution: str, **fields: Any
 ) -> Item:
     """A question with its options in lines below it, which get letters if the solution is one and they have
-    none. The answer is the solution unless ``fields`` has one. Rejected if the solution is a letter of no
-    option."""
+    none. The answer is the solution unless ``fields`` has one. Rejected if the solution of a choice is none
+    of them."""
     letter = letter_of(solution)
-    if options and letter and ord(letter) - ord("A") >= len(options):
-        raise Rejected(f"answer not among the options: {letter} of {len(options)}")
     choices = tuple(str(option) for option in options)
     if letter and not any(LETTERED.match(choice) for choice in choices):
         choices = tuple(f"{mark}. {choice}" for mark, choice in zip(LETTERS, choices, strict=False))
     question = "\n".join([question.strip(), *choices])
     fields = dict(answer=solution, task="choice") | fields
+    chosen = solution.strip() in choices or read_choice(solution, choices) is not None
+    if fields["task"] == "choice" and not chosen:
+        raise Rejected(f"answer not among the options: {letter or short(solution)} of {len(options)}")
     return clip_item(id=id, video=video, question=question, choices=choices, **fields)
 
 
