@@ -1,13 +1,16 @@
 """Files of clips: round trips, and every broken line named."""
 
 import dataclasses
+import functools
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from vpjax.data.clips import read_clips, relative_to, write_clips
-from vpjax.types import Clip, Keyword, UserError
+from vpjax.scoring.metrics import score_caption
+from vpjax.types import Clip, Keyword, Turn, UserError
 
 QUESTION = "What happens?"
 
@@ -49,6 +52,28 @@ def test_clips_round_trip(tmp_path, name):
     assert first == dataclasses.replace(whole, video=str(tmp_path / "sub/a.mp4"))
     assert second == Clip("b", "", "q", "a")
     assert read_clips(tmp_path / name, videos="/root")[0].video == "/root/sub/a.mp4"
+
+
+def test_texts_are_composed_and_paths_are_not(tmp_path):
+    """Files of macOS often have letters and accents apart; models write them as one, and rewards compare."""
+    text, keyword = "Élodie jette une bûche; 한국어 ガラス", "jette une bûche"
+    apart = functools.partial(unicodedata.normalize, "NFD")
+    turn = {"question": apart("Où?"), "answer": apart(text)}
+    record = {"id": "a", "video": apart("é.mp4"), "question": apart("Où?"), "answer": apart(text)}
+    record |= {
+        "system": apart("é"),
+        "degraded_answer": apart(text),
+        "choices": [apart(text)],
+        "turns": [turn],
+    }
+    record |= {"keywords": [{"text": apart(keyword), "lemma": apart("bûche")}]}
+    (tmp_path / "clips.jsonl").write_text(json.dumps(record, ensure_ascii=False))
+    (clip,) = read_clips(tmp_path / "clips.jsonl")
+    assert clip.video == str(tmp_path / apart("é.mp4"))
+    assert (clip.answer, clip.degraded_answer, clip.choices, clip.system) == (text, text, (text,), "é")
+    assert clip.turns == (Turn("Où?", text),) and clip.question == "Où?"
+    assert clip.keywords == (Keyword(keyword, "bûche"),) and keyword in clip.answer
+    assert score_caption(clip, text).values["rougeL"] == 1
 
 
 LLAVA = {"id": 1, "video": "a.mp4", "conversations": [{"from": "human", "value": "What?"}]}

@@ -20,6 +20,7 @@ import itertools
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, get_args
 
@@ -179,17 +180,17 @@ def parse_clip(record: Any) -> Clip:
         id=_string(record, "id"),
         video=paths[0],
         others=tuple(paths[1:]),
-        question=_string(record, "question"),
-        answer=_string(record, "answer"),
+        question=_text(record, "question"),
+        answer=_text(record, "answer"),
         keywords=tuple(_parse_keyword(keyword) for keyword in _list(record, "keywords")),
         spans=_spans(record),
         task=task,
-        choices=tuple(str(choice) for choice in _list(record, "choices")),
+        choices=tuple(composed(str(choice)) for choice in _list(record, "choices")),
         boxes=tuple(parse_box(box) for box in _list(record, "boxes")),
-        degraded_answer=_string(record, "degraded_answer", ""),
+        degraded_answer=_text(record, "degraded_answer", ""),
         **parse_part(record),
         extra=_extra(record),
-        system=_string(record, "system", ""),
+        system=_text(record, "system", ""),
         turns=tuple(_parse_turn(turn) for turn in _list(record, "turns")),
         looks=tuple(_parse_look(look) for look in _list(record, "looks")),
     )
@@ -226,13 +227,13 @@ def _parse_keyword(record: Any) -> Keyword:
     video = record.get("video", 0)
     if type(video) is not int:
         raise ValueError(f"field 'video' of a keyword is {video!r}, not the number of a video, from 0")
-    return Keyword(_string(record, "text"), _string(record, "lemma"), _spans(record), video)
+    return Keyword(_text(record, "text"), _text(record, "lemma"), _spans(record), video)
 
 
 def _parse_turn(record: Any) -> Turn:
     if not isinstance(record, dict) or set(record) != {"question", "answer"}:
         raise ValueError(f"turn {record!r} is not an object with question and answer")
-    return Turn(_string(record, "question"), _string(record, "answer"))
+    return Turn(_text(record, "question"), _text(record, "answer"))
 
 
 def _parse_look(record: Any) -> Look:
@@ -255,6 +256,17 @@ def _string(record: dict[str, Any], field: str, default: str | None = None) -> s
     if isinstance(value, str):
         return value
     raise ValueError(f"field {field!r} is {value!r}, not a string")
+
+
+def _text(record: dict[str, Any], field: str, default: str | None = None) -> str:
+    return composed(_string(record, field, default))
+
+
+def composed(text: str) -> str:
+    """A text whose letters and accents are one character each where there is one (NFC), as Qwen's tokenizers
+    read it and models write it. To rewards and scores the same text in two characters is made of other
+    words."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _list(record: dict[str, Any], field: str) -> list[Any]:
