@@ -162,6 +162,9 @@ def test_captions_without_keywords(rules, caption):
         ("At 0:05 she drops a cup.", [("drops a cup", "drop")]),
         ("The children gets off the floor.", []),  # no event is lost in a particle: "off the floor"
         ("A dog jumps \U0001f389", [("jumps", "jump")]),
+        ("Takes a plate out of the cabinet.", [("Takes a plate out", "take out")]),
+        ("Blows out candles.", [("Blows out candles", "blow out")]),
+        ("Boats that are red.", []),
     ],
 )
 def test_keywords_by_rules(rules, caption, keywords):

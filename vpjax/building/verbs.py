@@ -222,6 +222,9 @@ class _Clause:
         # Not for "peppers" of "tomatoes, peppers and onions".
         if not (self.bare and self.several and self.tagger.is_plural(word)):
             forms += sorted(self.chain)
+        # "Opens the door", whose subject is left out.
+        if self.last == "START" and after in WORDS.determiners | WORDS.particles:
+            forms.append("s")
         # An order ("stir the soup") is a word that is not also a noun, or has an object.
         follows = self.last != "START" and "base" in self.chain and not self.bare
         is_order = has_object or after in WORDS.particles or not self.tagger.is_noun(word)
