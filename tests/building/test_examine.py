@@ -87,6 +87,7 @@ def test_unusable_items_are_skipped_with_a_reason(options, fields, reason):
         ),
         (dict(end=5.0), "part cut at the end of the video: 5 of 4 s"),
         (dict(spans=((2.0, 5.0),)), "span cut at the end of the video: (2.0, 5.0) of 4 s"),
+        (dict(spans=((-1.0, 3.0),)), "span cut at the start of the video: (-1.0, 3.0)"),
         (dict(spans=((2.6, 2.6),)), "span without length, taken as a moment: (2.6, 2.6)"),
         (dict(spans=((2.0, 3.0), (9.0, 10.0))), "span outside the video: (9.0, 10.0) of 4 s"),
     ],
@@ -163,6 +164,13 @@ def test_an_answer_about_times_ends_with_its_file(options):
     ):
         clip = examine_one(options, answer=answer, **fields).item.clip
         assert (clip.answer, clip.spans) == (expected, ((2.0, SECONDS),))
+
+
+def test_a_question_about_times_ends_with_its_file(options):
+    fields = dict(spans=((2.0, 9.0),))
+    asked, other = "What happens from 2.00 to {:.2f} seconds?".format, "What happens from 2 to 9?"
+    for question, expected in ((asked(9), asked(SECONDS)), (other, other)):
+        assert examine_one(options, question=question, **fields).item.clip.question == expected
 
 
 def test_every_answer_of_a_conversation_gives_keywords(options, monkeypatch):

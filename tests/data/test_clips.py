@@ -126,6 +126,16 @@ GOOD = '{"id": "a", "video": "a.mp4", "question": "q", "answer": "a"}'
         (GOOD.replace("}", ', "keywords": ["x"]}'), "line 3: keyword 'x' is not an object"),
         (GOOD.replace("}", ', "keywords": "x"}'), "line 3: field 'keywords' is 'x', not a list"),
         (GOOD.replace("}", ', "keywords": [{"text": "x"}]}'), "line 3: field 'lemma' is None"),
+        (
+            GOOD.replace("}", ', "keywords": [{"text": "x", "lemma": "x", "span": [[1, 2]]}]}'),
+            "line 3: unknown field 'span' of a keyword, which has text, lemma, spans, video",
+        ),
+        (
+            GOOD.replace("}", ', "keywords": [{"text": " ", "lemma": "x"}]}'),
+            "line 3: field 'text' of a keyword is empty",
+        ),
+        (GOOD.replace("}", ', "spans": [[true, 2]]}'), r"line 3: span \[True, 2\] is not \[start, end\]"),
+        (GOOD.replace("}", ', "end": true}'), "line 3: field 'end' is True, not seconds"),
     ],
 )
 def test_broken_lines_are_named(tmp_path, line, reason):

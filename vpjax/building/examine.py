@@ -16,7 +16,7 @@ from vpjax.building.fields import Rejected, short
 from vpjax.building.items import Item
 from vpjax.building.questions import ANSWER_TAG, letter_of
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer, text_scorer
-from vpjax.building.sentences import times_answer
+from vpjax.building.sentences import times_answer, times_question
 from vpjax.data import tfio
 from vpjax.data.images import is_image
 from vpjax.data.keyframes import KEEP
@@ -214,8 +214,10 @@ def with_key_frames(
         return Examined(dataclasses.replace(item, clip=clip, notes=(*item.notes, f"{NO_VTILDE} ({kind})")))
     infos = [info for _, info in files]
     clip, notes = cut_times(clip, infos, videos)
+    if item.clip.spans and item.clip.question == times_question(item.clip.spans):
+        clip = dataclasses.replace(clip, question=times_question(clip.spans))  # of the file, too
     if clip.task == "grounding" and item.clip.answer == times_answer(item.clip.spans):
-        clip = dataclasses.replace(clip, answer=times_answer(clip.spans))  # of the file, too
+        clip = dataclasses.replace(clip, answer=times_answer(clip.spans))  # likewise
     extract, number = load_tools(options).extract, videos[0]
     asked = list(keywords_of(clip, extract, number))
     unknown = unknown_video(files, videos, options)
@@ -360,6 +362,8 @@ def cut_spans(spans: Spans, info: VideoInfo, notes: list[str]) -> Spans:
         if start >= info.duration or end < start:
             notes.append(f"span outside the video: {span} of {info.duration:g} s")
             continue
+        if span[0] < 0:
+            notes.append(f"span cut at the start of the video: {span}")
         if span[1] > info.duration + 1 / info.fps:
             notes.append(f"span cut at the end of the video: {span} of {info.duration:g} s")
         if start == end:

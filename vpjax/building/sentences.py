@@ -45,10 +45,14 @@ def sentence_item(id: str, video: str, text: Any, span: tuple[float, float], gro
     sentence = field({"sentence": text}, "sentence").strip()
     shown: JsonObject = dict(id=id, video=video, spans=((start, end),))
     if not grounding:
-        question = f"What happens from {start:.2f} to {end:.2f} seconds?"
-        return clip_item(question=question, answer=sentence, **shown)
+        return clip_item(question=times_question(((start, end),)), answer=sentence, **shown)
     question = f"From when to when: {sentence}" if sentence else ""
     return clip_item(question=question, answer=times_answer(((start, end),)), task="grounding", **shown)
+
+
+def times_question(spans: Sequence[tuple[float, float]]) -> str:
+    """The question for what happens in the first of some spans, in seconds; "" if there is none."""
+    return "What happens from {:.2f} to {:.2f} seconds?".format(*spans[0]) if spans else ""
 
 
 def times_answer(spans: Sequence[tuple[float, float]]) -> str:

@@ -11,12 +11,12 @@ from typing import Any
 from vpjax.building.annotations import FORMATS
 from vpjax.building.fields import JsonObject, field
 from vpjax.building.items import Item, clip_item
+from vpjax.building.sentences import times_question
 from vpjax.data.published import table_rows
 from vpjax.files import open_file
 from vpjax.types import Keyword, UserError
 
 WHAT = "What happens?"
-WHEN = "What happens from {:.2f} to {:.2f} seconds?"
 DIDEMO_SECONDS = 5  # of the chunks in which DiDeMo's times are counted
 NARRATED_WORDS = 6  # of a narration that is a keyword as a whole
 
@@ -35,7 +35,7 @@ def didemo_items(row: JsonObject) -> Iterator[Item]:
     yield clip_item(
         id=row.get("annotation_id"),
         video=field(row, "video"),
-        question=WHEN.format(*span),
+        question=times_question((span,)),
         answer=sentence(field(row, "description")),
         spans=(span,),
     )
@@ -51,7 +51,7 @@ def epic_items(row: JsonObject) -> Iterator[Item]:
     yield clip_item(
         id=field(row, "narration_id"),
         video=f"{field(row, 'participant_id')}/videos/{field(row, 'video_id')}.MP4",
-        question=WHEN.format(*span),
+        question=times_question((span,)),
         answer=answer,
         spans=(span,),
         keywords=narrated(answer, field(row, "verb")),

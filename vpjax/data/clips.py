@@ -224,6 +224,11 @@ def check_media(clip: Clip) -> None:
 def _parse_keyword(record: Any) -> Keyword:
     if not isinstance(record, dict):
         raise ValueError(f"keyword {record!r} is not an object with text, lemma and spans")
+    known = [field.name for field in dataclasses.fields(Keyword)]
+    if unknown := sorted(set(record) - set(known)):
+        raise ValueError(f"unknown field {unknown[0]!r} of a keyword, which has {', '.join(known)}")
+    if not _text(record, "text").strip():
+        raise ValueError("field 'text' of a keyword is empty")
     video = record.get("video", 0)
     if type(video) is not int:
         raise ValueError(f"field 'video' of a keyword is {video!r}, not the number of a video, from 0")
@@ -288,8 +293,8 @@ def _spans(record: dict[str, Any]) -> tuple[tuple[float, float], ...]:
 
 
 def _are_numbers(value: Any, count: int) -> bool:
-    """Whether a JSON value is a list of ``count`` numbers."""
-    return isinstance(value, list) and len(value) == count and all(isinstance(x, int | float) for x in value)
+    """Whether a JSON value is a list of ``count`` numbers, of which true and false are none."""
+    return isinstance(value, list) and len(value) == count and all(type(x) in (int, float) for x in value)
 
 
 def parse_span(span: Any) -> tuple[float, float]:
@@ -316,7 +321,7 @@ def parse_part(record: dict[str, Any]) -> dict[str, float | None]:
     """``start`` and ``end`` of a JSON object, in seconds or None. ValueError if they are no part."""
     for field in ("start", "end"):
         value = record.get(field)
-        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+        if value is not None and not (type(value) in (int, float) and 0 <= value < math.inf):
             raise ValueError(f"field {field!r} is {value!r}, not seconds of the video")
     start, end = record.get("start"), record.get("end")
     if end is not None and end <= (start or 0.0):
