@@ -123,6 +123,7 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "The dog doesn\u2019t bark.",  # the apostrophe that phones and language models write
         "The dog neither barks nor bites.",
         "The cake is done.",
+        "The blurred background suggests a quiet morning, highlighting the calm mood.",
         "We see the closing title screen.",
     ],
 )
