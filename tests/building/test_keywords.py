@@ -123,6 +123,7 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "The dog doesn\u2019t bark.",  # the apostrophe that phones and language models write
         "The dog neither barks nor bites.",
         "The cake is done.",
+        "We see a lamp, followed by a table.",
         "The blurred background suggests a quiet morning, highlighting the calm mood.",
         "We see the closing title screen.",
     ],
@@ -166,6 +167,9 @@ def test_captions_without_keywords(rules, caption):
         ("Takes a plate out of the cabinet.", [("Takes a plate out", "take out")]),
         ("Blows out candles.", [("Blows out candles", "blow out")]),
         ("Boats that are red.", []),
+        ("A man in red jumps.", [("jumps", "jump")]),
+        ("He opens a box filled with toys.", [("opens a box", "open")]),
+        ("She cuts her hair followed by a walk.", [("cuts her hair", "cut")]),
     ],
 )
 def test_keywords_by_rules(rules, caption, keywords):

@@ -73,6 +73,12 @@ def test_how_long_an_event_lasts(caption, spans, seconds, share):
     assert measured("lasting", caption, *spans) == pytest.approx(share, nan_ok=True)
 
 
+def test_an_apostrophe_is_one_however_it_is_written():
+    straight = "The man's dog won't jump off, and it's not the boy's."
+    for measure in ("words", "english"):
+        assert measured(measure, straight.replace("'", "\u2019")) == measured(measure, straight)
+
+
 def test_spans_of_keywords_are_the_nearer_ones():
     keywords = (Keyword("falls", "fall", ((1.0, 1.5),)),)
     assert measured("span", "The cup falls.", (0.0, 9.0), keywords=keywords) == 0.5

@@ -28,9 +28,11 @@ from spacy.matcher import Matcher
 from spacy.tokens import Doc, Span, Token
 
 from vpjax.building.verbs import PHRASE, WORDS, Tagger
+from vpjax.scoring.host_text import QUOTES
 
 MAX_WORDS = 6  # of a keyword: a longer one is cut to its verb and particle
-PLAIN = {0x2019: "'", 0xA0: " "}  # "doesn\u2019t" is "doesn't" to a parser, each character still one
+# "doesn\u2019t" is "doesn't" to a parser. Each character is still one.
+PLAIN = str.maketrans(QUOTES | {"\u00a0": " "})
 ENGLISH = 0.6  # share of a caption's words that the dictionary must know; capitalised words are not counted
 
 Pattern = list[dict[str, Any]]

@@ -22,7 +22,7 @@ def sentence_items(row: JsonObject, *, grounding: bool) -> Iterator[Item]:
     video, rate = field(row, "video"), time_units(row)
     for number, (text, span) in enumerate(zip(texts, spans, strict=True), 1):
         try:
-            start, end = (time / rate for time in parse_span(span))
+            start, end = (moment / rate for moment in parse_span(span))
             yield sentence_item(f"{PurePosixPath(video).stem}-{number}", video, text, (start, end), grounding)
         except ValueError as error:
             yield skipped_item(error)

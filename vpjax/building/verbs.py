@@ -291,6 +291,9 @@ class _Clause:
         is_result = self.last == "VERB" and self.verb in WORDS.changes and not self.goes_on(i + 1)
         if (is_adjective and is_result) or (self.last != "NOUN" and self.modifies(i, word)):
             return "ADJ"
+        # Behind its noun: "her hair followed by", but "in red" and "a snow covered hill".
+        if word in WORDS.states and not (is_adjective or self.goes_on(i + 1)):
+            return "ADP"
         if is_noun:
             return "NOUN"
         if is_adjective:
