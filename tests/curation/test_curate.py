@@ -1,7 +1,6 @@
 """A curation of rows: what is chosen depends on no order, chunk, interruption or machine, and every row is
 accounted for."""
 
-import dataclasses
 import json
 import random
 import runpy
@@ -12,14 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.building.flash_video import write_videos
+from tests.curation.recipes import recipe_of
 from vpjax import curate
-from vpjax.curation import funnel
 from vpjax.curation.mixture import config_text
-from vpjax.curation.recipe import load_recipe, parse_recipe
 from vpjax.curation.store import Store
 from vpjax.data.clips import read_clips
 from vpjax.data.mixture import data_sets
-from vpjax.recipes.data import vp80k
 from vpjax.types import UserError
 
 VERBS = ["opens", "drops", "kicks", "throws", "breaks", "catches"]
@@ -43,20 +40,6 @@ def captions_of(seed, count):
     table["scene"] = dict(duration=3.0, timestamps=[[0, 1]], sentences=["A tree in a garden."])
     table["french"] = dict(duration=3.0, timestamps=[[0, 1]], sentences=["Un homme jette le ballon vert."])
     return table
-
-
-def recipe_of(**changes):
-    config = vp80k.get_config()
-    config.total = 40
-    source = dict(url="https://a", licence="free", format="captions")
-    config.sources = (
-        dict(name="a", files=("one.json", "two.jsonl"), share=3.0, **source),
-        dict(name="b", files=("one.json",), share=1.0, **source),
-    )
-    config.benchmarks = (dict(name="charades-sta", file="test.json"),)
-    config.caps = dict(action=0.1, length=0.8, edges=(1.0, 2.5), video=1)
-    config.update(changes)
-    return parse_recipe(config)
 
 
 @pytest.fixture
@@ -314,57 +297,3 @@ def test_general_clips_get_their_share(tmp_path):
     # 100 of 500 clips of an epoch, so each of the 50 comes twice.
     assert config.data.train[2]["weight"] == 2.0
     assert [x.name for x in data_sets(config.data)] == names
-
-
-@pytest.mark.parametrize("total", [1, 2, 12, 40, 999, 80_000])
-def test_the_places_of_all_sources_are_the_total(total):
-    """Also where the shares' own rounding would give more, as 13 of 12."""
-    recipe = dataclasses.replace(parse_recipe(vp80k.get_config()), total=total)
-    places = recipe.places(total)
-    assert sum(places.values()) == total and list(places) == list(recipe.shares)
-    assert all(abs(places[name] - share * total) <= 1 for name, share in recipe.shares.items())
-    assert sum(funnel.summarize(NoRows(), recipe)["wanted"].values()) == total
-
-
-class NoRows:
-    def counts(self):
-        return {}
-
-
-def test_sources_share_the_places_of_those_that_are_left_out():
-    recipe = recipe_of().of(["b"])
-    assert recipe.shares == {"b": 1.0}
-    with pytest.raises(UserError, match="--sources: the recipe has no 'c'; it has a, b"):
-        recipe_of().of(["c"])
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"total": 0}, "total must be above 0"),
-        ({"filters": (dict(measure="nope", reason=""),)}, r"filters\[0\]: there is no measure 'nope'"),
-        ({"filters": (dict(measure="words"),)}, r"filters\[0\]: .*missing .*'reason'"),
-        (
-            {"filters": (dict(measure="peak", reason=""), dict(measure="words", reason=""))},
-            "filters: those of row, of copies and of video come in this order",
-        ),
-        ({"benchmarks": (dict(name="nope", file="a"),)}, "nope is none of vpjax.evaluate's"),
-        ({"caps": dict(action=0.0, length=0.5, edges=(1.0,), video=1)}, "caps: action and length are shares"),
-        ({"caps": dict(action=0.1, length=0.5, edges=(2.0, 1.0), video=1)}, "caps.edges must rise"),
-        ({"general": (dict(file="a", share=1.0),)}, "general: the shares must sum to less than 1"),
-        ({"more": 1}, "recipe: .*unexpected keyword argument 'more'"),
-    ],
-)
-def test_wrong_recipes_are_named(changes, message):
-    with pytest.raises(UserError, match=message):
-        recipe_of(**changes)
-
-
-def test_the_recipe_that_is_shipped_is_right_and_found():
-    recipe = load_recipe("vp80k")
-    assert recipe == parse_recipe(vp80k.get_config()) and recipe.total == 80_000
-    assert all(x.reason and x.rule for x in recipe.filters)
-    assert all(source.url and source.licence for source in recipe.sources)
-    with pytest.raises(UserError, match="--recipe: there is no file 'nope'"):
-        load_recipe("nope")
-    assert dataclasses.replace(recipe, total=1).rows_made_from() == recipe.rows_made_from()

@@ -10,7 +10,7 @@ import math
 import runpy
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from ml_collections import ConfigDict
 
@@ -150,11 +150,15 @@ def load_recipe(name: str) -> Recipe:
         file = Path(str(importlib.resources.files(RECIPES))) / f"{name}.py"
     if not file.is_file():
         raise UserError(f"--recipe: there is no file {name!r} and no recipe of that name")
-    get_config = runpy.run_path(str(file)).get("get_config")
-    if get_config is None:
-        raise UserError(f"{file}: a recipe has a function get_config()")
     try:
-        return parse_recipe(get_config())
+        config = runpy.run_path(str(file))["get_config"]()
+    except Exception as error:  # whatever the user's code raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"{file}: {reason}; a recipe is a Python file with get_config()") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() returns {config!r}, which is no ConfigDict")
+    try:
+        return parse_recipe(config)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
@@ -173,16 +177,35 @@ def parse_recipe(config: ConfigDict) -> Recipe:
 
 
 def _records(values: Mapping[str, Any], field: str, kind: type[Record]) -> tuple[Record, ...]:
-    return tuple(
-        _record(f"{field}[{number}]", value, kind) for number, value in enumerate(values.get(field) or ())
-    )
+    given = values.get(field) or ()
+    if not isinstance(given, list | tuple):
+        raise UserError(f"{field}: give a tuple; one of a single element ends with a comma")
+    return tuple(_record(f"{field}[{number}]", value, kind) for number, value in enumerate(given))
 
 
-def _record(field: str, value: Mapping[str, Any], kind: type[Record]) -> Record:
+def _record(field: str, value: Any, kind: type[Record]) -> Record:
+    if not isinstance(value, Mapping | ConfigDict):
+        raise UserError(f"{field}: {value!r} is no dict of {', '.join(kind.__annotations__)}")
+    fields = {key: tuple(x) if isinstance(x, list) else x for key, x in value.items()}
+    for key, x in fields.items():
+        wanted = kind.__annotations__.get(key, object)
+        if not _is_of(x, wanted):
+            name = wanted.__name__ if isinstance(wanted, type) else wanted
+            raise UserError(f"{field}: {key} is {x!r}, not of {name}")
     try:
-        return kind(**{key: tuple(x) if isinstance(x, list) else x for key, x in dict(value).items()})
+        return kind(**fields)
     except TypeError as error:
         raise UserError(f"{field}: {str(error).partition('() ')[2]}") from error
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a field: str, int, float (a number), a record, or a tuple of one of
+    them."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_of(x, get_args(kind)[0]) for x in value)
+    if kind is float:
+        return type(value) in (int, float) and not math.isnan(value)
+    return type(value) is kind if kind in (int, str) else isinstance(value, kind)
 
 
 def _check(recipe: Recipe) -> None:
@@ -193,7 +216,7 @@ def _check(recipe: Recipe) -> None:
     names = [source.name for source in recipe.sources]
     require(bool(names) and len(set(names)) == len(names), f"sources: {names}: give each a name of its own")
     for source in recipe.sources:
-        require(source.share > 0, f"source {source.name}: share must be above 0")
+        require(0 < source.share < math.inf, f"source {source.name}: share must be above 0, and finite")
         require(bool(source.files), f"source {source.name}: files names no file")
         formats = ", ".join(READERS)
         require(source.format in ("", *READERS), f"source {source.name}: format is none of {formats}")
@@ -212,4 +235,5 @@ def _check(recipe: Recipe) -> None:
     require(0 < caps.action <= 1 and 0 < caps.length <= 1, "caps: action and length are shares above 0")
     require(caps.video >= 1, "caps.video must be at least 1")
     require(list(caps.edges) == sorted(set(caps.edges)), "caps.edges must rise")
-    require(0 <= sum(x.share for x in recipe.general) < 1, "general: the shares must sum to less than 1")
+    shares = [general.share for general in recipe.general]
+    require(sum(shares) < 1 and min(shares, default=0) >= 0, "general: the shares must sum to less than 1")
