@@ -128,7 +128,7 @@ class _Clause:
     chain: the forms of the clause's verbs; after "and" another verb may follow in one of them.
     waits: whether there is a subject that has no verb yet. plural: whether that subject is plural. terse:
     whether it is a "person" without a determiner, whose verb may be bare, as in Charades ("person open the
-    door").
+    door"). orders: whether the clause began with an order.
     Of the noun phrase that is being read: subject, whether it is a subject; joined, whether "and" joins it
     to another one; bare, whether it is no subject and has no determiner; several, whether it is plural.
     """
@@ -137,7 +137,7 @@ class _Clause:
         self.tagger, self.doc = tagger, doc
         self.last, self.verb = "START", ""
         self.waits = self.plural = self.subject = self.joined = self.bare = self.several = False
-        self.terse = False
+        self.terse = self.orders = False
         self.chain: set[str] = set()
 
     def word(self, i: int) -> str:
@@ -154,7 +154,7 @@ class _Clause:
         elif pos in PHRASE:
             self.add_to_phrase(pos, word)
         elif pos == "SCONJ" or word in WORDS.stops:
-            self.waits, self.chain, self.verb = False, set(), ""
+            self.waits, self.chain, self.verb, self.orders = False, set(), "", False
         if word in WORDS.relatives and self.last == "NOUN":
             self.waits, self.plural = True, self.several
         if pos not in {"ADV", "SPACE"}:
@@ -166,6 +166,7 @@ class _Clause:
         if form != "ing" or self.last not in PHRASE_HEADS:
             self.waits = False
         self.chain.add(form)
+        self.orders |= self.last == "START" and form == "base" and lemma in WORDS.orders
         if self.last in {"BE", "HAVE", "MODAL"}:  # "is sneezing, then throws"
             self.chain |= {"past", "base" if self.plural else "s"}
         self.verb = lemma
@@ -211,6 +212,8 @@ class _Clause:
                 return ["ing", "base"]
             return ["ing", "past"] if after == "by" else ["ing"]
         if self.last in {"VERB", "PART"}:
+            if self.orders and self.verb in WORDS.orders and self.tagger.is_noun(word):  # "add dressing"
+                return []
             return ["ing", "past"] if self.verb == "get" else ["ing"]
         if self.last in {"ADP", "SCONJ"}:
             if self.is_thing(i + 1):
@@ -225,14 +228,25 @@ class _Clause:
         # "Opens the door", whose subject is left out.
         if self.last == "START" and after in WORDS.determiners | WORDS.particles:
             forms.append("s")
-        # An order ("stir the soup") is a word that is not also a noun, or has an object.
-        follows = self.last != "START" and "base" in self.chain and not self.bare
-        is_order = has_object or after in WORDS.particles or not self.tagger.is_noun(word)
+        # An order ("stir the soup") is a word that is not also a noun, is known for it, or has an object.
+        follows = self.last != "START" and "base" in self.chain and not (self.bare or self.orders)
+        is_noun = self.tagger.is_noun(word) and not self.is_order(i)
+        is_order = has_object or after in WORDS.particles or not is_noun
         if not (follows or is_order):
             return [form for form in forms if form != "base"]
         if not self.chain or "base" in self.chain:
             forms.append("base")
         return forms
+
+    def is_order(self, i: int) -> bool:
+        """Whether the word at ``i`` is a verb of orders, with which a sentence begins or goes on that began
+        so, and no subject of the word after it ("Cook stirs the soup")."""
+        after = self.word(i + 1)
+        has_verb = after in WORDS.be or "s" in self.tagger.verb_forms(after)
+        if has_verb and self.tagger.is_noun(after):  # "crack eggs", but "cook stirs the soup"
+            has_verb = self.word(i + 2) in OBJECT_STARTS
+        begins = self.last == "START" or self.orders
+        return begins and self.word(i) in WORDS.orders and not has_verb
 
     def forms_after_subject(self, i: int, after: str) -> list[str]:
         """The forms of a verb at ``i``, whose subject stands before it."""
