@@ -206,9 +206,13 @@ def check_skipped(summary: report.Summary, max_share: float) -> None:
 
 
 def read_keywords(file: str) -> tuple[str, ...]:
-    """The lines of a file of keywords. UserError if it has none."""
+    """The lines of a file of keywords, with a byte order mark or without. UserError if it has none, or is no
+    text."""
     with open_file(file, "rb") as content:
-        lines = content.read().decode().splitlines()
+        try:
+            lines = content.read().decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"--keywords={file}: no text in UTF-8: {error}") from error
     keywords = tuple(line.strip() for line in lines if line.strip())
     if not keywords:
         raise UserError(f"--keywords={file}: no keywords in this file")

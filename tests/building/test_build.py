@@ -130,6 +130,15 @@ def test_wrong_flags_are_named(monkeypatch, flag, message):
         run_main(monkeypatch, "--annotations=a.json", "--out=o", flag)
 
 
+def test_a_list_of_keywords_may_come_from_windows(tmp_path):
+    file = tmp_path / "keywords.txt"
+    file.write_bytes("\ufefftips over\r\n\r\n jumps \r\nfällt".encode())
+    assert build.read_keywords(str(file)) == ("tips over", "jumps", "fällt")
+    file.write_bytes("fällt".encode("latin-1"))
+    with pytest.raises(UserError, match="keywords.txt: no text in UTF-8"):
+        build.read_keywords(str(file))
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
