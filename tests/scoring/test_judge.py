@@ -69,6 +69,27 @@ def test_a_users_reward_that_never_worked_stops_the_run(judge, monkeypatch):
     assert "returned 0 values for 2 completions" in fault and judge.take_faults() == []
 
 
+@pytest.mark.parametrize(
+    "rewards, fits",
+    [
+        ({"choice": 1.0, "format": 1.0}, False),  # which would train the form alone, and choice: nothing
+        ({"numerical": 1.0, "keyword_recall": 1.0}, False),  # no clip has keywords
+        ({"choice": 1.0, "rouge_l": 1.0}, True),
+        ({"format": 1.0}, True),
+    ],
+)
+def test_rewards_that_count_for_no_clip_are_named(monkeypatch, rewards, fits):
+    """All rewards would be NaN, and the run would learn nothing without saying so."""
+    monkeypatch.setattr(judges, "byte_table", lambda text: None)
+    grpo = {"rewards": rewards, "degraded_rewards": {}, "control_share": 0.0}
+    config = ConfigDict({"seed": 0, "data": {"keywords": 1}, "grpo": grpo})
+    if fits:
+        assert set(judges.ConfigJudge(config, None, CLIPS).names) == set(rewards)
+        return
+    with pytest.raises(UserError, match="counts for none of these clips, whose task is caption"):
+        judges.ConfigJudge(config, None, CLIPS)
+
+
 def test_rewards_on_the_degraded_video_need_what_is_true_of_it(monkeypatch):
     """No clip says what is true of its V~: a reward that compares completions with it is an error, one that
     does not is fine."""

@@ -22,7 +22,13 @@ from vpjax.scoring.references import (
     reference_rows,
     reference_sizes,
 )
-from vpjax.scoring.rewards import FREE_OF_ANSWER, answer_numbers, check_names, compute_rewards
+from vpjax.scoring.rewards import (
+    FREE_OF_ANSWER,
+    answer_numbers,
+    check_names,
+    compute_rewards,
+    counts_for,
+)
 from vpjax.scoring.texts import byte_table
 from vpjax.scoring.user import RewardFault, UserReward, load_user_reward
 from vpjax.types import Array, Clip, Prompts, UserError
@@ -83,8 +89,9 @@ class ConfigJudge:
     built-in and compare completions on V~ with what is true of V~."""
 
     def __init__(self, config: ConfigDict, text: Text, clips: Sequence[Clip]):
-        """UserError for a reward that does not exist, for a clip that lacks what its task needs, and for
-        rewards of completions on V~ that compare them with ``degraded_answer`` where no clip has one."""
+        """UserError for a reward that does not exist, for a clip that lacks what its task needs, for rewards
+        none of which compares anything about these clips, and for rewards of completions on V~ that compare
+        them with ``degraded_answer`` where no clip has one."""
         self.text, self.clips, self.seed = text, clips, config.seed
         self.control_share = config.grpo.control_share
         self.weights = weights_of(config.grpo.rewards)
@@ -107,6 +114,14 @@ class ConfigJudge:
                     "degraded_answer, which no clip has; add it to the clips, or take keyword_absent"
                 )
         self.sizes = reference_sizes([*clips, *shown], keywords=config.data.keywords)
+        comparing = [name for name in self.names if name not in FREE_OF_ANSWER]
+        if comparing and not host_scores:
+            if not any(counts_for(name, clip) for name in comparing for clip in clips):
+                tasks = ", ".join(sorted({clip.task for clip in clips}))
+                raise UserError(
+                    f"config.grpo.rewards: {', '.join(comparing)} counts for none of these clips, whose task "
+                    f"is {tasks}: name a reward of that task, or give the clips theirs (task, keywords)"
+                )
         self.known = keyword_table(clips, config.data.keywords)
         self.table = byte_table(text)
         self._worked: set[str] = set()  # rewards of the user's own that have scored a batch

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from vpjax.scoring import choices, keywords, spans, stemming, texts, words
-from vpjax.scoring.references import AnswerType, References
-from vpjax.types import Array, UserError
+from vpjax.scoring.references import AnswerType, References, answer_type
+from vpjax.types import Array, Clip, UserError
 
 ALL = tuple(answer_type for answer_type in AnswerType if answer_type != AnswerType.PADDING)
 CHOICES = (AnswerType.CHOICE, AnswerType.GROUNDED_CHOICE)
@@ -245,6 +245,12 @@ REWARDS: dict[str, Reward] = {
     ),
     "overlong": Reward(ALL, lambda said: overlong(jnp.sum(said.mask), len(said.tokens))),
 }
+
+
+def counts_for(name: str, clip: Clip) -> bool:
+    """Whether a reward can count for a clip: by its task and, if it compares keywords, by having some."""
+    has_keywords = bool(clip.keywords) or not name.startswith("keyword_")
+    return has_keywords and answer_type(clip) in REWARDS[name].answer_types
 
 
 def overlong(length: jax.Array, limit: int) -> jax.Array:
