@@ -17,6 +17,7 @@ from vpjax.data.text import Text, tokenize
 from vpjax.data.tokenizer import train_tokenizer
 from vpjax.data.units import Capacity
 from vpjax.data.video import Video
+from vpjax.scoring.answers import read_choice
 from vpjax.types import Clip, Keyword, UserError
 
 CAPACITY = Capacity(16, 0)
@@ -167,6 +168,21 @@ def test_another_chat_template_is_followed(text):
     tokenizer.chat_template = "SYSTEM" + tokenizer.chat_template
     other = dataclasses.replace(text, tokenizer=tokenizer)
     assert other.tokenizer.decode(other.chat(QUESTION)).startswith("SYSTEM<|im_start|>user")
+
+
+def test_a_thought_that_the_template_begins_is_part_of_what_is_said(text):
+    """Completions of Thinking models lack their <think>: one that is cut short would be read as an answer."""
+    tokenizer = copy.deepcopy(text.tokenizer)
+    header = '<|im_start|>assistant{{ "\\n" }}'
+    assert tokenizer.chat_template.count(header) == 1
+    tokenizer.chat_template = tokenizer.chat_template.replace(header, f'{header}<think>{{{{ "\\n" }}}}')
+    other = dataclasses.replace(text, tokenizer=tokenizer)
+    ids = text.encode("B or A?")
+    assert (text.opening, text.decode(ids)) == ("", "B or A?")
+    assert (other.opening, other.decode(ids)) == ("<think>\n", "<think>\nB or A?")
+    assert read_choice(text.decode(text.encode("B")), ()) == 1
+    assert read_choice(other.decode(text.encode("B")), ()) is None
+    assert read_choice(other.decode(text.encode("A?</think>B")), ()) == 1
 
 
 def test_a_question_that_holds_a_placeholder_is_refused(text):

@@ -1,5 +1,7 @@
 """The splits of the built-in clips and their own appearances."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,14 @@ from vpjax.data.looks import RELEVANCE
 from vpjax.events.clips import EventSpec, predicted_event
 from vpjax.recipes import base, sft, sft_shortcut
 from vpjax.training import run_config
-from vpjax.training.setup import event_spec, forget_unstarted, prepare_model, read_training, split_file
+from vpjax.training.setup import (
+    check_template,
+    event_spec,
+    forget_unstarted,
+    prepare_model,
+    read_training,
+    split_file,
+)
 from vpjax.types import Clip, Keyword, Turn, UserError
 
 
@@ -111,6 +120,12 @@ def test_a_model_folder_is_that_of_the_config_that_begins(tmp_path):
     (tmp_path / "model/made_for.json").unlink()
     forget_unstarted(config, tmp_path)
     assert (tmp_path / "model/config.json").is_file()
+
+
+def test_a_template_that_begins_the_answers_is_not_trained_with():
+    check_template(SimpleNamespace(opening=""), "folder")
+    with pytest.raises(UserError, match="init_from=folder: its chat template begins every answer with '<thi"):
+        check_template(SimpleNamespace(opening="<think>\n"), "folder")
 
 
 @pytest.mark.parametrize("field", ["heldout", "colour"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import threading
 import zlib
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 Media = Literal["video", "image"]
 TrainTurns = Literal["all", "last"]
 
+OPENING = re.compile(r"<think>\s*\Z")
 TEMPLATE_SECONDS = 20.0  # in which a chat template writes a prompt: thousands of times what Qwen's need
 REWRITTEN = (
     "the chat template does not write an earlier answer as it stands: it may leave out reasoning, or join a "
@@ -233,8 +235,18 @@ class Text:
         return self.encoded(text).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's tokens, without its special ones."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of an answer's tokens, without its special ones, after the ``opening`` of its prompt."""
+        said = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.opening + said
+
+    @functools.cached_property
+    def opening(self) -> str:
+        """The beginning of a thought that the chat template writes after the assistant's header, as those of
+        Thinking models do, so that completions lack it; "" of other models."""
+        with contextlib.suppress(UserError):  # which names the clip or prompt whose template fails
+            if found := OPENING.search(self.written(messages_of("What happens?", ("video",)))):
+                return found[0]
+        return ""
 
 
 def messages_of(

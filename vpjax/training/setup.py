@@ -209,6 +209,17 @@ def prepare_model(config: ConfigDict, workdir: Path, clips: Sequence[Clip]) -> t
     return model_config, checkpoint.text_of(folder, model_config)
 
 
+def check_template(text: Text, folder: str) -> None:
+    """UserError for a chat template that begins the answers itself, of which the model would be trained on
+    the rest alone, inside a thought."""
+    if text.opening:
+        raise UserError(
+            f"config.init_from={folder}: its chat template begins every answer with {text.opening!r}, as "
+            "those of Thinking models do, and answers would be trained inside that thought: take the "
+            "Instruct model, or end the template with the assistant's header, and write thoughts into answers"
+        )
+
+
 def fill_model_folder(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -> None:
     """Write the files of a run's model/ folder, see ``prepare_model``."""
     if config.init_from:
@@ -217,6 +228,7 @@ def fill_model_folder(config: ConfigDict, folder: Path, clips: Sequence[Clip]) -
         own = [source / name for name in ("config.json", "README.md")]
         for file in [*filter(Path.is_file, own), *hf.companions(source)]:
             shutil.copyfile(file, folder / file.name)
+        check_template(Text.load(folder), config.init_from)
         separate_processors(folder)
         if any(is_image(path) for clip in clips for path in clip.media):
             set_image_sizes(folder / IMAGE_PROCESSOR, config)
