@@ -45,7 +45,7 @@ def inflections(word: str) -> set[str]:
     elif word.endswith("e"):
         stem = word if word.endswith(("ee", "oe", "ye")) else word[:-1]
         past, running = {word + "d"}, {stem + "ing"}
-    elif re.search(r"[^aeiou][aeiou][^aeiouwxy]$", word):
+    elif re.search(r"([^aeiou]|qu)[aeiou][^aeiouwxy]$", word):
         past.add(word + word[-1] + "ed")
         running.add(word + word[-1] + "ing")
     return {word, *plural, *past, *running, *IRREGULAR_VERBS.get(word, ())}
