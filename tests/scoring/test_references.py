@@ -52,6 +52,14 @@ def test_forms(lemma, text, forms):
     assert all(form[0][:1] == lemma[:1] for form in found - expected)
 
 
+@pytest.mark.parametrize(
+    "lemma, others",
+    [("hop", "hoped hoping"), ("tap", "taped taping"), ("scrap", "scraped scraping"), ("star", "stared")],
+)
+def test_forms_are_none_of_another_word(lemma, others):
+    assert not {(other,) for other in others.split()} & forms_of(Keyword(lemma, lemma))
+
+
 def test_only_keywords_that_the_answer_mentions_are_expected():
     keywords = spanned_keywords(("spins", "spin"), ("splits in two", "split"))
     order = make_clip("First it spins.", "order", keywords=keywords)

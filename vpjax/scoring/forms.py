@@ -32,8 +32,8 @@ def forms_of(keyword: Keyword) -> frozenset[Form]:
 
 def inflections(word: str) -> set[str]:
     """The forms of an English verb or noun by the regular rules, and irregular pasts. If the spelling does
-    not show whether a letter doubles (``hopped``, but ``opened``), both forms are included: one of them is no
-    word.
+    not show whether a letter doubles (``admitted``, but ``opened``), both forms are included: one of them is
+    no word. In a single syllable it does (``hopped``): ``hoped`` is of another word.
     """
     plural, past, running = {word + "s"}, {word + "ed"}, {word + "ing"}
     if re.search(r"([sxzo]|[cs]h)$", word):
@@ -46,6 +46,9 @@ def inflections(word: str) -> set[str]:
         stem = word if word.endswith(("ee", "oe", "ye")) else word[:-1]
         past, running = {word + "d"}, {stem + "ing"}
     elif re.search(r"([^aeiou]|qu)[aeiou][^aeiouwxy]$", word):
-        past.add(word + word[-1] + "ed")
-        running.add(word + word[-1] + "ing")
+        doubled = {word + word[-1] + "ed"}, {word + word[-1] + "ing"}
+        if len(re.findall(r"[aeiouy]+", word.replace("qu", "q"))) == 1:
+            past, running = doubled
+        else:
+            past, running = past | doubled[0], running | doubled[1]
     return {word, *plural, *past, *running, *IRREGULAR_VERBS.get(word, ())}
