@@ -125,6 +125,7 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "The cake is done.",
         "We see a lamp, followed by a table.",
         "A man in goggles, coat and hat.",
+        "Yes, he does.",
         "The blurred background suggests a quiet morning, highlighting the calm mood.",
         "We see the closing title screen.",
     ],
@@ -167,6 +168,11 @@ def test_captions_without_keywords(rules, caption):
         ("A dog jumps \U0001f389", [("jumps", "jump")]),
         ("Takes a plate out of the cabinet.", [("Takes a plate out", "take out")]),
         ("Blows out candles.", [("Blows out candles", "blow out")]),
+        ("A man, who is tall, opens a door.", [("opens a door", "open")]),
+        (
+            "A man (left) walks away, then does a flip.",
+            [("walks away", "walk away"), ("does a flip", "do flip")],
+        ),
         # Orders, as in YouCook2, whose things have no determiners.
         ("heat oil in a pan", [("heat oil", "heat")]),
         ("crack eggs into a bowl and whisk", [("crack eggs", "crack"), ("whisk", "whisk")]),

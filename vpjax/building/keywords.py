@@ -164,6 +164,8 @@ def _is_event(verb: Token, particle: str, thing: Token | None, subject: Token | 
         return False
     if thing is not None and thing.lower_ == "camera" and lemma in WORDS.aiming:
         return False
+    if lemma == "do" and thing is None:  # "yes, he does"
+        return False
     return lemma not in WORDS.static or bool(particle)
 
 

@@ -222,6 +222,9 @@ class _Clause:
         if self.last not in {"START", "PUNCT", "CCONJ"}:
             return []
         forms = ["ing"]
+        is_verb = has_object or after in WORDS.particles or not self.tagger.is_noun(word)
+        if self.last == "PUNCT" and self.waits and is_verb:  # "A man, who is tall, opens a door"
+            forms = self.forms_after_subject(i, after)
         # Not for "peppers" of "tomatoes, peppers and onions".
         if not (self.bare and self.several and self.tagger.is_plural(word)):
             forms += sorted(self.chain)
