@@ -126,6 +126,7 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "We see a lamp, followed by a table.",
         "A man in goggles, coat and hat.",
         "Yes, he does.",
+        "White words appear on the screen.",
         "The blurred background suggests a quiet morning, highlighting the calm mood.",
         "We see the closing title screen.",
     ],
