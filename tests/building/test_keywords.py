@@ -126,6 +126,7 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "We see a lamp, followed by a table.",
         "A man in goggles, coat and hat.",
         "Yes, he does.",
+        "The view goes from red to black.",
         "White words appear on the screen.",
         "The blurred background suggests a quiet morning, highlighting the calm mood.",
         "We see the closing title screen.",
@@ -174,6 +175,9 @@ def test_captions_without_keywords(rules, caption):
             "A man (left) walks away, then does a flip.",
             [("walks away", "walk away"), ("does a flip", "do flip")],
         ),
+        ("A tall and thin man jumps.", [("jumps", "jump")]),
+        ("A red and white car stops.", [("stops", "stop")]),
+        ("He does a routine and then bows.", [("does a routine", "do routine"), ("bows", "bow")]),
         # Orders, as in YouCook2, whose things have no determiners.
         ("heat oil in a pan", [("heat oil", "heat")]),
         ("crack eggs into a bowl and whisk", [("crack eggs", "crack"), ("whisk", "whisk")]),

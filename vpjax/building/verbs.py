@@ -124,7 +124,8 @@ class Tagger:
 class _Clause:
     """The state of a clause while its words are read from left to right.
 
-    last: the part of speech of the latest word, adverbs aside. verb: the lemma of the latest verb.
+    last, before: the parts of speech of the latest word and of the one before it, adverbs aside. verb: the
+    lemma of the latest verb.
     chain: the forms of the clause's verbs; after "and" another verb may follow in one of them.
     waits: whether there is a subject that has no verb yet. plural: whether that subject is plural. terse:
     whether it is a "person" without a determiner, whose verb may be bare, as in Charades ("person open the
@@ -135,7 +136,7 @@ class _Clause:
 
     def __init__(self, tagger: Tagger, doc: Doc):
         self.tagger, self.doc = tagger, doc
-        self.last, self.verb = "START", ""
+        self.last, self.before, self.verb = "START", "", ""
         self.waits = self.plural = self.subject = self.joined = self.bare = self.several = False
         self.terse = self.orders = False
         self.chain: set[str] = set()
@@ -158,7 +159,7 @@ class _Clause:
         if word in WORDS.relatives and self.last == "NOUN":
             self.waits, self.plural = True, self.several
         if pos not in {"ADV", "SPACE"}:
-            self.last = pos
+            self.before, self.last = self.last, pos
         return pos, lemma
 
     def add_verb(self, form: str, lemma: str) -> None:
@@ -220,6 +221,9 @@ class _Clause:
                 return []
             return ["ing"] if self.last == "ADP" else ["ing", "past"]
         if self.last not in {"START", "PUNCT", "CCONJ"}:
+            return []
+        # "A tall and thin man"
+        if self.before == "ADJ" and word in self.tagger.words["adj"] & self.tagger.words["verb"]:
             return []
         forms = ["ing"]
         is_verb = has_object or after in WORDS.particles or not self.tagger.is_noun(word)
@@ -285,7 +289,8 @@ class _Clause:
         for pos, words in CLOSED_TAGS.items():
             if word in words:
                 return pos
-        if word == "to" and after not in CLOSED and "base" in self.tagger.verb_forms(after):
+        is_verb = after not in CLOSED | WORDS.colours and "base" in self.tagger.verb_forms(after)
+        if word == "to" and is_verb:
             latest = [self.word(k) for k in range(max(0, i - 3), i)]
             if "from" not in latest:  # "from branch to branch"
                 return "TO"
@@ -351,8 +356,10 @@ class _Clause:
 
     def modifies(self, i: int, word: str) -> bool:
         """Whether the word at ``i`` is an adjective or participle before its noun."""
-        forms = self.tagger.verb_forms(word)
-        is_modifier = word in self.tagger.words["adj"] or "ing" in forms or "past" in forms
+        forms, adjectives = self.tagger.verb_forms(word), self.tagger.words["adj"]
+        if word in adjectives and self.word(i + 1) in ("and", ","):  # "a red and white car"
+            return self.word(i + 2) in adjectives - CLOSED and self.goes_on(i + 3)
+        is_modifier = word in adjectives or "ing" in forms or "past" in forms
         if not is_modifier or not self.goes_on(i + 1):
             return False
         # "the blue cross drifts up": not where it is a noun itself and its verb follows.
