@@ -126,6 +126,7 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "We see a lamp, followed by a table.",
         "A man in goggles, coat and hat.",
         "Yes, he does.",
+        "Holding potato next to bottle.",
         "The view goes from red to black.",
         "White words appear on the screen.",
         "The blurred background suggests a quiet morning, highlighting the calm mood.",
@@ -177,6 +178,7 @@ def test_captions_without_keywords(rules, caption):
         ),
         ("A tall and thin man jumps.", [("jumps", "jump")]),
         ("A red and white car stops.", [("stops", "stop")]),
+        ("Poking box so lightly that it doesn't move.", [("Poking box", "poke")]),
         ("He does a routine and then bows.", [("does a routine", "do routine"), ("bows", "bow")]),
         # Orders, as in YouCook2, whose things have no determiners.
         ("heat oil in a pan", [("heat oil", "heat")]),

@@ -292,7 +292,8 @@ class _Clause:
         is_verb = after not in CLOSED | WORDS.colours and "base" in self.tagger.verb_forms(after)
         if word == "to" and is_verb:
             latest = [self.word(k) for k in range(max(0, i - 3), i)]
-            if "from" not in latest:  # "from branch to branch"
+            # "From branch to branch", "next to bottle"
+            if "from" not in latest and not {"next", "close", "closer"} & set(latest[-1:]):
                 return "TO"
         if self.is_particle(i, word):
             return "PART"
