@@ -127,6 +127,7 @@ def test_every_event_of_the_built_in_clips_is_found(rules):
         "A man in goggles, coat and hat.",
         "Yes, he does.",
         "Holding potato next to bottle.",
+        "Trying but failing.",
         "The view goes from red to black.",
         "White words appear on the screen.",
         "The blurred background suggests a quiet morning, highlighting the calm mood.",
