@@ -35,7 +35,7 @@ setup(
         "tensorboardX>=2.6.4",
         "tokenizers>=0.23.1",
         "tqdm>=4.67.1",
-        "transformers>=5.17.0",
+        "transformers>=5.18.0",
     ],
     extras_require={
         "build": BUILD,
