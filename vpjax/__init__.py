@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -34,3 +36,16 @@ class _Package(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+
+
+def _end(number: int, frame: types.FrameType | None) -> None:
+    """End the process at once."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+# ``python -m vpjax.train`` imports libraries for seconds, to which a Ctrl-C is a traceback, until ``cli.run``
+# takes it. It stays ignored where a shell started the command so.
+_module = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv[:-1] else ""
+if _module.startswith("vpjax.") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end)

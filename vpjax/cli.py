@@ -319,6 +319,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     sys.argv[1:] = map(with_home, sys.argv[1:])
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # while modules were imported, it ended all
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
         code = OK
     except UserError as error:

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -194,6 +196,24 @@ def test_a_second_signal_is_not_held():
     with pytest.raises(KeyboardInterrupt), cli.held_signals():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", "train build predict evaluate export plan".split())
+@pytest.mark.parametrize(
+    "handler, code, err", [(signal.default_int_handler, 130, "interrupted\n"), (signal.SIG_IGN, 7, "")]
+)
+def test_a_signal_while_modules_are_imported(tmp_path, name, handler, code, err):
+    """It comes inside a library, in whose place there is one that sends it. A shell that started the command
+    in the background made it deaf to it."""
+    (tmp_path / "jax.py").write_text("import os\nos.kill(os.getpid(), 2)\nos._exit(7)\n")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", f"vpjax.{name}"], cwd=tmp_path, capture_output=True, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", err)
 
 
 def test_help_is_no_mistake(call):
