@@ -311,12 +311,14 @@ def main() -> None:
         help="tokens of an answer; GRPO's completions have config.grpo.max_new",
     )
     flags, config = parser.parse_config()
-    if not re.fullmatch(r"\d+x\d+", flags.video):
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", flags.video):
         raise UserError(f"--video={flags.video}: give width x height in pixels, such as 1280x720")
     width, height = map(int, flags.video.split("x"))
     clips = PlannedClips(flags.seconds, width, height, flags.text, flags.answer)
     run_config.check(config)
     chip, devices = find_devices(flags.topology)
+    if chip is None and flags.find_batch:
+        raise UserError(f"--find_batch: on --topology={flags.topology} any batch fits; name chips")
     if chip is not None:
         config.memory = config.memory or chip.memory
     model_config = read_model(config)

@@ -63,7 +63,7 @@ def planned_row(config: ConfigDict, model_config: VLMConfig, clips: PlannedClips
         degraded_answer=np.zeros(clips.answer, np.int32),
         stamps=STAMPS,
     )
-    clip, source = Clip("planned", "", "", ""), Source("", "video", info=info)
+    clip, source = Clip("planned", "", "", ""), Source("--video", "video", info=info)
     packed = config.method == "sft"
     answers = sft.degraded_answers(config)
     index = index_clips([clip], [[source]], [tokens], model_config, config.data, answers=answers)

@@ -363,6 +363,8 @@ def test_clips_that_are_too_long():
         planned_row(config, model, PlannedClips(600.0, text=8000, answer=200))
     with pytest.raises(UserError, match=r"answer above 512 tokens \(data.max_answer\)"):
         planned_row(config, model, PlannedClips(8.0, answer=513))
+    with pytest.raises(UserError, match="first: --video: aspect ratio of 2001 x 10 is above 200"):
+        planned_row(config, model, PlannedClips(8.0, width=10, height=2001))
 
 
 @pytest.mark.parametrize(
@@ -370,6 +372,8 @@ def test_clips_that_are_too_long():
     [
         ([], "error: the following arguments are required: --topology"),
         (["--topology=cpu:8", "--video=720p"], "error: --video=720p: give width x height"),
+        (["--topology=cpu:8", "--video=0x720"], "error: --video=0x720: give width x height"),
+        (["--topology=cpu:8", "--find_batch"], "error: --find_batch: on --topology=cpu:8 any batch fits"),
         (["--topology=v9:8x8"], "error: --topology=v9:8x8 is not known; known are v5e:"),
     ],
 )

@@ -296,6 +296,10 @@ def test_against_other_results(workdir, other, whole, tmp_path):
     assert f"minus {workdir}" in format_results(results)
     with pytest.raises(UserError, match="not a results"):
         evaluate(other, tmp_path, against=tmp_path / "request.json")
+    theirs["request"]["benchmark"] = "clips"
+    (tmp_path / "clips.json").write_text(json.dumps(theirs))
+    with pytest.raises(UserError, match="it is of clips, not of events"):
+        evaluate(other, tmp_path, against=tmp_path / "clips.json")
 
 
 @pytest.mark.parametrize("missing", ["apart", "wrong"])
@@ -333,7 +337,8 @@ def test_mistakes_are_named(workdir, other, whole, clips_file, tmp_path):
         (dict(max_new_tokens=7), "another request .new_tokens."),
         (dict(step=2), "no checkpoint of step 2"),
         (dict(data=tmp_path / "none.jsonl"), "no such file"),
-        (dict(model=tmp_path / "none"), "no run on event clips"),
+        (dict(model=tmp_path / "none"), "there is no folder"),
+        (dict(against=tmp_path / "none.json", model=other), "none.json: No such file"),  # before all else
         (dict(benchmark="mlvu"), "--data is missing"),
     ):
         request = evaluation.Request("events", model=workdir, out=whole, max_new_tokens=6)

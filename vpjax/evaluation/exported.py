@@ -25,7 +25,12 @@ from vpjax.types import Prompts, UserError
 QUESTION = "What happens?"
 MAX_NEW = 16  # tokens of an answer that are compared
 # Fields of a generation_config.json by which greedy answers are as here.
-PLAIN = {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "transformers_version"}
+PLAIN = set(
+    """
+    bos_token_id eos_token_id pad_token_id do_sample use_cache output_attentions output_hidden_states
+    transformers_version _from_model_config
+    """.split()
+)
 AS_TRAINED = "as_trained.py"  # the file by which transformers 5 does what Qwen's own code does
 
 

@@ -103,27 +103,34 @@ def chance_of(benchmark: Benchmark, clips: Sequence[Clip]) -> float | None:
     return sum(1 / count for count in counts) / len(counts)
 
 
-def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """``results`` with their paired difference from those in another file, for each control that both have.
-    Rows are paired by their ids; ``same_rows`` says whether both files have the same ones, in all of their
-    texts and paths. UserError if the file is no results.json or is about another benchmark."""
+def read_other(path: Path, benchmark: str) -> tuple[str, str | None, dict[str, list[Scored]]]:
+    """The model, the digest of the rows and the scores by control of another results.json. UserError if the
+    file is none or is not about ``benchmark``."""
     try:
         other = json.loads(path.read_text())
-        model, benchmark = other["request"]["model"], other["request"]["benchmark"]
-        theirs, ours = by_control(other), by_control(results)
+        model, found = other["request"]["model"], other["request"]["benchmark"]
+        digest, theirs = other["request"].get("rows"), by_control(other)
     except OSError as error:
         raise UserError(f"--against={path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--against={path}: not a results.json of vpjax.evaluate") from error
-    if benchmark != results["request"]["benchmark"]:
-        raise UserError(f"--against={path}: it is of {benchmark}, not of {results['request']['benchmark']}")
+    if found != benchmark:
+        raise UserError(f"--against={path}: it is of {found}, not of {benchmark}")
+    return model, digest, theirs
+
+
+def compare(results: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """``results`` with their paired difference from those in another file, for each control that both have.
+    Rows are paired by their ids; ``same_rows`` says whether both files have the same ones, in all of their
+    texts and paths. UserError as ``read_other``."""
+    model, digest, theirs = read_other(path, results["request"]["benchmark"])
     gains = {}
-    for name, rows in ours.items():
+    for name, rows in by_control(results).items():
         if name in theirs:
             gains[name] = difference(rows, theirs[name])
             if gain := seen_difference(rows, theirs[name]):
                 gains[name]["metrics"]["seen"] = gain
-    are_same = other["request"].get("rows") == results["request"].get("rows")
+    are_same = digest == results["request"].get("rows")
     against = {"file": str(path), "model": model, "same_rows": are_same, "controls": gains}
     return {**results, "against": against}
 

@@ -24,7 +24,7 @@ from vpjax.evaluation.benchmarks import BENCHMARKS, answers_to, read_benchmark
 from vpjax.evaluation.looks import LookPredictor, scan_records, window_scores
 from vpjax.evaluation.looks_page import looked_samples, write_looks_page
 from vpjax.evaluation.page import write_page
-from vpjax.evaluation.results import compare, make_results
+from vpjax.evaluation.results import compare, make_results, read_other
 from vpjax.evaluation.scans import Localiser, relevance_scores
 from vpjax.evaluation.shown import OWN, evaluation_data, with_options, within_files, without_answer
 from vpjax.files import AnyPath, exists, read_object, write_whole
@@ -102,6 +102,9 @@ def evaluate(
     say: prints a line. writes: whether this process writes; of several processes all compute and one writes.
     UserError for a mistake in the request, the data or the model.
     """
+    checkpoint.check_model(request.model)
+    if request.against:  # read once more at the end; what is wrong with it is told before
+        read_other(request.against, request.benchmark)
     clips, left_out = requested_clips(request)
     digest = _digest(repr([identity(clip) for clip in clips]))
     if request.limit and request.limit < len(clips):
@@ -115,9 +118,7 @@ def evaluate(
     if request.benchmark not in OWN:
         clips = within_files(clips, data_config, say)
     step = checkpoint.step_of(request.model, request.step, say)
-    dtype = request.dtype
-    if dtype is None and step is not None:
-        dtype = run.get("dtype")
+    dtype = request.dtype or run.get("dtype")
     model, text = checkpoint.load_model(request.model, step=step, mesh=mesh, dtype=dtype)
     description = describe_request(request, digest, step, model, data_config)
     out = request.out or default_out(request, step)

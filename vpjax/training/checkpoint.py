@@ -219,7 +219,9 @@ def step_of(path: AnyPath, step: Step = None, say: Callable[[str], None] | None 
     if found not in steps:
         raise UserError(f"{path}: no checkpoint of step {found} in it; it has {steps or 'none yet'}")
     if damage := damage_of(path / CHECKPOINTS / str(found)):
-        raise UserError(f"{path}: the checkpoint of step {found} is damaged ({damage}); it has {steps}")
+        others = [other for other in steps if not damage_of(path / CHECKPOINTS / str(other))]
+        rest = f"whole are those of {others}" if others else "none is whole"
+        raise UserError(f"{path}: the checkpoint of step {found} is damaged ({damage}); {rest}")
     return found
 
 
