@@ -50,6 +50,7 @@ from benchmarks.repeats import (
     table,
 )
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.data.pipeline import Loader, make_batch_maker
 from vpjax.data.text import Text
 from vpjax.evaluation.benchmarks import read_benchmark
@@ -222,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

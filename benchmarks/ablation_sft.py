@@ -48,6 +48,7 @@ from benchmarks.repeats import (
     table,
 )
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.building import scorers
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.pipeline import Loader, make_batch_maker
@@ -276,4 +277,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

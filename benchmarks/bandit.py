@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.timing import publish
+from vpjax import cli
 from vpjax.recipes import base
 from vpjax.training.relative import RELATIVE_KINDS, Evidence, advantages, relative_term, reward_gap
 
@@ -248,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

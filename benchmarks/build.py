@@ -20,6 +20,7 @@ import av
 import numpy as np
 
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.building.examine import Options, examine
 from vpjax.building.items import Item
 from vpjax.building.parts import make_part
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -21,9 +21,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.export import export
 from vpjax.predict import ask, load
-from vpjax.training import run_config
+from vpjax.training import checkpoint, run_config
 from vpjax.training.setup import read_split
 from vpjax.types import Clip
 
@@ -98,13 +99,16 @@ def installed(python: str, *names: str) -> str:
 
 
 def parse_arguments(description: str | None, client: str, clips: int) -> argparse.Namespace:
-    """The flags of a comparison with a client, which has a Python of its own. clips: the default."""
+    """The flags of a comparison with a client, which has a Python of its own. clips: the default. UserError
+    if there is no such run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True, help="of a run on built-in clips")
     parser.add_argument("--python", required=True, help=f"a Python with {client}")
     parser.add_argument("--clips", type=int, default=clips)
     parser.add_argument("--out", type=Path, help="also write the table to this file")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    checkpoint.check_model(arguments.workdir)
+    return arguments
 
 
 def main() -> None:
@@ -141,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

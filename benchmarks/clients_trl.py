@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.clients import installed, parse_arguments
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.evaluation.ask import ClipPredictor
 from vpjax.evaluation.run import evaluation_data
 from vpjax.export import export
@@ -104,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from benchmarks.curation_pool import SPEC, in_capitals, make_pool, with_series
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.building.examine import Options
 from vpjax.curate import curate
 from vpjax.curation.recipe import Recipe, parse_recipe
@@ -186,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.curate import curate
 from vpjax.curation.recipe import parse_recipe
 from vpjax.engines import worker_processes
@@ -151,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -30,6 +30,7 @@ from benchmarks.curation import GOOD, pool_recipe
 from benchmarks.curation_pool import SPEC, make_pool
 from benchmarks.repeats import Record, ablation_arguments, repeat, right_answers, scores_of, setting, table
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.building.examine import Options
 from vpjax.curate import curate
 from vpjax.curation.measures import ROW, Candidate
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -11,7 +11,6 @@ the table also reports how often the answers differ.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from transformers import AutoModelForImageTextToText
 
 from benchmarks.sft_step import torch_videos
 from benchmarks.timing import environment, medians, publish
+from vpjax import cli
 from vpjax.data.cache import cache_folder
 from vpjax.data.clips import read_clips
 from vpjax.data.index import Entry
@@ -100,7 +100,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
 
-    config = ConfigDict(json.loads((args.workdir / run_config.FILE).read_text()))
+    checkpoint.check_model(args.workdir)
+    config = ConfigDict(run_config.read(args.workdir))
     folder = cache_folder(config.data)
     file = make_event_clips(event_spec(config), folder, {"heldout": args.clips})["heldout"]
     clips = [without_answer(clip) for clip in read_clips(file)]
@@ -168,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

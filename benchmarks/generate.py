@@ -30,6 +30,7 @@ from benchmarks.sft_step import (
     write_model,
 )
 from benchmarks.timing import environment, medians, publish
+from vpjax import cli
 from vpjax.data.video import Video
 from vpjax.models.generate import generate
 from vpjax.models.hf import load_pretrained
@@ -133,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

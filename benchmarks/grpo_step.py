@@ -38,6 +38,7 @@ from benchmarks.sft_step import (
     write_model,
 )
 from benchmarks.timing import environment, medians, publish
+from vpjax import cli
 from vpjax.data.video import Video
 from vpjax.models.generate import Completions, generate
 from vpjax.models.hf import load_pretrained
@@ -373,4 +374,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

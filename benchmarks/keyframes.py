@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.timing import environment, publish
+from vpjax import cli
 from vpjax.building.scorers import Scorer, Spans, key_runs, motion_scorer, product, span_scorer
 from vpjax.building.self_scorer import self_scorer
 from vpjax.data.keyframes import slots_of
@@ -176,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from vpjax import cli
 from vpjax.data.cache import cache_folder
 from vpjax.data.looks import TwoLooks
@@ -130,16 +132,16 @@ def main() -> None:
     run = run_config.read(flags.model)
     if "long" not in run:
         raise UserError(f"--model={flags.model}: no run on long built-in clips")
-    from ml_collections import ConfigDict
-
+    looks = run_config.looks_of(flags.model, dict(tokens=flags.tokens))
+    rows = rows_of(looks, flags.frames)
+    if unknown := set(flags.rows or ()) - rows.keys():
+        raise UserError(f"--rows: no {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
     config = ConfigDict(run)
     spec = dataclasses.replace(
         long_spec(config, "heldout"), frames=flags.frames, hatched=float(flags.hatched)
     )
     file = make_long_clips(spec, cache_folder(config.data), {"heldout": flags.clips})["heldout"]
     clips, _ = read_benchmark("events", file)
-    looks = run_config.looks_of(flags.model, dict(tokens=flags.tokens))
-    rows = rows_of(looks, flags.frames)
     model, text = checkpoint.load_model(flags.model, step=flags.step, dtype=run.get("dtype"))
     print(f"{len(clips)} clips of {flags.frames} frames, {flags.tokens} visual tokens, {flags.model}\n")
     print("| | event named | two looks minus it | window found | both | CPU s a clip |")

@@ -32,8 +32,9 @@ from vpjax.data.sampling import VideoInfo
 from vpjax.data.text import Tokens
 from vpjax.models.config import VLMConfig
 from vpjax.training import sft
-from vpjax.types import Clip
+from vpjax.types import Clip, UserError
 
+COLUMNS = "id width height seconds fps question_tokens answer_tokens event_start event_seconds".split()
 # As many token ids as Qwen's tokenizer makes of a time in words.
 STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
 
@@ -41,11 +42,17 @@ STAMPS = Stamps({**dict.fromkeys("<0123456789.", (0,)), " seconds>": (0, 0)})
 def read_population(
     path: Path, model_config: VLMConfig
 ) -> tuple[list[Clip], list[list[Source]], list[Tokens]]:
-    """The clips of a CSV file, each with one keyword that is seen during its event."""
+    """The clips of a CSV file, each with one keyword that is seen during its event. UserError if there is no
+    such file, or a column is missing."""
     clips, sources, tokens = [], [], []
+    if not path.is_file():
+        raise UserError(f"--population={path}: no such file")
     video = [model_config.vision_start, model_config.video_token, model_config.vision_end]
     with path.open(newline="") as file:
-        for row in csv.DictReader(file):
+        rows = csv.DictReader(file)
+        if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+            raise UserError(f"--population={path}: no column {', '.join(missing)}")
+        for row in rows:
             seconds, fps, start = (float(row[name]) for name in ("seconds", "fps", "event_start"))
             span = (start, start + float(row["event_seconds"]))
             frames = max(1, round(seconds * fps))

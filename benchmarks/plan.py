@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.timing import environment, write_result
+from vpjax import cli
 from vpjax import plan as planning
 from vpjax.chips import find_devices
 from vpjax.estimate import GIB, StepPlan, step_seconds
@@ -103,4 +104,4 @@ def decode_traffic(plan: StepPlan, tokens: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

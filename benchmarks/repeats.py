@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from scipy import stats
 
+from vpjax import cli
 from vpjax.events.clips import EVENTS
 from vpjax.recipes import base
 from vpjax.training.config_rules import by_dotted_name
@@ -31,11 +32,12 @@ def ablation_arguments(
     quick: Mapping[str, Any],
     add_more: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
 ) -> argparse.Namespace:
-    """The flags of an ablation; ``--quick`` sets those in ``quick``. steps: the default."""
+    """The flags of an ablation; ``--quick`` sets those in ``quick`` that are not given.
+    steps: the default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     values = ", ".join(f"{name}={value}" for name, value in quick.items())
     parser.add_argument("--quick", action="store_true", help=values)
-    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--steps", type=cli.at_least(2), default=steps)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--clips", type=int, default=4096, help="clips to train on")
     parser.add_argument("--heldout", type=int, default=240, help="clips to evaluate on")
@@ -46,7 +48,8 @@ def ablation_arguments(
     add_more(parser)
     arguments = parser.parse_args()
     if arguments.quick:
-        vars(arguments).update(quick)
+        parser.set_defaults(**quick)
+        arguments = parser.parse_args()
     return arguments
 
 
@@ -79,8 +82,10 @@ def repeat(
     finished run is appended; a run that it holds with the same setting is not repeated.
     """
     finished: list[Record] = []
-    if log and log.exists():
-        finished = [json.loads(line) for line in log.read_text().splitlines()]
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            finished = [json.loads(line) for line in log.read_text().splitlines()]
     digest_of = {row: hashlib.sha256(setting_of(row).encode()).hexdigest()[:16] for row in rows}
     results: dict[str, list[Record]] = {row: [] for row in rows}
     for seed in seeds:

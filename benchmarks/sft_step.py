@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from benchmarks.timing import environment, medians, publish
+from vpjax import cli
 from vpjax.data.collate import collate, collate_prompts
 from vpjax.data.index import row_sizes
 from vpjax.data.packing import Sizes
@@ -346,4 +347,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

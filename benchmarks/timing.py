@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from vpjax.types import UserError
+
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -28,8 +30,11 @@ def medians(runs: Mapping[Name, Callable[[], object]], *, rounds: int, warmup: i
 
 
 def environment(*packages: str) -> str:
-    """The machine and the versions of a measurement, in one line."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    """The machine and the versions of a measurement, in one line. UserError for a package that is missing."""
+    try:
+        versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise UserError(f"{error.name} is not installed") from error
     return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"
 
 

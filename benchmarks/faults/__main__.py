@@ -19,6 +19,8 @@ from pathlib import Path
 
 from benchmarks.faults import pool, tally
 from benchmarks.timing import environment, publish
+from vpjax import cli
+from vpjax.types import UserError
 
 CAMPAIGNS = ("videos", "texts", "kills", "surroundings")
 
@@ -37,9 +39,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="file of the table")
     arguments = parser.parse_args()
+    asked = cli.comma_list(arguments.only)
+    if not asked or set(asked) - set(CAMPAIGNS):
+        raise UserError(f"--only={arguments.only}: choose some of {', '.join(CAMPAIGNS)}")
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    asked = arguments.only.split(",")
     if "videos" in asked:
         from benchmarks.faults import videos
 
@@ -71,4 +75,4 @@ def log_of(work: Path, name: str) -> tally.Log:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
