@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -62,7 +63,8 @@ def curate(
     The same command again continues, and one with other caps, shares or limits of copies and videos chooses
     anew. pool: of ``workers`` processes. options: how videos are examined. runner, beam: see ``vpjax.build``.
     dry_run: read the annotations only, also where those of some sources are missing. Returns the funnel's
-    counts. UserError for a missing file, and if ``out`` holds rows that were judged otherwise.
+    counts. UserError for a missing file, if ``out`` holds rows that were judged otherwise and, once all is
+    written, if no row is chosen.
     """
     start = time.perf_counter()
     options = options or Options()
@@ -100,6 +102,8 @@ def curate(
         page = join_path(out, "report.html")
         write_whole(page, funnel.render_report(store, recipe, summary, clips, pool).encode())
     print(*funnel.lines(summary), f"look at {page}", sep="\n")
+    if not any(summary["chosen"].values()):
+        raise UserError(f"no row is chosen: {page} says what dropped them")
     return summary
 
 
@@ -195,22 +199,28 @@ def video_folders(recipe: Recipe, root: str) -> dict[str, str]:
     return {source.name: join_path(root, f"{source.name}/{source.videos}") for source in recipe.sources}
 
 
-def write_by_source(store: Store, folder: str, clip_of: Callable[[OpenClip], Clip]) -> dict[str, int]:
-    """Write ``clip_of`` each chosen row to a file for each source, and count them."""
+def write_by_source(
+    store: Store, recipe: Recipe, folder: str, clip_of: Callable[[OpenClip], Clip]
+) -> dict[str, int]:
+    """Write ``clip_of`` each chosen row to a file for each source, and count them. Of a source without any
+    the file of an earlier choice is deleted."""
     counts = {}
-    for source, rows in itertools.groupby(store.open_clips(), key=lambda row: row.source):
-        counts[source] = 0
-        with written(join_path(folder, f"{source}.jsonl")) as part, part.open("w") as file:
+    for name, rows in itertools.groupby(store.open_clips(), key=lambda row: row.source):
+        counts[name] = 0
+        with written(join_path(folder, f"{name}.jsonl")) as part, part.open("w") as file:
             for row in rows:
                 file.write(json.dumps(relative_to(clip_of(row), folder).record()) + "\n")
-                counts[source] += 1
+                counts[name] += 1
+    for source in recipe.sources:
+        if source.name not in counts:
+            Path(folder, f"{source.name}.jsonl").unlink(missing_ok=True)
     return counts
 
 
 def write_chosen(store: Store, recipe: Recipe, root: str, out: str) -> None:
     """Write the chosen rows of each source as clips without key frames."""
     folders = video_folders(recipe, root)
-    write_by_source(store, join_path(out, "chosen"), lambda row: located(row, folders))
+    write_by_source(store, recipe, join_path(out, "chosen"), lambda row: located(row, folders))
 
 
 def forecast(store: Store, recipe: Recipe, root: str, workers: int) -> Iterator[str]:
@@ -282,5 +292,5 @@ def digest_of(value: Any) -> str:
 def write_clips(store: Store, recipe: Recipe, clips: dict[int, Clip], out: str) -> None:
     """Write the chosen clips of each source, and the recipe of a run that mixes them."""
     folder = join_path(out, "clips")
-    counts = write_by_source(store, folder, lambda row: clips[row.id])
+    counts = write_by_source(store, recipe, folder, lambda row: clips[row.id])
     write_whole(join_path(out, "config.py"), mixture.config_text(recipe, counts, folder).encode())

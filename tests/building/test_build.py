@@ -147,7 +147,7 @@ def test_a_list_of_keywords_may_come_from_windows(tmp_path):
         (["--annotations=a", "--dry_run"], "--root, --sources and --dry_run belong to --recipe"),
         (["--recipe=vp80k", "--samples=3"], "--samples belongs to --annotations"),
         (["--recipe=vp80k", "--config.steps=3"], "--config belongs to --annotations"),
-        (["--recipe=nope"], "--recipe: there is no file 'nope' and no recipe of that name"),
+        (["--recipe=nope"], "--recipe: there is no file 'nope' and no recipe of that name; recipes: vp80k"),
         (["--recipe=vp80k", "--root=/none", "--dry_run", "--sources=x"], "--sources: the recipe has no 'x'"),
     ],
 )

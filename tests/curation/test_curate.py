@@ -164,6 +164,16 @@ def test_other_limits_choose_anew_without_reading_again(root, tmp_path, monkeypa
     monkeypatch.setattr(curate, "judge", None)  # which would judge rows
     run(recipe_of(total=20), root, tmp_path / "out")
     assert chosen(tmp_path / "out") == chosen(tmp_path / "fresh")
+    # One row has no place for the second source: of its earlier choice nothing stays.
+    run(recipe_of(total=1), root, tmp_path / "out")
+    assert list(chosen(tmp_path / "out")) == ["a"]
+
+
+def test_a_choice_of_nothing_is_an_error(root, tmp_path):
+    """It leaves a report, which says why, and a config that trains on nothing."""
+    with pytest.raises(UserError, match="no row is chosen: .*report.html says what dropped them"):
+        run(recipe_of(filters=(dict(measure="words", least=99, reason="-"),)), root, tmp_path / "out")
+    assert (tmp_path / "out/report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,11 @@ def load_recipe(name: str) -> Recipe:
     """The recipe in a file, or one that vpjax ships. UserError if there is none, or a wrong one."""
     file = Path(name)
     if not file.is_file():
-        file = Path(str(importlib.resources.files(RECIPES))) / f"{name}.py"
+        shipped = Path(str(importlib.resources.files(RECIPES)))
+        file = shipped / f"{name}.py"
     if not file.is_file():
-        raise UserError(f"--recipe: there is no file {name!r} and no recipe of that name")
+        known = ", ".join(sorted(path.stem for path in shipped.glob("[!_]*.py")))
+        raise UserError(f"--recipe: there is no file {name!r} and no recipe of that name; recipes: {known}")
     try:
         config = runpy.run_path(str(file))["get_config"]()
     except Exception as error:  # whatever the user's code raises
