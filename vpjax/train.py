@@ -47,7 +47,7 @@ from vpjax.models.sharding import check_rows, make_mesh, put_batch, row_numbers_
 from vpjax.models.vlm import VideoLM, abstract_model, leaves, rebuild
 from vpjax.programs import Announced, keep_in
 from vpjax.progress import FinishedStep, Profile, Report, Timed
-from vpjax.scoring.judge import ConfigJudge
+from vpjax.scoring.judge import ConfigJudge, user_rewards
 from vpjax.training import checkpoint, grpo, run_config, sft, sums
 from vpjax.training.best import best_of
 from vpjax.training.optimizer import Optimizer
@@ -84,6 +84,8 @@ def train(config: ConfigDict, workdir: AnyPath) -> None:
     workdir = local_folder(workdir)
     run_config.check(config)
     check_installed(config)
+    if config.method == "grpo":
+        user_rewards(config)  # loaded again when they are needed, which is after minutes
     with lock.held(workdir):
         train_alone(config, workdir)
 

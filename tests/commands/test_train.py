@@ -384,6 +384,14 @@ def test_mistakes_show_before_any_training(whole, cache, changes, named, tmp_pat
     assert not (workdir / "metrics.jsonl").exists() and not (workdir / "config.json").exists()
 
 
+@pytest.mark.parametrize("rewards", [{"even": 1.0}, {"mine": "nowhere:fn"}])
+def test_a_reward_that_is_not_there_is_told_before_all_else(cache, rewards, tmp_path):
+    config = small(cache, **{"method": "grpo", "grpo.rewards": rewards})
+    with pytest.raises(UserError, match="reward"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # in which the lock would be
+
+
 def test_a_workdir_of_another_run_is_refused(whole, cache):
     with pytest.raises(UserError, match="seed is 1, there 0"):
         train.train(small(cache, seed=1), whole)

@@ -67,6 +67,14 @@ def path_of(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def user_rewards(config: ConfigDict) -> dict[str, UserReward]:
+    """The functions of the user's own among ``config.grpo.rewards``, by name. UserError as
+    ``load_user_reward``, and for the name of a built-in reward, on V or V~, that does not exist."""
+    paths = {name: path_of(value) for name, value in config.grpo.rewards.items()}
+    check_names([*(name for name, path in paths.items() if not path), *config.grpo.degraded_rewards])
+    return {name: load_user_reward(path) for name, path in paths.items() if path}
+
+
 def hides_all(clip: Clip, hidden_J: Array) -> bool:
     """Whether V~ hides every keyword of the clip whose time is known, so that its ``degraded_answer`` is true
     of V~. The keywords that ``data.keywords`` and ``data.keyword_tokens`` leave out are not hidden."""
@@ -96,14 +104,11 @@ class ConfigJudge:
         self.control_share = config.grpo.control_share
         self.weights = weights_of(config.grpo.rewards)
         self.degraded_weights = weights_of(config.grpo.degraded_rewards)
-        host_scores: dict[str, HostScore] = {}
-        for name, value in config.grpo.rewards.items():
-            path = path_of(value)
-            if path:
-                host_scores[name] = functools.partial(self._user_reward, name, load_user_reward(path))
-        self.host_scores: Mapping[str, HostScore] = host_scores
+        self.host_scores: Mapping[str, HostScore] = {
+            name: functools.partial(self._user_reward, name, reward)
+            for name, reward in user_rewards(config).items()
+        }
         self.names = tuple(name for name in self.weights if name not in self.host_scores)
-        check_names([*self.names, *self.degraded_weights])
         self.compared = tuple(name for name in self.degraded_weights if name not in FREE_OF_ANSWER)
         shown: list[Clip] = []
         if self.compared:
@@ -115,7 +120,7 @@ class ConfigJudge:
                 )
         self.sizes = reference_sizes([*clips, *shown], keywords=config.data.keywords)
         comparing = [name for name in self.names if name not in FREE_OF_ANSWER]
-        if comparing and not host_scores:
+        if comparing and not self.host_scores:
             if not any(counts_for(name, clip) for name in comparing for clip in clips):
                 tasks = ", ".join(sorted({clip.task for clip in clips}))
                 raise UserError(
