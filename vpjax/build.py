@@ -41,7 +41,7 @@ from vpjax.data.json_rows import SCHEMES
 from vpjax.data.probing import Source, fault_of, probe_sources
 from vpjax.data.sampling import File, Sampling, fit_all, readings_of
 from vpjax.engines import examine_in_parts, worker_processes
-from vpjax.files import exists, folder_of, join_path, open_file, read_object, write_whole
+from vpjax.files import exists, folder_of, join_path, names_in, open_file, read_object, write_whole
 from vpjax.recipes import sft_qwen2_5_vl_7b
 from vpjax.types import Clip, UserError
 
@@ -175,14 +175,16 @@ def plan_media(
 
 
 def claim_folder(out: str, items: Sequence[Item], options: Options, keywords: str) -> None:
-    """Record in ``out`` what this build is made from. UserError if another build is recorded there."""
+    """Record in ``out`` what this build is made from. UserError if another build, of which some part is
+    finished, is recorded there."""
     made_from = {
         "items": hashlib.sha256(repr(items).encode()).hexdigest(),
         "options": dataclasses.asdict(options),
         "keywords": keywords,
     }
-    record, file = json.dumps(made_from, indent=1), join_path(out, "parts/made_from.json")
-    if not exists(file):
+    record, parts = json.dumps(made_from, indent=1), join_path(out, "parts")
+    file = join_path(parts, "made_from.json")
+    if not exists(file) or names_in(parts) == ["made_from.json"]:
         write_whole(file, record.encode())
     recorded = read_object(file, f"delete the folder {out} and build again")
     changed = [name for name, value in json.loads(record).items() if recorded.get(name) != value]
@@ -206,13 +208,15 @@ def check_skipped(summary: report.Summary, max_share: float) -> None:
 
 
 def read_keywords(file: str) -> tuple[str, ...]:
-    """The lines of a file of keywords, with a byte order mark or without. UserError if it has none, or is no
-    text."""
-    with open_file(file, "rb") as content:
-        try:
+    """The lines of a file of keywords, with a byte order mark or without. UserError if it has none, is no
+    text or cannot be read."""
+    try:
+        with open_file(file, "rb") as content:
             lines = content.read().decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"--keywords={file}: no text in UTF-8: {error}") from error
+    except OSError as error:
+        raise UserError(f"--keywords={file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--keywords={file}: no text in UTF-8: {error}") from error
     keywords = tuple(line.strip() for line in lines if line.strip())
     if not keywords:
         raise UserError(f"--keywords={file}: no keywords in this file")
@@ -224,7 +228,7 @@ def make_parser() -> cli.Parser:
     parser, default = cli.Parser(__doc__), Options()
     add, number = parser.add_argument, cli.at_least
     formats, scorers = ", ".join(FORMATS), ", ".join(SCORERS)
-    add("--annotations", default="", help="annotation file: .json, .jsonl or .array_record")
+    add("--annotations", default="", help="annotation file: .json, .jsonl, .csv, .txt or .array_record")
     add("--recipe", default="", help="in place of --annotations: a recipe's file, or its name")
     add("--root", default="", help="folder of the recipe's sources")
     add("--sources", type=cli.comma_list, default=[], help="some of the recipe's sources; default: all")

@@ -245,7 +245,7 @@ def report(
     else:
         lines += costs(plan, chip)
         per_token = work_of_token(plan, row, config, mesh)
-        lines.append(f"work of a token       {per_token / 1e12:.3f} TFLOP, padding left out")
+        lines.append(f"work of a token       {per_token / 1e12:.3g} TFLOP, padding left out")
     if not fits(plan, chip):
         lines.append("it does not fit; what helps, the cheapest first:")
         lines += [f"  {line}" for line in advice(config, mesh)]

@@ -120,6 +120,8 @@ def test_flags_become_options(monkeypatch, tmp_path):
         ("--max_skipped_share=-0.5", "--max_skipped_share: -0.5 is below 0"),
         ("--max_frames=1", "--max_frames: 1 is below 2"),
         ("--keywords=/dev/null", "--keywords=/dev/null: no keywords in this file"),
+        ("--keywords=/dev/none", "--keywords=/dev/none: No such file"),
+        (f"--keywords={sys.executable}", "no text in UTF-8"),
         ("--nope=1", "--nope: no such flag"),
         ("--config=nope", "no recipe of that name"),
         ("--config.data.nope=1", "--config.data.nope: sft_qwen2_5_vl_7b has no such field"),
@@ -158,8 +160,11 @@ def test_a_recipe_and_annotations_have_flags_of_their_own(monkeypatch, flags, me
 
 def test_a_folder_belongs_to_the_build_that_began_it(tmp_path):
     items = [Item("row 1", Clip("a", "a.mp4", "q", "It falls."))]
+    build.claim_folder(str(tmp_path), items, Options(fps=2.0), "a slip")  # which finished nothing
     for _ in range(2):
         build.claim_folder(str(tmp_path), items, Options(), "rules")
+    (tmp_path / "parts" / "00000.jsonl").write_text("")
+    build.claim_folder(str(tmp_path), items, Options(), "rules")
     with pytest.raises(UserError, match="holds a build with other annotations: delete it or choose another"):
         build.claim_folder(str(tmp_path), [*items, *items], Options(), "rules")
     with pytest.raises(UserError, match="holds a build with other options and keywords"):
