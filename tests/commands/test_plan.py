@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_printed_with_what_helps():
     ):
         assert change in printed
     # 8 devices; 7 clips of 64 + 128 + 2 tokens and 8 slots of 12 x 21 in each of 32 rows.
-    assert f"work of a token       {8 * 1000 / (32 * 7 * (194 + 8 * 252)):.3f} TFLOP" in printed
+    assert f"work of a token       {8 * 1000 / (32 * 7 * (194 + 8 * 252)):.3g} TFLOP" in printed
     assert "does not fit" not in plan.report(big, row, config, CHIPS["v5p"], mesh, "v5p:2x2x2")
     assert "Used 20G of 15.75G hbm: does not fit" in plan.report(
         StepPlan(over="Used 20G of 15.75G hbm"), row, config, chip, mesh, "v5e:2x4"
