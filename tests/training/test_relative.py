@@ -296,6 +296,16 @@ def test_winrates_by_hand():
     close(relative_term(on_recall, options("keyword_winrate", margin=0.1)).bonus, expected / 2)
 
 
+def test_a_difference_that_is_the_margin_counts_half():
+    """Whatever rounding makes of it: of n keywords, one more at a margin of 1 / n."""
+    for n in range(2, 13):
+        named = jnp.arange(n + 1, dtype=jnp.float32) / n
+        more, fewer = named[1:, None], named[:-1, None]
+        close(share_won(more, fewer, 1 / n), 0.5)
+        close(share_won(fewer, more, 1 / n), 0.5)
+        close(share_won(more, fewer, 0.9 / n), 1.0)
+
+
 def test_keyword_winrate_counts_where_recall_and_reward_disagree():
     for seed in SEEDS:
         evidence = case(seed, binary=True, has_degraded=True)

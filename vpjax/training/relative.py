@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from vpjax.types import Array
 
 SCALES = ("group", "batch", "none")
+ROUNDING = 1e-6  # of the difference of two rewards of about 1: in float32 .6 - .4 is above .2
 REWARD_AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")  # by TRL's names
 # What each kind needs. right: the reward ``options.correct``, whose value says how right a completion is and
 # whose weight is the unit of a bonus. rollouts: completions on V~. recall: of the hidden keywords, on both
@@ -308,7 +309,8 @@ def share_won(values_BG: Array, others_BGd: Array, margin: float) -> Array:
     """Share f32[B, G] of ``others`` that each of ``values`` exceeds by more than ``margin``. A difference
     within the margin counts half. NaN if there is nothing to compare."""
     difference = values_BG[:, :, None] - others_BGd[:, None]
-    wins = jnp.where(difference > margin, 1.0, jnp.where(difference < -margin, 0.0, 0.5))
+    apart = margin + ROUNDING
+    wins = jnp.where(difference > apart, 1.0, jnp.where(difference < -apart, 0.0, 0.5))
     return jnp.nanmean(jnp.where(jnp.isnan(difference), jnp.nan, wins), axis=-1)
 
 
