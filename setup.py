@@ -21,7 +21,7 @@ setup(
         "fsspec>=2025.10.0",
         "grain>=0.2.15",
         "huggingface_hub>=1.31.0",
-        "jax>=0.8.1",
+        "jax>=0.9.0",
         "jinja2>=3.1.5",
         "matplotlib>=3.10.7",
         "ml_collections>=1.1.0",
@@ -39,9 +39,9 @@ setup(
     ],
     extras_require={
         "build": BUILD,
-        "tpu": ["jax[tpu]>=0.8.1"],
+        "tpu": ["jax[tpu]>=0.9.0"],
         # CUDA 12 runs on older drivers too; jax[cuda13] wants a driver of the 580 series or later.
-        "cuda": ["jax[cuda12]>=0.8.1"],
+        "cuda": ["jax[cuda12]>=0.9.0"],
         # Annotations, videos and results on gs:// and s3://.
         "gcs": ["gcsfs>=2025.10.0"],
         "s3": ["s3fs>=2025.10.0"],
