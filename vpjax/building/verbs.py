@@ -34,6 +34,7 @@ CLOSED_TAGS = {
 }
 CLAUSE_WORDS = WORDS.conjunctions | WORDS.subordinators
 OBJECT_STARTS = WORDS.determiners | WORDS.pronouns
+PURE_PARTICLES = WORDS.particles - WORDS.doors
 CLOSED = PREPOSITIONS.union(OBJECT_STARTS, WORDS.adverbs, *CLOSED_TAGS.values())
 # Prepositions that belong to these verbs: "crashes into a tree".
 PHRASAL = {"in": {"reel"}, "into": {"crash", "bump", "get"}, "on": {"turn", "switch", "put", "try"}}
@@ -188,7 +189,7 @@ class _Clause:
         """The one of ``forms`` in which the word is a verb here; "" if it is none."""
         after = self.word(i + 1)
         has_object = after in OBJECT_STARTS or (i + 1 < len(self.doc) and self.doc[i + 1].like_num)
-        if not forms or word in WORDS.be or word in WORDS.particles - WORDS.doors:
+        if not forms or word in WORDS.be or word in PURE_PARTICLES:
             return ""
         if after == "of" and self.tagger.is_noun(word):  # "a shot of"
             return ""
@@ -223,7 +224,7 @@ class _Clause:
         if self.last not in {"START", "PUNCT", "CCONJ"}:
             return []
         # "A tall and thin man"
-        if self.before == "ADJ" and word in self.tagger.words["adj"] & self.tagger.words["verb"]:
+        if self.before == "ADJ" and word in self.tagger.words["adj"] and word in self.tagger.words["verb"]:
             return []
         forms = ["ing"]
         is_verb = has_object or after in WORDS.particles or not self.tagger.is_noun(word)
@@ -233,13 +234,11 @@ class _Clause:
         if not (self.bare and self.several and self.tagger.is_plural(word)):
             forms += sorted(self.chain)
         # "Opens the door", whose subject is left out.
-        if self.last == "START" and after in WORDS.determiners | WORDS.particles:
+        if self.last == "START" and (after in WORDS.determiners or after in WORDS.particles):
             forms.append("s")
         # An order ("stir the soup") is a word that is not also a noun, is known for it, or has an object.
         follows = self.last != "START" and "base" in self.chain and not (self.bare or self.orders)
-        is_noun = self.tagger.is_noun(word) and not self.is_order(i)
-        is_order = has_object or after in WORDS.particles or not is_noun
-        if not (follows or is_order):
+        if not (follows or is_verb or self.is_order(i)):
             return [form for form in forms if form != "base"]
         if not self.chain or "base" in self.chain:
             forms.append("base")
@@ -289,12 +288,8 @@ class _Clause:
         for pos, words in CLOSED_TAGS.items():
             if word in words:
                 return pos
-        is_verb = after not in CLOSED | WORDS.colours and "base" in self.tagger.verb_forms(after)
-        if word == "to" and is_verb:
-            latest = [self.word(k) for k in range(max(0, i - 3), i)]
-            # "From branch to branch", "next to bottle"
-            if "from" not in latest and not {"next", "close", "closer"} & set(latest[-1:]):
-                return "TO"
+        if word == "to" and self.begins_infinitive(i, after):
+            return "TO"
         if self.is_particle(i, word):
             return "PART"
         if word in PREPOSITIONS:
@@ -322,6 +317,14 @@ class _Clause:
         if is_adjective:
             return "ADJ"
         return "ADV" if word in self.tagger.words["adv"] else "NOUN"
+
+    def begins_infinitive(self, i: int, after: str) -> bool:
+        """Whether a verb follows the "to" at ``i``, and not where something goes or is."""
+        if after in CLOSED or after in WORDS.colours or "base" not in self.tagger.verb_forms(after):
+            return False
+        if i and self.word(i - 1) in {"next", "close", "closer"}:  # "next to bottle"
+            return False
+        return "from" not in [self.word(k) for k in range(max(0, i - 3), i)]  # "from branch to branch"
 
     def is_particle(self, i: int, word: str) -> bool:
         after = self.word(i + 1)
@@ -359,7 +362,8 @@ class _Clause:
         """Whether the word at ``i`` is an adjective or participle before its noun."""
         forms, adjectives = self.tagger.verb_forms(word), self.tagger.words["adj"]
         if word in adjectives and self.word(i + 1) in ("and", ","):  # "a red and white car"
-            return self.word(i + 2) in adjectives - CLOSED and self.goes_on(i + 3)
+            second = self.word(i + 2)
+            return second in adjectives and second not in CLOSED and self.goes_on(i + 3)
         is_modifier = word in adjectives or "ing" in forms or "past" in forms
         if not is_modifier or not self.goes_on(i + 1):
             return False
