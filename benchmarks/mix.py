@@ -44,9 +44,9 @@ def read_population(
 ) -> tuple[list[Clip], list[list[Source]], list[Tokens]]:
     """The clips of a CSV file, each with one keyword that is seen during its event. UserError if there is no
     such file, or a column is missing."""
-    clips, sources, tokens = [], [], []
     if not path.is_file():
         raise UserError(f"--population={path}: no such file")
+    clips, sources, tokens = [], [], []
     video = [model_config.vision_start, model_config.video_token, model_config.vision_end]
     with path.open(newline="") as file:
         rows = csv.DictReader(file)

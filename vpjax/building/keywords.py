@@ -28,11 +28,11 @@ from spacy.matcher import Matcher
 from spacy.tokens import Doc, Span, Token
 
 from vpjax.building.verbs import PHRASE, WORDS, Tagger
-from vpjax.scoring.host_text import QUOTES
+from vpjax.scoring.host_text import PLAIN_QUOTES
 
 MAX_WORDS = 6  # of a keyword: a longer one is cut to its verb and particle
 # "doesn\u2019t" is "doesn't" to a parser. Each character is still one.
-PLAIN = str.maketrans(QUOTES | {"\u00a0": " "})
+PLAIN = PLAIN_QUOTES | {ord("\u00a0"): " "}
 ENGLISH = 0.6  # share of a caption's words that the dictionary must know; capitalised words are not counted
 
 Pattern = list[dict[str, Any]]

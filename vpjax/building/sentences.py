@@ -41,13 +41,12 @@ def time_units(row: JsonObject) -> float:
 
 def sentence_item(id: str, video: str, text: Any, span: tuple[float, float], grounding: bool) -> Item:
     """The clip of one sentence. ValueError if it has no text."""
-    start, end = span
     sentence = field({"sentence": text}, "sentence").strip()
-    shown: JsonObject = dict(id=id, video=video, spans=((start, end),))
+    shown: JsonObject = dict(id=id, video=video, spans=(span,))
     if not grounding:
-        return clip_item(question=times_question(((start, end),)), answer=sentence, **shown)
+        return clip_item(question=times_question((span,)), answer=sentence, **shown)
     question = f"From when to when: {sentence}" if sentence else ""
-    return clip_item(question=question, answer=times_answer(((start, end),)), task="grounding", **shown)
+    return clip_item(question=question, answer=times_answer((span,)), task="grounding", **shown)
 
 
 def times_question(spans: Sequence[tuple[float, float]]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vpjax.building.examine import caption_of
 from vpjax.curation.contamination import Known, shared_share
-from vpjax.scoring.host_text import QUOTES
+from vpjax.scoring.host_text import PLAIN_QUOTES
 from vpjax.types import Clip, Keyword
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Candidate:
 
     @functools.cached_property
     def words(self) -> list[str]:
-        return WORD.findall(self.told.translate({ord(mark): plain for mark, plain in QUOTES.items()}))
+        return WORD.findall(self.told.translate(PLAIN_QUOTES))
 
     @functools.cached_property
     def keywords(self) -> list[Keyword]:

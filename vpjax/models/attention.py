@@ -288,12 +288,10 @@ def _kernel(
     keys only: of odd ones there is one more, which is seen by none."""
     queries = q_BQNH.shape[1]
     if mask_B1QT is not None:
-        more = [-x.shape[1] % 2 for x in (q_BQNH, k_BTKH)]
-        mask_B1QT = jnp.pad(mask_B1QT, [(0, 0), (0, 0), *((0, n) for n in more)])
-        q_BQNH, k_BTKH, v_BTKH = (
-            jnp.pad(x, [(0, 0), (0, n), (0, 0), (0, 0)])
-            for x, n in zip((q_BQNH, k_BTKH, v_BTKH), (more[0], more[1], more[1]), strict=True)
-        )
+        none, query, key = (0, 0), (0, queries % 2), (0, k_BTKH.shape[1] % 2)
+        mask_B1QT = jnp.pad(mask_B1QT, [none, none, query, key])
+        q_BQNH = jnp.pad(q_BQNH, [none, query, none, none])
+        k_BTKH, v_BTKH = (jnp.pad(x, [none, key, none, none]) for x in (k_BTKH, v_BTKH))
     out = jax.nn.dot_product_attention(q_BQNH, k_BTKH, v_BTKH, mask=mask_B1QT, **options)
     return out[:, :queries]
 

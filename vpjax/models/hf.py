@@ -4,6 +4,7 @@ The tensors of a checkpoint are views of its files until the shard of a paramete
 loading holds about one stacked shard in host memory and saving about one file.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -20,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vpjax.files import AnyPath, read_object, written
+from vpjax.files import AnyPath, read_object, write_json, written
 from vpjax.models.config import VLMConfig
 from vpjax.models.names import FAMILIES
 from vpjax.models.sharding import shardings
@@ -348,8 +349,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json_file(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    _write_file(path, lambda part: part.write_text(text))
+    with _user_errors(path):
+        write_json(path, value)
 
 
 def write_tensors(path: Path, params: dict[str, jax.Array], members: dict[str, tuple[Place, Any]]) -> int:
@@ -365,8 +366,14 @@ def write_tensors(path: Path, params: dict[str, jax.Array], members: dict[str, t
 
 def _write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let ``write`` write a file, which appears at ``path`` only when it is complete."""
+    with _user_errors(path), written(path) as part:
+        write(part)
+
+
+@contextlib.contextmanager
+def _user_errors(path: Path) -> Iterator[None]:
+    """Turn errors of writing into a UserError that names the file."""
     try:
-        with written(path) as part:
-            write(part)
+        yield
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error})") from error

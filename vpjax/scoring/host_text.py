@@ -22,6 +22,7 @@ UNSPACED = (
 )
 PLANE = 0x10000  # characters of the basic plane; of those beyond, only Chinese ones are read
 QUOTES = dict.fromkeys("\u2018\u2019\u201b\u2032\u00b4", "'") | dict.fromkeys("\u201c\u201d\u201e\u2033", '"')
+PLAIN_QUOTES = str.maketrans(QUOTES)
 MARKS = QUOTES | {"\u2212": "-", "\u3001": ",", "\u3002": "."}  # minus, and the marks of Chinese
 # Words that are no content words.
 STOPWORDS = frozenset(Path(__file__).with_name("stopwords.txt").read_text().split())
